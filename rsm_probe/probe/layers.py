@@ -1,0 +1,159 @@
+"""Which layers: names, globs, regular expressions, "blocks" and "all" become modules of a model."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from rsm_probe.errors import LayerError, nearest
+
+Layers = str | Sequence[str]
+
+# Containers whose class says nothing about what they hold.
+_GENERIC = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# A kind of block that holds less than this share of all block parameters is an accessory (squeeze-excitation).
+_ACCESSORY_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One layer to capture.
+
+    Attributes:
+        label: the name under which its representation appears.
+        module_name: the module's dotted name in the model, "" for the model itself.
+        call: which call of the module counts, or None for "exactly one is expected".
+        key: which part of a tuple or dict output counts, or None for the default choice.
+        strict: whether a module that never ran, ran repeatedly or gave no tokens is an error. Layers that were
+            named or picked by "blocks" are strict; those that merely match a pattern are not.
+    """
+
+    label: str
+    module_name: str
+    call: int | None = None
+    key: str | None = None
+    strict: bool = True
+
+
+def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
+    """Finds the modules that a layer specification names.
+
+    Args:
+        model: the model to search.
+        layers: one of, or a list of: an exact module name (`layer1.0`), also with a call (`relu#1`) or a part of its
+            output (`encoder[hidden_states]`); a glob per name component (`layer*`, `blocks.*`; `**` crosses dots);
+            `regex:` and a regular expression, searched in the whole name; `"blocks"`; `"all"`.
+
+    Returns:
+        Selections without repetition, in the order of registration (they are re-sorted as they fire).
+
+    Raises:
+        LayerError: a name or pattern that matches nothing; the message holds the nearest names.
+    """
+    specs = [layers] if isinstance(layers, str) else list(layers)
+    if not specs:
+        raise LayerError("no layers named; give names, globs, 'regex:...', 'blocks' or 'all'")
+    # Aliases of a shared module are names too.
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, Selection] = {}
+    for spec in specs:
+        for selection in _resolve_one(model, modules, spec):
+            found.setdefault(selection.label, selection)
+    order = {name: position for position, name in enumerate(modules)}
+    return sorted(found.values(), key=lambda s: (order[s.module_name], s.call or 0))
+
+
+def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> Iterable[Selection]:
+    if spec == "blocks":
+        return [Selection(name, name) for name in block_names(model)]
+    if spec == "all":
+        return [Selection(n, n, strict=False) for n, m in modules.items() if n and type(m) not in _GENERIC[1:]]
+    if spec.startswith("regex:"):
+        try:
+            pattern = re.compile(spec.removeprefix("regex:"))
+        except re.error as error:
+            raise LayerError(f"{spec!r} is no regular expression: {error}") from None
+        return _matching(modules, spec, lambda name: pattern.search(name) is not None)
+    if spec in modules:
+        return [Selection(spec, spec)]
+    exact = re.fullmatch(r"(?P<name>[^#\[]*)(?:\[(?P<key>[^\]]+)\])?(?:#(?P<call>\d+))?", spec)
+    if exact and exact["name"] in modules:
+        call = int(exact["call"]) if exact["call"] else None
+        return [Selection(spec, exact["name"], call=call, key=exact["key"])]
+    if any(char in spec for char in "*?["):
+        pattern = re.compile(_glob_to_regex(spec))
+        return _matching(modules, spec, lambda name: pattern.fullmatch(name) is not None)
+    wanted = exact["name"] if exact else spec
+    raise LayerError(
+        f"{type(model).__name__} has no layer {spec!r}{nearest(wanted, (n for n in modules if n), 5)} "
+        f"(`rsm-probe layers` lists them; operations that are no modules, such as residual sums, have no name)"
+    )
+
+
+def _matching(modules: dict[str, nn.Module], spec: str, accepts) -> list[Selection]:  # type: ignore[no-untyped-def]
+    found = [n for n, m in modules.items() if n and accepts(n) and type(m) not in _GENERIC[1:]]
+    if not found:
+        names = ", ".join(list(dict.fromkeys(n.split(".")[0] for n in modules if n))[:12])
+        raise LayerError(f"no layer matches {spec!r}; top-level names are: {names}")
+    return [Selection(name, name, strict=False) for name in found]
+
+
+def _glob_to_regex(glob: str) -> str:
+    """Shell wildcards within one dotted component, `**` across components."""
+    parts = [fnmatch.translate(part) for part in glob.split("**")]
+    return ".*".join(re.sub(r"^\(\?s:|\)(\\Z|\\z)$", "", part).replace(".*", "[^.]*") for part in parts)
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The default sweep: the residual, transformer or dense blocks that a network stacks, in order.
+
+    A block is an outermost module of a class that occurs at least twice and holds at least two weights of two or more
+    dimensions (convolutions, linear maps). Modules that only stack blocks in a container (stages) are
+    looked into. Nothing here depends on the names that a library gives.
+
+    Raises:
+        LayerError: the model stacks no blocks, so that the layers have to be named.
+    """
+    weights = {name: _weight_count(module) for name, module in model.named_modules()}
+    classes = Counter(type(m) for n, m in model.named_modules() if weights[n] >= 2 and type(m) not in _GENERIC)
+    repeated = {cls for cls, count in classes.items() if count >= 2}
+
+    def is_block(module: nn.Module) -> bool:
+        return type(module) in repeated
+
+    def walk(prefix: str, module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+        for child_name, child in module.named_children():
+            name = f"{prefix}.{child_name}" if prefix else child_name
+            if is_block(child) and not _is_stage(child, is_block):
+                yield name, child
+            else:
+                yield from walk(name, child)
+
+    blocks = list(walk("", model))
+    sizes: Counter[type[nn.Module]] = Counter()
+    for _, block in blocks:
+        sizes[type(block)] += sum(p.numel() for p in block.parameters())
+    total = sum(sizes.values())
+    names = [name for name, block in blocks if sizes[type(block)] >= _ACCESSORY_SHARE * total]
+    if not names:
+        top = ", ".join(name for name, _ in model.named_children()) or "(none)"
+        raise LayerError(
+            f"{type(model).__name__} stacks no blocks of one class, so there is no default sweep; "
+            f"name its layers instead; top-level names are: {top}"
+        )
+    return names
+
+
+def _weight_count(module: nn.Module) -> int:
+    return sum(parameter.ndim >= 2 for parameter in module.parameters())
+
+
+def _is_stage(module: nn.Module, is_block) -> bool:  # type: ignore[no-untyped-def]
+    """Whether a module holds a container of nothing but blocks: then its blocks are swept, not the module."""
+    containers = [child for child in module.children() if type(child) in _GENERIC[:2] and len(child)]
+    return any(all(is_block(element) for element in container) for container in containers)

@@ -1,0 +1,191 @@
+"""Any layer output -> concept vectors `(N, S, C)`, with prefix tokens and grid, by evidence from the same forward pass.
+
+Nothing here knows a model by name. A map's layout follows from grids that convolutions and poolings produced earlier in
+the same pass; class and register tokens are what a token sequence holds beyond such a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rsm_probe.errors import RepresentationError
+
+Grid = tuple[int, int]
+Layout = Literal["NCHW", "NHWC", "NTC", "TNC", "NCT", "NC"]
+
+# More extra tokens than this are not class, distillation or register tokens, but a wrong grid.
+_MAX_PREFIX = 8
+_SPATIAL = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+_POOLING = (
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+GRID_SOURCES = (nn.modules.conv._ConvNd, *_POOLING)
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What one layer answered to a batch of images.
+
+    Attributes:
+        tokens: concept vectors, shape (N images, S locations, C channels).
+        prefix: class, distillation and register tokens, shape (N, P, C); P may be 0.
+        grid: (H, W) with H * W = S, or None where locations have no grid (pooled outputs).
+    """
+
+    tokens: Tensor
+    prefix: Tensor
+    grid: Grid | None
+
+
+def pick_tensor(output: Any, key: str | None, batch: int) -> Tensor:
+    """The tensor of a layer's output that holds its representation.
+
+    A tensor is taken as it is. From a tuple, list, dict or dataclass, `key` chooses (an index, a key or a field, with
+    dots for nesting); without it, the first floating tensor of at least three dimensions whose first axis is the batch,
+    else the first floating tensor.
+
+    Raises:
+        RepresentationError: there is no such part, or no floating tensor at all.
+    """
+    if key is not None:
+        for part in key.split("."):
+            output = _part(output, part)
+    tensors = list(_tensors(output))
+    if not tensors:
+        raise RepresentationError(f"its output is no floating tensor but {type(output).__name__}")
+    best = [t for t in tensors if t.ndim >= 3 and t.shape[0] == batch]
+    return best[0] if best else tensors[0]
+
+
+def _part(output: Any, part: str) -> Any:
+    keys: Sequence[Any]
+    if isinstance(output, Mapping):
+        keys = list(output)
+        if part in output:
+            return output[part]
+    elif isinstance(output, tuple | list):
+        keys = range(len(output))
+        if part.isdecimal() and int(part) < len(output):
+            return output[int(part)]
+    else:
+        keys = [name for name in vars(output) if not name.startswith("_")] if hasattr(output, "__dict__") else []
+        if part in keys:
+            return getattr(output, part)
+    raise RepresentationError(f"its output has no part {part!r}; parts are: {', '.join(map(str, keys)) or 'none'}")
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        return [t for value in output.values() for t in _tensors(value)]
+    if isinstance(output, tuple | list):
+        return [t for value in output for t in _tensors(value)]
+    return []
+
+
+def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.Module) -> Layout:
+    """How the axes of an output are to be read.
+
+    Args:
+        output: what the layer returned.
+        batch: number of images in this forward pass.
+        grids: (H, W) of every convolution and pooling that ran before, in order.
+        module: the layer, whose own kind decides where shapes do not.
+
+    Raises:
+        RepresentationError: no evidence settles it.
+    """
+    shape = tuple(output.shape)
+    if output.ndim < 2:
+        raise RepresentationError(f"its output has shape {shape}; a representation needs at least (N, C)")
+    if output.ndim == 3 and shape[1] == batch != shape[0]:
+        return "TNC"
+    if shape[0] != batch:
+        raise RepresentationError(
+            f"its output has shape {shape}, but the batch holds {batch} images: images are folded into windows, "
+            f"regions or queries; probe the block around it instead"
+        )
+    if output.ndim == 2:
+        return "NC"
+    if output.ndim == 3:
+        return "NCT" if shape[2] == 1 else "NTC"
+    if output.ndim == 4:
+        return _infer_map_layout(shape, set(_with_halvings(grids)), module)
+    raise RepresentationError(f"its output has shape {shape}; maps of more than two spatial axes are not supported")
+
+
+def _infer_map_layout(shape: tuple[int, ...], grids: set[Grid], module: nn.Module) -> Layout:
+    _, second, third, fourth = shape
+    first, last = (third, fourth) in grids or (third, fourth) == (1, 1), (second, third) in grids
+    if first != last:
+        return "NCHW" if first else "NHWC"
+    convolutional = any(isinstance(m, (*_SPATIAL, *_POOLING)) for m in module.modules())
+    if first or convolutional:  # both readings fit a grid, or neither does: what the layer is made of decides
+        leaf = next(module.children(), None) is None
+        return "NCHW" if convolutional or leaf else "NHWC"
+    raise RepresentationError(
+        f"its output has shape {shape}, and neither the last two axes nor the middle two are a grid that a convolution "
+        f"produced earlier; say how to read it with layouts={{'<layer>': 'NCHW'}} or 'NHWC'"
+    )
+
+
+def _with_halvings(grids: Sequence[Grid]) -> list[Grid]:
+    """Grids and what patch merging or strided slicing makes of them."""
+    found = list(dict.fromkeys(grids))
+    for grid in found[:]:
+        while max(grid) > 1:
+            grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
+            found.append(grid)
+    return found
+
+
+def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid]) -> Representation:
+    """Reads an output as a representation; the tokens are a view of it.
+
+    Raises:
+        RepresentationError: the layout does not fit the shape, or a token sequence fits no grid.
+    """
+    if layout not in get_args(Layout):
+        raise RepresentationError(f"unknown layout {layout!r}; layouts are: {', '.join(get_args(Layout))}")
+    if output.ndim != len(layout):
+        raise RepresentationError(f"its output has shape {tuple(output.shape)}, which layout {layout!r} does not fit")
+    if layout == "NCHW":
+        n, c, h, w = output.shape
+        return _without_prefix(output.reshape(n, c, h * w).transpose(1, 2), None if h * w == 1 else (h, w))
+    if layout == "NHWC":
+        n, h, w, c = output.shape
+        return _without_prefix(output.reshape(n, h * w, c), (h, w))
+    if layout == "NC":
+        return _without_prefix(output.unsqueeze(1), None)
+    tokens = {"NTC": output, "TNC": output.transpose(0, 1), "NCT": output.transpose(1, 2)}[layout]
+    if tokens.shape[1] == 1:
+        return _without_prefix(tokens, None)
+    grid = _grid_of_sequence(tokens.shape[1], grids)
+    prefix = tokens.shape[1] - grid[0] * grid[1]
+    return Representation(tokens[:, prefix:], tokens[:, :prefix], grid)
+
+
+def _without_prefix(tokens: Tensor, grid: Grid | None) -> Representation:
+    return Representation(tokens, tokens[:, :0], grid)
+
+
+def _grid_of_sequence(length: int, grids: Sequence[Grid]) -> Grid:
+    """The grid behind a token sequence: of those seen, the one that leaves the fewest prefix tokens."""
+    fitting = [g for g in _with_halvings(grids[::-1]) if 0 <= length - g[0] * g[1] <= _MAX_PREFIX and max(g) > 1]
+    if not fitting:
+        seen = ", ".join(f"{h}x{w}" for h, w in dict.fromkeys(grids)) or "none"
+        raise RepresentationError(
+            f"its output holds {length} tokens, which is no grid seen in this forward pass (seen: {seen}) plus at most "
+            f"{_MAX_PREFIX} prefix tokens"
+        )
+    return min(fitting, key=lambda g: length - g[0] * g[1])
+

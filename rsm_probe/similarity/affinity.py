@@ -1,0 +1,71 @@
+"""Blocks of tokens -> inner products between all pairs of locations, on the device that holds the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Bytes of one block of affinities. It is a constant, not derived from workers or memory, so that the shapes of
+# the matrix products, and with them the last bits of the results, never depend on the machine's load.
+BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class AffinityBlock:
+    """Affinities of several images with one image (paper, equation 5).
+
+    Attributes:
+        rows: the images of the first set, a slice.
+        column: the image of the second set.
+        values: shape (rows, S, T), on the CPU.
+    """
+
+    rows: slice
+    column: int
+    values: np.ndarray
+
+
+def pairs_per_block(x: Tensor, y: Tensor) -> int:
+    """How many affinities (S, T) make one block; at least 1."""
+    return max(1, BLOCK_BYTES // (x.shape[1] * y.shape[1] * x.element_size()))
+
+
+def block_slices(x: Tensor, y: Tensor) -> Iterator[tuple[slice, int]]:
+    """Which pairs the blocks hold: all pairs, or those below the diagonal where x is y."""
+    step = pairs_per_block(x, y)
+    for column in range(y.shape[0]):
+        first = column + 1 if y is x else 0
+        for start in range(first, x.shape[0], step):
+            yield slice(start, min(start + step, x.shape[0])), column
+
+
+def affinity_block(x: Tensor, y: Tensor, rows: slice, column: int) -> AffinityBlock:
+    """One matrix product: the rows' locations against those of one image.
+
+    Args:
+        x: tokens (N, S, C), contiguous.
+        y: tokens (M, T, C), contiguous.
+        rows: images of x.
+        column: image of y.
+    """
+    values = torch.matmul(x[rows], y[column].T)
+    return AffinityBlock(rows, column, values.cpu().numpy())
+
+
+def squared_norms(x: Tensor) -> np.ndarray:
+    """|z_i|^2 of whole images, tokens (N, S, C) -> (N,), summed in float64."""
+    squares = x.square().sum(dim=2, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+    return squares.cpu().double().sum(dim=1).numpy()
+
+
+def first_nonfinite(tokens: Tensor) -> int | None:
+    """The first image of tokens (N, S, C) that holds NaN or infinity, or None."""
+    # A finite sum has finite terms: one cheap pass. A sum may overflow, so others are looked at closely.
+    if torch.isfinite(tokens.sum()):
+        return None
+    bad = (~torch.isfinite(tokens)).flatten(1).any(dim=1)
+    return int(bad.nonzero()[0, 0]) if bool(bad.any()) else None

@@ -1,0 +1,52 @@
+"""Centring of representations over images; explicit, since the mean per location is not permutation-invariant."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from rsm_probe.errors import RepresentationError, nearest
+
+Centering = Literal["location-mean", "channel-mean"]
+
+
+def check_centering(centering: str | None) -> Centering | None:
+    """The centring as given, if it is one.
+
+    Raises:
+        RepresentationError: unknown centring; the message holds the known ones.
+    """
+    known = get_args(Centering)
+    if centering is not None and centering not in known:
+        raise RepresentationError(f"unknown centering {centering!r}{nearest(centering, known)} (known: None, {known})")
+    return centering  # type: ignore[return-value]
+
+
+def token_mean(tokens: Tensor, centering: Centering) -> Tensor:
+    """The mean that a centring subtracts, in float64.
+
+    Args:
+        tokens: (N, S, C).
+        centering: "location-mean", the mean over images for each location, as in the paper, or "channel-mean", the mean
+            over images and locations, which no permutation of locations changes.
+
+    Returns:
+        (1, S, C) or (1, 1, C), ready to subtract.
+    """
+    axes = (0,) if centering == "location-mean" else (0, 1)
+    return tokens.double().mean(dim=axes, keepdim=True)
+
+
+def subtract_mean(tokens: Tensor, mean: Tensor) -> Tensor:
+    """Tokens (N, S, C) without a mean from `token_mean`, in the tokens' own precision.
+
+    Raises:
+        RepresentationError: the mean is one per location of a layer with another number of locations or channels.
+    """
+    if mean.shape[-1] != tokens.shape[-1] or mean.shape[1] not in (1, tokens.shape[1]):
+        raise RepresentationError(
+            f"a mean of shape {tuple(mean.shape)} cannot be subtracted from tokens of shape {tuple(tokens.shape)}; "
+            f"use centering='channel-mean' where images differ in their number of locations"
+        )
+    return tokens - mean.to(tokens.device, tokens.dtype)

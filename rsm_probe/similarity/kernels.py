@@ -1,0 +1,108 @@
+"""Kernels from matched inner products: one matching per pair gives every kernel (paper, equations 6-8).
+
+A permutation keeps norms, so with `g = <x, P y>` and squared norms `n`: linear `g`, cosine `g / sqrt(n m)`, RBF
+`exp(-(n + m - 2 g) / (2 sigma^2))`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from rsm_probe.errors import ComparisonError, nearest
+
+
+class Kernel(ABC):
+    """A similarity of two images given their matched inner product and their squared norms."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
+        """Evaluates the kernel on a block of pairs.
+
+        Args:
+            products: matched inner products g, shape (N, M), float64.
+            norms_x: squared norms, shape (N,).
+            norms_y: squared norms, shape (M,).
+            same: whether rows and columns are the same images, so that the diagonal holds self-similarities.
+
+        Returns:
+            Shape (N, M), float64.
+        """
+
+
+@dataclass(frozen=True)
+class Linear(Kernel):
+    """The inner product itself (equation 7); unbounded."""
+
+    name: ClassVar[str] = "linear"
+
+    def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
+        """Returns the products."""
+        return products.copy()
+
+
+@dataclass(frozen=True)
+class Cosine(Kernel):
+    """Cosine similarity in [-1, 1] (equation 8); 0 where an image's representation is all zero."""
+
+    name: ClassVar[str] = "cosine"
+
+    def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
+        """Divides by both norms."""
+        scale = np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None, :]
+        # Float32 affinities can exceed the product of the norms in the last digit.
+        return np.clip(np.divide(products, scale, out=np.zeros_like(products), where=scale > 0), -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class RBF(Kernel):
+    """Radial basis function in [0, 1] (equation 6).
+
+    Attributes:
+        sigma2: the squared width; None for the median squared distance over the pairs at hand (without the diagonal
+            where rows and columns are the same images). If that median is 0, the limit is taken: 1 at distance 0, else 0.
+    """
+
+    name: ClassVar[str] = "rbf"
+    sigma2: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sigma2 is not None and not self.sigma2 > 0:
+            raise ComparisonError(f"sigma2 of the RBF kernel must be above 0, found {self.sigma2}")
+
+    def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
+        """Turns products into squared distances, clamped at 0, and those into similarities."""
+        distances = np.maximum(norms_x[:, None] + norms_y[None, :] - 2.0 * products, 0.0)
+        sigma2 = self.sigma2
+        if sigma2 is None:
+            others = distances[~np.eye(len(distances), dtype=bool)] if same else distances.ravel()
+            sigma2 = float(np.median(others)) if others.size else 0.0
+        if sigma2 == 0.0:
+            return (distances == 0.0).astype(np.float64)
+        return np.exp(-distances / (2.0 * sigma2))
+
+
+_KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Linear(), Cosine(), RBF())}
+
+
+def kernel_names() -> list[str]:
+    """All names that `get_kernel` knows."""
+    return list(_KERNELS)
+
+
+def get_kernel(kernel: str | Kernel) -> Kernel:
+    """A kernel from its name, or a kernel object with its options as it is.
+
+    Raises:
+        ComparisonError: unknown name; the message holds the known ones.
+    """
+    if isinstance(kernel, Kernel):
+        return kernel
+    if kernel not in _KERNELS:
+        raise ComparisonError(f"unknown kernel {kernel!r}{nearest(kernel, _KERNELS)} (known: {', '.join(_KERNELS)})")
+    return _KERNELS[kernel]

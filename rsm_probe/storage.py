@@ -1,0 +1,134 @@
+"""Labelled arrays on disk: xarray datasets in Zarr for results, plain arrays for checkpoints; never pickle.
+
+Everything is written beside its destination and moved there in one step, so that a reader, or a run that
+was killed, finds either the old content or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from rsm_probe.errors import StorageError
+
+Arrays = dict[str, np.ndarray]
+
+
+def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
+    """Writes a dataset as a Zarr group, replacing what is there.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    path = Path(path)
+    fresh = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Format 2 has a specification for text; format 3 still warns that it has none.
+        dataset.to_zarr(fresh, mode="w", zarr_format=2, consolidated=True)
+        if path.exists():
+            stale = _beside(path)
+            path.rename(stale)
+            fresh.rename(path)
+            shutil.rmtree(stale)
+        else:
+            fresh.rename(path)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def open_dataset(path: str | Path) -> xr.Dataset:
+    """Opens a Zarr group written by `save_dataset`; arrays are read when they are used.
+
+    Raises:
+        StorageError: there is no dataset at the path, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise StorageError(f"no stored dataset at {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return xr.open_zarr(path, chunks=None)
+    except (OSError, KeyError, ValueError) as error:
+        raise StorageError(f"{path} is no readable Zarr dataset: {error}") from error
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes plain arrays as one file (`.npz`), atomically and synced to disk.
+
+    Raises:
+        StorageError: the file cannot be written (disk full, read-only folder).
+    """
+    path = Path(path)
+    fresh = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with fresh.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def load_arrays(path: str | Path) -> Arrays:
+    """Reads a file written by `save_arrays`; objects are refused, so no code can run.
+
+    Raises:
+        StorageError: the file is missing, damaged, or holds something other than plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise StorageError(f"cannot read {path}: {error}; remove it to compute it anew") from error
+
+
+def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Writes a mapping as indented JSON, atomically.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    path = Path(path)
+    fresh = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def load_json(path: str | Path) -> dict[str, Any]:
+    """Reads a mapping written by `save_json`.
+
+    Raises:
+        StorageError: the file is missing or no JSON object.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise StorageError(f"{path} must hold a JSON object")
+    return data
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
