@@ -1,0 +1,39 @@
+"""rsm_probe shows what vision models consider similar."""
+
+from rsm_probe.comparison.cka import cka, hsic
+from rsm_probe.errors import RsmProbeError
+from rsm_probe.matching.match import match, match_affinity
+from rsm_probe.matching.protocol import Match, Matching
+from rsm_probe.probe.hooks import Probe
+from rsm_probe.probe.tokens import Representation
+from rsm_probe.similarity.rsm import RSM, rsm
+from rsm_probe.sources.images import ImageSet, as_images
+from rsm_probe.sources.models import LoadedModel, load_model
+from rsm_probe.studies.accumulator import Accumulator
+from rsm_probe.studies.means import Means
+from rsm_probe.studies.result import SweepResult
+from rsm_probe.studies.sweep import sweep
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RSM",
+    "Accumulator",
+    "ImageSet",
+    "LoadedModel",
+    "Match",
+    "Matching",
+    "Means",
+    "Probe",
+    "Representation",
+    "RsmProbeError",
+    "SweepResult",
+    "as_images",
+    "cka",
+    "hsic",
+    "load_model",
+    "match",
+    "match_affinity",
+    "rsm",
+    "sweep",
+]

@@ -1,0 +1,73 @@
+"""Means over all images, for centring: gathered in a first pass, subtracted in the second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsm_probe.errors import RepresentationError
+from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
+from rsm_probe.studies.probed import Probed, require_finite, walk
+
+
+class Means:
+    """Means over all images, gathered in a first pass, that `Accumulator` subtracts in the second.
+
+    Args:
+        centering: "location-mean" (the paper's) or "channel-mean" (unchanged by permutations of locations).
+    """
+
+    def __init__(self, centering: Centering) -> None:
+        chosen = check_centering(centering)
+        if chosen is None:
+            raise RepresentationError("Means needs a centering: 'location-mean' or 'channel-mean'")
+        self.centering: Centering = chosen
+        self.images = 0
+        self._sums: dict[tuple[str, str], Tensor] = {}
+
+    def update(self, probed: Probed) -> None:
+        """Adds what the last forward pass captured.
+
+        Raises:
+            RepresentationError: NaN or infinity in a layer, or another number of locations than before.
+        """
+        count = 0
+        for model, layer, tokens in walk(probed):
+            require_finite(model, layer, tokens, None)
+            count = len(tokens)
+            total = token_mean(tokens, self.centering).cpu() * count
+            before = self._sums.get((model, layer))
+            if before is not None and before.shape != total.shape:
+                raise RepresentationError(
+                    f"layer {layer!r} had {before.shape[1]} locations and now has {total.shape[1]}; "
+                    f"bring all images to one size or use 'channel-mean'"
+                )
+            self._sums[model, layer] = total if before is None else before + total
+        self.images += count
+
+    def subtract(self, model: str, layer: str, tokens: Tensor) -> Tensor:
+        """Tokens (N, S, C) without the mean of their layer.
+
+        Raises:
+            RepresentationError: the first pass did not see this layer.
+        """
+        if (model, layer) not in self._sums:
+            raise RepresentationError(f"the means hold no layer {layer!r} of model {model!r}; update them in a first pass")
+        return subtract_mean(tokens, self._sums[model, layer] / self.images)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Plain arrays from which `restore` continues."""
+        names = [list(key) for key in self._sums]
+        sums = {f"sum{k}": total.numpy() for k, total in enumerate(self._sums.values())}
+        return {"images": np.array(self.images), "names": np.array(names, dtype=np.str_).reshape(-1, 2), **sums}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues from what `state` returned."""
+        self.images = int(state["images"])
+        self._sums = {
+            (str(model), str(layer)): torch.from_numpy(state[f"sum{k}"])
+            for k, (model, layer) in enumerate(state["names"])
+        }

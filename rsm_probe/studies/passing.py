@@ -1,0 +1,112 @@
+"""Batches of images on their way through probed models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rsm_probe.comparison.cka import get_estimator
+from rsm_probe.errors import ImageError, ModelError
+from rsm_probe.probe.hooks import Probe
+from rsm_probe.probe.layers import Layers
+from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.models import LoadedModel
+from rsm_probe.studies.cost import stopwatch
+
+
+def make_batches(images: ImageSet, batch_size: int, seed: int, estimators: Sequence[str]) -> list[np.ndarray]:
+    """One seeded permutation of the images, cut into batches whose sizes differ by at most one.
+
+    Raises:
+        ImageError: batches that are too small for the estimators.
+    """
+    fewest = max(get_estimator(estimator).fewest for estimator in estimators)
+    if batch_size < fewest:
+        raise ImageError(f"batch_size={batch_size} is too small: {' and '.join(estimators)} CKA needs at least {fewest}")
+    if len(images) < fewest:
+        raise ImageError(f"{images.name} holds {len(images)} images; {' and '.join(estimators)} CKA needs at least {fewest}")
+    # Rounding up keeps every batch within batch_size; where that would leave batches too small, they get fewer.
+    count = min(-(-len(images) // batch_size), len(images) // fewest)
+    return np.array_split(np.random.default_rng(seed).permutation(len(images)), count)
+
+
+class Passing:
+    """The models with their probes: batches of images go in, representations come out.
+
+    Args:
+        models: name -> model.
+        layers: see `Probe`; for all models, or model name -> layers.
+        device: where to move the models; None leaves each where it is.
+        stack: on whose exit hooks come off and training flags go back.
+
+    Raises:
+        LayerError: a name matches no layer; no hook was set then.
+        ModelError: layers are given by model, and one is missing.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, LoadedModel],
+        layers: Layers | Mapping[str, Layers],
+        device: str | torch.device | None,
+        stack: ExitStack,
+    ) -> None:
+        self.models = models
+        self.probes: dict[str, Probe] = {}
+        for name, model in models.items():
+            if device is not None:
+                model.module.to(device)
+            if isinstance(layers, Mapping) and name not in layers:
+                raise ModelError(f"layers= names no layers for model {name!r}; it has {', '.join(layers)}")
+            self.probes[name] = Probe(model.module, layers[name] if isinstance(layers, Mapping) else layers)
+        # Hooks go on only after every name of every model was found.
+        for name, model in models.items():
+            stack.enter_context(_evaluating(model.module))
+            stack.enter_context(self.probes[name])
+
+    def forward(self, images: ImageSet, numbers: np.ndarray) -> None:
+        """Shows a batch to all models; probes then hold the representations."""
+        raw = [images[int(number)] for number in numbers]
+        ready: dict[int, Tensor] = {}
+        for model in self.models.values():
+            key = id(model.preprocess)
+            if key not in ready:
+                ready[key] = _stack([i if isinstance(i, Tensor) else model.preprocess(i) for i in raw], images, numbers)
+            with torch.no_grad():
+                model.module(ready[key].to(self.device(model)))
+
+    @staticmethod
+    def device(model: LoadedModel) -> torch.device:
+        """Where a model's first parameter is; the CPU for models without any."""
+        parameter = next(model.module.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def synchronised(self) -> float:
+        """The time when all devices are done."""
+        return max(stopwatch(self.device(model)) for model in self.models.values())
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every training flag as it was outside."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+def _stack(tensors: list[Tensor], images: ImageSet, numbers: np.ndarray) -> Tensor:
+    for tensor, number in zip(tensors, numbers, strict=True):
+        if tensor.shape != tensors[0].shape:
+            raise ImageError(
+                f"{images.name}: image {images.ids[number]!r} has shape {tuple(tensor.shape)} and image "
+                f"{images.ids[numbers[0]]!r} has {tuple(tensors[0].shape)}; preprocessing must bring all to one size"
+            )
+    return torch.stack(tensors)

@@ -1,0 +1,188 @@
+"""What a sweep found: CKA of every RSM with every other, and the RSMs that were kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+
+from rsm_probe.comparison.grid import RsmKey
+from rsm_probe.errors import ComparisonError, StorageError, nearest
+from rsm_probe.storage import open_dataset, save_dataset
+
+
+@dataclass
+class BatchRsms:
+    """RSMs of one mini-batch.
+
+    Attributes:
+        keys: what each RSM is.
+        values: shape (R, B, B), float64.
+        ids: names of the B images.
+        labels: their labels.
+    """
+
+    keys: list[RsmKey]
+    values: np.ndarray
+    ids: list[str]
+    labels: list[str]
+
+
+class SweepResult:
+    """The outcome of a layer sweep, stored and read as one Zarr group.
+
+    Attributes:
+        dataset: an `xarray.Dataset` with `cka` (rsm_a, rsm_b) by the first estimator and `cka_<name>` by others, each axis with
+            plain coordinates model, layer, depth (position in forward order), matching and kernel (suffixed `_a`, `_b`).
+            Where RSMs were kept: `rsm` (batch, rsm, image_a, image_b), NaN beyond a smaller batch, with the ids and
+            labels of the images of each batch.
+    """
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self.dataset = dataset
+
+    @classmethod
+    def build(
+        cls, grids: Mapping[str, xr.DataArray], kept: Sequence[BatchRsms], **attributes: int | str
+    ) -> Self:
+        """Puts grids by estimator name and kept mini-batch RSMs into one dataset."""
+        first = next(iter(grids))
+        variables = {"cka" if name == first else f"cka_{name}": grid for name, grid in grids.items()}
+        dataset = xr.Dataset(variables).assign_attrs(estimator=first, **attributes)
+        for name, grid in grids.items():
+            dataset["cka" if name == first else f"cka_{name}"].attrs["estimator"] = name
+            dataset.attrs[f"undefined_{name}"] = int(np.isnan(np.diagonal(grid.values)).sum())
+        if kept:
+            dataset = dataset.merge(_stack_rsms(kept))
+        return cls(dataset)
+
+    @property
+    def cka(self) -> xr.DataArray:
+        """CKA by the first estimator, dimensions (rsm_a, rsm_b).
+
+        NaN stands where an RSM is constant or, unbiased, where its summed HSIC with itself is not above 0.
+        """
+        return self.dataset["cka"]
+
+    def cka_by(self, estimator: str) -> xr.DataArray:
+        """CKA by one of the estimators that were summed.
+
+        Raises:
+            ComparisonError: that estimator was not summed.
+        """
+        if estimator == self.dataset.attrs["estimator"]:
+            return self.cka
+        if f"cka_{estimator}" not in self.dataset:
+            raise ComparisonError(f"this sweep did not sum the {estimator!r} estimator")
+        return self.dataset[f"cka_{estimator}"]
+
+    @property
+    def rsms(self) -> xr.DataArray | None:
+        """Kept mini-batch RSMs (batch, rsm, image_a, image_b), or None if none were asked for."""
+        return self.dataset.get("rsm")
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, in the order given."""
+        return list(dict.fromkeys(str(name) for name in self.dataset["model_a"].values))
+
+    def layers(self, model: str) -> list[str]:
+        """Names of a model's layers, in forward order.
+
+        Raises:
+            ComparisonError: no such model.
+        """
+        if model not in self.models:
+            raise ComparisonError(f"no model {model!r} in this sweep{nearest(model, self.models)}")
+        mine = self.dataset["layer_a"].values[self.dataset["model_a"].values == model]
+        return list(dict.fromkeys(str(name) for name in mine))
+
+    def grid(
+        self,
+        model_a: str,
+        model_b: str | None = None,
+        matching_a: str = "identity",
+        matching_b: str | None = None,
+        kernel: str = "linear",
+        estimator: str | None = None,
+    ) -> xr.DataArray:
+        """One layer-by-layer grid out of all comparisons.
+
+        Args:
+            model_a: rows.
+            model_b: columns; the same model where left out.
+            matching_a: of the rows.
+            matching_b: of the columns; the same where left out.
+            kernel: of both.
+            estimator: the first one by default.
+
+        Returns:
+            Dimensions (layer_a, layer_b), with layer names as coordinates.
+
+        Raises:
+            ComparisonError: the sweep holds no such combination.
+        """
+        values = self.cka_by(estimator) if estimator else self.cka
+        parts = {}
+        for side, model, matching in (("a", model_a, matching_a), ("b", model_b or model_a, matching_b or matching_a)):
+            wanted = {"model": model, "matching": matching, "kernel": kernel}
+            mask = np.ones(values.sizes[f"rsm_{side}"], dtype=bool)
+            for name, value in wanted.items():
+                known = values[f"{name}_{side}"].values
+                if value not in known:
+                    names = list(dict.fromkeys(map(str, known)))
+                    raise ComparisonError(f"no {name} {value!r} in this sweep (there are: {', '.join(names)})")
+                mask &= known == value
+            parts[f"rsm_{side}"] = np.flatnonzero(mask)
+        part = values.isel(parts)
+        coordinates = {f"layer_{side}": [str(v) for v in part[f"layer_{side}"].values] for side in "ab"}
+        return xr.DataArray(part.values, dims=("layer_a", "layer_b"), coords=coordinates, name="cka")
+
+    def save(self, path: str | Path) -> None:
+        """Writes a Zarr group that `xarray.open_zarr` opens.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        save_dataset(path, self.dataset)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            StorageError: there is no stored sweep at the path.
+        """
+        dataset = open_dataset(path)
+        if "cka" not in dataset:
+            raise StorageError(f"{path} holds no sweep; it has {', '.join(map(str, dataset.data_vars)) or 'no arrays'}")
+        return cls(dataset)
+
+    def __repr__(self) -> str:
+        layers = {model: len(self.layers(model)) for model in self.models}
+        return f"SweepResult({layers} layers, {self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images)"
+
+
+def _stack_rsms(kept: Sequence[BatchRsms]) -> xr.Dataset:
+    """RSMs of batches whose sizes may differ by one, as one array padded with NaN."""
+    size = max(batch.values.shape[1] for batch in kept)
+    keys = kept[0].keys
+    values = np.full((len(kept), len(keys), size, size), np.nan)
+    ids, labels = np.full((len(kept), size), "", dtype=object), np.full((len(kept), size), "", dtype=object)
+    for number, batch in enumerate(kept):
+        count = batch.values.shape[1]
+        values[number, :, :count, :count] = batch.values
+        ids[number, :count], labels[number, :count] = batch.ids, batch.labels
+    coordinates: dict[str, Any] = {name: ("rsm", [getattr(key, name) for key in keys]) for name in RsmKey._fields}
+    return xr.Dataset(
+        {"rsm": (("batch", "rsm", "image_a", "image_b"), values)},
+        coords={
+            **coordinates,
+            "image_id": (("batch", "image_a"), ids.astype(np.str_)),
+            "image_label": (("batch", "image_a"), labels.astype(np.str_)),
+        },
+    )
