@@ -98,8 +98,8 @@ def load_arrays(path: str | Path) -> Arrays:
         raise StorageError(f"cannot read {path}: {error}; remove it to compute it anew") from error
 
 
-def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
-    """Writes a mapping as indented JSON, atomically.
+def save_text(path: str | Path, text: str) -> None:
+    """Writes a text file, atomically.
 
     Raises:
         StorageError: the file cannot be written.
@@ -108,11 +108,20 @@ def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
     fresh = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Writes a mapping as indented JSON, atomically.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    save_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def load_json(path: str | Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Centred kernel alignment between RSMs, for one pair and for any number at once.
 
-HSIC of either kind is an inner product of centred matrices. An estimator therefore turns each RSM into one row of numbers;
-a single matrix product of such rows gives all values between any number of RSMs, and rows of one mini-batch after
-another add up to the sums that mini-batch CKA divides.
+HSIC of either kind is an inner product of centred matrices. An estimator therefore turns each RSM into one row of
+numbers; a single matrix product of such rows gives all values between any number of RSMs, and rows of one mini-batch
+after another add up to the sums that mini-batch CKA divides.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ def cka_grid(hsics: np.ndarray) -> np.ndarray:
 def _stack(k: Any, l: Any) -> np.ndarray:  # noqa: E741
     ids = [getattr(rsm, "ids", None) for rsm in (k, l)]
     if ids[0] is not None and ids[1] is not None and ids[0] != ids[1]:
-        differing = next((p for p, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
+        pairs = enumerate(zip(ids[0], ids[1], strict=False))
+        differing = next((place for place, (a, b) in pairs if a != b), min(len(ids[0]), len(ids[1])))
         raise ComparisonError(f"the two RSMs hold different images or another order, first at position {differing}")
     arrays = [np.asarray(rsm, dtype=np.float64) for rsm in (k, l)]
     for name, array in zip(("first", "second"), arrays, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -48,9 +48,9 @@ class Probe:
 
     Args:
         model: the module that will be called.
-        layers: exact names, globs (`layer*`, `blocks.*`), `regex:...`, a list of these, `"blocks"` (the default: residual or
-            transformer blocks in forward order) or `"all"`. `name#1` takes the second call of a module, `name[key]` a
-            part of a tuple or dict output.
+        layers: exact names, globs (`layer*`, `blocks.*`), `regex:...`, a list of these, `"blocks"` (the default:
+            residual or transformer blocks in forward order) or `"all"`. `name#1` takes the second call of a module,
+            `name[key]` a part of a tuple or dict output.
         example: an input for one forward pass at entry, which checks that every layer runs and gives tokens before
             long work starts: a tensor, a tuple of positional or a mapping of keyword arguments.
         layouts: how to read outputs whose shape settles nothing, by layer name or glob: "NCHW", "NHWC", "NTC", "TNC",
@@ -92,7 +92,9 @@ class Probe:
             raise LayerError("this Probe is already active; leave its 'with' block before entering it again")
         for module in self.model.modules():
             if isinstance(module, torch.jit.ScriptModule):
-                raise LayerError(f"{type(module).__name__} is scripted and runs no hooks; probe the model it was made from")
+                raise LayerError(
+                    f"{type(module).__name__} is scripted and runs no hooks; probe the model it was made from"
+                )
         try:
             self._handles.append(self.model.register_forward_pre_hook(self._on_start, with_kwargs=True))
             for module in self.model.modules():
@@ -118,6 +120,7 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._calls.clear()
 
     def _run_example(self) -> None:
         example = self._example
@@ -145,7 +148,7 @@ class Probe:
         if isinstance(output, Tensor) and output.ndim == 4:
             self._grids.append((output.shape[2], output.shape[3]))
 
-    def _capturing(self, name: str):  # type: ignore[no-untyped-def]
+    def _capturing(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         selections = self._by_module[name]
 
         def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -181,7 +184,7 @@ class Probe:
         self.skipped = {}
         for selection in self.selections:
             captured.extend(self._collect(selection, self._calls.get(selection.label, [])))
-        self._calls = {}
+        self._calls.clear()
         self.representations = {label: kept for _, label, kept in sorted(captured, key=lambda item: item[0])}
         if self.skipped and not self._warned:
             self._warned = True
@@ -236,12 +239,16 @@ class Probe:
 
 
 def _batch_size(inputs: tuple[Any, ...]) -> int:
-    """The number of images in a forward pass: the first axis of the first tensor among the inputs."""
-    for value in inputs:
-        if isinstance(value, Tensor) and value.ndim:
-            return int(value.shape[0])
-        if isinstance(value, Mapping):
-            found = _batch_size(tuple(value.values()))
-            if found:
-                return found
-    return 0
+    """The number of images in a forward pass: the first axis of the input that looks most like images.
+
+    That is the first tensor of four or more axes; else a list of images, as detectors take them; else any tensor.
+    """
+    values = [v for value in inputs for v in (value.values() if isinstance(value, Mapping) else (value,))]
+    tensors = [value for value in values if isinstance(value, Tensor) and value.ndim]
+    for tensor in tensors:
+        if tensor.ndim >= 4:
+            return int(tensor.shape[0])
+    for value in values:
+        if isinstance(value, list | tuple) and value and all(isinstance(item, Tensor) for item in value):
+            return len(value)
+    return int(tensors[0].shape[0]) if tensors else 0

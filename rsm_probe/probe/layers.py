@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -95,7 +95,7 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
     )
 
 
-def _matching(modules: dict[str, nn.Module], spec: str, accepts) -> list[Selection]:  # type: ignore[no-untyped-def]
+def _matching(modules: dict[str, nn.Module], spec: str, accepts: Callable[[str], bool]) -> list[Selection]:
     found = [n for n, m in modules.items() if n and accepts(n) and type(m) not in _GENERIC[1:]]
     if not found:
         names = ", ".join(list(dict.fromkeys(n.split(".")[0] for n in modules if n))[:12])
@@ -153,7 +153,7 @@ def _weight_count(module: nn.Module) -> int:
     return sum(parameter.ndim >= 2 for parameter in module.parameters())
 
 
-def _is_stage(module: nn.Module, is_block) -> bool:  # type: ignore[no-untyped-def]
+def _is_stage(module: nn.Module, is_block: Callable[[nn.Module], bool]) -> bool:
     """Whether a module holds a container of nothing but blocks: then its blocks are swept, not the module."""
-    containers = [child for child in module.children() if type(child) in _GENERIC[:2] and len(child)]
-    return any(all(is_block(element) for element in container) for container in containers)
+    containers = [list(child.children()) for child in module.children() if type(child) in _GENERIC[:2]]
+    return any(elements and all(map(is_block, elements)) for elements in containers)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from rsm_probe.errors import RepresentationError
@@ -188,4 +187,3 @@ def _grid_of_sequence(length: int, grids: Sequence[Grid]) -> Grid:
             f"{_MAX_PREFIX} prefix tokens"
         )
     return min(fitting, key=lambda g: length - g[0] * g[1])
-

@@ -65,7 +65,8 @@ class RBF(Kernel):
 
     Attributes:
         sigma2: the squared width; None for the median squared distance over the pairs at hand (without the diagonal
-            where rows and columns are the same images). If that median is 0, the limit is taken: 1 at distance 0, else 0.
+            where rows and columns are the same images). If that median is 0, the limit is taken: 1 at distance 0,
+            else 0.
     """
 
     name: ClassVar[str] = "rbf"

@@ -33,7 +33,9 @@ class RSM:
         self.dataset = dataset
 
     @classmethod
-    def from_array(cls, values: np.ndarray, ids: Sequence[str] | None = None, other_ids: Sequence[str] | None = None) -> Self:
+    def from_array(
+        cls, values: np.ndarray, ids: Sequence[str] | None = None, other_ids: Sequence[str] | None = None
+    ) -> Self:
         """Wraps a matrix from elsewhere (brain data, another tool).
 
         Args:
@@ -199,7 +201,9 @@ def _tokens(values: Tensor | np.ndarray, name: str, ids: Sequence[str] | None) -
     tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     bad = first_nonfinite(tokens)
     if bad is not None:
-        raise RepresentationError(f"{name} holds NaN or infinity, first in image {ids[bad] if ids is not None else bad}")
+        raise RepresentationError(
+            f"{name} holds NaN or infinity, first in image {ids[bad] if ids is not None else bad}"
+        )
     return tokens
 
 

@@ -26,12 +26,11 @@ _MAX_COUNT = 3
 _TRAINING_SHARE = 0.55
 _SHORT_SIDE = 320
 _PHOTOS = {
-    "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
+    "sklearn": ("datasets/images", "china.jpg flower.jpg"),
     "skimage": (
         "data",
-        ("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png")
-        + ("grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png")
-        + ("page.png", "retina.jpg", "rocket.jpg"),
+        "astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png gravel.png "
+        "hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg rocket.jpg",
     ),
 }
 
@@ -64,8 +63,9 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
 def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0) -> ImageSet:
     """Canvases with three to six real digits at random places and scales, among fragments of others.
 
-    Each scene's `annotation` holds `counts` (how often each digit occurs) and `boxes` (digit, left, top, right, bottom). Its
-    label names the digits. Targets ask, for each of the ten digits, how often it occurs (3 or more count as 3).
+    Each scene's `annotation` holds `counts` (how often each digit occurs) and `boxes` (digit, left, top, right,
+    bottom). Its label names the digits. Targets ask, for each of the ten digits, how often it occurs (3 or more count
+    as 3).
 
     Args:
         split: which digits are used: "train", "test" or "all".
@@ -114,7 +114,7 @@ def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) 
     Raises:
         ImageError: unknown split, or crops larger than that part of the photographs.
     """
-    names = [name for _, files in _PHOTOS.values() for name in files]
+    names = [name for _, files in _PHOTOS.values() for name in files.split()]
     boxes = [_photo_box(np.random.default_rng([seed, k]), names[k % len(names)], split, size) for k in range(count)]
 
     def load(index: int) -> Image.Image:
@@ -186,7 +186,8 @@ def _draw_scene(rng: np.random.Generator, layout: list[dict[str, Any]], source: 
     for _ in range(8):  # clutter: quarters of digits, which are no digits
         quarter = pixels[source[rng.integers(len(source))]]
         top, left = rng.integers(0, 2, 2) * 4
-        _paint(canvas, quarter[top : top + 4, left : left + 4], *rng.integers(0, size - 8, 2), 8, 0.6)
+        x, y = rng.integers(0, size - 8, 2)
+        _paint(canvas, quarter[top : top + 4, left : left + 4], int(x), int(y), 8, 0.6)
     for item in layout:
         _paint(canvas, pixels[source[item["which"]]], item["x"], item["y"], item["edge"], rng.uniform(0.7, 1.0))
     return _grey(np.clip(canvas * rng.uniform(0.8, 1.0), 0, 1)).convert("RGB")
@@ -204,7 +205,7 @@ def _photo(name: str) -> Image.Image:
     """A photograph in RGB with a short side of 320 pixels, read from the package that carries it."""
     for package, (folder, files) in _PHOTOS.items():
         spec = find_spec(package)
-        if name in files and spec is not None and spec.origin is not None:
+        if name in files.split() and spec is not None and spec.origin is not None:
             with Image.open(Path(spec.origin).parent / folder / name) as opened:
                 image = opened.convert("RGB")
             scale = _SHORT_SIDE / min(image.size)

@@ -106,9 +106,9 @@ def as_images(images: Any) -> ImageSet:
     """Whatever a user calls images, as an `ImageSet`.
 
     Args:
-        images: an `ImageSet`; the name of an embedded set ("digits", "scenes", "photos"); the path of a folder; a tensor
-            (N, C, H, W) that is ready for the models; or a data set with `__len__` and `__getitem__` giving images or
-            (image, label) pairs, as torchvision's do.
+        images: an `ImageSet`; the name of an embedded set ("digits", "scenes", "photos"); the path of a folder; a
+            tensor (N, C, H, W) that is ready for the models; or a data set with `__len__` and `__getitem__` giving
+            images or (image, label) pairs, as torchvision's do.
 
     Raises:
         ImageError: none of these.
@@ -123,7 +123,9 @@ def as_images(images: Any) -> ImageSet:
         path = Path(images)
         if not path.exists() and len(path.parts) == 1:
             hint = nearest(str(images), EMBEDDED)
-            raise ImageError(f"no folder and no embedded image set {str(images)!r}{hint} (embedded: {', '.join(EMBEDDED)})")
+            raise ImageError(
+                f"no folder and no embedded image set {str(images)!r}{hint} (embedded: {', '.join(EMBEDDED)})"
+            )
         return folder(path)
     if isinstance(images, Tensor | np.ndarray):
         return from_tensor(torch.as_tensor(images))

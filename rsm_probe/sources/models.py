@@ -50,14 +50,19 @@ class LoadedModel:
         return self.preprocess(Image.new("RGB", (256, 256), (124, 116, 104))).unsqueeze(0)
 
 
-def load_model(source: str | nn.Module | LoadedModel, weights: str | Path | None = "default", name: str = "") -> LoadedModel:
+def load_model(
+    source: str | Path | nn.Module | LoadedModel | Callable[[], nn.Module],
+    weights: str | Path | None = "default",
+    name: str = "",
+) -> LoadedModel:
     """Loads a model with its preprocessing, in evaluation mode.
 
     Args:
-        source: "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:organisation/name" or "hf:" and a local folder, a
-            `.safetensors` file that `rsm-probe train` wrote, or a module of one's own.
-        weights: "default" for the library's pretrained weights (of a file: those in it), None for random ones, or the path
-            of a `.safetensors` file with a state dict.
+        source: "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:organisation/name" or "hf:" and a local
+            folder, a `.safetensors` file that `rsm-probe train` wrote, a module of one's own, or a function that
+            builds one.
+        weights: "default" for the library's pretrained weights (of a file: those in it), None for random ones, or the
+            path of a `.safetensors` file with a state dict.
         name: what to call the model in results; derived from the source where left out.
 
     Raises:
@@ -66,6 +71,8 @@ def load_model(source: str | nn.Module | LoadedModel, weights: str | Path | None
     """
     if isinstance(source, LoadedModel):
         return source
+    if callable(source) and not isinstance(source, nn.Module):
+        source = _built(source)
     if isinstance(source, nn.Module):
         return LoadedModel(name or type(source).__name__, source, to_tensor)
     if Path(source).suffix == ".safetensors":
@@ -76,12 +83,21 @@ def load_model(source: str | nn.Module | LoadedModel, weights: str | Path | None
     library, _, title = str(source).partition(":")
     if library not in _LIBRARIES or not title:
         known = ", ".join(f"'{key}:...'" for key in _LIBRARIES)
-        raise ModelError(f"cannot tell where to take model {source!r} from; write {known}, or the path of a .safetensors file")
+        raise ModelError(
+            f"cannot tell where to take model {source!r} from; write {known}, or the path of a .safetensors file"
+        )
     pretrained = weights == "default"
     module, preprocess = _LIBRARIES[library](title, pretrained)
     if weights is not None and not pretrained:
         _load_state(module, Path(weights))
     return LoadedModel(name or title.rstrip("/").rsplit("/", 1)[-1], module.eval(), preprocess)
+
+
+def _built(factory: Callable[[], nn.Module]) -> nn.Module:
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{factory!r} must return a torch.nn.Module, found {type(module).__name__}")
+    return module.eval()
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -98,7 +114,10 @@ def _torchvision(title: str, pretrained: bool) -> tuple[nn.Module, Preprocess]:
     except ValueError:
         names = torchvision.models.list_models()
         raise ModelError(f"torchvision has no model {title!r}{nearest(title, names)}") from None
-    module = _download(f"torchvision:{title}", lambda: torchvision.models.get_model(title, weights=weights if pretrained else None))
+    module = _download(
+        f"torchvision:{title}",
+        lambda: torchvision.models.get_model(title, weights=weights if pretrained else None),
+    )
     return module, weights.transforms()
 
 
@@ -117,7 +136,9 @@ def _huggingface(title: str, pretrained: bool) -> tuple[nn.Module, Preprocess]:
     def build() -> nn.Module:
         if pretrained:
             return AutoModel.from_pretrained(title, trust_remote_code=False, use_safetensors=True)
-        return AutoModel.from_config(AutoConfig.from_pretrained(title, trust_remote_code=False), trust_remote_code=False)
+        return AutoModel.from_config(
+            AutoConfig.from_pretrained(title, trust_remote_code=False), trust_remote_code=False
+        )
 
     module = _download(f"hf:{title}", build)
     processor = _download(f"hf:{title}", lambda: AutoImageProcessor.from_pretrained(title, trust_remote_code=False))
@@ -142,8 +163,8 @@ def _download(what: str, build: Callable[[], Any]) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"cannot load {what}: {reason}; check the network, put the weights into the library's cache on a machine that "
-            f"has one, or use weights=None for random weights"
+            f"cannot load {what}: {reason}; check the network, put the weights into the library's cache on a machine "
+            f"that has one, or use weights=None for random weights"
         ) from error
 
 

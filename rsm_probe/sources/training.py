@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,8 @@ class NetworkConfig(Config):
 class TrainingConfig(Config):
     """What to train on what, and how long.
 
-    The optimiser is SGD with Nesterov momentum under a one-cycle schedule. Training sees the "train" split of an embedded
-    set, accuracy is measured on its "test" split.
+    The optimiser is SGD with Nesterov momentum under a one-cycle schedule. Training sees the "train" split of an
+    embedded set, accuracy is measured on its "test" split.
     """
 
     images: Literal["digits", "scenes", "photos"] = "digits"
@@ -72,7 +73,11 @@ class Trained:
 
         path = Path(path)
         fresh = path.with_name(f".{path.name}")
-        recipe = {"recipe": self.config.model_dump_json(), "seed": str(self.seed), "accuracy": repr(self.accuracy)}
+        recipe = {
+            "recipe": self.config.model_dump_json(),
+            "seed": str(self.seed),
+            "accuracy": repr(self.accuracy),
+        }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, fresh, metadata=recipe)
@@ -112,9 +117,13 @@ def train(config: TrainingConfig, seed: int = 0, device: str | torch.device = "c
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = build_network(config.network, questions * choices)
-    module = module.to(device, memory_format=torch.channels_last).train()
+    module = module.to(device).to(memory_format=torch.channels_last).train()
     optimiser = torch.optim.SGD(
-        module.parameters(), config.learning_rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+        module.parameters(),
+        config.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=config.weight_decay,
     )
     if config.steps:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -128,8 +137,50 @@ def train(config: TrainingConfig, seed: int = 0, device: str | torch.device = "c
         loss.backward()
         optimiser.step()
         schedule.step()
-    module = module.eval().to("cpu", memory_format=torch.contiguous_format)
+    module = module.eval().to("cpu").to(memory_format=torch.contiguous_format)
     return Trained(module, _accuracy(module, _split(config, "test"), config.batch_size), seed, config)
+
+
+def train_or_load(
+    config: TrainingConfig,
+    seed: int,
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> tuple[LoadedModel, float]:
+    """The network of a recipe and a seed, and its accuracy: read if the file exists, else trained and saved.
+
+    Raises:
+        ImageError: no image can be drawn as the recipe says.
+        ModelError: the file is damaged.
+        StorageError: the file holds the network of another recipe or seed, or cannot be written.
+    """
+    path = Path(path)
+    wanted = {"recipe": config.model_dump_json(), "seed": str(seed)}
+    if path.is_file() and not wanted.items() <= _metadata(path).items():
+        raise StorageError(
+            f"{path} holds a network of another recipe or seed; choose another folder or remove the file"
+        )
+    if not path.is_file():
+        trained = train(config, seed, device, progress)
+        trained.save(path)
+        if not trained.as_expected:
+            warnings.warn(
+                f"{path.name}: accuracy {trained.accuracy:.2f} is below the expected {config.expected_accuracy:.2f}; "
+                f"what its layers show may be that of an untrained network; train for more steps or change the rate",
+                stacklevel=2,
+            )
+    return load_trained(path), float(_metadata(path)["accuracy"])
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as stored:
+            return stored.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is no readable safetensors file: {error}") from error
 
 
 def load_trained(path: str | Path) -> LoadedModel:
@@ -138,17 +189,12 @@ def load_trained(path: str | Path) -> LoadedModel:
     Raises:
         ModelError: the file is missing, damaged, or was not written by this recipe.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
 
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no trained network at {path}; `rsm-probe train` makes one")
-    try:
-        with safe_open(path, "pt") as stored:
-            recipe = stored.metadata() or {}
-            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no readable safetensors file: {error}") from error
+    recipe, state = _metadata(path), load_file(path)
     if "recipe" not in recipe:
         raise ModelError(f"{path} names no recipe; load it as weights= of a model instead")
     config = TrainingConfig.parse(json.loads(recipe["recipe"]), f"the recipe in {path}")

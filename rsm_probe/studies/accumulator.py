@@ -37,8 +37,8 @@ class _Batch:
 class Accumulator:
     """Collects RSMs batch by batch and compares every one with every other: layers, models, matchings, kernels.
 
-    Only sums are kept, so memory does not grow with the number of images. Pairs of a batch are matched by worker threads
-    while the next batch passes through the models.
+    Only sums are kept, so memory does not grow with the number of images. Pairs of a batch are matched by worker
+    threads while the next batch passes through the models.
 
     Example:
         >>> accumulator = Accumulator(matchings=("identity", "optimal"))
@@ -78,9 +78,9 @@ class Accumulator:
         memory: str | int = "1GB",
         on_pairs: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self.methods = dict(get_matching(matching) for matching in _several(matchings, "matchings"))
-        self.kernels = [get_kernel(kernel) for kernel in _several(kernels, "kernels")]
-        self.estimators = [get_estimator(estimator) for estimator in _several(estimators, "estimators")]
+        self.methods = dict(get_matching(matching) for matching in several(matchings, "matchings"))
+        self.kernels = [get_kernel(kernel) for kernel in several(kernels, "kernels")]
+        self.estimators = [get_estimator(estimator) for estimator in several(estimators, "estimators")]
         self.means = means
         self.batches = 0
         self.images = 0
@@ -117,8 +117,8 @@ class Accumulator:
             labels: their labels.
 
         Raises:
-            RepresentationError: NaN or infinity (the message names layer and image), or another number of images than in
-                another layer.
+            RepresentationError: NaN or infinity (the message names layer and image), or another number of images than
+                in another layer.
             ComparisonError: too few images for an estimator; layers that differ from the batch before.
             CostError: one affinity alone exceeds the memory budget.
         """
@@ -219,7 +219,12 @@ class Accumulator:
         self._sums = {name.removeprefix("hsic_"): v for name, v in state.items() if name.startswith("hsic_")}
 
 
-def _several(values: Any, what: str) -> Sequence[Any]:
+def several(values: Any, what: str) -> list[Any]:
+    """One thing or a sequence of things, as a list.
+
+    Raises:
+        ComparisonError: an empty sequence.
+    """
     found = [values] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
     if not found:
         raise ComparisonError(f"{what} is empty; name at least one")

@@ -17,8 +17,8 @@ from rsm_probe.studies.result import BatchRsms
 class Checkpoint:
     """Files that say how far a sweep came, valid only for the settings that began it.
 
-    Every file is replaced in one step and written before the next one relies on it, so that a kill at any moment leaves a
-    state from which the sweep continues to the same numbers.
+    Every file is replaced in one step and written before the next one relies on it, so that a kill at any moment
+    leaves a state from which the sweep continues to the same numbers.
 
     Args:
         folder: where the files are.
@@ -37,9 +37,11 @@ class Checkpoint:
         stored = load_json(file)
         differing = [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]
         if differing:
-            changes = "; ".join(f"{key} was {_brief(stored.get(key))}, is {_brief(settings.get(key))}" for key in differing)
+            changes = "; ".join(
+                f"{key} was {_brief(stored.get(key))}, is {_brief(settings.get(key))}" for key in differing
+            )
             raise StorageError(
-                f"{folder.parent} holds a sweep with other settings ({changes}); choose another folder or remove that one"
+                f"{folder.parent} holds a sweep with other settings ({changes}); choose another folder or remove it"
             )
 
     def load(self, stage: str) -> dict[str, np.ndarray] | None:

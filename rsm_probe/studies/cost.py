@@ -89,8 +89,8 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"{self.images} images in {len(self.batch_sizes)} batches of {max(self.batch_sizes)}, {len(self.layers)} layers, "
-            f"{self.pairs:,} pairs; about {format_seconds(self.seconds)} with {self.workers} workers, "
+            f"{self.images} images in {len(self.batch_sizes)} batches of {max(self.batch_sizes)}, "
+            f"{len(self.layers)} layers, {self.pairs:,} pairs; about {format_seconds(self.seconds)} with {self.workers} workers, "
             f"{format_bytes(self.bytes)} of memory"
         )
 
@@ -141,7 +141,7 @@ def measure(
     for model, layers in representations.items():
         for layer, kept in layers.items():
             seconds = {label: seconds_per_pair(kept.tokens, method) for label, method in methods.items()}
-            images, locations, channels = kept.tokens.shape
+            _, locations, channels = kept.tokens.shape
             costs.append(
                 LayerCost(
                     f"{model}/{layer}",

@@ -55,14 +55,20 @@ class Means:
             RepresentationError: the first pass did not see this layer.
         """
         if (model, layer) not in self._sums:
-            raise RepresentationError(f"the means hold no layer {layer!r} of model {model!r}; update them in a first pass")
+            raise RepresentationError(
+                f"the means hold no layer {layer!r} of model {model!r}; update them in a first pass"
+            )
         return subtract_mean(tokens, self._sums[model, layer] / self.images)
 
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays from which `restore` continues."""
         names = [list(key) for key in self._sums]
         sums = {f"sum{k}": total.numpy() for k, total in enumerate(self._sums.values())}
-        return {"images": np.array(self.images), "names": np.array(names, dtype=np.str_).reshape(-1, 2), **sums}
+        return {
+            "images": np.array(self.images),
+            "names": np.array(names, dtype=np.str_).reshape(-1, 2),
+            **sums,
+        }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continues from what `state` returned."""

@@ -26,9 +26,13 @@ def make_batches(images: ImageSet, batch_size: int, seed: int, estimators: Seque
     """
     fewest = max(get_estimator(estimator).fewest for estimator in estimators)
     if batch_size < fewest:
-        raise ImageError(f"batch_size={batch_size} is too small: {' and '.join(estimators)} CKA needs at least {fewest}")
+        raise ImageError(
+            f"batch_size={batch_size} is too small: {' and '.join(estimators)} CKA needs at least {fewest}"
+        )
     if len(images) < fewest:
-        raise ImageError(f"{images.name} holds {len(images)} images; {' and '.join(estimators)} CKA needs at least {fewest}")
+        raise ImageError(
+            f"{images.name} holds {len(images)} images; {' and '.join(estimators)} CKA needs at least {fewest}"
+        )
     # Rounding up keeps every batch within batch_size; where that would leave batches too small, they get fewer.
     count = min(-(-len(images) // batch_size), len(images) // fewest)
     return np.array_split(np.random.default_rng(seed).permutation(len(images)), count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -11,29 +12,46 @@ from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.tokens import Representation
 from rsm_probe.similarity.affinity import first_nonfinite
 
-Probed = Probe | Mapping[str, Representation] | Mapping[str, Probe] | Mapping[str, Mapping[str, Representation]]
+Layers = Probe | Mapping[str, Representation]
+Probed = Layers | Mapping[str, Layers]
 
 
 def walk(probed: Probed) -> list[tuple[str, str, Tensor]]:
-    """(model, layer, tokens) of everything that was captured; a single probe's model is called "model"."""
-    if isinstance(probed, Probe) or (probed and isinstance(next(iter(probed.values())), Representation)):
-        probed = {"model": probed}  # type: ignore[dict-item]
+    """(model, layer, tokens) of everything that was captured.
+
+    Args:
+        probed: a probe or its representations, whose model is then called "model"; or model name -> these.
+
+    Raises:
+        LayerError: nothing was captured.
+    """
+    if isinstance(probed, Probe) or any(isinstance(part, Representation) for part in probed.values()):
+        parts: Mapping[str, Any] = {"model": probed}
+    else:
+        parts = probed
     found = []
-    for model, part in probed.items():
+    for model, part in parts.items():
         representations = part.representations if isinstance(part, Probe) else part
-        if not representations:  # type: ignore[truthy-bool]
-            raise LayerError(f"model {model!r} captured nothing; call the model inside the 'with' block before updating")
-        found += [(model, layer, kept.tokens) for layer, kept in representations.items()]  # type: ignore[union-attr]
+        if not representations:
+            raise LayerError(
+                f"model {model!r} captured nothing; call the model inside the 'with' block before updating"
+            )
+        found += [(model, layer, kept.tokens) for layer, kept in representations.items()]
     if not found:
         raise LayerError("there is nothing to take up: no model was given")
     return found
 
 
 def require_finite(model: str, layer: str, tokens: Tensor, ids: Sequence[str] | None) -> None:
+    """Raises if a representation holds NaN or infinity.
+
+    Raises:
+        RepresentationError: names layer, model and image.
+    """
     bad = first_nonfinite(tokens)
     if bad is not None:
         image = f"image {ids[bad]!r}" if ids else f"image {bad} of this batch"
         raise RepresentationError(
-            f"layer {layer!r} of model {model!r} holds NaN or infinity, first in {image}; check the weights, the input, and "
-            f"whether half precision overflows"
+            f"layer {layer!r} of model {model!r} holds NaN or infinity, first in {image}; check the weights, the input, "
+            f"and whether half precision overflows"
         )

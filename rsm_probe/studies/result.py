@@ -36,19 +36,17 @@ class SweepResult:
     """The outcome of a layer sweep, stored and read as one Zarr group.
 
     Attributes:
-        dataset: an `xarray.Dataset` with `cka` (rsm_a, rsm_b) by the first estimator and `cka_<name>` by others, each axis with
-            plain coordinates model, layer, depth (position in forward order), matching and kernel (suffixed `_a`, `_b`).
-            Where RSMs were kept: `rsm` (batch, rsm, image_a, image_b), NaN beyond a smaller batch, with the ids and
-            labels of the images of each batch.
+        dataset: an `xarray.Dataset` with `cka` (rsm_a, rsm_b) by the first estimator and `cka_<name>` by others, each
+            axis with plain coordinates model, layer, depth (position in forward order), matching and kernel (suffixed
+            `_a`, `_b`). Where RSMs were kept: `rsm` (batch, rsm, image_a, image_b), NaN beyond a smaller batch, with
+            the ids and labels of the images of each batch.
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
         self.dataset = dataset
 
     @classmethod
-    def build(
-        cls, grids: Mapping[str, xr.DataArray], kept: Sequence[BatchRsms], **attributes: int | str
-    ) -> Self:
+    def build(cls, grids: Mapping[str, xr.DataArray], kept: Sequence[BatchRsms], **attributes: int | str) -> Self:
         """Puts grids by estimator name and kept mini-batch RSMs into one dataset."""
         first = next(iter(grids))
         variables = {"cka" if name == first else f"cka_{name}": grid for name, grid in grids.items()}
@@ -128,7 +126,10 @@ class SweepResult:
         """
         values = self.cka_by(estimator) if estimator else self.cka
         parts = {}
-        for side, model, matching in (("a", model_a, matching_a), ("b", model_b or model_a, matching_b or matching_a)):
+        for side, model, matching in (
+            ("a", model_a, matching_a),
+            ("b", model_b or model_a, matching_b or matching_a),
+        ):
             wanted = {"model": model, "matching": matching, "kernel": kernel}
             mask = np.ones(values.sizes[f"rsm_{side}"], dtype=bool)
             for name, value in wanted.items():
@@ -164,7 +165,9 @@ class SweepResult:
 
     def __repr__(self) -> str:
         layers = {model: len(self.layers(model)) for model in self.models}
-        return f"SweepResult({layers} layers, {self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images)"
+        return (
+            f"SweepResult({layers} layers, {self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images)"
+        )
 
 
 def _stack_rsms(kept: Sequence[BatchRsms]) -> xr.Dataset:

@@ -20,11 +20,12 @@ from rsm_probe.similarity.kernels import Kernel, get_kernel
 from rsm_probe.similarity.pairs import available_cores, parse_bytes
 from rsm_probe.sources.images import ImageSet, as_images
 from rsm_probe.sources.models import LoadedModel, load_model
-from rsm_probe.studies.accumulator import Accumulator
+from rsm_probe.studies.accumulator import Accumulator, several
 from rsm_probe.studies.checkpoint import Checkpoint
 from rsm_probe.studies.cost import Cost, available_memory, measure
 from rsm_probe.studies.means import Means
 from rsm_probe.studies.passing import Passing, make_batches
+from rsm_probe.studies.probed import require_finite, walk
 from rsm_probe.studies.result import BatchRsms, SweepResult
 
 # Images that pass through the models before the start, to see shapes and to time them.
@@ -56,7 +57,8 @@ def sweep(
     is the ratio of HSICs summed over batches. Fewer images than `batch_size` make one batch.
 
     Args:
-        models: a module, a `LoadedModel`, a name such as "timm:vit_tiny_patch16_224", a list of these, or name -> one of these.
+        models: a module, a `LoadedModel`, a name such as "timm:vit_tiny_patch16_224", a list of these, or name -> one
+            of these.
         images: see `rsm_probe.as_images`: an embedded set, a folder, a tensor, a data set.
         layers: see `Probe`; for all models, or model name -> layers.
         matchings: "identity" gives spatio-semantic RSMs, "optimal" semantic ones.
@@ -65,7 +67,8 @@ def sweep(
         device: where models run, which moves them; None leaves each where it is.
         workers: CPU threads that match; None for all cores. Results do not depend on it.
         seed: of the permutation of the images.
-        centering: None; "location-mean" as in the paper's figures; or "channel-mean". Costs a first pass over the images.
+        centering: None; "location-mean" as in the paper's figures; or "channel-mean". Costs a first pass over the
+            images.
         estimators: the first is `result.cka`; "unbiased" needs batches of at least 4 images.
         keep: names or globs of layers whose mini-batch RSMs go into the result.
         memory: budget for affinities waiting to be matched.
@@ -87,17 +90,23 @@ def sweep(
     """
     loaded = name_models(models)
     chosen = as_images(images)
+    matchings, kernels = several(matchings, "matchings"), several(kernels, "kernels")
+    estimators = several(estimators, "estimators")
     batches = make_batches(chosen, batch_size, seed, estimators)
-    methods = dict(get_matching(matching) for matching in ([matchings] if isinstance(matchings, str) else matchings))
+    methods = dict(map(get_matching, matchings))
     checkpoint = None
     if out is not None:
         settings = {
             "models": {name: model.fingerprint for name, model in loaded.items()},
             "images": chosen.fingerprint(),
-            "layers": layers if isinstance(layers, str) else dict(layers) if isinstance(layers, Mapping) else list(layers),
+            "layers": layers
+            if isinstance(layers, str)
+            else dict(layers)
+            if isinstance(layers, Mapping)
+            else list(layers),
             "matchings": {label: repr(method) for label, method in methods.items()},
-            "kernels": [repr(get_kernel(kernel)) for kernel in ([kernels] if isinstance(kernels, str) else kernels)],
-            "estimators": list(estimators),
+            "kernels": [repr(get_kernel(kernel)) for kernel in kernels],
+            "estimators": estimators,
             "batch_size": batch_size,
             "seed": seed,
             "centering": check_centering(centering),
@@ -108,7 +117,7 @@ def sweep(
             return SweepResult.open(Path(out) / "result.zarr")
     with ExitStack() as stack:
         passing = Passing(loaded, layers, device, stack)
-        cost = _preflight(passing, chosen, batches, methods, workers, memory, centering, kernels, keep)
+        cost = _preflight(passing, chosen, batches, methods, workers, memory, centering, len(kernels), keep)
         if progress:
             tqdm.write(f"sweep: {cost}")
         cost.require(max_hours, available_memory())
@@ -117,7 +126,7 @@ def sweep(
             means = _gather_means(passing, chosen, batches, centering, checkpoint, progress)
         bar = stack.enter_context(tqdm(total=cost.pairs, desc="pairs", unit="pair", position=1, disable=not progress))
         accumulator = Accumulator(
-            tuple(matchings) if not isinstance(matchings, str) else matchings,
+            matchings,
             kernels,
             estimators,
             means=means,
@@ -136,22 +145,23 @@ def sweep(
 
 
 def name_models(models: Any) -> dict[str, LoadedModel]:
-    """Models as name -> loaded model, in the order given.
+    """Models as name -> loaded model, in the order given; models of one name in a list are numbered.
 
     Raises:
-        ModelError: no model, or two of one name.
+        ModelError: no model, or one that cannot be loaded.
     """
     if isinstance(models, Mapping):
-        items = [(str(name), load_model(model, name=str(name))) for name, model in models.items()]
+        named = {str(name): load_model(model, name=str(name)) for name, model in models.items()}
     else:
-        several = models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
-        items = [(model.name, model) for model in map(load_model, several)]
-    if not items:
+        loaded = [load_model(model) for model in (models if isinstance(models, list | tuple) else [models])]
+        names = [model.name for model in loaded]
+        for k, name in enumerate(names):
+            if loaded_before := sum(model.name == name for model in loaded[:k]):
+                names[k] = f"{name}-{loaded_before}"
+        named = dict(zip(names, loaded, strict=True))
+    if not named:
         raise ModelError("no model to sweep")
-    for name, _ in items:
-        if sum(name == other for other, _ in items) > 1:
-            raise ModelError(f"two models are called {name!r}; give a mapping from names of your own to models")
-    return dict(items)
+    return named
 
 
 def _preflight(
@@ -162,17 +172,18 @@ def _preflight(
     workers: int | None,
     memory: str | int,
     centering: str | None,
-    kernels: Any,
+    kernel_count: int,
     keep: Sequence[str],
 ) -> Cost:
     """Shows a few images to the models, so that unusable layers fail now and the cost is known."""
     numbers = batches[0][:_SAMPLE]
     passing.forward(images, numbers)
+    for model, layer, tokens in walk(passing.probes):
+        require_finite(model, layer, tokens, [images.ids[k] for k in numbers])
     start = passing.synchronised()
     passing.forward(images, numbers)
     seconds = (passing.synchronised() - start) / len(numbers)
     layers = measure({n: p.representations for n, p in passing.probes.items()}, methods, parse_bytes(memory))
-    kernel_count = 1 if isinstance(kernels, str | Kernel) else len(kernels)
     return Cost(
         layers,
         seconds,
@@ -234,7 +245,9 @@ def _accumulate(
         if stored is not None:
             accumulator.restore(stored)
     done = accumulator.batches
-    pair_bar.update(sum(len(b) * (len(b) - 1) // 2 for b in batches[:done]) * (pair_bar.total // max(pairs_per_layer, 1)))
+    pair_bar.update(
+        sum(len(b) * (len(b) - 1) // 2 for b in batches[:done]) * (pair_bar.total // max(pairs_per_layer, 1))
+    )
     with _image_bar("images", images, accumulator.images, progress) as bar:
         for numbers in batches[done:]:
             passing.forward(images, numbers)

@@ -1,0 +1,151 @@
+"""The command line: rsm-probe run, layers, figures, train."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rsm_probe.errors import RsmProbeError
+
+app = typer.Typer(
+    help="Shows what vision models consider similar.\n\n"
+    "Start with [bold]rsm-probe run configs/quickstart.yaml[/bold]: it trains three small networks, compares their "
+    "layers with spatio-semantic and semantic RSMs, and draws the figures into runs/quickstart.\n\n"
+    "For a model of your own, [bold]rsm-probe layers timm:resnet50[/bold] lists what can be probed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")],
+    out: Annotated[Path | None, typer.Option(help="run folder; by default runs/ and the name of the file")] = None,
+    progress: Annotated[bool, typer.Option(help="show bars for images and pairs")] = True,
+    figures: Annotated[bool, typer.Option(help="draw the figures at the end")] = True,
+) -> None:
+    """Run a study, or continue it after an interruption.
+
+    The run folder gets result.zarr (open it with xarray.open_zarr), config.yaml (the configuration with all defaults),
+    provenance.json (versions, seeds, accuracies) and figures/. Run the same command again after an interruption: it
+    continues where it stopped. A folder that holds a run with other settings is refused.
+    """
+    from rsm_probe.studies.registry import read_study
+
+    study = read_study(config)
+    folder = out or Path("runs") / config.stem
+    result = study.run(folder, progress=progress)
+    typer.echo(f"{result}\nresult: {folder / 'result.zarr'}")
+    if figures:
+        _draw(study, folder)
+
+
+@app.command()
+def figures(run_folder: Annotated[Path, typer.Argument(help="the folder of a finished run")]) -> None:
+    """Draw the figures of a finished run again."""
+    from rsm_probe.errors import StorageError
+    from rsm_probe.studies.registry import read_study
+
+    if not (run_folder / "config.yaml").is_file():
+        raise StorageError(f"{run_folder} is no run folder (there is no config.yaml in it)")
+    _draw(read_study(run_folder / "config.yaml"), run_folder)
+
+
+@app.command()
+def layers(
+    model: Annotated[
+        str, typer.Argument(help="torchvision:NAME, timm:NAME, hf:NAME, or a .safetensors file of `train`")
+    ],
+    weights: Annotated[
+        str | None, typer.Option(help="default, or a .safetensors file; none are needed to see shapes")
+    ] = None,
+    all_layers: Annotated[bool, typer.Option("--all", help="every layer, not only the blocks")] = False,
+) -> None:
+    """List the layers that a probe can name, in forward order.
+
+    One blank image passes through the model. An asterisk marks what "blocks", the default sweep, picks. S is the number
+    of locations, C of channels; prefix counts class and register tokens, which are kept apart.
+    """
+    from rsm_probe.probe.describe import describe_layers
+    from rsm_probe.sources.models import load_model
+
+    is_file = model.endswith(".safetensors")
+    loaded = load_model(model, "default" if is_file else weights)
+    infos, skipped = describe_layers(loaded.module, loaded.blank_input().repeat(2, 1, 1, 1))
+    shown = [info for info in infos if info.is_block or all_layers] or infos
+    rows = [("", "name", "class", "output", "S", "C", "grid", "prefix")]
+    for info in shown:
+        shape = "x".join(map(str, info.shape)) if info.shape else "-"
+        grid = "x".join(map(str, info.grid)) if info.grid else "-"
+        mark = "*" if info.is_block else ""
+        rows.append(
+            (
+                mark,
+                info.name,
+                info.kind,
+                shape,
+                str(info.locations),
+                str(info.channels),
+                grid,
+                str(info.prefix),
+            )
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    hidden = len(infos) - len(shown)
+    if hidden:
+        typer.echo(f"({hidden} more layers with --all)")
+    if all_layers and skipped:
+        typer.echo("not captured:")
+        for name, reason in skipped.items():
+            typer.echo(f"  {name}: {reason}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="a YAML file with a training recipe; see configs/train_digits.yaml")],
+    out: Annotated[Path, typer.Option(help="folder for the .safetensors files")] = Path("runs/models"),
+    seeds: Annotated[list[int], typer.Option("--seed", help="repeat for several networks")] = [0, 1, 2],  # noqa: B006
+    progress: Annotated[bool, typer.Option(help="show bars")] = True,
+) -> None:
+    """Train small networks that differ only in their seed, as a sweep over seeds needs them."""
+    from rsm_probe.config import read_yaml
+    from rsm_probe.sources.training import TrainingConfig, train_or_load
+
+    recipe = TrainingConfig.parse(read_yaml(config), str(config))
+    for seed in seeds:
+        file = out / f"{config.stem}-{seed}.safetensors"
+        _, accuracy = train_or_load(recipe, seed, file, progress=progress)
+        typer.echo(f"{file}: accuracy {accuracy:.3f} on held-out images")
+
+
+def _draw(study: Any, folder: Path) -> None:
+    for name, figure in study.figures(folder).items():
+        file = folder / "figures" / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        figure.savefig(file, dpi=150, bbox_inches="tight")
+        typer.echo(f"figure: {file}")
+
+
+def main() -> None:
+    """The entry point: errors of the project become one message, without a traceback."""
+    warnings.showwarning = lambda message, *rest: typer.echo(f"warning: {message}", err=True)
+    try:
+        app()
+    except RsmProbeError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command again to continue", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What a probe can name in a model, seen in one forward pass."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsm_probe.errors import LayerError
+from rsm_probe.probe.hooks import Probe
+from rsm_probe.probe.layers import block_names
+from rsm_probe.probe.tokens import Grid
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One call of one layer.
+
+    Attributes:
+        name: as a probe takes it.
+        kind: class of the module.
+        shape: of its output, without the batch; None where the output is no tensor.
+        locations: S.
+        channels: C.
+        grid: (H, W) or None.
+        prefix: number of class and register tokens.
+        is_block: whether "blocks" picks it.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] | None
+    locations: int
+    channels: int
+    grid: Grid | None
+    prefix: int
+    is_block: bool
+
+
+def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo], dict[str, str]]:
+    """Runs a model once and lists its layers in forward order.
+
+    Args:
+        model: the model.
+        example: input for one forward pass, (N, C, H, W).
+
+    Returns:
+        The layers, and those that cannot be captured with the reason.
+    """
+    try:
+        blocks = set(block_names(model))
+    except LayerError:
+        blocks = set()
+    shapes: dict[str, tuple[int, ...]] = {}
+    handles = []
+
+    def recorder(name: str) -> Any:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                shapes[name] = tuple(output.shape[1:])
+
+        return record
+
+    try:
+        handles = [module.register_forward_hook(recorder(name)) for name, module in model.named_modules()]
+        with torch.no_grad(), warnings.catch_warnings(), Probe(model, "all") as probe:
+            # The list itself names what could not be captured.
+            warnings.simplefilter("ignore", UserWarning)
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    infos = []
+    for label, kept in probe.representations.items():
+        name = label.split("#")[0]
+        infos.append(
+            LayerInfo(
+                label,
+                type(model.get_submodule(name)).__name__,
+                shapes.get(name),
+                kept.tokens.shape[1],
+                kept.tokens.shape[2],
+                kept.grid,
+                kept.prefix.shape[1],
+                name in blocks,
+            )
+        )
+    return infos, probe.skipped

@@ -1,0 +1,25 @@
+"""The studies by name: one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rsm_probe.config import read_yaml
+from rsm_probe.errors import ConfigError, nearest
+from rsm_probe.studies.sweep_study import SweepConfig
+
+STUDIES: dict[str, type[SweepConfig]] = {"sweep": SweepConfig}
+
+
+def read_study(path: str | Path) -> SweepConfig:
+    """A study from its YAML configuration; its key `study` says which one it is.
+
+    Raises:
+        ConfigError: no readable configuration, an unknown study, or a wrong key, type or value.
+    """
+    data = read_yaml(path)
+    name = data.get("study")
+    if name not in STUDIES:
+        found = f"found {name!r}{nearest(str(name), STUDIES)}" if "study" in data else "but it is missing"
+        raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {found}")
+    return STUDIES[name].parse(data, str(path))
