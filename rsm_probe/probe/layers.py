@@ -154,6 +154,8 @@ def _weight_count(module: nn.Module) -> int:
 
 
 def _is_stage(module: nn.Module, is_block: Callable[[nn.Module], bool]) -> bool:
-    """Whether a module holds a container of nothing but blocks: then its blocks are swept, not the module."""
+    """Whether a module is, or holds, a sequence of nothing but blocks: then its blocks are swept, not the module."""
     containers = [list(child.children()) for child in module.children() if type(child) in _GENERIC[:2]]
+    if isinstance(module, nn.Sequential):
+        containers.append(list(module.children()))
     return any(elements and all(map(is_block, elements)) for elements in containers)

@@ -52,6 +52,6 @@ def require_finite(model: str, layer: str, tokens: Tensor, ids: Sequence[str] | 
     if bad is not None:
         image = f"image {ids[bad]!r}" if ids else f"image {bad} of this batch"
         raise RepresentationError(
-            f"layer {layer!r} of model {model!r} holds NaN or infinity, first in {image}; check the weights, the input, "
-            f"and whether half precision overflows"
+            f"layer {layer!r} of model {model!r} holds NaN or infinity, first in {image}; check the weights, "
+            f"the input, and whether half precision overflows"
         )

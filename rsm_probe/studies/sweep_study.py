@@ -164,7 +164,7 @@ class SweepConfig(Config):
             differing = [key for key in mine if mine[key] != stored[key]]
             if differing:
                 raise StorageError(
-                    f"{out} holds a run with other settings for {', '.join(differing)}; choose another --out or remove it"
+                    f"{out} holds a run with other {', '.join(differing)}; choose another --out or remove it"
                 )
         elif out.is_dir() and any(out.iterdir()):
             raise StorageError(f"{out} is not empty and holds no run (there is no config.yaml); choose another --out")
