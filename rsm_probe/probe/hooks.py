@@ -186,6 +186,9 @@ class Probe:
             captured.extend(self._collect(selection, self._calls.get(selection.label, [])))
         self._calls.clear()
         self.representations = {label: kept for _, label, kept in sorted(captured, key=lambda item: item[0])}
+        if not captured:
+            label, reason = next(iter(self.skipped.items()))
+            raise LayerError(f"none of {len(self.skipped)} layers could be captured; {label!r}: {reason}")
         if self.skipped and not self._warned:
             self._warned = True
             names = ", ".join(list(self.skipped)[:5]) + (", ..." if len(self.skipped) > 5 else "")

@@ -29,8 +29,8 @@ class Selection:
         module_name: the module's dotted name in the model, "" for the model itself.
         call: which call of the module counts, or None for "exactly one is expected".
         key: which part of a tuple or dict output counts, or None for the default choice.
-        strict: whether a module that never ran, ran repeatedly or gave no tokens is an error. Layers that were
-            named or picked by "blocks" are strict; those that merely match a pattern are not.
+        strict: whether a module that never ran, ran repeatedly or gave no tokens is an error: of layers that were
+            named; not of those that a pattern or a rule found.
     """
 
     label: str
@@ -70,7 +70,7 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
 
 def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> Iterable[Selection]:
     if spec == "blocks":
-        return [Selection(name, name) for name in block_names(model)]
+        return [Selection(name, name, strict=False) for name in block_names(model)]
     if spec == "all":
         return [Selection(n, n, strict=False) for n, m in modules.items() if n and type(m) not in _GENERIC[1:]]
     if spec.startswith("regex:"):

@@ -58,8 +58,8 @@ def affinity_block(x: Tensor, y: Tensor, rows: slice, column: int) -> AffinityBl
 
 def squared_norms(x: Tensor) -> np.ndarray:
     """|z_i|^2 of whole images, tokens (N, S, C) -> (N,), summed in float64."""
-    squares = x.square().sum(dim=2, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
-    return squares.cpu().double().sum(dim=1).numpy()
+    x = x.cpu() if x.device.type == "mps" else x
+    return torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64).square().cpu().numpy()
 
 
 def first_nonfinite(tokens: Tensor) -> int | None:

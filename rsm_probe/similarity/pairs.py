@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -90,13 +91,16 @@ class PairMatcher:
                 f"one affinity of {x.shape[1]} x {y.shape[1]} locations takes {format_bytes(size)}, above the memory "
                 f"budget of {format_bytes(self.memory)}; raise memory=, or use a matching that needs no affinity"
             )
+        x, y, unit = _rescaled(x, y)
         for rows, column in block_slices(x, y):
             self._reserve((rows.stop - rows.start) * size)
             block = affinity_block(x, y, rows, column)
-            pending.futures.append(self._pool.submit(self._match_block, block, matched, products))
+            pending.futures.append(self._pool.submit(self._match_block, block, matched, products, unit))
         return pending
 
-    def _match_block(self, block: AffinityBlock, methods: Mapping[str, Matching], out: dict[str, np.ndarray]) -> None:
+    def _match_block(
+        self, block: AffinityBlock, methods: Mapping[str, Matching], out: dict[str, np.ndarray], unit: float
+    ) -> None:
         try:
             for offset, affinity in enumerate(block.values):
                 # What matching gains over the identity is added to the identity's float64 value: so equal
@@ -104,7 +108,7 @@ class PairMatcher:
                 unmatched = float(affinity.diagonal().sum(dtype=np.float64))
                 for label, method in methods.items():
                     gain = matched_sum(affinity, method.permutation(affinity)) - unmatched
-                    out[label][block.rows.start + offset, block.column] += gain
+                    out[label][block.rows.start + offset, block.column] += gain * unit
         finally:
             with self._freed:
                 self._waiting -= block.values.nbytes
@@ -146,6 +150,20 @@ class PendingProducts:
         if not self._same:
             return self._products
         return {label: np.tril(g) + np.tril(g, -1).T for label, g in self._products.items()}
+
+
+def _rescaled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Tokens whose affinities neither overflow nor vanish in float32, and what one unit of those is worth.
+
+    Scaling by powers of two changes no digit; tokens of ordinary size are returned as they are.
+    """
+    units, scaled = [], []
+    for tokens in (x,) if y is x else (x, y):
+        largest = float(tokens.abs().max())
+        unit = 2.0 ** math.frexp(largest)[1] if largest and not 1e-15 < largest < 1e15 else 1.0
+        units.append(unit)
+        scaled.append(tokens if unit == 1.0 else (tokens.double() / unit).to(tokens.dtype))
+    return scaled[0], scaled[-1], units[0] * units[-1]
 
 
 def _pair_count(x: Tensor, y: Tensor) -> int:

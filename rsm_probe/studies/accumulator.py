@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -198,7 +199,19 @@ class Accumulator:
         self.finish()
         if not self._sums:
             raise ComparisonError("nothing was compared: no batch was seen")
-        grids = {name: label_grid(cka_grid(sums), self._keys, self._keys) for name, sums in self._sums.items()}
+        grids = {}
+        for name, sums in self._sums.items():
+            grid = cka_grid(sums)
+            undefined = [
+                key.label() for key, value in zip(self._keys, np.diagonal(grid), strict=True) if np.isnan(value)
+            ]
+            if undefined:
+                warnings.warn(
+                    f"{name} CKA is undefined (NaN) for {len(undefined)} RSMs, which are constant or whose HSIC with "
+                    f"themselves is not above 0, first {undefined[0]}; more images or larger batches may help",
+                    stacklevel=2,
+                )
+            grids[name] = label_grid(grid, self._keys, self._keys)
         return SweepResult.build(grids, self.kept, images=self.images, batches=self.batches)
 
     @property

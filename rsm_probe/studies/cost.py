@@ -90,8 +90,8 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"{self.images} images in {len(self.batch_sizes)} batches of {max(self.batch_sizes)}, "
-            f"{len(self.layers)} layers, {self.pairs:,} pairs; about {format_seconds(self.seconds)} with {self.workers} workers, "
-            f"{format_bytes(self.bytes)} of memory"
+            f"{len(self.layers)} layers, {self.pairs:,} pairs; about {format_seconds(self.seconds)} "
+            f"with {self.workers} workers, {format_bytes(self.bytes)} of memory"
         )
 
     def require(self, max_hours: float | None, max_bytes: int | None) -> None:

@@ -13,6 +13,7 @@ from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.errors import ImageError, ModelError
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import Layers
+from rsm_probe.probe.tokens import Representation
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.sources.models import LoadedModel
 from rsm_probe.studies.cost import stopwatch
@@ -72,16 +73,20 @@ class Passing:
             stack.enter_context(_evaluating(model.module))
             stack.enter_context(self.probes[name])
 
-    def forward(self, images: ImageSet, numbers: np.ndarray) -> None:
-        """Shows a batch to all models; probes then hold the representations."""
+    def forward(self, images: ImageSet, numbers: np.ndarray) -> dict[str, dict[str, Representation]]:
+        """Shows a batch to all models; model -> layer -> representation."""
+        captured = {}
         raw = [images[int(number)] for number in numbers]
         ready: dict[int, Tensor] = {}
-        for model in self.models.values():
+        for name, model in self.models.items():
             key = id(model.preprocess)
             if key not in ready:
                 ready[key] = _stack([i if isinstance(i, Tensor) else model.preprocess(i) for i in raw], images, numbers)
             with torch.no_grad():
                 model.module(ready[key].to(self.device(model)))
+            # Taken at once: two entries may share one module, whose next pass replaces what both probes hold.
+            captured[name] = self.probes[name].representations
+        return captured
 
     @staticmethod
     def device(model: LoadedModel) -> torch.device:

@@ -177,13 +177,13 @@ def _preflight(
 ) -> Cost:
     """Shows a few images to the models, so that unusable layers fail now and the cost is known."""
     numbers = batches[0][:_SAMPLE]
-    passing.forward(images, numbers)
-    for model, layer, tokens in walk(passing.probes):
+    sample = passing.forward(images, numbers)
+    for model, layer, tokens in walk(sample):
         require_finite(model, layer, tokens, [images.ids[k] for k in numbers])
     start = passing.synchronised()
     passing.forward(images, numbers)
     seconds = (passing.synchronised() - start) / len(numbers)
-    layers = measure({n: p.representations for n, p in passing.probes.items()}, methods, parse_bytes(memory))
+    layers = measure(sample, methods, parse_bytes(memory))
     return Cost(
         layers,
         seconds,
@@ -212,8 +212,7 @@ def _gather_means(
         means.restore(stored)
     with _image_bar("first pass: means", images, means.images, progress) as bar:
         for number in range(done, len(batches)):
-            passing.forward(images, batches[number])
-            means.update(passing.probes)
+            means.update(passing.forward(images, batches[number]))
             if checkpoint:
                 checkpoint.save("means", {"batches": np.array(number + 1), **means.state()})
             bar.update(len(batches[number]))
@@ -250,9 +249,8 @@ def _accumulate(
     )
     with _image_bar("images", images, accumulator.images, progress) as bar:
         for numbers in batches[done:]:
-            passing.forward(images, numbers)
             names, labels = [images.ids[k] for k in numbers], [images.labels[k] for k in numbers]
-            accumulator.update(passing.probes, ids=names, labels=labels)
+            accumulator.update(passing.forward(images, numbers), ids=names, labels=labels)
             bar.update(len(numbers))
         accumulator.finish()
     if checkpoint and accumulator.keep:

@@ -1,0 +1,21 @@
+"""Shared by all tests: bounded threads, small networks."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from torch import nn
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def small_resnet() -> nn.Module:
+    """A ResNet of four stages with one block each and random weights: 32 x 32 images give S = 256, 64, 16, 4."""
+    from rsm_probe.sources.training import NetworkConfig, build_network
+
+    torch.manual_seed(0)
+    return build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10).eval()

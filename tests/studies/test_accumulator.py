@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+
+import rsm_probe
+from rsm_probe import Accumulator, Means, Probe, Representation
+from rsm_probe.errors import ComparisonError, CostError, LayerError, RepresentationError
+
+
+def layer(tokens: torch.Tensor) -> Representation:
+    return Representation(tokens, tokens[:, :0], None)
+
+
+def random_layers(count: int, seed: int, **shapes: tuple[int, int]) -> dict[str, Representation]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: layer(torch.randn(count, *shape, generator=generator)) for name, shape in shapes.items()}
+
+
+def test_own_loop_equals_rsm_and_cka(small_resnet):
+    images = torch.randn(12, 3, 32, 32)
+    accumulator = Accumulator(kernels=("linear", "rbf"), keep=["*"])
+    with torch.no_grad(), Probe(small_resnet, "blocks") as probe:
+        small_resnet(images)
+        accumulator.update(probe)
+        kept = dict(probe.representations)
+    grid = accumulator.cka
+    assert grid.sizes == {"rsm_a": 16, "rsm_b": 16}
+    computed = [
+        rsm_probe.rsm(kept[str(name)].tokens, matching=str(matching), kernel=str(kernel))
+        for name, matching, kernel in zip(
+            grid.layer_a.values, grid.matching_a.values, grid.kernel_a.values, strict=True
+        )
+    ]
+    for estimator in ("unbiased", "biased"):
+        values = accumulator.result().cka_by(estimator).values
+        expected = [[rsm_probe.cka(a, b, estimator) for b in computed] for a in computed]
+        np.testing.assert_allclose(values, expected, atol=1e-9)
+    stored = accumulator.result().rsms.isel(batch=0).values
+    np.testing.assert_allclose(stored, np.stack([one.values for one in computed]), rtol=1e-9)
+
+
+def test_batches_add_up_as_a_ratio_of_sums():
+    batches = [random_layers(size, size, a=(4, 3), b=(9, 5)) for size in (10, 11)]
+    accumulator = Accumulator(matchings=("identity",))
+    for batch in batches:
+        accumulator.update(batch)
+    hsic = {"aa": 0.0, "ab": 0.0, "bb": 0.0}
+    for batch in batches:
+        rsms = {name: rsm_probe.rsm(kept.tokens, matching="identity", kernel="linear") for name, kept in batch.items()}
+        for pair in hsic:
+            hsic[pair] += rsm_probe.hsic(rsms[pair[0]], rsms[pair[1]])
+    assert accumulator.cka.values[0, 1] == pytest.approx(hsic["ab"] / np.sqrt(hsic["aa"] * hsic["bb"]), abs=1e-12)
+    assert accumulator.result().dataset.attrs["images"] == 21
+
+
+def test_models_of_different_depth_are_compared_with_each_other():
+    models = {"deep": random_layers(8, 0, x=(4, 3), y=(4, 3), z=(2, 6)), "flat": random_layers(8, 1, u=(1, 7))}
+    accumulator = Accumulator(matchings=("identity",))
+    accumulator.update(models)
+    result = accumulator.result()
+    assert list(result.cka.depth_a.values) == [0, 1, 2, 0]
+    assert result.models == ["deep", "flat"]
+    assert result.layers("deep") == ["x", "y", "z"]
+    assert result.grid("deep", "flat").shape == (3, 1)
+
+
+def test_means_equal_centring_of_the_whole():
+    batches = [random_layers(6, seed, a=(5, 3)) for seed in range(3)]
+    for centering in ("location-mean", "channel-mean"):
+        means = Means(centering)
+        for batch in batches:
+            means.update(batch)
+        accumulator = Accumulator(matchings=("optimal",), means=means, keep=["a"])
+        for batch in batches:
+            accumulator.update(batch)
+        everything = torch.cat([batch["a"].tokens for batch in batches])
+        axes = (0,) if centering == "location-mean" else (0, 1)
+        centred = everything - everything.double().mean(dim=axes, keepdim=True).float()
+        expected = rsm_probe.rsm(centred[:6], kernel="linear").values
+        np.testing.assert_allclose(accumulator.result().rsms.values[0, 0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_name_layer_model_and_image(value):
+    batch = random_layers(6, 0, good=(4, 3), bad=(4, 3))
+    batch["bad"].tokens[2, 1, 0] = value
+    with pytest.raises(RepresentationError, match=r"'bad' of model 'net'.*'cat\.png'"):
+        Accumulator().update({"net": batch}, ids=["a", "b", "cat.png", "d", "e", "f"])
+    with pytest.raises(RepresentationError, match="image 2 of this batch"):
+        Accumulator().update(batch)
+
+
+@pytest.mark.parametrize("scale", [2.0**100, 2.0**-90])
+def test_scale_changes_no_digit_and_is_not_taken_for_infinite(scale):
+    batch, scaled = random_layers(6, 0, a=(4, 3), b=(9, 2)), {}
+    for name, kept in batch.items():
+        scaled[name] = layer(kept.tokens.abs() * scale)
+        batch[name] = layer(kept.tokens.abs())
+    grids = []
+    for layers in (batch, scaled):
+        accumulator = Accumulator(kernels=("linear", "cosine"))
+        accumulator.update(layers)
+        grids.append(accumulator.cka.values)
+    np.testing.assert_allclose(*grids, rtol=1e-12)
+
+
+def test_wrong_use_is_said():
+    batch = random_layers(6, 0, a=(4, 3))
+    with pytest.raises(ComparisonError, match="3 images is too small for unbiased CKA, which needs 4"):
+        Accumulator().update(random_layers(3, 0, a=(4, 3)))
+    Accumulator(estimators=("biased",)).update(random_layers(3, 0, a=(4, 3)))
+    accumulator = Accumulator()
+    accumulator.update(batch)
+    with pytest.raises(ComparisonError, match=r"other layers.*model/a/identity/linear became model/b/identity/linear"):
+        accumulator.update(random_layers(6, 0, b=(4, 3)))
+    with pytest.raises(RepresentationError, match=r"'b' of model 'm2' holds 5 images, others 6"):
+        Accumulator().update({"m1": batch, "m2": random_layers(5, 0, b=(4, 3))})
+    with pytest.raises(LayerError, match="'model' captured nothing"):
+        Accumulator().update(Probe(torch.nn.Linear(2, 2), "all"))
+    with pytest.raises(LayerError, match="no model was given"):
+        Accumulator().update({})
+    with pytest.raises(ComparisonError, match="no batch was seen"):
+        Accumulator().result()
+    with pytest.raises(ComparisonError, match="matchings is empty"):
+        Accumulator(matchings=())
+    with pytest.raises(CostError, match="memory budget"):
+        Accumulator(memory=10).update(batch)
+    with pytest.raises(RepresentationError, match="hold no layer 'a'"):
+        Accumulator(means=Means("channel-mean")).update(batch)
+
+
+def test_constant_layer_is_undefined_and_the_others_are_not():
+    batch = random_layers(8, 0, a=(4, 3), b=(4, 3))
+    batch["dead"] = layer(torch.zeros(8, 4, 3))
+    accumulator = Accumulator(matchings=("identity",))
+    accumulator.update(batch)
+    with pytest.warns(UserWarning, match="model/dead/identity/linear"):
+        values = accumulator.cka.values
+    assert np.isnan(values[2]).all()
+    assert np.isfinite(values[:2, :2]).all()
+
+
+def test_state_continues_to_the_same_numbers():
+    batches = [random_layers(6, seed, a=(5, 3), b=(2, 4)) for seed in range(4)]
+    whole = Accumulator()
+    for batch in batches:
+        whole.update(batch)
+    first = Accumulator()
+    for batch in batches[:2]:
+        first.update(batch)
+    first.finish()
+    second = Accumulator()
+    second.restore(first.state())
+    for batch in batches[2:]:
+        second.update(batch)
+    np.testing.assert_array_equal(whole.cka.values, second.cka.values)
+    assert second.images == 24

@@ -1,0 +1,282 @@
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+import rsm_probe
+from rsm_probe.errors import CostError, ImageError, LayerError, ModelError, RepresentationError, StorageError
+from rsm_probe.sources.embedded import digits
+from rsm_probe.sources.images import from_tensor
+from rsm_probe.sources.models import LoadedModel, to_tensor
+from rsm_probe.studies.passing import make_batches
+
+
+@pytest.fixture
+def images():
+    return digits(count=60)
+
+
+def sweep(model, images, **options):
+    return rsm_probe.sweep({"net": model}, images, **{"batch_size": 20, "layers": ["layer3.0", "layer4.0"], **options})
+
+
+def test_sweep_equals_an_independent_computation(small_resnet, images):
+    result = sweep(small_resnet, images, centering="location-mean", kernels=("cosine",))
+    # The same by hand: all images at once, the mean over them, batches in the seeded order, RSMs, CKA sums.
+    pixels = torch.stack([to_tensor(images[k]) for k in range(len(images))])
+    caught = {}
+    handles = [
+        small_resnet.get_submodule(name).register_forward_hook(
+            lambda m, a, out, name=name: caught.update({name: out.clone()})
+        )
+        for name in ("layer3.0", "layer4.0")
+    ]
+    with torch.no_grad():
+        small_resnet(pixels)
+    for handle in handles:
+        handle.remove()
+    tokens = [value.flatten(2).transpose(1, 2) for value in caught.values()]
+    tokens = [value - value.mean(dim=0) for value in tokens]
+    sums = np.zeros((4, 4))
+    for batch in np.array_split(np.random.default_rng(0).permutation(60), 3):
+        rsms = [rsm_probe.rsm(z[batch], matching=m, kernel="cosine") for z in tokens for m in ("identity", "optimal")]
+        sums += np.array([[rsm_probe.hsic(a, b) for b in rsms] for a in rsms])
+    expected = sums / np.sqrt(np.outer(np.diagonal(sums), np.diagonal(sums)))
+    np.testing.assert_allclose(result.cka.values, expected, atol=1e-5)
+
+
+def test_workers_do_not_change_a_bit(small_resnet, images):
+    grids = [sweep(small_resnet, images, workers=workers).cka.values for workers in (1, 4)]
+    np.testing.assert_array_equal(*grids)
+
+
+def test_batches_are_one_permutation_in_even_parts():
+    images = from_tensor(torch.zeros(103, 1, 2, 2))
+    batches = make_batches(images, 25, seed=3, estimators=["unbiased"])
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= 25
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(np.concatenate(batches)) == list(range(103))
+    again = make_batches(images, 25, seed=3, estimators=["unbiased"])
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+    assert not np.array_equal(batches[0], make_batches(images, 25, seed=4, estimators=["unbiased"])[0])
+
+
+def test_batches_never_fall_below_the_estimator():
+    sizes = [len(b) for b in make_batches(from_tensor(torch.zeros(9, 1, 2, 2)), 5, 0, ["unbiased"])]
+    assert min(sizes) >= 4
+
+
+def test_batch_size_and_order_hardly_matter_to_unbiased_cka(small_resnet):
+    images = digits(count=600)
+    by_label = images.subset(np.argsort(images.labels, kind="stable"))
+    reference = sweep(small_resnet, images, matchings="identity", batch_size=250).cka.values
+    for other in (
+        sweep(small_resnet, images, matchings="identity", batch_size=50),
+        sweep(small_resnet, by_label, matchings="identity", batch_size=50),
+    ):
+        np.testing.assert_allclose(other.cka.values, reference, atol=0.01)
+
+
+def test_images_are_shown_once_to_every_model(images):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.seen = 0
+
+        def forward(self, x):
+            self.seen += len(x)
+            return self.conv(x)
+
+    models = {"a": Counting(), "b": Counting()}
+    rsm_probe.sweep(models, images, layers="conv", matchings="identity", batch_size=20)
+    # Four images pass twice before the start, to see shapes and to time them.
+    assert [model.seen for model in models.values()] == [68, 68]
+
+
+def test_training_flags_hooks_and_outputs_are_left_alone(small_resnet, images):
+    small_resnet.train()
+    small_resnet.layer1.eval()
+    sweep(small_resnet, images, matchings="identity")
+    assert small_resnet.training
+    assert not small_resnet.layer1.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in small_resnet.modules())
+
+
+def test_result_is_stored_and_opens_with_xarray(small_resnet, images, tmp_path):
+    result = sweep(small_resnet, images, keep=["layer4.*"], out=tmp_path / "run")
+    stored = xr.open_zarr(tmp_path / "run" / "result.zarr")
+    np.testing.assert_array_equal(stored["cka"].values, result.cka.values)
+    assert list(stored["layer_a"].values) == ["layer3.0"] * 2 + ["layer4.0"] * 2
+    assert stored["rsm"].dims == ("batch", "rsm", "image_a", "image_b")
+    assert list(stored["matching"].values) == ["identity", "optimal"]
+    order = np.random.default_rng(0).permutation(60)
+    assert [str(name) for name in stored["image_id"].values[0]] == [images.ids[k] for k in order[:20]]
+    assert [str(name) for name in stored["image_label"].values[0]] == [images.labels[k] for k in order[:20]]
+    # Semantic similarity is the best over all matchings, the identity among them.
+    assert (stored["rsm"].values[:, 1] >= stored["rsm"].values[:, 0]).all()
+
+
+class Interrupted(Exception):
+    """Stands for a power cut."""
+
+
+def interrupting(images, after):
+    """The images, which fail after so many were loaded."""
+    loaded = 0
+
+    def load(index):
+        nonlocal loaded
+        loaded += 1
+        if loaded > after:
+            raise Interrupted
+        return images[index]
+
+    from dataclasses import replace
+
+    return replace(images, load=load), lambda: loaded
+
+
+@pytest.mark.parametrize("centering", [None, "location-mean"])
+def test_an_interrupted_sweep_continues_and_repeats_one_batch_at_most(small_resnet, images, tmp_path, centering):
+    options = {"centering": centering, "keep": ["layer4.0"], "batch_size": 10}
+    whole = sweep(small_resnet, images, **options)
+    total = 8 + 60 * (2 if centering else 1)
+    for after in range(15, total, 13):
+        out = tmp_path / str(after)
+        broken, _ = interrupting(images, after)
+        with pytest.raises(Interrupted):
+            sweep(small_resnet, broken, out=out, **options)
+        again, loaded = interrupting(images, 10**9)
+        result = sweep(small_resnet, again, out=out, **options)
+        np.testing.assert_array_equal(result.cka.values, whole.cka.values)
+        np.testing.assert_array_equal(result.rsms.values, whole.rsms.values)
+        # 8 images are shown before the start of each run; the rest is done once, but for one batch under way
+        # with the device and one with the workers.
+        assert after + loaded() <= total + 8 + 20
+
+
+def test_a_finished_sweep_is_not_done_again(small_resnet, images, tmp_path):
+    first = sweep(small_resnet, images, out=tmp_path)
+    broken, _ = interrupting(images, 0)
+    np.testing.assert_array_equal(sweep(small_resnet, broken, out=tmp_path).cka.values, first.cka.values)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_size": 30}, "batch_size was 20, is 30"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"layers": ["layer4.0"]}, "layers was"),
+        ({"matchings": "identity"}, "matchings was"),
+        ({"kernels": "cosine"}, "kernels was"),
+        ({"centering": "channel-mean"}, "centering was None, is 'channel-mean'"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(small_resnet, images, tmp_path, change, named):
+    sweep(small_resnet, images, out=tmp_path)
+    with pytest.raises(StorageError, match=named):
+        sweep(small_resnet, images, out=tmp_path, **change)
+
+
+def test_a_folder_of_other_weights_or_images_is_refused(small_resnet, images, tmp_path):
+    sweep(small_resnet, images, out=tmp_path)
+    with pytest.raises(StorageError, match="images was"):
+        sweep(small_resnet, images.subset(range(59)), out=tmp_path)
+    with torch.no_grad():
+        small_resnet.fc.bias += 1
+    with pytest.raises(StorageError, match="models was"):
+        sweep(small_resnet, images, out=tmp_path)
+
+
+def test_a_killed_process_continues_to_identical_numbers(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, torch\n"
+        "import rsm_probe\n"
+        "from rsm_probe.sources.training import NetworkConfig, build_network\n"
+        "from rsm_probe.sources.embedded import digits\n"
+        "torch.set_num_threads(1)\n"
+        "torch.manual_seed(0)\n"
+        "net = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10)\n"
+        "rsm_probe.sweep({'net': net}, digits(count=200), ['layer2.0'], batch_size=8, workers=1, out=sys.argv[1])\n"
+    )
+    command = [sys.executable, str(script)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    state = tmp_path / "killed" / "checkpoint" / "sums.npz"
+    process = subprocess.Popen([*command, str(tmp_path / "killed")])
+    deadline = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "result.zarr").exists(), "the kill came too late to show anything"
+    subprocess.run([*command, str(tmp_path / "killed")], check=True)
+    whole, killed = (xr.open_zarr(tmp_path / name / "result.zarr")["cka"].values for name in ("whole", "killed"))
+    np.testing.assert_array_equal(whole, killed)
+
+
+def test_a_damaged_checkpoint_is_named(small_resnet, images, tmp_path):
+    broken, _ = interrupting(images, 50)
+    with pytest.raises(Interrupted):
+        sweep(small_resnet, broken, out=tmp_path)
+    file = tmp_path / "checkpoint" / "sums.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(StorageError, match=r"sums\.npz.*remove it"):
+        sweep(small_resnet, images, out=tmp_path)
+
+
+def test_too_much_work_is_refused_with_what_is_cheaper(small_resnet, images):
+    with pytest.raises(CostError, match=r"above max_hours=1e-09.*cheaper:.*layer"):
+        sweep(small_resnet, images, layers="layer1.0", max_hours=1e-9)
+
+
+def test_activations_that_are_not_finite_name_layer_and_image(small_resnet, images, tmp_path):
+    pixels = torch.stack([to_tensor(images[k]) for k in range(len(images))])
+    pixels[37] = float("nan")
+    ids = [f"file{k}.png" for k in range(60)]
+    with pytest.raises(RepresentationError, match=r"layer 'layer3\.0' of model 'net'.*'file37\.png'"):
+        sweep(small_resnet, from_tensor(pixels, ids), out=tmp_path)
+
+
+def test_bad_input_is_said(small_resnet, images):
+    with pytest.raises(ImageError, match="3 images; unbiased and biased CKA needs at least 4"):
+        sweep(small_resnet, images.subset(range(3)))
+    with pytest.raises(ImageError, match="batch_size=3 is too small"):
+        sweep(small_resnet, images, batch_size=3)
+    with pytest.raises(LayerError, match=r"no layer 'layer9'.*nearest.*layer"):
+        sweep(small_resnet, images, layers="layer9")
+    with pytest.raises(ModelError, match="no model to sweep"):
+        rsm_probe.sweep([], images)
+    with pytest.raises(ModelError, match="no layers for model 'net'"):
+        sweep(small_resnet, images, layers={"other": "blocks"})
+    with pytest.raises(ImageError, match=r"shape \(3, 40, 32\).*bring all to one size"):
+        uneven = from_tensor(torch.zeros(60, 3, 32, 32))
+        object.__setattr__(uneven, "load", lambda k: torch.zeros(3, 40 if k == 50 else 32, 32))
+        sweep(small_resnet, uneven)
+
+
+def test_fewer_images_than_a_batch_make_one_smaller_batch(small_resnet, images):
+    result = sweep(small_resnet, images, batch_size=250)
+    assert result.dataset.attrs["batches"] == 1
+
+
+def test_models_of_one_name_are_numbered(images):
+    nets = [nn.Sequential(nn.Conv2d(3, 4, 3)) for _ in range(3)]
+    assert rsm_probe.sweep(nets, images, "0", "identity").models == ["Sequential", "Sequential-1", "Sequential-2"]
+
+
+def test_preprocessing_belongs_to_the_model(images):
+    def double(image):
+        return to_tensor(image).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=8, padding=1))
+    models = [LoadedModel("plain", net, to_tensor), LoadedModel("double", net, double)]
+    result = rsm_probe.sweep(models, images, "0", "identity", keep=["0"])
+    assert not np.allclose(result.rsms.values[0, 0], result.rsms.values[0, 1])

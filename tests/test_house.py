@@ -1,0 +1,100 @@
+"""The rules of the house: which folder may use which, what importing costs, what is never used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rsm_probe
+
+PACKAGE = Path(rsm_probe.__file__).parent
+
+# Arrows run one way. Each folder or module may import itself and what stands beside it.
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "storage": {"errors"},
+    "matching": {"errors"},
+    "sources": {"errors", "config"},
+    "probe": {"errors"},
+    "similarity": {"errors", "matching", "storage"},
+    "comparison": {"errors"},
+    "figures": {"errors"},
+    "studies": {
+        "errors", "config", "storage", "matching", "sources", "probe", "similarity", "comparison", "figures",
+    },
+    "cli": {"errors", "config", "studies", "sources", "probe"},
+}  # fmt: skip
+PURE = ["matching", "comparison", "similarity/kernels.py", "similarity/centering.py"]
+IMPURE_MODULES = {"pathlib", "os", "matplotlib", "tqdm", "logging", "rsm_probe.storage"}
+
+
+def imported(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: relative imports hide the direction of an arrow"
+            names.add(node.module)
+    return names
+
+
+def room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: f.relative_to(PACKAGE).as_posix())
+def test_imports_follow_the_data(file):
+    if room(file) == "__init__":
+        return
+    for name in imported(file):
+        if name.startswith("rsm_probe."):
+            other = name.split(".")[1]
+            assert other == room(file) or other in ALLOWED[room(file)], f"{file} must not import {name}"
+
+
+@pytest.mark.parametrize("place", PURE)
+def test_pure_modules_touch_no_disk_and_no_screen(place):
+    files = [PACKAGE / place] if place.endswith(".py") else list((PACKAGE / place).glob("*.py"))
+    for file in files:
+        found = {name for name in imported(file) for bad in IMPURE_MODULES if name == bad or name.startswith(f"{bad}.")}
+        assert not found, f"{file} imports {found}"
+
+
+def test_figures_neither_save_nor_compute():
+    names = {
+        node.attr
+        for node in ast.walk(ast.parse((PACKAGE / "figures.py").read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    assert not names & {"savefig", "show", "eigvalsh", "rsm", "cka"}
+
+
+def test_importing_is_light():
+    heavy = ("timm", "transformers", "matplotlib", "dask", "torchvision", "sklearn", "skimage", "numba")
+    code = f"import sys, rsm_probe; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_exist_and_are_documented():
+    for name in rsm_probe.__all__:
+        assert getattr(rsm_probe, name).__doc__, name
+
+
+def test_nothing_that_runs_code_from_files():
+    for file in PACKAGE.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assert not imported(file) & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}, file
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg in {"allow_pickle", "trust_remote_code"}:
+                assert isinstance(node.value, ast.Constant), file
+                assert node.value.value is False, f"{file}: {node.arg}"
+
+
+def test_modules_stay_small():
+    long = {f.name: n for f in PACKAGE.rglob("*.py") if (n := len(f.read_text().splitlines())) > 300}
+    assert not long
