@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +42,8 @@ def run(
 
     study = read_study(config)
     folder = out or Path("runs") / config.stem
-    result = study.run(folder, progress=progress)
+    with _continuable():
+        result = study.run(folder, progress=progress)
     typer.echo(f"{result}\nresult: {folder / 'result.zarr'}")
     if figures:
         _draw(study, folder)
@@ -122,7 +125,8 @@ def train(
     recipe = TrainingConfig.parse(read_yaml(config), str(config))
     for seed in seeds:
         file = out / f"{config.stem}-{seed}.safetensors"
-        _, accuracy = train_or_load(recipe, seed, file, progress=progress)
+        with _continuable():
+            _, accuracy = train_or_load(recipe, seed, file, progress=progress)
         typer.echo(f"{file}: accuracy {accuracy:.3f} on held-out images")
 
 
@@ -134,17 +138,25 @@ def _draw(study: Any, folder: Path) -> None:
         typer.echo(f"figure: {file}")
 
 
-def main() -> None:
-    """The entry point: errors of the project become one message, without a traceback."""
-    warnings.showwarning = lambda message, *rest: typer.echo(f"warning: {message}", err=True)
+@contextmanager
+def _continuable() -> Iterator[None]:
+    """Says after an interruption that nothing is lost."""
     try:
-        app()
-    except RsmProbeError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        yield
     except KeyboardInterrupt:
         typer.echo("interrupted; run the same command again to continue", err=True)
-        sys.exit(130)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """The entry point: errors of the project become one message, without a traceback."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *rest: typer.echo(f"warning: {message}", err=True)
+        try:
+            app()
+        except RsmProbeError as error:
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

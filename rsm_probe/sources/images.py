@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -162,12 +163,16 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
         file, reason = next(iter(problems.items()))
         raise ImageError(f"none of the {len(files)} image files in {root} can be read, first {file}: {reason}")
     ids = [f.relative_to(root).as_posix() for f in good]
+    skipped = {f.relative_to(root).as_posix(): reason for f, reason in problems.items()}
+    if skipped:
+        names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
+        warnings.warn(f"{len(skipped)} of {len(files)} image files left out: {names} cannot be read", stacklevel=2)
     return ImageSet(
         name=root.name or str(root),
         ids=ids,
         load=lambda index: _read_file(good[index]),
         labels=[name.rpartition("/")[0] for name in ids],
-        skipped={f.relative_to(root).as_posix(): reason for f, reason in problems.items()},
+        skipped=skipped,
         content=" ".join(str(f.stat().st_size) for f in good),
     )
 

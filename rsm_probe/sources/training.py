@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -42,11 +42,20 @@ class TrainingConfig(Config):
     size: PositiveInt = Field(default=32, description="edge of the images in pixels")
     count: PositiveInt = Field(default=4000, description="how many scenes or crops to draw; digits are all used")
     network: NetworkConfig = NetworkConfig()
-    steps: int = Field(default=150, ge=0, description="batches to train for; 0 leaves the network untrained")
+    steps: int = Field(
+        default=150, ge=0, description="batches to train for, at least 10; 0 leaves the network untrained"
+    )
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 0.1
     weight_decay: float = Field(default=5e-4, ge=0)
     expected_accuracy: float = Field(default=0.0, ge=0, le=1, description="below it, a warning says what to change")
+
+    @field_validator("steps")
+    @classmethod
+    def _warm_up_fits(cls, steps: int) -> int:
+        if 0 < steps < 10:
+            raise ValueError("must be 0 or at least 10, so that the schedule has a warm-up")
+        return steps
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class _Batch:
 class Accumulator:
     """Collects RSMs batch by batch and compares every one with every other: layers, models, matchings, kernels.
 
-    Only sums are kept, so memory does not grow with the number of images. Pairs of a batch are matched by worker
-    threads while the next batch passes through the models.
+    Only sums are kept, so memory does not grow with the number of images. Pairs are matched by worker threads while the
+    device computes the affinities of further pairs and, where it is not the CPU, the next batch.
 
     Example:
         >>> accumulator = Accumulator(matchings=("identity", "optimal"))
@@ -133,8 +133,10 @@ class Accumulator:
             pending = self._matcher.submit(centred, None, self.methods)
             batch.pending.append((model, layer, pending, squared_norms(centred)))
         self._waiting.append(batch)
-        # One batch may stay with the workers while the device works on the next; more would only hold memory.
-        while len(self._waiting) > 1:
+        # A device of its own works on the next batch while workers match this one. On the CPU both would share the
+        # cores: waiting costs nothing there, and an interruption loses one batch at most.
+        ahead = any(tokens.device.type != "cpu" for _, _, tokens in layers)
+        while len(self._waiting) > int(ahead):
             self._finish_batch(self._waiting.pop(0))
 
     def _check_batch(self, layers: list[tuple[str, str, Tensor]], count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -119,7 +120,7 @@ def sweep(
         passing = Passing(loaded, layers, device, stack)
         cost = _preflight(passing, chosen, batches, methods, workers, memory, centering, len(kernels), keep)
         if progress:
-            tqdm.write(f"sweep: {cost}")
+            tqdm.write(f"sweep: {cost}", file=sys.stderr)
         cost.require(max_hours, available_memory())
         means = None
         if centering is not None:
@@ -248,11 +249,13 @@ def _accumulate(
         sum(len(b) * (len(b) - 1) // 2 for b in batches[:done]) * (pair_bar.total // max(pairs_per_layer, 1))
     )
     with _image_bar("images", images, accumulator.images, progress) as bar:
-        for numbers in batches[done:]:
-            names, labels = [images.ids[k] for k in numbers], [images.labels[k] for k in numbers]
-            accumulator.update(passing.forward(images, numbers), ids=names, labels=labels)
-            bar.update(len(numbers))
-        accumulator.finish()
+        try:
+            for numbers in batches[done:]:
+                names, labels = [images.ids[k] for k in numbers], [images.labels[k] for k in numbers]
+                accumulator.update(passing.forward(images, numbers), ids=names, labels=labels)
+                bar.update(len(numbers))
+        finally:
+            accumulator.finish()  # also when a later batch fails: the earlier one is not lost
     if checkpoint and accumulator.keep:
         accumulator.kept = checkpoint.load_rsms(accumulator.batches)
 

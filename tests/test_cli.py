@@ -1,0 +1,227 @@
+import io
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+from PIL import Image
+
+from rsm_probe.cli import main
+from rsm_probe.studies.registry import read_study
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ROOT / "configs" / "smoke" / "sweep.yaml"
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def cli(*words: object, check: bool = True) -> Done:
+    """The command in this process; whatever is no error of the project's own comes out as it is."""
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch.object(sys, "argv", ["rsm-probe", *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    done = Done(code, out.getvalue(), err.getvalue())
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def refused(*words: object) -> str:
+    """The message of a command that is refused: one line of error, no traceback."""
+    done = cli(*words, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "error: " in done.stderr
+    return done.stderr
+
+
+def changed(path: Path, **changes: object) -> Path:
+    """The smoke configuration with some keys changed, as a file of its own."""
+    data = {**yaml.safe_load(SMOKE.read_text()), **changes}
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    done = cli("run", SMOKE, "--out", out)
+    assert "pairs" in done.stderr  # bars and an estimate
+    assert "about" in done.stderr
+    return out
+
+
+def test_run_folder_holds_all_that_is_promised(run_folder):
+    stored = xr.open_zarr(run_folder / "result.zarr")
+    assert stored["cka"].sizes == {"rsm_a": (4 + 4 + 5) * 4, "rsm_b": (4 + 4 + 5) * 4}
+    assert set(map(str, stored["model_a"].values)) == {"trained-0", "trained-1", "untrained"}
+    names = {file.name for file in (run_folder / "figures").iterdir()}
+    kinds = "figure15-semantic-against-spatio-semantic", "figure16-within-models", "figure17-across-models", "rsms"
+    assert names == {f"{kind}-{kernel}.png" for kind in kinds for kernel in ("linear", "cosine")}
+    for name in names:
+        with Image.open(run_folder / "figures" / name) as image:
+            pixels = np.asarray(image.convert("L"))
+        assert min(pixels.shape) > 300
+        assert pixels.std() > 10, f"{name} is blank"
+    assert read_study(run_folder / "config.yaml") == read_study(SMOKE)
+    assert '"torch"' in (run_folder / "provenance.json").read_text()
+    assert '"trained-1"' in (run_folder / "provenance.json").read_text()
+
+
+def test_running_again_and_drawing_again(run_folder):
+    before = (run_folder / "result.zarr" / "cka" / "0.0").stat().st_mtime_ns
+    cli("run", SMOKE, "--out", run_folder, "--no-progress", "--no-figures")
+    assert (run_folder / "result.zarr" / "cka" / "0.0").stat().st_mtime_ns == before
+    for file in (run_folder / "figures").iterdir():
+        file.unlink()
+    cli("figures", run_folder)
+    assert len(list((run_folder / "figures").iterdir())) == 8
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
+    message = refused("run", changed(tmp_path / "other.yaml", batch_size=8), "--out", run_folder)
+    assert "other batch_size" in message
+    assert "choose another --out" in message
+    xr.open_zarr(run_folder / "result.zarr")["cka"].load()
+    # How a run is carried out may change, and it is still the same run.
+    cli("run", changed(tmp_path / "same.yaml", workers=1, memory="200MB"), "--out", run_folder, "--no-figures")
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert "holds no run" in refused("run", SMOKE, "--out", tmp_path)
+    assert "no run folder" in refused("figures", tmp_path)
+    assert "is a file" in refused("run", SMOKE, "--out", tmp_path / "thesis.txt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batchsize": 4}, r"batchsize: unknown key; nearest: 'batch_size'"),
+        ({"batch_size": "many"}, r"batch_size: .*valid integer.*found 'many'"),
+        ({"study": "sweeep"}, r"study: must be one of sweep.*nearest: 'sweep'"),
+        ({"matchings": ["optimall"]}, r"matchings: unknown matching 'optimall'; nearest: 'optimal'"),
+        ({"kernels": ["rbff"]}, r"kernels: unknown kernel 'rbff'; nearest: 'rbf'"),
+        ({"images": {"source": "digits", "splitt": "test"}}, r"images\.splitt: unknown key; nearest: 'split'"),
+        ({"models": [{"name": "a"}]}, r"models\.0: give either source: or recipe:"),
+        (
+            {"models": [{"source": "timm:resnet19", "weights": None}]},
+            r"timm has no model 'resnet19'; nearest: .*resnet18",
+        ),
+        ({"models": [{"source": "resnet18"}]}, r"cannot tell where to take model 'resnet18'"),
+        ({"layers": "layer9.*"}, r"no layer matches 'layer9\.\*'"),
+        ({"images": {"source": "no/such/folder"}}, r"no image folder at no/such/folder"),
+        ({"images": {"source": "digts"}}, r"no image.*digts"),
+        ({"max_hours": 1e-9}, r"above max_hours.*cheaper"),
+        ({"images": {"source": "digits", "count": 3}}, r"3 images; unbiased and biased CKA needs at least 4"),
+    ],
+)
+def test_mistakes_in_a_configuration_are_answered(tmp_path, changes, named):
+    assert re.search(
+        named, refused("run", changed(tmp_path / "c.yaml", **changes), "--out", tmp_path / "out"), re.DOTALL
+    )
+
+
+def test_missing_and_broken_configurations(tmp_path):
+    assert "no configuration at" in refused("run", tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("study: [")
+    assert "no valid YAML" in refused("run", tmp_path / "bad.yaml")
+
+
+def test_folder_with_a_broken_image_is_counted_or_fatal(tmp_path):
+    images = tmp_path / "images"
+    for k in range(12):
+        (images / f"class{k % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(k).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
+            images / f"class{k % 2}" / f"{k}.png"
+        )
+    (images / "class0" / "broken.png").write_bytes(b"no image")
+    config = changed(tmp_path / "c.yaml", images={"source": str(images)}, layers="layer4.0", keep=["*"])
+    warned = cli("run", config, "--out", tmp_path / "out", "--no-figures").stderr
+    assert "warning: 1 of 13 image files left out: class0/broken.png" in warned
+    assert "class0/broken.png" in (tmp_path / "out" / "provenance.json").read_text()
+    assert set(map(str, xr.open_zarr(tmp_path / "out" / "result.zarr")["image_label"].values.ravel())) == {
+        "class0",
+        "class1",
+    }
+    strict = changed(tmp_path / "s.yaml", images={"source": str(images), "strict": True}, layers="layer4.0")
+    assert "broken.png" in refused("run", strict, "--out", tmp_path / "strict")
+
+
+def test_interrupt_says_how_to_continue_and_continues(tmp_path):
+    config = changed(tmp_path / "c.yaml", images={"source": "digits", "size": 32}, keep=[], kernels=["linear"])
+    command = [
+        sys.executable,
+        "-m",
+        "rsm_probe.cli",
+        "run",
+        str(config),
+        "--out",
+        str(tmp_path / "out"),
+        "--no-figures",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    state = tmp_path / "out" / "checkpoint" / "sums.npz"
+    deadline = time.monotonic() + 90
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert "run the same command again to continue" in errors
+    assert "Traceback" not in errors
+    with np.load(state) as stored:
+        assert 1 <= stored["batches"] < 150
+
+
+def test_layers_lists_blocks_and_everything(tmp_path):
+    shown = cli("layers", "timm:vit_tiny_patch16_224").stdout
+    assert shown.count("\n*") == 12
+    line = next(line for line in shown.splitlines() if " blocks.0 " in line)
+    assert line.split() == ["*", "blocks.0", "Block", "197x192", "196", "192", "14x14", "1"]
+    everything = cli("layers", "torchvision:resnet18", "--all").stdout
+    assert "layer1.0.relu#1" in everything
+    assert "nearest: 'resnet18'" in refused("layers", "torchvision:resnet81")
+
+
+def test_train_writes_networks_that_layers_reads(tmp_path):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text("images: digits\nsize: 16\nsteps: 10\nnetwork: {widths: [8, 8, 8, 8], stem_stride: 2}\n")
+    done = cli("train", recipe, "--out", tmp_path, "--seed", 3)
+    assert "accuracy" in done.stdout
+    shown = cli("layers", tmp_path / "tiny-3.safetensors").stdout
+    assert shown.count("\n*") == 4
+    assert "unknown key; nearest: 'steps'" in refused("train", changed_recipe(tmp_path), "--out", tmp_path)
+
+
+def changed_recipe(folder: Path) -> Path:
+    path = folder / "wrong.yaml"
+    path.write_text("images: digits\nstep: 5\n")
+    return path
+
+
+def test_help_teaches():
+    assert "quickstart.yaml" in cli("--help").stdout
+    for command, word in (
+        ("run", "interruption"),
+        ("layers", "blocks"),
+        ("figures", "finished run"),
+        ("train", "seed"),
+    ):
+        assert word in cli(command, "--help").stdout
