@@ -42,18 +42,13 @@ class Estimator(ABC):
             raise ComparisonError(
                 f"{self.name} CKA needs at least {self.fewest} images in a batch, found {count}; use larger batches"
             )
-        rows = self._flatten(np.asarray(rsms, dtype=np.float64))
-        size = (rows**2).sum(axis=1) * self._divisor(count)
-        rows[size <= _CONSTANT * (np.asarray(rsms, dtype=np.float64) ** 2).sum(axis=(1, 2))] = 0.0
-        return rows
+        raw, centred = self._flatten(np.asarray(rsms, dtype=np.float64))
+        centred[(centred**2).sum(axis=1) <= _CONSTANT * (raw**2).sum(axis=1)] = 0.0
+        return centred
 
     @abstractmethod
-    def _flatten(self, rsms: np.ndarray) -> np.ndarray:
-        """Centres and flattens; squared sums of a row are the HSIC of its RSM with itself."""
-
-    @abstractmethod
-    def _divisor(self, count: int) -> float:
-        """What the sum over all entries of two centred RSMs is divided by."""
+    def _flatten(self, rsms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The entries that count, as they are and centred, weighted so that products of centred rows are HSIC."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +62,16 @@ class Unbiased(Estimator):
     name: ClassVar[str] = "unbiased"
     fewest: ClassVar[int] = 4
 
-    def _flatten(self, rsms: np.ndarray) -> np.ndarray:
+    def _flatten(self, rsms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         n = rsms.shape[-1]
         rows, columns = np.triu_indices(n, 1)
-        sums = rsms.sum(axis=2) - np.diagonal(rsms, axis1=1, axis2=2)
+        # Summed without the diagonal, not subtracted from the whole: a large diagonal would take the digits.
+        sums = np.where(np.eye(n, dtype=bool), 0.0, rsms).sum(axis=2)
         means = sums / (n - 2)
         total = sums.sum(axis=1, keepdims=True) / ((n - 1) * (n - 2))
-        flat = rsms[:, rows, columns] - means[:, rows] - means[:, columns] + total
-        return flat * np.sqrt(2.0 / self._divisor(n))
-
-    def _divisor(self, count: int) -> float:
-        return count * (count - 3)
+        weight = np.sqrt(2.0 / (n * (n - 3)))
+        raw = rsms[:, rows, columns]
+        return raw * weight, (raw - means[:, rows] - means[:, columns] + total) * weight
 
 
 @dataclass(frozen=True)
@@ -87,15 +81,14 @@ class Biased(Estimator):
     name: ClassVar[str] = "biased"
     fewest: ClassVar[int] = 2
 
-    def _flatten(self, rsms: np.ndarray) -> np.ndarray:
+    def _flatten(self, rsms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         n = rsms.shape[-1]
         rows, columns = np.triu_indices(n)
         means = rsms.mean(axis=2)
-        flat = rsms[:, rows, columns] - means[:, rows] - means[:, columns] + means.mean(axis=1, keepdims=True)
-        return flat * np.sqrt(np.where(rows == columns, 1.0, 2.0) / self._divisor(n))
-
-    def _divisor(self, count: int) -> float:
-        return (count - 1) ** 2
+        weight = np.sqrt(np.where(rows == columns, 1.0, 2.0)) / (n - 1)
+        raw = rsms[:, rows, columns]
+        centred = raw - means[:, rows] - means[:, columns] + means.mean(axis=1, keepdims=True)
+        return raw * weight, centred * weight
 
 
 _ESTIMATORS: dict[str, Estimator] = {estimator.name: estimator for estimator in (Unbiased(), Biased())}

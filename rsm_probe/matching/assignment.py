@@ -43,7 +43,9 @@ class LapAssignment(_Exact):
         """The optimal partners; of a rectangular affinity, all of the shorter side is matched."""
         import lap  # imported here: most users never choose it
 
-        # lap pads a rectangle with a cost above all others, which forces the shorter side to be matched in full.
+        # lap pads a rectangle with a cost above all others, which forces the shorter side to be matched in full; costs
+        # in [0, 1] keep clear of the constant that it takes for infinity.
         cost = affinity.max() - affinity.astype(np.float64)
+        cost /= cost.max() or 1.0
         _, partners, _ = lap.lapjv(cost, extend_cost=True)
         return np.asarray(partners, dtype=np.intp)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import MatchingError
+from rsm_probe.matching.inputs import real_tensor
 from rsm_probe.matching.protocol import Match, Matching, matched_sum
 from rsm_probe.matching.registry import get_matching
 
@@ -27,7 +28,7 @@ def match(x: Tensor | np.ndarray, y: Tensor | np.ndarray, matching: str | Matchi
         raise MatchingError(
             f"x has {left.shape[1]} channels and y has {right.shape[1]}; only vectors of one layer can be matched"
         )
-    return match_affinity((left @ right.T).cpu().numpy(), matching)
+    return match_affinity(left @ right.T, matching)
 
 
 def match_affinity(affinity: Tensor | np.ndarray, matching: str | Matching = "optimal") -> Match:
@@ -41,7 +42,7 @@ def match_affinity(affinity: Tensor | np.ndarray, matching: str | Matching = "op
         MatchingError: no matrix, NaN or infinity (the message gives the position), unknown method.
     """
     label, method = get_matching(matching)
-    matrix = _plain(affinity)
+    matrix = real_tensor(affinity).cpu().numpy()
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise MatchingError(f"an affinity has shape (S, T) with S, T >= 1, found {matrix.shape}")
     _require_finite(matrix, "affinity")
@@ -51,21 +52,12 @@ def match_affinity(affinity: Tensor | np.ndarray, matching: str | Matching = "op
 
 
 def _tokens(values: Tensor | np.ndarray, name: str) -> Tensor:
-    matrix = _plain(values)
+    """Tokens in float64: the product of two finite float32 vectors need not be finite in float32."""
+    matrix = real_tensor(values).to("cpu", torch.float64)
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise MatchingError(f"{name} must hold tokens (S, C) of one image, found shape {matrix.shape}")
-    _require_finite(matrix, name)
-    return torch.from_numpy(np.ascontiguousarray(matrix))
-
-
-def _plain(values: Tensor | np.ndarray) -> np.ndarray:
-    """Values as float32 or float64 on the CPU."""
-    if isinstance(values, Tensor):
-        values = values.detach().to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise MatchingError(f"expected real numbers, found dtype {array.dtype}")
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.result_type(array.dtype, np.float32))
+        raise MatchingError(f"{name} must hold tokens (S, C) of one image, found shape {tuple(matrix.shape)}")
+    _require_finite(matrix.numpy(), name)
+    return matrix
 
 
 def _require_finite(values: np.ndarray, name: str) -> None:

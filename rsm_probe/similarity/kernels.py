@@ -14,6 +14,9 @@ import numpy as np
 
 from rsm_probe.errors import ComparisonError, nearest
 
+# Rounding errors of a distance, relative to the norms that it is the difference of.
+_ROUNDING = 64 * np.finfo(np.float64).eps
+
 
 class Kernel(ABC):
     """A similarity of two images given their matched inner product and their squared norms."""
@@ -78,7 +81,10 @@ class RBF(Kernel):
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Turns products into squared distances, clamped at 0, and those into similarities."""
-        distances = np.maximum(norms_x[:, None] + norms_y[None, :] - 2.0 * products, 0.0)
+        scale = norms_x[:, None] + norms_y[None, :]
+        distances = scale - 2.0 * products
+        # Below this, and below 0, is what rounding leaves of a distance of 0.
+        distances[distances <= _ROUNDING * scale] = 0.0
         sigma2 = self.sigma2
         if sigma2 is None:
             others = distances[~np.eye(len(distances), dtype=bool)] if same else distances.ravel()

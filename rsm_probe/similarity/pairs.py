@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import threading
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from rsm_probe.errors import CostError
 from rsm_probe.matching.identity import aligned_products
+from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Matching, matched_sum
 from rsm_probe.similarity.affinity import AffinityBlock, affinity_block, block_slices, pairs_per_block
 
@@ -47,6 +47,7 @@ class PairMatcher:
         self._on_pairs = on_pairs
         self._waiting = 0
         self._freed = threading.Condition()
+        self._counting = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +72,7 @@ class PairMatcher:
             CostError: one affinity alone exceeds the memory budget.
         """
         x = x.contiguous()
-        y = x if y is None else y.contiguous()
+        y = x if y is None else y.contiguous().to(x)
         matched = {label: method for label, method in methods.items() if method.needs_affinity}
         # With one location on both sides there is nothing to choose: every matching is the identity.
         if x.shape[1] == y.shape[1] == 1:
@@ -91,37 +92,46 @@ class PairMatcher:
                 f"one affinity of {x.shape[1]} x {y.shape[1]} locations takes {format_bytes(size)}, above the memory "
                 f"budget of {format_bytes(self.memory)}; raise memory=, or use a matching that needs no affinity"
             )
-        x, y, unit = _rescaled(x, y)
-        for rows, column in block_slices(x, y):
-            self._reserve((rows.stop - rows.start) * size)
-            block = affinity_block(x, y, rows, column)
-            pending.futures.append(self._pool.submit(self._match_block, block, matched, products, unit))
+        scaled_x, unit_x = rescaled(x)
+        scaled_y, unit_y = (scaled_x, unit_x) if y is x else rescaled(y)
+        for rows, column in block_slices(scaled_x, scaled_y):
+            reserved = (rows.stop - rows.start) * size
+            self._reserve(reserved)
+            block = affinity_block(scaled_x, scaled_y, rows, column)
+            future = self._pool.submit(self._match_block, block, matched, products, unit_x * unit_y)
+            # Not at the end of the work itself: work that is cancelled never ends, but is done all the same.
+            future.add_done_callback(lambda _, reserved=reserved: self._release(reserved))  # type: ignore[misc]
+            pending.futures.append(future)
         return pending
 
     def _match_block(
         self, block: AffinityBlock, methods: Mapping[str, Matching], out: dict[str, np.ndarray], unit: float
     ) -> None:
-        try:
-            for offset, affinity in enumerate(block.values):
-                # What matching gains over the identity is added to the identity's float64 value: so equal
-                # pairings give equal values to the last bit, and an exact method never falls below the identity.
-                unmatched = float(affinity.diagonal().sum(dtype=np.float64))
-                for label, method in methods.items():
-                    gain = matched_sum(affinity, method.permutation(affinity)) - unmatched
+        for offset, affinity in enumerate(block.values):
+            # What matching gains over the identity is added to the identity's float64 value: so equal
+            # pairings give equal values to the last bit, and an exact method never falls below the identity.
+            aligned = affinity.diagonal()
+            unmatched = float(aligned.sum(dtype=np.float64))
+            noise = float(np.abs(aligned).sum(dtype=np.float64)) * len(aligned) * np.finfo(np.float64).eps
+            for label, method in methods.items():
+                gain = matched_sum(affinity, method.permutation(affinity)) - unmatched
+                # The same terms summed in another order differ in the last digits.
+                if abs(gain) > noise:
                     out[label][block.rows.start + offset, block.column] += gain * unit
-        finally:
-            with self._freed:
-                self._waiting -= block.values.nbytes
-                self._on_pairs(len(block.values))
-                self._freed.notify()
+        self._count(len(block.values))
 
     def _reserve(self, size: int) -> None:
         with self._freed:
             self._freed.wait_for(lambda: not self._waiting or self._waiting + size <= self.memory)
             self._waiting += size
 
-    def _count(self, pairs: int) -> None:
+    def _release(self, size: int) -> None:
         with self._freed:
+            self._waiting -= size
+            self._freed.notify()
+
+    def _count(self, pairs: int) -> None:
+        with self._counting:
             self._on_pairs(pairs)
 
 
@@ -150,20 +160,6 @@ class PendingProducts:
         if not self._same:
             return self._products
         return {label: np.tril(g) + np.tril(g, -1).T for label, g in self._products.items()}
-
-
-def _rescaled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Tokens whose affinities neither overflow nor vanish in float32, and what one unit of those is worth.
-
-    Scaling by powers of two changes no digit; tokens of ordinary size are returned as they are.
-    """
-    units, scaled = [], []
-    for tokens in (x,) if y is x else (x, y):
-        largest = float(tokens.abs().max())
-        unit = 2.0 ** math.frexp(largest)[1] if largest and not 1e-15 < largest < 1e15 else 1.0
-        units.append(unit)
-        scaled.append(tokens if unit == 1.0 else (tokens.double() / unit).to(tokens.dtype))
-    return scaled[0], scaled[-1], units[0] * units[-1]
 
 
 def _pair_count(x: Tensor, y: Tensor) -> int:
@@ -225,8 +221,9 @@ def parse_bytes(amount: str | int) -> int:
 
 def format_bytes(amount: float) -> str:
     """Bytes as people read them: 1.5 GB."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
+    units = ["B", "KB", "MB", "GB", "TB"]
+    # 999.5 of a unit would be written as 1e+03 of it.
+    while amount >= 999.5 and len(units) > 1:
         amount /= 1000
-    return f"{amount:.3g} TB"
+        units.pop(0)
+    return f"{amount:.3g} {units[0]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +11,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from rsm_probe.errors import ComparisonError, RepresentationError
+from rsm_probe.errors import ComparisonError, MatchingError, RepresentationError
+from rsm_probe.matching.inputs import real_tensor
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.affinity import first_nonfinite, squared_norms
@@ -57,7 +58,9 @@ class RSM:
                 raise ComparisonError(f"an RSM of one set of images is square, found {values.shape}; give other_ids")
             if not np.allclose(values, values.T, rtol=1e-6, atol=1e-9 * np.abs(values).max()):
                 raise ComparisonError("an RSM of one set of images is symmetric, and this matrix is not")
-        return cls(_dataset(values, ids, other_ids))
+        rows = _names(ids, values.shape[0], "ids")
+        columns = None if other_ids is None else _names(other_ids, values.shape[1], "other_ids")
+        return cls(_dataset(values, rows, columns))
 
     @property
     def values(self) -> np.ndarray:
@@ -77,7 +80,7 @@ class RSM:
     @property
     def attributes(self) -> dict[str, Any]:
         """Matching, kernel and centring, as far as they are known."""
-        return dict(self.dataset.attrs)
+        return {key: value for key, value in self.dataset.attrs.items() if key != "image_sets"}
 
     @property
     def smallest_eigenvalue(self) -> float:
@@ -86,7 +89,7 @@ class RSM:
         Raises:
             ComparisonError: rows and columns are different images.
         """
-        if self.ids != self.other_ids:
+        if self.dataset.attrs["image_sets"] != 1:
             raise ComparisonError("only the RSM of one set of images has eigenvalues")
         return float(np.linalg.eigvalsh(self.values)[0])
 
@@ -100,7 +103,7 @@ class RSM:
             raise ComparisonError("this RSM holds no inner products, so its kernel cannot be changed")
         chosen = get_kernel(kernel)
         norms = self.dataset["norm_a"].values, self.dataset["norm_b"].values
-        values = chosen(self.dataset["product"].values, *norms, same=self.ids == self.other_ids)
+        values = chosen(self.dataset["product"].values, *norms, same=self.dataset.attrs["image_sets"] == 1)
         dataset = self.dataset.assign(similarity=(("image_a", "image_b"), values))
         return RSM(dataset.assign_attrs(kernel=chosen.name))
 
@@ -169,10 +172,13 @@ def rsm(
     label, method = get_matching(matching)
     chosen = get_kernel(kernel)
     centering = check_centering(centering)
-    x = _tokens(z, "z", ids)
-    y = None if other is None else _tokens(other, "other", other_ids)
+    x, names = _tokens(z, "z", ids)
+    y, other_names = (None, None) if other is None else _tokens(other, "other", other_ids)
     if y is not None and y.shape[2] != x.shape[2]:
         raise RepresentationError(f"z has {x.shape[2]} channels and other has {y.shape[2]}: not one layer's")
+    if y is not None:
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        x, y = x.to(dtype), y.to(x.device, dtype)
     if centering is not None:
         mean = token_mean(x if y is None else y, centering)
         x, y = subtract_mean(x, mean), None if y is None else subtract_mean(y, mean)
@@ -183,34 +189,35 @@ def rsm(
     if y is None:
         np.fill_diagonal(products, norms_x)
     values = chosen(products, norms_x, norms_y, same=y is None)
-    if y is not None and other_ids is None:
-        other_ids = [str(k) for k in range(y.shape[0])]
-    dataset = _dataset(values, ids, other_ids)
-    dataset = dataset.assign(
+    dataset = _dataset(values, names, other_names).assign(
         product=(("image_a", "image_b"), products), norm_a=("image_a", norms_x), norm_b=("image_b", norms_y)
     )
     return RSM(dataset.assign_attrs(matching=label, kernel=chosen.name, centering=str(centering)))
 
 
-def _tokens(values: Tensor | np.ndarray, name: str, ids: Sequence[str] | None) -> Tensor:
-    if isinstance(values, Mapping) or not isinstance(values, Tensor | np.ndarray):
+def _tokens(values: Tensor | np.ndarray, name: str, ids: Sequence[str] | None) -> tuple[Tensor, list[str]]:
+    """Checked tokens (N, S, C) and the names of their images."""
+    if not isinstance(values, Tensor | np.ndarray):
         raise RepresentationError(f"{name} must be an array of tokens (N, S, C), found {type(values).__name__}")
-    tokens = torch.as_tensor(values).detach()
+    try:
+        tokens = real_tensor(values)
+    except MatchingError as error:
+        raise RepresentationError(f"{name}: {error}") from None
     if tokens.ndim != 3 or 0 in tokens.shape:
         raise RepresentationError(f"{name} must hold tokens (N, S, C), found shape {tuple(tokens.shape)}")
-    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    names = _names(ids, len(tokens), "ids" if name == "z" else "other_ids")
     bad = first_nonfinite(tokens)
     if bad is not None:
-        raise RepresentationError(
-            f"{name} holds NaN or infinity, first in image {ids[bad] if ids is not None else bad}"
-        )
-    return tokens
+        raise RepresentationError(f"{name} holds NaN or infinity, first in image {names[bad]}")
+    return tokens, names
 
 
-def _dataset(values: np.ndarray, ids: Sequence[str] | None, other_ids: Sequence[str] | None) -> xr.Dataset:
-    rows = _names(ids, values.shape[0], "ids")
-    columns = rows if other_ids is None else _names(other_ids, values.shape[1], "other_ids")
-    return xr.Dataset({"similarity": (("image_a", "image_b"), values)}, coords={"image_a": rows, "image_b": columns})
+def _dataset(values: np.ndarray, rows: list[str], columns: list[str] | None) -> xr.Dataset:
+    """Similarities with the names of their images; without names for the columns, those are the rows' images."""
+    coordinates = {"image_a": rows, "image_b": rows if columns is None else columns}
+    dataset = xr.Dataset({"similarity": (("image_a", "image_b"), values)}, coords=coordinates)
+    # Two sets may bear the same names, so that names do not tell.
+    return dataset.assign_attrs(image_sets=1 if columns is None else 2)
 
 
 def _names(ids: Sequence[str] | None, count: int, what: str) -> list[str]:
