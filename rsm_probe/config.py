@@ -32,7 +32,10 @@ class Config(BaseModel):
         try:
             return cls.model_validate(dict(data))
         except ValidationError as error:
-            lines = [_explain(cls, dict(item)) for item in error.errors()]
+            items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
+            # A mistake in an item is reported again, in other words, for the list that holds it.
+            inner = [i for i in items if not any(o["loc"][: len(i["loc"])] == i["loc"] != o["loc"] for o in items)]
+            lines = [_explain(cls, item) for item in inner]
             raise ConfigError(f"{where} is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
     def to_yaml(self) -> str:

@@ -12,7 +12,8 @@ import shutil
 import uuid
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,11 @@ def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
     """Writes a dataset as a Zarr group, replacing what is there.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or the dataset holds what Zarr cannot store.
     """
-    path = Path(path)
-    fresh = _beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(Path(path)) as fresh:
         # Format 2 has a specification for text; format 3 still warns that it has none.
         dataset.to_zarr(fresh, mode="w", zarr_format=2, consolidated=True)
-        if path.exists():
-            stale = _beside(path)
-            path.rename(stale)
-            fresh.rename(path)
-            shutil.rmtree(stale)
-        else:
-            fresh.rename(path)
-    except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise StorageError(f"cannot write {path}: {error}") from error
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:
@@ -61,7 +49,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             return xr.open_zarr(path, chunks=None)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise StorageError(f"{path} is no readable Zarr dataset: {error}") from error
 
 
@@ -69,20 +57,12 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes plain arrays as one file (`.npz`), atomically and synced to disk.
 
     Raises:
-        StorageError: the file cannot be written (disk full, read-only folder).
+        StorageError: the file cannot be written (disk full, read-only folder), or an array holds objects.
     """
-    path = Path(path)
-    fresh = _beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error}") from error
+    with replacing(Path(path)) as fresh, fresh.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def load_arrays(path: str | Path) -> Arrays:
@@ -92,7 +72,10 @@ def load_arrays(path: str | Path) -> Arrays:
         StorageError: the file is missing, damaged, or holds something other than plain arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as stream:
+            stored = np.load(stream, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StorageError(f"cannot read {path}: {error}; remove it to compute it anew") from error
@@ -104,15 +87,8 @@ def save_text(path: str | Path, text: str) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    path = Path(path)
-    fresh = _beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(Path(path)) as fresh:
         fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error}") from error
 
 
 def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
@@ -139,5 +115,29 @@ def load_json(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside a path, to be written and then moved there; whatever goes wrong, the old content stays.
+
+    Raises:
+        StorageError: the place cannot be written or moved.
+    """
+    fresh, stale = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}") for _ in range(2))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield fresh
+        if path.is_dir():  # a folder cannot be replaced in one step
+            path.rename(stale)
+            try:
+                fresh.rename(path)
+            except OSError:
+                stale.rename(path)
+                raise
+        else:
+            fresh.replace(path)
+    except (OSError, TypeError, ValueError) as error:
+        raise StorageError(f"cannot write {path}: {error}") from error
+    finally:
+        for left in (fresh, stale):
+            with suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)

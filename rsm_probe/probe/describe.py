@@ -64,9 +64,10 @@ def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo],
 
         return record
 
+    probe = Probe(model, "all")
     try:
         handles = [module.register_forward_hook(recorder(name)) for name, module in model.named_modules()]
-        with torch.no_grad(), warnings.catch_warnings(), Probe(model, "all") as probe:
+        with torch.no_grad(), warnings.catch_warnings(), probe:
             # The list itself names what could not be captured.
             warnings.simplefilter("ignore", UserWarning)
             model(example)

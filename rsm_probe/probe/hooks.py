@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -74,6 +75,11 @@ class Probe:
         *,
         layouts: Mapping[str, Layout] | None = None,
     ) -> None:
+        for part in model.modules():
+            if isinstance(part, torch.jit.ScriptModule):
+                raise LayerError(
+                    f"{type(part).__name__} is scripted and runs no hooks; probe the model it was made from"
+                )
         self.model = model
         self.selections = resolve(model, layers)
         self.representations: dict[str, Representation] = {}
@@ -90,11 +96,6 @@ class Probe:
     def __enter__(self) -> Self:
         if self._handles:
             raise LayerError("this Probe is already active; leave its 'with' block before entering it again")
-        for module in self.model.modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                raise LayerError(
-                    f"{type(module).__name__} is scripted and runs no hooks; probe the model it was made from"
-                )
         try:
             self._handles.append(self.model.register_forward_pre_hook(self._on_start, with_kwargs=True))
             for module in self.model.modules():
@@ -124,7 +125,7 @@ class Probe:
 
     def _run_example(self) -> None:
         example = self._example
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.model):
             if isinstance(example, Mapping):
                 self.model(**example)
             elif isinstance(example, tuple):
@@ -239,6 +240,18 @@ class Probe:
             return f"; the model calls its parts by hand: probe {', '.join(map(repr, children))}"
         parent = name.rpartition(".")[0]
         return f"; its weights may be used without calling it: probe {parent!r} instead" if parent else ""
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every training flag as it was outside."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
 
 
 def _batch_size(inputs: tuple[Any, ...]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -63,7 +62,9 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
     found: dict[str, Selection] = {}
     for spec in specs:
         for selection in _resolve_one(model, modules, spec):
-            found.setdefault(selection.label, selection)
+            # A layer that is named stays strict when a pattern matches it too.
+            if selection.strict or selection.label not in found:
+                found[selection.label] = selection
     order = {name: position for position, name in enumerate(modules)}
     return sorted(found.values(), key=lambda s: (order[s.module_name], s.call or 0))
 
@@ -105,8 +106,15 @@ def _matching(modules: dict[str, nn.Module], spec: str, accepts: Callable[[str],
 
 def _glob_to_regex(glob: str) -> str:
     """Shell wildcards within one dotted component, `**` across components."""
-    parts = [fnmatch.translate(part) for part in glob.split("**")]
-    return ".*".join(re.sub(r"^\(\?s:|\)(\\Z|\\z)$", "", part).replace(".*", "[^.]*") for part in parts)
+
+    def translate(part: re.Match[str]) -> str:
+        text = part[0]
+        wildcards = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+        if text.startswith("["):
+            return f"[^.{text[2:-1]}]" if text[1] == "!" else text
+        return wildcards.get(text) or re.escape(text)
+
+    return re.sub(r"\*\*|\[!?[^\]]+\]|.", translate, glob)
 
 
 def block_names(model: nn.Module) -> list[str]:

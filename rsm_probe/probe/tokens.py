@@ -26,6 +26,8 @@ _POOLING = (
     nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
 )
+# These work on the last axis, so that it holds the channels; their subclasses may do otherwise.
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 GRID_SOURCES = (nn.modules.conv._ConvNd, *_POOLING)
 
 
@@ -106,7 +108,7 @@ def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.M
     shape = tuple(output.shape)
     if output.ndim < 2:
         raise RepresentationError(f"its output has shape {shape}; a representation needs at least (N, C)")
-    if output.ndim == 3 and shape[1] == batch != shape[0]:
+    if output.ndim == 3 and shape[1] == batch != shape[0] and _is_sequence_first(shape[0], batch, module):
         return "TNC"
     if shape[0] != batch:
         raise RepresentationError(
@@ -122,11 +124,23 @@ def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.M
     raise RepresentationError(f"its output has shape {shape}; maps of more than two spatial axes are not supported")
 
 
+def _is_sequence_first(first: int, batch: int, module: nn.Module) -> bool:
+    """Whether (first, batch, C) holds a sequence for each image, and not windows whose length equals the batch.
+
+    A number of windows is a multiple of the batch. Where the length of the sequence is one too, only attention that
+    is declared as sequence-first settles it.
+    """
+    attention = (part for part in module.modules() if isinstance(part, nn.MultiheadAttention))
+    return batch == 1 or first % batch != 0 or any(not part.batch_first for part in attention)
+
+
 def _infer_map_layout(shape: tuple[int, ...], grids: set[Grid], module: nn.Module) -> Layout:
     _, second, third, fourth = shape
     first, last = (third, fourth) in grids or (third, fourth) == (1, 1), (second, third) in grids
     if first != last:
         return "NCHW" if first else "NHWC"
+    if first and type(module) in _CHANNELS_LAST:
+        return "NHWC"
     convolutional = any(isinstance(m, (*_SPATIAL, *_POOLING)) for m in module.modules())
     if first or convolutional:  # both readings fit a grid, or neither does: what the layer is made of decides
         leaf = next(module.children(), None) is None

@@ -56,7 +56,7 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
     names = [f"digit-{k:04d}" for k in chosen]
     values = [str(labels[k]) for k in chosen]
     targets = Targets(labels[chosen][:, None], 10)
-    images = ImageSet("digits", names, load, labels=values, targets=targets, content=f"size={size}")
+    images = ImageSet("digits", names, load, labels=values, targets=targets, content=lambda: f"size={size}")
     return images if count is None else images.sample(count, seed)
 
 
@@ -98,7 +98,7 @@ def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0)
             }
             for row, layout in zip(counts, layouts, strict=True)
         ],
-        content=f"size={size} split={split}",
+        content=lambda: f"size={size} split={split}",
     )
 
 
@@ -128,7 +128,7 @@ def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) 
         labels=[Path(names[k % len(names)]).stem for k in range(count)],
         targets=Targets(np.arange(count)[:, None] % len(names), len(names)),
         annotations=[{"box": list(box)} for box in boxes],
-        content=f"size={size} split={split}",
+        content=lambda: f"size={size} split={split}",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from rsm_probe.errors import ImageError, nearest
 
+# How many images of a data set are read to know it again.
+_KNOWN_BY = 256
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
 
@@ -46,7 +48,7 @@ class ImageSet:
         targets: answers to train for, where the set has them.
         annotations: per image, what is in it (class counts, boxes), where the set knows.
         skipped: files left out because they are no readable images, with the reason.
-        content: text that changes whenever the images do, beyond their ids.
+        content: gives text that changes whenever the images do, beyond their ids; called only when it is needed.
     """
 
     name: str
@@ -56,7 +58,7 @@ class ImageSet:
     targets: Targets | None = None
     annotations: Sequence[Mapping[str, Any]] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
-    content: str = ""
+    content: Callable[[], str] = str
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -68,11 +70,13 @@ class ImageSet:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Image.Image | Tensor:
-        """Loads one image.
+        """Loads one image; negative numbers count from the end.
 
         Raises:
             ImageError: it cannot be read; the message names it.
+            IndexError: there is no such image.
         """
+        index = range(len(self))[index]
         try:
             return self.load(index)
         except (OSError, ValueError, SyntaxError) as error:
@@ -99,7 +103,7 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """A hash of ids, order and content, by which a stored result knows its images again."""
-        text = "\n".join([self.name, self.content, *self.ids])
+        text = "\n".join([self.name, self.content(), *self.ids])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -173,7 +177,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
         load=lambda index: _read_file(good[index]),
         labels=[name.rpartition("/")[0] for name in ids],
         skipped=skipped,
-        content=" ".join(str(f.stat().st_size) for f in good),
+        content=lambda: _digest(file.read_bytes() for file in good),
     )
 
 
@@ -205,11 +209,12 @@ def from_tensor(tensor: Tensor, ids: Sequence[str] | None = None, labels: Sequen
     """
     if tensor.ndim != 4 or 0 in tensor.shape:
         raise ImageError(f"images as a tensor have shape (N, C, H, W), found {tuple(tensor.shape)}")
-    digest = hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
     names = [str(k) for k in range(len(tensor))] if ids is None else list(ids)
     if len(names) != len(tensor):
         raise ImageError(f"{len(names)} ids for {len(tensor)} images")
-    return ImageSet("tensor", names, lambda index: tensor[index], labels=labels, content=digest)
+    return ImageSet(
+        "tensor", names, lambda index: tensor[index], labels=labels, content=lambda: _digest(map(_bytes, tensor))
+    )
 
 
 def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
@@ -226,11 +231,29 @@ def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
     targets = getattr(dataset, "targets", None)
     labels: list[str] = []
     if targets is not None and len(targets) == len(dataset):
-        labels = [str(classes[int(t)]) if classes is not None else str(t) for t in targets]
+        labels = [
+            str(classes[int(t)]) if classes is not None else str(getattr(t, "item", lambda t=t: t)()) for t in targets
+        ]
 
     def load(index: int) -> Image.Image | Tensor:
         item = dataset[index]
         return item[0] if isinstance(item, tuple | list) else item
 
     title = name or type(dataset).__name__
-    return ImageSet(title, [str(k) for k in range(len(dataset))], load, labels=labels, content=repr(dataset))
+    # Decoding all images only to know them again would cost a whole pass: some, spread evenly, stand for all.
+    some = np.unique(np.linspace(0, len(dataset) - 1, _KNOWN_BY).astype(int))
+    content = lambda: _digest(_bytes(load(int(index))) for index in some)  # noqa: E731
+    return ImageSet(title, [str(k) for k in range(len(dataset))], load, labels=labels, content=content)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _bytes(image: Image.Image | Tensor) -> bytes:
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return np.asarray(image).tobytes()

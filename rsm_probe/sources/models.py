@@ -6,6 +6,7 @@ Each library is imported when one of its models is asked for. Weights come throu
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,6 +75,8 @@ def load_model(
     if callable(source) and not isinstance(source, nn.Module):
         source = _built(source)
     if isinstance(source, nn.Module):
+        if weights not in (None, "default"):
+            _load_state(source, Path(str(weights)))
         return LoadedModel(name or type(source).__name__, source, to_tensor)
     if Path(source).suffix == ".safetensors":
         from rsm_probe.sources.training import load_trained
@@ -114,10 +117,14 @@ def _torchvision(title: str, pretrained: bool) -> tuple[nn.Module, Preprocess]:
     except ValueError:
         names = torchvision.models.list_models()
         raise ModelError(f"torchvision has no model {title!r}{nearest(title, names)}") from None
-    module = _download(
-        f"torchvision:{title}",
-        lambda: torchvision.models.get_model(title, weights=weights if pretrained else None),
-    )
+    options: dict[str, Any] = {"weights": weights if pretrained else None}
+    # Detectors and segmenters fetch a pretrained backbone unless told not to.
+    if (
+        not pretrained
+        and "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(title)).parameters
+    ):
+        options["weights_backbone"] = None
+    module = _download(f"torchvision:{title}", lambda: torchvision.models.get_model(title, **options))
     return module, weights.transforms()
 
 

@@ -21,6 +21,7 @@ from rsm_probe.errors import ImageError, ModelError, StorageError
 from rsm_probe.sources.embedded import EMBEDDED
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.sources.models import LoadedModel, to_tensor
+from rsm_probe.storage import replacing
 
 
 class NetworkConfig(Config):
@@ -78,21 +79,16 @@ class Trained:
         Raises:
             StorageError: the file cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        path = Path(path)
-        fresh = path.with_name(f".{path.name}")
-        recipe = {
-            "recipe": self.config.model_dump_json(),
-            "seed": str(self.seed),
-            "accuracy": repr(self.accuracy),
-        }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, fresh, metadata=recipe)
-            fresh.replace(path)
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error}") from error
+        recipe = {"recipe": self.config.model_dump_json(), "seed": str(self.seed), "accuracy": repr(self.accuracy)}
+        state = {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}
+        with replacing(Path(path)) as fresh:
+            try:
+                save_file(state, fresh, metadata=recipe)
+            except SafetensorError as error:  # a full disk, among others
+                raise OSError(str(error)) from error
 
 
 def build_network(config: NetworkConfig, outputs: int) -> nn.Module:
@@ -206,9 +202,12 @@ def load_trained(path: str | Path) -> LoadedModel:
     recipe, state = _metadata(path), load_file(path)
     if "recipe" not in recipe:
         raise ModelError(f"{path} names no recipe; load it as weights= of a model instead")
-    config = TrainingConfig.parse(json.loads(recipe["recipe"]), f"the recipe in {path}")
-    module = build_network(config.network, state["fc.weight"].shape[0])
-    module.load_state_dict(state)
+    try:
+        config = TrainingConfig.parse(json.loads(recipe["recipe"]), f"the recipe in {path}")
+        module = build_network(config.network, state["fc.weight"].shape[0])
+        module.load_state_dict(state)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path} holds weights that its recipe does not make: {error}") from error
     return LoadedModel(path.stem, module.eval(), normalise)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.errors import ImageError, ModelError
-from rsm_probe.probe.hooks import Probe
+from rsm_probe.probe.hooks import Probe, evaluating
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.tokens import Representation
 from rsm_probe.sources.images import ImageSet
@@ -70,7 +70,7 @@ class Passing:
             self.probes[name] = Probe(model.module, layers[name] if isinstance(layers, Mapping) else layers)
         # Hooks go on only after every name of every model was found.
         for name, model in models.items():
-            stack.enter_context(_evaluating(model.module))
+            stack.enter_context(evaluating(model.module))
             stack.enter_context(self.probes[name])
 
     def forward(self, images: ImageSet, numbers: np.ndarray) -> dict[str, dict[str, Representation]]:
@@ -97,18 +97,6 @@ class Passing:
     def synchronised(self) -> float:
         """The time when all devices are done."""
         return max(stopwatch(self.device(model)) for model in self.models.values())
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every training flag as it was outside."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags:
-            part.training = flag
 
 
 def _stack(tensors: list[Tensor], images: ImageSet, numbers: np.ndarray) -> Tensor:
