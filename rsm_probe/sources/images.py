@@ -212,9 +212,8 @@ def from_tensor(tensor: Tensor, ids: Sequence[str] | None = None, labels: Sequen
     names = [str(k) for k in range(len(tensor))] if ids is None else list(ids)
     if len(names) != len(tensor):
         raise ImageError(f"{len(names)} ids for {len(tensor)} images")
-    return ImageSet(
-        "tensor", names, lambda index: tensor[index], labels=labels, content=lambda: _digest(map(_bytes, tensor))
-    )
+    content = lambda: _digest(map(_bytes, tensor))  # noqa: E731
+    return ImageSet("tensor", names, lambda index: tensor[index], labels=labels, content=content)
 
 
 def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
@@ -231,9 +230,8 @@ def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
     targets = getattr(dataset, "targets", None)
     labels: list[str] = []
     if targets is not None and len(targets) == len(dataset):
-        labels = [
-            str(classes[int(t)]) if classes is not None else str(getattr(t, "item", lambda t=t: t)()) for t in targets
-        ]
+        plain = targets.tolist() if hasattr(targets, "tolist") else targets
+        labels = [str(t if classes is None else classes[int(t)]) for t in plain]
 
     def load(index: int) -> Image.Image | Tensor:
         item = dataset[index]
@@ -255,5 +253,6 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 def _bytes(image: Image.Image | Tensor) -> bytes:
     if isinstance(image, Tensor):
-        image = image.detach().cpu().contiguous().view(torch.uint8).numpy()
+        # NumPy lacks some number formats; their bytes are all that counts here.
+        return image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return np.asarray(image).tobytes()
