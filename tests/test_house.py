@@ -17,7 +17,7 @@ ALLOWED = {
     "config": {"errors"},
     "storage": {"errors"},
     "matching": {"errors"},
-    "sources": {"errors", "config"},
+    "sources": {"errors", "config", "storage"},
     "probe": {"errors"},
     "similarity": {"errors", "matching", "storage"},
     "comparison": {"errors"},

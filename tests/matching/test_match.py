@@ -1,0 +1,368 @@
+"""Matching of locations: exact methods against brute force, against each other and on awkward input."""
+
+from dataclasses import FrozenInstanceError, dataclass
+from itertools import permutations
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rsm_probe import Matching, RsmProbeError, match, match_affinity
+from rsm_probe.errors import MatchingError
+from rsm_probe.matching.identity import aligned_products
+from rsm_probe.matching.protocol import matched_sum
+from rsm_probe.matching.registry import get_matching, matching_names
+
+# name -> exact, symmetric, needs_affinity: what users of a method may rely on.
+PROPERTIES = {
+    "identity": (False, True, False),
+    "optimal": (True, True, True),
+    "scipy": (True, True, True),
+    "lap": (True, True, True),
+}
+EXACT = [name for name in matching_names() if get_matching(name)[1].exact]
+SHAPES = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 6), (6, 3), (5, 6), (6, 5), (6, 6)]
+
+KINDS = ("normal", "constant", "zeros", "duplicates", "rank one", "integers", "negative")
+
+
+def affinity_of_kind(kind, rows, columns, rng):
+    if kind == "constant":
+        return np.full((rows, columns), rng.normal())
+    if kind == "zeros":
+        return np.zeros((rows, columns))
+    if kind == "duplicates":
+        few = rng.normal(size=(2, 2))
+        return few[rng.integers(0, 2, rows)][:, rng.integers(0, 2, columns)]
+    if kind == "rank one":
+        return np.outer(rng.lognormal(sigma=2.0, size=rows), rng.lognormal(sigma=2.0, size=columns))
+    if kind == "integers":
+        return rng.integers(-3, 4, size=(rows, columns)).astype(np.float64)
+    if kind == "negative":
+        return -np.abs(rng.normal(size=(rows, columns)))
+    return rng.normal(size=(rows, columns))
+
+
+def best_by_brute_force(affinity):
+    wide = affinity if affinity.shape[0] <= affinity.shape[1] else affinity.T
+    rows = np.arange(wide.shape[0])
+    orders = np.array(list(permutations(range(wide.shape[1]), wide.shape[0])))
+    return wide.astype(np.float64)[rows, orders].sum(axis=1).max()
+
+
+def assert_is_matching(permutation, rows, columns):
+    """Every location of the smaller side is matched, none twice, and those left over hold -1."""
+    assert permutation.shape == (rows,)
+    assert np.issubdtype(permutation.dtype, np.integer)
+    partners = permutation[permutation != -1]
+    assert len(partners) == min(rows, columns)
+    assert len(set(partners.tolist())) == len(partners)
+    assert partners.min() >= 0
+    assert partners.max() < columns
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_methods_declare_the_properties_users_rely_on(name):
+    label, method = get_matching(name)
+    assert label == name
+    assert (method.exact, method.symmetric, method.needs_affinity) == PROPERTIES[name]
+
+
+@pytest.mark.parametrize("name", matching_names())
+def test_match_reports_solver_status_and_a_bound_no_smaller_than_the_value(name):
+    affinity = np.random.default_rng(0).normal(size=(6, 6))
+    found = match_affinity(affinity, name)
+    assert found.solver == name
+    assert found.status == ("optimal" if name in EXACT else "feasible")
+    assert found.bound is None or found.bound >= found.value - 1e-9
+    with pytest.raises(FrozenInstanceError):
+        found.value = 0.0
+
+
+@pytest.mark.parametrize("name", matching_names())
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_matches_the_smaller_side_in_full(name, shape, kind):
+    affinity = affinity_of_kind(kind, *shape, np.random.default_rng(1)).astype(np.float32)
+    assert_is_matching(match_affinity(affinity, name).permutation, *shape)
+
+
+@pytest.mark.parametrize("name", matching_names())
+@pytest.mark.parametrize("shape", SHAPES)
+def test_value_is_the_float64_sum_over_the_permutation(name, shape):
+    affinity = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    found = match_affinity(affinity, name)
+    by_hand = sum(float(affinity[row, column]) for row, column in enumerate(found.permutation) if column >= 0)
+    assert found.value == pytest.approx(by_hand, rel=1e-14)
+    assert isinstance(found.value, float)
+
+
+@pytest.mark.parametrize("name", matching_names())
+def test_value_keeps_terms_that_a_float32_sum_would_lose(name):
+    # Off the diagonal everything is worse, so all methods pick the diagonal; next to 2^18, float32 drops 2^-8.
+    affinity = np.full((32, 32), -(2.0**18), dtype=np.float32)
+    np.fill_diagonal(affinity, [2.0**18] + [2.0**-8] * 30 + [-(2.0**18)])
+    assert match_affinity(affinity, name).value == 30 * 2.0**-8
+
+
+@pytest.mark.parametrize("name", [name for name in matching_names() if get_matching(name)[1].symmetric])
+@pytest.mark.parametrize("shape", [(6, 6), (4, 7)])
+def test_symmetric_methods_give_equal_values_both_ways(name, shape):
+    affinity = np.random.default_rng(3).normal(size=shape)
+    assert match_affinity(affinity, name).value == pytest.approx(match_affinity(affinity.T, name).value, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_methods_reach_the_best_of_all_permutations(name, shape, kind):
+    for seed in range(3):
+        affinity = affinity_of_kind(kind, *shape, np.random.default_rng(seed))
+        tolerance = 1e-9 * np.abs(affinity).max() * min(shape)
+        assert abs(match_affinity(affinity, name).value - best_by_brute_force(affinity)) <= tolerance
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2), (4, 6), (6, 4)])
+def test_rectangular_matching_equals_padding_the_smaller_image_with_zero_vectors(name, shape):
+    rng = np.random.default_rng(4)
+    # All affinities are negative: a method that left locations of the smaller side out would get a larger value.
+    x, y = np.abs(rng.normal(size=(shape[0], 3))), -np.abs(rng.normal(size=(shape[1], 3)))
+    larger = max(shape)
+    padded_x, padded_y = (np.vstack([tokens, np.zeros((larger - len(tokens), 3))]) for tokens in (x, y))
+    assert match(x, y, name).value < 0
+    assert match(x, y, name).value == pytest.approx(match(padded_x, padded_y, name).value, rel=1e-12)
+    assert match(x, y, name).value == pytest.approx(best_by_brute_force(padded_x @ padded_y.T), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_planted_permutation_of_64_locations_is_recovered(name, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 32, generator=generator).to(dtype)
+    order = torch.randperm(64, generator=generator)
+    found = match(x, x[order], name)
+    # Location order[t] of x is location t of y.
+    assert found.permutation.tolist() == torch.argsort(order).tolist()
+    assert found.value == pytest.approx(float(x.double().square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(kind=st.sampled_from(KINDS), rows=st.integers(1, 8), columns=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
+@example(kind="normal", rows=5, columns=5, seed=0)
+@example(kind="normal", rows=3, columns=6, seed=0)
+def test_scipy_and_lap_agree_on_the_value(scale, dtype, kind, rows, columns, seed):
+    affinity = (affinity_of_kind(kind, rows, columns, np.random.default_rng(seed)) * scale).astype(dtype)
+    first, second = match_affinity(affinity, "scipy"), match_affinity(affinity, "lap")
+    assert_is_matching(first.permutation, rows, columns)
+    assert_is_matching(second.permutation, rows, columns)
+    assert abs(first.value - second.value) <= 1e-9 * float(np.abs(affinity).max()) * min(rows, columns)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_the_scale_of_an_affinity_does_not_change_who_is_matched(name, scale):
+    for seed in range(10):
+        affinity = np.random.default_rng(seed).normal(size=(6, 6))
+        expected = match_affinity(affinity, name).permutation
+        assert match_affinity(affinity * scale, name).permutation.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_float32_tokens_of_extreme_scale_are_matched_like_ordinary_ones(name, scale):
+    # Their products leave the range of float32; the tokens themselves are finite and ordinary in float64.
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(2, 7, 3))
+    found = match((x * scale).astype(np.float32), (y * scale).astype(np.float32), name)
+    assert found.permutation.tolist() == match(x, y, name).permutation.tolist()
+    assert found.value == pytest.approx(match(x, y, name).value * scale**2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((3, 3), [0, 1, 2]), ((2, 4), [0, 1]), ((4, 2), [0, 1, -1, -1]), ((3, 1), [0, -1, -1])]
+)
+def test_identity_matches_equal_locations_and_leaves_the_surplus_out(shape, expected):
+    affinity = np.random.default_rng(6).normal(size=shape)
+    found = match_affinity(affinity, "identity")
+    assert found.permutation.tolist() == expected
+    assert found.value == pytest.approx(np.trace(affinity), rel=1e-12)
+
+
+@pytest.mark.parametrize("locations", [(5, 5), (3, 5), (5, 3)])
+def test_products_of_identity_equal_its_value_for_every_pair(locations):
+    x, y = torch.randn(4, locations[0], 3).double(), torch.randn(2, locations[1], 3).double()
+    products = get_matching("identity")[1].products(x, y)
+    expected = [[match(a, b, "identity").value for b in y] for a in x]
+    np.testing.assert_allclose(products, expected, rtol=1e-12)
+
+
+def test_aligned_products_of_large_layers_do_not_depend_on_the_pieces_summed(monkeypatch):
+    x, y = torch.randn(3, 7, 4), torch.randn(2, 6, 4)
+    whole = aligned_products(x, y)
+    monkeypatch.setattr("rsm_probe.matching.identity._CHUNK", 1)
+    np.testing.assert_allclose(aligned_products(x, y), whole, rtol=1e-12)
+    expected = np.einsum("isc,jsc->ij", x[:, :6].double().numpy(), y.double().numpy())
+    np.testing.assert_allclose(whole, expected, rtol=1e-12)
+
+
+def test_methods_that_need_affinities_say_so_when_asked_for_products():
+    with pytest.raises(NotImplementedError, match="scipy works on affinities"):
+        get_matching("scipy")[1].products(torch.ones(1, 2, 3), torch.ones(1, 2, 3))
+
+
+def test_matched_sum_of_rows_without_partner_adds_nothing():
+    affinity = np.array([[1.0, 2.0], [4.0, 8.0], [16.0, 32.0]])
+    assert matched_sum(affinity, np.array([1, -1, 0])) == 18.0
+    # -1 must not be read as "the last column".
+    assert matched_sum(affinity, np.array([-1, -1, -1])) == 0.0
+
+
+@pytest.mark.parametrize("name", matching_names())
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_with_their_position(name, bad):
+    affinity = np.zeros((3, 4))
+    affinity[2, 1] = bad
+    with pytest.raises(MatchingError, match=rf"affinity\[2, 1\] is {bad}"):
+        match_affinity(affinity, name)
+    with pytest.raises(MatchingError, match=rf"x\[2, 1\] is {bad}"):
+        match(affinity, np.zeros((3, 4)), name)
+    with pytest.raises(MatchingError, match=rf"y\[2, 1\] is {bad}"):
+        match(torch.zeros(3, 4), torch.from_numpy(affinity).float(), name)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int64]
+)
+def test_real_dtypes_of_tensors_are_matched_alike(dtype):
+    rng = np.random.default_rng(7)
+    # Small integers are exact in all of these types.
+    x, y = rng.integers(-4, 5, size=(2, 6, 4))
+    expected = best_by_brute_force(x @ y.T)
+    assert match(torch.from_numpy(x).to(dtype), torch.from_numpy(y).to(dtype)).value == expected
+    assert match_affinity(torch.from_numpy(x @ y.T).to(dtype)).value == expected
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int16", "int64", ">f4", ">f8"])
+def test_real_dtypes_of_arrays_are_matched_alike(dtype):
+    rng = np.random.default_rng(8)
+    x, y = rng.integers(-4, 5, size=(2, 6, 4))
+    expected = best_by_brute_force(x @ y.T)
+    assert match(x.astype(dtype), y.astype(dtype)).value == expected
+    assert match_affinity((x @ y.T).astype(dtype)).value == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (torch.float32, torch.float64),
+        (torch.float16, torch.float64),
+        (torch.bfloat16, torch.float16),
+        (torch.int64, torch.float64),
+    ],
+)
+def test_images_of_different_dtypes_can_be_matched(first, second):
+    x, y = torch.from_numpy(np.random.default_rng(9).integers(-4, 5, size=(2, 6, 4)))
+    expected = match(x.double(), y.double()).value
+    assert match(x.to(first), y.to(second)).value == expected
+    assert match(y.to(second), x.to(first)).value == expected
+
+
+def test_a_tensor_and_an_array_of_integers_can_be_matched():
+    x, y = np.random.default_rng(10).integers(-4, 5, size=(2, 6, 4))
+    assert match(torch.from_numpy(x), y).value == best_by_brute_force(x @ y.T)
+
+
+@pytest.mark.parametrize("name", matching_names())
+def test_inputs_that_are_not_contiguous_give_the_same_matching(name):
+    rng = np.random.default_rng(11)
+    wide = rng.normal(size=(6, 12)).astype(np.float32)
+    views = [wide[:, ::2], wide[::-1, :6], wide[:, 6:].T, np.asfortranarray(wide[:, :6])]
+    for view in views:
+        plain = match_affinity(np.ascontiguousarray(view), name)
+        assert match_affinity(view, name).permutation.tolist() == plain.permutation.tolist()
+        tokens = match(np.ascontiguousarray(view), np.ascontiguousarray(wide[:, 3:9]), name)
+        assert match(view, wide[:, 3:9], name).permutation.tolist() == tokens.permutation.tolist()
+    transposed = torch.from_numpy(wide[:, :6].copy()).T
+    expected = match_affinity(transposed.contiguous(), name)
+    assert match_affinity(transposed, name).permutation.tolist() == expected.permutation.tolist()
+
+
+def test_inputs_are_left_as_they_were():
+    affinity = np.random.default_rng(12).normal(size=(5, 5))
+    kept = affinity.copy()
+    for name in matching_names():
+        match_affinity(affinity, name)
+    np.testing.assert_array_equal(affinity, kept)
+
+
+def test_tensors_that_require_gradients_can_be_matched():
+    x = torch.randn(4, 3, requires_grad=True)
+    assert match(x, x).permutation.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("optimul", "optimal"), ("identiti", "identity"), ("scipi", "scipy")])
+def test_unknown_methods_are_refused_with_the_nearest_name(wrong, right):
+    with pytest.raises(
+        MatchingError, match=f"unknown matching '{wrong}'; nearest: '{right}'.*known: identity, optimal"
+    ):
+        match_affinity(np.eye(2), wrong)
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 3), (3, 0), (2, 3, 3), ()])
+def test_an_affinity_that_is_no_matrix_is_refused_with_its_shape(shape):
+    with pytest.raises(MatchingError, match=r"affinity has shape \(S, T\).*found \("):
+        match_affinity(np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 3), (3, 0), (2, 3, 3)])
+def test_tokens_that_are_no_matrix_are_refused_with_their_name(shape):
+    with pytest.raises(MatchingError, match=r"^x must hold tokens \(S, C\)"):
+        match(np.zeros(shape), np.zeros((3, 3)))
+    with pytest.raises(MatchingError, match=r"^y must hold tokens \(S, C\)"):
+        match(np.zeros((3, 3)), np.zeros(shape))
+
+
+def test_tokens_with_different_channels_are_refused_with_both_numbers():
+    with pytest.raises(MatchingError, match="x has 4 channels and y has 5"):
+        match(np.zeros((3, 4)), np.zeros((3, 5)))
+
+
+@pytest.mark.parametrize("values", [np.ones((2, 2), dtype=complex), torch.ones(2, 2) * 1j, np.array([["a", "b"]])])
+def test_values_that_are_no_real_numbers_are_refused(values):
+    with pytest.raises(MatchingError, match="expected real numbers, found dtype"):
+        match_affinity(values)
+
+
+def test_matching_errors_are_caught_as_project_errors_and_as_value_errors():
+    for family in (RsmProbeError, ValueError):
+        with pytest.raises(family, match="affinity has shape"):
+            match_affinity(np.zeros(3))
+
+
+@dataclass(frozen=True)
+class Shifted(Matching):
+    """Location s answers to location s + by."""
+
+    by: int = 1
+    name: ClassVar[str] = "shifted"
+    exact: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = False
+    needs_affinity: ClassVar[bool] = True
+    growth: ClassVar[float] = 1.0
+
+    def permutation(self, affinity):
+        return (np.arange(len(affinity)) + self.by) % affinity.shape[1]
+
+
+def test_a_method_object_is_used_with_its_own_options():
+    affinity = np.arange(16.0).reshape(4, 4)
+    found = match_affinity(affinity, Shifted(by=2))
+    assert found.permutation.tolist() == [2, 3, 0, 1]
+    assert (found.solver, found.status) == ("shifted", "feasible")
+    assert found.value == affinity[0, 2] + affinity[1, 3] + affinity[2, 0] + affinity[3, 1]

@@ -1,0 +1,328 @@
+"""Models by name, from local folders and files, and as they are, with their preprocessing."""
+
+import socket
+import time
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from rsm_probe.errors import ModelError
+from rsm_probe.sources.models import LoadedModel, load_model, to_tensor
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """No address resolves, no connection is made, no cache holds anything."""
+    from huggingface_hub import constants
+
+    def refuse(*args, **kwargs):
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    return ViTModel(config).eval()
+
+
+@pytest.fixture
+def vit_folder(vit, tmp_path):
+    """What transformers keeps of a model: configuration and preprocessing, without weights."""
+    from transformers import ViTImageProcessor
+
+    folder = tmp_path / "org" / "tiny-vit"
+    vit.config.save_pretrained(folder)
+    ViTImageProcessor(
+        size={"height": 32, "width": 32}, image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25]
+    ).save_pretrained(folder)
+    return folder
+
+
+def saved(module: nn.Module, path) -> str:
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path)
+    return str(path)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    states = one.state_dict(), other.state_dict()
+    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+# By library
+
+
+def test_torchvision_model_comes_with_its_preprocessing(picture, no_network):
+    loaded = load_model("torchvision:resnet18", weights=None)
+    assert type(loaded.module) is torchvision.models.ResNet
+    assert loaded.name == "resnet18"
+    assert not any(module.training for module in loaded.module.modules())
+    expected = torchvision.models.ResNet18_Weights.DEFAULT.transforms()(picture)
+    assert torch.equal(loaded.preprocess(picture), expected)
+    assert loaded.preprocess(picture).shape == (3, 224, 224)
+
+
+def test_timm_model_comes_with_its_preprocessing(picture, no_network):
+    loaded = load_model("timm:test_vit", weights=None)
+    assert type(loaded.module).__name__ == "VisionTransformer"
+    assert loaded.name == "test_vit"
+    assert not any(module.training for module in loaded.module.modules())
+    options = timm.data.resolve_data_config({}, model=loaded.module)
+    expected = timm.data.create_transform(**options, is_training=False)(picture)
+    assert expected.shape == (3, 160, 160)
+    assert torch.equal(loaded.preprocess(picture), expected)
+
+
+def test_transformers_model_comes_from_a_local_folder(vit_folder, picture, no_network):
+    loaded = load_model(f"hf:{vit_folder}", weights=None)
+    assert type(loaded.module).__name__ == "ViTModel"
+    assert loaded.name == "tiny-vit"
+    assert not any(module.training for module in loaded.module.modules())
+    # One colour keeps its value however it is resized.
+    even = loaded.preprocess(Image.new("RGB", (50, 40), (51, 102, 204)))
+    assert even.shape == (3, 32, 32)
+    expected = (torch.tensor([0.2, 0.4, 0.8]) - 0.5) / 0.25
+    torch.testing.assert_close(even, expected[:, None, None].expand(3, 32, 32), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert loaded.module(loaded.preprocess(picture)[None]).last_hidden_state.shape == (1, 17, 16)
+
+
+def test_trailing_slash_of_a_folder_does_not_change_the_name(vit_folder):
+    assert load_model(f"hf:{vit_folder}/", weights=None).name == "tiny-vit"
+
+
+def test_grey_pictures_are_preprocessed_too(vit_folder):
+    grey = Image.new("L", (40, 40), 128)
+    for source in ("torchvision:resnet18", f"hf:{vit_folder}"):
+        assert load_model(source, weights=None).preprocess(grey.convert("RGB")).shape[0] == 3
+    assert load_model(f"hf:{vit_folder}", weights=None).preprocess(grey).shape == (3, 32, 32)
+
+
+def test_default_weights_of_a_local_folder_are_loaded(vit, vit_folder, no_network):
+    vit.save_pretrained(vit_folder)
+    loaded = load_model(f"hf:{vit_folder}")
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = vit(x).last_hidden_state
+        assert torch.equal(loaded.module(x).last_hidden_state, expected)
+        random = load_model(f"hf:{vit_folder}", weights=None).module(x).last_hidden_state
+    assert not torch.allclose(random, expected)
+
+
+def test_random_weights_are_those_of_the_seed(no_network):
+    models = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        models.append(load_model("timm:test_vit", weights=None).module)
+    assert same_weights(models[0], models[1])
+    assert not same_weights(models[0], models[2])
+
+
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "fcn_resnet50"])
+def test_random_weights_are_random_in_the_backbone_too(name, no_network):
+    # torchvision fetches a pretrained backbone for these unless it is told not to.
+    assert load_model(f"torchvision:{name}", weights=None).name == name
+
+
+def test_name_can_be_given(vit_folder, small_resnet):
+    assert load_model("timm:test_vit", weights=None, name="mine").name == "mine"
+    assert load_model(small_resnet, name="mine").name == "mine"
+    assert load_model(lambda: small_resnet, name="mine").name == "mine"
+
+
+def test_preprocessing_is_beside_the_module_not_on_it(vit_folder):
+    for source in ("torchvision:resnet18", "timm:test_vit", f"hf:{vit_folder}"):
+        loaded = load_model(source, weights=None)
+        assert callable(loaded.preprocess)
+        assert not [name for name in dir(loaded.module) if "preprocess" in name.lower()]
+
+
+def test_blank_input_fits_the_model(vit_folder):
+    for source, size in (("timm:test_vit", 160), (f"hf:{vit_folder}", 32)):
+        loaded = load_model(source, weights=None)
+        assert loaded.blank_input().shape == (1, 3, size, size)
+        with torch.no_grad():
+            loaded.module(loaded.blank_input())
+
+
+# Weights from files
+
+
+def test_weights_file_is_loaded(tmp_path, no_network):
+    torch.manual_seed(5)
+    trained = timm.create_model("test_vit").eval()
+    loaded = load_model("timm:test_vit", weights=saved(trained, tmp_path / "w.safetensors"))
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(loaded.module(x), trained(x))
+
+
+def test_weights_file_is_loaded_into_each_library(vit, vit_folder, tmp_path, no_network):
+    resnet = torchvision.models.resnet18()
+    for source, module in ((f"hf:{vit_folder}", vit), ("torchvision:resnet18", resnet)):
+        loaded = load_model(source, weights=saved(module, tmp_path / "w.safetensors"))
+        assert same_weights(loaded.module, module)
+
+
+@pytest.mark.parametrize("form", ["module", "factory"])
+def test_weights_file_of_a_module_of_ones_own_is_not_passed_over(form, tmp_path):
+    torch.manual_seed(5)
+    trained, fresh = nn.Linear(3, 2), nn.Linear(3, 2)
+    path = saved(trained, tmp_path / "w.safetensors")
+    loaded = load_model(fresh if form == "module" else lambda: fresh, weights=path)
+    assert same_weights(loaded.module, trained)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    path = saved(nn.Linear(3, 2), tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"w.safetensors do not fit VisionTransformer"):
+        load_model("timm:test_vit", weights=path)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"no weights at all")
+    with pytest.raises(ModelError, match=r"w.safetensors"):
+        load_model("timm:test_vit", weights=path)
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(ModelError, match=r"no weights at .*absent.safetensors"):
+        load_model("timm:test_vit", weights=tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "imagenet"])
+def test_weights_that_could_run_code_are_refused(name, tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / name)
+    with pytest.raises(ModelError, match=rf"must be 'default', None or a .safetensors file, found .*{name}"):
+        load_model("timm:test_vit", weights=tmp_path / name)
+
+
+# Names that are wrong
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("torchvision:resnet81", r"torchvision has no model 'resnet81'; nearest: .*'resnet18'"),
+        ("torchvision:vit_b16", r"nearest: .*'vit_b_16'"),
+        ("timm:vit_tiny_patch16_225", r"timm has no model 'vit_tiny_patch16_225'; nearest: .*'vit_tiny_patch16_224'"),
+        ("timm:resnet_18", r"nearest: .*'resnet18'"),
+    ],
+)
+def test_unknown_model_is_answered_with_the_nearest(source, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(source, weights=None)
+
+
+@pytest.mark.parametrize("source", ["keras:resnet18", "resnet18", "torchvision:", "", ":resnet18", "TIMM:resnet18"])
+def test_unknown_library_names_the_known_ones(source):
+    with pytest.raises(ModelError, match=r"'torchvision:\.\.\.', 'timm:\.\.\.', 'hf:\.\.\.'") as caught:
+        load_model(source, weights=None)
+    assert repr(source) in str(caught.value)
+
+
+def test_missing_folder_and_missing_file_are_named(tmp_path, no_network):
+    with pytest.raises(ModelError, match="absent"):
+        load_model(f"hf:{tmp_path / 'absent'}", weights=None)
+    with pytest.raises(ModelError, match=r"no trained network at .*absent.safetensors"):
+        load_model(tmp_path / "absent.safetensors")
+
+
+def test_folder_without_weights_says_that_random_ones_can_be_had(vit_folder, no_network):
+    with pytest.raises(ModelError, match="weights=None"):
+        load_model(f"hf:{vit_folder}")
+
+
+@pytest.mark.parametrize("source", ["torchvision:resnet18", "timm:test_vit", "hf:organisation/some-model"])
+def test_weights_that_cannot_be_fetched_say_quickly_what_to_do(source, no_network):
+    start = time.perf_counter()
+    with pytest.raises(ModelError, match=rf"cannot load {source}: .*check the network.*cache.*weights=None"):
+        load_model(source)
+    assert time.perf_counter() - start < 10
+
+
+# Modules of one's own
+
+
+def test_module_is_taken_as_it_is(small_resnet):
+    loaded = load_model(small_resnet)
+    assert loaded.module is small_resnet
+    assert loaded.name == "ResNet"
+    assert loaded.preprocess is to_tensor
+
+
+def test_factory_is_called_and_its_module_put_into_evaluation_mode():
+    loaded = load_model(lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+    assert type(loaded.module) is nn.Sequential
+    assert not any(module.training for module in loaded.module.modules())
+
+
+def test_class_of_modules_is_a_factory():
+    class Mine(nn.Module):
+        pass
+
+    assert type(load_model(Mine).module) is Mine
+
+
+def test_factory_of_something_else_is_refused():
+    with pytest.raises(ModelError, match=r"must return a torch.nn.Module, found dict"):
+        load_model(dict)
+
+
+def test_loaded_model_is_returned_as_it_is(small_resnet):
+    loaded = LoadedModel("mine", small_resnet, to_tensor)
+    assert load_model(loaded) is loaded
+
+
+def test_plain_preprocessing_is_rgb_between_zero_and_one():
+    image = Image.new("RGB", (4, 2), (0, 51, 255))
+    image.putpixel((3, 1), (255, 255, 255))
+    tensor = to_tensor(image)
+    assert tensor.shape == (3, 2, 4)
+    assert tensor.dtype == torch.float32
+    torch.testing.assert_close(tensor[:, 0, 0], torch.tensor([0.0, 0.2, 1.0]))
+    assert tensor[:, 1, 3].tolist() == [1.0, 1.0, 1.0]
+    assert to_tensor(Image.new("L", (4, 2), 255)).min() == 1
+
+
+# Fingerprints
+
+
+def test_fingerprint_knows_weights_buffers_and_class_again():
+    def model(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+    def fingerprint(module):
+        return LoadedModel("any", module, to_tensor).fingerprint
+
+    one = model(0)
+    assert fingerprint(one) == fingerprint(model(0)) == LoadedModel("other name", model(0), to_tensor).fingerprint
+    changed = model(0)
+    changed[1].running_mean[1] += 1
+    half = model(0).half()
+    other_class = nn.ModuleList(model(0).children())
+    assert len({fingerprint(m) for m in (one, model(1), changed, half, other_class)}) == 5
