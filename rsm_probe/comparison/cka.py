@@ -107,9 +107,9 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
     """
     if isinstance(estimator, Estimator):
         return estimator
-    if estimator not in _ESTIMATORS:
+    if not isinstance(estimator, str) or estimator not in _ESTIMATORS:
         known = ", ".join(_ESTIMATORS)
-        raise ComparisonError(f"unknown estimator {estimator!r}{nearest(estimator, _ESTIMATORS)} (known: {known})")
+        raise ComparisonError(f"unknown estimator {estimator!r}{nearest(str(estimator), _ESTIMATORS)} (known: {known})")
     return _ESTIMATORS[estimator]
 
 

@@ -28,7 +28,7 @@ def get_matching(matching: str | Matching) -> tuple[str, Matching]:
     """
     if isinstance(matching, Matching):
         return matching.name, matching
-    if matching not in _METHODS:
-        hint = nearest(matching, _METHODS)
+    if not isinstance(matching, str) or matching not in _METHODS:
+        hint = nearest(str(matching), _METHODS)
         raise MatchingError(f"unknown matching {matching!r}{hint} (known: {', '.join(_METHODS)})")
     return matching, _METHODS[matching]

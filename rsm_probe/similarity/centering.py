@@ -19,7 +19,9 @@ def check_centering(centering: str | None) -> Centering | None:
     """
     known = get_args(Centering)
     if centering is not None and centering not in known:
-        raise RepresentationError(f"unknown centering {centering!r}{nearest(centering, known)} (known: None, {known})")
+        raise RepresentationError(
+            f"unknown centering {centering!r}{nearest(str(centering), known)} (known: None, {known})"
+        )
     return centering  # type: ignore[return-value]
 
 

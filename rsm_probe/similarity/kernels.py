@@ -14,8 +14,8 @@ import numpy as np
 
 from rsm_probe.errors import ComparisonError, nearest
 
-# Rounding errors of a distance, relative to the norms that it is the difference of.
-_ROUNDING = 64 * np.finfo(np.float64).eps
+# What rounding leaves of a distance of 0, relative to the norms that it is the difference of: affinities are float32.
+_ROUNDING = float(np.finfo(np.float32).eps)
 
 
 class Kernel(ABC):
@@ -68,8 +68,8 @@ class RBF(Kernel):
 
     Attributes:
         sigma2: the squared width; None for the median squared distance over the pairs at hand (without the diagonal
-            where rows and columns are the same images). If that median is 0, the limit is taken: 1 at distance 0,
-            else 0.
+            where rows and columns are the same images). Distances below the resolution of float32 count as 0. If that
+            median is 0, the limit is taken: 1 at distance 0, else 0.
     """
 
     name: ClassVar[str] = "rbf"
@@ -83,7 +83,6 @@ class RBF(Kernel):
         """Turns products into squared distances, clamped at 0, and those into similarities."""
         scale = norms_x[:, None] + norms_y[None, :]
         distances = scale - 2.0 * products
-        # Below this, and below 0, is what rounding leaves of a distance of 0.
         distances[distances <= _ROUNDING * scale] = 0.0
         sigma2 = self.sigma2
         if sigma2 is None:
@@ -110,6 +109,8 @@ def get_kernel(kernel: str | Kernel) -> Kernel:
     """
     if isinstance(kernel, Kernel):
         return kernel
-    if kernel not in _KERNELS:
-        raise ComparisonError(f"unknown kernel {kernel!r}{nearest(kernel, _KERNELS)} (known: {', '.join(_KERNELS)})")
+    if not isinstance(kernel, str) or kernel not in _KERNELS:
+        raise ComparisonError(
+            f"unknown kernel {kernel!r}{nearest(str(kernel), _KERNELS)} (known: {', '.join(_KERNELS)})"
+        )
     return _KERNELS[kernel]

@@ -29,7 +29,8 @@ class PairMatcher:
 
     Args:
         workers: CPU threads that match; None for one per available core. The result does not depend on it.
-        memory: bytes, or text such as "1GB": how much the affinities waiting to be matched may occupy.
+        memory: bytes, or text such as "1GB": how much the affinities waiting to be matched may occupy; one block of
+            8 MB may always wait.
         on_pairs: called with the number of pairs whenever some are done.
     """
 
@@ -200,7 +201,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def parse_bytes(amount: str | int) -> int:
@@ -209,14 +210,12 @@ def parse_bytes(amount: str | int) -> int:
     Raises:
         CostError: no amount above 0.
     """
-    if isinstance(amount, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*", amount, re.IGNORECASE)
-        if not found:
-            raise CostError(f"memory must be a number of bytes or text such as '2GB', found {amount!r}")
-        amount = int(float(found[1]) * _UNITS[found[2].upper()])
+    text = str(amount)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    amount = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()]) if found else 0
     if amount <= 0:
-        raise CostError(f"memory must be above 0, found {amount}")
-    return int(amount)
+        raise CostError(f"memory must be above 0: a number of bytes, or text such as '2GB'; found {text!r}")
+    return amount
 
 
 def format_bytes(amount: float) -> str:

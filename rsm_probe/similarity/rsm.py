@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from rsm_probe.errors import ComparisonError, MatchingError, RepresentationError
+from rsm_probe.errors import ComparisonError, MatchingError, RepresentationError, StorageError
 from rsm_probe.matching.inputs import real_tensor
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
@@ -89,7 +89,7 @@ class RSM:
         Raises:
             ComparisonError: rows and columns are different images.
         """
-        if self.dataset.attrs["image_sets"] != 1:
+        if self.dataset.attrs.get("image_sets", 1) != 1:
             raise ComparisonError("only the RSM of one set of images has eigenvalues")
         return float(np.linalg.eigvalsh(self.values)[0])
 
@@ -103,7 +103,7 @@ class RSM:
             raise ComparisonError("this RSM holds no inner products, so its kernel cannot be changed")
         chosen = get_kernel(kernel)
         norms = self.dataset["norm_a"].values, self.dataset["norm_b"].values
-        values = chosen(self.dataset["product"].values, *norms, same=self.dataset.attrs["image_sets"] == 1)
+        values = chosen(self.dataset["product"].values, *norms, same=self.dataset.attrs.get("image_sets", 1) == 1)
         dataset = self.dataset.assign(similarity=(("image_a", "image_b"), values))
         return RSM(dataset.assign_attrs(kernel=chosen.name))
 
@@ -122,7 +122,10 @@ class RSM:
         Raises:
             StorageError: there is no readable RSM at the path.
         """
-        return cls(open_dataset(path).load())
+        dataset = open_dataset(path)
+        if "similarity" not in dataset:
+            raise StorageError(f"{path} holds no RSM; it has {', '.join(map(str, dataset.data_vars)) or 'no arrays'}")
+        return cls(dataset.load())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype, copy=copy)
