@@ -32,7 +32,8 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     sweep, loop, pieces = readme_blocks("python")
     # Random weights and few images stand in for what would have to be downloaded.
     quick = sweep.replace('"torchvision:resnet18"', "small").replace('"timm:vit_tiny_patch16_224"', "vit")
-    quick = quick.replace('images="photos"', "images=photos(count=12, size=64)").replace("batch_size=50", "batch_size=6")
+    quick = quick.replace('images="photos"', "images=photos(count=12, size=64)")
+    quick = quick.replace("batch_size=50", "batch_size=6")
     assert quick != sweep
     torch.manual_seed(0)
     from timm.models.vision_transformer import VisionTransformer

@@ -210,10 +210,13 @@ def parse_bytes(amount: str | int) -> int:
     Raises:
         CostError: no amount above 0.
     """
-    found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(amount), re.IGNORECASE)
-    if not found:
-        raise CostError(f"memory must be a number of bytes or text such as '2GB', found {amount!r}")
-    found_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])
+    if isinstance(amount, int):
+        found_bytes = amount
+    else:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(amount), re.IGNORECASE)
+        if not found:
+            raise CostError(f"memory must be a number of bytes or text such as '2GB', found {amount!r}")
+        found_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])
     if found_bytes <= 0:
         raise CostError(f"memory must be above 0, found {amount!r}")
     return found_bytes
