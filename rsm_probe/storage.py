@@ -77,7 +77,7 @@ def load_arrays(path: str | Path) -> Arrays:
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise StorageError(f"cannot read {path}: {error}; remove it to compute it anew") from error
 
 
@@ -127,6 +127,8 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield fresh
         if path.is_dir():  # a folder cannot be replaced in one step
+            if not (fresh.is_dir() and (path / ".zgroup").is_file()):
+                raise OSError("a folder with other content is in its place")
             path.rename(stale)
             try:
                 fresh.rename(path)

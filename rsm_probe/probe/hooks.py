@@ -175,8 +175,9 @@ class Probe:
             return _Call(self._fired, None, str(error))
 
     def _layout_of(self, label: str) -> Layout | None:
+        names = (label, label.partition("#")[0])
         for pattern, layout in self._layouts.items():
-            if label == pattern or fnmatch.fnmatchcase(label, pattern):
+            if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names):
                 return layout
         return None
 

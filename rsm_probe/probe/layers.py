@@ -87,7 +87,10 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
         call = int(exact["call"]) if exact["call"] else None
         return [Selection(spec, exact["name"], call=call, key=exact["key"])]
     if any(char in spec for char in "*?["):
-        pattern = re.compile(_glob_to_regex(spec))
+        try:
+            pattern = re.compile(_glob_to_regex(spec))
+        except re.error as error:
+            raise LayerError(f"{spec!r} is no glob: {error}") from None
         return _matching(modules, spec, lambda name: pattern.fullmatch(name) is not None)
     wanted = exact["name"] if exact else spec
     raise LayerError(
@@ -110,8 +113,10 @@ def _glob_to_regex(glob: str) -> str:
     def translate(part: re.Match[str]) -> str:
         text = part[0]
         wildcards = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-        if text.startswith("["):
-            return f"[^.{text[2:-1]}]" if text[1] == "!" else text
+        if len(text) > 1 and text[0] == "[":
+            negated = text[1] == "!"
+            characters = re.escape(text[1 + negated : -1]).replace(r"\-", "-")
+            return f"[^.{characters}]" if negated else f"[{characters}]"
         return wildcards.get(text) or re.escape(text)
 
     return re.sub(r"\*\*|\[!?[^\]]+\]|.", translate, glob)

@@ -113,7 +113,8 @@ def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.M
     if shape[0] != batch:
         raise RepresentationError(
             f"its output has shape {shape}, but the batch holds {batch} images: images are folded into windows, "
-            f"regions or queries; probe the block around it instead"
+            f"regions or queries; probe the block around it instead, or, if the sequence comes first, say so with "
+            f"layouts={{'<layer>': 'TNC'}}"
         )
     if output.ndim == 2:
         return "NC"

@@ -29,7 +29,7 @@ class LoadedModel:
 
     Attributes:
         name: what the model is called in results.
-        module: the network, in evaluation mode.
+        module: the network, in evaluation mode; a module of one's own keeps the mode that it came in.
         preprocess: PIL image -> tensor (C, H, W).
     """
 
@@ -62,8 +62,8 @@ def load_model(
         source: "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:organisation/name" or "hf:" and a local
             folder, a `.safetensors` file that `rsm-probe train` wrote, a module of one's own, or a function that
             builds one.
-        weights: "default" for the library's pretrained weights (of a file: those in it), None for random ones, or the
-            path of a `.safetensors` file with a state dict.
+        weights: "default" for the library's pretrained weights (of a file or a module: its own), None for random ones
+            (a module keeps its own), or the path of a `.safetensors` file with a state dict.
         name: what to call the model in results; derived from the source where left out.
 
     Raises:
@@ -81,7 +81,9 @@ def load_model(
     if Path(source).suffix == ".safetensors":
         from rsm_probe.sources.training import load_trained
 
-        loaded = load_trained(source)
+        loaded = load_trained(source, pretrained=weights is not None)
+        if weights not in (None, "default"):
+            _load_state(loaded.module, Path(str(weights)))
         return LoadedModel(name or loaded.name, loaded.module, loaded.preprocess)
     library, _, title = str(source).partition(":")
     if library not in _LIBRARIES or not title:

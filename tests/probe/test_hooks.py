@@ -14,6 +14,15 @@ from rsm_probe import Probe
 from rsm_probe.errors import LayerError, RepresentationError
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # Images are too small for a second thread to help, and threads that wait for a busy processor cost seconds.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def resnet18() -> nn.Module:
     torch.manual_seed(0)

@@ -71,11 +71,14 @@ def test_single_character_wildcards_do_not_cross_dots(resnet18, pattern):
         resolve(resnet18, pattern)
 
 
-@pytest.mark.parametrize("pattern", ["layer[2-1]", "layer[\\]", "layer[^1]", "layer1[^x]0", "layer[", "layer[]"])
+@pytest.mark.parametrize("pattern", ["layer[2-1]", "layer[\\]", "layer1[^x]0", "layer[", "layer[]"])
 def test_broken_or_empty_character_class_matches_nothing(resnet18, pattern):
-    # `^` is a character like any other in a shell's class; `!` negates.
     with pytest.raises(LayerError, match="layer"):
         resolve(resnet18, pattern)
+
+
+def test_a_caret_is_a_character_like_any_other_in_a_class(resnet18):
+    assert names_of(resnet18, "layer[^1]") == ["layer1"]
 
 
 def test_dots_in_a_glob_are_literal():

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from rsm_probe.errors import ConfigError, ImageError, ModelError, RsmProbeError, StorageError
+from rsm_probe.sources import training
 from rsm_probe.sources.embedded import digits
 from rsm_probe.sources.models import load_model
 from rsm_probe.sources.training import (
@@ -121,6 +122,18 @@ def test_every_embedded_set_can_be_learnt(images, outputs, options):
 def test_every_allowed_number_of_steps_trains(steps, untrained):
     result = train(TrainingConfig(size=8, steps=steps, network=NETWORK), seed=4)
     assert not equal(weights(result.module), weights(untrained.module))
+
+
+def test_batches_are_one_random_order_after_another():
+    def drawn(seed):
+        return np.concatenate(list(training._batches(count=10, size=4, steps=5, seed=seed)))
+
+    # Five batches of four are twice all ten images, in another order each time.
+    first, second = drawn(0)[:10], drawn(0)[10:]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert list(first) != list(second)
+    assert list(first) != list(range(10))
+    assert list(drawn(0)) == list(drawn(0)) != list(drawn(1))
 
 
 @pytest.mark.parametrize("steps", [-1, 1, 5, 9])
