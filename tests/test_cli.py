@@ -176,13 +176,22 @@ def test_interrupt_says_how_to_continue_and_continues(tmp_path):
         str(tmp_path / "out"),
         "--no-figures",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells start background jobs with this signal ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     state = tmp_path / "out" / "checkpoint" / "sums.npz"
     deadline = time.monotonic() + 90
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    try:
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert "run the same command again to continue" in errors
     assert "Traceback" not in errors
