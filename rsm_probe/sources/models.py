@@ -39,8 +39,10 @@ class LoadedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the class, and of all parameters and buffers, by which a stored result knows its model again."""
-        digest = hashlib.sha256(type(self.module).__qualname__.encode())
+        """A hash of class, preprocessing, parameters and buffers, by which a stored result knows its model again."""
+        # The text of a function holds its address, which differs from run to run; its name does not.
+        prepared = getattr(self.preprocess, "__qualname__", None) or repr(self.preprocess)
+        digest = hashlib.sha256(f"{type(self.module).__qualname__} {prepared}".encode())
         for name, tensor in self.module.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

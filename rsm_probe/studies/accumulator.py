@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rsm_probe.comparison.cka import cka_grid, get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
-from rsm_probe.errors import ComparisonError, RepresentationError
+from rsm_probe.errors import ComparisonError, LayerError, RepresentationError, nearest
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.affinity import squared_norms
@@ -79,8 +79,11 @@ class Accumulator:
         memory: str | int = "1GB",
         on_pairs: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self.methods = dict(get_matching(matching) for matching in several(matchings, "matchings"))
+        named = [get_matching(matching) for matching in several(matchings, "matchings")]
+        self.methods = dict(named)
         self.kernels = [get_kernel(kernel) for kernel in several(kernels, "kernels")]
+        _require_distinct("matchings", [label for label, _ in named])
+        _require_distinct("kernels", [kernel.name for kernel in self.kernels])
         self.estimators = [get_estimator(estimator) for estimator in several(estimators, "estimators")]
         self.means = means
         self.batches = 0
@@ -121,6 +124,7 @@ class Accumulator:
             RepresentationError: NaN or infinity (the message names layer and image), or another number of images than
                 in another layer.
             ComparisonError: too few images for an estimator; layers that differ from the batch before.
+        LayerError: `keep` names a layer that is not there.
             CostError: one affinity alone exceeds the memory budget.
         """
         layers = list(walk(probed))
@@ -156,6 +160,10 @@ class Accumulator:
             raise ComparisonError(
                 f"this batch has other layers than the ones before: {_first_difference(self._keys, keys)}"
             )
+        names = {layer for _, layer, _ in layers}
+        for pattern in self.keep:
+            if not fnmatch.filter(names, pattern):
+                raise LayerError(f"keep names no layer of this sweep: {pattern!r}{nearest(pattern, names)}")
         self._keys = keys
 
     def _make_keys(self, layers: list[tuple[str, str]]) -> list[RsmKey]:
@@ -232,6 +240,12 @@ class Accumulator:
         self.batches, self.images = int(state["batches"]), int(state["images"])
         self._keys = [RsmKey.from_texts(texts) for texts in state["keys"]]
         self._sums = {name.removeprefix("hsic_"): v for name, v in state.items() if name.startswith("hsic_")}
+
+
+def _require_distinct(what: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ComparisonError(f"{what} holds {name!r} more than once, and results are told apart by name")
 
 
 def several(values: Any, what: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -97,22 +98,23 @@ def sweep(
     methods = dict(map(get_matching, matchings))
     checkpoint = None
     if out is not None:
-        settings = {
-            "models": {name: model.fingerprint for name, model in loaded.items()},
-            "images": chosen.fingerprint(),
-            "layers": layers
-            if isinstance(layers, str)
-            else dict(layers)
-            if isinstance(layers, Mapping)
-            else list(layers),
-            "matchings": {label: repr(method) for label, method in methods.items()},
-            "kernels": [repr(get_kernel(kernel)) for kernel in kernels],
-            "estimators": estimators,
-            "batch_size": batch_size,
-            "seed": seed,
-            "centering": check_centering(centering),
-            "keep": list(keep),
-        }
+        # As JSON gives it back: tuples become lists.
+        settings = json.loads(
+            json.dumps(
+                {
+                    "models": {name: model.fingerprint for name, model in loaded.items()},
+                    "images": chosen.fingerprint(),
+                    "layers": layers,
+                    "matchings": {label: repr(method) for label, method in methods.items()},
+                    "kernels": [repr(get_kernel(kernel)) for kernel in kernels],
+                    "estimators": estimators,
+                    "batch_size": batch_size,
+                    "seed": seed,
+                    "centering": check_centering(centering),
+                    "keep": keep,
+                }
+            )
+        )
         checkpoint = Checkpoint(Path(out) / "checkpoint", settings)
         if (Path(out) / "result.zarr").exists():
             return SweepResult.open(Path(out) / "result.zarr")

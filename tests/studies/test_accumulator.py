@@ -155,3 +155,12 @@ def test_state_continues_to_the_same_numbers():
         second.update(batch)
     np.testing.assert_array_equal(whole.cka.values, second.cka.values)
     assert second.images == 24
+
+
+def test_names_that_cannot_be_told_apart_or_found_are_refused():
+    from rsm_probe.similarity.kernels import RBF
+
+    with pytest.raises(ComparisonError, match="kernels holds 'rbf' more than once"):
+        Accumulator(kernels=(RBF(1.0), RBF(2.0)))
+    with pytest.raises(LayerError, match=r"keep names no layer of this sweep: 'layr'; nearest: 'layer'"):
+        Accumulator(keep=["layr"]).update(random_layers(6, 0, layer=(4, 3)))

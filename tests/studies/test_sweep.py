@@ -277,3 +277,15 @@ def test_preprocessing_belongs_to_the_model(images):
     models = [LoadedModel("plain", net, to_tensor), LoadedModel("double", net, double)]
     result = rsm_probe.sweep(models, images, "0", "identity", keep=["0"])
     assert not np.allclose(result.rsms.values[0, 0], result.rsms.values[0, 1])
+
+
+def test_a_folder_of_other_preprocessing_is_refused(small_resnet, images, tmp_path):
+    def inverted(image):
+        return 1 - to_tensor(image)
+
+    for preprocess in (to_tensor, inverted):
+        model = LoadedModel("net", small_resnet, preprocess)
+        if preprocess is to_tensor:
+            sweep(model, images, out=tmp_path)
+    with pytest.raises(StorageError, match="models was"):
+        sweep(model, images, out=tmp_path)
