@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rsm_probe.errors import RsmProbeError
+from rsm_probe.errors import RsmProbeError, StorageError
 
 app = typer.Typer(
     help="Shows what vision models consider similar.\n\n"
@@ -52,7 +53,6 @@ def run(
 @app.command()
 def figures(run_folder: Annotated[Path, typer.Argument(help="the folder of a finished run")]) -> None:
     """Draw the figures of a finished run again."""
-    from rsm_probe.errors import StorageError
     from rsm_probe.studies.registry import read_study
 
     if not (run_folder / "config.yaml").is_file():
@@ -133,8 +133,11 @@ def train(
 def _draw(study: Any, folder: Path) -> None:
     for name, figure in study.figures(folder).items():
         file = folder / "figures" / f"{name}.png"
-        file.parent.mkdir(exist_ok=True)
-        figure.savefig(file, dpi=150, bbox_inches="tight")
+        try:
+            file.parent.mkdir(exist_ok=True)
+            figure.savefig(file, dpi=150, bbox_inches="tight")
+        except OSError as error:
+            raise StorageError(f"cannot write {file}: {error}") from error
         typer.echo(f"figure: {file}")
 
 
@@ -157,6 +160,13 @@ def main() -> None:
         except RsmProbeError as error:
             typer.echo(f"error: {error}", err=True)
             sys.exit(2)
+        except Exception as error:
+            if os.environ.get("RSM_PROBE_DEBUG"):
+                raise
+            typer.echo(
+                f"error: {type(error).__name__}: {error} (unexpected; set RSM_PROBE_DEBUG=1 to see where)", err=True
+            )
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Labelled arrays on disk: xarray datasets in Zarr for results, plain arrays for checkpoints; never pickle.
 
-Everything is written beside its destination and moved there in one step, so that a reader, or a run that
-was killed, finds either the old content or the new one.
+Everything is written beside its destination and moved there when it is complete. A file is replaced in one step; a
+folder in two, between which a kill leaves the old one beside its place under a name that begins with a dot.
 """
 
 from __future__ import annotations

@@ -129,6 +129,11 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
         ({"images": {"source": "no/such/folder"}}, r"no image folder at no/such/folder"),
         ({"images": {"source": "digts"}}, r"no image.*digts"),
         ({"max_hours": 1e-9}, r"above max_hours.*cheaper"),
+        ({"device": "gpu"}, r"cannot run on device 'gpu'"),
+        ({"seed": -1}, r"seed: .*greater than or equal to 0"),
+        ({"study": ["sweep"]}, r"study: must be one of"),
+        ({"images": {"source": "somewhere", "split": "test"}}, r"images: split: and size: are for embedded sets"),
+        ({"keep": ["layer9"]}, r"keep names no layer of this sweep: 'layer9'; nearest"),
         ({"images": {"source": "digits", "count": 3}}, r"3 images; unbiased and biased CKA needs at least 4"),
     ],
 )
@@ -234,3 +239,28 @@ def test_help_teaches():
         ("train", "seed"),
     ):
         assert word in cli(command, "--help").stdout
+
+
+def test_random_weights_of_a_library_model_continue_and_have_seeds(tmp_path):
+    models = [{"source": "timm:test_resnet", "weights": None, "seeds": [0, 1]}]
+    config = changed(tmp_path / "c.yaml", models=models, keep=[], kernels=["linear"], matchings=["identity"])
+    first = cli("run", config, "--out", tmp_path / "out", "--no-figures").stdout
+    assert cli("run", config, "--out", tmp_path / "out", "--no-figures").stdout == first
+    grid = xr.open_zarr(tmp_path / "out" / "result.zarr")["cka"]
+    assert set(map(str, grid.model_a.values)) == {"test_resnet-0", "test_resnet-1"}
+    assert float(grid.values[0, -1]) < 0.999
+
+
+def test_a_mistake_that_is_corrected_can_use_the_same_folder(tmp_path):
+    refused("run", changed(tmp_path / "c.yaml", layers="layer9"), "--out", tmp_path / "out")
+    cli("run", changed(tmp_path / "c.yaml", layers="layer4.0", keep=[]), "--out", tmp_path / "out", "--no-figures")
+
+
+def test_what_nobody_expected_is_a_sentence_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsm_probe.studies.registry.read_study", lambda path: 1 / 0)
+    done = cli("run", SMOKE, check=False)
+    assert done.returncode == 1
+    assert "error: ZeroDivisionError" in done.stderr
+    monkeypatch.setenv("RSM_PROBE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli("run", SMOKE)

@@ -37,7 +37,7 @@ class Matching(ABC):
     Attributes:
         name: how users and results call it.
         exact: whether it reaches the optimum of the assignment (paper, equation 4).
-        symmetric: whether matching (x, y) and (y, x) gives equal values.
+        symmetric: whether matching (x, y) and (y, x) gives equal values; if not, both are tried and the larger counts.
         needs_affinity: whether it reads the full affinity (paper, equation 5); if not, it works on tokens.
         growth: its time per pair grows as S to this power; used for estimates only.
     """

@@ -91,6 +91,7 @@ class Probe:
             self._by_module.setdefault(selection.module_name, []).append(selection)
         self._handles: list[RemovableHandle] = []
         self._warned = False
+        self._settled: dict[str, Layout] = {}
         self._start(0)
 
     def __enter__(self) -> Self:
@@ -165,7 +166,7 @@ class Probe:
     def _read(self, selection: Selection, module: nn.Module, output: Any) -> _Call:
         try:
             tensor = pick_tensor(output, selection.key, self._batch)
-            layout = self._layout_of(selection.label) or infer_layout(tensor, self._batch, self._grids, module)
+            layout = self._layout_of(selection.label) or self._settled_layout(selection.label, tensor, module)
             # A copy in memory order; reading it as (N, S, C) costs nothing more. Half precision becomes float32.
             kept = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
             return _Call(self._fired, to_representation(kept, layout, self._grids))
@@ -173,6 +174,16 @@ class Probe:
             if selection.strict:
                 raise RepresentationError(f"layer {selection.label!r} ({type(module).__name__}): {error}") from None
             return _Call(self._fired, None, str(error))
+
+    def _settled_layout(self, label: str, tensor: Tensor, module: nn.Module) -> Layout:
+        """The layout by evidence; where a sequence is as long as the batch, that of an earlier, clearer pass."""
+        unclear = tensor.ndim == 3 and tensor.shape[0] == tensor.shape[1] == self._batch
+        if unclear and label in self._settled:
+            return self._settled[label]
+        layout = infer_layout(tensor, self._batch, self._grids, module)
+        if not unclear:
+            self._settled[label] = layout
+        return layout
 
     def _layout_of(self, label: str) -> Layout | None:
         names = (label, label.partition("#")[0])

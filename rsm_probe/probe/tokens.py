@@ -108,7 +108,7 @@ def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.M
     shape = tuple(output.shape)
     if output.ndim < 2:
         raise RepresentationError(f"its output has shape {shape}; a representation needs at least (N, C)")
-    if output.ndim == 3 and shape[1] == batch != shape[0] and _is_sequence_first(shape[0], batch, module):
+    if output.ndim == 3 and shape[1] == batch and _is_sequence_first(shape[0], batch, module):
         return "TNC"
     if shape[0] != batch:
         raise RepresentationError(
@@ -132,7 +132,9 @@ def _is_sequence_first(first: int, batch: int, module: nn.Module) -> bool:
     is declared as sequence-first settles it.
     """
     attention = (part for part in module.modules() if isinstance(part, nn.MultiheadAttention))
-    return batch == 1 or first % batch != 0 or any(not part.batch_first for part in attention)
+    if any(not part.batch_first for part in attention):
+        return True
+    return first % batch != 0 or batch == 1 != first
 
 
 def _infer_map_layout(shape: tuple[int, ...], grids: set[Grid], module: nn.Module) -> Layout:

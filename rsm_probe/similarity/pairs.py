@@ -98,8 +98,12 @@ class PairMatcher:
         for rows, column in block_slices(scaled_x, scaled_y):
             reserved = (rows.stop - rows.start) * size
             self._reserve(reserved)
-            block = affinity_block(scaled_x, scaled_y, rows, column)
-            future = self._pool.submit(self._match_block, block, matched, products, unit_x * unit_y)
+            try:
+                block = affinity_block(scaled_x, scaled_y, rows, column)
+                future = self._pool.submit(self._match_block, block, matched, products, unit_x * unit_y)
+            except BaseException:  # such as a device that is out of memory: whoever tries again needs the place
+                self._release(reserved)
+                raise
             # Not at the end of the work itself: work that is cancelled never ends, but is done all the same.
             future.add_done_callback(lambda _, reserved=reserved: self._release(reserved))  # type: ignore[misc]
             pending.futures.append(future)
@@ -115,7 +119,10 @@ class PairMatcher:
             unmatched = float(aligned.sum(dtype=np.float64))
             noise = float(np.abs(aligned).sum(dtype=np.float64)) * len(aligned) * np.finfo(np.float64).eps
             for label, method in methods.items():
-                gain = matched_sum(affinity, method.permutation(affinity)) - unmatched
+                value = matched_sum(affinity, method.permutation(affinity))
+                if not method.symmetric:
+                    value = max(value, matched_sum(affinity.T, method.permutation(affinity.T)))
+                gain = value - unmatched
                 # The same terms summed in another order differ in the last digits.
                 if abs(gain) > noise:
                     out[label][block.rows.start + offset, block.column] += gain * unit

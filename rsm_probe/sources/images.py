@@ -204,11 +204,16 @@ def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:
 def from_tensor(tensor: Tensor, ids: Sequence[str] | None = None, labels: Sequence[str] = ()) -> ImageSet:
     """Images (N, C, H, W) that are ready for the models; ids are numbers where left out.
 
+    Double precision, NumPy's default, becomes single precision, which models take.
+
     Raises:
-        ImageError: another number of axes, or no image.
+        ImageError: another number of axes, no image, or integers.
     """
     if tensor.ndim != 4 or 0 in tensor.shape:
         raise ImageError(f"images as a tensor have shape (N, C, H, W), found {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise ImageError(f"images as a tensor hold what the models take, as floating numbers; found {tensor.dtype}")
+    tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
     names = [str(k) for k in range(len(tensor))] if ids is None else list(ids)
     if len(names) != len(tensor):
         raise ImageError(f"{len(names)} ids for {len(tensor)} images")

@@ -9,7 +9,6 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 from rsm_probe.errors import ModelError, nearest
 
 Preprocess = Callable[[Image.Image], Tensor]
+# What a preprocessing makes of this tells it from others.
+_KNOWN_IMAGE = Image.fromarray((np.arange(96 * 128 * 3) ** 2 % 251).astype(np.uint8).reshape(96, 128, 3))
 
 
 @dataclass(frozen=True)
@@ -37,26 +38,40 @@ class LoadedModel:
     module: nn.Module
     preprocess: Preprocess
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """A hash of class, preprocessing, parameters and buffers, by which a stored result knows its model again."""
-        # The text of a function holds its address, which differs from run to run; its name does not.
-        prepared = getattr(self.preprocess, "__qualname__", None) or repr(self.preprocess)
-        digest = hashlib.sha256(f"{type(self.module).__qualname__} {prepared}".encode())
+        """A hash of structure, preprocessing and weights, by which a stored result knows its model again."""
+        digest = hashlib.sha256(repr(self.module).encode())
+        digest.update(_bytes(self._preprocessed(_KNOWN_IMAGE)))
         for name, tensor in self.module.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(_bytes(tensor))
         return digest.hexdigest()
 
     def blank_input(self) -> Tensor:
-        """A grey image as the model takes it, (1, C, H, W)."""
-        return self.preprocess(Image.new("RGB", (256, 256), (124, 116, 104))).unsqueeze(0)
+        """A grey image as the model takes it, (1, C, H, W).
+
+        Raises:
+            ModelError: the preprocessing does not take images.
+        """
+        return self._preprocessed(Image.new("RGB", (256, 256), (124, 116, 104))).unsqueeze(0)
+
+    def _preprocessed(self, image: Image.Image) -> Tensor:
+        try:
+            tensor = self.preprocess(image)
+            if isinstance(tensor, Tensor):
+                return tensor
+            problem = f"gives {type(tensor).__name__}"
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            problem = f"fails: {error}"
+        raise ModelError(f"the preprocessing of {self.name} makes no tensor of an image, but {problem}")
 
 
 def load_model(
     source: str | Path | nn.Module | LoadedModel | Callable[[], nn.Module],
     weights: str | Path | None = "default",
     name: str = "",
+    seed: int | None = None,
 ) -> LoadedModel:
     """Loads a model with its preprocessing, in evaluation mode.
 
@@ -67,6 +82,7 @@ def load_model(
         weights: "default" for the library's pretrained weights (of a file or a module: its own), None for random ones
             (a module keeps its own), or the path of a `.safetensors` file with a state dict.
         name: what to call the model in results; derived from the source where left out.
+        seed: of random weights; None draws them from PyTorch's global state.
 
     Raises:
         ModelError: unknown library or model (the message holds the nearest names), weights that cannot be had or do not
@@ -94,7 +110,10 @@ def load_model(
             f"cannot tell where to take model {source!r} from; write {known}, or the path of a .safetensors file"
         )
     pretrained = weights == "default"
-    module, preprocess = _LIBRARIES[library](title, pretrained)
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        module, preprocess = _LIBRARIES[library](title, pretrained)
     if weights is not None and not pretrained:
         _load_state(module, Path(weights))
     return LoadedModel(name or title.rstrip("/").rsplit("/", 1)[-1], module.eval(), preprocess)
@@ -105,6 +124,10 @@ def _built(factory: Callable[[], nn.Module]) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ModelError(f"{factory!r} must return a torch.nn.Module, found {type(module).__name__}")
     return module.eval()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def to_tensor(image: Image.Image) -> Tensor:

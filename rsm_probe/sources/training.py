@@ -46,7 +46,7 @@ class TrainingConfig(Config):
     steps: int = Field(
         default=150, ge=0, description="batches to train for, at least 10; 0 leaves the network untrained"
     )
-    batch_size: PositiveInt = 64
+    batch_size: int = Field(default=64, ge=2)
     learning_rate: PositiveFloat = 0.1
     weight_decay: float = Field(default=5e-4, ge=0)
     expected_accuracy: float = Field(default=0.0, ge=0, le=1, description="below it, a warning says what to change")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -89,7 +89,7 @@ class Accumulator:
         self.batches = 0
         self.images = 0
         self.kept: list[BatchRsms] = []
-        self.keep = list(keep)
+        self.keep = [keep] if isinstance(keep, str) else list(keep)
         self.on_batch = on_batch or self._collect
         self._keys: list[RsmKey] = []
         self._sums: dict[str, np.ndarray] = {}
@@ -129,7 +129,7 @@ class Accumulator:
         """
         layers = list(walk(probed))
         count = len(layers[0][2])
-        self._check_batch(layers, count)
+        self._check_batch(layers, count, ids, labels)
         batch = _Batch(ids=list(ids), labels=list(labels))
         for model, layer, tokens in layers:
             require_finite(model, layer, tokens, ids)
@@ -141,14 +141,19 @@ class Accumulator:
         # cores: waiting costs nothing there, and an interruption loses one batch at most.
         ahead = any(tokens.device.type != "cpu" for _, _, tokens in layers)
         while len(self._waiting) > int(ahead):
-            self._finish_batch(self._waiting.pop(0))
+            self._finish_first()
 
-    def _check_batch(self, layers: list[tuple[str, str, Tensor]], count: int) -> None:
+    def _check_batch(
+        self, layers: list[tuple[str, str, Tensor]], count: int, ids: Sequence[str], labels: Sequence[str]
+    ) -> None:
         for estimator in self.estimators:
             if count < estimator.fewest:
                 raise ComparisonError(
                     f"a batch of {count} images is too small for {estimator.name} CKA, which needs {estimator.fewest}"
                 )
+        for what, names in (("ids", ids), ("labels", labels)):
+            if len(names) not in (0, count):
+                raise RepresentationError(f"{what} holds {len(names)} names for a batch of {count} images")
         for model, layer, tokens in layers:
             if len(tokens) != count:
                 raise RepresentationError(
@@ -160,10 +165,7 @@ class Accumulator:
             raise ComparisonError(
                 f"this batch has other layers than the ones before: {_first_difference(self._keys, keys)}"
             )
-        names = {layer for _, layer, _ in layers}
-        for pattern in self.keep:
-            if not fnmatch.filter(names, pattern):
-                raise LayerError(f"keep names no layer of this sweep: {pattern!r}{nearest(pattern, names)}")
+        check_kept(self.keep, {layer for _, layer, _ in layers})
         self._keys = keys
 
     def _make_keys(self, layers: list[tuple[str, str]]) -> list[RsmKey]:
@@ -177,7 +179,16 @@ class Accumulator:
     def finish(self) -> None:
         """Waits for the pairs that workers still hold."""
         while self._waiting:
-            self._finish_batch(self._waiting.pop(0))
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        try:
+            self._finish_batch(self._waiting[0])
+        except BaseException:
+            # A later batch must never count in place of one that failed: what continues here would leave a gap.
+            self._waiting.clear()
+            raise
+        self._waiting.pop(0)
 
     def _finish_batch(self, batch: _Batch) -> None:
         values = []
@@ -191,7 +202,7 @@ class Accumulator:
             self._sums[estimator.name] = self._sums.get(estimator.name, 0.0) + rows @ rows.T
         self.batches += 1
         self.images += stack.shape[1]
-        kept = [k for k, key in enumerate(self._keys) if any(fnmatch.fnmatchcase(key.layer, p) for p in self.keep)]
+        kept = [k for k, key in enumerate(self._keys) if is_kept(key.layer, self.keep)]
         names = batch.ids or [str(self.images - stack.shape[1] + k) for k in range(stack.shape[1])]
         labels = batch.labels or [""] * stack.shape[1]
         self.on_batch(BatchRsms([self._keys[k] for k in kept], stack[kept], names, labels))
@@ -240,6 +251,22 @@ class Accumulator:
         self.batches, self.images = int(state["batches"]), int(state["images"])
         self._keys = [RsmKey.from_texts(texts) for texts in state["keys"]]
         self._sums = {name.removeprefix("hsic_"): v for name, v in state.items() if name.startswith("hsic_")}
+
+
+def is_kept(layer: str, keep: Sequence[str]) -> bool:
+    """Whether a layer is among the names and globs of those to keep."""
+    return any(layer == pattern or fnmatch.fnmatchcase(layer, pattern) for pattern in keep)
+
+
+def check_kept(keep: Sequence[str], layers: Collection[str]) -> None:
+    """Refuses names and globs that match none of the layers.
+
+    Raises:
+        LayerError: holds the nearest names.
+    """
+    for pattern in keep:
+        if not any(is_kept(layer, [pattern]) for layer in layers):
+            raise LayerError(f"keep names no layer of this sweep: {pattern!r}{nearest(pattern, layers)}")
 
 
 def _require_distinct(what: str, names: list[str]) -> None:

@@ -30,11 +30,10 @@ class Checkpoint:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
-        file = folder / "settings.json"
-        if not file.exists():
-            save_json(file, settings)
+        self.settings = settings
+        if not (folder / "settings.json").exists():
             return
-        stored = load_json(file)
+        stored = load_json(folder / "settings.json")
         differing = [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]
         if differing:
             changes = "; ".join(
@@ -43,6 +42,14 @@ class Checkpoint:
             raise StorageError(
                 f"{folder.parent} holds a sweep with other settings ({changes}); choose another folder or remove it"
             )
+
+    def claim(self) -> None:
+        """Writes the settings; from now on the folder is theirs.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        save_json(self.folder / "settings.json", self.settings)
 
     def load(self, stage: str) -> dict[str, np.ndarray] | None:
         """The arrays that a stage saved last, or None if it has not begun.

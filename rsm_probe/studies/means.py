@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,15 +28,19 @@ class Means:
         self.images = 0
         self._sums: dict[tuple[str, str], Tensor] = {}
 
-    def update(self, probed: Probed) -> None:
+    def update(self, probed: Probed, ids: Sequence[str] = ()) -> None:
         """Adds what the last forward pass captured.
+
+        Args:
+            probed: as for `Accumulator.update`.
+            ids: names of the images, for error messages.
 
         Raises:
             RepresentationError: NaN or infinity in a layer, or another number of locations than before.
         """
         count = 0
         for model, layer, tokens in walk(probed):
-            require_finite(model, layer, tokens, None)
+            require_finite(model, layer, tokens, ids)
             count = len(tokens)
             total = token_mean(tokens, self.centering).cpu() * count
             before = self._sums.get((model, layer))

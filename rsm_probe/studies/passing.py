@@ -50,7 +50,7 @@ class Passing:
 
     Raises:
         LayerError: a name matches no layer; no hook was set then.
-        ModelError: layers are given by model, and one is missing.
+        ModelError: layers are given by model, and one is missing; the device is not there.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Passing:
         device: str | torch.device | None,
         stack: ExitStack,
     ) -> None:
+        require_device(device)
         self.models = models
         self.probes: dict[str, Probe] = {}
         for name, model in models.items():
@@ -82,8 +83,8 @@ class Passing:
             key = id(model.preprocess)
             if key not in ready:
                 ready[key] = _stack([i if isinstance(i, Tensor) else model.preprocess(i) for i in raw], images, numbers)
-            with torch.no_grad():
-                model.module(ready[key].to(self.device(model)))
+            with torch.no_grad():  # a copy for each, since a model may change its input in place
+                model.module(ready[key].to(self.device(model), copy=True))
             # Taken at once: two entries may share one module, whose next pass replaces what both probes hold.
             captured[name] = self.probes[name].representations
         return captured
@@ -97,6 +98,19 @@ class Passing:
     def synchronised(self) -> float:
         """The time when all devices are done."""
         return max(stopwatch(self.device(model)) for model in self.models.values())
+
+
+def require_device(device: str | torch.device | None) -> None:
+    """Makes sure that a device is there.
+
+    Raises:
+        ModelError: it is not, or its name is none.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"cannot run on device {str(device)!r}: {reason}") from error
 
 
 def _stack(tensors: list[Tensor], images: ImageSet, numbers: np.ndarray) -> Tensor:

@@ -19,7 +19,7 @@ def read_study(path: str | Path) -> SweepConfig:
     """
     data = read_yaml(path)
     name = data.get("study")
-    if name not in STUDIES:
+    if not isinstance(name, str) or name not in STUDIES:
         found = f"found {name!r}{nearest(str(name), STUDIES)}" if "study" in data else "but it is missing"
         raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {found}")
     return STUDIES[name].parse(data, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rsm_probe.errors import ModelError
+from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.layers import Layers
@@ -22,7 +23,7 @@ from rsm_probe.similarity.kernels import Kernel, get_kernel
 from rsm_probe.similarity.pairs import available_cores, parse_bytes
 from rsm_probe.sources.images import ImageSet, as_images
 from rsm_probe.sources.models import LoadedModel, load_model
-from rsm_probe.studies.accumulator import Accumulator, several
+from rsm_probe.studies.accumulator import Accumulator, check_kept, is_kept, several
 from rsm_probe.studies.checkpoint import Checkpoint
 from rsm_probe.studies.cost import Cost, available_memory, measure
 from rsm_probe.studies.means import Means
@@ -30,8 +31,9 @@ from rsm_probe.studies.passing import Passing, make_batches
 from rsm_probe.studies.probed import require_finite, walk
 from rsm_probe.studies.result import BatchRsms, SweepResult
 
-# Images that pass through the models before the start, to see shapes and to time them.
-_SAMPLE = 4
+# Images that pass through the models before the start, to see shapes and to time them. A prime that divides hardly any
+# number of tokens: which axis holds the images is then clear, also for later batches as long as a sequence.
+_SAMPLE = 11
 
 
 def sweep(
@@ -94,6 +96,7 @@ def sweep(
     chosen = as_images(images)
     matchings, kernels = several(matchings, "matchings"), several(kernels, "kernels")
     estimators = several(estimators, "estimators")
+    keep = [keep] if isinstance(keep, str) else list(keep)
     batches = make_batches(chosen, batch_size, seed, estimators)
     methods = dict(map(get_matching, matchings))
     checkpoint = None
@@ -109,7 +112,7 @@ def sweep(
                     "kernels": [repr(get_kernel(kernel)) for kernel in kernels],
                     "estimators": estimators,
                     "batch_size": batch_size,
-                    "seed": seed,
+                    "seed": int(seed),
                     "centering": check_centering(centering),
                     "keep": keep,
                 }
@@ -117,13 +120,15 @@ def sweep(
         )
         checkpoint = Checkpoint(Path(out) / "checkpoint", settings)
         if (Path(out) / "result.zarr").exists():
-            return SweepResult.open(Path(out) / "result.zarr")
+            return _finished(Path(out) / "result.zarr", settings)
     with ExitStack() as stack:
         passing = Passing(loaded, layers, device, stack)
         cost = _preflight(passing, chosen, batches, methods, workers, memory, centering, len(kernels), keep)
         if progress:
             tqdm.write(f"sweep: {cost}", file=sys.stderr)
         cost.require(max_hours, available_memory())
+        if checkpoint is not None:
+            checkpoint.claim()
         means = None
         if centering is not None:
             means = _gather_means(passing, chosen, batches, centering, checkpoint, progress)
@@ -141,9 +146,22 @@ def sweep(
         stack.callback(accumulator.close)
         _accumulate(accumulator, passing, chosen, batches, checkpoint, bar, cost.pairs_per_layer, progress)
         result = accumulator.result()
-    result.dataset.attrs.update(centering=str(centering), batch_size=batch_size, seed=seed, source=chosen.name)
+    result.dataset.attrs.update(centering=str(centering), batch_size=batch_size, seed=int(seed), source=chosen.name)
     if out is not None:
+        result.dataset.attrs["settings"] = json.dumps(settings)
         result.save(Path(out) / "result.zarr")
+    return result
+
+
+def _finished(path: Path, settings: Mapping[str, Any]) -> SweepResult:
+    """A stored result, if it is what these settings give.
+
+    Raises:
+        StorageError: it is not.
+    """
+    result = SweepResult.open(path)
+    if result.dataset.attrs.get("settings") != json.dumps(settings):
+        raise StorageError(f"{path} is the result of other settings; choose another folder or remove it")
     return result
 
 
@@ -159,8 +177,9 @@ def name_models(models: Any) -> dict[str, LoadedModel]:
         loaded = [load_model(model) for model in (models if isinstance(models, list | tuple) else [models])]
         names = [model.name for model in loaded]
         for k, name in enumerate(names):
-            if loaded_before := sum(model.name == name for model in loaded[:k]):
-                names[k] = f"{name}-{loaded_before}"
+            free = (f"{name}-{number}" for number in itertools.count(1))
+            if name in names[:k]:
+                names[k] = next(candidate for candidate in free if candidate not in names)
         named = dict(zip(names, loaded, strict=True))
     if not named:
         raise ModelError("no model to sweep")
@@ -183,6 +202,8 @@ def _preflight(
     sample = passing.forward(images, numbers)
     for model, layer, tokens in walk(sample):
         require_finite(model, layer, tokens, [images.ids[k] for k in numbers])
+    names = [layer for _, layer, _ in walk(sample)]
+    check_kept(keep, names)
     start = passing.synchronised()
     passing.forward(images, numbers)
     seconds = (passing.synchronised() - start) / len(numbers)
@@ -192,10 +213,10 @@ def _preflight(
         seconds,
         len(images),
         [len(batch) for batch in batches],
-        workers or available_cores(),
+        min(workers or available_cores(), available_cores()),
         passes=1 if centering is None else 2,
         kernels=kernel_count,
-        kept=len(layers) * len(methods) * kernel_count if keep else 0,
+        kept=sum(is_kept(layer, keep) for layer in names) * len(methods) * kernel_count,
     )
 
 
@@ -215,7 +236,7 @@ def _gather_means(
         means.restore(stored)
     with _image_bar("first pass: means", images, means.images, progress) as bar:
         for number in range(done, len(batches)):
-            means.update(passing.forward(images, batches[number]))
+            means.update(passing.forward(images, batches[number]), [images.ids[k] for k in batches[number]])
             if checkpoint:
                 checkpoint.save("means", {"batches": np.array(number + 1), **means.state()})
             bar.update(len(batches[number]))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.config import Config, read_yaml
@@ -20,6 +20,7 @@ from rsm_probe.sources.images import ImageSet, folder
 from rsm_probe.sources.models import LoadedModel, load_model
 from rsm_probe.sources.training import TrainingConfig, train_or_load
 from rsm_probe.storage import save_json, save_text
+from rsm_probe.studies.passing import require_device
 from rsm_probe.studies.provenance import provenance
 from rsm_probe.studies.result import SweepResult
 from rsm_probe.studies.sweep import sweep
@@ -35,13 +36,22 @@ class ModelConfig(Config):
         default="default", description="default, a .safetensors file, or null for random weights"
     )
     recipe: TrainingConfig | None = Field(default=None, description="train a small network instead of loading one")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="of the recipe")
+    seeds: tuple[NonNegativeInt, ...] = Field(
+        default=(0,), min_length=1, description="of the recipe or of random weights; one model for each"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
         if (self.source is None) == (self.recipe is None):
             raise ValueError("give either source: or recipe:")
+        if self.source is not None and self.weights is not None and self.seeds != (0,):
+            raise ValueError("seeds: only make a difference to a recipe or to random weights (weights: null)")
         return self
+
+    def titled(self, seed: int, default: str) -> str:
+        """What results call the model of a seed."""
+        name = self.name or default
+        return f"{name}-{seed}" if len(self.seeds) > 1 else name
 
 
 class ImagesConfig(Config):
@@ -51,8 +61,16 @@ class ImagesConfig(Config):
     split: Literal["all", "train", "test"] = Field(default="all", description="of an embedded set")
     size: PositiveInt | None = Field(default=None, description="edge in pixels, of an embedded set")
     count: PositiveInt | None = Field(default=None, description="how many images; of a folder, a random sample")
-    seed: int = Field(default=0, description="of drawing and sampling")
+    seed: NonNegativeInt = Field(default=0, description="of drawing and sampling")
     strict: bool = Field(default=False, description="a broken file is an error instead of being left out")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> ImagesConfig:
+        if self.source in EMBEDDED and self.strict:
+            raise ValueError("strict: is for folders; an embedded set holds no broken files")
+        if self.source not in EMBEDDED and (self.split != "all" or self.size is not None):
+            raise ValueError("split: and size: are for embedded sets; a folder's images come as they are")
+        return self
 
     def load(self, progress: bool = False) -> ImageSet:
         """The images.
@@ -83,7 +101,7 @@ class SweepConfig(Config):
     estimators: tuple[str, ...] = Field(default=("unbiased", "biased"), min_length=1)
     centering: Centering | None = "location-mean"
     batch_size: int = Field(default=250, ge=2)
-    seed: int = 0
+    seed: NonNegativeInt = 0
     keep: tuple[str, ...] = Field(default=(), description="layers whose mini-batch RSMs go into the result")
     device: str | None = None
     workers: PositiveInt | None = None
@@ -118,7 +136,9 @@ class SweepConfig(Config):
         Raises:
             RsmProbeError: whatever `sweep` and the loading of models and images raise.
         """
+        require_device(self.device)
         self._claim(out)
+        finished = (out / "provenance.json").exists()
         images = self.images.load(progress)
         accuracies: dict[str, float] = {}
         models = self._load_models(out / "models", accuracies, progress)
@@ -140,10 +160,10 @@ class SweepConfig(Config):
             out=out,
             progress=progress,
         )
-        save_json(
-            out / "provenance.json",
-            {**provenance(), "images": len(images), "skipped": dict(images.skipped), "accuracy": accuracies},
-        )
+        if not finished:
+            seeds = {"images": self.seed, "models": {entry.name or "model": list(entry.seeds) for entry in self.models}}
+            counted = {"images": len(images), "skipped": dict(images.skipped)}
+            save_json(out / "provenance.json", {**provenance(), "seeds": seeds, **counted, "accuracy": accuracies})
         return result
 
     @staticmethod
@@ -158,7 +178,9 @@ class SweepConfig(Config):
     def _claim(self, out: Path) -> None:
         """Makes the folder this run's, or makes sure that it is."""
         file = out / "config.yaml"
-        if file.exists():
+        if out.is_file():
+            raise StorageError(f"{out} is a file; choose another --out")
+        if (out / "checkpoint" / "settings.json").exists() and file.exists():
             stored = self.parse(read_yaml(file), str(file)).model_dump(mode="json", exclude=self._EXECUTION)
             mine = self.model_dump(mode="json", exclude=self._EXECUTION)
             differing = [key for key in mine if mine[key] != stored[key]]
@@ -166,31 +188,24 @@ class SweepConfig(Config):
                 raise StorageError(
                     f"{out} holds a run with other {', '.join(differing)}; choose another --out or remove it"
                 )
-        elif out.is_dir() and any(out.iterdir()):
+        elif not file.exists() and out.is_dir() and any(not f.name.startswith(".") for f in out.iterdir()):
             raise StorageError(f"{out} is not empty and holds no run (there is no config.yaml); choose another --out")
-        elif out.is_file():
-            raise StorageError(f"{out} is a file; choose another --out")
+        # Until something was computed, the folder may change its settings: nothing is lost.
         save_text(file, self.to_yaml())
 
     def _load_models(self, folder: Path, accuracies: dict[str, float], progress: bool) -> dict[str, LoadedModel]:
         models: dict[str, LoadedModel] = {}
         for entry in self.models:
-            if entry.source is not None:
-                loaded = {entry.name: load_model(entry.source, entry.weights, entry.name)}
-            else:
-                loaded = {}
-                for seed in entry.seeds:
+            for seed in entry.seeds:
+                if entry.source is not None:
+                    loaded = load_model(entry.source, entry.weights, entry.name, seed)
+                    title = entry.titled(seed, loaded.name)
+                else:
                     assert entry.recipe is not None
-                    name = (
-                        f"{entry.name or 'resnet'}-{seed}" if len(entry.seeds) > 1 else entry.name or f"resnet-{seed}"
-                    )
-                    file = folder / f"{name}.safetensors"
-                    loaded[name], accuracies[name] = train_or_load(
-                        entry.recipe, seed, file, self.device or "cpu", progress
-                    )
-            for name, model in loaded.items():
-                title = name or model.name
+                    title = entry.titled(seed, "resnet")
+                    file = folder / f"{title}.safetensors"
+                    loaded, accuracies[title] = train_or_load(entry.recipe, seed, file, self.device or "cpu", progress)
                 if title in models:
                     raise ConfigError(f"two models are called {title!r}; give each a name: of its own")
-                models[title] = model
+                models[title] = loaded
         return models

@@ -164,3 +164,56 @@ def test_names_that_cannot_be_told_apart_or_found_are_refused():
         Accumulator(kernels=(RBF(1.0), RBF(2.0)))
     with pytest.raises(LayerError, match=r"keep names no layer of this sweep: 'layr'; nearest: 'layer'"):
         Accumulator(keep=["layr"]).update(random_layers(6, 0, layer=(4, 3)))
+
+
+def test_a_batch_that_fails_takes_later_ones_with_it(monkeypatch):
+    # On a device that works ahead, a later batch waits while an earlier one fails; it must not count in its place.
+    from rsm_probe.studies.accumulator import _Batch
+
+    accumulator = Accumulator(matchings=("identity",))
+    accumulator.update(random_layers(6, 0, a=(4, 3)))
+    failing, later = _Batch(), _Batch()
+    accumulator._waiting = [failing, later]
+    finished = []
+
+    def finish(batch):
+        if batch is failing:
+            raise KeyboardInterrupt
+        finished.append(batch)
+
+    monkeypatch.setattr(accumulator, "_finish_batch", finish)
+    with pytest.raises(KeyboardInterrupt):
+        accumulator.finish()
+    accumulator.finish()
+    assert finished == []
+    assert accumulator.batches == 1
+
+
+def test_names_that_do_not_fit_the_batch_are_refused_at_once():
+    with pytest.raises(RepresentationError, match="ids holds 2 names for a batch of 6 images"):
+        Accumulator().update(random_layers(6, 0, a=(4, 3)), ids=["a", "b"])
+
+
+def test_methods_that_are_not_symmetric_run_both_ways():
+    from rsm_probe.matching.identity import Identity
+    from rsm_probe.similarity.rsm import rsm
+
+    class FirstBest(Identity):
+        name, symmetric, needs_affinity = "first-best", False, True
+
+        def permutation(self, affinity):
+            order, free = [], set(range(affinity.shape[1]))
+            for row in affinity:
+                order.append(max(free, key=lambda column, row=row: row[column]))
+                free.discard(order[-1])
+            return np.array(order)
+
+    z = torch.randn(5, 6, 3)
+    found = rsm(z, matching=FirstBest(), kernel="linear").values
+    turned = rsm(z.flip(0), matching=FirstBest(), kernel="linear").values[::-1, ::-1]
+    np.testing.assert_allclose(found, turned, rtol=1e-6)
+    for i, j in ((0, 1), (2, 4)):
+        ways = []
+        for affinity in ((z[i] @ z[j].T).numpy(), (z[j] @ z[i].T).numpy()):
+            ways.append(affinity[np.arange(6), FirstBest().permutation(affinity)].sum())
+        assert found[i, j] == pytest.approx(max(ways), rel=1e-5)

@@ -97,8 +97,8 @@ def test_images_are_shown_once_to_every_model(images):
 
     models = {"a": Counting(), "b": Counting()}
     rsm_probe.sweep(models, images, layers="conv", matchings="identity", batch_size=20)
-    # Four images pass twice before the start, to see shapes and to time them.
-    assert [model.seen for model in models.values()] == [68, 68]
+    # Eleven images pass twice before the start, to see shapes and to time them.
+    assert [model.seen for model in models.values()] == [82, 82]
 
 
 def test_training_flags_hooks_and_outputs_are_left_alone(small_resnet, images):
@@ -144,10 +144,10 @@ def interrupting(images, after):
 
 @pytest.mark.parametrize("centering", [None, "location-mean"])
 def test_an_interrupted_sweep_continues_and_repeats_one_batch_at_most(small_resnet, images, tmp_path, centering):
-    options = {"centering": centering, "keep": ["layer4.0"], "batch_size": 10}
+    options = {"centering": centering, "keep": ["layer4.0"], "batch_size": 12}
     whole = sweep(small_resnet, images, **options)
-    total = 8 + 60 * (2 if centering else 1)
-    for after in range(15, total, 13):
+    total = 22 + 60 * (2 if centering else 1)
+    for after in range(25, total, 13):
         out = tmp_path / str(after)
         broken, _ = interrupting(images, after)
         with pytest.raises(Interrupted):
@@ -156,8 +156,8 @@ def test_an_interrupted_sweep_continues_and_repeats_one_batch_at_most(small_resn
         result = sweep(small_resnet, again, out=out, **options)
         np.testing.assert_array_equal(result.cka.values, whole.cka.values)
         np.testing.assert_array_equal(result.rsms.values, whole.rsms.values)
-        # 8 images are shown before the start of each run; the rest is done once, but for the batch under way.
-        assert after + loaded() <= total + 8 + 10
+        # 22 images are shown before the start of each run; the rest is done once, but for the batch under way.
+        assert after + loaded() <= total + 22 + 12
 
 
 def test_a_finished_sweep_is_not_done_again(small_resnet, images, tmp_path):
@@ -289,3 +289,76 @@ def test_a_folder_of_other_preprocessing_is_refused(small_resnet, images, tmp_pa
             sweep(model, images, out=tmp_path)
     with pytest.raises(StorageError, match="models was"):
         sweep(model, images, out=tmp_path)
+
+
+def test_a_refused_start_leaves_the_folder_free_for_the_next(small_resnet, images, tmp_path):
+    with pytest.raises(CostError, match="cheaper"):
+        sweep(small_resnet, images, layers="layer1.0", max_hours=1e-9, out=tmp_path)
+    with pytest.raises(LayerError, match="keep names no layer"):
+        sweep(small_resnet, images, keep=["layer9"], out=tmp_path)
+    sweep(small_resnet, images, out=tmp_path)
+
+
+def test_a_stored_result_of_other_settings_is_never_returned(small_resnet, images, tmp_path):
+    sweep(small_resnet, images, out=tmp_path)
+    (tmp_path / "checkpoint" / "settings.json").unlink()
+    with pytest.raises(StorageError, match=r"result\.zarr is the result of other settings"):
+        sweep(small_resnet, images, seed=1, out=tmp_path)
+
+
+def test_weights_changed_between_two_sweeps_of_one_loaded_model_are_noticed(small_resnet, images, tmp_path):
+    model = LoadedModel("net", small_resnet, to_tensor)
+    sweep(model, images, out=tmp_path)
+    with torch.no_grad():
+        small_resnet.conv1.weight.mul_(2)
+    with pytest.raises(StorageError, match="models was"):
+        sweep(model, images, out=tmp_path)
+
+
+def test_a_model_that_changes_its_input_does_not_touch_the_next(images):
+    class Rude(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x.mul_(0))
+
+    torch.manual_seed(0)
+    polite = nn.Sequential(nn.Conv2d(3, 4, 3))
+    layers = {"rude": "conv", "polite": "0"}
+    alone = rsm_probe.sweep({"polite": polite}, images, "0", "identity", keep=["0"]).rsms.values
+    with pytest.warns(UserWarning, match="rude/conv"):
+        both = rsm_probe.sweep({"rude": Rude(), "polite": polite}, images, layers, "identity", keep=["0"]).rsms.values
+    np.testing.assert_array_equal(alone, both)
+
+
+def test_means_name_the_image_that_is_not_finite(small_resnet, images):
+    pixels = torch.stack([to_tensor(images[k]) for k in range(len(images))])
+    pixels[37] = float("nan")
+    ids = [f"file{k}.png" for k in range(60)]
+    with pytest.raises(RepresentationError, match=r"'file37\.png'"):
+        sweep(small_resnet, from_tensor(pixels, ids), centering="location-mean")
+
+
+def test_batch_as_long_as_a_sequence_first_layer_is_read_right():
+    class SequenceFirst(nn.Module):
+        """Tokens first, as PyTorch's own transformers were once written; nothing inside declares it."""
+
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(3, 6, 8, stride=8)
+            self.block = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.block(self.patches(x).flatten(2).permute(2, 0, 1))
+
+    torch.manual_seed(0)
+    model = SequenceFirst()
+    images = from_tensor(torch.rand(32, 3, 32, 32))  # 16 patches
+    found = rsm_probe.sweep(model, images, "block", "identity", batch_size=16, keep=["block"])
+    pixels = torch.stack([images[int(k)] for k in np.random.default_rng(0).permutation(32)[:16]])
+    with torch.no_grad():
+        tokens = model(pixels).transpose(0, 1)
+    expected = rsm_probe.rsm(tokens, matching="identity", kernel="linear").values
+    np.testing.assert_allclose(found.rsms.values[0, 0], expected, rtol=1e-5)
