@@ -16,13 +16,13 @@ from rsm_probe.errors import RsmProbeError, StorageError
 
 app = typer.Typer(
     help="Shows what vision models consider similar.\n\n"
-    "Start with [bold]rsm-probe run configs/quickstart.yaml[/bold]: it trains three small networks, compares their "
+    "Start with `rsm-probe run configs/quickstart.yaml`: it trains three small networks, compares their "
     "layers with spatio-semantic and semantic RSMs, and draws the figures into runs/quickstart.\n\n"
-    "For a model of your own, [bold]rsm-probe layers timm:resnet50[/bold] lists what can be probed.",
+    "For a model of your own, `rsm-probe layers timm:resnet50` lists what can be probed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 
 
