@@ -50,9 +50,8 @@ def main() -> None:
             times[kind].append(kinds[kind]())
     captured = sum(kept.tokens.nbytes for kept in probe.representations.values())
     medians = {kind: statistics.median(values) for kind, values in times.items()}
-    print(
-        f"bare {medians['bare'] * 1e3:.0f} ms, probed {medians['probed'] * 1e3:.0f} ms"
-    )
+    print(f"captured {captured / 1e6:.0f} MB a pass")
+    print(f"bare {medians['bare'] * 1e3:.0f} ms, probed {medians['probed'] * 1e3:.0f} ms")
     print(
         f"overhead: {medians['probed'] / medians['bare'] - 1:+.1%} by medians, "
         f"{min(times['probed']) / min(times['bare']) - 1:+.1%} by fastest passes, {options.rounds} rounds"

@@ -30,6 +30,9 @@ class NetworkConfig(Config):
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1, 1)
     widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64, 128)
     stem_stride: Literal[1, 2] = 1
+    zero_init_residual: bool = Field(
+        default=True, description="blocks begin as the identity; false learns scenes sooner"
+    )
 
 
 class TrainingConfig(Config):
@@ -95,7 +98,13 @@ def build_network(config: NetworkConfig, outputs: int) -> nn.Module:
     """The untrained network: timm's ResNet with a stem for small images."""
     from timm.models.resnet import BasicBlock, ResNet
 
-    module = ResNet(BasicBlock, config.blocks, num_classes=outputs, channels=config.widths, stem_width=config.widths[0])
+    module = ResNet(
+        BasicBlock,
+        config.blocks,
+        num_classes=outputs,
+        channels=config.widths,
+        zero_init_last=config.zero_init_residual,
+    )
     module.conv1 = nn.Conv2d(3, 64, 3, stride=config.stem_stride, padding=1, bias=False)
     nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
     module.maxpool = nn.Identity()
