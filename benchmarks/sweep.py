@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import rsm_probe
+from rsm_probe.matching.protocol import Pairs
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.affinity import affinity_block, block_slices
 from rsm_probe.similarity.pairs import available_cores
@@ -47,10 +48,10 @@ def measure_time(count: int, batch: int, layer: str) -> None:
     _, method = get_matching("optimal")
     start = time.perf_counter()
     for block in blocks:
-        for affinity in block.values:
-            method.permutation(affinity)
+        numbers = np.arange(len(block))
+        method.solve(Pairs(numbers, numbers, affinity=block))
     matching = time.perf_counter() - start
-    pairs, cores = sum(len(block.values) for block in blocks), available_cores()
+    pairs, cores = sum(len(block) for block in blocks), available_cores()
     del blocks
 
     start = time.perf_counter()

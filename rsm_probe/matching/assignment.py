@@ -1,13 +1,14 @@
-"""Exact assignment by established libraries: the permutation of equation 4 of the paper."""
+"""Exact assignment by established libraries: the permutation of equation 4 of the paper, and oracles for our own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from rsm_probe.errors import MatchingError
 from rsm_probe.matching.protocol import Matching
 
 
@@ -49,3 +50,53 @@ class LapAssignment(_Exact):
         cost /= cost.max() or 1.0
         _, partners, _ = lap.lapjv(cost, extend_cost=True)
         return np.asarray(partners, dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class OrToolsAssignment(_Exact):
+    """The cost-scaling auction of OR-Tools, which the paper found fastest; an extra, and it holds the GIL.
+
+    Attributes:
+        levels: costs are rounded to this many integers over the range of the affinity: OR-Tools knows no fractions.
+    """
+
+    levels: int = 1 << 30
+
+    name: ClassVar[str] = "ortools"
+    growth: ClassVar[float] = 2.5
+
+    def permutation(self, affinity: np.ndarray) -> np.ndarray:
+        """The optimal partners up to rounding; of a rectangular affinity, all of the shorter side is matched.
+
+        Raises:
+            MatchingError: OR-Tools is not installed, or finds no solution.
+        """
+        rows, columns = affinity.shape
+        size = max(rows, columns)
+        square = np.zeros((size, size))
+        square[:rows, :columns] = affinity
+        solver = integer_problem(square, self.levels)
+        if solver.solve() != solver.OPTIMAL:
+            raise MatchingError(f"OR-Tools found no assignment for an affinity of shape {affinity.shape}")
+        partners = np.array([solver.right_mate(row) for row in range(rows)])
+        return np.where(partners < columns, partners, -1)
+
+
+def integer_problem(affinity: np.ndarray, levels: int) -> Any:
+    """OR-Tools' solver, loaded with a square affinity as integer costs.
+
+    Raises:
+        MatchingError: OR-Tools is not installed.
+    """
+    try:
+        from ortools.graph.python import linear_sum_assignment as ortools
+    except ImportError as error:
+        raise MatchingError("OR-Tools is not installed; pip install 'rsm-probe[ortools]'") from error
+    size = len(affinity)
+    cost = affinity.max() - affinity.astype(np.float64)
+    cost *= levels / (cost.max() or 1.0)
+    solver = ortools.SimpleLinearSumAssignment()
+    left = np.repeat(np.arange(size, dtype=np.int32), size)
+    right = np.tile(np.arange(size, dtype=np.int32), size)
+    solver.add_arcs_with_cost(left, right, np.rint(cost).astype(np.int64).ravel())
+    return solver

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.matching.protocol import Matching
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
 
 # Features converted to float64 at a time, so that a large layer is not held twice in double precision.
 _CHUNK = 1 << 24
@@ -24,16 +24,25 @@ class Identity(Matching):
     symmetric: ClassVar[bool] = True
     needs_affinity: ClassVar[bool] = False
     growth: ClassVar[float] = 1.0
+    at_once: ClassVar[bool] = True
 
-    def permutation(self, affinity: np.ndarray) -> np.ndarray:
-        """The partner of row s is column s, as long as there is one."""
-        rows, columns = affinity.shape
-        order = np.arange(rows)
-        return np.where(order < columns, order, -1)
+    def solve(self, pairs: Pairs) -> Solution:
+        """The partner of location s is location s, as long as there is one."""
+        if pairs.affinity is not None:
+            diagonals = np.diagonal(pairs.affinity, axis1=1, axis2=2)
+            values = diagonals.sum(axis=1, dtype=np.float64)
+            rows, columns = pairs.affinity.shape[1:]
+        else:
+            x, y = pairs.images()
+            chosen = zip(pairs.rows, pairs.columns, strict=True)
+            values = np.array([aligned_products(x.on_cpu[[i]], y.on_cpu[[j]])[0, 0] for i, j in chosen])
+            rows, columns = x.count, y.count
+        order = np.where(np.arange(rows) < columns, np.arange(rows), -1)
+        return Solution(values, np.tile(order, (len(pairs), 1)), np.full(len(pairs), np.nan), [self.name] * len(pairs))
 
-    def products(self, x: Tensor, y: Tensor) -> np.ndarray:
+    def products(self, x: Locations, y: Locations) -> np.ndarray:
         """Inner products of whole images, shape (N, M)."""
-        return aligned_products(x, y)
+        return aligned_products(x.tokens, y.tokens)
 
 
 def aligned_products(x: Tensor, y: Tensor) -> np.ndarray:

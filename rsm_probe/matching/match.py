@@ -1,59 +1,132 @@
-"""One pair of images: which location answers to which."""
+"""Single pairs of images, or a batch of affinities: which location answers to which."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.inputs import real_tensor
-from rsm_probe.matching.protocol import Match, Matching, matched_sum
+from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
+from rsm_probe.matching.inputs import real_tensor, rescaled
+from rsm_probe.matching.protocol import Locations, Match, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
 from rsm_probe.matching.registry import get_matching
 
 
-def match(x: Tensor | np.ndarray, y: Tensor | np.ndarray, matching: str | Matching = "optimal") -> Match:
+def match(
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray,
+    matching: str | Matching = "optimal",
+    *,
+    certify: bool = False,
+    grid: tuple[int, int] | None = None,
+) -> Match:
     """Matches the locations of two images by their concept vectors.
 
     Args:
         x: tokens (S, C).
-        y: tokens (T, C).
+        y: tokens (T, C). Affinities are computed in the tokens' own precision, at least float32.
         matching: a name or a method object.
+        certify: prove how far the value is from the optimum at most, whatever the method: one blockwise pass over all
+            affinities, at a memory linear in S.
+        grid: (H, W) of the locations, for methods that move along it.
+
+    Returns:
+        A `Match`. Its bound is the method's own where it gives one, else the product of the sorted norms.
 
     Raises:
         MatchingError: wrong shapes, NaN or infinity (the message gives the position), unknown method.
     """
+    _, method = get_matching(matching)
     left, right = _tokens(x, "x"), _tokens(y, "y")
     if left.shape[1] != right.shape[1]:
         raise MatchingError(
             f"x has {left.shape[1]} channels and y has {right.shape[1]}; only vectors of one layer can be matched"
         )
-    return match_affinity(left @ right.T, matching)
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    (left, unit_x), (right, unit_y) = rescaled(left.to(dtype)), rescaled(right.to(dtype))
+    images = Locations(left[None], grid), Locations(right[None], grid)
+    for side in images:
+        method.prepare(side)
+    affinity = (left @ right.T).numpy()[None] if method.needs_affinity else None
+    solution = solve_both_ways(method, Pairs(np.zeros(1, int), np.zeros(1, int), *images, affinity))
+    answer = _answer(method, solution, 0, unit_x * unit_y)
+    if not method.one_to_one:
+        return answer
+
+    def rows_of(rows: np.ndarray) -> np.ndarray:
+        return (left[torch.from_numpy(rows)].double() @ right.T.double()).numpy()
+
+    bound = answer.bound
+    if certify:
+        bound = _certified(answer, rows_of, len(right), unit_x * unit_y)
+    elif bound is None:
+        # Rounding may leave the value of an optimal matching a digit above the bound.
+        bound = max(sorted_norms_bound(images[0], 0, images[1], 0) * unit_x * unit_y, answer.value)
+    return replace(answer, bound=bound)
 
 
-def match_affinity(affinity: Tensor | np.ndarray, matching: str | Matching = "optimal") -> Match:
-    """Matches the rows to the columns of one affinity matrix.
+def match_affinity(
+    affinity: Tensor | np.ndarray, matching: str | Matching = "optimal", *, certify: bool = False
+) -> Match | list[Match]:
+    """Matches the rows to the columns of one affinity matrix, or of each in a batch.
 
     Args:
-        affinity: shape (S, T), any real dtype; inner products of all pairs of locations.
-        matching: a name or a method object.
+        affinity: shape (S, T) or (B, S, T), any real dtype; inner products of all pairs of locations.
+        matching: a name or a method object, of a method that needs nothing but the affinity.
+        certify: prove how far the value is from the optimum at most, whatever the method.
+
+    Returns:
+        One `Match` for a matrix, a list of B for a batch.
 
     Raises:
-        MatchingError: no matrix, NaN or infinity (the message gives the position), unknown method.
+        MatchingError: another shape, NaN or infinity (the message gives the position), unknown method, or one that
+            needs tokens.
     """
-    label, method = get_matching(matching)
-    matrix = real_tensor(affinity).cpu().numpy()
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise MatchingError(f"an affinity has shape (S, T) with S, T >= 1, found {matrix.shape}")
-    _require_finite(matrix, "affinity")
-    partners = method.permutation(matrix)
+    _, method = get_matching(matching)
+    given = real_tensor(affinity).cpu().numpy()
+    if given.ndim not in (2, 3) or 0 in given.shape[-2:]:
+        raise MatchingError(f"an affinity has shape (S, T) or (B, S, T) with S, T >= 1, found {given.shape}")
+    _require_finite(given, "affinity")
+    batch = np.ascontiguousarray(given if given.ndim == 3 else given[None])
+    if not len(batch):
+        return []
+    numbers = np.zeros(len(batch), int)
+    try:
+        solution = solve_both_ways(method, Pairs(numbers, numbers, affinity=batch))
+    except TokensNeededError:
+        raise MatchingError(
+            f"{method.name} needs the tokens of both images; use match(x, y, {method.name!r})"
+        ) from None
+    answers = [_answer(method, solution, k, 1.0) for k in range(len(batch))]
+    if certify and method.one_to_one:
+        for k, matrix in enumerate(batch):
+            bound = _certified(answers[k], matrix.__getitem__, matrix.shape[1], 1.0)
+            answers[k] = replace(answers[k], bound=bound)
+    return answers if given.ndim == 3 else answers[0]
+
+
+def _answer(method: Matching, solution: Solution, k: int, unit: float) -> Match:
+    """What was found for one pair, in the unit of the tokens that were given."""
+    permutation = None if solution.permutations is None else solution.permutations[k]
+    # A bound can lie below the value by what rounding leaves of two sums that are equal.
+    bound = None if np.isnan(solution.bounds[k]) else float(max(solution.bounds[k], solution.values[k])) * unit
     status = "optimal" if method.exact else "feasible"
-    return Match(partners, matched_sum(matrix, partners), bound=None, solver=label, status=status)
+    return Match(permutation, float(solution.values[k]) * unit, bound, solution.solvers[k], status)
+
+
+def _certified(answer: Match, rows_of: Callable[[np.ndarray], np.ndarray], columns: int, unit: float) -> float:
+    """The bound of a blockwise dual pass, or the method's own where that is lower."""
+    assert answer.permutation is not None
+    bound = max(dual_bound(rows_of, columns, answer.permutation) * unit, answer.value)
+    return bound if answer.bound is None else min(bound, answer.bound)
 
 
 def _tokens(values: Tensor | np.ndarray, name: str) -> Tensor:
-    """Tokens in float64: the product of two finite float32 vectors need not be finite in float32."""
-    matrix = real_tensor(values).to("cpu", torch.float64)
+    matrix = real_tensor(values).cpu()
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise MatchingError(f"{name} must hold tokens (S, C) of one image, found shape {tuple(matrix.shape)}")
     _require_finite(matrix.numpy(), name)
@@ -61,6 +134,10 @@ def _tokens(values: Tensor | np.ndarray, name: str) -> Tensor:
 
 
 def _require_finite(values: np.ndarray, name: str) -> None:
+    # A finite sum has finite terms: one cheap pass, where finding the position takes several.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum(dtype=np.float64)):
+            return
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         position = ", ".join(map(str, bad[0]))

@@ -1,13 +1,21 @@
-"""What a matching method is, and what it answers."""
+"""What a matching method is: what it reads of images and pairs, what it answers, what it promises."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from rsm_probe.errors import MatchingError
+
+_AXES = 4
+_ITERATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -15,31 +23,177 @@ class Match:
     """How the locations of one image answer to those of another.
 
     Attributes:
-        permutation: shape (S,), for each location of the first image its partner in the second, -1 where it has none.
+        permutation: shape (S,), for each location of the first image its partner in the second, -1 where it has none;
+            None for scores, which pair nothing.
         value: sum of the affinities of matched locations, in float64: the matched inner product.
-        bound: a proven upper bound on the value of any matching, or None where the method gives none.
-        solver: the name of the method that ran.
-        status: "optimal" for methods that solve the assignment exactly, else "feasible".
+        bound: a proven upper bound on the value of any matching, or None where there is none.
+        solver: what really ran.
+        status: "optimal" where no matching has a larger value (up to the certified gap), else "feasible".
     """
 
-    permutation: np.ndarray
+    permutation: np.ndarray | None
     value: float
     bound: float | None
     solver: str
     status: str
 
+    @property
+    def gap(self) -> float | None:
+        """How far the value can be from the optimum at most; None where there is no bound."""
+        return None if self.bound is None else self.bound - self.value
+
+
+class TokensNeededError(MatchingError):
+    """A method asked for tokens where only affinities are known."""
+
+
+class Locations:
+    """The concept vectors of a set of images, and what is prepared once per image for all of its pairs.
+
+    Attributes:
+        tokens: (N, S, C), float32 or float64, on any device.
+        grid: (H, W) with H * W = S, where it is known.
+    """
+
+    def __init__(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> None:
+        self.tokens = tokens
+        self.grid = grid
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def count(self) -> int:
+        """Locations of one image, S."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def on_cpu(self) -> Tensor:
+        """The tokens in main memory."""
+        return self.tokens.cpu()
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """L2 norm of every concept vector, (N, S), float64."""
+        tokens = self.on_cpu if self.tokens.device.type == "mps" else self.tokens
+        return torch.linalg.vector_norm(tokens, dim=2, dtype=torch.float64).cpu().numpy()
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Locations by descending norm, (N, S); equal norms keep their order."""
+        return np.argsort(-self.norms, axis=1, kind="stable")
+
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """Principal axes of each image's locations, times their standard deviations: (N, A, C) with A <= 4, float64.
+
+        By subspace iteration from a fixed start: good to some percent, which is all that ordering locations needs.
+        """
+        tokens = self.tokens - self.tokens.mean(dim=1, keepdim=True)
+        channels = tokens.shape[2]
+        start = torch.randn(channels, min(2 * _AXES, channels), generator=torch.Generator().manual_seed(0))
+        basis = start.to(tokens).expand(len(tokens), -1, -1)
+        for _ in range(_ITERATIONS):
+            basis = torch.linalg.qr(tokens.mT @ (tokens @ basis))[0]
+        within = (tokens @ basis).cpu().double()
+        variances, turns = torch.linalg.eigh(within.mT @ within / self.count)
+        axes = basis.cpu().double() @ (turns * variances.clamp(min=0).sqrt()[:, None, :])
+        return axes.flip(2)[:, :, :_AXES].mT.numpy()
+
+    @cached_property
+    def image_norms(self) -> np.ndarray:
+        """L2 norm of every image, (N,), float64."""
+        return np.sqrt((self.norms**2).sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images to match: image `rows[k]` of x with image `columns[k]` of y.
+
+    Attributes:
+        rows: (B,), integers.
+        columns: (B,), integers.
+        x: the first images; None where only affinities are known.
+        y: the second images; None where only affinities are known.
+        affinity: (B, S, T), float32 or float64, contiguous, finite: inner products of all locations (paper, equation
+            5); None for methods that do not need it.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    x: Locations | None = None
+    y: Locations | None = None
+    affinity: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self) -> tuple[Locations, Locations]:
+        """Both sets of images.
+
+        Raises:
+            TokensNeededError: only affinities are known.
+        """
+        if self.x is None or self.y is None:
+            raise TokensNeededError("the tokens of both images are needed, and only their affinity was given")
+        return self.x, self.y
+
+    def affinities(self) -> np.ndarray:
+        """The affinities, (B, S, T).
+
+        Raises:
+            MatchingError: they were not computed, as the method said that it does not need them.
+        """
+        if self.affinity is None:
+            raise MatchingError("affinities are needed: the method must declare needs_affinity = True")
+        return self.affinity
+
+    def scales(self) -> np.ndarray:
+        """|x||y| of every pair, (B,), which no matched inner product exceeds; 0 where tokens are not known."""
+        if self.x is None or self.y is None:
+            return np.zeros(len(self))
+        return self.x.image_norms[self.rows] * self.y.image_norms[self.columns]
+
+    def reversed(self) -> Pairs:
+        """The same pairs with the roles of x and y exchanged."""
+        turned = None if self.affinity is None else np.ascontiguousarray(self.affinity.transpose(0, 2, 1))
+        return Pairs(self.columns, self.rows, self.y, self.x, turned)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a method answers to B pairs.
+
+    Attributes:
+        values: (B,), float64.
+        permutations: (B, S), integers, -1 where a location has no partner; None for scores.
+        bounds: (B,), float64, upper bounds on any matching of the pair; NaN where there is none.
+        solvers: B names of what ran.
+    """
+
+    values: np.ndarray
+    permutations: np.ndarray | None
+    bounds: np.ndarray
+    solvers: Sequence[str]
+
 
 class Matching(ABC):
     """A way to pair locations: a small frozen object that carries its own options.
 
-    Class attributes are what the rest of the project reads instead of asking for names:
+    A subclass overrides one of: `permutation`, for methods that read one affinity at a time; `solve`, for all others;
+    and `products` besides, where all pairs at once are cheaper than one by one. What is known once per image belongs
+    into `Locations`, and `prepare` asks for it. What the rest of the project reads, instead of asking for names, are
+    class attributes:
 
     Attributes:
         name: how users and results call it.
         exact: whether it reaches the optimum of the assignment (paper, equation 4).
-        symmetric: whether matching (x, y) and (y, x) gives equal values; if not, both are tried and the larger counts.
+        symmetric: whether matching (x, y) and (y, x) gives equal values. If not, both are tried; of matchings the
+            larger value counts, of scores the mean.
         needs_affinity: whether it reads the full affinity (paper, equation 5); if not, it works on tokens.
         growth: its time per pair grows as S to this power; used for estimates only.
+        at_once: whether `products` gives all pairs of two sets of images at once; if not, they are solved one by one.
+        one_to_one: whether it pairs locations, so that norms are kept and every kernel applies; scores do not.
     """
 
     name: ClassVar[str]
@@ -47,8 +201,12 @@ class Matching(ABC):
     symmetric: ClassVar[bool]
     needs_affinity: ClassVar[bool]
     growth: ClassVar[float]
+    at_once: ClassVar[bool] = False
+    one_to_one: ClassVar[bool] = True
 
-    @abstractmethod
+    def prepare(self, images: Locations) -> None:  # noqa: B027 - most methods need nothing
+        """Computes what is needed once per image, before pairs are solved in several threads."""
+
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
         """Matches the locations of one pair.
 
@@ -58,18 +216,47 @@ class Matching(ABC):
         Returns:
             Shape (S,), integer: partner of each row, -1 where it has none. No column is used twice.
         """
+        raise NotImplementedError(f"{type(self).__name__} must override permutation or solve")
 
-    def products(self, x: Tensor, y: Tensor) -> np.ndarray:
-        """Matched inner products of all pairs of two sets of images; for methods that need no affinity.
-
-        Args:
-            x: tokens (N, S, C).
-            y: tokens (M, T, C).
+    def solve(self, pairs: Pairs) -> Solution:
+        """Matches pairs; called from several threads at once.
 
         Returns:
-            Shape (N, M), float64.
+            Values, permutations (B, S), bounds, and what ran.
         """
-        raise NotImplementedError(f"{self.name} works on affinities")
+        affinities = pairs.affinities()
+        found = np.stack([self.permutation(affinity) for affinity in affinities])
+        values = np.array([matched_sum(affinity, order) for affinity, order in zip(affinities, found, strict=True)])
+        return Solution(values, found, np.full(len(pairs), np.nan), [self.name] * len(pairs))
+
+    def products(self, x: Locations, y: Locations) -> np.ndarray:
+        """Matched inner products of all pairs of two sets of images, (N, M), float64, if `at_once`."""
+        raise NotImplementedError(f"{self.name} solves pairs one by one")
+
+
+def solve_both_ways(method: Matching, pairs: Pairs) -> Solution:
+    """Solves pairs, from both sides where the method is not symmetric."""
+    forward = method.solve(pairs)
+    if method.symmetric:
+        return forward
+    backward = method.solve(pairs.reversed())
+    bounds = np.fmin(forward.bounds, backward.bounds)
+    if forward.permutations is None or backward.permutations is None:
+        return replace(forward, values=(forward.values + backward.values) / 2, bounds=bounds)
+    better = backward.values > forward.values
+    permutations = forward.permutations.copy()
+    for pair in np.flatnonzero(better):
+        permutations[pair] = inverted(backward.permutations[pair], permutations.shape[1])
+    solvers = [b if take else a for a, b, take in zip(forward.solvers, backward.solvers, better, strict=True)]
+    return Solution(np.where(better, backward.values, forward.values), permutations, bounds, solvers)
+
+
+def inverted(permutation: np.ndarray, count: int) -> np.ndarray:
+    """The partners seen from the other side, (count,), -1 where there is none."""
+    found = np.full(count, -1)
+    rows = np.flatnonzero(permutation >= 0)
+    found[permutation[rows]] = rows
+    return found
 
 
 def matched_sum(affinity: np.ndarray, permutation: np.ndarray) -> float:

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from rsm_probe.errors import MatchingError, nearest
-from rsm_probe.matching.assignment import LapAssignment, ScipyAssignment
+from rsm_probe.matching.assignment import LapAssignment, OrToolsAssignment, ScipyAssignment
+from rsm_probe.matching.auction import Auction
+from rsm_probe.matching.greedy import Greedy, TopKGreedy
 from rsm_probe.matching.identity import Identity
 from rsm_probe.matching.protocol import Matching
+from rsm_probe.matching.scores import LateInteraction, SoftMatching
+from rsm_probe.matching.translation import Translation
+from rsm_probe.matching.windows import BatchOptimal, Rewindowed
 
 _METHODS: dict[str, Matching] = {
-    "identity": Identity(),
-    "optimal": ScipyAssignment(),
-    "scipy": ScipyAssignment(),
-    "lap": LapAssignment(),
+    method.name: method
+    for method in (
+        Identity(),
+        Auction(),
+        ScipyAssignment(),
+        LapAssignment(),
+        OrToolsAssignment(),
+        BatchOptimal(),
+        Rewindowed(),
+        TopKGreedy(),
+        Greedy(),
+        Translation(),
+        LateInteraction(),
+        SoftMatching(),
+    )
 }
 
 
 def matching_names() -> list[str]:
     """All names that `get_matching` knows."""
     return list(_METHODS)
+
+
+def cheap_matchings() -> list[str]:
+    """Names of the methods that read no full affinity and whose time is linear in the number of locations."""
+    return [name for name, method in _METHODS.items() if not method.needs_affinity and method.growth <= 1]
 
 
 def get_matching(matching: str | Matching) -> tuple[str, Matching]:

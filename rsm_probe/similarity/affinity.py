@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,46 +13,33 @@ from torch import Tensor
 BLOCK_BYTES = 8 << 20
 
 
-@dataclass(frozen=True)
-class AffinityBlock:
-    """Affinities of several images with one image (paper, equation 5).
-
-    Attributes:
-        rows: the images of the first set, a slice.
-        column: the image of the second set.
-        values: shape (rows, S, T), on the CPU.
-    """
-
-    rows: slice
-    column: int
-    values: np.ndarray
-
-
 def pairs_per_block(x: Tensor, y: Tensor) -> int:
     """How many affinities (S, T) make one block; at least 1."""
     return max(1, BLOCK_BYTES // (x.shape[1] * y.shape[1] * x.element_size()))
 
 
-def block_slices(x: Tensor, y: Tensor) -> Iterator[tuple[slice, int]]:
-    """Which pairs the blocks hold: all pairs, or those below the diagonal where x is y."""
+def block_slices(x: Tensor, y: Tensor, diagonal: bool = False) -> Iterator[tuple[slice, int]]:
+    """Which pairs the blocks hold: all pairs, or those below the diagonal (with it, if asked) where x is y."""
     step = pairs_per_block(x, y)
     for column in range(y.shape[0]):
-        first = column + 1 if y is x else 0
+        first = column + (not diagonal) if y is x else 0
         for start in range(first, x.shape[0], step):
             yield slice(start, min(start + step, x.shape[0])), column
 
 
-def affinity_block(x: Tensor, y: Tensor, rows: slice, column: int) -> AffinityBlock:
-    """One matrix product: the rows' locations against those of one image.
+def affinity_block(x: Tensor, y: Tensor, rows: slice, column: int) -> np.ndarray:
+    """One matrix product: the locations of several images against those of one (paper, equation 5).
 
     Args:
         x: tokens (N, S, C), contiguous.
         y: tokens (M, T, C), contiguous.
         rows: images of x.
         column: image of y.
+
+    Returns:
+        Shape (rows, S, T), on the CPU.
     """
-    values = torch.matmul(x[rows], y[column].T)
-    return AffinityBlock(rows, column, values.cpu().numpy())
+    return torch.matmul(x[rows], y[column].T).cpu().numpy()
 
 
 def squared_norms(x: Tensor) -> np.ndarray:

@@ -13,15 +13,22 @@ from typing import ClassVar
 import numpy as np
 
 from rsm_probe.errors import ComparisonError, nearest
+from rsm_probe.matching.protocol import Matching
 
 # What rounding leaves of a distance of 0, relative to the norms that it is the difference of: affinities are float32.
 _ROUNDING = float(np.finfo(np.float32).eps)
 
 
 class Kernel(ABC):
-    """A similarity of two images given their matched inner product and their squared norms."""
+    """A similarity of two images given their matched inner product and their squared norms.
+
+    Attributes:
+        name: how users and results call it.
+        needs_norms: whether it relates the product to norms, which bound the product of matched locations only.
+    """
 
     name: ClassVar[str]
+    needs_norms: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
@@ -43,6 +50,7 @@ class Linear(Kernel):
     """The inner product itself (equation 7); unbounded."""
 
     name: ClassVar[str] = "linear"
+    needs_norms: ClassVar[bool] = False
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Returns the products."""
@@ -94,6 +102,19 @@ class RBF(Kernel):
 
 
 _KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Linear(), Cosine(), RBF())}
+
+
+def check_kernel(kernel: Kernel, matching: Matching) -> None:
+    """Refuses kernels of norms for scores, whose values norms do not bound.
+
+    Raises:
+        ComparisonError: the kernel does not apply.
+    """
+    if kernel.needs_norms and not matching.one_to_one:
+        raise ComparisonError(
+            f"{matching.name} is a score and pairs no locations, so the {kernel.name} kernel does not apply; "
+            f"use kernel='linear'"
+        )
 
 
 def kernel_names() -> list[str]:

@@ -12,13 +12,14 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rsm_probe.errors import CostError
 from rsm_probe.matching.identity import aligned_products
 from rsm_probe.matching.inputs import rescaled
-from rsm_probe.matching.protocol import Matching, matched_sum
-from rsm_probe.similarity.affinity import AffinityBlock, affinity_block, block_slices, pairs_per_block
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
+from rsm_probe.similarity.affinity import affinity_block, block_slices, pairs_per_block
 
 # A sample for an estimate is cut to this many locations; larger problems are extrapolated.
 _SAMPLE_LOCATIONS = 512
@@ -44,7 +45,7 @@ class PairMatcher:
         self.memory = parse_bytes(memory)
         if self.workers < 1:
             raise CostError(f"workers must be at least 1, found {workers}")
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="rsm-probe-match")
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
         self._on_pairs = on_pairs
         self._waiting = 0
         self._freed = threading.Condition()
@@ -57,50 +58,75 @@ class PairMatcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        # What a worker sets for itself, PyTorch also takes as the default of threads that others start later.
+        torch.set_num_threads(torch.get_num_threads())
 
-    def submit(self, x: Tensor, y: Tensor | None, methods: Mapping[str, Matching]) -> PendingProducts:
+    def submit(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        methods: Mapping[str, Matching],
+        grid: tuple[int, int] | None = None,
+    ) -> PendingProducts:
         """Starts the matching of all pairs; blocks while the queue is full.
 
         Args:
             x: tokens (N, S, C), finite.
             y: tokens (M, T, C), finite, or None for the pairs within x (each unordered pair is matched once).
             methods: label -> method.
+            grid: (H, W) of the locations, for methods that move along it.
 
         Returns:
             A handle whose `result()` gives label -> (N, M) matched inner products.
 
         Raises:
             CostError: one affinity alone exceeds the memory budget.
+            MatchingError: a method cannot work on these locations.
         """
         x = x.contiguous()
-        y = x if y is None else y.contiguous().to(x)
-        matched = {label: method for label, method in methods.items() if method.needs_affinity}
-        # With one location on both sides there is nothing to choose: every matching is the identity.
-        if x.shape[1] == y.shape[1] == 1:
-            matched = {}
-        identity = aligned_products(x, y)
-        products = {
-            label: identity.copy() if method.needs_affinity else method.products(x, y)
-            for label, method in methods.items()
-        }
-        pending = PendingProducts(products, same=y is x)
-        if not matched:
-            self._count(_pair_count(x, y))
+        (scaled_x, unit_x), (scaled_y, unit_y) = rescaled(x), (x, 1.0)
+        left = Locations(scaled_x, grid)
+        right, unit = left, unit_x**2
+        if y is not None:
+            scaled_y, unit_y = rescaled(y.contiguous().to(x))
+            right, unit = Locations(scaled_y, grid), unit_x * unit_y
+        shape = len(left), len(right)
+        products: dict[str, np.ndarray] = {}
+        unsolved: dict[str, Matching] = {}
+        for label, method in methods.items():
+            if method.at_once:
+                products[label] = method.products(left, right)
+            elif left.count == right.count == 1:
+                # With one location on both sides there is nothing to choose: every matching is the identity.
+                products[label] = aligned_products(left.tokens, right.tokens)
+            else:
+                products[label] = np.zeros(shape)
+                unsolved[label] = method
+                method.prepare(left)
+                method.prepare(right)
+        pending = PendingProducts(products, unit, left.image_norms**2 if right is left else None, methods)
+        if not unsolved:
+            self._count(_pair_count(left, right))
             return pending
-        size = x.shape[1] * y.shape[1] * x.element_size()
+        reads_affinity = any(method.needs_affinity for method in unsolved.values())
+        size = left.count * right.count * x.element_size() if reads_affinity else 0
         if size > self.memory:
             raise CostError(
-                f"one affinity of {x.shape[1]} x {y.shape[1]} locations takes {format_bytes(size)}, above the memory "
+                f"one affinity of {left.count} x {right.count} locations takes {format_bytes(size)}, above the memory "
                 f"budget of {format_bytes(self.memory)}; raise memory=, or use a matching that needs no affinity"
             )
-        scaled_x, unit_x = rescaled(x)
-        scaled_y, unit_y = (scaled_x, unit_x) if y is x else rescaled(y)
-        for rows, column in block_slices(scaled_x, scaled_y):
+        # What matching gains over the identity is added to the identity's float64 value: so equal pairings give equal
+        # values to the last bit, and an exact method never falls below the identity.
+        aligned = aligned_products(left.tokens, right.tokens) if reads_affinity else np.zeros(shape)
+        diagonal = any(not method.one_to_one for method in unsolved.values())
+        for rows, column in block_slices(left.tokens, right.tokens, diagonal):
             reserved = (rows.stop - rows.start) * size
             self._reserve(reserved)
             try:
-                block = affinity_block(scaled_x, scaled_y, rows, column)
-                future = self._pool.submit(self._match_block, block, matched, products, unit_x * unit_y)
+                affinity = affinity_block(left.tokens, right.tokens, rows, column) if reads_affinity else None
+                numbers = np.arange(rows.start, rows.stop)
+                pairs = Pairs(numbers, np.full(len(numbers), column), left, right, affinity)
+                future = self._pool.submit(self._match_block, pairs, unsolved, aligned, products)
             except BaseException:  # such as a device that is out of memory: whoever tries again needs the place
                 self._release(reserved)
                 raise
@@ -110,23 +136,19 @@ class PairMatcher:
         return pending
 
     def _match_block(
-        self, block: AffinityBlock, methods: Mapping[str, Matching], out: dict[str, np.ndarray], unit: float
+        self, pairs: Pairs, methods: Mapping[str, Matching], aligned: np.ndarray, out: dict[str, np.ndarray]
     ) -> None:
-        for offset, affinity in enumerate(block.values):
-            # What matching gains over the identity is added to the identity's float64 value: so equal
-            # pairings give equal values to the last bit, and an exact method never falls below the identity.
-            aligned = affinity.diagonal()
-            unmatched = float(aligned.sum(dtype=np.float64))
-            noise = float(np.abs(aligned).sum(dtype=np.float64)) * len(aligned) * np.finfo(np.float64).eps
-            for label, method in methods.items():
-                value = matched_sum(affinity, method.permutation(affinity))
-                if not method.symmetric:
-                    value = max(value, matched_sum(affinity.T, method.permutation(affinity.T)))
-                gain = value - unmatched
+        places = pairs.rows, pairs.columns
+        for label, method in methods.items():
+            values = solve_both_ways(method, pairs).values
+            if pairs.affinity is not None and method.needs_affinity and method.one_to_one:
+                diagonals = np.diagonal(pairs.affinity, axis1=1, axis2=2)
+                gains = values - diagonals.sum(axis=1, dtype=np.float64)
                 # The same terms summed in another order differ in the last digits.
-                if abs(gain) > noise:
-                    out[label][block.rows.start + offset, block.column] += gain * unit
-        self._count(len(block.values))
+                noise = np.abs(diagonals).sum(axis=1, dtype=np.float64) * diagonals.shape[1] * np.finfo(np.float64).eps
+                values = aligned[places] + np.where(np.abs(gains) > noise, gains, 0.0)
+            out[label][places] = values
+        self._count(int(np.count_nonzero((pairs.rows != pairs.columns) | (pairs.x is not pairs.y))))
 
     def _reserve(self, size: int) -> None:
         with self._freed:
@@ -146,10 +168,18 @@ class PairMatcher:
 class PendingProducts:
     """Matched inner products that worker threads are filling in."""
 
-    def __init__(self, products: dict[str, np.ndarray], same: bool) -> None:
+    def __init__(
+        self,
+        products: dict[str, np.ndarray],
+        unit: float,
+        squared_norms: np.ndarray | None,
+        methods: Mapping[str, Matching],
+    ) -> None:
         self.futures: list[Future[None]] = []
         self._products = products
-        self._same = same
+        self._unit = unit
+        self._squared_norms = squared_norms
+        self._methods = methods
 
     def result(self) -> dict[str, np.ndarray]:
         """Waits for the workers; label -> (N, M) float64, symmetric where both sets were the same images.
@@ -165,13 +195,20 @@ class PendingProducts:
                 future.cancel()
             raise
         self.futures = []
-        if not self._same:
-            return self._products
-        return {label: np.tril(g) + np.tril(g, -1).T for label, g in self._products.items()}
+        return {label: self._completed(label) * self._unit for label in self._products}
+
+    def _completed(self, label: str) -> np.ndarray:
+        products = self._products[label]
+        if self._squared_norms is None:
+            return products
+        products = np.tril(products) + np.tril(products, -1).T
+        if self._methods[label].one_to_one:  # an image matches itself location by location
+            np.fill_diagonal(products, self._squared_norms)
+        return products
 
 
-def _pair_count(x: Tensor, y: Tensor) -> int:
-    return x.shape[0] * (x.shape[0] - 1) // 2 if y is x else x.shape[0] * y.shape[0]
+def _pair_count(x: Locations, y: Locations) -> int:
+    return len(x) * (len(x) - 1) // 2 if y is x else len(x) * len(y)
 
 
 def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3) -> float:
@@ -185,27 +222,38 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3) -> float:
     Returns:
         Seconds for one pair on one core. Above 512 locations a part is timed and scaled by the method's growth.
     """
-    if not method.needs_affinity or x.shape[1] == 1:
-        return 0.0
     scale = max(1.0, x.shape[1] / _SAMPLE_LOCATIONS) ** method.growth
-    part = x[:, :_SAMPLE_LOCATIONS].contiguous()
-    pairs = [(i, j) for i in range(len(x)) for j in range(i)][:samples]
-    blocks = [affinity_block(part, part, slice(i, i + 1), j) for i, j in pairs]
+    images = Locations(x[:, :_SAMPLE_LOCATIONS].contiguous())
+    if x.shape[1] == 1 or method.at_once:
+        return 0.0
+    method.prepare(images)
+    numbers = [(i, j) for i in range(len(x)) for j in range(i)][:samples]
+    tokens = images.tokens
+    sampled = [
+        Pairs(np.array([i]), np.array([j]), images, images, affinity_block(tokens, tokens, slice(i, i + 1), j))
+        for i, j in numbers
+    ]
+    solve_both_ways(method, sampled[0])  # what is compiled or prepared once must not count
     start = time.perf_counter()
-    for block in blocks:
-        method.permutation(block.values[0])
-    return (time.perf_counter() - start) / len(blocks) * scale
+    for pairs in sampled:
+        solve_both_ways(method, pairs)
+    return (time.perf_counter() - start) / len(sampled) * scale
 
 
 def queue_bytes(x: Tensor, memory: int) -> int:
     """How much of a memory budget the affinities of a layer can really fill."""
     block = pairs_per_block(x, x) * x.shape[1] ** 2 * x.element_size()
-    return min(memory, block * (_pair_count(x, x) // pairs_per_block(x, x) + 1))
+    return min(memory, block * (len(x) * (len(x) - 1) // 2 // pairs_per_block(x, x) + 1))
 
 
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_thread() -> None:
+    """Keeps the matrix products of a worker from starting threads of their own: the workers fill the cores."""
+    torch.set_num_threads(1)
 
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}

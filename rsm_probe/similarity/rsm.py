@@ -17,7 +17,7 @@ from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.affinity import first_nonfinite, squared_norms
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
-from rsm_probe.similarity.kernels import Kernel, get_kernel
+from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.pairs import PairMatcher
 from rsm_probe.storage import open_dataset, save_dataset
 
@@ -142,6 +142,7 @@ def rsm(
     kernel: str | Kernel = "cosine",
     centering: Centering | None = None,
     *,
+    grid: tuple[int, int] | None = None,
     ids: Sequence[str] | None = None,
     other_ids: Sequence[str] | None = None,
     workers: int | None = None,
@@ -158,6 +159,7 @@ def rsm(
         centering: None; "location-mean", subtracting the mean over images at each location, as the paper does; or
             "channel-mean", over images and locations, which keeps the invariance to permutations. The mean is the
             database's where `other` is given.
+        grid: (H, W) of the locations, for `matching="translation"`; a square where it is not given.
         ids: names of the images of z.
         other_ids: names of the images of `other`.
         workers: CPU threads that match; None for all cores.
@@ -169,11 +171,12 @@ def rsm(
     Raises:
         RepresentationError: wrong shapes, NaN or infinity (the message names the image), unknown centring.
         MatchingError: unknown matching.
-        ComparisonError: unknown kernel, wrong number of ids.
+        ComparisonError: unknown kernel, one that does not apply to a score, wrong number of ids.
         CostError: one affinity alone exceeds the memory budget.
     """
     label, method = get_matching(matching)
     chosen = get_kernel(kernel)
+    check_kernel(chosen, method)
     centering = check_centering(centering)
     x, names = _tokens(z, "z", ids)
     y, other_names = (None, None) if other is None else _tokens(other, "other", other_ids)
@@ -186,11 +189,9 @@ def rsm(
         mean = token_mean(x if y is None else y, centering)
         x, y = subtract_mean(x, mean), None if y is None else subtract_mean(y, mean)
     with PairMatcher(workers, memory) as matcher:
-        products = matcher.submit(x, y, {label: method}).result()[label]
+        products = matcher.submit(x, y, {label: method}, grid).result()[label]
     norms_x = squared_norms(x)
     norms_y = norms_x if y is None else squared_norms(y)
-    if y is None:
-        np.fill_diagonal(products, norms_x)
     values = chosen(products, norms_x, norms_y, same=y is None)
     dataset = _dataset(values, names, other_names).assign(
         product=(("image_a", "image_b"), products), norm_a=("image_a", norms_x), norm_b=("image_b", norms_y)

@@ -11,15 +11,15 @@ from typing import Any, Self
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from rsm_probe.comparison.cka import cka_grid, get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
 from rsm_probe.errors import ComparisonError, LayerError, RepresentationError, nearest
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
+from rsm_probe.probe.tokens import Representation
 from rsm_probe.similarity.affinity import squared_norms
-from rsm_probe.similarity.kernels import Kernel, get_kernel
+from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.pairs import PairMatcher, PendingProducts
 from rsm_probe.studies.means import Means
 from rsm_probe.studies.probed import Probed, require_finite, walk
@@ -84,6 +84,9 @@ class Accumulator:
         self.kernels = [get_kernel(kernel) for kernel in several(kernels, "kernels")]
         _require_distinct("matchings", [label for label, _ in named])
         _require_distinct("kernels", [kernel.name for kernel in self.kernels])
+        for kernel in self.kernels:
+            for method in self.methods.values():
+                check_kernel(kernel, method)
         self.estimators = [get_estimator(estimator) for estimator in several(estimators, "estimators")]
         self.means = means
         self.batches = 0
@@ -128,23 +131,23 @@ class Accumulator:
             CostError: one affinity alone exceeds the memory budget.
         """
         layers = list(walk(probed))
-        count = len(layers[0][2])
+        count = len(layers[0][2].tokens)
         self._check_batch(layers, count, ids, labels)
         batch = _Batch(ids=list(ids), labels=list(labels))
-        for model, layer, tokens in layers:
-            require_finite(model, layer, tokens, ids)
-            centred = tokens if self.means is None else self.means.subtract(model, layer, tokens)
-            pending = self._matcher.submit(centred, None, self.methods)
+        for model, layer, kept in layers:
+            require_finite(model, layer, kept.tokens, ids)
+            centred = kept.tokens if self.means is None else self.means.subtract(model, layer, kept.tokens)
+            pending = self._matcher.submit(centred, None, self.methods, kept.grid)
             batch.pending.append((model, layer, pending, squared_norms(centred)))
         self._waiting.append(batch)
         # A device of its own works on the next batch while workers match this one. On the CPU both would share the
         # cores: waiting costs nothing there, and an interruption loses one batch at most.
-        ahead = any(tokens.device.type != "cpu" for _, _, tokens in layers)
+        ahead = any(kept.tokens.device.type != "cpu" for _, _, kept in layers)
         while len(self._waiting) > int(ahead):
             self._finish_first()
 
     def _check_batch(
-        self, layers: list[tuple[str, str, Tensor]], count: int, ids: Sequence[str], labels: Sequence[str]
+        self, layers: list[tuple[str, str, Representation]], count: int, ids: Sequence[str], labels: Sequence[str]
     ) -> None:
         for estimator in self.estimators:
             if count < estimator.fewest:
@@ -154,10 +157,10 @@ class Accumulator:
         for what, names in (("ids", ids), ("labels", labels)):
             if len(names) not in (0, count):
                 raise RepresentationError(f"{what} holds {len(names)} names for a batch of {count} images")
-        for model, layer, tokens in layers:
-            if len(tokens) != count:
+        for model, layer, kept in layers:
+            if len(kept.tokens) != count:
                 raise RepresentationError(
-                    f"layer {layer!r} of model {model!r} holds {len(tokens)} images, others {count}; "
+                    f"layer {layer!r} of model {model!r} holds {len(kept.tokens)} images, others {count}; "
                     f"all models must see the same batch"
                 )
         keys = self._make_keys([(model, layer) for model, layer, _ in layers])
@@ -194,7 +197,6 @@ class Accumulator:
         values = []
         for _, _, pending, norms in batch.pending:
             for products in pending.result().values():
-                np.fill_diagonal(products, norms)
                 values += [kernel(products, norms, norms, same=True) for kernel in self.kernels]
         stack = np.stack(values)
         for estimator in self.estimators:

@@ -11,6 +11,7 @@ import torch
 
 from rsm_probe.errors import CostError
 from rsm_probe.matching.protocol import Matching
+from rsm_probe.matching.registry import cheap_matchings
 from rsm_probe.probe.tokens import Representation
 from rsm_probe.similarity.pairs import format_bytes, queue_bytes, seconds_per_pair
 
@@ -122,7 +123,9 @@ class Cost:
             ways.append(f"batch_size={max(4, fitting)}")
         if share > 0:
             ways.append(f"leaving out {dearest.name} ({dearest.locations} locations, {share:.0%} of the matching)")
-            ways.append("matchings=('identity',), which costs almost nothing")
+            ways.append(
+                f"one of the matchings {', '.join(cheap_matchings())}, whose time grows with the locations only"
+            )
         ways.append(f"fewer images than {self.images}")
         return ", ".join(ways)
 

@@ -39,7 +39,8 @@ class Means:
             RepresentationError: NaN or infinity in a layer, or another number of locations than before.
         """
         count = 0
-        for model, layer, tokens in walk(probed):
+        for model, layer, kept in walk(probed):
+            tokens = kept.tokens
             require_finite(model, layer, tokens, ids)
             count = len(tokens)
             total = token_mean(tokens, self.centering).cpu() * count

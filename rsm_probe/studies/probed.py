@@ -16,8 +16,8 @@ Layers = Probe | Mapping[str, Representation]
 Probed = Layers | Mapping[str, Layers]
 
 
-def walk(probed: Probed) -> list[tuple[str, str, Tensor]]:
-    """(model, layer, tokens) of everything that was captured.
+def walk(probed: Probed) -> list[tuple[str, str, Representation]]:
+    """(model, layer, representation) of everything that was captured.
 
     Args:
         probed: a probe or its representations, whose model is then called "model"; or model name -> these.
@@ -36,7 +36,7 @@ def walk(probed: Probed) -> list[tuple[str, str, Tensor]]:
             raise LayerError(
                 f"model {model!r} captured nothing; call the model inside the 'with' block before updating"
             )
-        found += [(model, layer, kept.tokens) for layer, kept in representations.items()]
+        found += [(model, layer, kept) for layer, kept in representations.items()]
     if not found:
         raise LayerError("there is nothing to take up: no model was given")
     return found

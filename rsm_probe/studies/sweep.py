@@ -200,8 +200,8 @@ def _preflight(
     """Shows a few images to the models, so that unusable layers fail now and the cost is known."""
     numbers = batches[0][:_SAMPLE]
     sample = passing.forward(images, numbers)
-    for model, layer, tokens in walk(sample):
-        require_finite(model, layer, tokens, [images.ids[k] for k in numbers])
+    for model, layer, kept in walk(sample):
+        require_finite(model, layer, kept.tokens, [images.ids[k] for k in numbers])
     names = [layer for _, layer, _ in walk(sample)]
     check_kept(keep, names)
     start = passing.synchronised()

@@ -146,8 +146,8 @@ def test_blocks_of_two_sets_hold_every_pair_once():
 def test_an_affinity_block_holds_inner_products_of_locations():
     x, y = random_tokens(5, 4, dtype=torch.float64), random_tokens(3, 6, seed=1, dtype=torch.float64)
     block = affinity_block(x, y, slice(1, 4), 2)
-    assert (block.rows, block.column, block.values.shape) == (slice(1, 4), 2, (3, 4, 6))
-    np.testing.assert_allclose(block.values, [x[i].numpy() @ y[2].numpy().T for i in (1, 2, 3)], rtol=1e-12)
+    assert block.shape == (3, 4, 6)
+    np.testing.assert_allclose(block, [x[i].numpy() @ y[2].numpy().T for i in (1, 2, 3)], rtol=1e-12)
 
 
 def test_products_within_one_set_are_symmetric_and_match_each_pair_once():
@@ -382,13 +382,14 @@ def clocked(monkeypatch):
 
 def test_seconds_per_pair_is_the_mean_over_the_samples(clocked):
     assert seconds_per_pair(random_tokens(4, 512, channels=1), clocked, samples=5) == 2.0
-    assert clocked.shapes == [(512, 512)] * 5
+    # Once more before the clock runs: what is compiled at the first call is not part of the cost of a pair.
+    assert clocked.shapes == [(512, 512)] * 6
 
 
 def test_seconds_per_pair_of_many_locations_times_a_part_and_scales_it(clocked):
     # Twice the locations at cubic growth: eight times the time of the part.
     assert seconds_per_pair(random_tokens(3, 1024, channels=1), clocked, samples=2) == 16.0
-    assert clocked.shapes == [(512, 512)] * 2
+    assert clocked.shapes == [(512, 512)] * 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""The optimal matching by auction, with a certificate (paper, equation 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from rsm_probe.errors import MatchingError
+from rsm_probe.matching.assignment import ScipyAssignment
+from rsm_probe.matching.protocol import Matching, Pairs, Solution, matched_sum
+
+# The smallest gap that float64 can be asked for.
+_FINEST_GAP = 1e-12
+
+
+@dataclass(frozen=True)
+class Auction(Matching):
+    """Exact assignment by an epsilon-scaling auction in the precision of the affinity.
+
+    Every pair carries an upper bound, the auction's dual in float64. Where the bound stays further from the value than
+    `gap` allows, as float32 prices can be too coarse, the pair is finished in float64; where bids run out, SciPy
+    solves it. The solver of a pair says which: "auction", "auction-float64" or "scipy".
+
+    Attributes:
+        gap: largest certified difference of bound and value, relative to the product of the images' norms (or, where
+            only the affinity is known, to its Frobenius norm or its value).
+        bids_per_row: bids after which an auction gives up; features of trained networks need 20 to 100.
+    """
+
+    gap: float = 1e-6
+    bids_per_row: int = 2000
+
+    name: ClassVar[str] = "optimal"
+    exact: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = True
+    needs_affinity: ClassVar[bool] = True
+    growth: ClassVar[float] = 2.2
+
+    def __post_init__(self) -> None:
+        if not _FINEST_GAP <= self.gap < 1:
+            raise MatchingError(f"gap must lie in [{_FINEST_GAP:g}, 1), found {self.gap}")
+        if self.bids_per_row < 1:
+            raise MatchingError(f"bids_per_row must be at least 1, found {self.bids_per_row}")
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Matches pairs; values and bounds belong to the affinities as they are."""
+        affinities = pairs.affinities()
+        scales = pairs.scales()
+        found = auction(affinities, scales, self.gap, self.bids_per_row)
+        solvers = ["auction" if affinities.dtype == np.float32 else "auction-float64"] * len(pairs)
+        for k in np.flatnonzero(~found.certified):
+            if affinities.dtype == np.float32:
+                alone = slice(k, k + 1)
+                finer = auction(affinities[alone].astype(np.float64), scales[alone], self.gap, self.bids_per_row)
+                solvers[k] = "auction-float64"
+                found.take(int(k), finer)
+            if not np.isfinite(found.values[k]):
+                solvers[k] = ScipyAssignment.name
+                found.permutations[k] = ScipyAssignment().permutation(affinities[k])
+            # What was found in float64 is summed up like the rest.
+            found.values[k] = matched_sum(affinities[k], found.permutations[k])
+        _prefer_identity(affinities, found)
+        return Solution(found.values, found.permutations, found.bounds, solvers)
+
+
+@dataclass(frozen=True)
+class Auctions:
+    """What auctions found for a batch of affinities.
+
+    Attributes:
+        permutations: (B, S), -1 where a row has no column; of no meaning where the bids ran out.
+        values: (B,), -inf where the bids ran out.
+        bounds: (B,), upper bounds in float64, valid in any case.
+        certified: (B,), whether the bound is as close to the value as was asked.
+        bids: (B,), bids that were made.
+    """
+
+    permutations: np.ndarray
+    values: np.ndarray
+    bounds: np.ndarray
+    certified: np.ndarray
+    bids: np.ndarray
+
+    def take(self, k: int, other: Auctions) -> None:
+        """Replaces pair k by the only pair of another batch; the lower bound of both holds."""
+        self.permutations[k], self.values[k] = other.permutations[0], other.values[0]
+        self.bounds[k] = min(self.bounds[k], other.bounds[0])
+        self.bids[k] += other.bids[0]
+
+
+def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row: int = 2000) -> Auctions:
+    """Solves a batch of assignments in the precision of the affinities.
+
+    Args:
+        affinities: (B, S, T), float32 or float64, finite.
+        scales: (B,), what the gap is relative to; 0 for an estimate from the affinity, which is never above |x||y|.
+        gap: allowed difference of bound and value, relative to the scale.
+        bids_per_row: where to give up.
+    """
+    # Numba takes seconds to load, and whoever never matches should not wait for it.
+    from rsm_probe.matching.kernel import CERTIFIED, solve_batch
+
+    count, rows, _ = affinities.shape
+    scales = np.asarray(scales, np.float64)
+    affinities, unit = _within_range(np.ascontiguousarray(affinities), scales)
+    permutations = np.empty((count, rows), np.int64)
+    values, bounds = np.empty(count), np.empty(count)
+    outcomes, bids = np.empty(count, np.int64), np.empty(count, np.int64)
+    solve_batch(affinities, scales / unit, gap, bids_per_row, permutations, values, bounds, outcomes, bids)
+    return Auctions(permutations, values * unit, bounds * unit, outcomes == CERTIFIED, bids)
+
+
+def _prefer_identity(affinities: np.ndarray, found: Auctions) -> None:
+    """Takes equal locations where they add up to more: within the gap, the optimum may be the identity."""
+    aligned = np.trace(affinities, axis1=1, axis2=2, dtype=np.float64)
+    rows, columns = affinities.shape[1:]
+    order = np.where(np.arange(rows) < columns, np.arange(rows), -1)
+    for k in np.flatnonzero(aligned > found.values):
+        found.permutations[k], found.values[k] = order, aligned[k]
+
+
+def _within_range(affinities: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, float]:
+    """Affinities whose sums and differences stay finite and normal in their precision, and their unit."""
+    low, high = (1e-20, 1e25) if affinities.dtype == np.float32 else (1e-200, 1e250)
+    if scales.size and low < scales.min() and scales.max() < high:
+        return affinities, 1.0  # no affinity exceeds its scale
+    largest = max(float(affinities.max(initial=0.0)), -float(affinities.min(initial=0.0)))
+    if largest == 0 or low < largest < high:
+        return affinities, 1.0
+    unit = 2.0 ** np.frexp(largest)[1]
+    return (affinities / unit).astype(affinities.dtype), unit

@@ -1,0 +1,74 @@
+"""Upper bounds on the value of any matching of two images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rsm_probe.matching.protocol import Locations
+
+# Matched pairs whose exact prices are carried to all others.
+_SAMPLE = 2048
+_SAMPLE_GAP = 1e-9
+_BIDS_PER_ROW = 2000
+# Bytes of the affinities that exist at once.
+_BLOCK_BYTES = 64 << 20
+
+
+def sorted_norms_bound(x: Locations, i: int, y: Locations, j: int) -> float:
+    """The product of the sorted norms: vectors of these lengths cannot be matched to more."""
+    shared = min(x.count, y.count)
+    left, right = x.norms[i][x.order[i]], y.norms[j][y.order[j]]
+    return float(left[:shared] @ right[:shared])
+
+
+def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permutation: np.ndarray) -> float:
+    """A bound by linear programming duality, block by block: prices of columns, and each row's best at these prices.
+
+    Prices come from an exact auction among a sample of the matched pairs; each other column costs what makes no row of
+    the sample prefer it. With up to 2048 locations the sample is everything, and the bound is tight.
+
+    Args:
+        rows_of: numbers of rows -> their affinities (k, T), float64.
+        columns: T.
+        permutation: (S,), the partner of every row, -1 where it has none; with a good matching the bound is close.
+
+    Returns:
+        A number that the value of no matching exceeds.
+    """
+    # Numba takes seconds to load, and whoever never matches should not wait for it.
+    from rsm_probe.matching.kernel import dual_prices
+
+    rows = len(permutation)
+    size = max(rows, columns)
+    step = max(1, _BLOCK_BYTES // (8 * size))
+
+    def padded(wanted: np.ndarray) -> np.ndarray:
+        """Affinities (k, size) of rows; those beyond S, and columns beyond T, are zero vectors'."""
+        block = np.zeros((len(wanted), size))
+        real = wanted < rows
+        block[real, :columns] = rows_of(wanted[real])
+        return block
+
+    partners = _completed(permutation, size)
+    sample = np.sort(np.random.default_rng(0).permutation(size)[:_SAMPLE])
+    sampled_columns = partners[sample]
+    pieces = [padded(part) for part in np.split(sample, range(step, len(sample), step))]
+    among = np.concatenate([piece[:, sampled_columns] for piece in pieces])
+    profits = (among - dual_prices(among, _SAMPLE_GAP, _BIDS_PER_ROW)).max(axis=1)
+    prices = np.full(size, -np.inf)
+    for start, piece in zip(range(0, len(sample), step), pieces, strict=True):
+        prices = np.maximum(prices, (piece - profits[start : start + len(piece), None]).max(axis=0))
+    total = prices.sum()
+    for part in np.split(np.arange(size), range(step, size, step)):
+        total += (padded(part) - prices).max(axis=1).sum()
+    return float(total)
+
+
+def _completed(permutation: np.ndarray, size: int) -> np.ndarray:
+    """A permutation of `size` numbers; rows without a partner take the columns that are left."""
+    partners = np.concatenate([permutation, np.full(size - len(permutation), -1)])
+    free = np.setdiff1d(np.arange(size), partners)
+    partners[partners < 0] = free
+    return partners

@@ -1,0 +1,88 @@
+"""Scores: similarities of sets of locations that pair nothing one to one. They are measures beyond the paper.
+
+Norms do not bound them, so only the linear kernel applies; they are not symmetric, so both directions are averaged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from rsm_probe.errors import MatchingError
+from rsm_probe.matching.protocol import Matching, Pairs, Solution
+
+
+@dataclass(frozen=True)
+class LateInteraction(Matching):
+    """Each location's best answer, summed (Khattab and Zaharia, "ColBERT", 2020)."""
+
+    name: ClassVar[str] = "late-interaction"
+    exact: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = False
+    needs_affinity: ClassVar[bool] = True
+    growth: ClassVar[float] = 2.0
+    one_to_one: ClassVar[bool] = False
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Sums the rows' largest affinities."""
+        values = pairs.affinities().max(axis=2).sum(axis=1, dtype=np.float64)
+        return Solution(values, None, np.full(len(values), np.nan), [self.name] * len(values))
+
+
+@dataclass(frozen=True)
+class SoftMatching(Matching):
+    """Entropic optimal transport between the locations (Cuturi, "Sinkhorn distances", 2013), by the package POT.
+
+    The value is the transported affinity times the number of locations of the smaller image, so that it tends to the
+    optimal matching's as the regularisation goes to 0.
+
+    Attributes:
+        regularisation: relative to the range of the affinity.
+        iterations: of Sinkhorn's algorithm at most.
+    """
+
+    regularisation: float = 0.01
+    iterations: int = 1000
+
+    name: ClassVar[str] = "soft"
+    exact: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = False
+    needs_affinity: ClassVar[bool] = True
+    growth: ClassVar[float] = 2.0
+    one_to_one: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.regularisation > 0:
+            raise MatchingError(f"regularisation must be above 0, found {self.regularisation}")
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Transports every pair.
+
+        Raises:
+            MatchingError: POT is not installed.
+        """
+        values = np.array([self._value(affinity.astype(np.float64)) for affinity in pairs.affinities()])
+        return Solution(values, None, np.full(len(values), np.nan), [self.name] * len(values))
+
+    def _value(self, affinity: np.ndarray) -> float:
+        try:
+            from ot import sinkhorn
+        except ImportError as error:
+            raise MatchingError("POT is not installed; pip install 'rsm-probe[soft]'") from error
+        rows, columns = affinity.shape
+        spread = affinity.max() - affinity.min()
+        if spread == 0:
+            return float(affinity[0, 0]) * min(rows, columns)
+        cost = (affinity.max() - affinity) / spread
+        plan = sinkhorn(
+            np.full(rows, 1 / rows),
+            np.full(columns, 1 / columns),
+            cost,
+            self.regularisation,
+            method="sinkhorn_log",
+            numItermax=self.iterations,
+            warn=False,
+        )
+        return float((plan * affinity).sum() / plan.sum()) * min(rows, columns)

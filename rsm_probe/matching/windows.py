@@ -1,0 +1,186 @@
+"""Matching within windows: linear in the number of locations, and no full affinity (paper, appendix F)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from rsm_probe.errors import MatchingError
+from rsm_probe.matching.auction import Auction
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
+
+# Bytes of the windows' affinities that exist at once.
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class BatchOptimal(Matching):
+    """The paper's Batch-Optimal: locations in order of their norms, cut into windows, each solved exactly.
+
+    Attributes:
+        window: locations of a window; the last one may hold fewer.
+    """
+
+    window: int = 512
+
+    name: ClassVar[str] = "batch-optimal"
+    exact: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = True
+    needs_affinity: ClassVar[bool] = False
+    growth: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise MatchingError(f"window must be at least 1, found {self.window}")
+
+    def prepare(self, images: Locations) -> None:
+        """Sorts the locations of every image by norm."""
+        _ = images.on_cpu, images.order
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Matches the pairs one after the other, from their tokens."""
+        # Numba takes seconds to load, and whoever never matches should not wait for it.
+        from rsm_probe.matching.loops import matched_product
+
+        x, y = pairs.images()
+        found, values = [], []
+        for i, j in zip(pairs.rows, pairs.columns, strict=True):
+            permutation = self._match(x, i, y, j)
+            found.append(permutation)
+            values.append(matched_product(x.on_cpu[i].numpy(), y.on_cpu[j].numpy(), permutation))
+        return Solution(np.array(values), np.stack(found), np.full(len(found), np.nan), [self.name] * len(found))
+
+    def _match(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
+        pairing = _Pairing(x, i, y, j, x.order[i], y.order[j])
+        pairing.improve(self.window, Auction())
+        return pairing.permutation()
+
+
+@dataclass(frozen=True)
+class Rewindowed(BatchOptimal):
+    """Batch-Optimal with small windows that are cut anew round by round: ours.
+
+    At first, locations are ordered along the principal axis that the two images share, and equal places are paired.
+    Rounds then solve windows of these pairs, which can only raise the value: dealt out along an axis, so that every
+    window holds locations from everywhere, and then cut along one axis after the other, so that a window holds
+    neighbours. Each round costs as much as Batch-Optimal with such windows and needs no more memory.
+
+    Attributes:
+        window: locations of a window.
+        rounds: how often windows are cut.
+        gap: how exactly each window is solved, relative to the product of its norms.
+    """
+
+    window: int = 256
+    rounds: int = 3
+    gap: float = 0.01
+
+    name: ClassVar[str] = "rewindowed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise MatchingError(f"rounds must be at least 1, found {self.rounds}")
+
+    def prepare(self, images: Locations) -> None:
+        """Finds the principal axes of every image, unless one window holds it."""
+        super().prepare(images)
+        if images.count > self.window:
+            _ = images.axes
+
+    def _match(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
+        if max(x.count, y.count) <= self.window:
+            return super()._match(x, i, y, j)  # one window holds everything: nothing to cut, and nothing to lose
+        places = [
+            images.on_cpu[k] @ _shared_axes(x.axes[i], y.axes[j]).to(images.on_cpu) for images, k in ((x, i), (y, j))
+        ]
+        first = [np.argsort(along[:, 0].numpy(), kind="stable") for along in places]
+        pairing = _Pairing(x, i, y, j, *first)
+        solver = Auction(self.gap)
+        for number in range(self.rounds):
+            if number:
+                pairing.sort(places, number % places[0].shape[1])
+            if number % 3 == 0:
+                pairing.deal(self.window)
+            pairing.improve(self.window, solver)
+        return pairing.permutation()
+
+
+def _shared_axes(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
+    """Principal axes (C, A) of two images together, from the axes (A, C) of each, scaled by standard deviations."""
+    both = np.concatenate([x, y])
+    variances, turns = np.linalg.eigh(both @ both.T)
+    count = min(len(x), x.shape[1])
+    # A sign that does not depend on which image comes first.
+    axes = (both.T @ turns)[:, ::-1][:, :count] / np.sqrt(np.maximum(variances[::-1][:count], 1e-300))
+    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])
+    return torch.from_numpy(axes * np.where(signs == 0, 1.0, signs))
+
+
+class _Pairing:
+    """The locations of two images in two orders; equal places answer to each other.
+
+    The smaller image is filled up with zero vectors, numbered after its locations.
+    """
+
+    def __init__(self, x: Locations, i: int, y: Locations, j: int, first: np.ndarray, second: np.ndarray) -> None:
+        self.counts = x.count, y.count
+        size = max(self.counts)
+        self.tokens = [
+            functional.pad(images.on_cpu[k], (0, 0, 0, size - images.count)) for images, k in ((x, i), (y, j))
+        ]
+        self.orders = [
+            torch.from_numpy(np.concatenate([order, np.arange(len(order), size)])) for order in (first, second)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.orders[0])
+
+    def sort(self, places: list[torch.Tensor], axis: int) -> None:
+        """Orders the pairs by where their two locations lie along an axis; vectors that were filled in lie at 0."""
+        size = len(self)
+        along = sum(
+            functional.pad(where[:, axis], (0, size - len(where)))[order]
+            for where, order in zip(places, self.orders, strict=True)
+        )
+        self._arrange(torch.argsort(torch.as_tensor(along), stable=True))
+
+    def deal(self, window: int) -> None:
+        """Deals the pairs out like cards, so that each window gets some from everywhere."""
+        windows = -(-len(self) // window)
+        self._arrange(torch.argsort(torch.arange(len(self)) % windows, stable=True))
+
+    def _arrange(self, places: torch.Tensor) -> None:
+        self.orders = [order[places] for order in self.orders]
+
+    def improve(self, window: int, solver: Auction) -> None:
+        """Solves every window of the two orders; a window keeps its pairs where that gains nothing."""
+        window = min(window, len(self))
+        whole = len(self) // window * window
+        several = window * max(1, _BLOCK_BYTES // (window**2 * self.tokens[0].element_size()))
+        for start in range(0, whole, several):
+            self._solve(slice(start, min(start + several, whole)), window, solver)
+        if whole < len(self):
+            self._solve(slice(whole, len(self)), len(self) - whole, solver)
+
+    def _solve(self, part: slice, window: int, solver: Auction) -> None:
+        left, right = (tokens[order[part]] for tokens, order in zip(self.tokens, self.orders, strict=True))
+        channels = left.shape[1]
+        affinity = torch.bmm(left.view(-1, window, channels), right.view(-1, window, channels).mT).numpy()
+        numbers = np.arange(len(affinity))
+        found = solver.solve(Pairs(numbers, numbers, affinity=affinity))
+        assert found.permutations is not None
+        before = np.trace(affinity, axis1=1, axis2=2, dtype=np.float64)
+        places = np.where((found.values > before)[:, None], found.permutations, np.arange(window))
+        self.orders[1][part] = self.orders[1][part].view(-1, window).gather(1, torch.from_numpy(places)).flatten()
+
+    def permutation(self) -> np.ndarray:
+        """The partner of every location of x, -1 where it is a zero vector that was filled in."""
+        first, second = self.counts
+        found = np.empty(len(self), np.int64)
+        found[self.orders[0].numpy()] = self.orders[1].numpy()
+        return np.where(found < second, found, -1)[:first]
