@@ -54,7 +54,7 @@ def match(
     affinity = (left @ right.T).numpy()[None] if method.needs_affinity else None
     solution = solve_both_ways(method, Pairs(np.zeros(1, int), np.zeros(1, int), *images, affinity))
     answer = _answer(method, solution, 0, unit_x * unit_y)
-    if not method.one_to_one:
+    if answer.permutation is None:
         return answer
 
     def rows_of(rows: np.ndarray) -> np.ndarray:
@@ -66,7 +66,9 @@ def match(
     elif bound is None:
         # Rounding may leave the value of an optimal matching a digit above the bound.
         bound = max(sorted_norms_bound(images[0], 0, images[1], 0) * unit_x * unit_y, answer.value)
-    return replace(answer, bound=bound)
+    partners = torch.from_numpy(np.maximum(answer.permutation, 0))
+    each = (left.double() * right[partners].double()).sum(dim=1).numpy() * unit_x * unit_y
+    return replace(answer, bound=bound, affinities=np.where(answer.permutation >= 0, each, np.nan))
 
 
 def match_affinity(
@@ -102,10 +104,12 @@ def match_affinity(
             f"{method.name} needs the tokens of both images; use match(x, y, {method.name!r})"
         ) from None
     answers = [_answer(method, solution, k, 1.0) for k in range(len(batch))]
-    if certify and method.one_to_one:
-        for k, matrix in enumerate(batch):
-            bound = _certified(answers[k], matrix.__getitem__, matrix.shape[1], 1.0)
-            answers[k] = replace(answers[k], bound=bound)
+    for k, matrix in enumerate(batch):
+        partners = answers[k].permutation
+        if partners is not None:
+            each = np.where(partners >= 0, matrix[np.arange(len(matrix)), partners].astype(np.float64), np.nan)
+            bound = _certified(answers[k], matrix.__getitem__, matrix.shape[1], 1.0) if certify else answers[k].bound
+            answers[k] = replace(answers[k], bound=bound, affinities=each)
     return answers if given.ndim == 3 else answers[0]
 
 

@@ -29,6 +29,7 @@ class Match:
         bound: a proven upper bound on the value of any matching, or None where there is none.
         solver: what really ran.
         status: "optimal" where no matching has a larger value (up to the certified gap), else "feasible".
+        affinities: shape (S,), what each location adds to the value, NaN where it has no partner; None for scores.
     """
 
     permutation: np.ndarray | None
@@ -36,6 +37,7 @@ class Match:
     bound: float | None
     solver: str
     status: str
+    affinities: np.ndarray | None = None
 
     @property
     def gap(self) -> float | None:
