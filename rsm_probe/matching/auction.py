@@ -51,15 +51,16 @@ class Auction(Matching):
         found = auction(affinities, scales, self.gap, self.bids_per_row)
         solvers = ["auction" if affinities.dtype == np.float32 else "auction-float64"] * len(pairs)
         for k in np.flatnonzero(~found.certified):
+            proven = False
             if affinities.dtype == np.float32:
                 alone = slice(k, k + 1)
                 finer = auction(affinities[alone].astype(np.float64), scales[alone], self.gap, self.bids_per_row)
-                solvers[k] = "auction-float64"
                 found.take(int(k), finer)
-            if not np.isfinite(found.values[k]):
+                solvers[k], proven = "auction-float64", bool(finer.certified[0])
+            if not proven:
                 solvers[k] = ScipyAssignment.name
                 found.permutations[k] = ScipyAssignment().permutation(affinities[k])
-            # What was found in float64 is summed up like the rest.
+            # What was found in another way is summed up like the rest.
             found.values[k] = matched_sum(affinities[k], found.permutations[k])
         _prefer_identity(affinities, found)
         return Solution(found.values, found.permutations, found.bounds, solvers)
@@ -95,7 +96,8 @@ def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row
 
     Args:
         affinities: (B, S, T), float32 or float64, finite.
-        scales: (B,), what the gap is relative to; 0 for an estimate from the affinity, which is never above |x||y|.
+        scales: (B,), what the gap is relative to; 0 for the larger of the affinity's Frobenius norm and its value,
+            neither of which exceeds |x||y|.
         gap: allowed difference of bound and value, relative to the scale.
         bids_per_row: where to give up.
     """
@@ -104,12 +106,12 @@ def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row
 
     count, rows, _ = affinities.shape
     scales = np.asarray(scales, np.float64)
-    affinities, unit = _within_range(np.ascontiguousarray(affinities), scales)
+    affinities, units = _within_range(np.ascontiguousarray(affinities), scales)
     permutations = np.empty((count, rows), np.int64)
     values, bounds = np.empty(count), np.empty(count)
     outcomes, bids = np.empty(count, np.int64), np.empty(count, np.int64)
-    solve_batch(affinities, scales / unit, gap, bids_per_row, permutations, values, bounds, outcomes, bids)
-    return Auctions(permutations, values * unit, bounds * unit, outcomes == CERTIFIED, bids)
+    solve_batch(affinities, scales / units, gap, bids_per_row, permutations, values, bounds, outcomes, bids)
+    return Auctions(permutations, values * units, bounds * units, outcomes == CERTIFIED, bids)
 
 
 def _prefer_identity(affinities: np.ndarray, found: Auctions) -> None:
@@ -121,13 +123,16 @@ def _prefer_identity(affinities: np.ndarray, found: Auctions) -> None:
         found.permutations[k], found.values[k] = order, aligned[k]
 
 
-def _within_range(affinities: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, float]:
-    """Affinities whose sums and differences stay finite and normal in their precision, and their unit."""
-    low, high = (1e-20, 1e25) if affinities.dtype == np.float32 else (1e-200, 1e250)
+def _within_range(affinities: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Affinities whose squares and differences stay finite and normal, and the unit of each, a power of two."""
+    low, high = (1e-15, 1e25) if affinities.dtype == np.float32 else (1e-140, 1e140)
+    units = np.ones(len(affinities))
     if scales.size and low < scales.min() and scales.max() < high:
-        return affinities, 1.0  # no affinity exceeds its scale
-    largest = max(float(affinities.max(initial=0.0)), -float(affinities.min(initial=0.0)))
-    if largest == 0 or low < largest < high:
-        return affinities, 1.0
-    unit = 2.0 ** np.frexp(largest)[1]
-    return (affinities / unit).astype(affinities.dtype), unit
+        return affinities, units  # no affinity exceeds its scale
+    axes = (1, 2)
+    largest = np.maximum(affinities.max(axis=axes, initial=0.0), -affinities.min(axis=axes, initial=0.0))
+    outside = (largest > 0) & ((largest < low) | (largest > high))
+    if not outside.any():
+        return affinities, units
+    units[outside] = 2.0 ** np.minimum(np.frexp(largest[outside].astype(np.float64))[1], 1023)
+    return (affinities / units[:, None, None]).astype(affinities.dtype), units

@@ -54,9 +54,8 @@ def solve_batch(affinities, scales, gap, bids_per_row, out, values, bounds, outc
     """
     rows, columns = affinities.shape[1], affinities.shape[2]
     size = max(rows, columns)
-    width = (size + LANES - 1) // LANES * LANES
-    fits = rows == columns and size == width
-    space = np.empty(0 if fits else size * width, affinities.dtype)
+    fits = rows == columns and size % LANES == 0
+    space = np.empty(0, affinities.dtype)
     for pair in range(len(affinities)):
         affinity = affinities[pair]
         kept_rows, kept_columns = _living(affinity)
@@ -65,8 +64,7 @@ def solve_batch(affinities, scales, gap, bids_per_row, out, values, bounds, outc
             square = affinity
         else:
             padded = (n + LANES - 1) // LANES * LANES
-            if len(space) < n * padded:
-                space = np.empty(n * padded, affinities.dtype)
+            space = space if len(space) >= n * padded else np.empty(n * padded, affinities.dtype)
             square = space[: n * padded].reshape(n, padded)
             _pad(affinity, kept_rows, kept_columns, square)
         owner, prices = np.arange(n), np.zeros(square.shape[1], square.dtype)
@@ -153,7 +151,7 @@ def _solve(affinity, scale, gap, bids_per_row, owner, prices):
     n = len(affinity)
     if n == 0:
         return 0.0, 0.0, CERTIFIED, 0
-    spread, frobenius = _start(affinity, prices)
+    spread = _start(affinity, prices)
     if n == 1 or spread == 0:
         # Every assignment is as good as another.
         prices[:n] = 0
@@ -163,6 +161,8 @@ def _solve(affinity, scale, gap, bids_per_row, owner, prices):
     held = np.empty((remembering, _CANDIDATES), affinity.dtype)
     named = np.empty((remembering, _CANDIDATES), np.int32)
     counts, thresholds = np.zeros(n, np.int64), np.empty(n, affinity.dtype)
+    # |x||y| is at least the Frobenius norm of the affinity, and at least the sum over any matching.
+    frobenius = 0.0 if scale > 0 else _frobenius(affinity)
     epsilon, bids = _FIRST * spread, 0
     while True:
         budget = bids_per_row * n - bids
@@ -171,7 +171,6 @@ def _solve(affinity, scale, gap, bids_per_row, owner, prices):
         if made == budget:
             return -np.inf, _bound(affinity, prices), OUT_OF_BIDS, bids
         value = _value(affinity, owner)
-        # |x||y| is at least the Frobenius norm of the affinity, and at least the sum over any matching.
         allowed = gap * (scale if scale > 0 else max(frobenius, abs(value)))
         finest = min(gap * spread, 0.9 * allowed / n)
         if epsilon <= finest:
@@ -182,30 +181,34 @@ def _solve(affinity, scale, gap, bids_per_row, owner, prices):
 
 @njit(cache=True, nogil=True)
 def _start(affinity, prices):
-    """Sets prices to the means of columns; returns the range and the Frobenius norm. A sample of rows does."""
+    """Sets prices to the means of columns and returns the range of the affinities. A sample of rows does."""
     n = len(affinity)
     step = max(1, n // _SAMPLED)
     while True:
         smallest, largest = affinity[0, :n].copy(), affinity[0, :n].copy()
-        squares = np.zeros(n, affinity.dtype)
         prices[:] = 0
-        sampled = len(range(0, n, step))
-        share = affinity.dtype.type(1 / sampled)
+        share = affinity.dtype.type(1 / len(range(0, n, step)))
         for i in range(0, n, step):
             for j in range(n):
                 value = affinity[i, j]
                 prices[j] += value * share
-                squares[j] += value * value
                 smallest[j] = value if value < smallest[j] else smallest[j]
                 largest[j] = value if value > largest[j] else largest[j]
         spread = float(largest.max()) - float(smallest.min())
         if spread > 0 or step == 1:
-            break
+            return spread
         step = 1  # a sample that is constant proves nothing
+
+
+# Terms may be added in any order: several at once.
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _frobenius(affinity):
+    """The Frobenius norm of the first n columns, in float64."""
     total = 0.0
-    for j in range(n):
-        total += squares[j]
-    return spread, np.sqrt(total / sampled * n)
+    for i in range(len(affinity)):
+        for j in range(len(affinity)):
+            total += np.float64(affinity[i, j]) * np.float64(affinity[i, j])
+    return np.sqrt(total)
 
 
 @njit(cache=True, nogil=True)

@@ -56,6 +56,8 @@ class SoftMatching(Matching):
     def __post_init__(self) -> None:
         if not self.regularisation > 0:
             raise MatchingError(f"regularisation must be above 0, found {self.regularisation}")
+        if self.iterations < 1:
+            raise MatchingError(f"iterations must be at least 1, found {self.iterations}")
 
     def solve(self, pairs: Pairs) -> Solution:
         """Transports every pair.
@@ -76,13 +78,25 @@ class SoftMatching(Matching):
         if spread == 0:
             return float(affinity[0, 0]) * min(rows, columns)
         cost = (affinity.max() - affinity) / spread
+        masses = np.full(rows, 1 / rows), np.full(columns, 1 / columns)
         plan = sinkhorn(
-            np.full(rows, 1 / rows),
-            np.full(columns, 1 / columns),
+            *masses,
             cost,
             self.regularisation,
             method="sinkhorn_log",
             numItermax=self.iterations,
             warn=False,
         )
-        return float((plan * affinity).sum() / plan.sum()) * min(rows, columns)
+        return float((_feasible(plan, *masses) * affinity).sum()) * min(rows, columns)
+
+
+def _feasible(plan: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """A plan with exactly these masses: one that was stopped early could otherwise be worth more than the optimum.
+
+    Source: Altschuler, Weed and Rigollet, "Near-linear time approximation algorithms for optimal transport", 2017,
+    algorithm 2.
+    """
+    plan = plan * np.minimum(1, rows / np.maximum(plan.sum(axis=1), 1e-300))[:, None]
+    plan = plan * np.minimum(1, columns / np.maximum(plan.sum(axis=0), 1e-300))
+    missing = rows - plan.sum(axis=1), columns - plan.sum(axis=0)
+    return plan + np.outer(*missing) / max(missing[0].sum(), 1e-300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -77,7 +78,7 @@ class Translation(Matching):
         return torch.fft.irfft2(cross.permute(2, 3, 0, 1), s=grid)
 
     def _grid(self, x: Locations, y: Locations) -> tuple[int, int]:
-        grids = {self.grid or images.grid or _square(images.count) for images in (x, y)}
+        grids = {_checked(self.grid or images.grid or _square(images.count)) for images in (x, y)}
         if len(grids) > 1:
             raise MatchingError(f"shifts need equal grids, found {' and '.join(map(str, sorted(grids)))}")
         (grid,) = grids
@@ -85,6 +86,14 @@ class Translation(Matching):
             if math.prod(grid) != images.count:
                 raise MatchingError(f"a grid of {grid} does not hold {images.count} locations")
         return grid
+
+
+def _checked(grid: Sequence[int]) -> tuple[int, int]:
+    """A grid of two whole numbers above 0, whatever sequence holds them."""
+    numbers = tuple(grid)
+    if len(numbers) != 2 or any(int(number) != number or number < 1 for number in numbers):
+        raise MatchingError(f"a grid is two whole numbers (H, W) above 0, found {grid}")
+    return int(numbers[0]), int(numbers[1])
 
 
 def _square(count: int) -> tuple[int, int]:

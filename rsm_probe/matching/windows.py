@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, inverted
 
 # Bytes of the windows' affinities that exist at once.
 _BLOCK_BYTES = 4 << 20
@@ -64,10 +64,10 @@ class BatchOptimal(Matching):
 class Rewindowed(BatchOptimal):
     """Batch-Optimal with small windows that are cut anew round by round: ours.
 
-    At first, locations are ordered along the principal axis that the two images share, and equal places are paired.
-    Rounds then solve windows of these pairs, which can only raise the value: dealt out along an axis, so that every
-    window holds locations from everywhere, and then cut along one axis after the other, so that a window holds
-    neighbours. Each round costs as much as Batch-Optimal with such windows and needs no more memory.
+    At first, locations are ordered along the principal axis that the two images share, and equal places are paired;
+    or equal locations are, where that is worth more. Rounds then solve windows of these pairs, which can only raise
+    the value: dealt out along an axis, so that every window holds locations from everywhere, and then cut along one
+    axis after the other, so that a window holds neighbours. Each round costs as much as Batch-Optimal with such windows and needs no more memory.
 
     Attributes:
         window: locations of a window.
@@ -83,6 +83,7 @@ class Rewindowed(BatchOptimal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Auction(self.gap)  # which knows what a gap may be
         if self.rounds < 1:
             raise MatchingError(f"rounds must be at least 1, found {self.rounds}")
 
@@ -95,11 +96,14 @@ class Rewindowed(BatchOptimal):
     def _match(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
         if max(x.count, y.count) <= self.window:
             return super()._match(x, i, y, j)  # one window holds everything: nothing to cut, and nothing to lose
-        places = [
-            images.on_cpu[k] @ _shared_axes(x.axes[i], y.axes[j]).to(images.on_cpu) for images, k in ((x, i), (y, j))
-        ]
+        # What a round does depends on which image comes first, so the same one does from both sides.
+        if _comes_first(y, j, x, i):
+            return inverted(self._match(y, j, x, i), x.count)
+        axes = _shared_axes(x.axes[i], y.axes[j]).to(x.on_cpu.dtype)
+        places = [x.on_cpu[i] @ axes, y.on_cpu[j] @ axes]
         first = [np.argsort(along[:, 0].numpy(), kind="stable") for along in places]
-        pairing = _Pairing(x, i, y, j, *first)
+        starts = [_Pairing(x, i, y, j, *first), _Pairing(x, i, y, j, np.arange(x.count), np.arange(y.count))]
+        pairing = max(starts, key=_Pairing.value)
         solver = Auction(self.gap)
         for number in range(self.rounds):
             if number:
@@ -110,15 +114,20 @@ class Rewindowed(BatchOptimal):
         return pairing.permutation()
 
 
+def _comes_first(x: Locations, i: int, y: Locations, j: int) -> bool:
+    """An order of images by what they hold: fewer locations first, then smaller norms, then smaller sums."""
+    first, second = (x.count, x.image_norms[i]), (y.count, y.image_norms[j])
+    if first != second:
+        return first < second
+    return float(x.on_cpu[i].double().sum()) < float(y.on_cpu[j].double().sum())
+
+
 def _shared_axes(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
     """Principal axes (C, A) of two images together, from the axes (A, C) of each, scaled by standard deviations."""
     both = np.concatenate([x, y])
-    variances, turns = np.linalg.eigh(both @ both.T)
+    _, turns = np.linalg.eigh(both @ both.T)
     count = min(len(x), x.shape[1])
-    # A sign that does not depend on which image comes first.
-    axes = (both.T @ turns)[:, ::-1][:, :count] / np.sqrt(np.maximum(variances[::-1][:count], 1e-300))
-    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])
-    return torch.from_numpy(axes * np.where(signs == 0, 1.0, signs))
+    return torch.from_numpy((both.T @ turns)[:, ::-1][:, :count].copy())
 
 
 class _Pairing:
@@ -139,6 +148,13 @@ class _Pairing:
 
     def __len__(self) -> int:
         return len(self.orders[0])
+
+    def value(self) -> float:
+        """The matched inner product."""
+        from rsm_probe.matching.loops import matched_product
+
+        x, y = (tokens.numpy() for tokens in self.tokens)
+        return matched_product(x, y, self._partners())
 
     def sort(self, places: list[torch.Tensor], axis: int) -> None:
         """Orders the pairs by where their two locations lie along an axis; vectors that were filled in lie at 0."""
@@ -181,6 +197,10 @@ class _Pairing:
     def permutation(self) -> np.ndarray:
         """The partner of every location of x, -1 where it is a zero vector that was filled in."""
         first, second = self.counts
+        found = self._partners()
+        return np.where(found < second, found, -1)[:first]
+
+    def _partners(self) -> np.ndarray:
         found = np.empty(len(self), np.int64)
         found[self.orders[0].numpy()] = self.orders[1].numpy()
-        return np.where(found < second, found, -1)[:first]
+        return found

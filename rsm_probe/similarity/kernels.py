@@ -13,7 +13,6 @@ from typing import ClassVar
 import numpy as np
 
 from rsm_probe.errors import ComparisonError, nearest
-from rsm_probe.matching.protocol import Matching
 
 # What rounding leaves of a distance of 0, relative to the norms that it is the difference of: affinities are float32.
 _ROUNDING = float(np.finfo(np.float32).eps)
@@ -104,15 +103,15 @@ class RBF(Kernel):
 _KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Linear(), Cosine(), RBF())}
 
 
-def check_kernel(kernel: Kernel, matching: Matching) -> None:
-    """Refuses kernels of norms for scores, whose values norms do not bound.
+def check_kernel(kernel: Kernel, matching: str, one_to_one: bool) -> None:
+    """Refuses kernels of norms for scores, which pair no locations and whose values norms do not bound.
 
     Raises:
         ComparisonError: the kernel does not apply.
     """
-    if kernel.needs_norms and not matching.one_to_one:
+    if kernel.needs_norms and not one_to_one:
         raise ComparisonError(
-            f"{matching.name} is a score and pairs no locations, so the {kernel.name} kernel does not apply; "
+            f"{matching} is a score and pairs no locations, so the {kernel.name} kernel does not apply; "
             f"use kernel='linear'"
         )
 

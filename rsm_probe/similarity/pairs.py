@@ -58,8 +58,6 @@ class PairMatcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        # What a worker sets for itself, PyTorch also takes as the default of threads that others start later.
-        torch.set_num_threads(torch.get_num_threads())
 
     def submit(
         self,
@@ -83,6 +81,7 @@ class PairMatcher:
             CostError: one affinity alone exceeds the memory budget.
             MatchingError: a method cannot work on these locations.
         """
+        y = None if y is x else y
         x = x.contiguous()
         (scaled_x, unit_x), (scaled_y, unit_y) = rescaled(x), (x, 1.0)
         left = Locations(scaled_x, grid)
@@ -96,7 +95,7 @@ class PairMatcher:
         for label, method in methods.items():
             if method.at_once:
                 products[label] = method.products(left, right)
-            elif left.count == right.count == 1:
+            elif left.count == right.count == 1 and method.one_to_one:
                 # With one location on both sides there is nothing to choose: every matching is the identity.
                 products[label] = aligned_products(left.tokens, right.tokens)
             else:
@@ -195,6 +194,8 @@ class PendingProducts:
                 future.cancel()
             raise
         self.futures = []
+        # What workers set for themselves, PyTorch also takes as the default of threads that others start later.
+        torch.set_num_threads(torch.get_num_threads())
         return {label: self._completed(label) * self._unit for label in self._products}
 
     def _completed(self, label: str) -> np.ndarray:

@@ -80,7 +80,7 @@ class RSM:
     @property
     def attributes(self) -> dict[str, Any]:
         """Matching, kernel and centring, as far as they are known."""
-        return {key: value for key, value in self.dataset.attrs.items() if key != "image_sets"}
+        return {key: value for key, value in self.dataset.attrs.items() if key not in ("image_sets", "one_to_one")}
 
     @property
     def smallest_eigenvalue(self) -> float:
@@ -97,11 +97,13 @@ class RSM:
         """The same pairs and the same matchings under another kernel, at no cost of matching.
 
         Raises:
-            ComparisonError: the RSM came from elsewhere, so its inner products are not known.
+            ComparisonError: the RSM came from elsewhere, so its inner products are not known; or it holds a score,
+                to which the kernel does not apply.
         """
         if "product" not in self.dataset:
             raise ComparisonError("this RSM holds no inner products, so its kernel cannot be changed")
         chosen = get_kernel(kernel)
+        check_kernel(chosen, self.dataset.attrs["matching"], bool(self.dataset.attrs["one_to_one"]))
         norms = self.dataset["norm_a"].values, self.dataset["norm_b"].values
         values = chosen(self.dataset["product"].values, *norms, same=self.dataset.attrs.get("image_sets", 1) == 1)
         dataset = self.dataset.assign(similarity=(("image_a", "image_b"), values))
@@ -176,7 +178,7 @@ def rsm(
     """
     label, method = get_matching(matching)
     chosen = get_kernel(kernel)
-    check_kernel(chosen, method)
+    check_kernel(chosen, label, method.one_to_one)
     centering = check_centering(centering)
     x, names = _tokens(z, "z", ids)
     y, other_names = (None, None) if other is None else _tokens(other, "other", other_ids)
@@ -196,7 +198,11 @@ def rsm(
     dataset = _dataset(values, names, other_names).assign(
         product=(("image_a", "image_b"), products), norm_a=("image_a", norms_x), norm_b=("image_b", norms_y)
     )
-    return RSM(dataset.assign_attrs(matching=label, kernel=chosen.name, centering=str(centering)))
+    return RSM(
+        dataset.assign_attrs(
+            matching=label, one_to_one=int(method.one_to_one), kernel=chosen.name, centering=str(centering)
+        )
+    )
 
 
 def _tokens(values: Tensor | np.ndarray, name: str, ids: Sequence[str] | None) -> tuple[Tensor, list[str]]:

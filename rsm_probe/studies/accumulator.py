@@ -85,8 +85,8 @@ class Accumulator:
         _require_distinct("matchings", [label for label, _ in named])
         _require_distinct("kernels", [kernel.name for kernel in self.kernels])
         for kernel in self.kernels:
-            for method in self.methods.values():
-                check_kernel(kernel, method)
+            for label, method in self.methods.items():
+                check_kernel(kernel, label, method.one_to_one)
         self.estimators = [get_estimator(estimator) for estimator in several(estimators, "estimators")]
         self.means = means
         self.batches = 0

@@ -130,7 +130,6 @@ def test_kernels_of_norms_are_refused_for_scores(method, kernel):
         Accumulator(matchings=("identity", method), kernels=("linear", kernel))
 
 
-@pytest.mark.xfail(strict=True, reason="with_kernel does not check what rsm() checks")
 @pytest.mark.parametrize("matching", [LateInteraction(), QUICK])
 def test_an_rsm_of_scores_cannot_be_given_a_kernel_of_norms_afterwards(matching):
     found = rsm(torch.randn(3, 4, 2), matching=matching, kernel="linear")
@@ -176,3 +175,8 @@ def test_an_extra_that_is_missing_is_named(name, module, extra, monkeypatch):
 def test_regularisation_must_be_above_zero(regularisation):
     with pytest.raises(MatchingError, match="regularisation must be above 0"):
         SoftMatching(regularisation)
+
+
+def test_soft_matching_never_exceeds_the_optimum_by_much():
+    x, y = np.random.default_rng(22).normal(size=(2, 9, 3))
+    assert match(x, y, SoftMatching(1e-4)).value <= optimum(x @ y.T) * 1.001

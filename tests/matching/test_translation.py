@@ -109,7 +109,7 @@ def test_locations_that_form_no_square_need_a_grid(locations):
 @pytest.mark.parametrize("grid", [(2, 3), (5, 5), (0, 16), (-4, -4)])
 def test_a_grid_that_does_not_hold_the_locations_is_refused(grid):
     x, y = images((4, 3))
-    with pytest.raises(MatchingError, match=r"grid of .* does not hold 12 locations"):
+    with pytest.raises(MatchingError, match=r"grid (of .* does not hold 12 locations|is two whole numbers)"):
         match(x, y, "translation", grid=grid)
     with pytest.raises(MatchingError, match=r"grid of .* does not hold 12 locations"):
         rsm(x[None], matching=Translation(grid))
@@ -141,3 +141,13 @@ def test_dead_and_constant_images_have_finite_values():
     z = np.stack([np.zeros((9, 2)), np.ones((9, 2)), -np.ones((9, 2))])
     np.testing.assert_allclose(rsm(z, matching="translation").values, [[0, 0, 0], [0, 1, -1], [0, -1, 1]], atol=1e-12)
     assert sorted(match(z[0], z[1], "translation").permutation.tolist()) == list(range(9))
+
+
+@pytest.mark.parametrize("grid", [[3, 4], (-3, -4), (3, 4, 1), (2.4, 5.0)])
+def test_whatever_is_no_pair_of_positive_integers_is_taken_or_refused_in_words(grid):
+    x, y = images((3, 4))
+    if isinstance(grid, list):
+        assert match(x, y, "translation", grid=grid).value == match(x, y, "translation", grid=(3, 4)).value
+    else:
+        with pytest.raises(MatchingError):
+            match(x, y, "translation", grid=grid)

@@ -1,4 +1,4 @@
-"""Every matching method inside rsm() and Accumulator: one result, whoever asks, in whatever order and on any threads."""
+"""Every matching method inside rsm() and Accumulator: one result, whoever asks, on any number of threads."""
 
 import threading
 from functools import cache
@@ -211,3 +211,23 @@ def test_threads_of_pytorch_are_what_they_were_after_an_rsm(method, before):
         assert seen == [before]
     finally:
         torch.set_num_threads(kept)
+
+
+class Doubled(ByPermutation):
+    """A score of one's own that is not the inner product, even of single locations."""
+
+    name, one_to_one = "doubled", False
+
+    def solve(self, pairs):
+        values = 2 * pairs.affinities().max(axis=(1, 2)).astype(np.float64)
+        return Solution(values, None, np.full(len(pairs), np.nan), ["doubled"] * len(pairs))
+
+
+@pytest.mark.parametrize(
+    "locations",
+    [4, 1],
+)
+def test_scores_of_ones_own_are_asked_whatever_the_number_of_locations(locations):
+    z = tokens(3, locations)
+    expected = [[match(x, y, Doubled()).value for y in z] for x in z]
+    np.testing.assert_allclose(rsm(z, matching=Doubled(), kernel="linear").values, expected, rtol=1e-6)
