@@ -67,7 +67,8 @@ class Rewindowed(BatchOptimal):
     At first, locations are ordered along the principal axis that the two images share, and equal places are paired;
     or equal locations are, where that is worth more. Rounds then solve windows of these pairs, which can only raise
     the value: dealt out along an axis, so that every window holds locations from everywhere, and then cut along one
-    axis after the other, so that a window holds neighbours. Each round costs as much as Batch-Optimal with such windows and needs no more memory.
+    axis after the other, so that a window holds neighbours. Each round costs as much as Batch-Optimal with such
+    windows and needs no more memory.
 
     Attributes:
         window: locations of a window.
