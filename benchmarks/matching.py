@@ -142,9 +142,9 @@ def compare(case: Case, slow_pairs: int) -> list[dict[str, object]]:
 
 
 def thread_gain(case: Case) -> float:
-    """How many times more pairs two threads match in the same time than one."""
-    pairs = [case.pair("centred", i, j) for i, j in case.numbers]
-    repeats = max(1, 2_000_000 // case.size**2)
+    """How many times more pairs two threads match in the same time than one; in a sweep affinities are just made."""
+    pairs = [case.pair("centred", i, j) for i, j in case.numbers[:2]]
+    repeats = max(1, 20_000_000 // case.size**2)
 
     def work() -> None:
         for _ in range(repeats):

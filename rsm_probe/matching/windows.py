@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -103,8 +104,8 @@ class Rewindowed(BatchOptimal):
         axes = _shared_axes(x.axes[i], y.axes[j]).to(x.on_cpu.dtype)
         places = [x.on_cpu[i] @ axes, y.on_cpu[j] @ axes]
         first = [np.argsort(along[:, 0].numpy(), kind="stable") for along in places]
-        starts = [_Pairing(x, i, y, j, *first), _Pairing(x, i, y, j, np.arange(x.count), np.arange(y.count))]
-        pairing = max(starts, key=_Pairing.value)
+        starts = [first, [np.arange(x.count), np.arange(y.count)]]
+        pairing = _Pairing(x, i, y, j, *max(starts, key=partial(_aligned_product, x.on_cpu[i], y.on_cpu[j])))
         solver = Auction(self.gap)
         for number in range(self.rounds):
             if number:
@@ -121,6 +122,16 @@ def _comes_first(x: Locations, i: int, y: Locations, j: int) -> bool:
     if first != second:
         return first < second
     return float(x.on_cpu[i].double().sum()) < float(y.on_cpu[j].double().sum())
+
+
+def _aligned_product(x: torch.Tensor, y: torch.Tensor, orders: list[np.ndarray]) -> float:
+    """The inner product of two images, (S, C) and (T, C), whose locations answer to each other in these orders."""
+    from rsm_probe.matching.loops import matched_product
+
+    shared = min(len(x), len(y))
+    partners = np.full(len(x), -1)
+    partners[orders[0][:shared]] = orders[1][:shared]
+    return float(matched_product(x.numpy(), y.numpy(), partners))
 
 
 def _shared_axes(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
@@ -141,7 +152,8 @@ class _Pairing:
         self.counts = x.count, y.count
         size = max(self.counts)
         self.tokens = [
-            functional.pad(images.on_cpu[k], (0, 0, 0, size - images.count)) for images, k in ((x, i), (y, j))
+            tokens if len(tokens) == size else functional.pad(tokens, (0, 0, 0, size - len(tokens)))
+            for tokens in (x.on_cpu[i], y.on_cpu[j])
         ]
         self.orders = [
             torch.from_numpy(np.concatenate([order, np.arange(len(order), size)])) for order in (first, second)
@@ -149,13 +161,6 @@ class _Pairing:
 
     def __len__(self) -> int:
         return len(self.orders[0])
-
-    def value(self) -> float:
-        """The matched inner product."""
-        from rsm_probe.matching.loops import matched_product
-
-        x, y = (tokens.numpy() for tokens in self.tokens)
-        return matched_product(x, y, self._partners())
 
     def sort(self, places: list[torch.Tensor], axis: int) -> None:
         """Orders the pairs by where their two locations lie along an axis; vectors that were filled in lie at 0."""
@@ -198,10 +203,6 @@ class _Pairing:
     def permutation(self) -> np.ndarray:
         """The partner of every location of x, -1 where it is a zero vector that was filled in."""
         first, second = self.counts
-        found = self._partners()
-        return np.where(found < second, found, -1)[:first]
-
-    def _partners(self) -> np.ndarray:
         found = np.empty(len(self), np.int64)
         found[self.orders[0].numpy()] = self.orders[1].numpy()
-        return found
+        return np.where(found < second, found, -1)[:first]
