@@ -24,8 +24,7 @@ from rsm_probe.matching.vector import (
 )
 
 # The first epsilon over the range of the affinities, and each epsilon over the next.
-_FIRST = 0.005
-_SHRINK = 8.0
+_FIRST, _SHRINK = 0.005, 8.0
 # Rows that are looked at for the starting prices: the means of columns need no more.
 _SAMPLED = 256
 # Candidates pay where a pass over a row costs more than gathering some prices: not for small matrices, and not while
@@ -219,11 +218,12 @@ def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts,
     owner[:] = -1
     for i in range(n):
         queue[i] = i
+        counts[i] = max(counts[i], 0)
     head, waiting, bids = 0, n, 0
     while waiting > 0 and bids < budget:
         row = queue[head]
-        remembered = False
-        if counts[row] > 0:
+        remembered = counts[row] > 0
+        if remembered:
             best, second, place = best_candidate(held, named, row, counts[row], prices)
             # All other columns are at the threshold or below: what counts as second best may be too good, which only
             # makes the bid smaller.
@@ -239,8 +239,8 @@ def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts,
                     column, found = j, True
                 elif value > second:
                     second = value
-            counts[row] = 0
-            if len(held) > 0 and best - threshold > _WORTHWHILE * step:
+            counts[row] = min(counts[row], 0)
+            if counts[row] == 0 and len(held) > 0 and best - threshold > _WORTHWHILE * step:
                 counts[row] = _remember(affinity, row, prices, threshold, held, named)
                 thresholds[row] = threshold
         raised = prices[column] + ((best - second) + step)
@@ -261,13 +261,13 @@ def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts,
 
 @njit(cache=True, nogil=True)
 def _remember(affinity, row, prices, threshold, held, named):
-    """Notes the columns above the threshold; returns how many, filled up for the vector unit, or 0 if too many."""
+    """Notes the columns above the threshold; returns how many, filled up for the vector unit, or -1 if too many."""
     count = 0
     for start in range(0, affinity.shape[1], LANES):
         bits = lanes_above(affinity, row, prices, start, threshold)
         while bits != 0:
             if count == held.shape[1]:
-                return 0
+                return -1
             column = start + lowest_bit(bits)
             bits &= bits - np.uint64(1)
             held[row, count] = affinity[row, column]
