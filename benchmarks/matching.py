@@ -36,7 +36,7 @@ from rsm_probe.matching.windows import BatchOptimal, Rewindowed
 
 LAYERS = {256: "layer3.1", 1024: "layer2.1", 4096: "layer1.1"}
 LARGEST = 65_536
-# Integer costs of OR-Tools, as fine as the design's comparison had them.
+# OR-Tools takes integer costs: a millionth of the affinity's range is about as fine as the auction's gap.
 LEVELS = 1_000_000
 
 
