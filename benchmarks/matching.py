@@ -1,6 +1,6 @@
 """What matching costs and what it reaches: every method and library on the same features, one core, one run.
 
-    python benchmarks/matching.py [--pairs 10] [--out benchmarks/results/matching.csv]
+    python benchmarks/matching.py [--pairs 20] [--optimum] [--out benchmarks/results/matching.csv]
 
 Features are those of a full-width ResNet-18 (configs/train_photos.yaml, trained at the first run, about eight minutes
 on two cores) on 64-pixel crops of photographs: S = 256, 1024 and 4096 locations of C = 256, 128 and 64 channels. On

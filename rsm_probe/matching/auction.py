@@ -66,7 +66,7 @@ class Auction(Matching):
         return Solution(found.values, found.permutations, found.bounds, solvers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Auctions:
     """What auctions found for a batch of affinities.
 

@@ -54,12 +54,13 @@ def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permut
     partners = _completed(permutation, size)
     sample = np.sort(np.random.default_rng(0).permutation(size)[:_SAMPLE])
     sampled_columns = partners[sample]
-    pieces = [padded(part) for part in np.split(sample, range(step, len(sample), step))]
-    among = np.concatenate([piece[:, sampled_columns] for piece in pieces])
+    pieces = np.split(sample, range(step, len(sample), step))
+    among = np.concatenate([padded(piece)[:, sampled_columns] for piece in pieces])
     profits = (among - dual_prices(among, _SAMPLE_GAP, _BIDS_PER_ROW)).max(axis=1)
     prices = np.full(size, -np.inf)
     for start, piece in zip(range(0, len(sample), step), pieces, strict=True):
-        prices = np.maximum(prices, (piece - profits[start : start + len(piece), None]).max(axis=0))
+        # Made a second time: all rows of the sample at once would not be small.
+        prices = np.maximum(prices, (padded(piece) - profits[start : start + len(piece), None]).max(axis=0))
     total = prices.sum()
     for part in np.split(np.arange(size), range(step, size, step)):
         total += (padded(part) - prices).max(axis=1).sum()

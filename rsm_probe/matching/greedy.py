@@ -57,8 +57,8 @@ class TopKGreedy(Greedy):
     name: ClassVar[str] = "topk-greedy"
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise MatchingError(f"k must be at least 1, found {self.k}")
+        if not isinstance(self.k, int) or self.k < 1:
+            raise MatchingError(f"k must be a whole number of at least 1, found {self.k!r}")
 
     def _begin(self, affinity: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
         k = min(self.k, *affinity.shape)

@@ -12,29 +12,39 @@ from rsm_probe.errors import MatchingError
 
 
 def real_tensor(values: Tensor | np.ndarray) -> Tensor:
-    """Values in float32 or float64, on the device they are on, without gradients.
+    """Values in float32, or in float64 where they need it, on the device they are on, without gradients.
 
     Raises:
         MatchingError: complex numbers, text or objects.
     """
     if not isinstance(values, Tensor):
-        array = np.asarray(values)
-        if array.dtype.kind not in "fiub":
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise MatchingError(f"expected an array of numbers: {error}") from None
+        if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
             raise MatchingError(f"expected real numbers, found dtype {array.dtype}")
         # PyTorch knows neither foreign byte orders nor negative strides.
         values = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
     if values.is_complex():
         raise MatchingError(f"expected real numbers, found dtype {values.dtype}")
-    return values.detach().to(torch.promote_types(values.dtype, torch.float32))
+    # float32 holds integers of 24 bits.
+    wide = not values.is_floating_point() and values.dtype.itemsize > 2
+    return values.detach().to(torch.promote_types(values.dtype, torch.float64 if wide else torch.float32))
 
 
 def rescaled(tokens: Tensor) -> tuple[Tensor, float]:
     """Tokens whose affinities neither overflow nor vanish in float32, and the unit to multiply them with.
 
     Scaling by powers of two changes no digit; tokens of ordinary size are returned as they are.
+
+    Raises:
+        MatchingError: the squares of the tokens are no numbers of 64 bits.
     """
     largest = float(tokens.abs().max())
     if not largest or 1e-15 < largest < 1e15:
         return tokens, 1.0
+    if not 1e-150 < largest < 1e150:
+        raise MatchingError(f"the largest token is {largest:.3g}; scale tokens to between 1e-150 and 1e150")
     unit = 2.0 ** math.frexp(largest)[1]
     return (tokens.double() / unit).to(tokens.dtype), unit

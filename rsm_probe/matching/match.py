@@ -38,7 +38,8 @@ def match(
         A `Match`. Its bound is the method's own where it gives one, else the product of the sorted norms.
 
     Raises:
-        MatchingError: wrong shapes, NaN or infinity (the message gives the position), unknown method.
+        MatchingError: wrong shapes, NaN or infinity (the message gives the position), unknown method, a score to
+            certify.
     """
     _, method = get_matching(matching)
     left, right = _tokens(x, "x"), _tokens(y, "y")
@@ -55,6 +56,8 @@ def match(
     solution = solve_both_ways(method, Pairs(np.zeros(1, int), np.zeros(1, int), *images, affinity))
     answer = _answer(method, solution, 0, unit_x * unit_y)
     if answer.permutation is None:
+        if certify:
+            raise MatchingError(f"{method.name} is a score, which pairs nothing: there is no matching to certify")
         return answer
 
     def rows_of(rows: np.ndarray) -> np.ndarray:
@@ -106,6 +109,8 @@ def match_affinity(
     answers = [_answer(method, solution, k, 1.0) for k in range(len(batch))]
     for k, matrix in enumerate(batch):
         partners = answers[k].permutation
+        if partners is None and certify:
+            raise MatchingError(f"{method.name} is a score, which pairs nothing: there is no matching to certify")
         if partners is not None:
             each = np.where(partners >= 0, matrix[np.arange(len(matrix)), partners].astype(np.float64), np.nan)
             bound = _certified(answers[k], matrix.__getitem__, matrix.shape[1], 1.0) if certify else answers[k].bound

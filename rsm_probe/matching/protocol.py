@@ -18,7 +18,7 @@ _AXES = 4
 _ITERATIONS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Match:
     """How the locations of one image answer to those of another.
 
@@ -108,7 +108,7 @@ class Locations:
         return np.sqrt((self.norms**2).sum(axis=1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """Pairs of images to match: image `rows[k]` of x with image `columns[k]` of y.
 
@@ -162,7 +162,7 @@ class Pairs:
         return Pairs(self.columns, self.rows, self.y, self.x, turned)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """What a method answers to B pairs.
 

@@ -90,7 +90,7 @@ class Translation(Matching):
 
 def _checked(grid: Sequence[int]) -> tuple[int, int]:
     """A grid of two whole numbers above 0, whatever sequence holds them."""
-    numbers = tuple(grid)
+    numbers = tuple(grid) if isinstance(grid, Sequence | np.ndarray) else ()
     if len(numbers) != 2 or any(int(number) != number or number < 1 for number in numbers):
         raise MatchingError(f"a grid is two whole numbers (H, W) above 0, found {grid}")
     return int(numbers[0]), int(numbers[1])

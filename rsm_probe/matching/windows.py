@@ -35,8 +35,8 @@ class BatchOptimal(Matching):
     growth: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise MatchingError(f"window must be at least 1, found {self.window}")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise MatchingError(f"window must be a whole number of at least 1, found {self.window!r}")
 
     def prepare(self, images: Locations) -> None:
         """Sorts the locations of every image by norm."""

@@ -377,3 +377,35 @@ def test_a_method_object_is_used_with_its_own_options():
     assert found.permutation.tolist() == [2, 3, 0, 1]
     assert (found.solver, found.status) == ("shifted", "feasible")
     assert found.value == affinity[0, 2] + affinity[1, 3] + affinity[2, 0] + affinity[3, 1]
+
+
+def test_integers_that_float32_cannot_hold_keep_their_digits():
+    assert match_affinity(np.array([[2**24 + 1]])).value == 2**24 + 1
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_tokens_whose_squares_are_no_numbers_are_refused(size):
+    with pytest.raises(MatchingError, match=r"scale tokens to between 1e-150 and 1e150"):
+        match(np.full((3, 2), size), np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("values", [[[1.0, 2.0], [3.0]], np.ones((2, 2), dtype=np.longdouble)])
+def test_values_that_form_no_array_of_64_bits_are_refused(values):
+    with pytest.raises(MatchingError, match="expected"):
+        match_affinity(values)
+
+
+def test_scores_cannot_be_certified():
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    with pytest.raises(MatchingError, match="late-interaction is a score"):
+        match(x, x, "late-interaction", certify=True)
+    with pytest.raises(MatchingError, match="late-interaction is a score"):
+        match_affinity(x @ x.T, "late-interaction", certify=True)
+
+
+def test_matches_are_compared_as_objects():
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    found = match(x, x)
+    assert found == found
+    assert found != match(x, x)
+    assert hash(found)
