@@ -5,35 +5,24 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from rsm_probe.errors import LayerError, RepresentationError
+from rsm_probe.probe import graph
+from rsm_probe.probe.calls import Calls
+from rsm_probe.probe.evidence import Evidence
 from rsm_probe.probe.layers import Layers, Selection, resolve
-from rsm_probe.probe.tokens import (
-    GRID_SOURCES,
-    Grid,
-    Layout,
-    Representation,
-    infer_layout,
-    pick_tensor,
-    to_representation,
-)
+from rsm_probe.probe.tokens import Layout, Representation, pick_tensor
+from rsm_probe.probe.wrappers import named_layers, plain_model, run_eagerly
 
 
-@dataclass
-class _Call:
-    """One output of one module, kept until the forward pass ends."""
-
-    order: int
-    representation: Representation | None
-    problem: str = ""
+class _LastLayerSeen(Exception):
+    """Ends a forward pass of which nothing more is wanted."""
 
 
 class Probe:
@@ -42,28 +31,38 @@ class Probe:
     Inside the `with` block every forward pass replaces `representations`. The model's outputs, its training flags and
     other people's hooks stay as they are; captured tensors are detached copies, safe from later in-place operations.
 
+    The first forward pass over inputs of a shape is followed operation by operation, which takes longer: it shows which
+    axes hold images, locations and channels, which tokens stand for no location, and the order of the locations.
+    Windows and shuffled tokens are put back in the order of the image.
+
     Example:
         >>> with Probe(model, "blocks") as probe:
         ...     model(images)
         >>> probe.representations["layer1.0"].tokens.shape        # (N, S, C)
 
     Args:
-        model: the module that will be called.
+        model: the module that will be called; also inside `torch.compile`, which then runs eagerly, or data parallelism
+            on one device.
         layers: exact names, globs (`layer*`, `blocks.*`), `regex:...`, a list of these, `"blocks"` (the default:
             residual or transformer blocks in forward order) or `"all"`. `name#1` takes the second call of a module,
-            `name[key]` a part of a tuple or dict output.
+            `name[key]` a part of a tuple or dict output; `fx:name` an operation that is no module, at the price of a
+            second forward pass, where `torch.fx` can trace the model.
         example: an input for one forward pass at entry, which checks that every layer runs and gives tokens before
             long work starts: a tensor, a tuple of positional or a mapping of keyword arguments.
-        layouts: how to read outputs whose shape settles nothing, by layer name or glob: "NCHW", "NHWC", "NTC", "TNC",
-            "NCT" or "NC".
+        layouts: how to read outputs that nothing else settles, by layer name or glob: "NCHW", "NHWC", "NTC", "TNC",
+            "NCT", "NC", or of videos "NCTHW" and "NTHWC".
+        stop_early: end each forward pass after the last probed layer, from the second pass on; the model then returns
+            None.
+        dtype: of the captured tensors; by default that of the layer, half precision as float32.
 
     Attributes:
         representations: layer name -> `Representation`, in forward order; empty before the first forward pass.
         skipped: layers that a pattern or "all" matched but that could not be captured, each with the reason.
+        notes: layers of whose output a part was left out, each with what it was.
 
     Raises:
-        LayerError: a name matches no module (at construction); a named layer never ran or ran more than once (at
-            the end of the forward pass).
+        LayerError: a name matches no module, or the model runs no hooks (at construction); a named layer never ran or
+            ran more than once (at the end of the forward pass).
         RepresentationError: a named layer's output is no set of concept vectors (during the forward pass).
     """
 
@@ -74,55 +73,71 @@ class Probe:
         example: Any = None,
         *,
         layouts: Mapping[str, Layout] | None = None,
+        stop_early: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        for part in model.modules():
-            if isinstance(part, torch.jit.ScriptModule):
-                raise LayerError(
-                    f"{type(part).__name__} is scripted and runs no hooks; probe the model it was made from"
-                )
         self.model = model
-        self.selections = resolve(model, layers)
+        self._plain = plain_model(model)
+        self._modules = named_layers(self._plain)
+        specs = [layers] if isinstance(layers, str) else list(layers)
+        operations = [spec.removeprefix(graph.PREFIX) for spec in specs if spec.startswith(graph.PREFIX)]
+        specs = [spec for spec in specs if not spec.startswith(graph.PREFIX)]
+        self.selections = resolve(self._plain, specs) if specs or not operations else []
+        self._graph = graph.GraphLayers(self._plain, operations) if operations else None
+        self.selections += [Selection(f"{graph.PREFIX}{name}", "") for name in operations]
         self.representations: dict[str, Representation] = {}
         self.skipped: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
         self._example = example
         self._layouts = dict(layouts or {})
+        self._require_known(self._layouts)
+        self._dtype = dtype
+        self._stop_early = stop_early
+        self._last_wanted = 0
         self._by_module: dict[str, list[Selection]] = {}
         for selection in self.selections:
-            self._by_module.setdefault(selection.module_name, []).append(selection)
-        self._handles: list[RemovableHandle] = []
+            if not selection.label.startswith(graph.PREFIX):
+                self._by_module.setdefault(selection.module_name, []).append(selection)
+        self._open = ExitStack()
+        self._active = False
         self._warned = False
-        self._settled: dict[str, Layout] = {}
-        self._start(0)
+        self._in_graph = False
+        self._evidence = Evidence()
+        self._reset()
 
     def __enter__(self) -> Self:
-        if self._handles:
+        if self._active:
             raise LayerError("this Probe is already active; leave its 'with' block before entering it again")
         try:
-            self._handles.append(self.model.register_forward_pre_hook(self._on_start, with_kwargs=True))
-            for module in self.model.modules():
-                if isinstance(module, GRID_SOURCES):
-                    self._handles.append(module.register_forward_hook(self._on_grid))
-            for name in self._by_module:
-                module = self.model.get_submodule(name)
-                self._handles.append(module.register_forward_hook(self._capturing(name)))
-            self._handles.append(self.model.register_forward_hook(self._on_end))
-            if self._example is not None:
-                self._run_example()
+            with ExitStack() as opened:
+                opened.callback(self._close)
+                opened.enter_context(run_eagerly(self.model))
+                plain = self._plain
+                opened.callback(plain.register_forward_pre_hook(self._on_start, with_kwargs=True).remove)
+                for name in self._by_module:
+                    opened.callback(self._modules[name].register_forward_hook(self._capturing(name)).remove)
+                opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
+                opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
+                if self._stop_early:
+                    opened.enter_context(self._ending_early())
+                self._active = True
+                if self._example is not None:
+                    self._run_example()
+                self._open = opened.pop_all()
         except BaseException:
-            self._remove_hooks()
+            self._active = False
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._remove_hooks()
+        self._open.close()
 
-    def _remove_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._calls.clear()
+    def _close(self) -> None:
+        self._active = False
+        self._evidence.forget()
+        self._calls = Calls(self.selections, self._modules)
 
     def _run_example(self) -> None:
         example = self._example
@@ -134,124 +149,114 @@ class Probe:
             else:
                 self.model(example)
 
+    @contextmanager
+    def _ending_early(self) -> Iterator[None]:
+        """The model's forward, which the last probed layer ends from the second pass on."""
+        own = self._plain.__dict__.get("forward")
+        forward = self._plain.forward
+
+        def until_last_layer(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return forward(*args, **kwargs)
+            except _LastLayerSeen:
+                return None
+
+        self._plain.forward = until_last_layer
+        try:
+            yield
+        finally:
+            if own is None:
+                del self._plain.forward
+            else:
+                self._plain.forward = own
+
     # Hooks are methods that return None: any other value would replace the module's output.
 
     def _on_start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._start(_batch_size((*args, *kwargs.values())))
+        self._reset()
+        self._evidence.begin((*args, *kwargs.values()))
 
-    def _start(self, batch: int) -> None:
-        self._batch = batch
-        self._grids: list[Grid] = []
-        self._calls: dict[str, list[_Call]] = {}
+    def _reset(self) -> None:
+        self._calls = Calls(self.selections, self._modules)
         self._fired = 0
         self.representations = {}
-
-    def _on_grid(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4:
-            self._grids.append((output.shape[2], output.shape[3]))
 
     def _capturing(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         selections = self._by_module[name]
 
         def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            index = len(self._calls.setdefault(selections[0].label, []))
+            if self._in_graph:  # the second pass, for operations
+                return
             for selection in selections:
-                calls = self._calls.setdefault(selection.label, [])
-                wanted = selection.call is None or selection.call == index
-                calls.append(self._read(selection, module, output) if wanted else _Call(self._fired, None))
+                self._take(selection, type(module).__name__, module, args, output)
             self._fired += 1
+            if self._fired == self._last_wanted and not self._evidence.following:
+                raise _LastLayerSeen
 
         return capture
 
-    def _read(self, selection: Selection, module: nn.Module, output: Any) -> _Call:
+    def _take(self, selection: Selection, kind: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Reads one output of a layer."""
+        label, index = selection.label, self._calls.count(selection.label)
+        if selection.call not in (None, index):
+            self._calls.add(label, None)
+            return
         try:
-            tensor = pick_tensor(output, selection.key, self._batch)
-            layout = self._layout_of(selection.label) or self._settled_layout(selection.label, tensor, module)
+            tensor = pick_tensor(output, selection.key, self._evidence.batch)
             # A copy in memory order; reading it as (N, S, C) costs nothing more. Half precision becomes float32.
-            kept = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-            return _Call(self._fired, to_representation(kept, layout, self._grids))
+            kept = tensor.detach().to(self._dtype or torch.promote_types(tensor.dtype, torch.float32), copy=True)
+            layout = next((layout for pattern, layout in self._layouts.items() if _answers(label, pattern)), None)
+            self._calls.add(label, self._evidence.read(label, index, tensor, kept, args, module, layout))
         except RepresentationError as error:
             if selection.strict:
-                raise RepresentationError(f"layer {selection.label!r} ({type(module).__name__}): {error}") from None
-            return _Call(self._fired, None, str(error))
+                raise RepresentationError(f"layer {label!r} ({kind}): {error}") from None
+            self._calls.add(label, None, str(error))
 
-    def _settled_layout(self, label: str, tensor: Tensor, module: nn.Module) -> Layout:
-        """The layout by evidence; where a sequence is as long as the batch, that of an earlier, clearer pass."""
-        unclear = tensor.ndim == 3 and tensor.shape[0] == tensor.shape[1] == self._batch
-        if unclear and label in self._settled:
-            return self._settled[label]
-        layout = infer_layout(tensor, self._batch, self._grids, module)
-        if not unclear:
-            self._settled[label] = layout
-        return layout
+    def _require_known(self, patterns: Mapping[str, Layout]) -> None:
+        for pattern in patterns:
+            if not any(_answers(selection.label, pattern) for selection in self.selections):
+                raise LayerError(f"layouts: no probed layer answers to {pattern!r}")
 
-    def _layout_of(self, label: str) -> Layout | None:
-        names = (label, label.partition("#")[0])
-        for pattern, layout in self._layouts.items():
-            if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names):
-                return layout
-        return None
+    def _on_failure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # Called in any case; a forward pass that raised has no output.
+        if output is None:
+            self._evidence.forget()
 
-    def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        captured: list[tuple[int, str, Representation]] = []
-        self.skipped = {}
-        for selection in self.selections:
-            captured.extend(self._collect(selection, self._calls.get(selection.label, [])))
-        self._calls.clear()
-        self.representations = {label: kept for _, label, kept in sorted(captured, key=lambda item: item[0])}
-        if not captured:
-            label, reason = next(iter(self.skipped.items()))
-            raise LayerError(f"none of {len(self.skipped)} layers could be captured; {label!r}: {reason}")
-        if self.skipped and not self._warned:
-            self._warned = True
-            names = ", ".join(list(self.skipped)[:5]) + (", ..." if len(self.skipped) > 5 else "")
-            warnings.warn(
-                f"{len(self.skipped)} layers that a pattern matched could not be captured ({names}); "
-                f"`Probe.skipped` says why",
-                stacklevel=2,
-            )
-
-    def _collect(self, selection: Selection, calls: list[_Call]) -> list[tuple[int, str, Representation]]:
-        label, count = selection.label, len(calls)
-        if not count:
-            reason = f"never ran in this forward pass{self._ran_nearby(selection.module_name)}"
-            return self._give_up(selection, LayerError(f"layer {label!r} {reason}"), reason)
-        if selection.call is not None:
-            if selection.call >= count:
-                message = f"layer {label!r} was called {count} times in this forward pass; calls count from #0"
-                return self._give_up(selection, LayerError(message), message)
-            calls = [calls[selection.call]]
-        elif count > 1:
-            if selection.strict:
-                raise LayerError(
-                    f"layer {label!r} ran {count} times in one forward pass; choose a call: "
-                    f"{', '.join(repr(f'{label}#{k}') for k in range(min(count, 4)))}"
+    def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._graph is not None:
+            selections = {selection.label: selection for selection in self.selections}
+            self._in_graph = True
+            try:
+                self._graph.run(
+                    args,
+                    kwargs,
+                    lambda name, result: self._take(selections[graph.PREFIX + name], "operation", module, (), result),
                 )
-            return [
-                (call.order, f"{label}#{k}", call.representation)
-                for k, call in enumerate(calls)
-                if call.representation is not None
-            ]
-        call = calls[0]
-        if call.representation is None:
-            self.skipped[label] = call.problem
-            return []
-        return [(call.order, label, call.representation)]
+            finally:
+                self._in_graph = False
+        followed, self._last_wanted = self._evidence.following, self._fired
+        self._evidence.end()
+        self.representations, self.skipped = self._calls.collect()
+        self.notes = self._evidence.notes
+        self._calls = Calls(self.selections, self._modules)
+        if followed and not self._warned:
+            self._warned = self._warn()
 
-    def _give_up(self, selection: Selection, error: LayerError, reason: str) -> list[Any]:
-        if selection.strict:
-            raise error
-        self.skipped[selection.label] = reason
-        return []
-
-    def _ran_nearby(self, name: str) -> str:
-        """Names children of a container, or the parent of a leaf: what can be probed in the silent module's place."""
-        module = self.model.get_submodule(name)
-        children = [f"{name}.{child}" for child, _ in module.named_children()][:4]
-        if children:
-            return f"; the model calls its parts by hand: probe {', '.join(map(repr, children))}"
-        parent = name.rpartition(".")[0]
-        return f"; its weights may be used without calling it: probe {parent!r} instead" if parent else ""
+    def _warn(self) -> bool:
+        """Says once what a user may not expect; whether there was anything to say."""
+        said = False
+        for what, layers in (
+            ("layers that a pattern matched could not be captured; `Probe.skipped` says why", self.skipped),
+            (
+                "layers hold vectors that stand for no location and are left out; `Probe.notes` says how many",
+                self.notes,
+            ),
+        ):
+            if layers:
+                names = ", ".join(list(layers)[:5]) + (", ..." if len(layers) > 5 else "")
+                warnings.warn(f"{len(layers)} {what} ({names})", stacklevel=2)
+                said = True
+        return said
 
 
 @contextmanager
@@ -266,17 +271,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = flag
 
 
-def _batch_size(inputs: tuple[Any, ...]) -> int:
-    """The number of images in a forward pass: the first axis of the input that looks most like images.
-
-    That is the first tensor of four or more axes; else a list of images, as detectors take them; else any tensor.
-    """
-    values = [v for value in inputs for v in (value.values() if isinstance(value, Mapping) else (value,))]
-    tensors = [value for value in values if isinstance(value, Tensor) and value.ndim]
-    for tensor in tensors:
-        if tensor.ndim >= 4:
-            return int(tensor.shape[0])
-    for value in values:
-        if isinstance(value, list | tuple) and value and all(isinstance(item, Tensor) for item in value):
-            return len(value)
-    return int(tensors[0].shape[0]) if tensors else 0
+def _answers(label: str, pattern: str) -> bool:
+    """Whether a layer, or the module of which it names a call, is named by a name or glob."""
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in (label, label.partition("#")[0]))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rsm_probe.errors import LayerError, nearest
+from rsm_probe.probe.wrappers import named_layers
 
 Layers = str | Sequence[str]
 
@@ -57,10 +58,13 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
     specs = [layers] if isinstance(layers, str) else list(layers)
     if not specs:
         raise LayerError("no layers named; give names, globs, 'regex:...', 'blocks' or 'all'")
-    # Aliases of a shared module are names too.
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = named_layers(model)
     found: dict[str, Selection] = {}
     for spec in specs:
+        # Names may come from a wrapper's point of view.
+        if spec not in modules:
+            spec = re.sub(r"(?<![^.])_orig_mod\.", "", spec)
+            spec = spec.removeprefix("module.") if "module" not in modules else spec
         for selection in _resolve_one(model, modules, spec):
             # A layer that is named stays strict when a pattern matches it too.
             if selection.strict or selection.label not in found:
@@ -95,7 +99,8 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
     wanted = exact["name"] if exact else spec
     raise LayerError(
         f"{type(model).__name__} has no layer {spec!r}{nearest(wanted, (n for n in modules if n), 5)} "
-        f"(`rsm-probe layers` lists them; operations that are no modules, such as residual sums, have no name)"
+        f"(`rsm-probe layers` lists them; operations that are no modules, such as residual sums, are 'fx:...' layers where "
+        f"torch.fx can trace the model)"
     )
 
 

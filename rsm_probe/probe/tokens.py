@@ -6,6 +6,7 @@ the same pass; class and register tokens are what a token sequence holds beyond 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from rsm_probe.errors import RepresentationError
 
-Grid = tuple[int, int]
-Layout = Literal["NCHW", "NHWC", "NTC", "TNC", "NCT", "NC"]
+Grid = tuple[int, ...]
+Layout = Literal["NCHW", "NHWC", "NCTHW", "NTHWC", "NTC", "TNC", "NCT", "NC"]
 
 # More extra tokens than this are not class, distillation or register tokens, but a wrong grid.
 _MAX_PREFIX = 8
@@ -28,7 +29,6 @@ _POOLING = (
 )
 # These work on the last axis, so that it holds the channels; their subclasses may do otherwise.
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
-GRID_SOURCES = (nn.modules.conv._ConvNd, *_POOLING)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Representation:
     Attributes:
         tokens: concept vectors, shape (N images, S locations, C channels).
         prefix: class, distillation and register tokens, shape (N, P, C); P may be 0.
-        grid: (H, W) with H * W = S, or None where locations have no grid (pooled outputs).
+        grid: (H, W) with H * W = S, of videos (T, H, W) with T * H * W = S, or None where locations have no grid
+            (pooled outputs).
     """
 
     tokens: Tensor
@@ -164,8 +165,14 @@ def _with_halvings(grids: Sequence[Grid]) -> list[Grid]:
     return found
 
 
-def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid]) -> Representation:
+def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid], *, given: bool = False) -> Representation:
     """Reads an output as a representation; the tokens are a view of it.
+
+    Args:
+        output: what a layer returned.
+        layout: the meaning of its axes.
+        grids: (H, W) of the maps that were seen before.
+        given: the layout was said, not found: then a sequence that fits no grid is taken as it is.
 
     Raises:
         RepresentationError: the layout does not fit the shape, or a token sequence fits no grid.
@@ -174,18 +181,23 @@ def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid]) -> 
         raise RepresentationError(f"unknown layout {layout!r}; layouts are: {', '.join(get_args(Layout))}")
     if output.ndim != len(layout):
         raise RepresentationError(f"its output has shape {tuple(output.shape)}, which layout {layout!r} does not fit")
-    if layout == "NCHW":
-        n, c, h, w = output.shape
-        return _without_prefix(output.reshape(n, c, h * w).transpose(1, 2), None if h * w == 1 else (h, w))
-    if layout == "NHWC":
-        n, h, w, c = output.shape
-        return _without_prefix(output.reshape(n, h * w, c), (h, w))
+    if layout in ("NCHW", "NCTHW"):
+        grid = tuple(output.shape[2:])
+        return _without_prefix(output.flatten(2).transpose(1, 2), None if math.prod(grid) == 1 else grid)
+    if layout in ("NHWC", "NTHWC"):
+        grid = tuple(output.shape[1:-1])
+        return _without_prefix(output.flatten(1, -2), None if math.prod(grid) == 1 else grid)
     if layout == "NC":
         return _without_prefix(output.unsqueeze(1), None)
     tokens = {"NTC": output, "TNC": output.transpose(0, 1), "NCT": output.transpose(1, 2)}[layout]
     if tokens.shape[1] == 1:
         return _without_prefix(tokens, None)
-    grid = _grid_of_sequence(tokens.shape[1], grids)
+    try:
+        grid = _grid_of_sequence(tokens.shape[1], grids)
+    except RepresentationError:
+        if given:
+            return _without_prefix(tokens, None)
+        raise
     prefix = tokens.shape[1] - grid[0] * grid[1]
     return Representation(tokens[:, prefix:], tokens[:, :prefix], grid)
 

@@ -1,0 +1,99 @@
+"""What the layers of one forward pass answered, call by call, and what becomes of it when the pass ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from rsm_probe.errors import LayerError
+from rsm_probe.probe.layers import Selection
+from rsm_probe.probe.tokens import Representation
+
+
+@dataclass(frozen=True)
+class _Call:
+    order: int
+    representation: Representation | None
+    problem: str
+
+
+class Calls:
+    """The outputs of one forward pass.
+
+    Args:
+        selections: the layers that are wanted.
+        modules: dotted name -> module, for messages that name what can be probed instead.
+    """
+
+    def __init__(self, selections: Sequence[Selection], modules: Mapping[str, nn.Module]) -> None:
+        self._selections = selections
+        self._modules = modules
+        self._calls: dict[str, list[_Call]] = {selection.label: [] for selection in selections}
+        self._order = 0
+
+    def count(self, label: str) -> int:
+        """How often a layer ran so far."""
+        return len(self._calls[label])
+
+    def add(self, label: str, representation: Representation | None, problem: str = "") -> None:
+        """Notes a call of a layer: its representation, or none if it is not wanted or there was a problem."""
+        self._order += 1
+        self._calls[label].append(_Call(self._order, representation, problem))
+
+    def collect(self) -> tuple[dict[str, Representation], dict[str, str]]:
+        """Representations in forward order, and the layers of a pattern that gave none, each with the reason.
+
+        Raises:
+            LayerError: a named layer never ran, or ran more than once; or no layer gave a representation.
+        """
+        captured: list[tuple[int, str, Representation]] = []
+        skipped: dict[str, str] = {}
+        for selection in self._selections:
+            try:
+                captured += self._chosen(selection)
+            except LayerError as error:
+                if selection.strict:
+                    raise
+                skipped[selection.label] = str(error)
+        if not captured:
+            label, reason = next(iter(skipped.items()))
+            raise LayerError(f"none of {len(skipped)} layers could be captured; {label!r}: {reason}")
+        return {label: kept for _, label, kept in sorted(captured, key=lambda item: item[0])}, skipped
+
+    def _chosen(self, selection: Selection) -> list[tuple[int, str, Representation]]:
+        label, calls = selection.label, self._calls[selection.label]
+        if not calls:
+            nearby = self._ran_nearby(selection.module_name)
+            raise LayerError(f"layer {label!r} never ran in this forward pass{nearby}")
+        if selection.call is not None:
+            if selection.call >= len(calls):
+                raise LayerError(
+                    f"layer {label!r} was called {len(calls)} times in this forward pass; calls count from #0"
+                )
+            calls = [calls[selection.call]]
+        elif len(calls) > 1:
+            if selection.strict:
+                choices = ", ".join(repr(f"{label}#{k}") for k in range(min(len(calls), 4)))
+                raise LayerError(
+                    f"layer {label!r} ran {len(calls)} times in one forward pass; choose a call: {choices}"
+                )
+            if any(call.representation is not None for call in calls):
+                return [
+                    (call.order, f"{label}#{k}", call.representation)
+                    for k, call in enumerate(calls)
+                    if call.representation is not None
+                ]
+        call = calls[0]
+        if call.representation is None:
+            raise LayerError(call.problem)
+        return [(call.order, label, call.representation)]
+
+    def _ran_nearby(self, name: str) -> str:
+        """Names children of a container, or the parent of a leaf: what can be probed in the silent module's place."""
+        children = [f"{name}.{child}" for child, _ in self._modules[name].named_children()][:4]
+        if children:
+            return f"; the model calls its parts by hand: probe {', '.join(map(repr, children))}"
+        parent = name.rpartition(".")[0]
+        return f"; its weights may be used without calling it: probe {parent!r} instead" if parent else ""

@@ -1,0 +1,55 @@
+"""Operations that are no modules, such as residual sums, reached through `torch.fx`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from rsm_probe.errors import LayerError, nearest
+
+PREFIX = "fx:"
+
+
+class GraphLayers:
+    """The operations of a model's graph, by the names that torchvision's feature extraction gives them.
+
+    Args:
+        model: a model that `torch.fx` can trace.
+        names: of operations, such as `layer1.0.add`.
+
+    Raises:
+        LayerError: the model cannot be traced, or has no such operation.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        from torchvision.models.feature_extraction import NodePathTracer
+
+        tracer = NodePathTracer()
+        try:
+            graph = tracer.trace(model)
+        except Exception as error:  # whatever the model's own code does with a symbolic tensor
+            raise LayerError(f"torch.fx cannot trace {type(model).__name__}: {error}; name modules instead") from None
+        named = {name: node for node, name in tracer.node_to_qualname.items()}
+        for name in names:
+            if name not in named:
+                raise LayerError(
+                    f"the graph of {type(model).__name__} has no operation {name!r}{nearest(name, named, 5)}"
+                )
+        self.names = {named[name]: name for name in names}
+        self._module = fx.GraphModule(tracer.root, graph)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Callable[[str, Any], None]) -> None:
+        """Runs the graph, and hands over each operation's result before others can change it."""
+        names = self.names
+        inputs = [node.target for node in self._module.graph.nodes if node.op == "placeholder"][len(args) :]
+
+        class Following(fx.Interpreter):
+            def run_node(self, node: fx.Node) -> Any:
+                result = super().run_node(node)
+                if node in names:
+                    seen(names[node], result)
+                return result
+
+        Following(self._module).run(*args, *(kwargs[name] for name in inputs if name in kwargs))

@@ -1,0 +1,344 @@
+"""Which location of which image every value of an activation belongs to, followed through a forward pass.
+
+A tensor's *origin* is a tensor of the same shape that holds, for every element, a code of (image, frame, row, column), or
+`NOWHERE` for elements that stand for no location (class tokens, padding). Operations that move data move the origins
+with them; arithmetic keeps them; a product gives every row the origin of the row that it was made of; convolutions and
+poolings lay out a new grid. So the origin of a layer's output says which axis holds images, locations and channels,
+which tokens belong to no location, and in which order windows or shuffled tokens stand, whatever the model is called.
+
+Rows and columns are fractions of the image's height and width, so that maps of any resolution share one code. Where an
+operation joins several locations, the first of them stands for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+# Frames, rows and columns are counted in 4096ths of their axis. Codes below 2^53 are exact in float64, which, unlike
+# integers, passes through every operation that moves data. They start at 1, so that what is filled with zeros is nowhere.
+EXTENT = 4096
+NOWHERE = 0.0
+
+
+class Lost:
+    """The origin of what depends on the images in a way that was not followed."""
+
+
+LOST = Lost()
+Origin = Tensor | Lost | None
+
+# What operations do to locations, by their names in ATen. Views are known by their schema; an operation that is not
+# listed and keeps the shape computes element by element.
+_MOVES = {
+    *("cat", "stack", "roll", "flip", "rot90", "repeat", "repeat_interleave", "constant_pad_nd", "reflection_pad2d"),
+    *("replicate_pad2d", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
+    *("_unsafe_view", "slice_scatter", "select_scatter", "view_copy", "permute_copy", "split_with_sizes_copy"),
+}
+_INDEXES = {
+    *("index", "_unsafe_index", "index_select", "gather", "take", "masked_select", "index_put", "index_copy"),
+    *("scatter", "masked_scatter", "_index_put_impl"),
+}
+_NOT_FOLLOWED = {"sort", "as_strided", "_fft_r2c", "_fft_c2r", "_fft_c2c", "cumsum", "view_as_complex", "view_as_real"}
+_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "linear", "matmul"}
+_GRIDS = (
+    "convolution",
+    "_convolution",
+    "max_pool",
+    "avg_pool",
+    "_adaptive_avg_pool",
+    "adaptive_",
+    "upsample_",
+    "_upsample_",
+)
+_REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "norm", "linalg_vector_norm"}
+
+
+class Provenance(TorchDispatchMode):
+    """Follows origins while it is active; what the operations compute stays as it is.
+
+    Args:
+        batch: number of images in the forward pass.
+
+    Attributes:
+        started: whether the model's input was marked.
+        grids: (H, W) of every map that a convolution or pooling laid out, in order.
+        by_index: whether locations were picked by an index tensor: their order may differ from pass to pass.
+    """
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.started = False
+        self.grids: list[tuple[int, int]] = []
+        self.by_index = False
+        # By storage and view; the key () stands for other views of a storage that was written to in parts.
+        self._origins: dict[int, dict[tuple[Any, ...], Tensor | Lost]] = {}
+        self._laid: dict[tuple[int, ...], Tensor] = {}
+
+    def start(self, images: Tensor) -> None:
+        """Marks the model's input: maps (N, C, H, W), or videos (N, C, T, H, W) or (N, T, C, H, W)."""
+        if images.ndim in (4, 5):
+            third = images.ndim == 5 and images.shape[2] in (1, 3) and images.shape[1] not in (1, 3)
+            spatial = (images.shape[1], *images.shape[3:]) if third else images.shape[2:]
+            codes = self._whole(spatial, images.device).unsqueeze(2 if third else 1)
+            self._put(images, codes.expand(images.shape), fresh=True)
+            self.started = True
+
+    def of(self, tensor: Tensor) -> Origin:
+        """The origin of a tensor, of its shape; None where it does not depend on the images."""
+        if tensor.layout != torch.strided or not tensor.is_floating_point():
+            return None
+        views = self._origins.get(_storage(tensor), {})
+        return views.get(_view(tensor), views.get(()))
+
+    def _put(self, tensor: Tensor, origin: Origin, *, fresh: bool) -> None:
+        if tensor.layout != torch.strided:
+            return
+        if fresh:  # the storage may lie where another one was
+            self._origins.pop(_storage(tensor), None)
+        if origin is not None:
+            self._origins.setdefault(_storage(tensor), {})[_view(tensor)] = origin
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # In inference mode, operations that are made of others arrive whole.
+        if func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        with torch.no_grad():
+            self._follow(func, args, kwargs, result)
+        return result
+
+    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        name = func._schema.name.removeprefix("aten::")
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not outputs:
+            return
+        in_place = name.endswith("_") and outputs[0] is args[0]
+        alias = func._schema.returns[0].alias_info
+        is_view = alias is not None and not alias.is_write
+        fresh = not (in_place or is_view)
+        known = [self.of(tensor) for tensor in inputs]
+        if all(origin is None for origin in known):
+            for output in outputs:
+                self._put(output, None, fresh=fresh)
+            return
+        try:
+            origins = self._origins_of_results(func, name.rstrip("_"), is_view, args, kwargs, known, outputs)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            origins = [LOST for _ in outputs]
+        for output, origin in zip(outputs, origins, strict=True):
+            if in_place and origin is not self.of(output):
+                self._origins[_storage(output)] = {(): LOST}
+            self._put(output, origin if output.is_floating_point() else None, fresh=fresh)
+
+    def _origins_of_results(
+        self,
+        func: Any,
+        name: str,
+        is_view: bool,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        known: list[Origin],
+        outputs: list[Tensor],
+    ) -> Sequence[Origin]:
+        """One origin for each result of an operation of whose inputs at least one has one."""
+        first, others = outputs[0], [None] * (len(outputs) - 1)
+        if name.startswith(_GRIDS):
+            return [self._on_a_grid(args[0], first), *others]
+        if is_view or name in _MOVES or name in _INDEXES:
+            self.by_index |= name in _INDEXES and LOST not in known
+            return self._moved(func, args, kwargs)
+        followed = [origin for origin in known if isinstance(origin, Tensor)]
+        if not followed or name in _NOT_FOLLOWED:
+            return [LOST for _ in outputs]
+        if name in _PRODUCTS:
+            left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+            return [_of_product(self.of(left), None if name == "linear" else self.of(right), first), *others]
+        if "scaled_dot_product" in name:
+            return [_of_rows(self.of(args[0]), first), *others]
+        if name == "copy":
+            return [_spread(known[-1], first.shape)]
+        if name in _REDUCTIONS and first.shape != args[0].shape:
+            dims = args[1] if len(args) > 1 else kwargs.get("dim")
+            return [_of_reduction(followed[0], dims, output.shape) for output in outputs]
+        # Arithmetic. The operand that tells the most locations apart is the one that the others act upon.
+        shape = torch.broadcast_shapes(*(origin.shape for origin in followed), first.shape)
+        if shape != first.shape:
+            return [LOST for _ in outputs]
+        best = max((_spread(origin, shape) for origin in followed), key=lambda origin: prod(held_once(origin).shape))
+        return [best if output.shape == shape else None for output in outputs]
+
+    def _moved(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Origin]:
+        def origin_of(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                return leaf
+            origin = self.of(leaf)
+            if isinstance(origin, Lost):
+                raise ValueError("a part of what is moved was lost")
+            return _nowhere(leaf.shape, leaf.device) if origin is None else origin
+
+        args, kwargs = tree_map(origin_of, (args, kwargs))
+        if func._schema.name == "aten::constant_pad_nd":
+            args, kwargs = (*args[:2], NOWHERE), {}
+        if func._schema.name.endswith("_"):  # the origin that is written to serves others
+            args = (args[0].clone(), *args[1:])
+        try:
+            moved = func(*args, **kwargs)
+        except RuntimeError:  # a view that does not exist of repeated memory
+            moved = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
+        return [_compact(origin) for origin in (moved if isinstance(moved, list | tuple) else [moved])]
+
+    def _whole(self, spatial: Sequence[int], device: torch.device) -> Tensor:
+        """Codes of whole images, the same tensor for the same grid."""
+        key = tuple(spatial)
+        if key not in self._laid or self._laid[key].device != device:
+            self._laid[key] = _codes(self.batch, key, device)
+        return self._laid[key]
+
+    def _on_a_grid(self, images: Tensor, output: Tensor) -> Origin:
+        """Convolutions, poolings, resizing: (B, C, ...) -> (B, C', ...)."""
+        origin, spatial = self.of(images), output.shape[2:]
+        if images.ndim != output.ndim or output.ndim < 3:
+            return LOST
+        whole = output.shape[0] == self.batch and len(spatial) > 1
+        if isinstance(origin, Tensor):
+            origin = first_location(origin, 1).squeeze(1)
+            laid = self._laid.get(tuple(images.shape[2:]))
+            whole = whole and ((laid is not None and _same(laid, origin)) or _is_image_order(origin))
+        if whole and (origin is not None or not self.started):
+            self.grids += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
+            return self._whole(spatial, output.device).unsqueeze(1).expand(output.shape)
+        if not isinstance(origin, Tensor):
+            return origin
+        for axis, size in enumerate(spatial, start=1):
+            before = origin.shape[axis]
+            if before != size:
+                nearest = torch.arange(size, device=origin.device) * before // size
+                origin = origin.index_select(axis, nearest)
+        return _compact(origin).unsqueeze(1).expand(output.shape)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and _view(one) == _view(other)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _view(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
+def _codes(batch: int, spatial: Sequence[int], device: torch.device) -> Tensor:
+    """Codes (N, *spatial) of whole images: two axes are rows and columns, a third before them frames."""
+    code = torch.arange(batch, dtype=torch.float64, device=device).view(-1, *(1 for _ in spatial))
+    for axis in range(3 - len(spatial), 0, -1):
+        code = code * EXTENT
+    for axis, size in enumerate(spatial, start=1):
+        place = (torch.arange(size, device=device) * EXTENT // size).double()
+        code = code * EXTENT + place.view(*(-1 if a == axis else 1 for a in range(len(spatial) + 1)))
+    return code + 1
+
+
+def decode(codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, frame, row and column of codes, each in whole numbers; meaningless where a code is `NOWHERE`."""
+    whole = codes.long() - 1
+    return whole // EXTENT**3, whole // EXTENT**2 % EXTENT, whole // EXTENT % EXTENT, whole % EXTENT
+
+
+def _is_image_order(codes: Tensor) -> bool:
+    """Whether (N, *spatial) codes are those of images, row by row, apart from padding and what was cut off."""
+    inside = codes > NOWHERE
+    parts = decode(codes)
+    places = [parts[0], *parts[4 - (codes.ndim - 1) :]]
+    for axis, place in enumerate(places):
+        others = [a for a in range(codes.ndim) if a != axis]
+        lowest = torch.where(inside, place, EXTENT**4).amin(others)
+        highest = torch.where(inside, place, -1).amax(others)
+        present = highest >= 0
+        if not torch.equal(lowest[present], highest[present]) or (lowest[present].diff() < 0).any():
+            return False
+        if axis == 0 and not torch.equal(lowest, torch.arange(len(lowest), device=lowest.device)):
+            return False
+    return True
+
+
+def _nowhere(shape: Sequence[int], device: torch.device) -> Tensor:
+    return torch.full((), NOWHERE, dtype=torch.float64, device=device).expand(tuple(shape))
+
+
+def held_once(origin: Tensor) -> Tensor:
+    """One slice of every axis along which memory repeats."""
+    for axis, (size, stride) in enumerate(zip(origin.shape, origin.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            origin = origin.narrow(axis, 0, 1)
+    return origin
+
+
+def _compact(origin: Tensor) -> Tensor:
+    """The same codes, with axes along which they are constant held once."""
+    shape, origin = origin.shape, held_once(origin)
+    for axis, size in enumerate(origin.shape):
+        first = origin.narrow(axis, 0, min(1, size))
+        # Two slices settle most axes; all are compared only where these agree.
+        if size > 1 and torch.equal(first, origin.narrow(axis, 1, 1)) and bool((origin == first).all()):
+            origin = first
+    return origin.expand(shape)
+
+
+def _spread(origin: Origin, shape: Sequence[int]) -> Any:
+    return origin.expand(tuple(shape)) if isinstance(origin, Tensor) else origin
+
+
+def first_location(origin: Tensor, axis: int) -> Tensor:
+    """The first location along an axis, which stays with size 1."""
+    narrow = held_once(origin)
+    if narrow.shape[axis] > 1:
+        joined = torch.where(narrow <= NOWHERE, torch.inf, narrow).amin(axis, keepdim=True)
+        narrow = torch.where(joined.isinf(), NOWHERE, joined)
+    shape = list(origin.shape)
+    shape[axis] = 1
+    return narrow.expand(shape)
+
+
+def _of_rows(origin: Origin, output: Tensor) -> Origin:
+    """Each row of the output answers for a row of the first factor (attention: for a query)."""
+    if isinstance(origin, Lost):
+        return LOST
+    if origin is None:  # queries that are learned: the images are in what they pick up, but no location is
+        return _nowhere(output.shape, output.device)
+    return first_location(origin, -1).expand(output.shape)
+
+
+def _of_product(left: Origin, right: Origin, output: Tensor) -> Origin:
+    """Rows keep the origin of the left factor's rows, or columns of the right one's, whichever tells more apart."""
+    if isinstance(left, Lost) or isinstance(right, Lost):
+        return LOST
+    rows = _compact(first_location(left, -1)) if left is not None else None
+    columns = _compact(first_location(right, -2 if right.ndim > 1 else 0)) if right is not None else None
+    if rows is None or (columns is not None and prod(held_once(columns).shape) > prod(held_once(rows).shape)):
+        rows = columns
+    return _spread(rows, output.shape)
+
+
+def _of_reduction(origin: Tensor, dims: Any, shape: Sequence[int]) -> Origin:
+    axes = range(origin.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    for axis in axes:
+        origin = first_location(origin, axis)
+    return origin.reshape(tuple(shape))
