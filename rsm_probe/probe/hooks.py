@@ -190,7 +190,7 @@ class Probe:
             for selection in selections:
                 self._take(selection, type(module).__name__, module, args, output)
             self._fired += 1
-            if self._fired == self._last_wanted and not self._evidence.following:
+            if self._stop_early and self._fired == self._last_wanted and not self._evidence.following:
                 raise _LastLayerSeen
 
         return capture

@@ -161,7 +161,7 @@ class Provenance(TorchDispatchMode):
         if name.startswith(_GRIDS):
             return [self._on_a_grid(args[0], first), *others]
         if is_view or name in _MOVES or name in _INDEXES:
-            self.by_index |= name in _INDEXES and LOST not in known
+            self.by_index |= name in _INDEXES
             return self._moved(func, args, kwargs)
         followed = [origin for origin in known if isinstance(origin, Tensor)]
         if not followed or name in _NOT_FOLLOWED:

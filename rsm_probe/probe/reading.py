@@ -12,7 +12,7 @@ from rsm_probe.errors import RepresentationError
 from rsm_probe.probe.provenance import EXTENT, NOWHERE, decode, first_location, held_once
 from rsm_probe.probe.tokens import Grid, Representation
 
-_AS_THEY_ARE = "layouts={'<layer>': 'NTC'} takes the vectors as they are"
+_AS_THEY_ARE = "layouts={'<layer>': 'NTC'} (or 'NCHW', 'NHWC', ...) takes the vectors as they are"
 
 
 class JoinedLocationsError(RepresentationError):
@@ -70,6 +70,8 @@ def read_origin(origin: Tensor, batch: int) -> Reading:
         RepresentationError: the vectors stand for no location or for several at once, or every image has others.
     """
     shape = tuple(origin.shape)
+    if len(shape) < 2:
+        raise RepresentationError(f"its output has shape {shape}; a representation needs at least (N, C)")
     channel_axes = _channel_axes(origin)
     for axis in channel_axes:
         origin = first_location(origin, axis)
@@ -83,7 +85,7 @@ def read_origin(origin: Tensor, batch: int) -> Reading:
     if len(channel_axes) > 1 and prod(shape[axis] for axis in entry_axes) == batch:
         raise JoinedLocationsError(
             f"its output has shape {shape}, and each value joins all locations of an image, so that nothing says which "
-            f"axis holds the channels; say how to read it with layouts={{'<layer>': ...}}"
+            f"axis holds the channels; {_AS_THEY_ARE}"
         )
     locations, grid = _locations(codes, shape, batch)
     empty = codes <= NOWHERE
