@@ -112,28 +112,30 @@ class Provenance(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         # In inference mode, operations that are made of others arrive whole.
-        if func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+        whole = func._schema.name.removeprefix("aten::").startswith(_GRIDS)
+        if not whole and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
             with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+                return func.decompose(*args, **kwargs)
+        # Before the operation, which may change what its operands are.
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        known = {id(tensor): self.of(tensor) for tensor in inputs}
         result = func(*args, **kwargs)
-        with torch.no_grad():
-            self._follow(func, args, kwargs, result)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if outputs:
+            with torch.no_grad():
+                self._follow(func, args, kwargs, known, outputs)
         return result
 
-    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _follow(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: dict[int, Origin], outputs: list[Tensor]
+    ) -> None:
+        """Notes the origins of an operation's results."""
         name = func._schema.name.removeprefix("aten::")
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not outputs:
-            return
         in_place = name.endswith("_") and outputs[0] is args[0]
         alias = func._schema.returns[0].alias_info
         is_view = alias is not None and not alias.is_write
         fresh = not (in_place or is_view)
-        known = [self.of(tensor) for tensor in inputs]
-        if all(origin is None for origin in known):
+        if all(origin is None for origin in known.values()):
             for output in outputs:
                 self._put(output, None, fresh=fresh)
             return
@@ -142,7 +144,7 @@ class Provenance(TorchDispatchMode):
         except (RuntimeError, TypeError, ValueError, IndexError):
             origins = [LOST for _ in outputs]
         for output, origin in zip(outputs, origins, strict=True):
-            if in_place and origin is not self.of(output):
+            if in_place and origin is not known[id(output)]:  # other views of the storage see the change
                 self._origins[_storage(output)] = {(): LOST}
             self._put(output, origin if output.is_floating_point() else None, fresh=fresh)
 
@@ -153,55 +155,36 @@ class Provenance(TorchDispatchMode):
         is_view: bool,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        known: list[Origin],
+        known: dict[int, Origin],
         outputs: list[Tensor],
     ) -> Sequence[Origin]:
         """One origin for each result of an operation of whose inputs at least one has one."""
         first, others = outputs[0], [None] * (len(outputs) - 1)
         if name.startswith(_GRIDS):
-            return [self._on_a_grid(args[0], first), *others]
+            return [self._on_a_grid(args[0], known[id(args[0])], first), *others]
         if is_view or name in _MOVES or name in _INDEXES:
             self.by_index |= name in _INDEXES
-            return self._moved(func, args, kwargs)
-        followed = [origin for origin in known if isinstance(origin, Tensor)]
+            return _moved(func, args, kwargs, known)
+        if name == "as_strided" and isinstance(origin := known[id(args[0])], Tensor) and origin.shape == first.shape:
+            return [origin]  # only the strides of axes of size 1 change
+        followed = [origin for origin in known.values() if isinstance(origin, Tensor)]
         if not followed or name in _NOT_FOLLOWED:
             return [LOST for _ in outputs]
         if name in _PRODUCTS:
             left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
-            return [_of_product(self.of(left), None if name == "linear" else self.of(right), first), *others]
+            return [self._of_product(known[id(left)], None if name == "linear" else known[id(right)], first), *others]
         if "scaled_dot_product" in name:
-            return [_of_rows(self.of(args[0]), first), *others]
+            return [_of_rows(known[id(args[0])], first), *others]
         if name == "copy":
-            return [_spread(known[-1], first.shape)]
+            return [_spread(known[id(args[1])], first.shape)]
         if name in _REDUCTIONS and first.shape != args[0].shape:
             dims = args[1] if len(args) > 1 else kwargs.get("dim")
             return [_of_reduction(followed[0], dims, output.shape) for output in outputs]
         # Arithmetic. The operand that tells the most locations apart is the one that the others act upon.
-        shape = torch.broadcast_shapes(*(origin.shape for origin in followed), first.shape)
-        if shape != first.shape:
+        if torch.broadcast_shapes(*(origin.shape for origin in followed), first.shape) != first.shape:
             return [LOST for _ in outputs]
-        best = max((_spread(origin, shape) for origin in followed), key=lambda origin: prod(held_once(origin).shape))
-        return [best if output.shape == shape else None for output in outputs]
-
-    def _moved(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Origin]:
-        def origin_of(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-                return leaf
-            origin = self.of(leaf)
-            if isinstance(origin, Lost):
-                raise ValueError("a part of what is moved was lost")
-            return _nowhere(leaf.shape, leaf.device) if origin is None else origin
-
-        args, kwargs = tree_map(origin_of, (args, kwargs))
-        if func._schema.name == "aten::constant_pad_nd":
-            args, kwargs = (*args[:2], NOWHERE), {}
-        if func._schema.name.endswith("_"):  # the origin that is written to serves others
-            args = (args[0].clone(), *args[1:])
-        try:
-            moved = func(*args, **kwargs)
-        except RuntimeError:  # a view that does not exist of repeated memory
-            moved = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
-        return [_compact(origin) for origin in (moved if isinstance(moved, list | tuple) else [moved])]
+        best = max((_spread(origin, first.shape) for origin in followed), key=lambda o: prod(held_once(o).shape))
+        return [best if output.shape == first.shape else None for output in outputs]
 
     def _whole(self, spatial: Sequence[int], device: torch.device) -> Tensor:
         """Codes of whole images, the same tensor for the same grid."""
@@ -210,9 +193,9 @@ class Provenance(TorchDispatchMode):
             self._laid[key] = _codes(self.batch, key, device)
         return self._laid[key]
 
-    def _on_a_grid(self, images: Tensor, output: Tensor) -> Origin:
+    def _on_a_grid(self, images: Tensor, origin: Origin, output: Tensor) -> Origin:
         """Convolutions, poolings, resizing: (B, C, ...) -> (B, C', ...)."""
-        origin, spatial = self.of(images), output.shape[2:]
+        spatial = output.shape[2:]
         if images.ndim != output.ndim or output.ndim < 3:
             return LOST
         whole = output.shape[0] == self.batch and len(spatial) > 1
@@ -231,6 +214,44 @@ class Provenance(TorchDispatchMode):
                 nearest = torch.arange(size, device=origin.device) * before // size
                 origin = origin.index_select(axis, nearest)
         return _compact(origin).unsqueeze(1).expand(output.shape)
+
+    def _of_product(self, left: Origin, right: Origin, output: Tensor) -> Origin:
+        """Rows keep the origin of the left factor's rows; where these are no locations, columns that of the right's."""
+        if isinstance(left, Lost) or isinstance(right, Lost):
+            return LOST
+        rows = _compact(first_location(left, -1)) if left is not None else None
+        if right is not None and (rows is None or self._joins_locations(rows)):
+            columns = _compact(first_location(right, -2 if right.ndim > 1 else 0))
+            rows = columns if rows is None or not self._joins_locations(columns) else rows
+        return _spread(rows, output.shape)
+
+    def _joins_locations(self, origin: Tensor) -> bool:
+        """Whether all locations of an image became one; class tokens, which stand for none, are another matter."""
+        codes = held_once(origin)
+        return 0 < len(codes[codes > NOWHERE].unique()) <= self.batch
+
+
+def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: dict[int, Origin]) -> Sequence[Origin]:
+    """What an operation that moves data makes of the origins."""
+
+    def origin_of(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        origin = known[id(leaf)]
+        if isinstance(origin, Lost):
+            raise ValueError("a part of what is moved was lost")
+        return _nowhere(leaf.shape, leaf.device) if origin is None else origin
+
+    args, kwargs = tree_map(origin_of, (args, kwargs))
+    if func._schema.name == "aten::constant_pad_nd":
+        args, kwargs = (*args[:2], NOWHERE), {}
+    if func._schema.name.endswith("_"):  # the origin that is written to serves others
+        args = (args[0].clone(), *args[1:])
+    try:
+        moved = func(*args, **kwargs)
+    except RuntimeError:  # a view that does not exist of repeated memory
+        moved = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
+    return [_compact(origin) for origin in (moved if isinstance(moved, list | tuple) else [moved])]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -324,17 +345,6 @@ def _of_rows(origin: Origin, output: Tensor) -> Origin:
     if origin is None:  # queries that are learned: the images are in what they pick up, but no location is
         return _nowhere(output.shape, output.device)
     return first_location(origin, -1).expand(output.shape)
-
-
-def _of_product(left: Origin, right: Origin, output: Tensor) -> Origin:
-    """Rows keep the origin of the left factor's rows, or columns of the right one's, whichever tells more apart."""
-    if isinstance(left, Lost) or isinstance(right, Lost):
-        return LOST
-    rows = _compact(first_location(left, -1)) if left is not None else None
-    columns = _compact(first_location(right, -2 if right.ndim > 1 else 0)) if right is not None else None
-    if rows is None or (columns is not None and prod(held_once(columns).shape) > prod(held_once(rows).shape)):
-        rows = columns
-    return _spread(rows, output.shape)
 
 
 def _of_reduction(origin: Tensor, dims: Any, shape: Sequence[int]) -> Origin:
