@@ -57,7 +57,7 @@ class Locations:
         grid: (H, W) with H * W = S, where it is known.
     """
 
-    def __init__(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> None:
+    def __init__(self, tokens: Tensor, grid: tuple[int, ...] | None = None) -> None:
         self.tokens = tokens
         self.grid = grid
 

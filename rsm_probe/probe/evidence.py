@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.provenance import LOST, Provenance
+from rsm_probe.probe.origins import LOST
+from rsm_probe.probe.provenance import Provenance
 from rsm_probe.probe.reading import JoinedLocationsError, Reading, read_origin
 from rsm_probe.probe.tokens import Grid, Layout, Representation, infer_layout, to_representation
 
@@ -23,7 +25,6 @@ class Evidence:
 
     Attributes:
         batch: number of images in the running forward pass.
-        following: whether the running pass is followed.
         notes: layer -> what a user should know of how it was read.
     """
 
@@ -36,6 +37,7 @@ class Evidence:
 
     @property
     def following(self) -> bool:
+        """Whether the running pass is followed."""
         return self._provenance is not None
 
     def begin(self, inputs: tuple[Any, ...]) -> None:
@@ -43,12 +45,12 @@ class Evidence:
         self.end()
         tensors = [tensor for value in inputs for tensor in _tensors(value)]
         self._signature = tuple(tuple(tensor.shape) for tensor in tensors)
-        self.batch, images = _images(inputs)
+        self.batch, images, grids = _images(inputs)
         if self._signature not in self._readers:
             self._readers[self._signature] = {}
             self._provenance = Provenance(self.batch)
             if images is not None:
-                self._provenance.start(images)
+                self._provenance.start(images, grids)
             self._provenance.__enter__()
 
     def end(self) -> None:
@@ -99,8 +101,8 @@ class Evidence:
             if isinstance(reader, Reading):
                 if reader.shape != tuple(kept.shape):
                     raise RepresentationError(
-                        f"its output has shape {tuple(kept.shape)}, and had {reader.shape} in the first forward pass over "
-                        f"inputs of the same shape; open a new Probe"
+                        f"its output has shape {tuple(kept.shape)}, and had {reader.shape} in the first forward pass "
+                        f"over inputs of the same shape; open a new Probe"
                     )
                 if reader.note:
                     self.notes[label] = reader.note
@@ -151,18 +153,24 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def _images(inputs: tuple[Any, ...]) -> tuple[int, Tensor | None]:
-    """The number of images in a forward pass, and the tensor that holds them where one does.
+def _images(inputs: tuple[Any, ...]) -> tuple[int, Tensor | None, Tensor | None]:
+    """The number of images in a forward pass, the tensor that holds them where one does, and the grids of patches.
 
-    That is the first floating tensor of four or more axes; else a list of images, as detectors take them; else the
-    first axis of any tensor.
+    That is the first floating tensor of four or more axes; else a list of images, as detectors take them; else patches
+    (N, L, C) that come with whole numbers (N, 2) or (N, L, 2), their grids; else the first axis of any tensor.
     """
     values = [v for value in inputs for v in (value.values() if isinstance(value, Mapping) else (value,))]
     tensors = [value for value in values if isinstance(value, Tensor) and value.ndim]
     for tensor in tensors:
         if tensor.ndim >= 4:
-            return int(tensor.shape[0]), tensor if tensor.is_floating_point() else None
+            return int(tensor.shape[0]), tensor if tensor.is_floating_point() else None, None
     for value in values:
         if isinstance(value, list | tuple) and value and all(isinstance(item, Tensor) for item in value):
-            return len(value), None
-    return int(tensors[0].shape[0]) if tensors else 0, None
+            return len(value), None, None
+    for patches in (tensor for tensor in tensors if tensor.ndim == 3 and tensor.is_floating_point()):
+        count, length, _ = patches.shape
+        for grids in tensors:
+            whole = not grids.is_floating_point() and not grids.is_complex() and grids.dtype != torch.bool
+            if whole and tuple(grids.shape) in ((count, 2), (count, length, 2)):
+                return count, patches, grids
+    return int(tensors[0].shape[0]) if tensors else 0, None, None

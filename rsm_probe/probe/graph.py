@@ -29,7 +29,8 @@ class GraphLayers:
         tracer = NodePathTracer()
         try:
             graph = tracer.trace(model)
-        except Exception as error:  # whatever the model's own code does with a symbolic tensor
+        # The model's own code runs on symbolic tensors and may raise anything.
+        except Exception as error:  # noqa: BLE001
             raise LayerError(f"torch.fx cannot trace {type(model).__name__}: {error}; name modules instead") from None
         named = {name: node for node, name in tracer.node_to_qualname.items()}
         for name in names:

@@ -21,7 +21,7 @@ from rsm_probe.probe.tokens import Layout, Representation, pick_tensor
 from rsm_probe.probe.wrappers import named_layers, plain_model, run_eagerly
 
 
-class _LastLayerSeen(Exception):
+class _LastLayerSeenError(Exception):
     """Ends a forward pass of which nothing more is wanted."""
 
 
@@ -158,7 +158,7 @@ class Probe:
         def until_last_layer(*args: Any, **kwargs: Any) -> Any:
             try:
                 return forward(*args, **kwargs)
-            except _LastLayerSeen:
+            except _LastLayerSeenError:
                 return None
 
         self._plain.forward = until_last_layer
@@ -191,7 +191,7 @@ class Probe:
                 self._take(selection, type(module).__name__, module, args, output)
             self._fired += 1
             if self._stop_early and self._fired == self._last_wanted and not self._evidence.following:
-                raise _LastLayerSeen
+                raise _LastLayerSeenError
 
         return capture
 

@@ -99,8 +99,8 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
     wanted = exact["name"] if exact else spec
     raise LayerError(
         f"{type(model).__name__} has no layer {spec!r}{nearest(wanted, (n for n in modules if n), 5)} "
-        f"(`rsm-probe layers` lists them; operations that are no modules, such as residual sums, are 'fx:...' layers where "
-        f"torch.fx can trace the model)"
+        f"(`rsm-probe layers` lists them; operations that are no modules, such as residual sums, are 'fx:...' layers "
+        f"where torch.fx can trace the model)"
     )
 
 

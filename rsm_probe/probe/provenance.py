@@ -1,13 +1,11 @@
 """Which location of which image every value of an activation belongs to, followed through a forward pass.
 
-A tensor's *origin* is a tensor of the same shape that holds, for every element, a code of (image, frame, row, column), or
-`NOWHERE` for elements that stand for no location (class tokens, padding). Operations that move data move the origins
+A tensor's *origin* is a tensor of the same shape that holds, for every element, a code of image, frame, row and column,
+or `NOWHERE` for elements that stand for no location (class tokens, padding). Operations that move data move the origins
 with them; arithmetic keeps them; a product gives every row the origin of the row that it was made of; convolutions and
 poolings lay out a new grid. So the origin of a layer's output says which axis holds images, locations and channels,
 which tokens belong to no location, and in which order windows or shuffled tokens stand, whatever the model is called.
-
-Rows and columns are fractions of the image's height and width, so that maps of any resolution share one code. Where an
-operation joins several locations, the first of them stands for all.
+Where an operation joins several locations, the first of them stands for all.
 """
 
 from __future__ import annotations
@@ -22,18 +20,20 @@ from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-# Frames, rows and columns are counted in 4096ths of their axis. Codes below 2^53 are exact in float64, which, unlike
-# integers, passes through every operation that moves data. They start at 1, so that what is filled with zeros is nowhere.
-EXTENT = 4096
-NOWHERE = 0.0
-
-
-class Lost:
-    """The origin of what depends on the images in a way that was not followed."""
-
-
-LOST = Lost()
-Origin = Tensor | Lost | None
+from rsm_probe.probe.origins import (
+    LOST,
+    NOWHERE,
+    Lost,
+    Origin,
+    codes_of_grid,
+    codes_of_patches,
+    compact,
+    first_location,
+    held_once,
+    is_image_order,
+    nowhere,
+    spread,
+)
 
 # What operations do to locations, by their names in ATen. Views are known by their schema; an operation that is not
 # listed and keeps the shape computes element by element.
@@ -83,14 +83,24 @@ class Provenance(TorchDispatchMode):
         self._origins: dict[int, dict[tuple[Any, ...], Tensor | Lost]] = {}
         self._laid: dict[tuple[int, ...], Tensor] = {}
 
-    def start(self, images: Tensor) -> None:
-        """Marks the model's input: maps (N, C, H, W), or videos (N, C, T, H, W) or (N, T, C, H, W)."""
+    def start(self, images: Tensor, grids: Tensor | None = None) -> None:
+        """Marks the model's input.
+
+        Args:
+            images: maps (N, C, H, W), videos (N, C, T, H, W) or (N, T, C, H, W), or patches (N, L, C).
+            grids: of patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2),
+                whose first H * W patches are its rows one after the other.
+        """
         if images.ndim in (4, 5):
             third = images.ndim == 5 and images.shape[2] in (1, 3) and images.shape[1] not in (1, 3)
             spatial = (images.shape[1], *images.shape[3:]) if third else images.shape[2:]
             codes = self._whole(spatial, images.device).unsqueeze(2 if third else 1)
-            self._put(images, codes.expand(images.shape), fresh=True)
-            self.started = True
+        elif images.ndim == 3 and grids is not None:
+            codes = codes_of_patches(images, grids).unsqueeze(2)
+        else:
+            return
+        self._put(images, codes.expand(images.shape), fresh=True)
+        self.started = True
 
     def of(self, tensor: Tensor) -> Origin:
         """The origin of a tensor, of its shape; None where it does not depend on the images."""
@@ -176,21 +186,21 @@ class Provenance(TorchDispatchMode):
         if "scaled_dot_product" in name:
             return [_of_rows(known[id(args[0])], first), *others]
         if name == "copy":
-            return [_spread(known[id(args[1])], first.shape)]
+            return [spread(known[id(args[1])], first.shape)]
         if name in _REDUCTIONS and first.shape != args[0].shape:
             dims = args[1] if len(args) > 1 else kwargs.get("dim")
             return [_of_reduction(followed[0], dims, output.shape) for output in outputs]
         # Arithmetic. The operand that tells the most locations apart is the one that the others act upon.
         if torch.broadcast_shapes(*(origin.shape for origin in followed), first.shape) != first.shape:
             return [LOST for _ in outputs]
-        best = max((_spread(origin, first.shape) for origin in followed), key=lambda o: prod(held_once(o).shape))
+        best = max((spread(origin, first.shape) for origin in followed), key=lambda o: prod(held_once(o).shape))
         return [best if output.shape == first.shape else None for output in outputs]
 
     def _whole(self, spatial: Sequence[int], device: torch.device) -> Tensor:
         """Codes of whole images, the same tensor for the same grid."""
         key = tuple(spatial)
         if key not in self._laid or self._laid[key].device != device:
-            self._laid[key] = _codes(self.batch, key, device)
+            self._laid[key] = codes_of_grid(self.batch, key, device)
         return self._laid[key]
 
     def _on_a_grid(self, images: Tensor, origin: Origin, output: Tensor) -> Origin:
@@ -202,7 +212,7 @@ class Provenance(TorchDispatchMode):
         if isinstance(origin, Tensor):
             origin = first_location(origin, 1).squeeze(1)
             laid = self._laid.get(tuple(images.shape[2:]))
-            whole = whole and ((laid is not None and _same(laid, origin)) or _is_image_order(origin))
+            whole = whole and ((laid is not None and _same(laid, origin)) or is_image_order(origin))
         if whole and (origin is not None or not self.started):
             self.grids += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
             return self._whole(spatial, output.device).unsqueeze(1).expand(output.shape)
@@ -213,17 +223,17 @@ class Provenance(TorchDispatchMode):
             if before != size:
                 nearest = torch.arange(size, device=origin.device) * before // size
                 origin = origin.index_select(axis, nearest)
-        return _compact(origin).unsqueeze(1).expand(output.shape)
+        return compact(origin).unsqueeze(1).expand(output.shape)
 
     def _of_product(self, left: Origin, right: Origin, output: Tensor) -> Origin:
         """Rows keep the origin of the left factor's rows; where these are no locations, columns that of the right's."""
         if isinstance(left, Lost) or isinstance(right, Lost):
             return LOST
-        rows = _compact(first_location(left, -1)) if left is not None else None
+        rows = compact(first_location(left, -1)) if left is not None else None
         if right is not None and (rows is None or self._joins_locations(rows)):
-            columns = _compact(first_location(right, -2 if right.ndim > 1 else 0))
+            columns = compact(first_location(right, -2 if right.ndim > 1 else 0))
             rows = columns if rows is None or not self._joins_locations(columns) else rows
-        return _spread(rows, output.shape)
+        return spread(rows, output.shape)
 
     def _joins_locations(self, origin: Tensor) -> bool:
         """Whether all locations of an image became one; class tokens, which stand for none, are another matter."""
@@ -240,7 +250,7 @@ def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: dict
         origin = known[id(leaf)]
         if isinstance(origin, Lost):
             raise ValueError("a part of what is moved was lost")
-        return _nowhere(leaf.shape, leaf.device) if origin is None else origin
+        return nowhere(leaf.shape, leaf.device) if origin is None else origin
 
     args, kwargs = tree_map(origin_of, (args, kwargs))
     if func._schema.name == "aten::constant_pad_nd":
@@ -251,7 +261,7 @@ def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: dict
         moved = func(*args, **kwargs)
     except RuntimeError:  # a view that does not exist of repeated memory
         moved = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
-    return [_compact(origin) for origin in (moved if isinstance(moved, list | tuple) else [moved])]
+    return [compact(origin) for origin in (moved if isinstance(moved, list | tuple) else [moved])]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -266,84 +276,12 @@ def _view(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
-def _codes(batch: int, spatial: Sequence[int], device: torch.device) -> Tensor:
-    """Codes (N, *spatial) of whole images: two axes are rows and columns, a third before them frames."""
-    code = torch.arange(batch, dtype=torch.float64, device=device).view(-1, *(1 for _ in spatial))
-    for axis in range(3 - len(spatial), 0, -1):
-        code = code * EXTENT
-    for axis, size in enumerate(spatial, start=1):
-        place = (torch.arange(size, device=device) * EXTENT // size).double()
-        code = code * EXTENT + place.view(*(-1 if a == axis else 1 for a in range(len(spatial) + 1)))
-    return code + 1
-
-
-def decode(codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image, frame, row and column of codes, each in whole numbers; meaningless where a code is `NOWHERE`."""
-    whole = codes.long() - 1
-    return whole // EXTENT**3, whole // EXTENT**2 % EXTENT, whole // EXTENT % EXTENT, whole % EXTENT
-
-
-def _is_image_order(codes: Tensor) -> bool:
-    """Whether (N, *spatial) codes are those of images, row by row, apart from padding and what was cut off."""
-    inside = codes > NOWHERE
-    parts = decode(codes)
-    places = [parts[0], *parts[4 - (codes.ndim - 1) :]]
-    for axis, place in enumerate(places):
-        others = [a for a in range(codes.ndim) if a != axis]
-        lowest = torch.where(inside, place, EXTENT**4).amin(others)
-        highest = torch.where(inside, place, -1).amax(others)
-        present = highest >= 0
-        if not torch.equal(lowest[present], highest[present]) or (lowest[present].diff() < 0).any():
-            return False
-        if axis == 0 and not torch.equal(lowest, torch.arange(len(lowest), device=lowest.device)):
-            return False
-    return True
-
-
-def _nowhere(shape: Sequence[int], device: torch.device) -> Tensor:
-    return torch.full((), NOWHERE, dtype=torch.float64, device=device).expand(tuple(shape))
-
-
-def held_once(origin: Tensor) -> Tensor:
-    """One slice of every axis along which memory repeats."""
-    for axis, (size, stride) in enumerate(zip(origin.shape, origin.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            origin = origin.narrow(axis, 0, 1)
-    return origin
-
-
-def _compact(origin: Tensor) -> Tensor:
-    """The same codes, with axes along which they are constant held once."""
-    shape, origin = origin.shape, held_once(origin)
-    for axis, size in enumerate(origin.shape):
-        first = origin.narrow(axis, 0, min(1, size))
-        # Two slices settle most axes; all are compared only where these agree.
-        if size > 1 and torch.equal(first, origin.narrow(axis, 1, 1)) and bool((origin == first).all()):
-            origin = first
-    return origin.expand(shape)
-
-
-def _spread(origin: Origin, shape: Sequence[int]) -> Any:
-    return origin.expand(tuple(shape)) if isinstance(origin, Tensor) else origin
-
-
-def first_location(origin: Tensor, axis: int) -> Tensor:
-    """The first location along an axis, which stays with size 1."""
-    narrow = held_once(origin)
-    if narrow.shape[axis] > 1:
-        joined = torch.where(narrow <= NOWHERE, torch.inf, narrow).amin(axis, keepdim=True)
-        narrow = torch.where(joined.isinf(), NOWHERE, joined)
-    shape = list(origin.shape)
-    shape[axis] = 1
-    return narrow.expand(shape)
-
-
 def _of_rows(origin: Origin, output: Tensor) -> Origin:
     """Each row of the output answers for a row of the first factor (attention: for a query)."""
     if isinstance(origin, Lost):
         return LOST
     if origin is None:  # queries that are learned: the images are in what they pick up, but no location is
-        return _nowhere(output.shape, output.device)
+        return nowhere(output.shape, output.device)
     return first_location(origin, -1).expand(output.shape)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.provenance import EXTENT, NOWHERE, decode, first_location, held_once
+from rsm_probe.probe.origins import EXTENT, NOWHERE, decode, first_location, held_once
 from rsm_probe.probe.tokens import Grid, Representation
 
 _AS_THEY_ARE = "layouts={'<layer>': 'NTC'} (or 'NCHW', 'NHWC', ...) takes the vectors as they are"
@@ -96,7 +96,7 @@ def read_origin(origin: Tensor, batch: int) -> Reading:
 
 
 def _channel_axes(origin: Tensor) -> list[int]:
-    """The axes along which all values belong to one location; else one along which some do (patches that are merged)."""
+    """The axes along which all values belong to one location; else one along which some do, as where patches merge."""
     narrow = held_once(origin)
     constant = [axis for axis, size in enumerate(origin.shape) if size > 1 and narrow.shape[axis] == 1]
     if constant:
@@ -151,8 +151,8 @@ def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tenso
         )
     if not bool((where == where[0]).all()):
         raise RepresentationError(
-            f"its {where.shape[1]} tokens stand for other locations in every image (shuffled or dropped at random), so that "
-            f"no grid holds them; turn that off in the model, or {_AS_THEY_ARE}"
+            f"its {where.shape[1]} tokens stand for other locations in every image (shuffled or dropped at random), so "
+            f"that no grid holds them; turn that off in the model, or {_AS_THEY_ARE}"
         )
     sizes = tuple(len(places.unique()) for places in decode(where[0] + 1)[1:])
     grid = None if where.shape[1] == 1 or prod(sizes) != where.shape[1] else sizes if sizes[0] > 1 else sizes[1:]

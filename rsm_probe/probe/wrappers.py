@@ -22,8 +22,8 @@ def plain_model(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.DataParallel):
             if len(model.device_ids) > 1:
                 raise LayerError(
-                    f"DataParallel splits every batch over {len(model.device_ids)} devices; probe and call the model that "
-                    f"it was made from (`model.module`)"
+                    f"DataParallel splits every batch over {len(model.device_ids)} devices; probe and call the model "
+                    f"that it was made from (`model.module`)"
                 )
             model = model.module
         elif isinstance(model, nn.parallel.DistributedDataParallel):

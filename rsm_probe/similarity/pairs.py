@@ -64,7 +64,7 @@ class PairMatcher:
         x: Tensor,
         y: Tensor | None,
         methods: Mapping[str, Matching],
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, ...] | None = None,
     ) -> PendingProducts:
         """Starts the matching of all pairs; blocks while the queue is full.
 

@@ -1,0 +1,118 @@
+"""Origins: which location of which image each value of a tensor belongs to, written as one number.
+
+A code holds (image, frame, row, column). Frames, rows and columns are fractions of their axis, so that maps of any
+resolution share one code. Axes along which codes are the same, such as channels, are held once in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Frames, rows and columns are counted in 4096ths of their axis. Codes below 2^53 are exact in float64, which, unlike
+# integers, passes through every operation that moves data. They start at 1, so that what is filled with
+# zeros is nowhere.
+EXTENT = 4096
+NOWHERE = 0.0
+
+
+class Lost:
+    """The origin of what depends on the images in a way that was not followed."""
+
+
+LOST = Lost()
+Origin = Tensor | Lost | None
+
+
+def codes_of_grid(batch: int, spatial: Sequence[int], device: torch.device) -> Tensor:
+    """Codes (N, *spatial) of whole images: two axes are rows and columns, a third before them frames."""
+    code = torch.arange(batch, dtype=torch.float64, device=device).view(-1, *(1 for _ in spatial))
+    code = code * EXTENT ** (3 - len(spatial))
+    for axis, size in enumerate(spatial, start=1):
+        place = (torch.arange(size, device=device) * EXTENT // size).double()
+        code = code * EXTENT + place.view(*(-1 if a == axis else 1 for a in range(len(spatial) + 1)))
+    return code + 1
+
+
+def codes_of_patches(patches: Tensor, grids: Tensor) -> Tensor:
+    """Codes (N, L) of patches (N, L, C), by their rows and columns (N, L, 2) or the height and width of grids (N, 2)."""
+    count = patches.shape[1]
+    if grids.ndim == 3:
+        rows, columns = grids.double().unbind(-1)
+        heights, widths = rows.amax(1, keepdim=True) + 1, columns.amax(1, keepdim=True) + 1
+        inside = torch.ones_like(rows, dtype=torch.bool)
+    else:
+        place = torch.arange(count, dtype=torch.float64, device=patches.device).expand(len(patches), -1)
+        heights, widths = grids.to(place).unbind(-1)
+        heights, widths = heights[:, None], widths[:, None]
+        rows, columns = place // widths, place % widths
+        inside = place < heights * widths
+    image = torch.arange(len(patches), dtype=torch.float64, device=patches.device)[:, None]
+    code = image * EXTENT**3 + (rows * EXTENT // heights) * EXTENT + columns * EXTENT // widths + 1
+    return torch.where(inside, code, NOWHERE)
+
+
+def decode(codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, frame, row and column of codes, each in whole numbers; meaningless where a code is `NOWHERE`."""
+    whole = codes.long() - 1
+    return whole // EXTENT**3, whole // EXTENT**2 % EXTENT, whole // EXTENT % EXTENT, whole % EXTENT
+
+
+def is_image_order(codes: Tensor) -> bool:
+    """Whether (N, *spatial) codes are those of images, row by row, apart from padding and what was cut off."""
+    inside = codes > NOWHERE
+    parts = decode(codes)
+    places = [parts[0], *parts[4 - (codes.ndim - 1) :]]
+    for axis, place in enumerate(places):
+        others = [a for a in range(codes.ndim) if a != axis]
+        lowest = torch.where(inside, place, EXTENT**4).amin(others)
+        highest = torch.where(inside, place, -1).amax(others)
+        present = highest >= 0
+        if not torch.equal(lowest[present], highest[present]) or (lowest[present].diff() < 0).any():
+            return False
+        if axis == 0 and not torch.equal(lowest, torch.arange(len(lowest), device=lowest.device)):
+            return False
+    return True
+
+
+def nowhere(shape: Sequence[int], device: torch.device) -> Tensor:
+    """The origin of what stands for no location."""
+    return torch.full((), NOWHERE, dtype=torch.float64, device=device).expand(tuple(shape))
+
+
+def held_once(origin: Tensor) -> Tensor:
+    """One slice of every axis along which memory repeats."""
+    for axis, (size, stride) in enumerate(zip(origin.shape, origin.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            origin = origin.narrow(axis, 0, 1)
+    return origin
+
+
+def compact(origin: Tensor) -> Tensor:
+    """The same codes, with axes along which they are constant held once."""
+    shape, origin = origin.shape, held_once(origin)
+    for axis, size in enumerate(origin.shape):
+        first = origin.narrow(axis, 0, min(1, size))
+        # Two slices settle most axes; all are compared only where these agree.
+        if size > 1 and torch.equal(first, origin.narrow(axis, 1, 1)) and bool((origin == first).all()):
+            origin = first
+    return origin.expand(shape)
+
+
+def spread(origin: Origin, shape: Sequence[int]) -> Any:
+    """An origin broadcast to a shape."""
+    return origin.expand(tuple(shape)) if isinstance(origin, Tensor) else origin
+
+
+def first_location(origin: Tensor, axis: int) -> Tensor:
+    """The first location along an axis, which stays with size 1."""
+    narrow = held_once(origin)
+    if narrow.shape[axis] > 1:
+        joined = torch.where(narrow <= NOWHERE, torch.inf, narrow).amin(axis, keepdim=True)
+        narrow = torch.where(joined.isinf(), NOWHERE, joined)
+    shape = list(origin.shape)
+    shape[axis] = 1
+    return narrow.expand(shape)
