@@ -18,6 +18,8 @@ Layers = str | Sequence[str]
 _GENERIC = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # A kind of block that holds less than this share of all block parameters is an accessory (squeeze-excitation).
 _ACCESSORY_SHARE = 0.01
+# A sweep along fewer layers would show nothing.
+_FEWEST_LAYERS = 4
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,9 @@ def _glob_to_regex(glob: str) -> str:
 def block_names(model: nn.Module) -> list[str]:
     """The default sweep: the residual, transformer or dense blocks that a network stacks, in order.
 
-    A block is an outermost module of a class that occurs at least twice and holds at least two weights of two or more
-    dimensions (convolutions, linear maps). Modules that only stack blocks in a container (stages) are
-    looked into. Nothing here depends on the names that a library gives.
+    A block is an outermost module of a class that occurs at least twice and holds at least two weights (convolutions,
+    linear maps). Modules that only stack blocks in a container (stages) are looked into. A network without blocks of a class of their own is swept along its convolutions: at the members
+    of the container that holds most of their weights, or at its activations. No names of models or layers are used.
 
     Raises:
         LayerError: the model stacks no blocks, so that the layers have to be named.
@@ -144,20 +146,28 @@ def block_names(model: nn.Module) -> list[str]:
     def is_block(module: nn.Module) -> bool:
         return type(module) in repeated
 
+    # A stage of a single block looks like a block, but for the others of its class.
+    stages = {type(module) for module in model.modules() if type(module) in repeated and _is_stage(module, is_block)}
+
     def walk(prefix: str, module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
         for child_name, child in module.named_children():
             name = f"{prefix}.{child_name}" if prefix else child_name
-            if is_block(child) and not _is_stage(child, is_block):
+            if is_block(child) and type(child) not in stages:
                 yield name, child
             else:
                 yield from walk(name, child)
 
     blocks = list(walk("", model))
+    # The multilayer perceptron of a head is of a class that occurs inside blocks.
+    parts = {type(part) for _, block in blocks for part in block.modules() if type(part) is not type(block)}
+    counts = Counter(type(block) for _, block in blocks)
+    blocks = [(name, block) for name, block in blocks if counts[type(block)] > 1 or type(block) not in parts]
     sizes: Counter[type[nn.Module]] = Counter()
     for _, block in blocks:
         sizes[type(block)] += sum(p.numel() for p in block.parameters())
     total = sum(sizes.values())
     names = [name for name, block in blocks if sizes[type(block)] >= _ACCESSORY_SHARE * total]
+    names = names or _along_convolutions(model)
     if not names:
         top = ", ".join(name for name, _ in model.named_children()) or "(none)"
         raise LayerError(
@@ -168,12 +178,32 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def _weight_count(module: nn.Module) -> int:
-    return sum(parameter.ndim >= 2 for parameter in module.parameters())
+    # A first axis of size 1 is that of a table of positions or of a class token.
+    return sum(parameter.ndim >= 2 and parameter.shape[0] > 1 for parameter in module.parameters())
+
+
+def _along_convolutions(model: nn.Module) -> list[str]:
+    """Members of the container with most convolutional weights, or its activations; none where they are few."""
+
+    def convolved(module: nn.Module) -> int:
+        return sum(p.weight.numel() for p in module.modules() if isinstance(p, nn.modules.conv._ConvNd))
+
+    containers = [(n, m) for n, m in model.named_modules() if type(m) in _GENERIC[:2] and len(m) >= _FEWEST_LAYERS]
+    if not containers:
+        return []
+    prefix, container = max(containers, key=lambda item: (convolved(item[1]), len(item[1])))
+    members = {f"{prefix}.{name}" if prefix else name: child for name, child in container.named_children()}
+    composite = [name for name, child in members.items() if len(list(child.children())) and convolved(child)]
+    activations = [n for n, child in members.items() if type(child).__module__ == nn.modules.activation.__name__]
+    return next((names for names in (composite, activations) if len(names) >= _FEWEST_LAYERS), [])
 
 
 def _is_stage(module: nn.Module, is_block: Callable[[nn.Module], bool]) -> bool:
     """Whether a module is, or holds, a sequence of nothing but blocks: then its blocks are swept, not the module."""
     containers = [list(child.children()) for child in module.children() if type(child) in _GENERIC[:2]]
-    if isinstance(module, nn.Sequential):
+    # A stage may hold its blocks itself; what joins them in its own way (dense blocks) is a dictionary of them.
+    if isinstance(module, nn.Sequential) or (
+        not isinstance(module, nn.ModuleDict) and len(list(module.children())) > 1
+    ):
         containers.append(list(module.children()))
     return any(elements and all(map(is_block, elements)) for elements in containers)
