@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.origins import LOST
+from rsm_probe.probe.origins import LOST, Origin
 from rsm_probe.probe.provenance import Provenance
 from rsm_probe.probe.reading import JoinedLocationsError, Reading, read_origin
 from rsm_probe.probe.tokens import Grid, Layout, Representation, infer_layout, to_representation
 
+INDEPENDENT = "its output does not depend on the images"
 _Signature = tuple[tuple[int, ...], ...]
 
 
@@ -26,11 +27,13 @@ class Evidence:
     Attributes:
         batch: number of images in the running forward pass.
         notes: layer -> what a user should know of how it was read.
+        prefixes: layer -> number of prefix tokens, of layers that answer with token sequences.
     """
 
     def __init__(self) -> None:
         self.batch = 0
         self.notes: dict[str, str] = {}
+        self.prefixes: dict[str, int] = {}
         self._provenance: Provenance | None = None
         self._signature: _Signature = ()
         self._readers: dict[_Signature, dict[tuple[str, int], Reading | tuple[Layout, list[Grid]]]] = {}
@@ -72,7 +75,7 @@ class Evidence:
         label: str,
         call: int,
         output: Tensor,
-        kept: Tensor,
+        dtype: torch.dtype,
         args: tuple[Any, ...],
         module: nn.Module,
         layout: Layout | None,
@@ -83,7 +86,7 @@ class Evidence:
             label: of the layer.
             call: how often the layer ran before in this pass.
             output: what it returned.
-            kept: a copy of it.
+            dtype: of the copy that is kept.
             args: what the layer was given.
             module: the layer.
             layout: how the user says that the output is to be read.
@@ -99,24 +102,26 @@ class Evidence:
             if reader is None:
                 raise RepresentationError("it runs more often than in the first forward pass over inputs of this shape")
             if isinstance(reader, Reading):
-                if reader.shape != tuple(kept.shape):
+                if reader.shape != tuple(output.shape):
                     raise RepresentationError(
-                        f"its output has shape {tuple(kept.shape)}, and had {reader.shape} in the first forward pass "
+                        f"its output has shape {tuple(output.shape)}, and had {reader.shape} in the first forward pass "
                         f"over inputs of the same shape; open a new Probe"
                     )
+                if output.ndim == 3 and reader.grid is not None:
+                    self.prefixes[label] = reader.prefix_count
                 if reader.note:
                     self.notes[label] = reader.note
-                return reader.apply(kept)
-            return to_representation(kept, *reader, given=layout is not None)
+                return reader.apply(output.detach(), dtype)
+            return to_representation(output.detach().to(dtype, copy=True), *reader, given=layout is not None)
 
     def _reader(
         self, output: Tensor, args: tuple[Any, ...], module: nn.Module, layout: Layout | None
     ) -> Reading | tuple[Layout, list[Grid]]:
         provenance = self._provenance
         assert provenance is not None
-        if layout is not None:
-            return layout, list(provenance.grids)
         origin = provenance.of(output)
+        if layout is not None:
+            return layout, self._grids_of(origin)
         if isinstance(origin, Tensor):
             try:
                 return read_origin(origin, self.batch)
@@ -127,8 +132,19 @@ class Evidence:
         if origin is LOST and (reading := self._as_given(output, args)) is not None:
             return reading
         if origin is None and provenance.started:
-            raise RepresentationError("its output does not depend on the images")
+            raise RepresentationError(INDEPENDENT)
         return infer_layout(output, self.batch, provenance.grids, module), list(provenance.grids)
+
+    def _grids_of(self, origin: Origin) -> list[Grid]:
+        """Grids that may lie behind a sequence of which the layout was said."""
+        assert self._provenance is not None
+        if not isinstance(origin, Tensor):
+            return list(self._provenance.grids)
+        try:
+            grid = read_origin(origin, self.batch).grid
+        except RepresentationError:
+            return []
+        return [grid] if grid is not None else []
 
     def _as_given(self, output: Tensor, args: tuple[Any, ...]) -> Reading | None:
         """A layer that mixes locations, and returns the shape that it was given, keeps its input's axes."""
@@ -174,3 +190,12 @@ def _images(inputs: tuple[Any, ...]) -> tuple[int, Tensor | None, Tensor | None]
             if whole and tuple(grids.shape) in ((count, 2), (count, length, 2)):
                 return count, patches, grids
     return int(tensors[0].shape[0]) if tensors else 0, None, None
+
+
+def declared_prefix(model: nn.Module) -> int | None:
+    """How many tokens a model says stand before its locations (timm, transformers); None where it says nothing."""
+    for module in model.modules():
+        if isinstance(count := getattr(module, "num_prefix_tokens", None), int):
+            return count
+    registers = getattr(getattr(model, "config", None), "num_register_tokens", None)
+    return 1 + registers if isinstance(registers, int) else None

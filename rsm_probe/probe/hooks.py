@@ -15,7 +15,7 @@ from torch import nn
 from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe import graph
 from rsm_probe.probe.calls import Calls
-from rsm_probe.probe.evidence import Evidence
+from rsm_probe.probe.evidence import INDEPENDENT, Evidence, declared_prefix
 from rsm_probe.probe.layers import Layers, Selection, resolve
 from rsm_probe.probe.tokens import Layout, Representation, pick_tensor
 from rsm_probe.probe.wrappers import named_layers, plain_model, run_eagerly
@@ -203,10 +203,9 @@ class Probe:
             return
         try:
             tensor = pick_tensor(output, selection.key, self._evidence.batch)
-            # A copy in memory order; reading it as (N, S, C) costs nothing more. Half precision becomes float32.
-            kept = tensor.detach().to(self._dtype or torch.promote_types(tensor.dtype, torch.float32), copy=True)
+            dtype = self._dtype or torch.promote_types(tensor.dtype, torch.float32)
             layout = next((layout for pattern, layout in self._layouts.items() if _answers(label, pattern)), None)
-            self._calls.add(label, self._evidence.read(label, index, tensor, kept, args, module, layout))
+            self._calls.add(label, self._evidence.read(label, index, tensor, dtype, args, module, layout))
         except RepresentationError as error:
             if selection.strict:
                 raise RepresentationError(f"layer {label!r} ({kind}): {error}") from None
@@ -244,13 +243,19 @@ class Probe:
 
     def _warn(self) -> bool:
         """Says once what a user may not expect; whether there was anything to say."""
+        # That a text tower sees no image surprises nobody.
+        skipped = [label for label, reason in self.skipped.items() if reason != INDEPENDENT]
+        sequences = self._evidence.prefixes
+        declared = declared_prefix(self._plain)
+        other = [label for label, found in sequences.items() if declared is not None and found != declared]
         said = False
         for what, layers in (
-            ("layers that a pattern matched could not be captured; `Probe.skipped` says why", self.skipped),
+            ("layers that a pattern matched could not be captured; `Probe.skipped` says why", skipped),
             (
                 "layers hold vectors that stand for no location and are left out; `Probe.notes` says how many",
                 self.notes,
             ),
+            (f"layers hold another number of prefix tokens than the {declared} that the model declares", other),
         ):
             if layers:
                 names = ", ".join(list(layers)[:5]) + (", ..." if len(layers) > 5 else "")

@@ -133,8 +133,9 @@ def block_names(model: nn.Module) -> list[str]:
     """The default sweep: the residual, transformer or dense blocks that a network stacks, in order.
 
     A block is an outermost module of a class that occurs at least twice and holds at least two weights (convolutions,
-    linear maps). Modules that only stack blocks in a container (stages) are looked into. A network without blocks of a class of their own is swept along its convolutions: at the members
-    of the container that holds most of their weights, or at its activations. No names of models or layers are used.
+    linear maps). Modules that only stack blocks in a container (stages) are looked into. A network without
+    blocks of a class of their own is swept along its convolutions: at the members of the container that holds most of
+    their weights, or at its activations. No names of models or layers are used.
 
     Raises:
         LayerError: the model stacks no blocks, so that the layers have to be named.

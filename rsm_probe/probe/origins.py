@@ -38,7 +38,7 @@ def codes_of_grid(batch: int, spatial: Sequence[int], device: torch.device) -> T
 
 
 def codes_of_patches(patches: Tensor, grids: Tensor) -> Tensor:
-    """Codes (N, L) of patches (N, L, C), by their rows and columns (N, L, 2) or the height and width of grids (N, 2)."""
+    """Codes (N, L) of patches (N, L, C), by their rows and columns (N, L, 2) or the sizes of grids (N, 2)."""
     count = patches.shape[1]
     if grids.ndim == 3:
         rows, columns = grids.double().unbind(-1)

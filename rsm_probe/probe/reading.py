@@ -19,43 +19,52 @@ class JoinedLocationsError(RepresentationError):
     """Every value of an output joins all locations of an image."""
 
 
+# Where tokens stand: at the same places of each image's sequence, one after the other, which is a view; or anywhere in
+# all images' locations, (N, S).
+_Places = slice | Tensor
+
+
 @dataclass(frozen=True)
 class Reading:
     """How outputs of one shape are read; found once, applied in every forward pass.
 
     Attributes:
         shape: of the outputs.
+        batch: N.
         axes: the output's axes in the order images and locations, then channels.
         channels: C.
-        locations: (N, S), where in the flattened images and locations each token stands, row by row of the image.
-        prefix: (N, P), the same for what stands before them in each image's sequence.
+        locations: where the tokens stand, row by row of the image.
+        prefix: where those before them stand that stand for no location.
         grid: as in `Representation`.
         note: what a user should know of how the output was read, or "".
     """
 
     shape: tuple[int, ...]
+    batch: int
     axes: tuple[int, ...]
     channels: int
-    locations: Tensor
-    prefix: Tensor
+    locations: _Places
+    prefix: _Places
     grid: Grid | None
     note: str = ""
 
-    def apply(self, output: Tensor) -> Representation:
-        """Reads an output: a view of it where its order in memory allows."""
-        ordered = output.permute(self.axes)
-        return Representation(self._picked(ordered, self.locations), self._picked(ordered, self.prefix), self.grid)
+    @property
+    def prefix_count(self) -> int:
+        """P."""
+        return self.prefix.stop if isinstance(self.prefix, slice) else self.prefix.shape[1]
 
-    def _picked(self, ordered: Tensor, places: Tensor) -> Tensor:
-        images, count = places.shape
-        total = prod(self.shape) // self.channels
-        length = total // images
-        start = int(places[0, 0]) if count else 0
-        # Tokens one after the other, at the same places of each image: no copy is needed.
-        if total % images == 0 and start + count <= length:
-            regular = torch.arange(images)[:, None] * length + start + torch.arange(count)
-            if torch.equal(places, regular):
-                return ordered.reshape(images, length, self.channels)[:, start : start + count]
+    def apply(self, output: Tensor, dtype: torch.dtype) -> Representation:
+        """Copies what an output holds; nothing is copied twice."""
+        if isinstance(self.locations, slice) and isinstance(self.prefix, slice):
+            # In its own order in memory, whose views follow.
+            output = output.to(dtype, copy=True)
+        ordered = output.permute(self.axes)
+        tokens, prefix = (self._picked(ordered, places) for places in (self.locations, self.prefix))
+        return Representation(tokens.to(dtype), prefix.to(dtype), self.grid)
+
+    def _picked(self, ordered: Tensor, places: _Places) -> Tensor:
+        if isinstance(places, slice):
+            return ordered.reshape(self.batch, -1, self.channels)[:, places]
         return ordered.reshape(-1, self.channels)[places.to(ordered.device)]
 
 
@@ -92,7 +101,20 @@ def read_origin(origin: Tensor, batch: int) -> Reading:
     prefix, left_out = _prefix(empty, batch, image_axis is not None)
     note = f"{left_out} vectors an image stand for no location and are left out" if left_out else ""
     axes = (*entry_axes, *channel_axes)
-    return Reading(shape, axes, prod(shape[axis] for axis in channel_axes), locations, prefix, grid, note)
+    channels = prod(shape[axis] for axis in channel_axes)
+    length = len(codes) // batch if len(codes) % batch == 0 else 0
+    places = _as_slice(locations, length), _as_slice(prefix, length)
+    if not all(isinstance(place, slice) for place in places):
+        places = locations, prefix
+    return Reading(shape, batch, axes, channels, *places, grid, note)
+
+
+def _as_slice(places: Tensor, length: int) -> _Places:
+    """Places (N, S) in images of so many vectors; a slice of each where they are the same, one after the other."""
+    images, count = places.shape
+    start = int(places[0, 0]) if count else 0
+    regular = torch.arange(images)[:, None] * length + start + torch.arange(count)
+    return slice(start, start + count) if start + count <= length and torch.equal(places, regular) else places
 
 
 def _channel_axes(origin: Tensor) -> list[int]:
@@ -127,8 +149,7 @@ def _of_no_location(shape: tuple[int, ...], entries: list[int], channels: list[i
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1 and axis > 0]
     if shape[0] == batch and len(axes) <= 1:
         order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
-        places = torch.arange(batch)[:, None]
-        return Reading(shape, order, prod(shape[axis] for axis in axes), places, places[:, :0], None)
+        return Reading(shape, batch, order, prod(shape[axis] for axis in axes), slice(0, 1), slice(0, 0), None)
     raise RepresentationError(
         f"its output has shape {shape}, and its vectors stand for no location of the images (queries?); {_AS_THEY_ARE}"
     )
