@@ -63,11 +63,22 @@ def figures(run_folder: Annotated[Path, typer.Argument(help="the folder of a fin
 @app.command()
 def layers(
     model: Annotated[
-        str, typer.Argument(help="torchvision:NAME, timm:NAME, hf:NAME, or a .safetensors file of `train`")
+        str,
+        typer.Argument(
+            help="torchvision:NAME, timm:NAME, hf:NAME, file.py:function, a .safetensors file of `train`, or a YAML "
+            "file as in configs/models"
+        ),
     ],
     weights: Annotated[
-        str | None, typer.Option(help="default, or a .safetensors file; none are needed to see shapes")
+        str | None, typer.Option(help="default, or a file with a state dict; none are needed to see shapes")
     ] = None,
+    part: Annotated[str, typer.Option(help="submodule to use in place of the whole, such as an image tower")] = "",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="read checkpoints that hold more than tensors: they can run any code")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="let transformers run code that comes with a model")
+    ] = False,
     all_layers: Annotated[bool, typer.Option("--all", help="every layer, not only the blocks")] = False,
 ) -> None:
     """List the layers that a probe can name, in forward order.
@@ -78,8 +89,20 @@ def layers(
     from rsm_probe.probe.describe import describe_layers
     from rsm_probe.sources.models import load_model
 
+    if model.endswith((".yaml", ".yml")):
+        from rsm_probe.config import read_yaml
+        from rsm_probe.studies.sweep_study import ModelConfig
+
+        entry = ModelConfig.parse(read_yaml(model), model)
+        model, part = entry.source or "", part or entry.part
     is_file = model.endswith(".safetensors")
-    loaded = load_model(model, "default" if is_file else weights)
+    loaded = load_model(
+        model,
+        "default" if is_file else weights,
+        part=part,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
     infos, skipped = describe_layers(loaded.module, loaded.blank_input().repeat(2, 1, 1, 1))
     shown = [info for info in infos if info.is_block or all_layers] or infos
     rows = [("", "name", "class", "output", "S", "C", "grid", "prefix")]

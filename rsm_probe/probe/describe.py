@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsm_probe.errors import LayerError
+from rsm_probe.errors import LayerError, RsmProbeError
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import block_names
 from rsm_probe.probe.tokens import Grid
@@ -70,7 +70,15 @@ def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo],
         with torch.no_grad(), warnings.catch_warnings(), probe:
             # The list itself names what could not be captured.
             warnings.simplefilter("ignore", UserWarning)
-            model(example)
+            try:
+                model(example)
+            except (TypeError, ValueError, RuntimeError) as error:
+                if isinstance(error, RsmProbeError):
+                    raise
+                raise LayerError(
+                    f"{type(model).__name__} does not run on an image of shape {tuple(example.shape[1:])}: {error}; if "
+                    f"it takes more than images, use a part of it, such as its image tower (part=, --part)"
+                ) from error
     finally:
         for handle in handles:
             handle.remove()

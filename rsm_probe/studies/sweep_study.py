@@ -12,6 +12,7 @@ from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
 from rsm_probe.matching.registry import get_matching
+from rsm_probe.probe.layers import Layers
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.kernels import get_kernel
 from rsm_probe.similarity.pairs import parse_bytes
@@ -33,12 +34,35 @@ class ModelConfig(Config):
     name: str = Field(default="", description="what results call it; with several seeds, the seed is appended")
     source: str | None = Field(default=None, description="torchvision:NAME, timm:NAME, hf:NAME or a .safetensors file")
     weights: str | None = Field(
-        default="default", description="default, a .safetensors file, or null for random weights"
+        default="default", description="default, a file with a state dict, or null for random weights"
     )
+    part: str = Field(default="", description="submodule to use in place of the whole, such as an image tower")
+    layers: str | tuple[str, ...] | None = Field(default=None, description="of this model; else those of the study")
     recipe: TrainingConfig | None = Field(default=None, description="train a small network instead of loading one")
     seeds: tuple[NonNegativeInt, ...] = Field(
         default=(0,), min_length=1, description="of the recipe or of random weights; one model for each"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, data: Any) -> Any:
+        return read_yaml(data) if isinstance(data, str) else data
+
+    @field_validator("source")
+    @classmethod
+    def _no_code(cls, source: str | None) -> str | None:
+        if source is not None and Path(source.partition(":")[0]).suffix == ".py":
+            raise ValueError("a configuration runs no code; give file.py:function in Python or on the command line")
+        return source
+
+    def load(self, seed: int = 0) -> LoadedModel:
+        """The model of a library or file.
+
+        Raises:
+            ModelError: it cannot be had.
+        """
+        assert self.source is not None
+        return load_model(self.source, self.weights, self.name, seed, part=self.part)
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
@@ -141,11 +165,12 @@ class SweepConfig(Config):
         finished = (out / "provenance.json").exists()
         images = self.images.load(progress)
         accuracies: dict[str, float] = {}
-        models = self._load_models(out / "models", accuracies, progress)
+        layers: dict[str, Layers] = {}
+        models = self._load_models(out / "models", accuracies, layers, progress)
         result = sweep(
             models,
             images,
-            self.layers if isinstance(self.layers, str) else list(self.layers),
+            layers,
             self.matchings,
             self.kernels,
             self.batch_size,
@@ -193,12 +218,14 @@ class SweepConfig(Config):
         # Until something was computed, the folder may change its settings: nothing is lost.
         save_text(file, self.to_yaml())
 
-    def _load_models(self, folder: Path, accuracies: dict[str, float], progress: bool) -> dict[str, LoadedModel]:
+    def _load_models(
+        self, folder: Path, accuracies: dict[str, float], layers: dict[str, Layers], progress: bool
+    ) -> dict[str, LoadedModel]:
         models: dict[str, LoadedModel] = {}
         for entry in self.models:
             for seed in entry.seeds:
                 if entry.source is not None:
-                    loaded = load_model(entry.source, entry.weights, entry.name, seed)
+                    loaded = entry.load(seed)
                     title = entry.titled(seed, loaded.name)
                 else:
                     assert entry.recipe is not None
@@ -208,4 +235,6 @@ class SweepConfig(Config):
                 if title in models:
                     raise ConfigError(f"two models are called {title!r}; give each a name: of its own")
                 models[title] = loaded
+                chosen = self.layers if entry.layers is None else entry.layers
+                layers[title] = chosen if isinstance(chosen, str) else list(chosen)
         return models

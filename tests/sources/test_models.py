@@ -213,11 +213,98 @@ def test_missing_weights_are_named(tmp_path):
         load_model("timm:test_vit", weights=tmp_path / "absent.safetensors")
 
 
-@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "imagenet"])
-def test_weights_that_could_run_code_are_refused(name, tmp_path):
-    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / name)
-    with pytest.raises(ModelError, match=rf"must be 'default', None or a .safetensors file, found .*{name}"):
+@pytest.mark.parametrize("name", ["imagenet", "w.npz"])
+def test_weights_of_an_unknown_format_are_refused(name, tmp_path):
+    with pytest.raises(ModelError, match=rf"must be 'default', None, a .safetensors file or a checkpoint.*{name}"):
         load_model("timm:test_vit", weights=tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.ckpt"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+def test_checkpoints_that_hold_tensors_only_are_loaded(name, key, tmp_path):
+    trained = nn.Linear(3, 2)
+    state = trained.state_dict()
+    torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / name)
+    assert same_weights(load_model(nn.Linear(3, 2), weights=tmp_path / name).module, trained)
+
+
+def test_checkpoints_that_could_run_code_are_refused_unless_that_is_said(tmp_path):
+    trained = nn.Linear(3, 2)
+    torch.save(trained, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"w.pth holds more than tensors.*run any code.*allow_pickle=True"):
+        load_model(nn.Linear(3, 2), weights=tmp_path / "w.pth")
+    loaded = load_model(nn.Linear(3, 2), weights=tmp_path / "w.pth", allow_pickle=True)
+    assert same_weights(loaded.module, trained)
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"nothing at all")
+    with pytest.raises(ModelError, match=r"w.pth"):
+        load_model(nn.Linear(3, 2), weights=tmp_path / "w.pth")
+
+
+# Functions of one's own
+
+
+def test_function_in_a_file_builds_the_model(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from torch import nn\ndef build():\n    return nn.Sequential(nn.Linear(3, 2), nn.Dropout())\n")
+    loaded = load_model(f"{file}:build")
+    assert loaded.name == "build"
+    assert not loaded.module[1].training
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "message"),
+    [
+        ("def build(): return 3", "built", r"mine.py has no function 'built'; nearest: 'build'"),
+        ("def build(): return 3", "build", "must return a torch.nn.Module, found int"),
+        ("import nothing_of_this_name", "build", r"mine.py cannot be imported: ModuleNotFoundError"),
+        ("def", "build", r"mine.py cannot be imported: SyntaxError"),
+    ],
+)
+def test_functions_that_build_no_model_are_answered_with_the_reason(code, name, message, tmp_path):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(ModelError, match=message):
+        load_model(f"{tmp_path / 'mine.py'}:{name}")
+
+
+def test_missing_file_of_a_function_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"no file at .*mine.py"):
+        load_model(f"{tmp_path / 'mine.py'}:build")
+
+
+def test_part_of_a_model_takes_the_place_of_the_whole(small_resnet):
+    assert load_model(small_resnet, part="layer2.0").module is small_resnet.layer2[0]
+    with pytest.raises(ModelError, match=r"ResNet has no part 'layer9'; nearest: .*'layer"):
+        load_model(small_resnet, part="layer9")
+
+
+def test_without_a_network_the_hub_is_told_at_once(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    asked = []
+
+    def refuse(*args, **kwargs):
+        asked.append(args)
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    start = time.perf_counter()
+    with pytest.raises(ModelError, match=r"`hf download organisation/some-model`, whose files belong into"):
+        load_model("hf:organisation/some-model")
+    assert time.perf_counter() - start < 10
+    assert asked
+    assert constants.HF_HUB_OFFLINE is False
+
+
+def test_what_has_to_be_fetched_and_where_it_belongs_is_said(no_network):
+    with pytest.raises(ModelError, match=r"https://download.pytorch.org/.*resnet18.*\.pth into .*checkpoints"):
+        load_model("torchvision:resnet18")
+    with pytest.raises(ModelError, match=r"`hf download timm/resnet18"):
+        load_model("timm:resnet18")
 
 
 # Names that are wrong

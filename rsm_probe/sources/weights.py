@@ -1,0 +1,126 @@
+"""Weights from files, and from the libraries' stores with or without a network."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import torch
+from torch import nn
+
+from rsm_probe.errors import ModelError
+
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt")
+_NETWORK_SECONDS = 3.0
+_T = TypeVar("_T")
+
+
+def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> None:
+    """Puts a state dict from a file into a module.
+
+    Args:
+        module: the network.
+        path: a `.safetensors` file, or a checkpoint of PyTorch that holds tensors only, bare or under "state_dict",
+            "model" or "model_state_dict".
+        allow_pickle: also read checkpoints that hold other objects, which can run any code when they are read.
+
+    Raises:
+        ModelError: no such file, another format, code where tensors were expected, or weights that do not fit.
+    """
+    if path.suffix not in (".safetensors", *_CHECKPOINTS):
+        raise ModelError(
+            f"weights must be 'default', None, a .safetensors file or a checkpoint ({', '.join(_CHECKPOINTS)}), "
+            f"found {str(path)!r}"
+        )
+    if not path.is_file():
+        raise ModelError(f"no weights at {path}")
+    state = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path, allow_pickle)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"the weights in {path} do not fit {type(module).__name__}: {error}") from error
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is no .safetensors file: {error}") from error
+
+
+def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
+    from pickle import UnpicklingError
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+    except UnpicklingError as error:
+        if allow_pickle:
+            raise ModelError(f"cannot read {path}: {error}") from error
+        raise ModelError(
+            f"{path} holds more than tensors, and reading it could run any code; convert it to .safetensors, or, if "
+            f"you trust where it is from, say allow_pickle=True (--allow-pickle)"
+        ) from None
+    except (EOFError, OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    found = found.state_dict() if isinstance(found, nn.Module) else found
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds no state dict but {type(found).__name__}")
+    return found
+
+
+def fetched(what: str, build: Callable[[], _T], instructions: str = "") -> _T:
+    """Builds something of which parts may have to be fetched; failures become one message that says what to do.
+
+    Args:
+        what: the model as the user wrote it.
+        build: loads it.
+        instructions: what to fetch, and where it belongs.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    with _offline_where_unreachable():
+        try:
+            return build()
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"cannot load {what}: {reason}; check the network, or put the files into the library's cache from a "
+                f"machine that has one{f' ({instructions})' if instructions else ''}, or use weights=None for random "
+                f"weights"
+            ) from error
+
+
+@contextmanager
+def _offline_where_unreachable() -> Iterator[None]:
+    """Tells the hub's library that there is no network where there is none; by itself it tries for half a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable(address: str) -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # connections go another way, which the library knows
+    parts = urlsplit(address)
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), timeout=_NETWORK_SECONDS).close()
+    except OSError:
+        return False
+    return True
