@@ -66,6 +66,24 @@ def in_order(values: Tensor, order: str) -> Tensor:
     return values.permute(axes).flatten(1, -2) if values.ndim > 2 else values.unsqueeze(1)
 
 
+def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm
+
+        return timm.create_model(name, **options)
+
+    return build
+
+
+def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import torchvision
+
+        return torchvision.models.get_model(name, weights=None, **options)
+
+    return build
+
+
 # timm: `forward_intermediates` gives maps without prefix tokens, in the order of the image.
 
 _TIMM: list[tuple[str, str, dict[str, Any], int, str, int, tuple[int, int, int], int]] = [
@@ -150,11 +168,6 @@ def _timm_row(
     shape: tuple[int, int, int],
     prefix: int,
 ) -> Row:
-    def build() -> nn.Module:
-        import timm
-
-        return timm.create_model(name, **options)
-
     def expected(model: nn.Module, inputs: Any) -> Tensor:
         # With the prefix, where the model gives it: (N, C, H, W), or that and (N, P, C).
         options = {"indices": [index], "intermediates_only": True, "norm": False}
@@ -173,7 +186,7 @@ def _timm_row(
         "ConViT": "the last two blocks hold a prefix token",
         "Hiera": "units of the mask are put back in the order of the image",
     }.get(family, "")
-    return Row("timm", family, name, layer, grid[0] * grid[1], channels, (grid[0], grid[1]), prefix, build, (pictures(size),), expected, "forward_intermediates", remark)  # fmt: skip
+    return Row("timm", family, name, layer, grid[0] * grid[1], channels, (grid[0], grid[1]), prefix, _timm(name, **options), (pictures(size),), expected, "forward_intermediates", remark)  # fmt: skip
 
 
 # torchvision: its feature extraction, of layers that no later operation overwrites.
@@ -201,11 +214,6 @@ _TORCHVISION: list[tuple[str, str, dict[str, Any], int, str, str, str, int, int,
 def _torchvision_row(
     family: str, name: str, options: dict[str, Any], size: int, layer: str, node: str, order: str, locations: int, channels: int, grid: tuple[int, ...] | None, prefix: int
 ) -> Row:  # fmt: skip
-    def build() -> nn.Module:
-        import torchvision
-
-        return torchvision.models.get_model(name, weights=None, **options)
-
     def expected(model: nn.Module, inputs: Any) -> Tensor:
         from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -213,7 +221,7 @@ def _torchvision_row(
 
     videos = order in ("NCTHW", "NTHWC")
     images = torch.randn(2, 3, 4, size, size, generator=torch.Generator().manual_seed(1)) if videos else pictures(size)
-    return Row("torchvision", family, name, layer, locations, channels, grid, prefix, build, (images,), expected, "feature extraction")  # fmt: skip
+    return Row("torchvision", family, name, layer, locations, channels, grid, prefix, _torchvision(name, **options), (images,), expected, "feature extraction")  # fmt: skip
 
 
 # transformers: hidden states, which hold the prefix tokens, and maps where the model gives maps.
@@ -291,8 +299,97 @@ def _transformers_row(row: _HF) -> Row:
     return Row("transformers", row.family, row.model, row.layer, row.locations, row.channels, row.grid, row.prefix, lambda: hf_model(row.model, row.config), row.inputs, expected, row.states.rpartition(".")[2], row.remark)  # fmt: skip
 
 
+# By hand, where a layer is overwritten later, mixes locations, or sees windows.
+
+
+def _before_the_relu(model: Any, inputs: Any) -> Tensor:
+    x = model.maxpool(torch.relu(model.bn1(model.conv1(*inputs))))
+    block = model.layer1[0]
+    return in_order(block.bn1(block.conv1(x)), "NCHW")
+
+
+def _mixed_tokens(model: Any, inputs: Any) -> Tensor:
+    block = model.blocks[0]
+    return in_order(block.mlp_tokens(block.norm1(model.stem(*inputs)).transpose(1, 2)), "NCT")
+
+
+def _shifted_windows(model: Any, inputs: Any) -> Tensor:
+    first, second = model.layers[0].blocks
+    return in_order(second._attn(second.norm1(first(model.patch_embed(*inputs)))), "NHWC")
+
+
+_BY_HAND = [
+    Row("torchvision", "ResNet", "resnet18", "layer1.0.bn1", 256, 64, (16, 16), 0, _torchvision("resnet18"), (pictures(64),), _before_the_relu, "a forward pass by hand", "overwritten by the ReLU"),
+    Row("torchvision", "DenseNet", "densenet121", "features", 4, 1024, (2, 2), 0, _torchvision("densenet121"), (pictures(64),), lambda model, inputs: in_order(model.features(*inputs), "NCHW"), "a forward pass by hand", "overwritten by the ReLU"),
+    Row("timm", "MLP-Mixer", "mixer_s16_224", "blocks.0.mlp_tokens", 16, 512, (4, 4), 0, _timm("mixer_s16_224", img_size=64), (pictures(64),), _mixed_tokens, "a forward pass by hand", "channels first"),
+    Row("timm", "Swin", "swin_tiny_patch4_window7_224", "layers.0.blocks.1.attn", 3136, 96, (56, 56), 0, _timm("swin_tiny_patch4_window7_224", depths=(2,), num_heads=(3,)), (pictures(224),), _shifted_windows, "a forward pass by hand", "shifted windows are put back in the order of the image"),
+]  # fmt: skip
+
+
 ROWS = [
     *(_timm_row(*row) for row in _TIMM),
     *(_torchvision_row(*row) for row in _TORCHVISION),
     *(_transformers_row(row) for row in _TRANSFORMERS),
+    *_BY_HAND,
 ]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A layer that no probe reads without being told how.
+
+    Attributes:
+        library: as in `Row`.
+        model: as in `Row`.
+        layer: as in `Row`.
+        build: as in `Row`.
+        inputs: as in `Row`.
+        error: part of the message.
+        why: for the page.
+        way_out: for the page.
+    """
+
+    library: str
+    model: str
+    layer: str
+    build: Callable[[], nn.Module]
+    inputs: dict[str, Any] | tuple[Any, ...]
+    error: str
+    why: str
+    way_out: str
+
+
+def _detr() -> nn.Module:
+    import transformers
+
+    backbone = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    return hf_model(
+        "DetrModel",
+        {
+            "use_timm_backbone": False,
+            "use_pretrained_backbone": False,
+            "backbone": None,
+            "backbone_config": backbone,
+            "d_model": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "num_queries": 16,
+        },
+    )
+
+
+REFUSED = [
+    Refused("transformers", "ViTMAEModel", "layers.1", lambda: hf_model("ViTMAEModel", {**_SMALL, "image_size": 64}), {"pixel_values": pictures(64)}, "stand for other locations in every image", "three quarters of the tokens are dropped at random, others in every image", "`mask_ratio=0`: then the shuffled tokens are put back in the order of the image"),
+    Refused("transformers", "DetrModel", "decoder.layers.0", _detr, {"pixel_values": pictures(64)}, "no location of the images", "queries stand for objects, not for locations", "`layouts={'decoder.layers.0': 'NTC'}` takes them as they are, without a grid"),
+    Refused("transformers", "CLIPModel", "text_model.encoder.layers.1", lambda: hf_model("CLIPModel", _TOWERS), _TEXT, "does not depend on the images", "the text tower sees no image", "probe `vision_model`"),
+    Refused("timm", "mixer_s16_224", "blocks.0.mlp_tokens.fc1", _timm("mixer_s16_224", img_size=64), (pictures(64),), "joins all locations", "each value joins all locations, and their number has changed", "probe `mlp_tokens`, which is read like its input"),
+    Refused("timm", "samvit_base_patch16", "blocks.0.attn.q_norm", _timm("samvit_base_patch16", img_size=64, depth=1), (pictures(64),), "several vectors stand for the same location", "heads are folded into the batch: each location has one vector a head", "probe `attn`"),
+    Refused("timm", "convit_tiny", "blocks.0.attn.pos_proj", _timm("convit_tiny", img_size=64, depth=1), (pictures(64),), "does not depend on the images", "a table of positions is the same for all images", "probe `attn`"),
+    Refused("torchvision", "vit_b_16", "encoder.layers.encoder_layer_0.self_attention.out_proj", _torchvision("vit_b_16", image_size=64), (pictures(64),), "never ran", "its weights are used without calling it", "probe `self_attention`"),
+]  # fmt: skip

@@ -1,0 +1,97 @@
+# ruff: noqa: E501
+"""Writes docs/models.md from the table of models that the tests hold to independent routes.
+
+python tests/probe/zoo_page.py
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from zoo import REFUSED, ROWS
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+
+HEAD = """# Models
+
+A `Probe` holds no list of models. It follows the first forward pass operation by operation and keeps, for every value, which location of which image it belongs to:
+convolutions lay out a grid, views and indices move locations, attention answers for its queries, arithmetic changes nothing. From this it reads which axis of an output
+holds images, locations and channels, which tokens stand for no location (class, distillation, register and detection tokens), and in which order the others stand.
+Windows, units and shuffled tokens are put back in the order of the image. Later passes over inputs of the same shape are read alike, at no cost; passes in which index tensors pick
+locations are followed each time.
+
+What a model declares about itself (`num_prefix_tokens`, `num_register_tokens`) is only compared: a warning names the layers that hold another number.
+
+## Layers that are tested
+
+{count} layers of {models} models of {families} families, with random weights, mostly small or shallow. Of each, the shape, the grid and the number of prefix tokens are checked, and the values against a way that
+does not use a probe, to 1e-6: timm's `forward_intermediates`, torchvision's feature extraction, the hidden states of transformers. The table is made from
+[tests/probe/zoo.py](../tests/probe/zoo.py) by `python tests/probe/zoo_page.py`.
+
+"""
+
+REFUSALS = """
+## Layers that are refused
+
+Where nothing settles how an output is to be read, a named layer raises, and a layer that a pattern found is listed in `Probe.skipped`, each with the reason.
+
+"""
+
+TAIL = """
+## Flagged
+
+- Tokens behind the locations (YOLOS) and padding inside windows are left out; `Probe.notes` says how many, and a warning says so once.
+- Images of which each keeps other locations are refused; a choice that is the same for all images is kept, without a grid.
+
+## Wrapped models
+
+| | |
+|---|---|
+| `torch.compile`, `module.compile()` | runs eagerly inside the `with` block, compiled again outside |
+| `DataParallel`, `DistributedDataParallel` on one device | probed as the model inside, by its plain names |
+| `DataParallel` on several devices | refused: no hook sees a whole batch; probe and call `model.module` |
+| scripted, traced | refused: such modules run no hooks; probe the model that they were made from |
+| operations that are no modules (residual sums) | `"fx:layer1.0.add"` where `torch.fx` can trace the model, at the price of a second forward pass |
+| half precision | captured in float32; `Probe(..., dtype=torch.float16)` keeps less |
+"""
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page() -> str:
+    """The text of docs/models.md."""
+    rows = [
+        (
+            row.library,
+            row.family,
+            f"`{row.model}`",
+            f"`{row.layer}`",
+            str(row.locations),
+            str(row.channels),
+            "x".join(map(str, row.grid)) if row.grid else "-",
+            str(row.prefix),
+            row.route,
+            row.remark,
+        )
+        for row in ROWS
+    ]
+    head = ("library", "family", "model", "layer", "S", "C", "grid", "prefix", "compared with", "remark")
+    counts = {
+        "count": len(ROWS),
+        "models": len({(row.library, row.model) for row in ROWS}),
+        "families": len({row.family.split(",")[0] for row in ROWS}),
+    }
+    refused = [(r.library, f"`{r.model}`", f"`{r.layer}`", r.why, r.way_out) for r in REFUSED]
+    return (
+        HEAD.format(**counts)
+        + table(head, rows)
+        + REFUSALS
+        + table(("library", "model", "layer", "why", "way out"), refused)
+        + TAIL
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
