@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 # Frames, rows and columns are counted in 4096ths of their axis. Codes below 2^53 are exact in float64, which, unlike
 # integers, passes through every operation that moves data. They start at 1, so that what is filled with
@@ -116,3 +117,59 @@ def first_location(origin: Tensor, axis: int) -> Tensor:
     shape = list(origin.shape)
     shape[axis] = 1
     return narrow.expand(shape)
+
+
+def moved(
+    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], known: dict[int, Origin], output: Tensor
+) -> Sequence[Origin]:
+    """What an operation that moves data makes of the origins."""
+
+    def origin_of(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        origin = known[id(leaf)]
+        if isinstance(origin, Lost):
+            raise ValueError("a part of what is moved was lost")
+        return nowhere(leaf.shape, leaf.device) if origin is None else origin
+
+    args, kwargs = tree_map(origin_of, (args, kwargs))
+    if name == "constant_pad_nd":
+        args, kwargs = (*args[:2], NOWHERE), {}
+    if (narrow := _without_channels(name, args, output.shape)) is not None:
+        return [compact(func(*narrow, **kwargs)).expand(output.shape)]
+    if func._schema.name.endswith("_"):  # the origin that is written to serves others
+        args = (args[0].clone(), *args[1:])
+    try:
+        found = func(*args, **kwargs)
+    except RuntimeError:  # a view that does not exist of repeated memory
+        found = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
+    return [compact(origin) for origin in (found if isinstance(found, list | tuple) else [found])]
+
+
+def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) -> tuple[Any, ...] | None:
+    """The operands with one channel in place of all, where their codes do not differ and they stay the last axis.
+
+    What would be copied for every channel is copied once.
+    """
+    origins = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dtype == torch.float64]
+    last = origins[0].ndim - 1
+    if not all(o.ndim == last + 1 and o.shape[-1] == shape[-1] > 1 and o.stride(-1) == 0 for o in origins):
+        return None
+    rest = args[1:]
+    if name in ("view", "_unsafe_view"):
+        rest = ((*shape[:-1], 1),)
+    elif name == "roll":
+        if len(rest) < 2 or any(axis % (last + 1) == last for axis in rest[1]):
+            return None
+    elif name == "cat":
+        if len(rest) and rest[0] % (last + 1) == last:
+            return None
+    elif name == "constant_pad_nd":
+        if any(rest[0][:2]):
+            return None
+    elif name != "index" or len(rest[0]) > last:
+        return None
+    return (
+        tree_map(lambda leaf: leaf[..., :1].contiguous() if any(leaf is o for o in origins) else leaf, (args[0],))
+        + rest
+    )

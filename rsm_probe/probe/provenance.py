@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from rsm_probe.probe.origins import (
     LOST,
@@ -31,6 +31,7 @@ from rsm_probe.probe.origins import (
     first_location,
     held_once,
     is_image_order,
+    moved,
     nowhere,
     spread,
 )
@@ -174,7 +175,7 @@ class Provenance(TorchDispatchMode):
             return [self._on_a_grid(args[0], known[id(args[0])], first), *others]
         if is_view or name in _MOVES or name in _INDEXES:
             self.by_index |= name in _INDEXES
-            return _moved(func, args, kwargs, known)
+            return moved(func, name, args, kwargs, known, first)
         if name == "as_strided" and isinstance(origin := known[id(args[0])], Tensor) and origin.shape == first.shape:
             return [origin]  # only the strides of axes of size 1 change
         followed = [origin for origin in known.values() if isinstance(origin, Tensor)]
@@ -239,29 +240,6 @@ class Provenance(TorchDispatchMode):
         """Whether all locations of an image became one; class tokens, which stand for none, are another matter."""
         codes = held_once(origin)
         return 0 < len(codes[codes > NOWHERE].unique()) <= self.batch
-
-
-def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: dict[int, Origin]) -> Sequence[Origin]:
-    """What an operation that moves data makes of the origins."""
-
-    def origin_of(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        origin = known[id(leaf)]
-        if isinstance(origin, Lost):
-            raise ValueError("a part of what is moved was lost")
-        return nowhere(leaf.shape, leaf.device) if origin is None else origin
-
-    args, kwargs = tree_map(origin_of, (args, kwargs))
-    if func._schema.name == "aten::constant_pad_nd":
-        args, kwargs = (*args[:2], NOWHERE), {}
-    if func._schema.name.endswith("_"):  # the origin that is written to serves others
-        args = (args[0].clone(), *args[1:])
-    try:
-        moved = func(*args, **kwargs)
-    except RuntimeError:  # a view that does not exist of repeated memory
-        moved = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
-    return [compact(origin) for origin in (moved if isinstance(moved, list | tuple) else [moved])]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
