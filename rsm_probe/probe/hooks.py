@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,7 @@ class Probe:
 
     Inside the `with` block every forward pass replaces `representations`. The model's outputs, its training flags and
     other people's hooks stay as they are; captured tensors are detached copies, safe from later in-place operations.
+    Forward passes in other threads than the one that entered the block are not captured.
 
     The first forward pass over inputs of a shape is followed operation by operation, which takes longer: it shows which
     axes hold images, locations and channels, which tokens stand for no location, and the order of the locations.
@@ -100,6 +102,7 @@ class Probe:
                 self._by_module.setdefault(selection.module_name, []).append(selection)
         self._open = ExitStack()
         self._active = False
+        self._thread = threading.get_ident()
         self._warned = False
         self._in_graph = False
         self._evidence = Evidence()
@@ -120,7 +123,7 @@ class Probe:
                 opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
                 if self._stop_early:
                     opened.enter_context(self._ending_early())
-                self._active = True
+                self._active, self._thread = True, threading.get_ident()
                 if self._example is not None:
                     self._run_example()
                 self._open = opened.pop_all()
@@ -173,6 +176,8 @@ class Probe:
     # Hooks are methods that return None: any other value would replace the module's output.
 
     def _on_start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != self._thread:
+            return
         self._reset()
         self._evidence.begin((*args, *kwargs.values()))
 
@@ -185,7 +190,8 @@ class Probe:
         selections = self._by_module[name]
 
         def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self._in_graph:  # the second pass, for operations
+            # Not in the second pass, for operations, nor for a forward pass in another thread.
+            if self._in_graph or threading.get_ident() != self._thread:
                 return
             for selection in selections:
                 self._take(selection, type(module).__name__, module, args, output)
@@ -202,7 +208,10 @@ class Probe:
             self._calls.add(label, None)
             return
         try:
-            tensor = pick_tensor(output, selection.key, self._evidence.batch)
+            if selection.key is None:
+                tensor = self._evidence.choose(label, index, output)
+            else:
+                tensor = pick_tensor(output, selection.key, self._evidence.batch)
             dtype = self._dtype or torch.promote_types(tensor.dtype, torch.float32)
             layout = next((layout for pattern, layout in self._layouts.items() if _answers(label, pattern)), None)
             self._calls.add(label, self._evidence.read(label, index, tensor, dtype, args, module, layout))
@@ -218,11 +227,17 @@ class Probe:
 
     def _on_failure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Called in any case; a forward pass that raised has no output.
-        if output is None:
+        if output is None and threading.get_ident() == self._thread:
             self._evidence.forget()
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
         if self._graph is not None:
+            if any(part.training for part in self._plain.modules()):
+                raise LayerError(
+                    f"'{graph.PREFIX}...' layers run the model twice, which changes it in training mode; eval() it"
+                )
             selections = {selection.label: selection for selection in self.selections}
             self._in_graph = True
             try:

@@ -7,6 +7,7 @@ resolution share one code. Axes along which codes are the same, such as channels
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,12 +21,30 @@ EXTENT = 4096
 NOWHERE = 0.0
 
 
+@dataclass(frozen=True)
 class Lost:
-    """The origin of what depends on the images in a way that was not followed."""
+    """The origin of what depends on the images in a way that was not followed; and the operation where it was lost."""
+
+    operation: str
 
 
-LOST = Lost()
 Origin = Tensor | Lost | None
+
+
+def channel_axis(shape: Sequence[int]) -> int | None:
+    """The axis of an input of the model that holds colours or features, as far as its shape tells.
+
+    Of maps (N, C, H, W) or (N, H, W, C) and videos (N, C, T, H, W) or (N, T, C, H, W), the one of size 3, 1 or 4; of
+    maps without colours, the one that differs from two equal ones.
+    """
+    candidates = {4: (1, 3), 5: (1, 2)}.get(len(shape), ())
+    for colours in (3, 1, 4) if candidates else ():
+        fitting = [axis for axis in candidates if shape[axis] == colours]
+        if fitting:
+            return fitting[0] if len(fitting) == 1 or len(shape) == 4 else None
+    if len(shape) == 4 and (shape[1] == shape[2]) != (shape[2] == shape[3]):
+        return 3 if shape[1] == shape[2] else 1
+    return None
 
 
 def codes_of_grid(batch: int, spatial: Sequence[int], device: torch.device) -> Tensor:
@@ -125,7 +144,8 @@ def moved(
     """What an operation that moves data makes of the origins."""
 
     def origin_of(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        # Whole numbers say where to; except where images are made of them, they are moved by no operation here.
+        if not isinstance(leaf, Tensor) or (leaf is not args[0] and not leaf.is_floating_point()):
             return leaf
         origin = known[id(leaf)]
         if isinstance(origin, Lost):
@@ -133,7 +153,9 @@ def moved(
         return nowhere(leaf.shape, leaf.device) if origin is None else origin
 
     args, kwargs = tree_map(origin_of, (args, kwargs))
-    if name == "constant_pad_nd":
+    if name == "constant_pad_nd" or name.startswith(("reflection_pad", "replication_pad")):
+        # Mirrored borders are no other locations.
+        func, name = torch.ops.aten.constant_pad_nd.default, "constant_pad_nd"
         args, kwargs = (*args[:2], NOWHERE), {}
     if (narrow := _without_channels(name, args, output.shape)) is not None:
         return [compact(func(*narrow, **kwargs)).expand(output.shape)]

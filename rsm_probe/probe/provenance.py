@@ -17,14 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rsm_probe.probe.ledger import Ledger, followable
+from rsm_probe.probe.operations import FILLS, GRIDS, INDEXES, MOVES, PRODUCTS, REDUCTIONS, WRITES, is_arithmetic
 from rsm_probe.probe.origins import (
-    LOST,
+    EXTENT,
     NOWHERE,
     Lost,
     Origin,
+    channel_axis,
     codes_of_grid,
     codes_of_patches,
     compact,
@@ -35,31 +39,6 @@ from rsm_probe.probe.origins import (
     nowhere,
     spread,
 )
-
-# What operations do to locations, by their names in ATen. Views are known by their schema; an operation that is not
-# listed and keeps the shape computes element by element.
-_MOVES = {
-    *("cat", "stack", "roll", "flip", "rot90", "repeat", "repeat_interleave", "constant_pad_nd", "reflection_pad2d"),
-    *("replicate_pad2d", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
-    *("_unsafe_view", "slice_scatter", "select_scatter", "view_copy", "permute_copy", "split_with_sizes_copy"),
-}
-_INDEXES = {
-    *("index", "_unsafe_index", "index_select", "gather", "take", "masked_select", "index_put", "index_copy"),
-    *("scatter", "masked_scatter", "_index_put_impl"),
-}
-_NOT_FOLLOWED = {"sort", "as_strided", "_fft_r2c", "_fft_c2r", "_fft_c2c", "cumsum", "view_as_complex", "view_as_real"}
-_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "linear", "matmul"}
-_GRIDS = (
-    "convolution",
-    "_convolution",
-    "max_pool",
-    "avg_pool",
-    "_adaptive_avg_pool",
-    "adaptive_",
-    "upsample_",
-    "_upsample_",
-)
-_REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "norm", "linalg_vector_norm"}
 
 
 class Provenance(TorchDispatchMode):
@@ -72,7 +51,10 @@ class Provenance(TorchDispatchMode):
         started: whether the model's input was marked.
         grids: (H, W) of every map that a convolution or pooling laid out, in order.
         by_index: whether locations were picked by an index tensor: their order may differ from pass to pass.
+        blind: an operation whose results depend on the images and have no plain memory, or "".
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, batch: int) -> None:
         super().__init__()
@@ -80,51 +62,46 @@ class Provenance(TorchDispatchMode):
         self.started = False
         self.grids: list[tuple[int, int]] = []
         self.by_index = False
-        # By storage and view; the key () stands for other views of a storage that was written to in parts.
-        self._origins: dict[int, dict[tuple[Any, ...], Tensor | Lost]] = {}
+        self.blind = ""
+        self._ledger = Ledger()
         self._laid: dict[tuple[int, ...], Tensor] = {}
 
-    def start(self, images: Tensor, grids: Tensor | None = None) -> None:
-        """Marks the model's input.
+    def start(self, images: Tensor | Sequence[Tensor], grids: Tensor | None = None) -> None:
+        """Marks the model's input, if it says which of its axes is which.
 
         Args:
-            images: maps (N, C, H, W), videos (N, C, T, H, W) or (N, T, C, H, W), or patches (N, L, C).
+            images: maps (N, C, H, W) or (N, H, W, C), videos (N, C, T, H, W) or (N, T, C, H, W), patches (N, L, C), or
+                a list of maps (C, H, W).
             grids: of patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2),
                 whose first H * W patches are its rows one after the other.
         """
-        if images.ndim in (4, 5):
-            third = images.ndim == 5 and images.shape[2] in (1, 3) and images.shape[1] not in (1, 3)
-            spatial = (images.shape[1], *images.shape[3:]) if third else images.shape[2:]
-            codes = self._whole(spatial, images.device).unsqueeze(2 if third else 1)
+        if not isinstance(images, Tensor):
+            for number, image in enumerate(images):
+                codes = codes_of_grid(1, image.shape[1:], image.device) + number * EXTENT**3
+                self._mark(image, codes)
         elif images.ndim == 3 and grids is not None:
-            codes = codes_of_patches(images, grids).unsqueeze(2)
-        else:
-            return
-        self._put(images, codes.expand(images.shape), fresh=True)
+            self._mark(images, codes_of_patches(images, grids).unsqueeze(2))
+        elif (axis := channel_axis(images.shape)) is not None:
+            spatial = [size for k, size in enumerate(images.shape) if k not in (0, axis)]
+            self._mark(images, self._whole(spatial, images.device).unsqueeze(axis))
+
+    def _mark(self, images: Tensor, codes: Tensor) -> None:
+        self._ledger.forget(images)
+        self._ledger.put(images, codes.expand(images.shape))
         self.started = True
 
     def of(self, tensor: Tensor) -> Origin:
         """The origin of a tensor, of its shape; None where it does not depend on the images."""
-        if tensor.layout != torch.strided or not tensor.is_floating_point():
-            return None
-        views = self._origins.get(_storage(tensor), {})
-        return views.get(_view(tensor), views.get(()))
-
-    def _put(self, tensor: Tensor, origin: Origin, *, fresh: bool) -> None:
-        if tensor.layout != torch.strided:
-            return
-        if fresh:  # the storage may lie where another one was
-            self._origins.pop(_storage(tensor), None)
-        if origin is not None:
-            self._origins.setdefault(_storage(tensor), {})[_view(tensor)] = origin
+        return self._ledger.of(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::") if isinstance(func, OpOverload) else func.name()
         # In inference mode, operations that are made of others arrive whole.
-        whole = func._schema.name.removeprefix("aten::").startswith(_GRIDS)
-        if not whole and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+        composite = isinstance(func, OpOverload) and not name.startswith(GRIDS)
+        if composite and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
             with self:
                 return func.decompose(*args, **kwargs)
         # Before the operation, which may change what its operands are.
@@ -134,30 +111,45 @@ class Provenance(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if outputs:
             with torch.no_grad():
-                self._follow(func, args, kwargs, known, outputs)
+                self._follow(func, name, args, kwargs, known, outputs)
         return result
 
     def _follow(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: dict[int, Origin], outputs: list[Tensor]
+        self,
+        func: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        known: dict[int, Origin],
+        outputs: list[Tensor],
     ) -> None:
         """Notes the origins of an operation's results."""
-        name = func._schema.name.removeprefix("aten::")
         in_place = name.endswith("_") and outputs[0] is args[0]
-        alias = func._schema.returns[0].alias_info
+        name = name.rstrip("_") if in_place else name
+        alias = func._schema.returns[0].alias_info if isinstance(func, OpOverload) else None
         is_view = alias is not None and not alias.is_write
-        fresh = not (in_place or is_view)
+        if in_place and name in FILLS:
+            self._ledger.write(outputs[0], None)
+            return
         if all(origin is None for origin in known.values()):
-            for output in outputs:
-                self._put(output, None, fresh=fresh)
+            for output in [] if in_place or is_view else outputs:
+                self._ledger.forget(output)
             return
         try:
-            origins = self._origins_of_results(func, name.rstrip("_"), is_view, args, kwargs, known, outputs)
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            origins = [LOST for _ in outputs]
+            origins = self._origins_of_results(func, name, is_view, args, kwargs, known, outputs)
+        except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError, ValueError):
+            origins = [_lost(name, known) for _ in outputs]
         for output, origin in zip(outputs, origins, strict=True):
-            if in_place and origin is not known[id(output)]:  # other views of the storage see the change
-                self._origins[_storage(output)] = {(): LOST}
-            self._put(output, origin if output.is_floating_point() else None, fresh=fresh)
+            if origin is not None and not followable(output):
+                self.blind = self.blind or name
+            if not in_place:
+                if not is_view:
+                    self._ledger.forget(output)
+                self._ledger.put(output, origin)
+            elif output.shape != getattr(known[id(output)], "shape", output.shape) or name == "as_strided":
+                self._ledger.put(output, origin)  # another view of the same values
+            elif not _same_codes(origin, known[id(output)]):
+                self._ledger.write(output, origin)
 
     def _origins_of_results(
         self,
@@ -171,30 +163,38 @@ class Provenance(TorchDispatchMode):
     ) -> Sequence[Origin]:
         """One origin for each result of an operation of whose inputs at least one has one."""
         first, others = outputs[0], [None] * (len(outputs) - 1)
-        if name.startswith(_GRIDS):
+        if name.startswith("new_") or name.endswith("_like"):
+            return [None for _ in outputs]
+        if name.startswith(GRIDS):
             return [self._on_a_grid(args[0], known[id(args[0])], first), *others]
-        if is_view or name in _MOVES or name in _INDEXES:
-            self.by_index |= name in _INDEXES
+        if name == "embedding":
+            return [known[id(args[1])].unsqueeze(-1).expand(first.shape)]  # type: ignore[union-attr]
+        if is_view or name in MOVES or name in INDEXES:
+            self.by_index |= name in INDEXES
+            if name in INDEXES and known[id(args[0])] is None and name not in WRITES:
+                raise ValueError("a table is looked up at places that depend on the images")
             return moved(func, name, args, kwargs, known, first)
         if name == "as_strided" and isinstance(origin := known[id(args[0])], Tensor) and origin.shape == first.shape:
             return [origin]  # only the strides of axes of size 1 change
         followed = [origin for origin in known.values() if isinstance(origin, Tensor)]
-        if not followed or name in _NOT_FOLLOWED:
-            return [LOST for _ in outputs]
-        if name in _PRODUCTS:
+        if not followed:
+            raise ValueError("nothing is known of what this depends on")
+        if name in PRODUCTS:
             left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
             return [self._of_product(known[id(left)], None if name == "linear" else known[id(right)], first), *others]
         if "scaled_dot_product" in name:
             return [_of_rows(known[id(args[0])], first), *others]
         if name == "copy":
             return [spread(known[id(args[1])], first.shape)]
-        if name in _REDUCTIONS and first.shape != args[0].shape:
+        if name in REDUCTIONS and first.shape != args[0].shape:
             dims = args[1] if len(args) > 1 else kwargs.get("dim")
             return [_of_reduction(followed[0], dims, output.shape) for output in outputs]
-        # Arithmetic. The operand that tells the most locations apart is the one that the others act upon.
-        if torch.broadcast_shapes(*(origin.shape for origin in followed), first.shape) != first.shape:
-            return [LOST for _ in outputs]
-        best = max((spread(origin, first.shape) for origin in followed), key=lambda o: prod(held_once(o).shape))
+        if name == "glu":
+            axis = args[1] if len(args) > 1 else -1
+            return [compact(followed[0].narrow(axis, 0, first.shape[axis]))]
+        if not is_arithmetic(func, name):
+            raise ValueError("what this does to locations is not known")
+        best = _finest([spread(origin, first.shape) for origin in followed])
         return [best if output.shape == first.shape else None for output in outputs]
 
     def _whole(self, spatial: Sequence[int], device: torch.device) -> Tensor:
@@ -208,13 +208,13 @@ class Provenance(TorchDispatchMode):
         """Convolutions, poolings, resizing: (B, C, ...) -> (B, C', ...)."""
         spatial = output.shape[2:]
         if images.ndim != output.ndim or output.ndim < 3:
-            return LOST
+            raise ValueError("images without a batch")
         whole = output.shape[0] == self.batch and len(spatial) > 1
         if isinstance(origin, Tensor):
             origin = first_location(origin, 1).squeeze(1)
             laid = self._laid.get(tuple(images.shape[2:]))
             whole = whole and ((laid is not None and _same(laid, origin)) or is_image_order(origin))
-        if whole and (origin is not None or not self.started):
+        if whole and (isinstance(origin, Tensor) or (origin is None and not self.started)):
             self.grids += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
             return self._whole(spatial, output.device).unsqueeze(1).expand(output.shape)
         if not isinstance(origin, Tensor):
@@ -228,13 +228,21 @@ class Provenance(TorchDispatchMode):
 
     def _of_product(self, left: Origin, right: Origin, output: Tensor) -> Origin:
         """Rows keep the origin of the left factor's rows; where these are no locations, columns that of the right's."""
-        if isinstance(left, Lost) or isinstance(right, Lost):
-            return LOST
-        rows = compact(first_location(left, -1)) if left is not None else None
-        if right is not None and (rows is None or self._joins_locations(rows)):
-            columns = compact(first_location(right, -2 if right.ndim > 1 else 0))
-            rows = columns if rows is None or not self._joins_locations(columns) else rows
-        return spread(rows, output.shape)
+        for factor in (left, right):
+            if isinstance(factor, Lost):
+                return factor
+        assert not isinstance(left, Lost)
+        assert not isinstance(right, Lost)
+        if right is None or left is None:
+            factor, axis = (left, -1) if right is None else (right, -2 if right.ndim > 1 else 0)
+            assert factor is not None
+            return spread(compact(first_location(factor, axis)), output.shape)
+        across = -2 if right.ndim > 1 else 0
+        rows, columns = compact(first_location(left, -1)), compact(first_location(right, across))
+        # What is summed over many locations belongs to none of them.
+        mixed = held_once(left).shape[-1] > 1, held_once(right).shape[across] > 1
+        by_columns = mixed == (True, False) or (self._joins_locations(rows) and not self._joins_locations(columns))
+        return spread(columns if by_columns else rows, output.shape)
 
     def _joins_locations(self, origin: Tensor) -> bool:
         """Whether all locations of an image became one; class tokens, which stand for none, are another matter."""
@@ -242,22 +250,37 @@ class Provenance(TorchDispatchMode):
         return 0 < len(codes[codes > NOWHERE].unique()) <= self.batch
 
 
+def _lost(name: str, known: dict[int, Origin]) -> Lost:
+    return next((origin for origin in known.values() if isinstance(origin, Lost)), Lost(name))
+
+
+def _finest(origins: Sequence[Tensor]) -> Tensor:
+    """The operand that tells the most locations apart: the one that the others act upon."""
+    best = max(origins, key=lambda origin: prod(held_once(origin).shape))
+    varying = [size > 1 for size in held_once(best).shape]
+    for origin in origins:
+        if any(size > 1 and not own for size, own in zip(held_once(origin).shape, varying, strict=True)):
+            raise ValueError("operands whose locations lie along different axes")
+    return best
+
+
+def _same_codes(one: Origin, other: Origin) -> bool:
+    if one is other:
+        return True
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    narrow = held_once(one), held_once(other)
+    return narrow[0].shape == narrow[1].shape and torch.equal(*narrow)
+
+
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and _view(one) == _view(other)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _view(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
 
 
 def _of_rows(origin: Origin, output: Tensor) -> Origin:
     """Each row of the output answers for a row of the first factor (attention: for a query)."""
     if isinstance(origin, Lost):
-        return LOST
+        return origin
     if origin is None:  # queries that are learned: the images are in what they pick up, but no location is
         return nowhere(output.shape, output.device)
     return first_location(origin, -1).expand(output.shape)

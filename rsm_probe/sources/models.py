@@ -114,6 +114,8 @@ def _loaded(
     if callable(source):
         module = _built(source)
         return LoadedModel(type(module).__name__, module, to_tensor)
+    if not isinstance(source, str | Path):
+        raise ModelError(f"a model is a name, a path, a module or a function, found {type(source).__name__}")
     library, _, title = str(source).partition(":")
     if Path(library).suffix == ".py":
         module = _built(_function(Path(library), title))

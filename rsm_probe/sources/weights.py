@@ -40,10 +40,16 @@ def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> N
     if not path.is_file():
         raise ModelError(f"no weights at {path}")
     state = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path, allow_pickle)
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(f"the weights in {path} do not fit {type(module).__name__}: {error}") from error
+    if state and all(str(name).startswith("module.") for name in state):  # saved from DataParallel
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    own = module.state_dict()
+    missing, surplus = [n for n in own if n not in state], [n for n in state if n not in own]
+    other = [n for n in own if n in state and getattr(state[n], "shape", None) != own[n].shape]
+    problems = [("missing", missing), ("unknown", surplus), ("of another shape", other)]
+    if any(names for _, names in problems):  # before anything is changed
+        said = "; ".join(f"{what}: {', '.join(map(str, names[:5]))}" for what, names in problems if names)
+        raise ModelError(f"the weights in {path} do not fit {type(module).__name__} ({said})")
+    module.load_state_dict(state)
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
             f"{path} holds more than tensors, and reading it could run any code; convert it to .safetensors, or, if "
             f"you trust where it is from, say allow_pickle=True (--allow-pickle)"
         ) from None
-    except (EOFError, OSError, RuntimeError, ValueError) as error:
+    except (EOFError, KeyError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     found = found.state_dict() if isinstance(found, nn.Module) else found
     for key in ("state_dict", "model_state_dict", "model"):

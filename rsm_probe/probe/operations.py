@@ -1,0 +1,43 @@
+"""What operations do to locations, by their names in ATen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+# Views are known by their schema. What is in no list, and not tagged as computing element by element, is not followed.
+MOVES = {
+    *("cat", "stack", "roll", "flip", "rot90", "repeat", "repeat_interleave", "constant_pad_nd", "im2col"),
+    *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
+    *("replication_pad1d", "replication_pad2d", "replication_pad3d"),
+    *("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "_unsafe_view", "slice_scatter"),
+    *("select_scatter", "view_copy", "permute_copy", "split_with_sizes_copy", "view_as_complex", "view_as_real"),
+}
+INDEXES = {
+    *("index", "_unsafe_index", "index_select", "gather", "take", "masked_select", "index_put", "index_copy"),
+    *("scatter", "masked_scatter", "_index_put_impl"),
+}
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "linear", "matmul"}
+GRIDS = (
+    *("convolution", "_convolution", "max_pool", "avg_pool", "_adaptive_avg_pool", "adaptive_", "upsample_"),
+    *("_upsample_", "pixel_shuffle"),
+)
+REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "norm", "linalg_vector_norm"}
+REDUCTIONS |= {"argmax", "argmin", "any", "all", "logsumexp"}
+# Element by element as well, though ATen does not tag them so; and sums along an axis that keep it.
+_KEEPS = {
+    *("clone", "_to_copy", "lift_fresh", "hardswish", "gelu", "polar", "complex", "log_sigmoid_forward", "masked_fill"),
+    *("fake_quantize_per_tensor_affine", "rrelu_with_noise", "cumsum", "tril", "triu"),
+    *("_transformer_encoder_layer_fwd", "_native_multi_head_attention"),
+}
+_KEEPING_KINDS = ("norm", "softmax", "dropout", "prelu")
+FILLS = {"fill", "zero", "normal", "uniform"}
+WRITES = {"copy", "index_put", "index_copy", "scatter", "masked_scatter", "_index_put_impl"}
+
+
+def is_arithmetic(func: Any, name: str) -> bool:
+    """Whether an operation keeps every element where it is."""
+    tagged = isinstance(func, OpOverload) and torch.Tag.pointwise in func.tags
+    return tagged or name in _KEEPS or name in REDUCTIONS or any(kind in name for kind in _KEEPING_KINDS)
