@@ -9,7 +9,7 @@ from torch._ops import OpOverload
 
 # Views are known by their schema. What is in no list, and not tagged as computing element by element, is not followed.
 MOVES = {
-    *("cat", "stack", "roll", "flip", "rot90", "repeat", "repeat_interleave", "constant_pad_nd", "im2col"),
+    *("cat", "stack", "roll", "flip", "rot90", "repeat", "repeat_interleave", "constant_pad_nd", "im2col", "col2im"),
     *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
     *("replication_pad1d", "replication_pad2d", "replication_pad3d"),
     *("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "_unsafe_view", "slice_scatter"),

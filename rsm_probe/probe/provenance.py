@@ -78,16 +78,14 @@ class Provenance(TorchDispatchMode):
         if not isinstance(images, Tensor):
             for number, image in enumerate(images):
                 codes = codes_of_grid(1, image.shape[1:], image.device) + number * EXTENT**3
-                self._mark(image, codes)
+                self._ledger.put(image, codes.expand(image.shape))
         elif images.ndim == 3 and grids is not None:
-            self._mark(images, codes_of_patches(images, grids).unsqueeze(2))
+            self._ledger.put(images, codes_of_patches(images, grids).unsqueeze(2).expand(images.shape))
         elif (axis := channel_axis(images.shape)) is not None:
             spatial = [size for k, size in enumerate(images.shape) if k not in (0, axis)]
-            self._mark(images, self._whole(spatial, images.device).unsqueeze(axis))
-
-    def _mark(self, images: Tensor, codes: Tensor) -> None:
-        self._ledger.forget(images)
-        self._ledger.put(images, codes.expand(images.shape))
+            self._ledger.put(images, self._whole(spatial, images.device).unsqueeze(axis).expand(images.shape))
+        else:
+            return
         self.started = True
 
     def of(self, tensor: Tensor) -> Origin:
@@ -169,6 +167,8 @@ class Provenance(TorchDispatchMode):
             return [self._on_a_grid(args[0], known[id(args[0])], first), *others]
         if name == "embedding":
             return [known[id(args[1])].unsqueeze(-1).expand(first.shape)]  # type: ignore[union-attr]
+        if name == "col2im" and list(args[2]) != list(args[5]):
+            raise ValueError("patches that overlap are summed")
         if is_view or name in MOVES or name in INDEXES:
             self.by_index |= name in INDEXES
             if name in INDEXES and known[id(args[0])] is None and name not in WRITES:
@@ -213,7 +213,8 @@ class Provenance(TorchDispatchMode):
         if isinstance(origin, Tensor):
             origin = first_location(origin, 1).squeeze(1)
             laid = self._laid.get(tuple(images.shape[2:]))
-            whole = whole and ((laid is not None and _same(laid, origin)) or is_image_order(origin))
+            in_order = (laid is not None and _same(laid, origin)) or is_image_order(origin)
+            whole = whole and (in_order or is_image_order(_without_border(origin, spatial)))
         if whole and (isinstance(origin, Tensor) or (origin is None and not self.started)):
             self.grids += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
             return self._whole(spatial, output.device).unsqueeze(1).expand(output.shape)
@@ -248,6 +249,14 @@ class Provenance(TorchDispatchMode):
         """Whether all locations of an image became one; class tokens, which stand for none, are another matter."""
         codes = held_once(origin)
         return 0 < len(codes[codes > NOWHERE].unique()) <= self.batch
+
+
+def _without_border(codes: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Codes (B, ...) without what was put around a map (mirrored, repeated) so that a convolution lays out its size."""
+    for axis, size in enumerate(spatial, start=1):
+        surplus = codes.shape[axis] - size * max(1, codes.shape[axis] // size)
+        codes = codes.narrow(axis, surplus // 2, codes.shape[axis] - surplus)
+    return codes
 
 
 def _lost(name: str, known: dict[int, Origin]) -> Lost:

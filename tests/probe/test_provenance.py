@@ -1,5 +1,7 @@
 """What forward passes show: order, left-out and missing locations, and what is refused because nothing settles it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import timm
 import torch
@@ -323,3 +325,309 @@ def test_layouts_that_answer_to_no_layer_are_refused(small_resnet):
 def test_scripted_parts_are_refused(small_resnet, make):
     with pytest.raises(LayerError, match=r"scripted or traced and runs no hooks; probe the model it was made from"):
         Probe(make(small_resnet), "layer1")
+
+
+# What is lost is not guessed
+
+ORDER = torch.randperm(16, generator=torch.Generator().manual_seed(3))
+
+
+def shuffled(x):
+    return sequence(x)[:, ORDER]
+
+
+def in_image_order(change, model=None):
+    found, kept = where(captured(Patches(change), "after", positions()), "after")
+    return kept, all(
+        found[n].tolist() == [[n, 4 * row, 4 * column] for row in range(4) for column in range(4)] for n in range(2)
+    )
+
+
+def written_in_parts(x):
+    tokens = shuffled(x)
+    out = torch.zeros_like(tokens)
+    out[:, :8], out[:, 8:] = tokens[:, 8:], tokens[:, :8]
+    return out
+
+
+def changed_in_part(x):
+    tokens = shuffled(x).clone()
+    tokens[:, :4] += 0.0
+    tokens[..., :1] *= 1
+    return tokens
+
+
+def token_behind(x):
+    tokens = sequence(x)
+    out = torch.zeros(2, 17, 3)
+    out[:, :16] = tokens
+    return out
+
+
+def token_before(x):
+    return torch.cat([x.new_zeros(2, 1, 3), shuffled(x)], 1)
+
+
+@pytest.mark.parametrize("change", [written_in_parts, changed_in_part, token_before, token_behind])
+def test_tensors_that_are_written_in_parts_keep_their_order(change):
+    kept, right = in_image_order(change)
+    assert right
+    assert kept.grid == (4, 4)
+    assert kept.prefix.shape[1] == int(change is token_before)
+
+
+def merged(x):
+    tokens = sequence(x)
+    index = torch.zeros(2, 6, 3, dtype=torch.long)
+    return tokens[:, :10].scatter_reduce(1, index, tokens[:, 10:], "mean")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        merged,
+        lambda x: torch.zeros(2, 16, 3).index_add_(1, ORDER, sequence(x)),
+        lambda x: torch.zeros(2, 16, 3).scatter_add_(1, ORDER.view(1, -1, 1).expand(2, 16, 3), sequence(x)),
+        lambda x: sequence(x).sort(1)[0],
+        lambda x: sequence(x).topk(16, dim=1)[0],
+        lambda x: torch.fft.irfft(torch.fft.rfft(shuffled(x), dim=1), n=16, dim=1),
+        lambda x: x.mean(3, keepdim=True) + x.mean(2, keepdim=True),
+    ],
+    ids=["merged", "index_add", "scatter_add", "sorted", "topk", "fft", "sums of two axes"],
+)
+def test_locations_that_are_lost_are_not_guessed_from_their_number(change):
+    with pytest.raises(RepresentationError, match=r"were lost in the operation|layouts="):
+        captured(Patches(change), "after", positions())
+
+
+def test_convolutions_of_what_was_lost_do_not_find_it_again():
+    class Again(Patches):
+        def __init__(self):
+            super().__init__(lambda x: x.sort(2)[0])
+            self.again = nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            return self.again(self.change(self.patch(x)))
+
+    with pytest.raises(RepresentationError, match="lost in the operation 'sort'"):
+        captured(Again(), "again", positions())
+
+
+def test_layers_that_mix_locations_keep_the_axes_of_their_input():
+    class Fourier(nn.Module):
+        def forward(self, x):
+            return torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[-2:])
+
+    model = nn.Sequential(nn.Conv2d(3, 5, 4, stride=4), Fourier())
+    assert captured(model, "1", positions()).representations["1"].grid == (4, 4)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "zeros"])
+def test_padded_convolutions_lay_out_a_grid(mode):
+    model = nn.Sequential(nn.Conv2d(3, 4, 7, padding=3, padding_mode=mode), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1))
+    kept = captured(model, ["0", "2"], positions()).representations
+    assert [r.grid for r in kept.values()] == [(16, 16), (8, 8)]
+
+
+@pytest.mark.parametrize("upsample", [nn.PixelShuffle(2), nn.Upsample(scale_factor=2), nn.ConvTranspose2d(4, 3, 2, 2)])
+def test_enlarged_maps_lay_out_a_grid(upsample):
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), upsample, nn.Identity())
+    assert captured(model, "2", positions()).representations["2"].grid == (8, 8)
+
+
+def test_images_may_hold_their_colours_last():
+    class Last(Patches):
+        def forward(self, x):
+            return super().forward(x.permute(0, 3, 1, 2))
+
+    model, x = Last(sequence), positions().permute(0, 2, 3, 1).contiguous()
+    found, kept = where(captured(model, "after", x), "after")
+    assert kept.grid == (4, 4)
+    assert found[1, 5].tolist() == [1, 4, 4]
+
+
+@pytest.mark.parametrize("form", ["list", "nested", "bytes", "mask first"])
+def test_images_are_found_among_the_inputs(form):
+    class Taking(Patches):
+        def forward(self, x, image=None):
+            if form == "list":
+                x = torch.stack([image / 2 for image in x]) * 2
+            elif form == "nested":
+                x = x["a"]["pixels"]
+            elif form == "bytes":
+                x = x.float()
+            else:
+                x = image
+            return super().forward(x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2))
+
+    x = positions()
+    inputs = {
+        "list": ([*x],),
+        "nested": ({"a": {"pixels": x}},),
+        "bytes": (x.byte(),),
+        "mask first": (torch.ones(2, 1, 16, 16), x),
+    }[form]
+    # Column by column, which nothing but the images themselves can tell.
+    probe = captured(Taking(lambda x: x.permute(0, 3, 2, 1).flatten(1, 2)), "after", *inputs)
+    found, kept = where(probe, "after")
+    assert kept.grid == (4, 4)
+    assert found[1, 1].tolist() == [1, 0, 4]
+
+
+def test_inputs_without_images_say_so():
+    class Opening(Patches):
+        def forward(self, holder):
+            return self.after(sequence(self.patch(holder.images)))
+
+    with pytest.raises(RepresentationError, match="looks like images"):
+        captured(Opening(None), "after", Holder(positions()))
+
+
+class Holder:
+    """Images where no probe looks for them."""
+
+    def __init__(self, images):
+        self.images = images
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_grids_that_come_as_numbers_decide_every_pass():
+    model = hf_model("Siglip2VisionModel", {**SMALL, "num_patches": 16, "patch_size": 16}).eval()
+    patches = torch.randn(2, 16, 768)
+    with torch.no_grad(), Probe(model, "encoder.layers.1") as probe:
+        for grid in ((2, 8), (4, 4), (8, 2), (2, 8), (3, 4)):
+            sizes = torch.tensor([grid, grid])
+            model(pixel_values=patches, pixel_attention_mask=torch.ones(2, 16), spatial_shapes=sizes)
+            kept = probe.representations["encoder.layers.1"]
+            assert kept.grid == grid
+            assert kept.tokens.shape[1] == grid[0] * grid[1]
+
+
+def test_flags_decide_how_a_pass_is_read():
+    class Flipping(Patches):
+        def forward(self, x, flip=False):
+            return self.after(sequence(self.patch(x)).flip(1) if flip else sequence(self.patch(x)))
+
+    with torch.no_grad(), Probe(model := Flipping(None), "after") as probe:
+        for flip in (False, True, False):
+            model(positions(), flip=flip)
+            assert where(probe, "after")[0][1, 1].tolist() == [1, 0, 4]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_attention_gives_its_output_and_not_its_weights(batch_first):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch = nn.Conv2d(3, 8, 4, stride=4)
+            self.attend = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+        def forward(self, x):
+            tokens = sequence(self.patch(x))
+            tokens = tokens if batch_first else tokens.transpose(0, 1)
+            return self.attend(tokens, tokens, tokens)[0]
+
+    model = Attending().eval()
+    with torch.no_grad(), Probe(model, "attend") as probe:
+        for _ in range(2):
+            expected = model(positions())
+            kept = probe.representations["attend"]
+            assert (kept.tokens.shape, kept.grid) == ((2, 16, 8), (4, 4))
+            assert torch.equal(kept.tokens, expected if batch_first else expected.transpose(0, 1))
+
+
+def test_attention_inside_windows_belongs_to_its_queries():
+    class Windowed(Patches):
+        def forward(self, x):
+            inside = windows(self.patch(x)).transpose(1, 2)  # (windows, C, locations)
+            weights = torch.softmax(inside.transpose(1, 2) @ inside * 1e3, -1)
+            return self.after(inside @ weights.transpose(1, 2))
+
+    # Each location attends to itself alone, apart from ties, so that its vector stays.
+    kept = captured(Windowed(None), "after", positions()).representations["after"]
+    assert kept.grid == (4, 4)
+    assert kept.tokens.shape == (2, 16, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_that_leave_padding_out_are_not_guessed():
+    class Padded(Patches):
+        def __init__(self):
+            super().__init__(None)
+            self.patch = nn.Conv2d(3, 8, 4, stride=4)
+            layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+            self.encode = nn.TransformerEncoder(layer, 1).eval()
+
+        def forward(self, x):
+            mask = (torch.arange(16) >= 12).expand(2, -1)
+            return self.after(self.encode(sequence(self.patch(x)), src_key_padding_mask=mask))
+
+    model = Padded().eval()
+    with torch.no_grad():
+        expected = model(positions())
+        with Probe(model, "patch") as probe:
+            assert torch.equal(model(positions()), expected)
+        assert probe.representations["patch"].grid == (4, 4)
+        with pytest.raises(RepresentationError, match="lost in the operation"):
+            captured(model, "after", positions())
+
+
+def test_pass_that_was_interrupted_is_followed_again():
+    class Interrupted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.stop = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 1), True
+
+        def forward(self, x):
+            x = self.a(x)
+            if self.stop:
+                raise KeyboardInterrupt
+            return self.b(x)
+
+    with torch.no_grad(), Probe(model := Interrupted(), "b") as probe:
+        with pytest.raises(KeyboardInterrupt):
+            model(positions())
+        model.stop = False
+        model(positions())
+        assert probe.representations["b"].grid == (4, 4)
+
+
+def test_layer_that_runs_in_some_passes_only_is_read_once_it_runs():
+    class Sometimes(Patches):
+        run = False
+
+        def forward(self, x):
+            return self.after(self.patch(x)) if self.run else self.patch(x)
+
+    with torch.no_grad(), Probe(model := Sometimes(None), ["patch", "afte*"]) as probe:
+        with pytest.warns(UserWarning, match="could not be captured"):
+            model(positions())
+        model.run = True
+        model(positions())
+        assert "call the model again" in probe.skipped["after"]
+        model(positions())
+        assert probe.representations["after"].grid == (4, 4)
+
+
+def test_operations_are_refused_in_training_mode(small_resnet):
+    with (
+        pytest.raises(LayerError, match=r"'fx:...' layers run the model twice"),
+        Probe(small_resnet.train(), "fx:layer1.0.add"),
+    ):
+        small_resnet(pictures(32))
+
+
+def test_passes_in_other_threads_are_left_alone(small_resnet):
+    x = pictures(32)
+    with torch.no_grad():
+        expected = captured(small_resnet, "layer2.0", x).representations["layer2.0"].tokens
+
+        def work(_):
+            with torch.no_grad(), Probe(small_resnet, "layer2.0") as probe:
+                for _ in range(5):
+                    small_resnet(x)
+                return probe.representations["layer2.0"].tokens
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(work, range(8)))
+    assert all(torch.equal(tokens, expected) for tokens in found)
