@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -195,3 +196,31 @@ def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) ->
         tree_map(lambda leaf: leaf[..., :1].contiguous() if any(leaf is o for o in origins) else leaf, (args[0],))
         + rest
     )
+
+
+def without_border(codes: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Codes (B, ...) without what was put around a map (mirrored, repeated) so that a convolution lays out its size."""
+    for axis, size in enumerate(spatial, start=1):
+        surplus = codes.shape[axis] - size * max(1, codes.shape[axis] // size)
+        codes = codes.narrow(axis, surplus // 2, codes.shape[axis] - surplus)
+    return codes
+
+
+def finest(origins: Sequence[Tensor]) -> Tensor:
+    """The operand that tells the most locations apart: the one that the others act upon."""
+    best = max(origins, key=lambda origin: prod(held_once(origin).shape))
+    varying = [size > 1 for size in held_once(best).shape]
+    for origin in origins:
+        if any(size > 1 and not own for size, own in zip(held_once(origin).shape, varying, strict=True)):
+            raise ValueError("operands whose locations lie along different axes")
+    return best
+
+
+def same_codes(one: Origin, other: Origin) -> bool:
+    """Whether two origins say the same."""
+    if one is other:
+        return True
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    narrow = held_once(one), held_once(other)
+    return narrow[0].shape == narrow[1].shape and torch.equal(*narrow)

@@ -11,7 +11,6 @@ Where an operation joins several locations, the first of them stands for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -32,12 +31,15 @@ from rsm_probe.probe.origins import (
     codes_of_grid,
     codes_of_patches,
     compact,
+    finest,
     first_location,
     held_once,
     is_image_order,
     moved,
     nowhere,
+    same_codes,
     spread,
+    without_border,
 )
 
 
@@ -146,7 +148,7 @@ class Provenance(TorchDispatchMode):
                 self._ledger.put(output, origin)
             elif output.shape != getattr(known[id(output)], "shape", output.shape) or name == "as_strided":
                 self._ledger.put(output, origin)  # another view of the same values
-            elif not _same_codes(origin, known[id(output)]):
+            elif not same_codes(origin, known[id(output)]):
                 self._ledger.write(output, origin)
 
     def _origins_of_results(
@@ -194,7 +196,7 @@ class Provenance(TorchDispatchMode):
             return [compact(followed[0].narrow(axis, 0, first.shape[axis]))]
         if not is_arithmetic(func, name):
             raise ValueError("what this does to locations is not known")
-        best = _finest([spread(origin, first.shape) for origin in followed])
+        best = finest([spread(origin, first.shape) for origin in followed])
         return [best if output.shape == first.shape else None for output in outputs]
 
     def _whole(self, spatial: Sequence[int], device: torch.device) -> Tensor:
@@ -214,7 +216,7 @@ class Provenance(TorchDispatchMode):
             origin = first_location(origin, 1).squeeze(1)
             laid = self._laid.get(tuple(images.shape[2:]))
             in_order = (laid is not None and _same(laid, origin)) or is_image_order(origin)
-            whole = whole and (in_order or is_image_order(_without_border(origin, spatial)))
+            whole = whole and (in_order or is_image_order(without_border(origin, spatial)))
         if whole and (isinstance(origin, Tensor) or (origin is None and not self.started)):
             self.grids += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
             return self._whole(spatial, output.device).unsqueeze(1).expand(output.shape)
@@ -251,35 +253,8 @@ class Provenance(TorchDispatchMode):
         return 0 < len(codes[codes > NOWHERE].unique()) <= self.batch
 
 
-def _without_border(codes: Tensor, spatial: Sequence[int]) -> Tensor:
-    """Codes (B, ...) without what was put around a map (mirrored, repeated) so that a convolution lays out its size."""
-    for axis, size in enumerate(spatial, start=1):
-        surplus = codes.shape[axis] - size * max(1, codes.shape[axis] // size)
-        codes = codes.narrow(axis, surplus // 2, codes.shape[axis] - surplus)
-    return codes
-
-
 def _lost(name: str, known: dict[int, Origin]) -> Lost:
     return next((origin for origin in known.values() if isinstance(origin, Lost)), Lost(name))
-
-
-def _finest(origins: Sequence[Tensor]) -> Tensor:
-    """The operand that tells the most locations apart: the one that the others act upon."""
-    best = max(origins, key=lambda origin: prod(held_once(origin).shape))
-    varying = [size > 1 for size in held_once(best).shape]
-    for origin in origins:
-        if any(size > 1 and not own for size, own in zip(held_once(origin).shape, varying, strict=True)):
-            raise ValueError("operands whose locations lie along different axes")
-    return best
-
-
-def _same_codes(one: Origin, other: Origin) -> bool:
-    if one is other:
-        return True
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return False
-    narrow = held_once(one), held_once(other)
-    return narrow[0].shape == narrow[1].shape and torch.equal(*narrow)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
