@@ -70,11 +70,13 @@ def _huggingface(title: str, pretrained: bool, trust_remote_code: bool) -> tuple
         return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
 
     instructions = "" if local else _hub_instructions(title)
-    module = fetched(f"hf:{title}", build, instructions)
+    # Random weights need the configuration, and both the preprocessing.
+    module = fetched(f"hf:{title}", build, instructions, random_weights=pretrained and local)
     processor = fetched(
         f"hf:{title}",
         lambda: AutoImageProcessor.from_pretrained(title, trust_remote_code=trust_remote_code),
         instructions,
+        random_weights=False,
     )
 
     def preprocess(image: Image.Image) -> Tensor:

@@ -85,13 +85,14 @@ def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
     return found
 
 
-def fetched(what: str, build: Callable[[], _T], instructions: str = "") -> _T:
+def fetched(what: str, build: Callable[[], _T], instructions: str = "", random_weights: bool = True) -> _T:
     """Builds something of which parts may have to be fetched; failures become one message that says what to do.
 
     Args:
         what: the model as the user wrote it.
         build: loads it.
         instructions: what to fetch, and where it belongs.
+        random_weights: whether random weights would need nothing of it.
 
     Raises:
         ModelError: it cannot be had.
@@ -101,10 +102,11 @@ def fetched(what: str, build: Callable[[], _T], instructions: str = "") -> _T:
             return build()
         except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            where = f" ({instructions})" if instructions else ""
+            otherwise = ", or use weights=None for random weights" if random_weights else ""
             raise ModelError(
                 f"cannot load {what}: {reason}; check the network, or put the files into the library's cache from a "
-                f"machine that has one{f' ({instructions})' if instructions else ''}, or use weights=None for random "
-                f"weights"
+                f"machine that has one{where}{otherwise}"
             ) from error
 
 

@@ -16,8 +16,9 @@ HEAD = """# Models
 A `Probe` holds no list of models. It follows the first forward pass operation by operation and keeps, for every value, which location of which image it belongs to:
 convolutions lay out a grid, views and indices move locations, attention answers for its queries, arithmetic changes nothing. From this it reads which axis of an output
 holds images, locations and channels, which tokens stand for no location (class, distillation, register and detection tokens), and in which order the others stand.
-Windows, units and shuffled tokens are put back in the order of the image. Later passes over inputs of the same shape are read alike, at no cost; passes in which index tensors pick
-locations are followed each time.
+Windows, units and shuffled tokens are put back in the order of the image. Later passes over inputs of the same shapes, whole numbers and flags are read alike, at no cost; passes in which
+index tensors pick locations are followed each time. An operation of which it is not known what it does to locations (sorting, merging tokens, a Fourier transform) loses them: what was lost is
+refused, not guessed, unless a layer returns the shape that it was given, which is then read like its input.
 
 What a model declares about itself (`num_prefix_tokens`, `num_register_tokens`) is only compared: a warning names the layers that hold another number.
 
@@ -41,6 +42,10 @@ TAIL = """
 
 - Tokens behind the locations (YOLOS) and padding inside windows are left out; `Probe.notes` says how many, and a warning says so once.
 - Images of which each keeps other locations are refused; a choice that is the same for all images is kept, without a grid.
+- Inputs that are no images by their shape (features handed to a part of a model) are followed from the first convolution on; without one, `layouts=` says how to read.
+
+What is not seen: views that change from pass to pass though the inputs do not, such as rolling by a random amount; custom kernels and NumPy round trips, whose results seem to depend on no image
+and are refused; maps of more than 4 096 rows or columns; forward passes in other threads.
 
 ## Wrapped models
 
