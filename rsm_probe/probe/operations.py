@@ -19,6 +19,10 @@ INDEXES = {
     *("index", "_unsafe_index", "index_select", "gather", "take", "masked_select", "index_put", "index_copy"),
     *("scatter", "masked_scatter", "_index_put_impl"),
 }
+# In place, these make another view of the same values.
+RESHAPES = {"transpose", "t", "squeeze", "unsqueeze", "as_strided"}
+# Each step of a sequence answers for itself.
+RECURRENT = {"mkldnn_rnn_layer", "_cudnn_rnn", "_thnn_fused_lstm_cell", "miopen_rnn"}
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "linear", "matmul"}
 GRIDS = (
     *("convolution", "_convolution", "max_pool", "avg_pool", "_adaptive_avg_pool", "adaptive_", "upsample_"),

@@ -209,11 +209,22 @@ def without_border(codes: Tensor, spatial: Sequence[int]) -> Tensor:
 def finest(origins: Sequence[Tensor]) -> Tensor:
     """The operand that tells the most locations apart: the one that the others act upon."""
     best = max(origins, key=lambda origin: prod(held_once(origin).shape))
-    varying = [size > 1 for size in held_once(best).shape]
-    for origin in origins:
-        if any(size > 1 and not own for size, own in zip(held_once(origin).shape, varying, strict=True)):
+    codes = held_once(best)
+    for other in map(held_once, origins):
+        if any(size > 1 and own == 1 for size, own in zip(other.shape, codes.shape, strict=True)):
             raise ValueError("operands whose locations lie along different axes")
+        if other.shape == codes.shape and not _agree(other, codes):
+            raise ValueError("operands of different locations")
     return best
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether two operands name the same locations; a coarse one, which names fewer, acts upon the other."""
+    if one is other or one.data_ptr() == other.data_ptr() or torch.equal(one, other):
+        return True
+    both = (one > NOWHERE) & (other > NOWHERE)
+    here, there = one[both], other[both]
+    return torch.equal(here, there) or len(here.unique()) != len(there.unique())
 
 
 def same_codes(one: Origin, other: Origin) -> bool:

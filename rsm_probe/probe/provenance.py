@@ -21,7 +21,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rsm_probe.probe.ledger import Ledger, followable
-from rsm_probe.probe.operations import FILLS, GRIDS, INDEXES, MOVES, PRODUCTS, REDUCTIONS, WRITES, is_arithmetic
+from rsm_probe.probe.operations import (
+    FILLS,
+    GRIDS,
+    INDEXES,
+    MOVES,
+    PRODUCTS,
+    RECURRENT,
+    REDUCTIONS,
+    RESHAPES,
+    WRITES,
+    is_arithmetic,
+)
 from rsm_probe.probe.origins import (
     EXTENT,
     NOWHERE,
@@ -127,7 +138,8 @@ class Provenance(TorchDispatchMode):
         in_place = name.endswith("_") and outputs[0] is args[0]
         name = name.rstrip("_") if in_place else name
         alias = func._schema.returns[0].alias_info if isinstance(func, OpOverload) else None
-        is_view = alias is not None and not alias.is_write
+        # Parts of an unsafe split share their memory, though the schema does not say so.
+        is_view = (alias is not None and not alias.is_write) or name.startswith("unsafe_split")
         if in_place and name in FILLS:
             self._ledger.write(outputs[0], None)
             return
@@ -146,7 +158,7 @@ class Provenance(TorchDispatchMode):
                 if not is_view:
                     self._ledger.forget(output)
                 self._ledger.put(output, origin)
-            elif output.shape != getattr(known[id(output)], "shape", output.shape) or name == "as_strided":
+            elif name in RESHAPES:
                 self._ledger.put(output, origin)  # another view of the same values
             elif not same_codes(origin, known[id(output)]):
                 self._ledger.write(output, origin)
@@ -171,7 +183,7 @@ class Provenance(TorchDispatchMode):
             return [known[id(args[1])].unsqueeze(-1).expand(first.shape)]  # type: ignore[union-attr]
         if name == "col2im" and list(args[2]) != list(args[5]):
             raise ValueError("patches that overlap are summed")
-        if is_view or name in MOVES or name in INDEXES:
+        if is_view or name in MOVES or name in INDEXES or (name in RESHAPES and name != "as_strided"):
             self.by_index |= name in INDEXES
             if name in INDEXES and known[id(args[0])] is None and name not in WRITES:
                 raise ValueError("a table is looked up at places that depend on the images")
@@ -184,7 +196,7 @@ class Provenance(TorchDispatchMode):
         if name in PRODUCTS:
             left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
             return [self._of_product(known[id(left)], None if name == "linear" else known[id(right)], first), *others]
-        if "scaled_dot_product" in name:
+        if name in RECURRENT or "scaled_dot_product" in name:
             return [_of_rows(known[id(args[0])], first), *others]
         if name == "copy":
             return [spread(known[id(args[1])], first.shape)]

@@ -422,6 +422,45 @@ def test_layers_that_mix_locations_keep_the_axes_of_their_input():
     assert captured(model, "1", positions()).representations["1"].grid == (4, 4)
 
 
+class Recurrent(Patches):
+    """Shuffled patches, read one after another; step k of the sequence is location ORDER[k] of the image."""
+
+    def __init__(self, kind):
+        super().__init__(None)
+        self.steps = kind(3, 6, batch_first=True)
+
+    def forward(self, x):
+        return self.after(self.steps(shuffled(self.patch(x)))[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_keep_the_order_of_their_steps(kind):
+    with torch.no_grad():
+        model = Recurrent(kind)
+        with Probe(model, "after") as probe:
+            out = model(positions())
+    kept = probe.representations["after"]
+    assert kept.grid == (4, 4)
+    assert torch.equal(kept.tokens[:, ORDER], out)
+
+
+def test_sums_of_different_locations_are_refused():
+    with pytest.raises(RepresentationError, match="lost in the operation 'add'"), torch.no_grad():
+        captured(Recurrent(nn.RNN), ["after"], positions())
+
+
+def test_a_view_in_place_is_followed():
+    class Turned(Patches):
+        def forward(self, x):
+            tokens = shuffled(self.patch(x)).unsqueeze(1)
+            return self.after(tokens.transpose_(1, 2).squeeze_(2))
+
+    model = Turned(None)
+    with torch.no_grad(), Probe(model, "after") as probe:
+        out = model(positions())
+    assert torch.equal(probe.representations["after"].tokens[:, ORDER], out)
+
+
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "zeros"])
 def test_padded_convolutions_lay_out_a_grid(mode):
     model = nn.Sequential(nn.Conv2d(3, 4, 7, padding=3, padding_mode=mode), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1))
