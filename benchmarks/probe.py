@@ -2,17 +2,21 @@
 
     python benchmarks/probe.py [--model vit_base_patch16_224] [--images 8] [--rounds 15] [--threads 2]
 
-Prints the median of each way, its overhead over the bare pass, and the memory that it holds at the end beyond what it
-gives back. The first pass of a probe, which is followed operation by operation, is timed apart. On a machine that does
-other work, single passes scatter by more than the overhead: take many rounds.
+Prints the median of each way, its overhead over the bare pass, and by how much its peak of memory exceeds the bare
+pass's (Linux). The first pass of a probe, which is followed operation by operation, is timed apart. On a machine that
+does other work, single passes scatter by more than the overhead: take many rounds.
 """
 
 import argparse
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 
 import timm
 import torch
@@ -40,21 +44,14 @@ def hidden_states(options: argparse.Namespace) -> dict[str, Callable[[], object]
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_base_patch16_224", help="of timm")
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+def all_ways(options: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], Probe]:
+    """Every way to run the model once, and the probe of the second."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = timm.create_model(options.model).eval()
     images = torch.randn(options.images, 3, options.size, options.size)
     probe, early = Probe(model, "blocks"), Probe(model, "blocks", stop_early=True)
-    names = [selection.label for selection in probe.selections]
-    extractor = create_feature_extractor(model, names)
+    extractor = create_feature_extractor(model, [selection.label for selection in probe.selections])
 
     def probed() -> object:
         with probe:
@@ -73,8 +70,39 @@ def main() -> None:
     }
     if options.model.startswith("vit_base"):
         ways |= hidden_states(options)
+    return ways, probe
+
+
+def peak_mb(options: argparse.Namespace, way: str) -> float:
+    """By how much a second pass, in a process of its own, raises the memory held before the first (Linux)."""
+
+    def status(field: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1e3
+
+    run = all_ways(options)[0][way]
+    Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is counted anew
+    before = status("VmRSS")
+    with torch.no_grad():
+        for _ in range(2):
+            run()
+    return status("VmHWM") - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_base_patch16_224", help="of timm")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    ways, probe = all_ways(options)
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # in the processes below, what is freed goes back at once
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as one_process:
+        peaks = dict(zip(ways, one_process.map(partial(peak_mb, options), ways), strict=True))
     times: dict[str, list[float]] = {way: [] for way in ways}
-    with torch.no_grad(), ExitStack():
+    with torch.no_grad():
         for way, run in ways.items():
             start = time.perf_counter()
             run()
@@ -85,14 +113,16 @@ def main() -> None:
                 start = time.perf_counter()
                 ways[way]()
                 times[way].append(time.perf_counter() - start)
-    captured = sum(kept.tokens.nbytes + kept.prefix.nbytes for kept in probe.representations.values())
-    print(f"{options.model}: {len(names)} layers, {captured / 1e6:.0f} MB captured a pass, {options.rounds} rounds")
+    kept = probe.representations
+    captured = sum(one.tokens.nbytes + one.prefix.nbytes for one in kept.values())
+    print(f"{options.model}: {len(kept)} layers, {captured / 1e6:.0f} MB captured a pass, {options.rounds} rounds")
     for way, values in times.items():
-        bare = times["transformers, bare" if way.startswith("transformers") else "bare"]
+        base = "transformers, bare" if way.startswith("transformers") else "bare"
         print(
             f"{way:36s} {statistics.median(values) * 1e3:6.0f} ms  "
-            f"{statistics.median(values) / statistics.median(bare) - 1:+6.1%} by medians  "
-            f"{min(values) / min(bare) - 1:+6.1%} by fastest passes"
+            f"{statistics.median(values) / statistics.median(times[base]) - 1:+6.1%} by medians  "
+            f"{min(values) / min(times[base]) - 1:+6.1%} by fastest passes  "
+            f"{peaks[way] - peaks[base]:+6.0f} MB"
         )
 
 
