@@ -1,6 +1,8 @@
 """rsm_probe shows what vision models consider similar."""
 
 from rsm_probe.comparison.cka import cka, hsic
+from rsm_probe.comparison.grid import compare
+from rsm_probe.comparison.statistics import bootstrap, permutation_test
 from rsm_probe.errors import RsmProbeError
 from rsm_probe.matching.match import match, match_affinity
 from rsm_probe.matching.protocol import Match, Matching
@@ -29,11 +31,14 @@ __all__ = [
     "RsmProbeError",
     "SweepResult",
     "as_images",
+    "bootstrap",
     "cka",
+    "compare",
     "hsic",
     "load_model",
     "match",
     "match_affinity",
+    "permutation_test",
     "rsm",
     "sweep",
 ]

@@ -13,42 +13,72 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rsm_probe.comparison.inputs import stack_rsms
 from rsm_probe.errors import ComparisonError, nearest
 
 # A centred RSM whose squared norm is below this share of the RSM's own is rounding noise: it is constant.
 _CONSTANT = 1e-14
 
 
+@dataclass(frozen=True)
 class Estimator(ABC):
-    """A way to estimate HSIC from RSMs of one set of images."""
+    """A way to estimate HSIC from RSMs of one set of images.
+
+    An RSM is centred by taking from it the matrix `a_i + a_j` that leaves every row with sum 0, over the entries that
+    the estimator counts: `K - a_i - a_j`.
+    """
 
     name: ClassVar[str]
     fewest: ClassVar[int]
+    # Whether the similarity of an image with itself counts.
+    _diagonal: ClassVar[bool]
 
-    def rows(self, rsms: np.ndarray) -> np.ndarray:
+    def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Rows whose inner products are HSIC values.
 
         Args:
             rsms: stack of symmetric RSMs over the same images, shape (R, N, N).
+            weights: how often each image counts, shape (N,), whole numbers that sum to N (a bootstrap sample); pairs of
+                an image with its own copies are left out. Once each where left out.
 
         Returns:
             Shape (R, N * (N + 1) / 2) or fewer columns, float64. The row of a constant RSM is exactly zero.
 
         Raises:
-            ComparisonError: fewer images than the estimator needs.
+            ComparisonError: fewer images than the estimator needs; weights that leave too few different ones.
         """
+        rsms = np.asarray(rsms, dtype=np.float64)
         count = rsms.shape[-1]
         if count < self.fewest:
             raise ComparisonError(
                 f"{self.name} CKA needs at least {self.fewest} images in a batch, found {count}; use larger batches"
             )
-        raw, centred = self._flatten(np.asarray(rsms, dtype=np.float64))
+        weights = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
+        own = 1.0 if self._diagonal else 0.0
+        # Row i must vanish: (sum of w - 2 w_i + 2 own) a_i + sum of w_j a_j = its weighted sum.
+        slack = weights.sum() - 2 * weights + 2 * own
+        if (slack[weights > 0] <= 0).any() or (weights > 0).sum() < self.fewest:
+            raise ComparisonError(f"too few different images are left for {self.name} CKA")
+        share = np.where(weights > 0, weights / np.where(weights > 0, slack, 1.0), 0.0)
+        # Summed without the diagonal, not subtracted from the whole: a large diagonal would take the digits.
+        others = np.where(np.eye(count, dtype=bool), 0.0, rsms)
+        sums = others @ weights + own * np.diagonal(rsms, axis1=1, axis2=2)
+        total = (sums @ share) / (1 + share.sum())
+        parts = (sums - total[:, None]) / np.where(weights > 0, slack, 1.0)
+
+        first, second = np.triu_indices(count, 0 if self._diagonal else 1)
+        counted = np.where(first == second, weights[first], 2 * weights[first] * weights[second])
+        scale = np.sqrt(counted * self._normaliser(count))
+        raw = rsms[:, first, second]
+        centred = (raw - parts[:, first] - parts[:, second]) * scale
+        raw *= scale
         centred[(centred**2).sum(axis=1) <= _CONSTANT * (raw**2).sum(axis=1)] = 0.0
         return centred
 
+    @staticmethod
     @abstractmethod
-    def _flatten(self, rsms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The entries that count, as they are and centred, weighted so that products of centred rows are HSIC."""
+    def _normaliser(count: int) -> float:
+        """What turns the sum over pairs into HSIC."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +91,11 @@ class Unbiased(Estimator):
 
     name: ClassVar[str] = "unbiased"
     fewest: ClassVar[int] = 4
+    _diagonal: ClassVar[bool] = False
 
-    def _flatten(self, rsms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n = rsms.shape[-1]
-        rows, columns = np.triu_indices(n, 1)
-        # Summed without the diagonal, not subtracted from the whole: a large diagonal would take the digits.
-        sums = np.where(np.eye(n, dtype=bool), 0.0, rsms).sum(axis=2)
-        means = sums / (n - 2)
-        total = sums.sum(axis=1, keepdims=True) / ((n - 1) * (n - 2))
-        weight = np.sqrt(2.0 / (n * (n - 3)))
-        raw = rsms[:, rows, columns]
-        return raw * weight, (raw - means[:, rows] - means[:, columns] + total) * weight
+    @staticmethod
+    def _normaliser(count: int) -> float:
+        return 1.0 / (count * (count - 3))
 
 
 @dataclass(frozen=True)
@@ -80,15 +104,11 @@ class Biased(Estimator):
 
     name: ClassVar[str] = "biased"
     fewest: ClassVar[int] = 2
+    _diagonal: ClassVar[bool] = True
 
-    def _flatten(self, rsms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n = rsms.shape[-1]
-        rows, columns = np.triu_indices(n)
-        means = rsms.mean(axis=2)
-        weight = np.sqrt(np.where(rows == columns, 1.0, 2.0)) / (n - 1)
-        raw = rsms[:, rows, columns]
-        centred = raw - means[:, rows] - means[:, columns] + means.mean(axis=1, keepdims=True)
-        return raw * weight, centred * weight
+    @staticmethod
+    def _normaliser(count: int) -> float:
+        return 1.0 / (count - 1) ** 2
 
 
 _ESTIMATORS: dict[str, Estimator] = {estimator.name: estimator for estimator in (Unbiased(), Biased())}
@@ -124,7 +144,7 @@ def hsic(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # n
     Raises:
         ComparisonError: other shapes or images, no symmetry, values that are not finite, too few images.
     """
-    rows = get_estimator(estimator).rows(_stack(k, l))
+    rows = get_estimator(estimator).rows(stack_rsms([k, l], ["first", "second"]))
     return float(rows[0] @ rows[1])
 
 
@@ -144,7 +164,7 @@ def cka(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # no
             RSM whose HSIC with itself is not above 0 (a constant RSM), which leaves CKA undefined.
     """
     chosen = get_estimator(estimator)
-    rows = chosen.rows(_stack(k, l))
+    rows = chosen.rows(stack_rsms([k, l], ["first", "second"]))
     own = (rows**2).sum(axis=1)
     for name, value in zip(("first", "second"), own, strict=True):
         if not value > 0:
@@ -167,23 +187,3 @@ def cka_grid(hsics: np.ndarray) -> np.ndarray:
     # The diagonal is 1 by definition; division leaves it off by the last bit.
     np.fill_diagonal(grid, np.where(own > 0, 1.0, np.nan))
     return grid
-
-
-def _stack(k: Any, l: Any) -> np.ndarray:  # noqa: E741
-    ids = [getattr(rsm, "ids", None) for rsm in (k, l)]
-    if ids[0] is not None and ids[1] is not None and ids[0] != ids[1]:
-        pairs = enumerate(zip(ids[0], ids[1], strict=False))
-        differing = next((place for place, (a, b) in pairs if a != b), min(len(ids[0]), len(ids[1])))
-        raise ComparisonError(f"the two RSMs hold different images or another order, first at position {differing}")
-    arrays = [np.asarray(rsm, dtype=np.float64) for rsm in (k, l)]
-    for name, array in zip(("first", "second"), arrays, strict=True):
-        if array.ndim != 2 or array.shape[0] != array.shape[1]:
-            raise ComparisonError(f"the {name} RSM has shape {array.shape}; CKA compares square matrices (N, N)")
-        if not np.isfinite(array).all():
-            row, column = np.argwhere(~np.isfinite(array))[0]
-            raise ComparisonError(f"the {name} RSM holds {array[row, column]} for images {row} and {column}")
-        if not np.allclose(array, array.T, rtol=1e-6, atol=1e-9 * np.abs(array).max()):
-            raise ComparisonError(f"the {name} RSM is not symmetric; CKA compares images of one set among themselves")
-    if arrays[0].shape != arrays[1].shape:
-        raise ComparisonError(f"the RSMs hold {len(arrays[0])} and {len(arrays[1])} images; CKA needs the same images")
-    return np.stack(arrays)

@@ -1,0 +1,215 @@
+"""Comparisons of representations themselves, as they were made before RSMs of locations.
+
+They take one feature vector per image, so that tokens must be pooled or sampled first: with more features (S * C) than
+images, any two representations correlate perfectly.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from rsm_probe.comparison.cka import cka
+from rsm_probe.comparison.protocol import About
+from rsm_probe.errors import ComparisonError
+
+
+def pooled(tokens: Any) -> np.ndarray:
+    """Tokens (N, S, C) -> the mean over locations, (N, C), float64.
+
+    Raises:
+        ComparisonError: other shapes, or values that are not finite.
+    """
+    return _tokens(tokens).mean(axis=1)
+
+
+def sampled(tokens: Any, count: int, seed: int = 0) -> np.ndarray:
+    """Tokens (N, S, C) -> `count` of all N * S tokens, (count, C), float64.
+
+    The same seed takes the same locations of the same images, so that representations of equal S can be compared.
+
+    Raises:
+        ComparisonError: other shapes, values that are not finite, or fewer tokens than asked for.
+    """
+    values = _tokens(tokens)
+    rows = values.reshape(-1, values.shape[2])
+    if not 0 < count <= len(rows):
+        raise ComparisonError(f"there are {len(rows)} tokens, from which {count} cannot be sampled")
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
+
+
+def linear_cka(x: Any, y: Any, estimator: str = "unbiased") -> float:
+    """CKA of linear RSMs of features (Kornblith et al. 2019), equal to `cka(x @ x.T, y @ y.T)`.
+
+    Args:
+        x: features (N, P).
+        y: features (N, Q) of the same images in the same order.
+        estimator: "unbiased" or "biased".
+
+    Raises:
+        ComparisonError: other shapes, values that are not finite, too few images, features that are constant.
+    """
+    x, y = _centred(x, y)
+    return cka(x @ x.T, y @ y.T, estimator)
+
+
+def canonical_correlations(x: Any, y: Any) -> np.ndarray:
+    """Correlations of the best correlated directions of two representations (Hotelling 1936), largest first.
+
+    Args:
+        x: features (N, P).
+        y: features (N, Q) of the same images in the same order.
+
+    Returns:
+        Shape (min of the ranks,), in [0, 1].
+
+    Raises:
+        ComparisonError: as `linear_cka`.
+    """
+    x, y = _centred(x, y)
+    return _canonical(_basis(x)[0], _basis(y)[0])[0]
+
+
+def svcca(x: Any, y: Any, variance: float = 0.99) -> float:
+    """Mean canonical correlation of the principal components that hold a share of the variance (Raghu et al. 2017).
+
+    Args:
+        x: features (N, P), with N well above the number of components; see `pooled` and `sampled`.
+        y: features (N, Q) of the same images in the same order.
+        variance: the share, in (0, 1].
+
+    Raises:
+        ComparisonError: as `linear_cka`; a share out of range.
+    """
+    if not 0 < variance <= 1:
+        raise ComparisonError(f"variance is a share in (0, 1], found {variance}")
+    x, y = _centred(x, y)
+    return float(_canonical(_basis(x, variance)[0], _basis(y, variance)[0])[0].mean())
+
+
+def pwcca(x: Any, y: Any) -> float:
+    """Canonical correlations, weighted by how much of `x` their directions hold (Morcos et al. 2018). Not symmetric.
+
+    Args:
+        x: features (N, P), with N well above P + Q; see `pooled` and `sampled`.
+        y: features (N, Q) of the same images in the same order.
+
+    Raises:
+        ComparisonError: as `linear_cka`.
+    """
+    x, y = _centred(x, y)
+    basis = _basis(x)[0]
+    correlations, directions = _canonical(basis, _basis(y)[0])
+    weights = np.abs((basis @ directions).T @ x).sum(axis=1)
+    return float(weights @ correlations / weights.sum())
+
+
+def procrustes(x: Any, y: Any, normalised: bool = True) -> float:
+    """Distance that is left after the best rotation or mirroring of one representation (Williams et al. 2021).
+
+    Args:
+        x: features (N, P).
+        y: features (N, Q) of the same images in the same order; the narrower is padded with zeros.
+        normalised: scale both to norm 1 after centring; the distance then lies in [0, sqrt(2)].
+
+    Raises:
+        ComparisonError: as `linear_cka`.
+    """
+    x, y = _centred(x, y)
+    if normalised:
+        x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
+    # Rotated to their principal axes, which are no more than images.
+    (x_basis, x_scale), (y_basis, y_scale) = _basis(x), _basis(y)
+    width = max(len(x_scale), len(y_scale))
+    first = np.pad(x_basis * x_scale, ((0, 0), (0, width - len(x_scale))))
+    second = np.pad(y_basis * y_scale, ((0, 0), (0, width - len(y_scale))))
+    left, _, right = np.linalg.svd(first.T @ second)
+    # The difference itself, which keeps small distances: that of norms and traces would lose half the digits.
+    return float(np.linalg.norm(first @ (left @ right) - second))
+
+
+FEATURE_MEASURES: dict[str, tuple[Callable[..., float], About]] = {
+    "linear_cka": (
+        linear_cka,
+        About("similarity", "as cka", ("rotation", "scale", "shift", "images"), "Kornblith et al. 2019"),
+    ),
+    "svcca": (svcca, About("similarity", "[0, 1]", ("rotation", "scale", "shift", "images"), "Raghu et al. 2017")),
+    "pwcca": (
+        pwcca,
+        About("similarity", "[0, 1]", ("scale", "shift", "images"), "Morcos et al. 2018"),
+    ),
+    "procrustes": (
+        procrustes,
+        About("distance", "[0, sqrt(2)]", ("rotation", "scale", "shift", "images"), "Williams et al. 2021"),
+    ),
+}
+
+
+def _centred(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    arrays = []
+    for name, values in (("first", x), ("second", y)):
+        array = _array(values)
+        if array.ndim == 3:
+            raise ComparisonError(
+                f"the {name} features are tokens {array.shape}; take pooled(tokens) or sampled(tokens, count)"
+            )
+        if array.ndim != 2 or 0 in array.shape:
+            raise ComparisonError(f"the {name} features have shape {array.shape}; expected (N, C)")
+        if not np.isfinite(array).all():
+            raise ComparisonError(f"the {name} features hold NaN or infinity, first in image {_first_bad(array)}")
+        centred = array - array.mean(axis=0)
+        # What varies by rounding alone is constant.
+        if np.linalg.norm(centred) <= 1e-12 * np.linalg.norm(array):
+            raise ComparisonError(f"the {name} features are the same for all images, so they compare with nothing")
+        arrays.append(centred)
+    if len(arrays[0]) != len(arrays[1]):
+        raise ComparisonError(f"the features hold {len(arrays[0])} and {len(arrays[1])} images; they must be the same")
+    return arrays[0], arrays[1]
+
+
+def _tokens(tokens: Any) -> np.ndarray:
+    array = _array(tokens)
+    if array.ndim != 3 or 0 in array.shape:
+        raise ComparisonError(f"tokens have shape (N, S, C), found {array.shape}")
+    if not np.isfinite(array).all():
+        raise ComparisonError(f"the tokens hold NaN or infinity, first in image {_first_bad(array)}")
+    return array
+
+
+def _array(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().double()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _first_bad(array: np.ndarray) -> int:
+    return int(np.argwhere(~np.isfinite(array))[0, 0])
+
+
+def _basis(centred: np.ndarray, variance: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal columns (N, K) that span the features, and their singular values (K,), without those of rounding."""
+    basis, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    kept = int((scale > scale[0] * max(centred.shape) * np.finfo(np.float64).eps).sum())
+    if variance < 1:
+        shares = np.cumsum(scale**2) / (scale**2).sum()
+        kept = min(kept, int(np.searchsorted(shares, variance) + 1))
+    return basis[:, :kept], scale[:kept]
+
+
+def _canonical(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Canonical correlations between the spans of two bases, and their directions in the first."""
+    count = min(x.shape[1], y.shape[1])
+    # Centring takes one dimension; two subspaces that do not fit into the rest side by side must overlap.
+    forced = x.shape[1] + y.shape[1] - (len(x) - 1)
+    if forced > 0:
+        warnings.warn(
+            f"{min(forced, count)} of {count} canonical correlations are 1 whatever the representations, because "
+            f"{x.shape[1]} and {y.shape[1]} dimensions share {len(x)} samples; take more, or fewer features",
+            stacklevel=3,
+        )
+    directions, correlations, _ = np.linalg.svd(x.T @ y)
+    return np.clip(correlations[:count], 0.0, 1.0), directions[:, :count]

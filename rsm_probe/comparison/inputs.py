@@ -1,0 +1,62 @@
+"""Checks of the RSMs that are to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rsm_probe.errors import ComparisonError
+
+
+def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
+    """RSMs over the same images as one array.
+
+    Args:
+        rsms: symmetric arrays (N, N), or `RSM`s, whose image ids must then agree.
+        names: what messages call them.
+
+    Returns:
+        Shape (R, N, N), float64.
+
+    Raises:
+        ComparisonError: no RSM, other shapes, images or orders, no symmetry, values that are not finite.
+    """
+    if not len(rsms):
+        raise ComparisonError("there is no RSM to compare")
+    known: tuple[str, list[str]] | None = None
+    arrays: list[np.ndarray] = []
+    for rsm, name in zip(rsms, names, strict=True):
+        ids = getattr(rsm, "ids", None)
+        if ids is not None and known is not None and ids != known[1]:
+            place = next((k for k, (a, b) in enumerate(zip(known[1], ids, strict=False)) if a != b), None)
+            place = min(len(known[1]), len(ids)) if place is None else place
+            raise ComparisonError(
+                f"the {known[0]} and the {name} RSM hold different images or another order, first at position {place}"
+            )
+        known = (name, ids) if known is None and ids is not None else known
+        array = np.asarray(rsm, dtype=np.float64)
+        check_rsm(array, name)
+        if arrays and array.shape != arrays[0].shape:
+            raise ComparisonError(
+                f"the {names[0]} and the {name} RSM hold {len(arrays[0])} and {len(array)} images; compare RSMs of the "
+                "same images"
+            )
+        arrays.append(array)
+    return np.stack(arrays)
+
+
+def check_rsm(array: np.ndarray, name: str) -> None:
+    """Refuses what is no RSM of one set of images.
+
+    Raises:
+        ComparisonError: not square, not symmetric, or not finite.
+    """
+    if array.ndim != 2 or array.shape[0] != array.shape[1]:
+        raise ComparisonError(f"the {name} RSM has shape {array.shape}; only square matrices (N, N) can be compared")
+    if not np.isfinite(array).all():
+        row, column = np.argwhere(~np.isfinite(array))[0]
+        raise ComparisonError(f"the {name} RSM holds {array[row, column]} for images {row} and {column}")
+    if not np.allclose(array, array.T, rtol=1e-6, atol=1e-9 * np.abs(array).max(initial=0.0)):
+        raise ComparisonError(f"the {name} RSM is not symmetric; RSMs are compared over images of one set")

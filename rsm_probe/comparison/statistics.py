@@ -1,0 +1,207 @@
+"""How far a comparison can be trusted: bootstrap over images, permutations of images, spread over seeds.
+
+All of it works on RSMs that exist: no image passes through a model again, and no location is matched again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from rsm_probe.comparison.grid import label_grid, label_rsms, warn_undefined
+from rsm_probe.comparison.measures import CKA, get_measure
+from rsm_probe.comparison.protocol import Measure, cosines
+from rsm_probe.errors import ComparisonError
+
+# Draws of few images may leave too few different ones; so many in a row mean that almost all do.
+_MOST_REDRAWS = 100
+
+
+def bootstrap(
+    rsms: Any,
+    others: Any = None,
+    measure: str | Measure = "cka",
+    repeats: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    on_repeat: Callable[[int], object] = lambda count: None,
+) -> xr.Dataset:
+    """Intervals of a grid of comparisons, from images drawn with replacement.
+
+    Each repeat draws N of the N images and weighs every pair by how often it was drawn. Pairs of an image with its own
+    copy are left out: their similarity is that of an image with itself, and would raise every value.
+
+    Args:
+        rsms: see `compare`.
+        others: see `compare`.
+        measure: CKA or a correlation other than Kendall's.
+        repeats: how many draws; the time grows in proportion, and each costs about as much as the grid itself.
+        level: of the interval, in (0, 1).
+        seed: of the draws; all RSMs see the same.
+        on_repeat: called with 1 after each repeat, for a progress bar.
+
+    Returns:
+        Dimensions (rsm_a, rsm_b): `value`, the percentiles `low` and `high`, and `std`, the standard error.
+
+    Raises:
+        ComparisonError: as `compare`; a measure that cannot weigh images; repeats or level out of range; few images.
+    """
+    chosen = get_measure(measure)
+    rows, columns = label_rsms(rsms, others)
+    pairs = [(rows.values, columns.values)]
+    samples = bootstrap_samples(pairs, chosen, repeats, seed, on_repeat)
+    values = chosen.grid(rows.values, columns.values)
+    warn_undefined(values, rows.keys, columns.keys, chosen)
+    grid = label_grid(values, rows.keys, columns.keys)
+    return summarise(grid, samples, level).assign_attrs(measure=chosen.name, seed=seed)
+
+
+def bootstrap_samples(
+    batches: Sequence[tuple[np.ndarray, np.ndarray]],
+    measure: str | Measure = "cka",
+    repeats: int = 1000,
+    seed: int = 0,
+    on_repeat: Callable[[int], object] = lambda count: None,
+) -> np.ndarray:
+    """Values of a comparison under images drawn with replacement, within each mini-batch.
+
+    Args:
+        batches: two stacks of RSMs (A, N, N) and (B, N, N) over the images of each batch; the same object twice for
+            RSMs among themselves. Several batches need CKA, whose HSICs are summed over them.
+        measure: see `bootstrap`.
+        repeats: how many draws.
+        seed: of the draws.
+        on_repeat: called with 1 after each repeat.
+
+    Returns:
+        Shape (repeats, A, B); NaN where a value is undefined.
+
+    Raises:
+        ComparisonError: see `bootstrap`.
+    """
+    chosen = get_measure(measure)
+    if repeats < 2:
+        raise ComparisonError(f"a bootstrap needs at least 2 repeats, found {repeats}")
+    if len(batches) > 1 and not isinstance(chosen, CKA):
+        raise ComparisonError(f"{chosen.name} does not add up over mini-batches as CKA does; take RSMs of all images")
+    rng, samples = np.random.default_rng(seed), []
+    for _ in range(repeats):
+        samples.append(_one_draw(batches, chosen, rng))
+        on_repeat(1)
+    return np.stack(samples)
+
+
+def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> xr.Dataset:
+    """A grid with the percentiles and the standard deviation of its bootstrap samples (repeats, A, B).
+
+    Raises:
+        ComparisonError: level out of range.
+    """
+    if not 0 < level < 1:
+        raise ComparisonError(f"the level of an interval lies between 0 and 1, found {level}")
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    parts = {"value": grid.values, "low": low, "high": high, "std": samples.std(axis=0, ddof=1)}
+    dataset = xr.Dataset({name: grid.copy(data=data).rename(name) for name, data in parts.items()})
+    return dataset.assign_attrs(level=level, repeats=len(samples))
+
+
+def permutation_test(
+    rsms: Any,
+    others: Any = None,
+    measure: str | Measure = "cka",
+    repeats: int = 1000,
+    seed: int = 0,
+    on_repeat: Callable[[int], object] = lambda count: None,
+) -> xr.Dataset:
+    """Whether RSMs are more alike than those of unrelated images: the images of the columns are put in random orders.
+
+    Args:
+        rsms: see `compare`.
+        others: see `compare`.
+        measure: any of `MEASURES`.
+        repeats: how many random orders; no p-value is below 1 / (repeats + 1).
+        seed: of the orders; all RSMs see the same.
+        on_repeat: called with 1 after each repeat.
+
+    Returns:
+        Dimensions (rsm_a, rsm_b): `value`; `null_mean` and `null_std` over the orders; `z`, the value in these units;
+        `p`, the share of orders that are at least as alike, the given one among them.
+
+    Raises:
+        ComparisonError: as `compare`; fewer than 2 repeats.
+    """
+    chosen = get_measure(measure)
+    if repeats < 2:
+        raise ComparisonError(f"a permutation test needs at least 2 repeats, found {repeats}")
+    rows, columns = label_rsms(rsms, others)
+    values = chosen.grid(rows.values, columns.values)
+    warn_undefined(values, rows.keys, columns.keys, chosen)
+    rng, null = np.random.default_rng(seed), np.empty((repeats, *values.shape))
+    for number in range(repeats):
+        order = rng.permutation(rows.values.shape[-1])
+        null[number] = chosen.grid(rows.values, columns.values[:, order[:, None], order])
+        on_repeat(1)
+    # The given order may come up again, off by rounding.
+    slack = 1e-9 * np.maximum(np.abs(values), 1e-300)
+    alike = null >= values - slack if chosen.about.kind == "similarity" else null <= values + slack
+    mean, std = null.mean(axis=0), null.std(axis=0, ddof=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = np.where(std > 0, (values - mean) / std, np.nan)
+    p = np.where(np.isnan(values), np.nan, (1 + alike.sum(axis=0)) / (1 + repeats))
+    grid = label_grid(values, rows.keys, columns.keys)
+    parts = {"value": values, "null_mean": mean, "null_std": std, "z": z, "p": p}
+    dataset = xr.Dataset({name: grid.copy(data=data).rename(name) for name, data in parts.items()})
+    return dataset.assign_attrs(measure=chosen.name, repeats=repeats, seed=seed)
+
+
+def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:
+    """Mean and spread of grids over pairs of models, such as seeds of one architecture.
+
+    Args:
+        grids: of one shape, one for each pair.
+
+    Returns:
+        `mean`, `std` (over pairs, which share models and so are not independent; NaN for one pair) and `pairs`, the
+        number of those in which a value is defined.
+
+    Raises:
+        ComparisonError: no grid, or grids of other layers.
+    """
+    if not grids:
+        raise ComparisonError("there is no pair of models to average over")
+    first = grids[0]
+    for grid in grids[1:]:
+        if grid.shape != first.shape or not all(np.array_equal(grid[d].values, first[d].values) for d in first.dims):
+            raise ComparisonError("only models with the same layers can be averaged")
+    values = np.stack([grid.values for grid in grids])
+    pairs = (~np.isnan(values)).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(pairs > 0, np.nansum(values, axis=0) / pairs, np.nan)
+        std = np.sqrt(np.where(pairs > 1, np.nansum((values - mean) ** 2, axis=0) / (pairs - 1), np.nan))
+    parts = {"mean": mean, "std": std, "pairs": pairs}
+    return xr.Dataset({name: first.copy(data=data).rename(name) for name, data in parts.items()})
+
+
+def _one_draw(
+    batches: Sequence[tuple[np.ndarray, np.ndarray]], measure: Measure, rng: np.random.Generator
+) -> np.ndarray:
+    for attempt in range(_MOST_REDRAWS):
+        weights = [np.bincount(rng.integers(a.shape[-1], size=a.shape[-1]), minlength=a.shape[-1]) for a, _ in batches]
+        try:
+            if len(batches) == 1:
+                return measure.grid(*batches[0], weights[0])
+            assert isinstance(measure, CKA)
+            # Sums of HSIC are products of rows that are joined.
+            first, second = (
+                np.concatenate([measure.rows(pair[side], w) for pair, w in zip(batches, weights, strict=True)], axis=1)
+                for side in (0, 1)
+            )
+            return cosines(first, second)
+        except ComparisonError:
+            # Not by chance: it would fail for the images as they are, or it does for almost every draw.
+            if not measure.weighted or attempt == _MOST_REDRAWS - 1:
+                raise
+    raise AssertionError("unreachable")
