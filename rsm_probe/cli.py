@@ -139,17 +139,24 @@ def train(
     config: Annotated[Path, typer.Argument(help="a YAML file with a training recipe; see configs/train_digits.yaml")],
     out: Annotated[Path, typer.Option(help="folder for the .safetensors files")] = Path("runs/models"),
     seeds: Annotated[list[int], typer.Option("--seed", help="repeat for several networks")] = [0, 1, 2],  # noqa: B006
+    device: Annotated[str, typer.Option(help="where to train, such as cuda")] = "cpu",
     progress: Annotated[bool, typer.Option(help="show bars")] = True,
 ) -> None:
-    """Train small networks that differ only in their seed, as a sweep over seeds needs them."""
+    """Train networks that differ only in their seed, as a sweep over seeds needs them.
+
+    Every minute, and at an interruption, the half-trained network is written beside its place. Run the same command
+    again: it continues there, and ends in the same weights as without an interruption.
+    """
     from rsm_probe.config import read_yaml
     from rsm_probe.sources.training import TrainingConfig, train_or_load
+    from rsm_probe.studies.passing import require_device
 
+    require_device(device)
     recipe = TrainingConfig.parse(read_yaml(config), str(config))
     for seed in seeds:
         file = out / f"{config.stem}-{seed}.safetensors"
         with _continuable():
-            _, accuracy = train_or_load(recipe, seed, file, progress=progress)
+            _, accuracy = train_or_load(recipe, seed, file, device, progress)
         typer.echo(f"{file}: accuracy {accuracy:.3f} on held-out images")
 
 

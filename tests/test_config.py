@@ -101,7 +101,12 @@ def test_message_says_what_was_read():
     [
         (TrainingConfig, {"network": {"widht": [1]}}, "network.widht: unknown key; nearest: 'widths'"),
         (TrainingConfig, {"stesp": 1}, "stesp: unknown key; nearest: 'steps'"),
-        (TrainingConfig, {"images": "digit"}, "images: input should be 'digits', 'scenes' or 'photos', found 'digit'"),
+        (
+            TrainingConfig,
+            {"images": "digit"},
+            "images: input should be 'digits', 'scenes', 'photos', 'cifar100' or the path of a folder, such as "
+            "'./digit', found 'digit'",
+        ),
         (
             SweepConfig,
             {"models": [{"recipe": {"network": {"block": [1]}}}], "images": {"source": "digits"}},

@@ -79,7 +79,7 @@ class ImageSet:
         index = range(len(self))[index]
         try:
             return self.load(index)
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ImageError(f"{self.name}: cannot read image {self.ids[index]!r}: {error}") from error
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:

@@ -1,65 +1,45 @@
-"""The small recipe that gives a sweep its seeds: a CIFAR-style ResNet, trained in seconds on embedded images."""
+"""Training by a recipe, which gives a sweep its seeds: repeatable, and continued after an interruption."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from rsm_probe.config import Config
-from rsm_probe.errors import ImageError, ModelError, StorageError
-from rsm_probe.sources.embedded import EMBEDDED
+from rsm_probe.errors import ModelError, StorageError
+from rsm_probe.sources.batches import augmented, batches, in_memory, shuffled
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.sources.models import LoadedModel, to_tensor
-from rsm_probe.storage import replacing
+from rsm_probe.sources.networks import NetworkConfig, build_network
+from rsm_probe.sources.partial import load_partial, save_partial, save_tensors, whole_steps
+from rsm_probe.sources.recipe import TrainingConfig, splits
 
+__all__ = [
+    "NetworkConfig",
+    "Trained",
+    "TrainingConfig",
+    "build_network",
+    "load_trained",
+    "normalise",
+    "train",
+    "train_or_load",
+]
 
-class NetworkConfig(Config):
-    """A ResNet of basic blocks in four stages with a 3 x 3 stem and no pooling before the first stage."""
-
-    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1, 1)
-    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64, 128)
-    stem_stride: Literal[1, 2] = 1
-    zero_init_residual: bool = Field(
-        default=True, description="blocks begin as the identity; false learns scenes sooner"
-    )
-
-
-class TrainingConfig(Config):
-    """What to train on what, and how long.
-
-    The optimiser is SGD with Nesterov momentum under a one-cycle schedule. Training sees the "train" split of an
-    embedded set, accuracy is measured on its "test" split.
-    """
-
-    images: Literal["digits", "scenes", "photos"] = "digits"
-    size: PositiveInt = Field(default=32, description="edge of the images in pixels")
-    count: PositiveInt = Field(default=4000, description="how many scenes or crops to draw; digits are all used")
-    network: NetworkConfig = NetworkConfig()
-    steps: int = Field(
-        default=150, ge=0, description="batches to train for, at least 10; 0 leaves the network untrained"
-    )
-    batch_size: int = Field(default=64, ge=2)
-    learning_rate: PositiveFloat = 0.1
-    weight_decay: float = Field(default=5e-4, ge=0)
-    expected_accuracy: float = Field(default=0.0, ge=0, le=1, description="below it, a warning says what to change")
-
-    @field_validator("steps")
-    @classmethod
-    def _warm_up_fits(cls, steps: int) -> int:
-        if 0 < steps < 10:
-            raise ValueError("must be 0 or at least 10, so that the schedule has a warm-up")
-        return steps
+# Seconds between two writings of the half-trained network.
+CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -82,51 +62,35 @@ class Trained:
         Raises:
             StorageError: the file cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         recipe = {"recipe": self.config.model_dump_json(), "seed": str(self.seed), "accuracy": repr(self.accuracy)}
-        state = {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}
-        with replacing(Path(path)) as fresh:
-            try:
-                save_file(state, fresh, metadata=recipe)
-            except SafetensorError as error:  # a full disk, among others
-                raise OSError(str(error)) from error
+        save_tensors(Path(path), self.module.state_dict(), recipe)
 
 
-def build_network(config: NetworkConfig, outputs: int) -> nn.Module:
-    """The untrained network: timm's ResNet with a stem for small images."""
-    from timm.models.resnet import BasicBlock, ResNet
-
-    module = ResNet(
-        BasicBlock,
-        config.blocks,
-        num_classes=outputs,
-        channels=config.widths,
-        zero_init_last=config.zero_init_residual,
-    )
-    module.conv1 = nn.Conv2d(3, 64, 3, stride=config.stem_stride, padding=1, bias=False)
-    nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
-    module.maxpool = nn.Identity()
-    return module
-
-
-def train(config: TrainingConfig, seed: int = 0, device: str | torch.device = "cpu", progress: bool = False) -> Trained:
-    """Trains one network; the same seed gives the same network on the same machine.
+def train(
+    config: TrainingConfig,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+    partial: str | Path | None = None,
+) -> Trained:
+    """Trains one network; the same seed gives the same network on the same machine, however often it was interrupted.
 
     Args:
         config: the recipe.
-        seed: of the initial weights and of the order of the images.
+        seed: of the initial weights, of the order of the images and of their augmentation.
         device: where to train.
         progress: show a bar.
+        partial: a `.safetensors` file that keeps the half-trained network, every `CHECKPOINT_SECONDS` and at an
+            interruption, and from which training continues; None keeps nothing.
 
     Raises:
-        ImageError: no image can be drawn as the recipe says.
+        ImageError: images are missing or broken, or the recipe does not fit them.
+        ModelError: the loss became NaN or infinite.
+        StorageError: `partial` cannot be written.
     """
-    images = _split(config, "train")
-    assert images.targets is not None  # every embedded set has them
+    images, held_out = splits(config)
+    assert images.targets is not None  # every set that a recipe can name has them
     questions, choices = images.targets.values.shape[1], images.targets.choices
-    pixels = torch.stack([_input(images, k) for k in range(len(images))]).to(device)
     answers = torch.from_numpy(images.targets.values).to(device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -139,20 +103,37 @@ def train(config: TrainingConfig, seed: int = 0, device: str | torch.device = "c
         nesterov=True,
         weight_decay=config.weight_decay,
     )
-    if config.steps:
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.2
-        )
-    order = _batches(len(images), config.batch_size, config.steps, seed)
-    for batch in tqdm(order, f"training seed {seed}", config.steps, disable=not progress, leave=False):
-        scores = module(pixels[batch].contiguous(memory_format=torch.channels_last))
-        loss = functional.cross_entropy(scores.unflatten(1, (questions, choices)).transpose(1, 2), answers[batch])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    module = module.eval().to("cpu").to(memory_format=torch.contiguous_format)
-    return Trained(module, _accuracy(module, _split(config, "test"), config.batch_size), seed, config)
+    file = None if partial is None else Path(partial)
+    owner = _owner(config, seed, images)
+    done = 0 if file is None else load_partial(file, owner, module, optimiser)
+    schedule = _schedule(optimiser, config, done) if config.steps else None
+    pixels = in_memory(images, progress)
+    order = itertools.islice(shuffled(len(images), config.batch_size, config.steps, seed), done, None)
+    saved = time.monotonic()
+    bar = tqdm(total=config.steps, initial=done, desc=f"training seed {seed}", disable=not progress, leave=False)
+    with _repeatable(), bar, closing(batches(images, pixels, order)) as drawn, whole_steps() as interrupted:
+        for step, (numbers, batch) in enumerate(drawn, start=done + 1):
+            if config.augment:
+                batch = augmented(batch, np.random.default_rng([seed, step]))
+            scores = module(_normalised(batch.to(device)).contiguous(memory_format=torch.channels_last))
+            loss = functional.cross_entropy(scores.unflatten(1, (questions, choices)).transpose(1, 2), answers[numbers])
+            _require_finite([loss], step, config)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            assert schedule is not None
+            schedule.step()
+            bar.update()
+            if file is not None and (interrupted or time.monotonic() - saved >= CHECKPOINT_SECONDS):
+                save_partial(file, owner, step, module, optimiser)
+                saved = time.monotonic()
+            if interrupted:
+                break
+    # No loss has seen what the last step did.
+    _require_finite(module.state_dict().values(), config.steps, config)
+    module = module.eval().to(memory_format=torch.contiguous_format)
+    accuracy = _accuracy(module, held_out, config.batch_size, device)
+    return Trained(module.to("cpu"), accuracy, seed, config)
 
 
 def train_or_load(
@@ -164,20 +145,24 @@ def train_or_load(
 ) -> tuple[LoadedModel, float]:
     """The network of a recipe and a seed, and its accuracy: read if the file exists, else trained and saved.
 
+    Until training is complete, `<name>.partial.safetensors` beside the file keeps what is done; the same call continues
+    after an interruption.
+
     Raises:
-        ImageError: no image can be drawn as the recipe says.
-        ModelError: the file is damaged.
+        ImageError: images are missing or broken, or the recipe does not fit them.
+        ModelError: the file is damaged, or the loss became NaN or infinite.
         StorageError: the file holds the network of another recipe or seed, or cannot be written.
     """
     path = Path(path)
-    wanted = {"recipe": config.model_dump_json(), "seed": str(seed)}
-    if path.is_file() and not wanted.items() <= _metadata(path).items():
+    if path.is_file() and not _made_by(config, seed, _metadata(path)):
         raise StorageError(
             f"{path} holds a network of another recipe or seed; choose another folder or remove the file"
         )
     if not path.is_file():
-        trained = train(config, seed, device, progress)
+        partial = path.with_name(f"{path.stem}.partial.safetensors")
+        trained = train(config, seed, device, progress, partial)
         trained.save(path)
+        partial.unlink(missing_ok=True)
         if not trained.as_expected:
             warnings.warn(
                 f"{path.name}: accuracy {trained.accuracy:.2f} is below the expected {config.expected_accuracy:.2f}; "
@@ -230,38 +215,64 @@ def normalise(image: object) -> Tensor:
     return (to_tensor(image) - 0.5) / 0.25  # type: ignore[arg-type]
 
 
-def _split(config: TrainingConfig, split: str) -> ImageSet:
-    options: dict[str, int] = {} if config.images == "digits" else {"count": config.count}
-    if split == "test" and options:
-        options = {"count": min(config.count, 500), "seed": 1}
-    return EMBEDDED[config.images](split=split, size=config.size, **options)
+def _normalised(pixels: Tensor) -> Tensor:
+    """What `normalise` makes of each image, of a batch (B, 3, H, W) of bytes."""
+    return (pixels.float() / 255.0 - 0.5) / 0.25
 
 
-def _input(images: ImageSet, index: int) -> Tensor:
-    return normalise(images[index])
+def _owner(config: TrainingConfig, seed: int, images: ImageSet) -> dict[str, str]:
+    """What a half-trained network is of. Where CIFAR-100 lies makes no difference; which files a folder holds does."""
+    ids = hashlib.sha256("\n".join(images.ids).encode()).hexdigest()
+    return {"recipe": config.model_dump_json(exclude={"root"}), "seed": str(seed), "images": ids}
 
 
-def _batches(count: int, size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Batches of one random order after another, without end effects."""
-    if count < size:
-        raise ImageError(f"{count} training images do not fill one batch of {size}")
-    rng, order = np.random.default_rng(seed), np.empty(0, dtype=np.int64)
-    for _ in range(steps):
-        if len(order) < size:
-            order = np.concatenate([order, rng.permutation(count)])
-        yield order[:size]
-        order = order[size:]
+def _made_by(config: TrainingConfig, seed: int, about: dict[str, str]) -> bool:
+    """Whether a stored network is of a recipe and a seed; a recipe from before a key existed has its default."""
+    try:
+        stored = TrainingConfig.parse(json.loads(about["recipe"]))
+    except (KeyError, TypeError, ValueError):
+        return False
+    same = stored.model_dump(exclude={"root"}) == config.model_dump(exclude={"root"})
+    return same and about.get("seed") == str(seed)
+
+
+def _schedule(optimiser: torch.optim.SGD, config: TrainingConfig, done: int) -> OneCycleLR:
+    """Rate and momentum by step; both have a closed form, so that nothing of the past need be stored."""
+    schedule = OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.2)
+    if not done:
+        return schedule
+    # The first one has left in the optimiser what a schedule needs to begin later.
+    return OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.2, last_epoch=done - 1)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """On a GPU, some faster convolutions add up in another order every time."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+def _require_finite(values: Iterable[Tensor], step: int, config: TrainingConfig) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        raise ModelError(
+            f"training diverged: NaN or infinity at step {step} of {config.steps}; lower learning_rate: (now "
+            f"{config.learning_rate:g})"
+        )
 
 
 @torch.no_grad()
-def _accuracy(module: nn.Module, images: ImageSet, batch_size: int) -> float:
+def _accuracy(module: nn.Module, images: ImageSet, batch_size: int, device: str | torch.device) -> float:
     """Share of questions answered rightly."""
     assert images.targets is not None
-    right = 0
-    for start in range(0, len(images), batch_size):
-        numbers = range(start, min(start + batch_size, len(images)))
-        scores = module(torch.stack([_input(images, k) for k in numbers]))
-        answers = images.targets.values[list(numbers)]
-        guesses = scores.unflatten(1, (answers.shape[1], images.targets.choices)).argmax(dim=2).numpy()
-        right += int((guesses == answers).sum())
-    return right / images.targets.values.size
+    values, right = images.targets.values, 0
+    order = (np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size))
+    # Each image has one turn: keeping them would gain nothing.
+    for numbers, batch in batches(images, None, order):
+        scores = module(_normalised(batch.to(device)))
+        guesses = scores.unflatten(1, (values.shape[1], images.targets.choices)).argmax(dim=2).cpu().numpy()
+        right += int((guesses == values[numbers]).sum())
+    return right / values.size

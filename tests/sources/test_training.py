@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from rsm_probe.errors import ConfigError, ImageError, ModelError, RsmProbeError, StorageError
-from rsm_probe.sources import training
 from rsm_probe.sources.embedded import digits
 from rsm_probe.sources.models import load_model
 from rsm_probe.sources.training import (
@@ -124,18 +123,6 @@ def test_every_allowed_number_of_steps_trains(steps, untrained):
     assert not equal(weights(result.module), weights(untrained.module))
 
 
-def test_batches_are_one_random_order_after_another():
-    def drawn(seed):
-        return np.concatenate(list(training._batches(count=10, size=4, steps=5, seed=seed)))
-
-    # Five batches of four are twice all ten images, in another order each time.
-    first, second = drawn(0)[:10], drawn(0)[10:]
-    assert sorted(first) == sorted(second) == list(range(10))
-    assert list(first) != list(second)
-    assert list(first) != list(range(10))
-    assert list(drawn(0)) == list(drawn(0)) != list(drawn(1))
-
-
 @pytest.mark.parametrize("steps", [-1, 1, 5, 9])
 def test_too_few_steps_are_refused_before_training(steps):
     with pytest.raises(ConfigError, match="steps:"):
@@ -147,20 +134,49 @@ def test_batch_larger_than_the_training_set_is_refused():
         train(TrainingConfig(size=8, steps=10, batch_size=2000, network=NETWORK))
 
 
+def test_a_loss_that_is_no_number_ends_training_and_says_where():
+    recipe = RECIPE.model_copy(update={"learning_rate": 1e30})
+    # Soon, not at the end.
+    with pytest.raises(ModelError, match=r"NaN or infinity at step \d of 40; lower learning_rate: \(now 1e\+30\)"):
+        train(recipe)
+
+
+def test_weights_that_the_last_step_ruined_are_no_network(monkeypatch):
+    done = []
+    step = torch.optim.SGD.step
+
+    def ruin(self, *args):
+        step(self, *args)
+        done.append(1)
+        if len(done) == 10:
+            self.param_groups[0]["params"][0].data[0] = torch.nan
+
+    monkeypatch.setattr(torch.optim.SGD, "step", ruin)
+    with pytest.raises(ModelError, match="at step 10 of 10"):
+        train(RECIPE.model_copy(update={"steps": 10, "size": 8}))
+
+
+def test_augmentation_is_only_for_those_who_ask_for_it():
+    recipe = RECIPE.model_copy(update={"steps": 10, "size": 8})
+    plain = weights(train(recipe).module)
+    assert equal(plain, weights(train(recipe.model_copy(update={"augment": False})).module))
+    assert not equal(plain, weights(train(recipe.model_copy(update={"augment": True})).module))
+
+
+def test_recipe_from_before_a_key_existed_is_the_same_recipe(untrained, tmp_path):
+    path = tmp_path / "net.safetensors"
+    untrained.save(path)
+    older = UNTRAINED.model_dump(mode="json")
+    for key in ("augment", "root"):
+        del older[key]
+    del older["network"]["architecture"]
+    save_file(load_file(path), path, metadata={"recipe": json.dumps(older), "seed": "4", "accuracy": "0.125"})
+    assert train_or_load(UNTRAINED, 4, path)[1] == 0.125
+
+
 def test_unsuitable_image_size_is_refused():
     with pytest.raises((ImageError, ValidationError), match="at least 48"):
         train(TrainingConfig(images="scenes", size=32, count=64, steps=0, network=NETWORK))
-
-
-def test_network_has_the_stages_it_was_asked_for():
-    module = build_network(NetworkConfig(blocks=(1, 2, 1, 3), widths=(8, 12, 16, 20), stem_stride=1), 7).eval()
-    assert [len(getattr(module, f"layer{k}")) for k in range(1, 5)] == [1, 2, 1, 3]
-    shapes = {}
-    for k in range(1, 5):
-        getattr(module, f"layer{k}").register_forward_hook(lambda m, a, o, k=k: shapes.update({k: tuple(o.shape[1:])}))
-    with torch.no_grad():
-        assert module(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
-    assert shapes == {1: (8, 32, 32), 2: (12, 16, 16), 3: (16, 8, 8), 4: (20, 4, 4)}
 
 
 def test_preprocessing_centres_the_values():

@@ -1,0 +1,66 @@
+"""The networks that recipes train: ResNets with a stem for small images, of standard depths or free ones."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+from torch import nn
+
+from rsm_probe.config import Config
+
+# Blocks of the four stages; ResNet-101 is made of bottlenecks, whose outputs are four times as wide as `widths` says.
+ARCHITECTURES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+class NetworkConfig(Config):
+    """A ResNet in four stages with a 3 x 3 stem and no pooling before the first stage.
+
+    Either `architecture` or `blocks` says how deep it is. `widths` are the channels of the stages: the outputs of basic
+    blocks have as many, those of the bottlenecks of resnet101 four times as many.
+    """
+
+    architecture: Literal["resnet18", "resnet34", "resnet101"] | None = Field(
+        default=None, description="a standard depth; full width is 64, 128, 256, 512"
+    )
+    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
+        default=(1, 1, 1, 1), description="basic blocks of each stage; an architecture brings its own"
+    )
+    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64, 128)
+    stem_stride: Literal[1, 2] = 1
+    zero_init_residual: bool = Field(
+        default=True, description="blocks begin as the identity; false learns scenes sooner"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blocks_of_the_architecture(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("architecture") in ARCHITECTURES and "blocks" not in data:
+            return {**data, "blocks": ARCHITECTURES[data["architecture"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> NetworkConfig:
+        if self.architecture is not None and self.blocks != ARCHITECTURES[self.architecture]:
+            raise ValueError(
+                f"architecture: {self.architecture} has blocks {list(ARCHITECTURES[self.architecture])}, not "
+                f"{list(self.blocks)}; leave out either architecture: or blocks:"
+            )
+        return self
+
+
+def build_network(config: NetworkConfig, outputs: int) -> nn.Module:
+    """The untrained network: timm's ResNet with a stem for small images."""
+    from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+    module = ResNet(
+        Bottleneck if config.architecture == "resnet101" else BasicBlock,
+        config.blocks,
+        num_classes=outputs,
+        channels=config.widths,
+        zero_init_last=config.zero_init_residual,
+    )
+    module.conv1 = nn.Conv2d(3, 64, 3, stride=config.stem_stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
+    module.maxpool = nn.Identity()
+    return module
