@@ -41,7 +41,8 @@ def rescaled(tokens: Tensor) -> tuple[Tensor, float]:
     Raises:
         MatchingError: the squares of the tokens are no numbers of 64 bits.
     """
-    largest = float(tokens.abs().max())
+    # Least and largest in one pass, without a tensor of magnitudes.
+    largest = max(abs(float(end)) for end in torch.aminmax(tokens))
     if not largest or 1e-15 < largest < 1e15:
         return tokens, 1.0
     if not 1e-150 < largest < 1e150:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from rsm_probe.errors import LayerError
 from rsm_probe.probe.layers import Selection
-from rsm_probe.probe.tokens import Representation
 
 
 @dataclass(frozen=True)
 class _Call:
     order: int
-    representation: Representation | None
+    representation: Any
     problem: str
 
 
@@ -37,18 +37,18 @@ class Calls:
         """How often a layer ran so far."""
         return len(self._calls[label])
 
-    def add(self, label: str, representation: Representation | None, problem: str = "") -> None:
-        """Notes a call of a layer: its representation, or none if it is not wanted or there was a problem."""
+    def add(self, label: str, representation: Any, problem: str = "") -> None:
+        """Notes a call of a layer: what is kept of it, or None if it is not wanted or there was a problem."""
         self._order += 1
         self._calls[label].append(_Call(self._order, representation, problem))
 
-    def collect(self) -> tuple[dict[str, Representation], dict[str, str]]:
-        """Representations in forward order, and the layers of a pattern that gave none, each with the reason.
+    def collect(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What is kept in forward order, and the layers of a pattern that gave none, each with the reason.
 
         Raises:
             LayerError: a named layer never ran, or ran more than once; or no layer gave a representation.
         """
-        captured: list[tuple[int, str, Representation]] = []
+        captured: list[tuple[int, str, Any]] = []
         skipped: dict[str, str] = {}
         for selection in self._selections:
             try:
@@ -62,7 +62,7 @@ class Calls:
             raise LayerError(f"none of {len(skipped)} layers could be captured; {label!r}: {reason}")
         return {label: kept for _, label, kept in sorted(captured, key=lambda item: item[0])}, skipped
 
-    def _chosen(self, selection: Selection) -> list[tuple[int, str, Representation]]:
+    def _chosen(self, selection: Selection) -> list[tuple[int, str, Any]]:
         label, calls = selection.label, self._calls[selection.label]
         if not calls:
             nearby = self._ran_nearby(selection.module_name)

@@ -109,6 +109,7 @@ class Evidence:
         args: tuple[Any, ...],
         module: nn.Module,
         layout: Layout | None,
+        copy: bool = True,
     ) -> Representation:
         """Reads a layer's output.
 
@@ -116,10 +117,11 @@ class Evidence:
             label: of the layer.
             call: how often the layer ran before in this pass.
             output: what it returned.
-            dtype: of the copy that is kept.
+            dtype: of the tokens.
             args: what the layer was given.
             module: the layer.
             layout: how the user says that the output is to be read.
+            copy: whether the tokens must outlive the output.
 
         Raises:
             RepresentationError: the output is no set of concept vectors, or nothing says which.
@@ -145,8 +147,8 @@ class Evidence:
                     self.prefixes[label] = reader.prefix_count
                 if reader.note:
                     self.notes[label] = reader.note
-                return reader.apply(output.detach(), dtype)
-            return to_representation(output.detach().to(dtype, copy=True), *reader, given=layout is not None)
+                return reader.apply(output.detach(), dtype, copy)
+            return to_representation(output.detach().to(dtype, copy=copy), *reader, given=layout is not None)
 
     def _reader(
         self, output: Tensor, args: tuple[Any, ...], module: nn.Module, layout: Layout | None

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe import graph
@@ -19,7 +20,7 @@ from rsm_probe.probe.calls import Calls
 from rsm_probe.probe.evidence import INDEPENDENT, Evidence, declared_prefix
 from rsm_probe.probe.layers import Layers, Selection, resolve
 from rsm_probe.probe.tokens import Layout, Representation, pick_tensor
-from rsm_probe.probe.wrappers import named_layers, plain_model, run_eagerly
+from rsm_probe.probe.wrappers import evaluating, named_layers, plain_model, run_eagerly
 
 
 class _LastLayerSeenError(Exception):
@@ -56,9 +57,13 @@ class Probe:
         stop_early: end each forward pass after the last probed layer, from the second pass on; the model then returns
             None.
         dtype: of the captured tensors; by default that of the layer, half precision as float32.
+        reduce: called with a layer's name and its `Representation` as soon as the layer has run; what it returns is
+            kept in its place. So a pass holds one layer at a time, and nothing is copied: the tokens are the model's
+            own, to be read at once and not to be kept or changed.
 
     Attributes:
-        representations: layer name -> `Representation`, in forward order; empty before the first forward pass.
+        representations: layer name -> `Representation`, or what `reduce` made of it, in forward order; empty before the
+            first forward pass.
         skipped: layers that a pattern or "all" matched but that could not be captured, each with the reason.
         notes: layers of whose output a part was left out, each with what it was.
 
@@ -77,8 +82,10 @@ class Probe:
         layouts: Mapping[str, Layout] | None = None,
         stop_early: bool = False,
         dtype: torch.dtype | None = None,
+        reduce: Callable[[str, Representation], Any] | None = None,
     ) -> None:
         self.model = model
+        self.reduce = reduce
         self._plain = plain_model(model)
         self._modules = named_layers(self._plain)
         specs = [layers] if isinstance(layers, str) else list(layers)
@@ -87,7 +94,7 @@ class Probe:
         self.selections = resolve(self._plain, specs) if specs or not operations else []
         self._graph = graph.GraphLayers(self._plain, operations) if operations else None
         self.selections += [Selection(f"{graph.PREFIX}{name}", "") for name in operations]
-        self.representations: dict[str, Representation] = {}
+        self.representations: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
         self.notes: dict[str, str] = {}
         self._example = example
@@ -214,11 +221,17 @@ class Probe:
                 tensor = pick_tensor(output, selection.key, self._evidence.batch)
             dtype = self._dtype or torch.promote_types(tensor.dtype, torch.float32)
             layout = next((layout for pattern, layout in self._layouts.items() if _answers(label, pattern)), None)
-            self._calls.add(label, self._evidence.read(label, index, tensor, dtype, args, module, layout))
+            copy = self.reduce is None
+            kept: Any = self._evidence.read(label, index, tensor, dtype, args, module, layout, copy)
         except RepresentationError as error:
             if selection.strict:
                 raise RepresentationError(f"layer {label!r} ({kind}): {error}") from None
             self._calls.add(label, None, str(error))
+            return
+        if self.reduce is not None:
+            with torch.no_grad(), _disable_current_modes():
+                kept = self.reduce(label, kept)
+        self._calls.add(label, kept)
 
     def _require_known(self, patterns: Mapping[str, Layout]) -> None:
         for pattern in patterns:
@@ -277,18 +290,6 @@ class Probe:
                 warnings.warn(f"{len(layers)} {what} ({names})", stacklevel=2)
                 said = True
         return said
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every training flag as it was outside."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags:
-            part.training = flag
 
 
 def _answers(label: str, pattern: str) -> bool:

@@ -53,11 +53,11 @@ class Reading:
         """P."""
         return self.prefix.stop if isinstance(self.prefix, slice) else self.prefix.shape[1]
 
-    def apply(self, output: Tensor, dtype: torch.dtype) -> Representation:
-        """Copies what an output holds; nothing is copied twice."""
+    def apply(self, output: Tensor, dtype: torch.dtype, copy: bool = True) -> Representation:
+        """What an output holds, as a copy or, where it can be, as a view; nothing is copied twice."""
         if isinstance(self.locations, slice) and isinstance(self.prefix, slice):
             # In its own order in memory, whose views follow.
-            output = output.to(dtype, copy=True)
+            output = output.to(dtype, copy=copy)
         ordered = output.permute(self.axes)
         tokens, prefix = (self._picked(ordered, places) for places in (self.locations, self.prefix))
         return Representation(tokens.to(dtype), prefix.to(dtype), self.grid)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -53,3 +54,15 @@ def run_eagerly(model: nn.Module) -> AbstractContextManager[object]:
     """Inside, compiled models and parts run as Python, where hooks are seen; what was compiled stays for later."""
     compiled = any(hasattr(part, _COMPILED) or part._compiled_call_impl is not None for part in model.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every training flag as it was outside."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag

@@ -42,12 +42,6 @@ def affinity_block(x: Tensor, y: Tensor, rows: slice, column: int) -> np.ndarray
     return torch.matmul(x[rows], y[column].T).cpu().numpy()
 
 
-def squared_norms(x: Tensor) -> np.ndarray:
-    """|z_i|^2 of whole images, tokens (N, S, C) -> (N,), summed in float64."""
-    x = x.cpu() if x.device.type == "mps" else x
-    return torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64).square().cpu().numpy()
-
-
 def first_nonfinite(tokens: Tensor) -> int | None:
     """The first image of tokens (N, S, C) that holds NaN or infinity, or None."""
     # A finite sum has finite terms: one cheap pass. A sum may overflow, so others are looked at closely.

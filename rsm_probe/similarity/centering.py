@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from rsm_probe.errors import RepresentationError, nearest
@@ -37,7 +38,7 @@ def token_mean(tokens: Tensor, centering: Centering) -> Tensor:
         (1, S, C) or (1, 1, C), ready to subtract.
     """
     axes = (0,) if centering == "location-mean" else (0, 1)
-    return tokens.double().mean(dim=axes, keepdim=True)
+    return tokens.mean(dim=axes, keepdim=True, dtype=torch.float64)
 
 
 def subtract_mean(tokens: Tensor, mean: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import CostError
-from rsm_probe.matching.identity import aligned_products
+from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
 from rsm_probe.similarity.affinity import affinity_block, block_slices, pairs_per_block
@@ -82,13 +82,10 @@ class PairMatcher:
             MatchingError: a method cannot work on these locations.
         """
         y = None if y is x else y
-        x = x.contiguous()
-        (scaled_x, unit_x), (scaled_y, unit_y) = rescaled(x), (x, 1.0)
+        scaled_x, unit_x = rescaled(x)
+        scaled_y, unit_y = (scaled_x, unit_x) if y is None else rescaled(y.to(x))
         left = Locations(scaled_x, grid)
-        right, unit = left, unit_x**2
-        if y is not None:
-            scaled_y, unit_y = rescaled(y.contiguous().to(x))
-            right, unit = Locations(scaled_y, grid), unit_x * unit_y
+        right = left if y is None else Locations(scaled_y, grid)
         shape = len(left), len(right)
         products: dict[str, np.ndarray] = {}
         unsolved: dict[str, Matching] = {}
@@ -101,12 +98,18 @@ class PairMatcher:
             else:
                 products[label] = np.zeros(shape)
                 unsolved[label] = method
-                method.prepare(left)
-                method.prepare(right)
-        pending = PendingProducts(products, unit, left.image_norms**2 if right is left else None, methods)
+        norms_x = squared_norms(scaled_x)
+        norms_y = norms_x if y is None else squared_norms(scaled_y)
+        pending = PendingProducts(products, (unit_x, unit_y), (norms_x, norms_y), methods)
         if not unsolved:
             self._count(_pair_count(left, right))
             return pending
+        # What is done at once reads tokens as they lie; what follows works on many pairs of them.
+        left = Locations(scaled_x.contiguous(), grid)
+        right = left if y is None else Locations(scaled_y.contiguous(), grid)
+        for method in unsolved.values():
+            method.prepare(left)
+            method.prepare(right)
         reads_affinity = any(method.needs_affinity for method in unsolved.values())
         size = left.count * right.count * x.element_size() if reads_affinity else 0
         if size > self.memory:
@@ -165,19 +168,26 @@ class PairMatcher:
 
 
 class PendingProducts:
-    """Matched inner products that worker threads are filling in."""
+    """Matched inner products that worker threads are filling in.
+
+    Attributes:
+        squared_norms: |z_i|^2 of the images in the rows (N,) and in the columns (M,), which are the same array for the
+            pairs within one set.
+    """
 
     def __init__(
         self,
         products: dict[str, np.ndarray],
-        unit: float,
-        squared_norms: np.ndarray | None,
+        units: tuple[float, float],
+        norms: tuple[np.ndarray, np.ndarray],
         methods: Mapping[str, Matching],
     ) -> None:
         self.futures: list[Future[None]] = []
         self._products = products
-        self._unit = unit
-        self._squared_norms = squared_norms
+        self._unit = units[0] * units[1]
+        self._norms = norms
+        rows = norms[0] * units[0] ** 2
+        self.squared_norms = rows, rows if norms[1] is norms[0] else norms[1] * units[1] ** 2
         self._methods = methods
 
     def result(self) -> dict[str, np.ndarray]:
@@ -200,11 +210,11 @@ class PendingProducts:
 
     def _completed(self, label: str) -> np.ndarray:
         products = self._products[label]
-        if self._squared_norms is None:
+        if self._norms[1] is not self._norms[0]:
             return products
         products = np.tril(products) + np.tril(products, -1).T
         if self._methods[label].one_to_one:  # an image matches itself location by location
-            np.fill_diagonal(products, self._squared_norms)
+            np.fill_diagonal(products, self._norms[0])
         return products
 
 

@@ -15,7 +15,7 @@ from rsm_probe.errors import ComparisonError, MatchingError, RepresentationError
 from rsm_probe.matching.inputs import real_tensor
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.similarity.affinity import first_nonfinite, squared_norms
+from rsm_probe.similarity.affinity import first_nonfinite
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.pairs import PairMatcher
@@ -191,9 +191,8 @@ def rsm(
         mean = token_mean(x if y is None else y, centering)
         x, y = subtract_mean(x, mean), None if y is None else subtract_mean(y, mean)
     with PairMatcher(workers, memory) as matcher:
-        products = matcher.submit(x, y, {label: method}, grid).result()[label]
-    norms_x = squared_norms(x)
-    norms_y = norms_x if y is None else squared_norms(y)
+        pending = matcher.submit(x, y, {label: method}, grid)
+        products, (norms_x, norms_y) = pending.result()[label], pending.squared_norms
     values = chosen(products, norms_x, norms_y, same=y is None)
     dataset = _dataset(values, names, other_names).assign(
         product=(("image_a", "image_b"), products), norm_a=("image_a", norms_x), norm_b=("image_b", norms_y)

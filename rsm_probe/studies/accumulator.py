@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
+import torch
 import xarray as xr
 
 from rsm_probe.comparison.cka import cka_grid, get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
-from rsm_probe.errors import ComparisonError, LayerError, RepresentationError, nearest
+from rsm_probe.errors import ComparisonError, RepresentationError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.tokens import Representation
-from rsm_probe.similarity.affinity import squared_norms
+from rsm_probe.similarity.affinity import first_nonfinite
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.pairs import PairMatcher, PendingProducts
 from rsm_probe.studies.means import Means
+from rsm_probe.studies.names import check_kept, first_difference, is_kept, require_distinct, several
 from rsm_probe.studies.probed import Probed, require_finite, walk
 from rsm_probe.studies.result import BatchRsms, SweepResult
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """One layer of a mini-batch, whose pairs may still be in the hands of the workers.
+
+    Attributes:
+        count: number of images.
+        bad: the first image that holds NaN or infinity, of which nothing was submitted.
+        ahead: whether a device of its own goes on while workers match.
+        products: of all pairs.
+    """
+
+    count: int
+    bad: int | None
+    ahead: bool
+    products: PendingProducts | None
+
+
 @dataclass
 class _Batch:
-    """A mini-batch whose pairs may still be in the hands of the workers."""
-
-    pending: list[tuple[str, str, PendingProducts, np.ndarray]] = field(default_factory=list)
+    layers: list[Submitted]
     ids: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
 
@@ -82,8 +98,8 @@ class Accumulator:
         named = [get_matching(matching) for matching in several(matchings, "matchings")]
         self.methods = dict(named)
         self.kernels = [get_kernel(kernel) for kernel in several(kernels, "kernels")]
-        _require_distinct("matchings", [label for label, _ in named])
-        _require_distinct("kernels", [kernel.name for kernel in self.kernels])
+        require_distinct("matchings", [label for label, _ in named])
+        require_distinct("kernels", [kernel.name for kernel in self.kernels])
         for kernel in self.kernels:
             for label, method in self.methods.items():
                 check_kernel(kernel, label, method.one_to_one)
@@ -127,28 +143,54 @@ class Accumulator:
             RepresentationError: NaN or infinity (the message names layer and image), or another number of images than
                 in another layer.
             ComparisonError: too few images for an estimator; layers that differ from the batch before.
-        LayerError: `keep` names a layer that is not there.
+            LayerError: `keep` names a layer that is not there.
             CostError: one affinity alone exceeds the memory budget.
         """
         layers = list(walk(probed))
-        count = len(layers[0][2].tokens)
-        self._check_batch(layers, count, ids, labels)
-        batch = _Batch(ids=list(ids), labels=list(labels))
-        for model, layer, kept in layers:
-            require_finite(model, layer, kept.tokens, ids)
-            centred = kept.tokens if self.means is None else self.means.subtract(model, layer, kept.tokens)
-            pending = self._matcher.submit(centred, None, self.methods, kept.grid)
-            batch.pending.append((model, layer, pending, squared_norms(centred)))
-        self._waiting.append(batch)
+        counts = [
+            (model, layer, part.count if isinstance(part, Submitted) else len(part.tokens))
+            for model, layer, part in layers
+        ]
+        self._check_batch(counts, ids, labels)
+        submitted = []
+        for model, layer, part in layers:
+            part = part if isinstance(part, Submitted) else self._submit(model, layer, part)
+            require_finite(model, layer, part.bad, ids)
+            submitted.append(part)
+        self._waiting.append(_Batch(submitted, list(ids), list(labels)))
         # A device of its own works on the next batch while workers match this one. On the CPU both would share the
         # cores: waiting costs nothing there, and an interruption loses one batch at most.
-        ahead = any(kept.tokens.device.type != "cpu" for _, _, kept in layers)
-        while len(self._waiting) > int(ahead):
+        while len(self._waiting) > int(any(part.ahead for part in submitted)):
             self._finish_first()
 
-    def _check_batch(
-        self, layers: list[tuple[str, str, Representation]], count: int, ids: Sequence[str], labels: Sequence[str]
-    ) -> None:
+    def reducer(self, model: str = "model") -> Callable[[str, Representation], Submitted]:
+        """What a `Probe` can do with every layer as soon as it has run, so that no batch is held as a whole.
+
+        Pass it as `Probe(..., reduce=accumulator.reducer())`, and the probe to `update` as ever. Identity needs no
+        copy of the tokens then; other matchings keep those that workers have not come to.
+
+        Args:
+            model: the name of the model in `update`.
+        """
+        outlives = self.means is None and not all(method.at_once for method in self.methods.values())
+
+        def submit(layer: str, kept: Representation) -> Submitted:
+            if outlives:  # the model may change its own tensors before workers come to them
+                kept = replace(kept, tokens=kept.tokens.clone(memory_format=torch.contiguous_format))
+            return self._submit(model, layer, kept)
+
+        return submit
+
+    def _submit(self, model: str, layer: str, kept: Representation) -> Submitted:
+        count, ahead = len(kept.tokens), kept.tokens.device.type != "cpu"
+        bad = first_nonfinite(kept.tokens)
+        if bad is not None:
+            return Submitted(count, bad, ahead, None)
+        centred = kept.tokens if self.means is None else self.means.subtract(model, layer, kept.tokens)
+        return Submitted(count, None, ahead, self._matcher.submit(centred, None, self.methods, kept.grid))
+
+    def _check_batch(self, layers: list[tuple[str, str, int]], ids: Sequence[str], labels: Sequence[str]) -> None:
+        count = layers[0][2]
         for estimator in self.estimators:
             if count < estimator.fewest:
                 raise ComparisonError(
@@ -157,16 +199,16 @@ class Accumulator:
         for what, names in (("ids", ids), ("labels", labels)):
             if len(names) not in (0, count):
                 raise RepresentationError(f"{what} holds {len(names)} names for a batch of {count} images")
-        for model, layer, kept in layers:
-            if len(kept.tokens) != count:
+        for model, layer, found in layers:
+            if found != count:
                 raise RepresentationError(
-                    f"layer {layer!r} of model {model!r} holds {len(kept.tokens)} images, others {count}; "
+                    f"layer {layer!r} of model {model!r} holds {found} images, others {count}; "
                     f"all models must see the same batch"
                 )
         keys = self._make_keys([(model, layer) for model, layer, _ in layers])
         if self._keys and keys != self._keys:
             raise ComparisonError(
-                f"this batch has other layers than the ones before: {_first_difference(self._keys, keys)}"
+                f"this batch has other layers than the ones before: {first_difference(self._keys, keys)}"
             )
         check_kept(self.keep, {layer for _, layer, _ in layers})
         self._keys = keys
@@ -195,8 +237,10 @@ class Accumulator:
 
     def _finish_batch(self, batch: _Batch) -> None:
         values = []
-        for _, _, pending, norms in batch.pending:
-            for products in pending.result().values():
+        for part in batch.layers:
+            assert part.products is not None
+            norms, _ = part.products.squared_norms
+            for products in part.products.result().values():
                 values += [kernel(products, norms, norms, same=True) for kernel in self.kernels]
         stack = np.stack(values)
         for estimator in self.estimators:
@@ -253,44 +297,3 @@ class Accumulator:
         self.batches, self.images = int(state["batches"]), int(state["images"])
         self._keys = [RsmKey.from_texts(texts) for texts in state["keys"]]
         self._sums = {name.removeprefix("hsic_"): v for name, v in state.items() if name.startswith("hsic_")}
-
-
-def is_kept(layer: str, keep: Sequence[str]) -> bool:
-    """Whether a layer is among the names and globs of those to keep."""
-    return any(layer == pattern or fnmatch.fnmatchcase(layer, pattern) for pattern in keep)
-
-
-def check_kept(keep: Sequence[str], layers: Collection[str]) -> None:
-    """Refuses names and globs that match none of the layers.
-
-    Raises:
-        LayerError: holds the nearest names.
-    """
-    for pattern in keep:
-        if not any(is_kept(layer, [pattern]) for layer in layers):
-            raise LayerError(f"keep names no layer of this sweep: {pattern!r}{nearest(pattern, layers)}")
-
-
-def _require_distinct(what: str, names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ComparisonError(f"{what} holds {name!r} more than once, and results are told apart by name")
-
-
-def several(values: Any, what: str) -> list[Any]:
-    """One thing or a sequence of things, as a list.
-
-    Raises:
-        ComparisonError: an empty sequence.
-    """
-    found = [values] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
-    if not found:
-        raise ComparisonError(f"{what} is empty; name at least one")
-    return found
-
-
-def _first_difference(before: list[RsmKey], now: list[RsmKey]) -> str:
-    for a, b in zip(before, now, strict=False):
-        if a != b:
-            return f"{a.label()} became {b.label()}"
-    return f"{len(before)} RSMs became {len(now)}"

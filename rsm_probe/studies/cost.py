@@ -81,10 +81,10 @@ class Cost:
 
     @property
     def bytes(self) -> int:
-        """Estimated memory beyond the models: two batches of tokens, waiting affinities, RSMs of two batches."""
+        """Estimated memory beyond the models: two batches of the largest tokens, waiting affinities, RSMs."""
         batch = max(self.batch_sizes)
         rsms = sum(len(layer.pair_seconds) for layer in self.layers) * self.kernels
-        tokens = 2 * batch * sum(layer.token_bytes for layer in self.layers)
+        tokens = 2 * batch * max((layer.token_bytes for layer in self.layers), default=0)
         queue = max((layer.queue_bytes for layer in self.layers), default=0)
         return tokens + queue + 4 * rsms * batch**2 * 8 + self.kept * sum(size**2 for size in self.batch_sizes) * 8
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.tokens import Representation
+from rsm_probe.similarity.affinity import first_nonfinite
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
 from rsm_probe.studies.probed import Probed, require_finite, walk
+
+
+class LayerSum(NamedTuple):
+    """What one batch adds to the mean of a layer: images, the first of them that is not finite, the sum."""
+
+    images: int
+    bad: int | None
+    total: Tensor
 
 
 class Means:
@@ -39,11 +50,9 @@ class Means:
             RepresentationError: NaN or infinity in a layer, or another number of locations than before.
         """
         count = 0
-        for model, layer, kept in walk(probed):
-            tokens = kept.tokens
-            require_finite(model, layer, tokens, ids)
-            count = len(tokens)
-            total = token_mean(tokens, self.centering).cpu() * count
+        for model, layer, part in walk(probed):
+            count, bad, total = part if isinstance(part, LayerSum) else self.summed(layer, part)
+            require_finite(model, layer, bad, ids)
             before = self._sums.get((model, layer))
             if before is not None and before.shape != total.shape:
                 raise RepresentationError(
@@ -52,6 +61,11 @@ class Means:
                 )
             self._sums[model, layer] = total if before is None else before + total
         self.images += count
+
+    def summed(self, layer: str, kept: Representation) -> LayerSum:
+        """What a `Probe` can do with every layer as soon as it has run: `Probe(..., reduce=means.summed)`."""
+        count = len(kept.tokens)
+        return LayerSum(count, first_nonfinite(kept.tokens), token_mean(kept.tokens, self.centering).cpu() * count)
 
     def subtract(self, model: str, layer: str, tokens: Tensor) -> Tensor:
         """Tokens (N, S, C) without the mean of their layer.

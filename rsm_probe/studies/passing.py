@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.errors import ImageError, ModelError
-from rsm_probe.probe.hooks import Probe, evaluating
+from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.tokens import Representation
+from rsm_probe.probe.wrappers import evaluating
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.sources.models import LoadedModel
 from rsm_probe.studies.cost import stopwatch
@@ -74,8 +76,13 @@ class Passing:
             stack.enter_context(evaluating(model.module))
             stack.enter_context(self.probes[name])
 
-    def forward(self, images: ImageSet, numbers: np.ndarray) -> dict[str, dict[str, Representation]]:
-        """Shows a batch to all models; model -> layer -> representation."""
+    def reduce(self, reducer: Callable[[str], Callable[[str, Representation], Any]] | None) -> None:
+        """What becomes of each representation as soon as it is there, from now on: by model, see `Probe`."""
+        for name, probe in self.probes.items():
+            probe.reduce = None if reducer is None else reducer(name)
+
+    def forward(self, images: ImageSet, numbers: np.ndarray) -> dict[str, dict[str, Any]]:
+        """Shows a batch to all models; model -> layer -> representation, or what `reduce` makes of it."""
         captured = {}
         raw = [images[int(number)] for number in numbers]
         ready: dict[int, Tensor] = {}

@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe.hooks import Probe
-from rsm_probe.probe.tokens import Representation
-from rsm_probe.similarity.affinity import first_nonfinite
 
-Layers = Probe | Mapping[str, Representation]
+# Representations, or what a probe's `reduce` made of them.
+Layers = Probe | Mapping[str, Any]
 Probed = Layers | Mapping[str, Layers]
 
 
-def walk(probed: Probed) -> list[tuple[str, str, Representation]]:
-    """(model, layer, representation) of everything that was captured.
+def walk(probed: Probed) -> list[tuple[str, str, Any]]:
+    """(model, layer, representation) of everything that was captured; or what a probe's `reduce` made of each.
 
     Args:
-        probed: a probe or its representations, whose model is then called "model"; or model name -> these.
+        probed: a probe or what it holds, whose model is then called "model"; or model name -> these.
 
     Raises:
         LayerError: nothing was captured.
     """
-    if isinstance(probed, Probe) or any(isinstance(part, Representation) for part in probed.values()):
+    if isinstance(probed, Probe) or not all(isinstance(part, Probe | Mapping) for part in probed.values()):
         parts: Mapping[str, Any] = {"model": probed}
     else:
         parts = probed
@@ -42,13 +39,18 @@ def walk(probed: Probed) -> list[tuple[str, str, Representation]]:
     return found
 
 
-def require_finite(model: str, layer: str, tokens: Tensor, ids: Sequence[str] | None) -> None:
+def require_finite(model: str, layer: str, bad: int | None, ids: Sequence[str] | None) -> None:
     """Raises if a representation holds NaN or infinity.
+
+    Args:
+        model: whose layer it is.
+        layer: which one.
+        bad: the first image that does, or None; see `first_nonfinite`.
+        ids: names of the images.
 
     Raises:
         RepresentationError: names layer, model and image.
     """
-    bad = first_nonfinite(tokens)
     if bad is not None:
         image = f"image {ids[bad]!r}" if ids else f"image {bad} of this batch"
         raise RepresentationError(

@@ -18,15 +18,17 @@ from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.layers import Layers
+from rsm_probe.similarity.affinity import first_nonfinite
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.kernels import Kernel, get_kernel
 from rsm_probe.similarity.pairs import available_cores, parse_bytes
 from rsm_probe.sources.images import ImageSet, as_images
 from rsm_probe.sources.models import LoadedModel, load_model
-from rsm_probe.studies.accumulator import Accumulator, check_kept, is_kept, several
+from rsm_probe.studies.accumulator import Accumulator
 from rsm_probe.studies.checkpoint import Checkpoint
 from rsm_probe.studies.cost import Cost, available_memory, measure
 from rsm_probe.studies.means import Means
+from rsm_probe.studies.names import check_kept, is_kept, several
 from rsm_probe.studies.passing import Passing, make_batches
 from rsm_probe.studies.probed import require_finite, walk
 from rsm_probe.studies.result import BatchRsms, SweepResult
@@ -201,7 +203,7 @@ def _preflight(
     numbers = batches[0][:_SAMPLE]
     sample = passing.forward(images, numbers)
     for model, layer, kept in walk(sample):
-        require_finite(model, layer, kept.tokens, [images.ids[k] for k in numbers])
+        require_finite(model, layer, first_nonfinite(kept.tokens), [images.ids[k] for k in numbers])
     names = [layer for _, layer, _ in walk(sample)]
     check_kept(keep, names)
     start = passing.synchronised()
@@ -234,6 +236,7 @@ def _gather_means(
     if stored is not None:
         done = int(stored.pop("batches"))
         means.restore(stored)
+    passing.reduce(lambda model: means.summed)
     with _image_bar("first pass: means", images, means.images, progress) as bar:
         for number in range(done, len(batches)):
             means.update(passing.forward(images, batches[number]), [images.ids[k] for k in batches[number]])
@@ -271,6 +274,7 @@ def _accumulate(
     pair_bar.update(
         sum(len(b) * (len(b) - 1) // 2 for b in batches[:done]) * (pair_bar.total // max(pairs_per_layer, 1))
     )
+    passing.reduce(accumulator.reducer)
     with _image_bar("images", images, accumulator.images, progress) as bar:
         try:
             for numbers in batches[done:]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rsm_probe import Matching, RsmProbeError, match, match_affinity
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.identity import aligned_products
+from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.protocol import Locations, matched_sum
 from rsm_probe.matching.registry import get_matching, matching_names
 
@@ -215,10 +215,33 @@ def test_products_of_identity_equal_its_value_for_every_pair(locations):
 def test_aligned_products_of_large_layers_do_not_depend_on_the_pieces_summed(monkeypatch):
     x, y = torch.randn(3, 7, 4), torch.randn(2, 6, 4)
     whole = aligned_products(x, y)
-    monkeypatch.setattr("rsm_probe.matching.identity._CHUNK", 1)
+    norms = squared_norms(x)
+    monkeypatch.setattr("rsm_probe.matching.identity._BLOCK", 5)
+    monkeypatch.setattr("rsm_probe.matching.identity._PRODUCTS", 12)
     np.testing.assert_allclose(aligned_products(x, y), whole, rtol=1e-12)
+    np.testing.assert_allclose(squared_norms(x), norms, rtol=1e-12)
     expected = np.einsum("isc,jsc->ij", x[:, :6].double().numpy(), y.double().numpy())
     np.testing.assert_allclose(whole, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["NSC", "NCS", "part"])
+@pytest.mark.parametrize("locations", [300, 3000])
+def test_aligned_products_of_any_layout_are_those_of_float64(locations, layout):
+    generator = torch.Generator().manual_seed(0)
+    if layout == "NCS":
+        x, y = (torch.rand(n, 50, locations, generator=generator).transpose(1, 2) for n in (5, 4))
+    elif layout == "part":
+        x, y = (torch.rand(n, locations + 2, 50, generator=generator)[:, 2:] for n in (5, 4))
+    else:
+        x, y = (torch.rand(n, locations, 50, generator=generator) for n in (5, 4))
+    # Up to 65 536 features all is float64; beyond, errors average out.
+    bound = 1e-12 if locations == 300 else 5e-8
+    expected = np.einsum("isc,jsc->ij", x.double().numpy(), y.double().numpy())
+    np.testing.assert_allclose(aligned_products(x, y), expected, rtol=bound)
+    np.testing.assert_allclose(aligned_products(x, y.contiguous()), expected, rtol=bound)
+    np.testing.assert_allclose(squared_norms(x), (x.double().numpy() ** 2).sum(axis=(1, 2)), rtol=bound)
+    if layout != "part":
+        assert x.permute(*np.argsort([-s for s in x.stride()])).is_contiguous(), "or the layout is not what it says"
 
 
 def test_methods_that_solve_pairs_one_by_one_say_so_when_asked_for_all_at_once():

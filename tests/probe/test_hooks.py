@@ -788,3 +788,40 @@ def test_batches_that_are_split_over_devices_are_refused(resnet18):
     wrapper.device_ids = [0, 1]
     with pytest.raises(LayerError, match=r"splits every batch over 2 devices.*`model.module`"):
         Probe(wrapper, "layer1")
+
+
+def test_reduce_sees_every_layer_as_it_runs_and_copies_nothing(resnet18, images):
+    order, pointers = [], {}
+    outputs = {}
+    handles = [
+        resnet18.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: outputs.update({name: out}))
+        for name in ("layer1.0", "layer4.1")
+    ]
+
+    def reduce(layer, kept):
+        order.append((layer, tuple(outputs)))
+        pointers[layer] = kept.tokens.data_ptr()
+        return kept.tokens.sum(dim=(1, 2))
+
+    with torch.no_grad(), Probe(resnet18, ["layer4.1", "layer1.0"], reduce=reduce) as probe:
+        resnet18(images)
+    for handle in handles:
+        handle.remove()
+    # layer4.1 had not run when layer1.0 was reduced.
+    assert order == [("layer1.0", ("layer1.0",)), ("layer4.1", ("layer1.0", "layer4.1"))]
+    assert list(probe.representations) == ["layer1.0", "layer4.1"]
+    for name, output in outputs.items():
+        assert pointers[name] == output.data_ptr()
+        torch.testing.assert_close(probe.representations[name], output.sum(dim=(1, 2, 3)))
+
+
+def test_errors_of_reduce_are_raised_also_for_layers_of_a_pattern(resnet18, images):
+    def reduce(layer, kept):
+        raise RepresentationError(f"no {layer}")
+
+    with (
+        torch.no_grad(),
+        Probe(resnet18, "layer*", reduce=reduce),
+        pytest.raises(RepresentationError, match="no layer1"),
+    ):
+        resnet18(images)

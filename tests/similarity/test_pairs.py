@@ -11,11 +11,11 @@ import torch
 
 from rsm_probe.errors import CostError
 from rsm_probe.matching.assignment import LapAssignment, ScipyAssignment
-from rsm_probe.matching.identity import Identity
+from rsm_probe.matching.identity import Identity, squared_norms
 from rsm_probe.matching.match import match
 from rsm_probe.similarity import affinity as affinities
 from rsm_probe.similarity import pairs
-from rsm_probe.similarity.affinity import affinity_block, block_slices, first_nonfinite, pairs_per_block, squared_norms
+from rsm_probe.similarity.affinity import affinity_block, block_slices, first_nonfinite, pairs_per_block
 from rsm_probe.similarity.pairs import PairMatcher, format_bytes, parse_bytes, seconds_per_pair
 
 METHODS = {"identity": Identity(), "optimal": ScipyAssignment(), "lap": LapAssignment()}

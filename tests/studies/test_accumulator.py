@@ -39,6 +39,62 @@ def test_own_loop_equals_rsm_and_cka(small_resnet):
     np.testing.assert_allclose(stored, np.stack([one.values for one in computed]), rtol=1e-9)
 
 
+@pytest.mark.parametrize("matchings", [("identity",), ("identity", "optimal")])
+@pytest.mark.parametrize("centering", [None, "location-mean"])
+def test_layers_that_are_reduced_as_they_run_give_the_same(small_resnet, matchings, centering):
+    images = torch.randn(12, 3, 32, 32)
+    grids = []
+    for reducing in (False, True):
+        means = None if centering is None else Means(centering)
+        with torch.no_grad(), Probe(small_resnet, "blocks") as probe:
+            if means is not None:
+                probe.reduce = means.summed if reducing else None
+                small_resnet(images)
+                means.update(probe)
+            accumulator = Accumulator(matchings, means=means)
+            probe.reduce = accumulator.reducer() if reducing else None
+            for _ in range(2):
+                small_resnet(images)
+                accumulator.update(probe)
+        grids.append(accumulator.cka)
+    np.testing.assert_allclose(grids[1].values, grids[0].values, atol=1e-9)
+    assert grids[1].coords.to_dataset().equals(grids[0].coords.to_dataset())
+
+
+class Overwriting(torch.nn.Module):
+    """Its second part changes what its first gave, in place and at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3), torch.nn.Identity()
+
+    def forward(self, x):
+        return self.second(self.first(x).mul_(0))
+
+
+def test_what_the_model_overwrites_is_matched_as_it_was():
+    model, images = Overwriting(), torch.randn(30, 3, 18, 18)
+    results = []
+    for reducing in (False, True):
+        accumulator = Accumulator(("optimal",), keep=["first"], workers=1)
+        reduce = accumulator.reducer() if reducing else None
+        with torch.no_grad(), Probe(model, "first", reduce=reduce) as probe:
+            model(images)
+            accumulator.update(probe)
+        results.append(accumulator.result().rsms.values)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-12)
+
+
+def test_nan_in_a_reduced_layer_names_layer_and_image():
+    model, images = Overwriting(), torch.randn(6, 3, 8, 8)
+    images[4, 0, 2, 2] = float("nan")
+    accumulator = Accumulator(("identity",))
+    with torch.no_grad(), Probe(model, "first*", reduce=accumulator.reducer()) as probe:
+        model(images)
+        with pytest.raises(RepresentationError, match=r"layer 'first' of model 'model' holds NaN .* image 'cat'"):
+            accumulator.update(probe, ids=["a", "b", "c", "d", "cat", "e"])
+
+
 def test_batches_add_up_as_a_ratio_of_sums():
     batches = [random_layers(size, size, a=(4, 3), b=(9, 5)) for size in (10, 11)]
     accumulator = Accumulator(matchings=("identity",))
@@ -172,7 +228,7 @@ def test_a_batch_that_fails_takes_later_ones_with_it(monkeypatch):
 
     accumulator = Accumulator(matchings=("identity",))
     accumulator.update(random_layers(6, 0, a=(4, 3)))
-    failing, later = _Batch(), _Batch()
+    failing, later = _Batch([]), _Batch([])
     accumulator._waiting = [failing, later]
     finished = []
 

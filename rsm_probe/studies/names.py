@@ -1,0 +1,57 @@
+"""What a sweep is told by name: things to compare, layers to keep."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from rsm_probe.comparison.grid import RsmKey
+from rsm_probe.errors import ComparisonError, LayerError, nearest
+
+
+def is_kept(layer: str, keep: Sequence[str]) -> bool:
+    """Whether a layer is among the names and globs of those to keep."""
+    return any(layer == pattern or fnmatch.fnmatchcase(layer, pattern) for pattern in keep)
+
+
+def check_kept(keep: Sequence[str], layers: Collection[str]) -> None:
+    """Refuses names and globs that match none of the layers.
+
+    Raises:
+        LayerError: holds the nearest names.
+    """
+    for pattern in keep:
+        if not any(is_kept(layer, [pattern]) for layer in layers):
+            raise LayerError(f"keep names no layer of this sweep: {pattern!r}{nearest(pattern, layers)}")
+
+
+def require_distinct(what: str, names: list[str]) -> None:
+    """Refuses two of one name.
+
+    Raises:
+        ComparisonError: names it.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise ComparisonError(f"{what} holds {name!r} more than once, and results are told apart by name")
+
+
+def several(values: Any, what: str) -> list[Any]:
+    """One thing or a sequence of things, as a list.
+
+    Raises:
+        ComparisonError: an empty sequence.
+    """
+    found = [values] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
+    if not found:
+        raise ComparisonError(f"{what} is empty; name at least one")
+    return found
+
+
+def first_difference(before: list[RsmKey], now: list[RsmKey]) -> str:
+    """Words for the first of two lists' entries that differ."""
+    for a, b in zip(before, now, strict=False):
+        if a != b:
+            return f"{a.label()} became {b.label()}"
+    return f"{len(before)} RSMs became {len(now)}"
