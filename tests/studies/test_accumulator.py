@@ -62,14 +62,14 @@ def test_layers_that_are_reduced_as_they_run_give_the_same(small_resnet, matchin
 
 
 class Overwriting(torch.nn.Module):
-    """Its second part changes what its first gave, in place and at once."""
+    """What its first part gave, tokens as they are matched, is changed in place at once."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = torch.nn.Conv2d(3, 8, 3), torch.nn.Identity()
+        self.patch, self.first = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 8)
 
     def forward(self, x):
-        return self.second(self.first(x).mul_(0))
+        return self.first(self.patch(x).flatten(2).transpose(1, 2).contiguous()).mul_(0)
 
 
 def test_what_the_model_overwrites_is_matched_as_it_was():
