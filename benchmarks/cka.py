@@ -11,6 +11,7 @@ averages CKAs, all by the unbiased estimator; this project's ratio of summed HSI
 
 import argparse
 import csv
+import os
 import sys
 import time
 import warnings
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--out", type=Path, help="a CSV file for the figures")
     options = parser.parse_args()
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # in the processes below, what is freed goes back at once
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as one_process:
         found = list(one_process.map(partial(measure, options), options.ways))
     columns = ("way", "bare_s", "above_bare_s", "bare_peak_mb", "peak_mb", "above_bare_peak_mb", "largest_difference")

@@ -41,8 +41,9 @@ def rescaled(tokens: Tensor) -> tuple[Tensor, float]:
     Raises:
         MatchingError: the squares of the tokens are no numbers of 64 bits.
     """
-    # Least and largest in one pass, without a tensor of magnitudes.
-    largest = max(abs(float(end)) for end in torch.aminmax(tokens))
+    # Least and largest in one pass over memory as it lies, without a tensor of magnitudes.
+    in_order = tokens.permute(sorted(range(tokens.ndim), key=tokens.stride, reverse=True))
+    largest = max(abs(float(end)) for end in torch.aminmax(in_order))
     if not largest or 1e-15 < largest < 1e15:
         return tokens, 1.0
     if not 1e-150 < largest < 1e150:
