@@ -45,7 +45,9 @@ def run(
     folder = out or Path("runs") / config.stem
     with _continuable():
         result = study.run(folder, progress=progress)
-    typer.echo(f"{result}\nresult: {folder / 'result.zarr'}")
+    for line in [str(result)] if not isinstance(result, dict) else [f"{name}: {r}" for name, r in result.items()]:
+        typer.echo(line)
+    typer.echo(f"results: {folder}")
     if figures:
         _draw(study, folder)
 
@@ -91,7 +93,7 @@ def layers(
 
     if model.endswith((".yaml", ".yml")):
         from rsm_probe.config import read_yaml
-        from rsm_probe.studies.sweep_study import ModelConfig
+        from rsm_probe.studies.entries import ModelConfig
 
         entry = ModelConfig.parse(read_yaml(model), model)
         model, part = entry.source or "", part or entry.part
@@ -161,14 +163,18 @@ def train(
 
 
 def _draw(study: Any, folder: Path) -> None:
+    from matplotlib import rc_context
+
     for name, figure in study.figures(folder).items():
-        file = folder / "figures" / f"{name}.png"
-        try:
-            file.parent.mkdir(exist_ok=True)
-            figure.savefig(file, dpi=150, bbox_inches="tight")
-        except OSError as error:
-            raise StorageError(f"cannot write {file}: {error}") from error
-        typer.echo(f"figure: {file}")
+        for kind in ("png", "pdf"):
+            file = folder / "figures" / f"{name}.{kind}"
+            try:
+                file.parent.mkdir(exist_ok=True)
+                with rc_context({"pdf.fonttype": 42}):  # text stays text
+                    figure.savefig(file, dpi=300, bbox_inches="tight")
+            except OSError as error:
+                raise StorageError(f"cannot write {file}: {error}") from error
+        typer.echo(f"figure: {file.with_suffix('.png')} (and .pdf)")
 
 
 @contextmanager

@@ -10,28 +10,33 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.font_manager import FontProperties
 
 SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
-# More tick labels than this overlap at print size.
+# More labels of classes than this overlap.
 _MOST_TICKS = 40
 
 
-def cka_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", lowest: float = 0.0) -> Axes:
+def cka_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", lowest: float = 0.0, bar: bool = True) -> Axes:
     """CKA of layers against layers, first layer at the lower left (paper, Figures 15-17).
 
     Args:
         ax: where to draw.
-        grid: dimensions (layer_a, layer_b), values up to 1.
+        grid: dimensions (layer_a, layer_b), values up to 1; undefined ones stay grey.
         title: above the panel.
         lowest: value of the darkest colour.
+        bar: draw a colour bar beside the panel; several panels of one scale can share one.
     """
-    return _layer_heatmap(ax, grid, title, SEQUENTIAL, (lowest, 1.0), "CKA")
+    return _layer_heatmap(ax, grid, title, SEQUENTIAL, (lowest, 1.0), "CKA" if bar else None)
 
 
-def difference_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", limit: float | None = None) -> Axes:
+def difference_heatmap(
+    ax: Axes, grid: xr.DataArray, title: str = "", limit: float | None = None, bar: bool = True
+) -> Axes:
     """Differences of CKA of layers against layers, white at 0 (paper, Figures 16 and 17, right).
 
     Args:
@@ -39,32 +44,48 @@ def difference_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", limit: flo
         grid: dimensions (layer_a, layer_b).
         title: above the panel.
         limit: value of the strongest colours; the largest difference where left out.
+        bar: draw a colour bar beside the panel.
     """
     if limit is None:
         limit = float(np.nanmax(np.abs(grid.values), initial=0.0))
     limit = limit or 1e-6
-    return _layer_heatmap(ax, grid, title, DIVERGING, (-limit, limit), "difference in CKA")
+    return _layer_heatmap(ax, grid, title, DIVERGING, (-limit, limit), "difference in CKA" if bar else None)
 
 
-def diagonal_plot(ax: Axes, values: xr.DataArray, title: str = "", label: str = "") -> Axes:
-    """A value per layer: one thin line a model, a thick one for their mean (paper, Figure 15, right).
+def diagonal_plot(
+    ax: Axes, values: xr.DataArray, title: str = "", label: str = "", control: xr.DataArray | None = None
+) -> Axes:
+    """A value per layer: the mean over models, and a band from the smallest to the largest (paper, Figure 15, right).
 
     Args:
-        ax: where to draw.
+        ax: where to draw; further calls draw further lines.
         values: dimensions (model, layer).
         title: above the panel.
-        label: name of the mean in a legend.
+        label: name of the line in a legend.
+        control: (layer,), of an untrained network; dashed.
     """
     layers = [str(name) for name in values["layer"].values]
     positions = np.arange(len(layers))
-    (line,) = ax.plot(positions, values.mean("model").values, linewidth=2, marker="o", label=label or "mean")
-    for row in values.values:
-        ax.plot(positions, row, linewidth=0.8, alpha=0.5, color=line.get_color())
-    ax.set_xticks(*_ticks(layers), rotation=90)
-    ax.set_ylim(min(0.0, float(np.nanmin(values.values, initial=0.0))), 1.02)
+    label = label or ("mean" if len(values) > 1 else "")
+    (line,) = ax.plot(positions, values.mean("model").values, marker="o", markersize=3, label=label)
+    if len(values) > 1:
+        low, high = values.min("model").values, values.max("model").values
+        ax.fill_between(positions, low, high, alpha=0.25, linewidth=0, color=line.get_color())
+    if control is not None:
+        name = f"{label}, untrained" if label else "untrained"
+        ax.plot(positions, control.values, linestyle="--", linewidth=1, color=line.get_color(), label=name)
+    ax.set_xticks(*_ticks(layers, ax), rotation=90)
+    lowest = [float(np.nanmin(part.values, initial=0.0)) for part in (values, control) if part is not None]
+    ax.set_ylim(min(ax.get_ylim()[0] if len(ax.lines) > 2 else 0.0, *lowest), 1.02)
     ax.set_ylabel("CKA, semantic against spatio-semantic")
     ax.grid(alpha=0.3)
     ax.set_title(title)
+    return ax
+
+
+def panel_letter(ax: Axes, letter: str) -> Axes:
+    """A bold letter at the upper left of a panel, by which a text can name it."""
+    ax.set_title(letter, loc="left", fontweight="bold")
     return ax
 
 
@@ -148,8 +169,9 @@ def _centres(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
 
 
 def _layer_heatmap(
-    ax: Axes, grid: xr.DataArray, title: str, colours: str, limits: tuple[float, float], meaning: str
+    ax: Axes, grid: xr.DataArray, title: str, colours: str, limits: tuple[float, float], meaning: str | None
 ) -> Axes:
+    ax.set_facecolor("lightgrey")
     image = ax.imshow(
         grid.values,
         cmap=colours,
@@ -159,14 +181,21 @@ def _layer_heatmap(
         interpolation="nearest",
         aspect="equal",
     )
-    ax.set_xticks(*_ticks([str(name) for name in grid["layer_b"].values]), rotation=90)
-    ax.set_yticks(*_ticks([str(name) for name in grid["layer_a"].values]))
+    ax.set_xticks(*_ticks([str(name) for name in grid["layer_b"].values], ax), rotation=90)
+    ax.set_yticks(*_ticks([str(name) for name in grid["layer_a"].values], ax))
     ax.set_title(title)
-    ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.04, label=meaning)
+    if meaning is not None:
+        ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.04, label=meaning)
     return ax
 
 
-def _ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
+def _ticks(names: Sequence[str], ax: Axes) -> tuple[list[int], list[str]]:
     """Positions and names of axis ticks, thinned out where they would overlap."""
-    step = -(-len(names) // _MOST_TICKS)
+    width = ax.get_window_extent().width / ax.figure.dpi * 72
+    room = max(2, int(width / (1.25 * _tick_points())))
+    step = -(-len(names) // room)
     return list(range(0, len(names), step)), list(names[::step])
+
+
+def _tick_points() -> float:
+    return FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()

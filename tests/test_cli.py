@@ -72,9 +72,10 @@ def test_run_folder_holds_all_that_is_promised(run_folder):
     assert stored["cka"].sizes == {"rsm_a": (4 + 4 + 5) * 4, "rsm_b": (4 + 4 + 5) * 4}
     assert set(map(str, stored["model_a"].values)) == {"trained-0", "trained-1", "untrained"}
     names = {file.name for file in (run_folder / "figures").iterdir()}
-    kinds = "figure15-semantic-against-spatio-semantic", "figure16-within-models", "figure17-across-models", "rsms"
-    assert names == {f"{kind}-{kernel}.png" for kind in kinds for kernel in ("linear", "cosine")}
-    for name in names:
+    kinds = "figure15", "figure16", "figure17", "rsms"
+    stems = {f"{kind}-{kernel}" for kind in kinds for kernel in ("linear", "cosine")}
+    assert names == {f"{stem}.{end}" for stem in stems for end in ("png", "pdf")}
+    for name in (f"{stem}.png" for stem in stems):
         with Image.open(run_folder / "figures" / name) as image:
             pixels = np.asarray(image.convert("L"))
         assert min(pixels.shape) > 300

@@ -7,11 +7,13 @@ from pathlib import Path
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError, nearest
 from rsm_probe.studies.sweep_study import SweepConfig
+from rsm_probe.studies.sweeps_study import SweepsConfig
 
-STUDIES: dict[str, type[SweepConfig]] = {"sweep": SweepConfig}
+Study = SweepConfig | SweepsConfig
+STUDIES: dict[str, type[SweepConfig] | type[SweepsConfig]] = {"sweep": SweepConfig, "sweeps": SweepsConfig}
 
 
-def read_study(path: str | Path) -> SweepConfig:
+def read_study(path: str | Path) -> Study:
     """A study from its YAML configuration; its key `study` says which one it is.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from rsm_probe.comparison.grid import RsmKey
+from rsm_probe.comparison.statistics import over_models
 from rsm_probe.errors import ComparisonError, StorageError, nearest
 from rsm_probe.storage import open_dataset, save_dataset
 
@@ -142,6 +144,32 @@ class SweepResult:
         part = values.isel(parts)
         coordinates = {f"layer_{side}": [str(v) for v in part[f"layer_{side}"].values] for side in "ab"}
         return xr.DataArray(part.values, dims=("layer_a", "layer_b"), coords=coordinates, name="cka")
+
+    def within(
+        self, models: Sequence[str], matching_a: str, matching_b: str | None = None, kernel: str = "linear"
+    ) -> xr.Dataset:
+        """Layers of a model against layers of the same model: mean and spread over models, such as seeds.
+
+        Raises:
+            ComparisonError: no such combination, or models with other layers.
+        """
+        return over_models([self.grid(model, model, matching_a, matching_b, kernel) for model in models])
+
+    def across(self, models: Sequence[str], matching: str, kernel: str = "linear") -> xr.Dataset:
+        """Layers of a model against layers of another: mean and spread over pairs of models, such as seeds.
+
+        A pair counts once, as the mean of both its orders.
+
+        Raises:
+            ComparisonError: fewer than two models, no such combination, or models with other layers.
+        """
+        if len(models) < 2:
+            raise ComparisonError(f"there is no other model to compare {', '.join(models) or 'none'} with")
+        grids = []
+        for a, b in combinations(models, 2):
+            grid = self.grid(a, b, matching, kernel=kernel)
+            grids.append(grid.copy(data=(grid.values + self.grid(b, a, matching, kernel=kernel).values) / 2))
+        return over_models(grids)
 
     def save(self, path: str | Path) -> None:
         """Writes a Zarr group that `xarray.open_zarr` opens.

@@ -1,128 +1,273 @@
-"""The figures of a sweep, put together from panels: averages over seeds, shared scales, titles."""
+"""The paper's Figures 15, 16 and 17, put together from panels: a row per architecture, data sets side by side.
+
+Every figure shares its colour scales, averages over models that differ in their seed alone, and says over how many.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import combinations_with_replacement
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from rsm_probe.figures import cka_heatmap, diagonal_plot, difference_heatmap, rsm_heatmap
+from rsm_probe.errors import ComparisonError
+from rsm_probe.figures import cka_heatmap, diagonal_plot, difference_heatmap, panel_letter, rsm_heatmap
 from rsm_probe.studies.result import SweepResult
 
+# Inches of a panel at the size at which it is printed.
+_PANEL = 1.75
 
-def sweep_figures(result: SweepResult) -> dict[str, Figure]:
-    """The figures of a sweep by file name: paper's Figures 15, 16 and 17, and the kept RSMs sorted by label."""
+
+@dataclass(frozen=True)
+class Architecture:
+    """Models that differ in their seed alone.
+
+    Attributes:
+        name: of the row.
+        trained: the models.
+        control: the same untrained, where there is one.
+    """
+
+    name: str
+    trained: Sequence[str]
+    control: str | None = None
+
+
+def architectures(result: SweepResult) -> list[Architecture]:
+    """Models with the same layers, such as seeds of one architecture, as far as a result tells."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for model in result.models:
+        groups.setdefault(tuple(result.layers(model)), []).append(model)
+    return [Architecture(m[0] if len(m) == 1 else f"{m[0]} ... {m[-1]}", m) for m in groups.values()]
+
+
+def sweep_figures(result: SweepResult, rows: Sequence[Architecture] | None = None) -> dict[str, Figure]:
+    """The figures of one sweep by file name: Figures 15, 16 and 17, and the kept RSMs sorted by label."""
+    rows = architectures(result) if rows is None else rows
     kernels = list(dict.fromkeys(str(name) for name in result.cka["kernel_a"].values))
     figures: dict[str, Figure] = {}
     for kernel in kernels:
         suffix = "" if len(kernels) == 1 else f"-{kernel}"
-        within = {
-            model: {m: result.grid(model, matching_a=m, kernel=kernel) for m in _matchings(result)}
-            for model in result.models
-        }
-        figures[f"figure16-within-models{suffix}"] = _grid_rows(
-            within, f"CKA between layers of one model, {kernel} kernel"
-        )
-        across = _across(result, kernel)
-        if across:
-            title = f"CKA between layers of different models, {kernel} kernel"
-            figures[f"figure17-across-models{suffix}"] = _grid_rows(across, title)
-        if {"identity"} < set(_matchings(result)):
-            figures[f"figure15-semantic-against-spatio-semantic{suffix}"] = _against(result, kernel)
+        for semantic in _semantic(result):
+            kind = suffix if len(_semantic(result)) == 1 else f"{suffix}-{semantic}"
+            for name, draw in FIGURES.items():
+                if name != "figure17" or any(len(row.trained) > 1 for row in rows):
+                    figures[name + kind] = draw({"": result}, rows, kernel, semantic)
         if result.rsms is not None:
             figures[f"rsms{suffix}"] = _rsm_panels(result.rsms, kernel)
     return figures
 
 
-def _matchings(result: SweepResult) -> list[str]:
-    return list(dict.fromkeys(str(name) for name in result.cka["matching_a"].values))
+def figure15(
+    results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
+) -> Figure:
+    """Semantic against spatio-semantic RSMs of the same representations, and the diagonal with its spread over seeds.
 
+    Args:
+        results: data set -> sweep.
+        rows: architectures, the same in all sweeps.
+        kernel: of both RSMs.
+        semantic: the matching of semantic RSMs.
 
-def _kind(matching: str) -> str:
-    return "spatio-semantic" if matching == "identity" else f"semantic ({matching})"
-
-
-def _groups(result: SweepResult) -> dict[str, list[str]]:
-    """Models with the same layers, such as seeds of one architecture, by the name of the first."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for model in result.models:
-        groups.setdefault(tuple(result.layers(model)), []).append(model)
-    return {_group_name(members): members for members in groups.values()}
-
-
-def _group_name(members: list[str]) -> str:
-    return members[0] if len(members) == 1 else f"{members[0]} ... {members[-1]}"
-
-
-def _across(result: SweepResult, kernel: str) -> dict[str, dict[str, xr.DataArray]]:
-    """Grids between different models, averaged over all pairs of two groups."""
-    rows: dict[str, dict[str, xr.DataArray]] = {}
-    for (first, some), (second, others) in combinations_with_replacement(_groups(result).items(), 2):
-        pairs = [(a, b) for a in some for b in others if a != b]
-        if not pairs:
-            continue
-        count = len(pairs) // 2 if first == second else len(pairs)
-        title = f"{first} x {second}" if first != second else first
-        title += f"\nmean of {count} pairs" if count > 1 else ""
-        rows[title] = {
-            matching: _mean([result.grid(a, b, matching, kernel=kernel) for a, b in pairs])
-            for matching in _matchings(result)
+    Raises:
+        ComparisonError: a sweep lacks a model, a matching or the kernel; sweeps over different numbers of images.
+    """
+    _require_equal_numbers(results)
+    with _print_style():
+        figure, axes = _panels(len(rows), len(results) + 1, f"Semantic against spatio-semantic RSMs, {kernel} kernel")
+        grids = {
+            (row.name, data): result.within(row.trained, semantic, "identity", kernel)["mean"]
+            for row in rows
+            for data, result in results.items()
         }
-    return rows
+        lowest = _lowest(grids.values())
+        for line, row in zip(axes, rows, strict=True):
+            for ax, data in zip(line, results, strict=False):
+                cka_heatmap(ax, grids[row.name, data], data if line is axes[0] else "", lowest, bar=False)
+                ax.set_xlabel("spatio-semantic RSM")
+            line[0].set_ylabel(f"{row.name}\nsemantic RSM")
+            for data, result in results.items():
+                trained, control = _diagonals(result, row, kernel, semantic)
+                diagonal_plot(line[-1], trained, "diagonal" if line is axes[0] else "", data, control)
+            line[-1].set_box_aspect(1)
+            line[-1].set_ylabel("CKA")
+        _bar(figure, axes, axes[0][0], "CKA")
+        labelled = {name: line for row in axes for line, name in zip(*row[-1].get_legend_handles_labels(), strict=True)}
+        if labelled:
+            figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=len(labelled))
+    return figure
 
 
-def _mean(grids: list[xr.DataArray]) -> xr.DataArray:
-    return grids[0].copy(data=np.mean([grid.values for grid in grids], axis=0))
+def figure16(
+    results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
+) -> Figure:
+    """Layers against layers of the same model: spatio-semantic, semantic, and the difference; see `figure15`."""
+    _require_equal_numbers(results)
+    grids = {
+        (row.name, data, matching): result.within(row.trained, matching, kernel=kernel)
+        for row in rows
+        for data, result in results.items()
+        for matching in ("identity", semantic)
+    }
+    return _three_panels(grids, rows, results, semantic, f"CKA between layers of one model, {kernel} kernel", "models")
 
 
-def _grid_rows(rows: Mapping[str, Mapping[str, xr.DataArray]], title: str) -> Figure:
-    """A row of panels per entry: one a matching, then each difference from the identity; scales are shared."""
-    matchings = list(next(iter(rows.values())))
-    compared = [m for m in matchings if m != "identity"] if "identity" in matchings else []
-    differences = {name: {m: grids[m] - grids["identity"] for m in compared} for name, grids in rows.items()}
-    lowest = min(0.0, *(float(np.nanmin(g.values, initial=0.0)) for grids in rows.values() for g in grids.values()))
-    limit = max(
-        (float(np.nanmax(np.abs(d.values), initial=0.0)) for ds in differences.values() for d in ds.values()),
-        default=0,
+def figure17(
+    results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
+) -> Figure:
+    """Layers against layers of another seed, averaged over all pairs of seeds; see `figure15`.
+
+    Raises:
+        ComparisonError: as `figure15`; no architecture has several seeds.
+    """
+    _require_equal_numbers(results)
+    rows = [row for row in rows if len(row.trained) > 1]
+    if not rows:
+        raise ComparisonError("Figure 17 compares models that differ in their seed, and there is one of each")
+    grids = {
+        (row.name, data, matching): result.across(row.trained, matching, kernel)
+        for row in rows
+        for data, result in results.items()
+        for matching in ("identity", semantic)
+    }
+    return _three_panels(
+        grids, rows, results, semantic, f"CKA between layers of different seeds, {kernel} kernel", "pairs"
     )
-    columns = len(matchings) + len(compared)
-    figure = Figure(figsize=(4.4 * columns, 3.8 * len(rows) + 0.4), layout="compressed")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (name, grids) in zip(axes, rows.items(), strict=True):
-        for ax, matching in zip(line, matchings, strict=False):
-            cka_heatmap(ax, grids[matching], _kind(matching), lowest)
-        for ax, matching in zip(line[len(matchings) :], compared, strict=True):
-            difference_heatmap(ax, differences[name][matching], f"{_kind(matching)} - spatio-semantic", limit)
-        line[0].set_ylabel(name, fontweight="bold")
+
+
+FIGURES: dict[str, Callable[..., Figure]] = {"figure15": figure15, "figure16": figure16, "figure17": figure17}
+
+
+def figure_numbers(
+    results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
+) -> list[dict[str, str | float]]:
+    """What the figures state, as rows of a table: the diagonal layer by layer, and the ranges of the differences."""
+    table: list[dict[str, str | float]] = []
+    for data, result in results.items():
+        for row in rows:
+            trained, control = _diagonals(result, row, kernel, semantic)
+            for k, layer in enumerate(trained["layer"].values):
+                values = {"mean": trained[:, k].mean(), "low": trained[:, k].min(), "high": trained[:, k].max()}
+                values |= {} if control is None else {"untrained": control[k]}
+                table += [_entry(data, row, f"diagonal {name}", str(layer), value) for name, value in values.items()]
+            parts = {"within": lambda m, r=row, s=result: s.within(r.trained, m, kernel=kernel)["mean"]}
+            if len(row.trained) > 1:
+                parts["across"] = lambda m, r=row, s=result: s.across(r.trained, m, kernel)["mean"]
+            if row.control is not None:
+                parts["within untrained"] = lambda m, r=row, s=result: s.grid(r.control, None, m, kernel=kernel)
+            for name, grid in parts.items():
+                difference = (grid(semantic) - grid("identity")).values
+                ends = {"smallest": np.nanmin(difference), "largest": np.nanmax(difference)}
+                table += [_entry(data, row, f"{end} difference {name}", "", value) for end, value in ends.items()]
+    return table
+
+
+def _entry(data: str, row: Architecture, what: str, layer: str, value: Any) -> dict[str, str | float]:
+    return {"data": data, "architecture": row.name, "what": what, "layer": layer, "value": float(value)}
+
+
+def _diagonals(
+    result: SweepResult, row: Architecture, kernel: str, semantic: str
+) -> tuple[xr.DataArray, xr.DataArray | None]:
+    """CKA of both RSMs of each layer: (model, layer) of the trained models, (layer,) of the control."""
+
+    def diagonal(model: str) -> np.ndarray:
+        return np.diagonal(result.grid(model, model, semantic, "identity", kernel).values)
+
+    layers = {"layer": result.layers(row.trained[0])}
+    values = np.stack([diagonal(model) for model in row.trained])
+    trained = xr.DataArray(values, dims=("model", "layer"), coords={"model": list(row.trained), **layers})
+    return trained, None if row.control is None else xr.DataArray(diagonal(row.control), dims="layer", coords=layers)
+
+
+def _three_panels(
+    grids: Mapping[tuple[str, str, str], xr.Dataset],
+    rows: Sequence[Architecture],
+    results: Mapping[str, SweepResult],
+    semantic: str,
+    title: str,
+    counted: str,
+) -> Figure:
+    """For every architecture and data set: spatio-semantic, semantic, difference."""
+    means = {key: grid["mean"] for key, grid in grids.items()}
+    differences = {
+        (row.name, data): means[row.name, data, semantic] - means[row.name, data, "identity"]
+        for row in rows
+        for data in results
+    }
+    lowest = _lowest(means.values())
+    limit = max(float(np.nanmax(np.abs(grid.values), initial=0.0)) for grid in differences.values())
+    with _print_style():
+        figure, axes = _panels(len(rows), 3 * len(results), title)
+        for line, row in zip(axes, rows, strict=True):
+            top = line is axes[0]
+            for k, data in enumerate(results):
+                names = [f"{data}\n{name}".lstrip() for name in ("spatio-semantic", "semantic", "difference")]
+                names = names if top else [""] * 3
+                panels = line[3 * k : 3 * k + 3]
+                for ax, matching, name in zip(panels, ("identity", semantic), names, strict=False):
+                    cka_heatmap(ax, means[row.name, data, matching], name, lowest, bar=False)
+                found = differences[row.name, data]
+                difference_heatmap(panels[2], found, names[2], limit, bar=False)
+                panels[2].set_xlabel(f"{float(found.min()):+.3f} to {float(found.max()):+.3f}")
+                for ax in panels[1:]:
+                    ax.set_yticks([])
+            count = int(grids[row.name, next(iter(results)), "identity"]["pairs"].max())
+            line[0].set_ylabel(row.name + (f"\nmean of {count} {counted}" if count > 1 else ""))
+        _bar(figure, axes, axes[0][0], "CKA")
+        _bar(figure, axes, axes[0][2], "semantic - spatio-semantic")
+    return figure
+
+
+def _print_style() -> AbstractContextManager[None]:
+    """Letters that can be read at the printed size."""
+    sizes = {"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 6.5, "figure.titlesize": 8, "legend.fontsize": 5.5}
+    style: dict[Any, Any] = {**sizes, "xtick.labelsize": 5.5, "ytick.labelsize": 5.5, "lines.linewidth": 1.2}
+    return mpl.rc_context(style)
+
+
+def _panels(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Axes]]]:
+    size = (_PANEL * columns + 1.0, _PANEL * rows + 0.7)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05))
     figure.suptitle(title)
-    return figure
+    axes = [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
+    for k, ax in enumerate(ax for line in axes for ax in line):
+        panel_letter(ax, ascii_uppercase[k] if k < 26 else f"{ascii_uppercase[k // 26 - 1]}{ascii_uppercase[k % 26]}")
+    return figure, axes
 
 
-def _against(result: SweepResult, kernel: str) -> Figure:
-    """Semantic against spatio-semantic RSMs of the same representations, and the diagonal, per group of models."""
-    groups = _groups(result)
-    compared = [m for m in _matchings(result) if m != "identity"]
-    figure = Figure(figsize=(10.0, 4.4 * len(groups) * len(compared) + 0.4), layout="compressed")
-    axes = iter(figure.subplots(len(groups) * len(compared), 2, squeeze=False))
-    for name, members in groups.items():
-        for matching in compared:
-            grids = [result.grid(m, m, matching, "identity", kernel) for m in members]
-            left, right = next(axes)
-            averaged = f"mean of {len(members)} models" if len(members) > 1 else members[0]
-            cka_heatmap(left, _mean(grids), averaged)
-            left.set_xlabel("spatio-semantic RSM of layer")
-            left.set_ylabel(f"{_kind(matching)} RSM of layer")
-            diagonals = xr.DataArray(
-                [np.diagonal(grid.values) for grid in grids],
-                dims=("model", "layer"),
-                coords={"model": members, "layer": result.layers(members[0])},
-            )
-            diagonal_plot(right, diagonals, name)
-    figure.suptitle(f"Semantic against spatio-semantic RSMs of the same representations, {kernel} kernel")
-    return figure
+def _bar(figure: Figure, axes: Sequence[Sequence[Axes]], source: Axes, meaning: str) -> None:
+    """One colour bar for all panels of a scale, beside them."""
+    panels = [ax for line in axes for ax in line]
+    figure.colorbar(source.images[0], ax=panels, shrink=0.7, aspect=30, pad=0.015, fraction=0.02, label=meaning)
+
+
+def _lowest(grids: Any) -> float:
+    return min(0.0, *(float(np.nanmin(grid.values, initial=0.0)) for grid in grids))
+
+
+def _semantic(result: SweepResult) -> list[str]:
+    """Matchings that there are beside the identity; none where there is nothing to compare with."""
+    found = list(dict.fromkeys(str(name) for name in result.cka["matching_a"].values))
+    return [name for name in found if name != "identity"] if "identity" in found else []
+
+
+def _require_equal_numbers(results: Mapping[str, SweepResult]) -> None:
+    """CKA of different numbers of images is not comparable within one figure."""
+    counts = {
+        name: (result.dataset.attrs["images"], result.dataset.attrs["batches"]) for name, result in results.items()
+    }
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{name}: {images} in {batches}" for name, (images, batches) in counts.items())
+        raise ComparisonError(f"the sweeps of one figure need as many images in as many batches ({shown})")
 
 
 def _rsm_panels(rsms: xr.DataArray, kernel: str) -> Figure:
@@ -141,6 +286,11 @@ def _rsm_panels(rsms: xr.DataArray, kernel: str) -> Figure:
         for ax, layer in zip(line, layers, strict=True):
             mask = (chosen["matching"].values == matching) & (chosen["layer"].values == layer)
             values = chosen.values[np.flatnonzero(mask)[0]][np.ix_(order, order)]
-            rsm_heatmap(ax, values, [labels[k] for k in order], f"{layer}, {_kind(matching)}")
+            rsm_heatmap(
+                ax,
+                values,
+                [labels[k] for k in order],
+                f"{layer}, {'spatio-semantic' if matching == 'identity' else f'semantic ({matching})'}",
+            )
     figure.suptitle(f"RSMs of {model}, one mini-batch sorted by label, {kernel} kernel")
     return figure

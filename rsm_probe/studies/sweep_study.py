@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from matplotlib.figure import Figure
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.config import Config, read_yaml
@@ -16,101 +16,14 @@ from rsm_probe.probe.layers import Layers
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.kernels import get_kernel
 from rsm_probe.similarity.pairs import parse_bytes
-from rsm_probe.sources.embedded import EMBEDDED
-from rsm_probe.sources.images import ImageSet, folder
-from rsm_probe.sources.models import LoadedModel, load_model
-from rsm_probe.sources.training import TrainingConfig, train_or_load
+from rsm_probe.sources.models import LoadedModel
 from rsm_probe.storage import save_json, save_text
+from rsm_probe.studies.entries import ImagesConfig, ModelConfig
 from rsm_probe.studies.passing import require_device
 from rsm_probe.studies.provenance import provenance
 from rsm_probe.studies.result import SweepResult
 from rsm_probe.studies.sweep import sweep
-from rsm_probe.studies.sweep_figures import sweep_figures
-
-
-class ModelConfig(Config):
-    """A model by name, or a small network trained by a recipe, once for every seed."""
-
-    name: str = Field(default="", description="what results call it; with several seeds, the seed is appended")
-    source: str | None = Field(default=None, description="torchvision:NAME, timm:NAME, hf:NAME or a .safetensors file")
-    weights: str | None = Field(
-        default="default", description="default, a file with a state dict, or null for random weights"
-    )
-    part: str = Field(default="", description="submodule to use in place of the whole, such as an image tower")
-    layers: str | tuple[str, ...] | None = Field(default=None, description="of this model; else those of the study")
-    recipe: TrainingConfig | None = Field(default=None, description="train a small network instead of loading one")
-    seeds: tuple[NonNegativeInt, ...] = Field(
-        default=(0,), min_length=1, description="of the recipe or of random weights; one model for each"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_file(cls, data: Any) -> Any:
-        return read_yaml(data) if isinstance(data, str) else data
-
-    @field_validator("source")
-    @classmethod
-    def _no_code(cls, source: str | None) -> str | None:
-        if source is not None and Path(source.partition(":")[0]).suffix == ".py":
-            raise ValueError("a configuration runs no code; give file.py:function in Python or on the command line")
-        return source
-
-    def load(self, seed: int = 0) -> LoadedModel:
-        """The model of a library or file.
-
-        Raises:
-            ModelError: it cannot be had.
-        """
-        assert self.source is not None
-        return load_model(self.source, self.weights, self.name, seed, part=self.part)
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> ModelConfig:
-        if (self.source is None) == (self.recipe is None):
-            raise ValueError("give either source: or recipe:")
-        if self.source is not None and self.weights is not None and self.seeds != (0,):
-            raise ValueError("seeds: only make a difference to a recipe or to random weights (weights: null)")
-        return self
-
-    def titled(self, seed: int, default: str) -> str:
-        """What results call the model of a seed."""
-        name = self.name or default
-        return f"{name}-{seed}" if len(self.seeds) > 1 else name
-
-
-class ImagesConfig(Config):
-    """Which images: an embedded set with its options, or a folder."""
-
-    source: str = Field(description="digits, scenes, photos, or the path of a folder of images")
-    split: Literal["all", "train", "test"] = Field(default="all", description="of an embedded set")
-    size: PositiveInt | None = Field(default=None, description="edge in pixels, of an embedded set")
-    count: PositiveInt | None = Field(default=None, description="how many images; of a folder, a random sample")
-    seed: NonNegativeInt = Field(default=0, description="of drawing and sampling")
-    strict: bool = Field(default=False, description="a broken file is an error instead of being left out")
-
-    @model_validator(mode="after")
-    def _fitting(self) -> ImagesConfig:
-        if self.source in EMBEDDED and self.strict:
-            raise ValueError("strict: is for folders; an embedded set holds no broken files")
-        if self.source not in EMBEDDED and (self.split != "all" or self.size is not None):
-            raise ValueError("split: and size: are for embedded sets; a folder's images come as they are")
-        return self
-
-    def load(self, progress: bool = False) -> ImageSet:
-        """The images.
-
-        Raises:
-            ImageError: missing or empty folder, broken files with `strict`, options that do not fit.
-        """
-        if self.source not in EMBEDDED:
-            images = folder(self.source, strict=self.strict, progress=progress)
-            return images if self.count is None else images.sample(self.count, self.seed)
-        options = {"size": self.size, "count": self.count}
-        return EMBEDDED[self.source](
-            split=self.split,
-            seed=self.seed,
-            **{key: value for key, value in options.items() if value is not None},
-        )
+from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
 
 class SweepConfig(Config):
@@ -131,9 +44,12 @@ class SweepConfig(Config):
     workers: PositiveInt | None = None
     memory: str | int = "1GB"
     max_hours: PositiveFloat | None = 12.0
+    networks: str | None = Field(
+        default=None, description="folder of trained networks, which several studies can share; else in the run folder"
+    )
 
     # What may differ when a run is continued, because it decides how, not what.
-    _EXECUTION: ClassVar[set[str]] = {"device", "workers", "memory", "max_hours"}
+    _EXECUTION: ClassVar[set[str]] = {"device", "workers", "memory", "max_hours", "networks"}
 
     @field_validator("matchings", "kernels", "estimators", "memory")
     @classmethod
@@ -166,7 +82,8 @@ class SweepConfig(Config):
         images = self.images.load(progress)
         accuracies: dict[str, float] = {}
         layers: dict[str, Layers] = {}
-        models = self._load_models(out / "models", accuracies, layers, progress)
+        networks = out / "models" if self.networks is None else Path(self.networks)
+        models = self._load_models(networks, accuracies, layers, progress)
         result = sweep(
             models,
             images,
@@ -191,14 +108,27 @@ class SweepConfig(Config):
             save_json(out / "provenance.json", {**provenance(), "seeds": seeds, **counted, "accuracy": accuracies})
         return result
 
-    @staticmethod
-    def figures(out: Path) -> dict[str, Figure]:
+    def figures(self, out: Path) -> dict[str, Figure]:
         """The figures of a finished run by file name.
 
         Raises:
             StorageError: the folder holds no finished sweep.
         """
-        return sweep_figures(SweepResult.open(out / "result.zarr"))
+        return sweep_figures(SweepResult.open(out / "result.zarr"), self.architectures)
+
+    @property
+    def architectures(self) -> list[Architecture] | None:
+        """Which models differ in their seed alone; None where a name is only known once the model is loaded."""
+        if not all(entry.name or entry.recipe for entry in self.models):
+            return None
+        return [
+            Architecture(
+                entry.name or "resnet",
+                [entry.titled(seed) for seed in entry.seeds],
+                entry.control_title if entry.control else None,
+            )
+            for entry in self.models
+        ]
 
     def _claim(self, out: Path) -> None:
         """Makes the folder this run's, or makes sure that it is."""
@@ -219,22 +149,16 @@ class SweepConfig(Config):
         save_text(file, self.to_yaml())
 
     def _load_models(
-        self, folder: Path, accuracies: dict[str, float], layers: dict[str, Layers], progress: bool
+        self, networks: Path, accuracies: dict[str, float], layers: dict[str, Layers], progress: bool
     ) -> dict[str, LoadedModel]:
         models: dict[str, LoadedModel] = {}
         for entry in self.models:
-            for seed in entry.seeds:
-                if entry.source is not None:
-                    loaded = entry.load(seed)
-                    title = entry.titled(seed, loaded.name)
-                else:
-                    assert entry.recipe is not None
-                    title = entry.titled(seed, "resnet")
-                    file = folder / f"{title}.safetensors"
-                    loaded, accuracies[title] = train_or_load(entry.recipe, seed, file, self.device or "cpu", progress)
+            for title, loaded, accuracy in entry.load(networks, self.device, progress):
                 if title in models:
                     raise ConfigError(f"two models are called {title!r}; give each a name: of its own")
                 models[title] = loaded
+                if accuracy is not None:
+                    accuracies[title] = accuracy
                 chosen = self.layers if entry.layers is None else entry.layers
                 layers[title] = chosen if isinstance(chosen, str) else list(chosen)
         return models

@@ -10,7 +10,8 @@ from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError
 from rsm_probe.probe.layers import resolve
 from rsm_probe.sources.models import LoadedModel
-from rsm_probe.studies.sweep_study import ModelConfig, SweepConfig
+from rsm_probe.studies.entries import ModelConfig
+from rsm_probe.studies.sweep_study import SweepConfig
 
 FOLDER = Path(__file__).parents[2] / "configs" / "models"
 
@@ -83,7 +84,7 @@ def test_configured_layers_of_the_papers_models_are_captured(name, tmp_path):
     changes = {"weights": None}
     if entry.source.startswith("hf:"):
         changes["source"] = f"hf:{hub_folder(name, tmp_path)}"
-    loaded: LoadedModel = entry.model_copy(update=changes).load()
+    loaded: LoadedModel = next(entry.model_copy(update=changes).load(tmp_path))[1]
     layers = layer if name == "dinov2_giant" else entry.layers
     assert len(resolve(loaded.module, layers)) == count
     with torch.no_grad(), Probe(loaded.module, layer) as probe:

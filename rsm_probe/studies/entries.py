@@ -1,0 +1,149 @@
+"""What a configuration says of models and images, and how it becomes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from rsm_probe.config import Config, read_yaml
+from rsm_probe.errors import ImageError
+from rsm_probe.sources.datasets import cifar100, class_folders, resized
+from rsm_probe.sources.embedded import EMBEDDED
+from rsm_probe.sources.images import ImageSet, folder
+from rsm_probe.sources.models import LoadedModel, load_model
+from rsm_probe.sources.training import TrainingConfig, train_or_load
+
+
+class ModelConfig(Config):
+    """A model by name, or a small network trained by a recipe, once for every seed."""
+
+    name: str = Field(default="", description="what results call it; with several seeds, the seed is appended")
+    source: str | None = Field(default=None, description="torchvision:NAME, timm:NAME, hf:NAME or a .safetensors file")
+    weights: str | None = Field(
+        default="default", description="default, a file with a state dict, or null for random weights"
+    )
+    part: str = Field(default="", description="submodule to use in place of the whole, such as an image tower")
+    layers: str | tuple[str, ...] | None = Field(default=None, description="of this model; else those of the study")
+    recipe: TrainingConfig | None = Field(default=None, description="train a small network instead of loading one")
+    seeds: tuple[NonNegativeInt, ...] = Field(
+        default=(0,), min_length=1, description="of the recipe or of random weights; one model for each"
+    )
+    control: bool = Field(default=False, description="also take the model untrained, as NAME-untrained")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, data: Any) -> Any:
+        return read_yaml(data) if isinstance(data, str) else data
+
+    @field_validator("source")
+    @classmethod
+    def _no_code(cls, source: str | None) -> str | None:
+        if source is not None and Path(source.partition(":")[0]).suffix == ".py":
+            raise ValueError("a configuration runs no code; give file.py:function in Python or on the command line")
+        return source
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelConfig:
+        if (self.source is None) == (self.recipe is None):
+            raise ValueError("give either source: or recipe:")
+        if self.source is not None and self.weights is not None and self.seeds != (0,):
+            raise ValueError("seeds: only make a difference to a recipe or to random weights (weights: null)")
+        if self.control and not self.name:
+            raise ValueError("control: needs a name:, by which results call the model and its control")
+        return self
+
+    def titled(self, seed: int, default: str = "resnet") -> str:
+        """What results call the model of a seed; a source without a name is called as its library does."""
+        name = self.name or default
+        return f"{name}-{seed}" if len(self.seeds) > 1 else name
+
+    @property
+    def control_title(self) -> str:
+        """What results call the untrained one."""
+        return f"{self.name}-untrained"
+
+    def load(
+        self, networks: Path, device: str | None = None, progress: bool = False
+    ) -> Iterator[tuple[str, LoadedModel, float | None]]:
+        """Each model with what results call it and, where a recipe trains it here, its accuracy.
+
+        Args:
+            networks: the folder of trained networks; those that are not there are trained now.
+            device: where to train.
+            progress: show bars.
+
+        Raises:
+            ModelError: a model cannot be had.
+            ImageError: the images of a recipe cannot be had.
+            StorageError: the folder holds another network of that name, or cannot be written.
+        """
+        for seed in self.seeds:
+            if self.source is not None:
+                loaded = load_model(self.source, self.weights, self.name, seed, part=self.part)
+                yield self.titled(seed, loaded.name), loaded, None
+            else:
+                assert self.recipe is not None
+                file = networks / f"{self.titled(seed)}.safetensors"
+                yield self.titled(seed), *train_or_load(self.recipe, seed, file, device or "cpu", progress)
+        if self.control and self.source is not None:
+            yield self.control_title, load_model(self.source, None, self.name, self.seeds[0], part=self.part), None
+        elif self.control:
+            assert self.recipe is not None
+            untrained = self.recipe.model_copy(update={"steps": 0, "expected_accuracy": 0.0})
+            file = networks / f"{self.control_title}.safetensors"
+            yield self.control_title, *train_or_load(untrained, self.seeds[0], file, progress=progress)
+
+
+class ImagesConfig(Config):
+    """Which images: an embedded set with its options, CIFAR-100, or a folder."""
+
+    source: str = Field(description="digits, scenes, photos, cifar100, or the path of a folder of images")
+    split: Literal["all", "train", "test"] = Field(
+        default="all", description="of an embedded set, CIFAR-100, or a folder that holds train/ and test/ or val/"
+    )
+    root: str = Field(default="data", description="the folder that holds cifar-100-python")
+    size: PositiveInt | None = Field(default=None, description="edge in pixels; a folder's images keep theirs without")
+    count: PositiveInt | None = Field(
+        default=None, description="how many images; of a folder or CIFAR-100, a random sample"
+    )
+    seed: NonNegativeInt = Field(default=0, description="of drawing and sampling")
+    strict: bool = Field(default=False, description="a broken file is an error instead of being left out")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> ImagesConfig:
+        if self.source in EMBEDDED and self.strict:
+            raise ValueError("strict: is for folders; an embedded set holds no broken files")
+        if self.source == "cifar100" and self.split == "all":
+            raise ValueError("split: of cifar100 is train or test")
+        return self
+
+    def load(self, progress: bool = False) -> ImageSet:
+        """The images.
+
+        Raises:
+            ImageError: missing or empty folder, broken files with `strict`, options that do not fit.
+        """
+        if self.source not in EMBEDDED:
+            images = self._from_disk(progress)
+            images = images if self.count is None else images.sample(self.count, self.seed)
+            return images if self.size is None else resized(images, self.size)
+        options = {"size": self.size, "count": self.count}
+        return EMBEDDED[self.source](
+            split=self.split,
+            seed=self.seed,
+            **{key: value for key, value in options.items() if value is not None},
+        )
+
+    def _from_disk(self, progress: bool) -> ImageSet:
+        if self.source == "cifar100":
+            return cifar100(self.root, self.split)
+        if self.split == "all":
+            return folder(self.source, strict=self.strict, progress=progress)
+        images = class_folders(self.source, self.split, progress=progress)
+        if self.strict and images.skipped:
+            name, reason = next(iter(images.skipped.items()))
+            raise ImageError(f"{images.name}: {len(images.skipped)} files cannot be read, first {name}: {reason}")
+        return images

@@ -1,0 +1,92 @@
+"""Several sweeps whose figures are drawn together: the paper's Figures 15, 16 and 17 over data sets."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.figure import Figure
+from pydantic import Field, model_validator
+
+from rsm_probe.config import Config
+from rsm_probe.errors import ConfigError
+from rsm_probe.storage import save_text
+from rsm_probe.studies.result import SweepResult
+from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
+from rsm_probe.studies.sweep_study import SweepConfig
+
+
+class SweepsConfig(Config):
+    """Sweeps of the same architectures over several data sets, and the figure that shows them."""
+
+    study: Literal["sweeps"] = "sweeps"
+    figure: Literal["figure15", "figure16", "figure17"]
+    sweeps: dict[str, SweepConfig] = Field(min_length=1, description="data set -> sweep, each in a folder of that name")
+
+    @model_validator(mode="after")
+    def _comparable(self) -> SweepsConfig:
+        names = {data: [row.name for row in sweep.architectures or ()] for data, sweep in self.sweeps.items()}
+        for data, found in names.items():
+            if not found:
+                raise ValueError(f"sweeps.{data}: every model needs a name:, which becomes the name of its row")
+            if found != next(iter(names.values())):
+                raise ValueError(f"sweeps.{data}: the models are called {found}; all sweeps need the same rows")
+        first = next(iter(self.sweeps.values()))
+        for key in ("kernels", "matchings", "batch_size"):
+            if any(getattr(sweep, key) != getattr(first, key) for sweep in self.sweeps.values()):
+                raise ValueError(f"{key}: must be the same in all sweeps of one figure")
+        if any("/" in data or data.startswith(".") for data in self.sweeps):
+            raise ValueError("sweeps: names become folders, so they hold no '/' and begin with no '.'")
+        if "identity" not in first.matchings or len(first.matchings) < 2:
+            raise ValueError("matchings: the figure compares identity with another one")
+        return self
+
+    def run(self, out: Path, progress: bool = False) -> dict[str, SweepResult]:
+        """Runs the sweeps one after another, or continues them, and writes `numbers.csv`: what the figure states.
+
+        Raises:
+            ConfigError: sweeps over different numbers of images.
+            RsmProbeError: whatever `SweepConfig.run` raises.
+        """
+        # Before hours are spent on what cannot stand side by side.
+        counts = {data: len(sweep.images.load(progress)) for data, sweep in self.sweeps.items()}
+        if len(set(counts.values())) > 1:
+            shown = ", ".join(f"{data}: {count}" for data, count in counts.items())
+            raise ConfigError(f"CKA of different numbers of images cannot stand side by side ({shown}); set count:")
+        save_text(out / "config.yaml", self.to_yaml())
+        results = {data: sweep.run(out / data, progress) for data, sweep in self.sweeps.items()}
+        table = io.StringIO()
+        rows = figure_numbers(results, self._rows, *self._kind)
+        writer = csv.DictWriter(table, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        save_text(out / "numbers.csv", table.getvalue())
+        return results
+
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """The figure of a finished run, and the same of untrained networks where there are controls.
+
+        Raises:
+            StorageError: a sweep is not finished.
+        """
+        results = {data: SweepResult.open(out / data / "result.zarr") for data in self.sweeps}
+        draw = FIGURES[self.figure]
+        figures: dict[str, Figure] = {self.figure: draw(results, self._rows, *self._kind)}
+        controls = [Architecture(f"{row.name}, untrained", [row.control]) for row in self._rows if row.control]
+        if controls and self.figure == "figure16":
+            figures["figure16-untrained"] = draw(results, controls, *self._kind)
+        return figures
+
+    @property
+    def _rows(self) -> list[Architecture]:
+        rows = next(iter(self.sweeps.values())).architectures
+        assert rows is not None
+        return rows
+
+    @property
+    def _kind(self) -> tuple[str, str]:
+        """Kernel and semantic matching of the figure: the first of each."""
+        first = next(iter(self.sweeps.values()))
+        return first.kernels[0], next(name for name in first.matchings if name != "identity")
