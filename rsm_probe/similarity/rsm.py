@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from rsm_probe.similarity.centering import Centering, check_centering, subtract_
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.pairs import PairMatcher
 from rsm_probe.storage import open_dataset, save_dataset
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class RSM:
@@ -108,6 +111,38 @@ class RSM:
         values = chosen(self.dataset["product"].values, *norms, same=self.dataset.attrs.get("image_sets", 1) == 1)
         dataset = self.dataset.assign(similarity=(("image_a", "image_b"), values))
         return RSM(dataset.assign_attrs(kernel=chosen.name))
+
+    def to_frame(self) -> pd.DataFrame:
+        """A long table: one row for each pair of images, with `image_a`, `image_b` and `similarity`.
+
+        Of one set of images, every unordered pair comes once, images with themselves included.
+        """
+        frame = self.dataset["similarity"].to_series().reset_index()
+        if self.dataset.attrs.get("image_sets", 1) != 1:
+            return frame
+        rows, columns = np.triu_indices(len(self.ids))
+        return frame.iloc[rows * len(self.ids) + columns].reset_index(drop=True)
+
+    def to_rsatoolbox(self) -> Any:
+        """An `rsatoolbox.rdm.RDMs`; see `rsm_probe.similarity.exchange`.
+
+        Raises:
+            ComparisonError: rows and columns are different images; rsatoolbox is not installed.
+        """
+        from rsm_probe.similarity.exchange import to_rsatoolbox
+
+        return to_rsatoolbox(self)
+
+    @classmethod
+    def from_rsatoolbox(cls, rdms: Any, index: int = 0, descriptor: str = "image") -> Self:
+        """One matrix of an `rsatoolbox.rdm.RDMs`; see `rsm_probe.similarity.exchange`.
+
+        Raises:
+            ComparisonError: no such matrix; distances that are not finite; repeated names.
+        """
+        from rsm_probe.similarity.exchange import similarities
+
+        return cls.from_array(*similarities(rdms, index, descriptor))
 
     def save(self, path: str | Path) -> None:
         """Writes a Zarr group that `xarray.open_zarr` opens.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -20,35 +20,12 @@ from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.tokens import Representation
 from rsm_probe.similarity.affinity import first_nonfinite
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
-from rsm_probe.similarity.pairs import PairMatcher, PendingProducts
+from rsm_probe.similarity.pairs import PairMatcher
 from rsm_probe.studies.means import Means
 from rsm_probe.studies.names import check_kept, first_difference, is_kept, require_distinct, several
 from rsm_probe.studies.probed import Probed, require_finite, walk
 from rsm_probe.studies.result import BatchRsms, SweepResult
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """One layer of a mini-batch, whose pairs may still be in the hands of the workers.
-
-    Attributes:
-        count: number of images.
-        bad: the first image that holds NaN or infinity, of which nothing was submitted.
-        ahead: whether a device of its own goes on while workers match.
-        products: of all pairs.
-    """
-
-    count: int
-    bad: int | None
-    ahead: bool
-    products: PendingProducts | None
-
-
-@dataclass
-class _Batch:
-    layers: list[Submitted]
-    ids: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+from rsm_probe.studies.submitted import Batch, Submitted
 
 
 class Accumulator:
@@ -112,7 +89,8 @@ class Accumulator:
         self.on_batch = on_batch or self._collect
         self._keys: list[RsmKey] = []
         self._sums: dict[str, np.ndarray] = {}
-        self._waiting: list[_Batch] = []
+        self._smallest = np.empty(0)
+        self._waiting: list[Batch] = []
         self._matcher = PairMatcher(workers, memory, on_pairs)
 
     def __enter__(self) -> Self:
@@ -157,7 +135,7 @@ class Accumulator:
             part = part if isinstance(part, Submitted) else self._submit(model, layer, part)
             require_finite(model, layer, part.bad, ids)
             submitted.append(part)
-        self._waiting.append(_Batch(submitted, list(ids), list(labels)))
+        self._waiting.append(Batch(submitted, list(ids), list(labels)))
         # A device of its own works on the next batch while workers match this one. On the CPU both would share the
         # cores: waiting costs nothing there, and an interruption loses one batch at most.
         while len(self._waiting) > int(any(part.ahead for part in submitted)):
@@ -235,7 +213,7 @@ class Accumulator:
             raise
         self._waiting.pop(0)
 
-    def _finish_batch(self, batch: _Batch) -> None:
+    def _finish_batch(self, batch: Batch) -> None:
         values = []
         for part in batch.layers:
             assert part.products is not None
@@ -243,6 +221,12 @@ class Accumulator:
             for products in part.products.result().values():
                 values += [kernel(products, norms, norms, same=True) for kernel in self.kernels]
         stack = np.stack(values)
+        # Matched RSMs need not be positive semi-definite; of the others it is known.
+        ends = [
+            np.linalg.eigvalsh(rsm)[0] if key.matching != "identity" else np.nan
+            for key, rsm in zip(self._keys, stack, strict=True)
+        ]
+        self._smallest = np.fmin(self._smallest, ends) if self.batches else np.array(ends)
         for estimator in self.estimators:
             rows = estimator.rows(stack)
             self._sums[estimator.name] = self._sums.get(estimator.name, 0.0) + rows @ rows.T
@@ -279,7 +263,7 @@ class Accumulator:
                     stacklevel=2,
                 )
             grids[name] = label_grid(grid, self._keys, self._keys)
-        return SweepResult.build(grids, self.kept, images=self.images, batches=self.batches)
+        return SweepResult.build(grids, self.kept, self._smallest, images=self.images, batches=self.batches)
 
     @property
     def cka(self) -> xr.DataArray:
@@ -290,10 +274,12 @@ class Accumulator:
         """Plain arrays of finished batches from which `restore` continues."""
         keys = np.array([[str(part) for part in key] for key in self._keys], dtype=np.str_)
         sums = {f"hsic_{name}": value for name, value in self._sums.items()}
-        return {"batches": np.array(self.batches), "images": np.array(self.images), "keys": keys, **sums}
+        counts = {"batches": np.array(self.batches), "images": np.array(self.images)}
+        return {**counts, "keys": keys, "smallest": self._smallest, **sums}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continues from what `state` returned."""
         self.batches, self.images = int(state["batches"]), int(state["images"])
         self._keys = [RsmKey.from_texts(texts) for texts in state["keys"]]
+        self._smallest = state["smallest"]
         self._sums = {name.removeprefix("hsic_"): v for name, v in state.items() if name.startswith("hsic_")}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import xarray as xr
 
 from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.comparison.statistics import over_models
+from rsm_probe.comparison.statistics import bootstrap_samples, over_models, summarise
 from rsm_probe.errors import ComparisonError, StorageError, nearest
 from rsm_probe.storage import open_dataset, save_dataset
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -40,19 +43,27 @@ class SweepResult:
     Attributes:
         dataset: an `xarray.Dataset` with `cka` (rsm_a, rsm_b) by the first estimator and `cka_<name>` by others, each
             axis with plain coordinates model, layer, depth (position in forward order), matching and kernel (suffixed
-            `_a`, `_b`). Where RSMs were kept: `rsm` (batch, rsm, image_a, image_b), NaN beyond a smaller batch, with
-            the ids and labels of the images of each batch.
+            `_a`, `_b`); `smallest_eigenvalue` (rsm_a), over all mini-batches, of matched RSMs, which need not be
+            positive semi-definite (NaN of others). Where RSMs were kept: `rsm` (batch, rsm, image_a, image_b), NaN
+            beyond a smaller batch, with the ids and labels of the images of each batch.
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
         self.dataset = dataset
 
     @classmethod
-    def build(cls, grids: Mapping[str, xr.DataArray], kept: Sequence[BatchRsms], **attributes: int | str) -> Self:
-        """Puts grids by estimator name and kept mini-batch RSMs into one dataset."""
+    def build(
+        cls,
+        grids: Mapping[str, xr.DataArray],
+        kept: Sequence[BatchRsms],
+        smallest: np.ndarray,
+        **attributes: int | str,
+    ) -> Self:
+        """Puts grids by estimator name, smallest eigenvalues and kept mini-batch RSMs into one dataset."""
         first = next(iter(grids))
         variables = {"cka" if name == first else f"cka_{name}": grid for name, grid in grids.items()}
         dataset = xr.Dataset(variables).assign_attrs(estimator=first, **attributes)
+        dataset["smallest_eigenvalue"] = ("rsm_a", smallest)
         for name, grid in grids.items():
             dataset["cka" if name == first else f"cka_{name}"].attrs["estimator"] = name
             dataset.attrs[f"undefined_{name}"] = int(np.isnan(np.diagonal(grid.values)).sum())
@@ -167,9 +178,45 @@ class SweepResult:
             raise ComparisonError(f"there is no other model to compare {', '.join(models) or 'none'} with")
         grids = []
         for a, b in combinations(models, 2):
-            grid = self.grid(a, b, matching, kernel=kernel)
-            grids.append(grid.copy(data=(grid.values + self.grid(b, a, matching, kernel=kernel).values) / 2))
+            both = [self.grid(*pair, matching, kernel=kernel) for pair in ((a, b), (b, a))]
+            grids.append(over_models(both)["mean"])
         return over_models(grids)
+
+    def to_frame(self) -> pd.DataFrame:
+        """All comparisons as a long table: one row for each pair of RSMs, `cka` and what each of the two is."""
+        return self.cka.to_dataframe().reset_index()
+
+    def bootstrap(
+        self,
+        repeats: int = 1000,
+        level: float = 0.95,
+        seed: int = 0,
+        on_repeat: Callable[[int], object] = lambda _: None,
+    ) -> xr.Dataset:
+        """Intervals of CKA between the RSMs that were kept, from images drawn with replacement within mini-batches.
+
+        Args:
+            repeats: how many draws.
+            level: of the interval, in (0, 1).
+            seed: of the draws.
+            on_repeat: called with 1 after each repeat, for a progress bar.
+
+        Returns:
+            Dimensions (rsm_a, rsm_b): `value`, `low`, `high`, `std`; see `rsm_probe.bootstrap`.
+
+        Raises:
+            ComparisonError: no RSMs were kept.
+        """
+        if self.rsms is None:
+            raise ComparisonError("this sweep kept no RSMs to draw from; name layers in keep=, or '*' for all")
+        counts = (self.rsms["image_id"] != "").sum("image_a").values
+        batches = [self.rsms.values[k][:, :count, :count] for k, count in enumerate(counts)]
+        measure = "cka" if self.dataset.attrs["estimator"] == "unbiased" else "cka-biased"
+        samples = bootstrap_samples([(batch, batch) for batch in batches], measure, repeats, seed, on_repeat)
+        fields = zip(*(self.rsms[name].values for name in RsmKey._fields), strict=True)
+        names = [str(name) for name in self.cka["rsm_a"].values]
+        place = [names.index(RsmKey.from_texts(texts).label()) for texts in fields]
+        return summarise(self.cka.isel(rsm_a=place, rsm_b=place), samples, level).assign_attrs(seed=seed)
 
     def save(self, path: str | Path) -> None:
         """Writes a Zarr group that `xarray.open_zarr` opens.

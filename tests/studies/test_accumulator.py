@@ -224,11 +224,11 @@ def test_names_that_cannot_be_told_apart_or_found_are_refused():
 
 def test_a_batch_that_fails_takes_later_ones_with_it(monkeypatch):
     # On a device that works ahead, a later batch waits while an earlier one fails; it must not count in its place.
-    from rsm_probe.studies.accumulator import _Batch
+    from rsm_probe.studies.submitted import Batch
 
     accumulator = Accumulator(matchings=("identity",))
     accumulator.update(random_layers(6, 0, a=(4, 3)))
-    failing, later = _Batch([]), _Batch([])
+    failing, later = Batch([]), Batch([])
     accumulator._waiting = [failing, later]
     finished = []
 
@@ -273,3 +273,15 @@ def test_methods_that_are_not_symmetric_run_both_ways():
         for affinity in ((z[i] @ z[j].T).numpy(), (z[j] @ z[i].T).numpy()):
             ways.append(affinity[np.arange(6), FirstBest().permutation(affinity)].sum())
         assert found[i, j] == pytest.approx(max(ways), rel=1e-5)
+
+
+def test_the_smallest_eigenvalue_of_matched_rsms_is_reported():
+    accumulator = Accumulator(kernels=("linear", "cosine"), keep=["*"])
+    for seed in range(2):
+        accumulator.update(random_layers(40, seed, a=(4, 2)))
+    result = accumulator.result()
+    expected = np.linalg.eigvalsh(result.rsms.values)[:, :, 0].min(axis=0)
+    found = result.dataset["smallest_eigenvalue"].values
+    assert np.isnan(found).tolist() == [True, True, False, False]
+    np.testing.assert_allclose(found[2:], expected[2:], atol=1e-12)
+    assert (found[2:] < -1e-3).all(), "or the RSMs are positive and nothing was tested"

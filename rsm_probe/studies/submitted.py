@@ -1,0 +1,33 @@
+"""Mini-batches on their way through the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rsm_probe.similarity.pairs import PendingProducts
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """One layer of a mini-batch, whose pairs may still be in the hands of the workers.
+
+    Attributes:
+        count: number of images.
+        bad: the first image that holds NaN or infinity, of which nothing was submitted.
+        ahead: whether a device of its own goes on while workers match.
+        products: of all pairs.
+    """
+
+    count: int
+    bad: int | None
+    ahead: bool
+    products: PendingProducts | None
+
+
+@dataclass
+class Batch:
+    """All layers of a mini-batch."""
+
+    layers: list[Submitted]
+    ids: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
