@@ -16,11 +16,12 @@ from scipy.spatial.distance import cdist
 from rsm_probe.comparison.cka import Biased, Estimator, Unbiased
 from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
 from rsm_probe.comparison.inputs import stack_rsms
-from rsm_probe.comparison.protocol import About, Measure, RowMeasure
+from rsm_probe.comparison.protocol import About, Invariance, Measure, RowMeasure
 from rsm_probe.errors import ComparisonError, nearest
 
 # A trace below this share of the RSM's size is rounding noise: the RSM is constant.
 _CONSTANT = 1e-12
+_CKA_INVARIANCES: tuple[Invariance, ...] = ("scale", "shift", "additive", "images")
 
 
 class CKA(RowMeasure):
@@ -28,12 +29,7 @@ class CKA(RowMeasure):
 
     name = "cka"
     estimator: ClassVar[Estimator] = Unbiased()
-    about = About(
-        "similarity",
-        "[-1, 1]; unbiased: 0 on average for unrelated RSMs; biased: [0, 1] for positive semi-definite ones",
-        ("scale", "shift", "additive", "images"),
-        "Kornblith et al. 2019; unbiased: Song et al. 2012",
-    )
+    about = About("similarity", "[-1, 1], 0 on average for unrelated RSMs", _CKA_INVARIANCES, "Song et al. 2012")
 
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Centred entries."""
@@ -44,6 +40,9 @@ class BiasedCKA(CKA):
     """`CKA` by the biased estimator of HSIC."""
 
     name = "cka-biased"
+    about = About(
+        "similarity", "[0, 1]; [-1, 1] of RSMs with negative eigenvalues", _CKA_INVARIANCES, "Kornblith et al. 2019"
+    )
     estimator: ClassVar[Estimator] = Biased()
 
 
