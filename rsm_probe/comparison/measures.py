@@ -41,7 +41,7 @@ class BiasedCKA(CKA):
 
     name = "cka-biased"
     about = About(
-        "similarity", "[0, 1]; [-1, 1] of RSMs with negative eigenvalues", _CKA_INVARIANCES, "Kornblith et al. 2019"
+        "similarity", "[-1, 1]; [0, 1] of positive semi-definite RSMs", _CKA_INVARIANCES, "Kornblith et al. 2019"
     )
     estimator: ClassVar[Estimator] = Biased()
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from rsm_probe.config import Config
+from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import ConfigError
 from rsm_probe.storage import save_text
 from rsm_probe.studies.result import SweepResult
@@ -23,16 +23,23 @@ class SweepsConfig(Config):
 
     study: Literal["sweeps"] = "sweeps"
     figure: Literal["figure15", "figure16", "figure17"]
-    sweeps: dict[str, SweepConfig] = Field(min_length=1, description="data set -> sweep, each in a folder of that name")
+    sweeps: dict[str, SweepConfig] = Field(
+        min_length=1, description="data set -> sweep, each in a folder of that name; or the file that holds them"
+    )
+
+    @field_validator("sweeps", mode="before")
+    @classmethod
+    def _from_file(cls, sweeps: Any) -> Any:
+        return read_yaml(sweeps).get("sweeps") if isinstance(sweeps, str) else sweeps
 
     @model_validator(mode="after")
     def _comparable(self) -> SweepsConfig:
-        names = {data: [row.name for row in sweep.architectures or ()] for data, sweep in self.sweeps.items()}
-        for data, found in names.items():
-            if not found:
+        rows = {data: sweep.architectures for data, sweep in self.sweeps.items()}
+        for data, found in rows.items():
+            if found is None:
                 raise ValueError(f"sweeps.{data}: every model needs a name:, which becomes the name of its row")
-            if found != next(iter(names.values())):
-                raise ValueError(f"sweeps.{data}: the models are called {found}; all sweeps need the same rows")
+            if found != next(iter(rows.values())):
+                raise ValueError(f"sweeps.{data}: all sweeps of one figure need the same names, seeds and controls")
         first = next(iter(self.sweeps.values()))
         for key in ("kernels", "matchings", "batch_size"):
             if any(getattr(sweep, key) != getattr(first, key) for sweep in self.sweeps.values()):

@@ -139,7 +139,7 @@ def test_what_cannot_stand_side_by_side_is_refused(results, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s["photos"]["models"].pop(), "all sweeps need the same rows"),
+        (lambda s: s["photos"]["models"].pop(), "need the same names, seeds and controls"),
         (lambda s: s["photos"].update(kernels=["rbf"]), "kernels: must be the same in all sweeps"),
         (lambda s: [one.update(matchings=["optimal"]) for one in s.values()], "compares identity with another one"),
         (lambda s: s.update({"../away": s.pop("photos")}), "hold no '/'"),
