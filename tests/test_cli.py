@@ -92,7 +92,7 @@ def test_running_again_and_drawing_again(run_folder):
     for file in (run_folder / "figures").iterdir():
         file.unlink()
     cli("figures", run_folder)
-    assert len(list((run_folder / "figures").iterdir())) == 8
+    assert len(list((run_folder / "figures").iterdir())) == 16
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
@@ -133,7 +133,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
         ({"device": "gpu"}, r"cannot run on device 'gpu'"),
         ({"seed": -1}, r"seed: .*greater than or equal to 0"),
         ({"study": ["sweep"]}, r"study: must be one of"),
-        ({"images": {"source": "somewhere", "split": "test"}}, r"images: split: and size: are for embedded sets"),
+        ({"images": {"source": "somewhere", "split": "test"}}, r"no test images of somewhere"),
         ({"keep": ["layer9"]}, r"keep names no layer of this sweep: 'layer9'; nearest"),
         ({"images": {"source": "digits", "count": 3}}, r"3 images; unbiased and biased CKA needs at least 4"),
     ],

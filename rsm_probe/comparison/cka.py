@@ -16,7 +16,7 @@ import numpy as np
 from rsm_probe.comparison.inputs import stack_rsms
 from rsm_probe.errors import ComparisonError, nearest
 
-# A centred RSM whose squared norm is below this share of the RSM's own is rounding noise: it is constant.
+# A centred RSM whose squared norm is below this share of the RSM's own is what float32 leaves of a constant one.
 _CONSTANT = 1e-14
 
 

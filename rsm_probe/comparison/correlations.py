@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from rsm_probe.comparison.protocol import About, Measure, RowMeasure
+from rsm_probe.errors import ComparisonError
 
 # Entries that vary by less than this share of their size (squared) vary by rounding alone.
 _CONSTANT = 1e-14
@@ -22,6 +23,8 @@ class _Triangle(RowMeasure):
         """Entries above the diagonal, as the correlation takes them."""
         values, counted = _triangle(rsms), None
         if weights is not None:
+            if (np.asarray(weights) > 0).sum() < self.fewest:
+                raise ComparisonError(f"too few different images are left for {self.name}")
             first, second = np.triu_indices(rsms.shape[-1], 1)
             counted = np.asarray(weights, dtype=np.float64)[first] * np.asarray(weights, dtype=np.float64)[second]
             values, counted = values[:, counted > 0], counted[counted > 0]

@@ -71,7 +71,7 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
     chosen = get_measure(measure)
     rows, columns = label_rsms(rsms, others)
     values = chosen.grid(rows.values, columns.values)
-    warn_undefined(values, rows.keys, columns.keys, chosen)
+    warn_undefined(values, rows, columns, chosen)
     grid = label_grid(values, rows.keys, columns.keys).rename(chosen.name).assign_attrs(kind=chosen.about.kind)
     if eigenvalues:
         smallest = [_smallest_eigenvalues(rows.values)]
@@ -104,10 +104,13 @@ def label_rsms(rsms: Any, others: Any = None) -> tuple[RsmStack, RsmStack]:
     return stacks[0], stacks[1]
 
 
-def warn_undefined(values: np.ndarray, rows: Sequence[RsmKey], columns: Sequence[RsmKey], measure: Measure) -> None:
-    """Names the first RSM of which nothing is defined."""
-    undefined = [key for key, line in zip(rows, values, strict=True) if np.isnan(line).all()]
-    undefined += [key for key, line in zip(columns, values.T, strict=True) if np.isnan(line).all() and key not in rows]
+def warn_undefined(values: np.ndarray, rows: RsmStack, columns: RsmStack, measure: Measure) -> None:
+    """Names the first RSM that has no value even with itself, where a grid of values is not defined throughout."""
+    if not np.isnan(values).any():
+        return
+    stacks = [rows] if columns is rows else [rows, columns]
+    alone = [(key, rsm[None]) for stack in stacks for key, rsm in zip(stack.keys, stack.values, strict=True)]
+    undefined = [key for key, rsm in alone if np.isnan(measure.grid(rsm, rsm)).any()]
     if undefined:
         warnings.warn(
             f"{measure.name} is undefined (NaN) for {len(undefined)} RSMs, which are constant over all pairs of "
@@ -123,12 +126,18 @@ def _keys(rsms: Mapping[Any, Any]) -> list[RsmKey]:
         if isinstance(name, RsmKey):
             keys.append(name)
             continue
+        if not isinstance(name, str) and not (isinstance(name, tuple) and len(name) == 2):
+            raise ComparisonError(f"an RSM is named by a text or a pair (model, layer), found {name!r}")
         model, layer = ("", name) if isinstance(name, str) else map(str, name)
         about = getattr(rsm, "attributes", {})
         seen = layers.setdefault(model, {})
         seen.setdefault(layer)
         depth = list(seen).index(layer)
         keys.append(RsmKey(model, layer, depth, str(about.get("matching", "")), str(about.get("kernel", ""))))
+    labels = [key.label() for key in keys]
+    repeated = next((label for label in labels if labels.count(label) > 1), None)
+    if repeated is not None:
+        raise ComparisonError(f"two RSMs are called {repeated!r}, and results are told apart by name")
     return keys
 
 

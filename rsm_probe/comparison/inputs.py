@@ -36,7 +36,13 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
                 f"the {known[0]} and the {name} RSM hold different images or another order, first at position {place}"
             )
         known = (name, ids) if known is None and ids is not None else known
-        array = np.asarray(rsm, dtype=np.float64)
+        try:
+            array = np.asarray(rsm)
+            if np.iscomplexobj(array):
+                raise TypeError("it holds complex numbers")
+            array = array.astype(np.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ComparisonError(f"the {name} RSM is no matrix of real numbers: {error}") from None
         check_rsm(array, name)
         if arrays and array.shape != arrays[0].shape:
             raise ComparisonError(

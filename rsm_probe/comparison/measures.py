@@ -88,7 +88,8 @@ class NormalisedBures(Bures):
 class NeighbourJaccard(Measure):
     """Share of nearest neighbours that two RSMs agree on: intersection over union, averaged over images.
 
-    An image is no neighbour of its own. Of equally similar ones, the earlier in the order of the images is the nearer.
+    An image is no neighbour of its own. Of equally similar ones, the earlier in the order of the images is the nearer,
+    so that a new order of the images can change values where there are ties.
     """
 
     neighbours: int = 10
@@ -99,7 +100,7 @@ class NeighbourJaccard(Measure):
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         first, second = (_ranked(stack, self.neighbours, self.name) > 0 for stack in (a, b))
         shared = np.einsum("aij,bij->abi", first, second, dtype=np.float64, optimize=True)
-        return (shared / (2 * self.neighbours - shared)).mean(axis=2)
+        return _where_ordered((shared / (2 * self.neighbours - shared)).mean(axis=2), a, b)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class NeighbourRank(Measure):
             both = (x > 0) & (y > 0)
             terms = 2 / ((1 + np.abs(x - y)) * np.where(both, x + y, 1.0)) * both
             grid[i, j] = (terms.sum(axis=1) / most[both.sum(axis=1)]).mean()
-        return grid
+        return _where_ordered(grid, a, b)
 
 
 def _root(rsm: np.ndarray) -> np.ndarray:
@@ -134,6 +135,13 @@ def _spectrum(rsm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     means = rsm.mean(axis=0)
     centred = rsm - means[:, None] - means[None, :] + means.mean()
     return np.linalg.eigh((centred + centred.T) / 2)
+
+
+def _where_ordered(grid: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A grid with NaN for RSMs in which all images are equally near."""
+    spreads = [np.ptp(stack[:, ~np.eye(stack.shape[-1], dtype=bool)], axis=1) for stack in (a, b)]
+    flat = [s <= _CONSTANT * np.abs(stack).max(axis=(1, 2)) for s, stack in zip(spreads, (a, b), strict=True)]
+    return np.where(flat[0][:, None] | flat[1][None, :], np.nan, grid)
 
 
 def _ranked(rsms: np.ndarray, neighbours: int, name: str) -> np.ndarray:
@@ -232,7 +240,7 @@ def negative_share(rsm: Any) -> float:
     values, _ = _spectrum(stack_rsms([rsm], ["given"])[0])
     total = np.abs(values).sum()
     # Below 0 by rounding alone is not below 0.
-    return float(-values[values < -_CONSTANT * total].sum() / total) if total > 0 else 0.0
+    return float(np.abs(values[values < -_CONSTANT * total]).sum() / total) if total > 0 else 0.0
 
 
 def _value(measure: str | Measure, k: Any, l: Any) -> float:  # noqa: E741
@@ -242,5 +250,8 @@ def _value(measure: str | Measure, k: Any, l: Any) -> float:  # noqa: E741
     if np.isnan(value):
         own = [np.isnan(chosen.grid(part, part)[0, 0]) for part in (stack[:1], stack[1:])]
         which = "first" if own[0] else "second"
-        raise ComparisonError(f"the {which} RSM is constant over all pairs of images, so {chosen.name} is undefined")
+        raise ComparisonError(
+            f"the {which} RSM is constant over all pairs of images once it is centred (for Bures, or has no positive "
+            f"eigenvalue), so {chosen.name} is undefined"
+        )
     return value

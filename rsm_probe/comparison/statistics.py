@@ -5,6 +5,7 @@ All of it works on RSMs that exist: no image passes through a model again, and n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +16,6 @@ from rsm_probe.comparison.grid import label_grid, label_rsms, warn_undefined
 from rsm_probe.comparison.measures import CKA, get_measure
 from rsm_probe.comparison.protocol import Measure, cosines
 from rsm_probe.errors import ComparisonError
-
-# Draws of few images may leave too few different ones; so many in a row mean that almost all do.
-_MOST_REDRAWS = 100
 
 
 def bootstrap(
@@ -44,7 +42,8 @@ def bootstrap(
         on_repeat: called with 1 after each repeat, for a progress bar.
 
     Returns:
-        Dimensions (rsm_a, rsm_b): `value`, the percentiles `low` and `high`, and `std`, the standard error.
+        Dimensions (rsm_a, rsm_b): `value`, the percentiles `low` and `high`, `std`, the standard error, and `draws`,
+        the number of those in which a value is defined.
 
     Raises:
         ComparisonError: as `compare`; a measure that cannot weigh images; repeats or level out of range; few images.
@@ -54,7 +53,7 @@ def bootstrap(
     pairs = [(rows.values, columns.values)]
     samples = bootstrap_samples(pairs, chosen, repeats, seed, on_repeat)
     values = chosen.grid(rows.values, columns.values)
-    warn_undefined(values, rows.keys, columns.keys, chosen)
+    warn_undefined(values, rows, columns, chosen)
     grid = label_grid(values, rows.keys, columns.keys)
     return summarise(grid, samples, level).assign_attrs(measure=chosen.name, seed=seed)
 
@@ -87,9 +86,18 @@ def bootstrap_samples(
         raise ComparisonError(f"a bootstrap needs at least 2 repeats, found {repeats}")
     if len(batches) > 1 and not isinstance(chosen, CKA):
         raise ComparisonError(f"{chosen.name} does not add up over mini-batches as CKA does; take RSMs of all images")
-    rng, samples = np.random.default_rng(seed), []
-    for _ in range(repeats):
-        samples.append(_one_draw(batches, chosen, rng))
+    rng, refused = np.random.default_rng(seed), 0
+    samples: list[np.ndarray] = []
+    while len(samples) < repeats:
+        weights = [np.bincount(rng.integers(a.shape[-1], size=a.shape[-1]), minlength=a.shape[-1]) for a, _ in batches]
+        try:
+            samples.append(_drawn(batches, weights, chosen))
+        except ComparisonError as error:
+            refused += 1
+            # Not by chance: what is left of so many refusals is no sample of the draws.
+            if refused > repeats or not chosen.weighted:
+                raise ComparisonError(f"there are too few images to draw from: {error}") from None
+            continue
         on_repeat(1)
     return np.stack(samples)
 
@@ -102,8 +110,20 @@ def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> x
     """
     if not 0 < level < 1:
         raise ComparisonError(f"the level of an interval lies between 0 and 1, found {level}")
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    parts = {"value": grid.values, "low": low, "high": high, "std": samples.std(axis=0, ddof=1)}
+    draws = (~np.isnan(samples)).sum(axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of comparisons that no draw defines
+        low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        std = np.nanstd(samples, axis=0, ddof=1)
+    left_out = ~np.isnan(grid.values) & (draws < len(samples))
+    if left_out.any():
+        most = len(samples) - int(draws[left_out].min())
+        warnings.warn(
+            f"in up to {most} of {len(samples)} draws, an RSM was constant, and these do not count for "
+            f"{int(left_out.sum())} comparisons; `draws` says how many do",
+            stacklevel=3,
+        )
+    parts = {"value": grid.values, "low": low, "high": high, "std": std, "draws": draws}
     dataset = xr.Dataset({name: grid.copy(data=data).rename(name) for name, data in parts.items()})
     return dataset.assign_attrs(level=level, repeats=len(samples))
 
@@ -127,8 +147,9 @@ def permutation_test(
         on_repeat: called with 1 after each repeat.
 
     Returns:
-        Dimensions (rsm_a, rsm_b): `value`; `null_mean` and `null_std` over the orders; `z`, the value in these units;
-        `p`, the share of orders that are at least as alike, the given one among them.
+        Dimensions (rsm_a, rsm_b): `value`; `null_mean` and `null_std` over the orders; `z`, the value in these units
+        (NaN where all orders give the same); `p`, the share of orders that are at least as alike, the given one among
+        them.
 
     Raises:
         ComparisonError: as `compare`; fewer than 2 repeats.
@@ -138,7 +159,7 @@ def permutation_test(
         raise ComparisonError(f"a permutation test needs at least 2 repeats, found {repeats}")
     rows, columns = label_rsms(rsms, others)
     values = chosen.grid(rows.values, columns.values)
-    warn_undefined(values, rows.keys, columns.keys, chosen)
+    warn_undefined(values, rows, columns, chosen)
     rng, null = np.random.default_rng(seed), np.empty((repeats, *values.shape))
     for number in range(repeats):
         order = rng.permutation(rows.values.shape[-1])
@@ -149,7 +170,7 @@ def permutation_test(
     alike = null >= values - slack if chosen.about.kind == "similarity" else null <= values + slack
     mean, std = null.mean(axis=0), null.std(axis=0, ddof=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        z = np.where(std > 0, (values - mean) / std, np.nan)
+        z = np.where(std > 1e-12 * np.abs(null).max(axis=0), (values - mean) / std, np.nan)
     p = np.where(np.isnan(values), np.nan, (1 + alike.sum(axis=0)) / (1 + repeats))
     grid = label_grid(values, rows.keys, columns.keys)
     parts = {"value": values, "null_mean": mean, "null_std": std, "z": z, "p": p}
@@ -185,23 +206,15 @@ def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:
     return xr.Dataset({name: first.copy(data=data).rename(name) for name, data in parts.items()})
 
 
-def _one_draw(
-    batches: Sequence[tuple[np.ndarray, np.ndarray]], measure: Measure, rng: np.random.Generator
+def _drawn(
+    batches: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[np.ndarray], measure: Measure
 ) -> np.ndarray:
-    for attempt in range(_MOST_REDRAWS):
-        weights = [np.bincount(rng.integers(a.shape[-1], size=a.shape[-1]), minlength=a.shape[-1]) for a, _ in batches]
-        try:
-            if len(batches) == 1:
-                return measure.grid(*batches[0], weights[0])
-            assert isinstance(measure, CKA)
-            # Sums of HSIC are products of rows that are joined.
-            first, second = (
-                np.concatenate([measure.rows(pair[side], w) for pair, w in zip(batches, weights, strict=True)], axis=1)
-                for side in (0, 1)
-            )
-            return cosines(first, second)
-        except ComparisonError:
-            # Not by chance: it would fail for the images as they are, or it does for almost every draw.
-            if not measure.weighted or attempt == _MOST_REDRAWS - 1:
-                raise
-    raise AssertionError("unreachable")
+    if len(batches) == 1:
+        return measure.grid(*batches[0], weights[0])
+    assert isinstance(measure, CKA)
+    # Sums of HSIC are products of rows that are joined.
+    first, second = (
+        np.concatenate([measure.rows(pair[side], w) for pair, w in zip(batches, weights, strict=True)], axis=1)
+        for side in (0, 1)
+    )
+    return cosines(first, second)

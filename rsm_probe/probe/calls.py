@@ -11,6 +11,9 @@ from torch import nn
 from rsm_probe.errors import LayerError
 from rsm_probe.probe.layers import Selection
 
+# Stands for a call of which nothing is kept; None may be what a user's own function made of it.
+NOTHING = object()
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -38,7 +41,7 @@ class Calls:
         return len(self._calls[label])
 
     def add(self, label: str, representation: Any, problem: str = "") -> None:
-        """Notes a call of a layer: what is kept of it, or None if it is not wanted or there was a problem."""
+        """Notes a call of a layer: what is kept of it, or `NOTHING` if it is not wanted or there was a problem."""
         self._order += 1
         self._calls[label].append(_Call(self._order, representation, problem))
 
@@ -79,14 +82,14 @@ class Calls:
                 raise LayerError(
                     f"layer {label!r} ran {len(calls)} times in one forward pass; choose a call: {choices}"
                 )
-            if any(call.representation is not None for call in calls):
+            if any(call.representation is not NOTHING for call in calls):
                 return [
                     (call.order, f"{label}#{k}", call.representation)
                     for k, call in enumerate(calls)
-                    if call.representation is not None
+                    if call.representation is not NOTHING
                 ]
         call = calls[0]
-        if call.representation is None:
+        if call.representation is NOTHING:
             raise LayerError(call.problem)
         return [(call.order, label, call.representation)]
 

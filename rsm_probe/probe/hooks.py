@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe import graph
-from rsm_probe.probe.calls import Calls
+from rsm_probe.probe.calls import NOTHING, Calls
 from rsm_probe.probe.evidence import INDEPENDENT, Evidence, declared_prefix
 from rsm_probe.probe.layers import Layers, Selection, resolve
 from rsm_probe.probe.tokens import Layout, Representation, pick_tensor
@@ -58,8 +58,8 @@ class Probe:
             None.
         dtype: of the captured tensors; by default that of the layer, half precision as float32.
         reduce: called with a layer's name and its `Representation` as soon as the layer has run; what it returns is
-            kept in its place. So a pass holds one layer at a time, and nothing is copied: the tokens are the model's
-            own, to be read at once and not to be kept or changed.
+            kept in its place, and nothing is copied: the tokens are the model's own, to be read at once and not to be
+            kept or changed. A second call of a module goes by `name#1`.
 
     Attributes:
         representations: layer name -> `Representation`, or what `reduce` made of it, in forward order; empty before the
@@ -111,7 +111,7 @@ class Probe:
         self._active = False
         self._thread = threading.get_ident()
         self._warned = False
-        self._in_graph = False
+        self._in_graph = self._running = False
         self._evidence = Evidence()
         self._reset()
 
@@ -145,7 +145,7 @@ class Probe:
         self._open.close()
 
     def _close(self) -> None:
-        self._active = False
+        self._active = self._running = False
         self._evidence.forget()
         self._calls = Calls(self.selections, self._modules)
 
@@ -186,6 +186,7 @@ class Probe:
         if threading.get_ident() != self._thread:
             return
         self._reset()
+        self._running = True
         self._evidence.begin((*args, *kwargs.values()))
 
     def _reset(self) -> None:
@@ -197,8 +198,8 @@ class Probe:
         selections = self._by_module[name]
 
         def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            # Not in the second pass, for operations, nor for a forward pass in another thread.
-            if self._in_graph or threading.get_ident() != self._thread:
+            # Only in the model's own pass: not in one for operations, in another thread, or of a model that shares it.
+            if self._in_graph or not self._running or threading.get_ident() != self._thread:
                 return
             for selection in selections:
                 self._take(selection, type(module).__name__, module, args, output)
@@ -212,7 +213,7 @@ class Probe:
         """Reads one output of a layer."""
         label, index = selection.label, self._calls.count(selection.label)
         if selection.call not in (None, index):
-            self._calls.add(label, None)
+            self._calls.add(label, NOTHING)
             return
         try:
             if selection.key is None:
@@ -226,11 +227,11 @@ class Probe:
         except RepresentationError as error:
             if selection.strict:
                 raise RepresentationError(f"layer {label!r} ({kind}): {error}") from None
-            self._calls.add(label, None, str(error))
+            self._calls.add(label, NOTHING, str(error))
             return
         if self.reduce is not None:
             with torch.no_grad(), _disable_current_modes():
-                kept = self.reduce(label, kept)
+                kept = self.reduce(label if selection.call is not None or not index else f"{label}#{index}", kept)
         self._calls.add(label, kept)
 
     def _require_known(self, patterns: Mapping[str, Layout]) -> None:
@@ -241,6 +242,7 @@ class Probe:
     def _on_failure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Called in any case; a forward pass that raised has no output.
         if output is None and threading.get_ident() == self._thread:
+            self._running = False
             self._evidence.forget()
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -261,6 +263,7 @@ class Probe:
                 )
             finally:
                 self._in_graph = False
+        self._running = False
         followed, self._last_wanted = self._evidence.following, self._fired
         self._evidence.end()
         self.representations, self.skipped = self._calls.collect()

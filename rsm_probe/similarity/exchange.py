@@ -37,7 +37,7 @@ def to_rsatoolbox(rsm: RSM) -> Any:
     )
 
 
-def similarities(rdms: Any, index: int, descriptor: str) -> tuple[np.ndarray, list[str] | None]:
+def similarities(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarray, list[str] | None]:
     """One matrix of distances as similarities, by double centring: `-H D H / 2` (Torgerson 1952).
 
     For squared Euclidean distances these are the inner products of the centred patterns, which every CKA takes for
@@ -46,13 +46,13 @@ def similarities(rdms: Any, index: int, descriptor: str) -> tuple[np.ndarray, li
     Args:
         rdms: one or more matrices of distances, an `rsatoolbox.rdm.RDMs`.
         index: which of them.
-        descriptor: the pattern descriptor that names the images.
+        descriptor: the pattern descriptor that names the images; None for `image`, or where nothing names them.
 
     Returns:
-        Shape (N, N), and N names, or None where there is no such descriptor.
+        Shape (N, N), and N names, or None where nothing names the images.
 
     Raises:
-        ComparisonError: no such matrix; distances that are not finite.
+        ComparisonError: no such matrix or descriptor; distances that are not finite.
     """
     matrices = rdms.get_matrices()
     if not -len(matrices) <= index < len(matrices):
@@ -63,5 +63,12 @@ def similarities(rdms: Any, index: int, descriptor: str) -> tuple[np.ndarray, li
         raise ComparisonError(f"the distance of images {row} and {column} is {distances[row, column]}")
     means = distances.mean(axis=0)
     values = -(distances - means[:, None] - means[None, :] + means.mean()) / 2
-    names = rdms.pattern_descriptors.get(descriptor)
+    known = [str(name) for name in rdms.pattern_descriptors if name != "index"]
+    # Invented names would agree with those of any other RSM, whatever the order of its images.
+    if (descriptor or "image") not in rdms.pattern_descriptors and (descriptor is not None or known):
+        raise ComparisonError(
+            f"no pattern descriptor {descriptor or 'image'!r} names the images; give descriptor= (there are: "
+            f"{', '.join(known) or 'none'})"
+        )
+    names = rdms.pattern_descriptors.get(descriptor or "image")
     return (values + values.T) / 2, None if names is None else [str(name) for name in names]

@@ -134,11 +134,11 @@ class RSM:
         return to_rsatoolbox(self)
 
     @classmethod
-    def from_rsatoolbox(cls, rdms: Any, index: int = 0, descriptor: str = "image") -> Self:
+    def from_rsatoolbox(cls, rdms: Any, index: int = 0, descriptor: str | None = None) -> Self:
         """One matrix of an `rsatoolbox.rdm.RDMs`; see `rsm_probe.similarity.exchange`.
 
         Raises:
-            ComparisonError: no such matrix; distances that are not finite; repeated names.
+            ComparisonError: no such matrix or descriptor; distances that are not finite; repeated names.
         """
         from rsm_probe.similarity.exchange import similarities
 

@@ -133,6 +133,11 @@ class Accumulator:
         submitted = []
         for model, layer, part in layers:
             part = part if isinstance(part, Submitted) else self._submit(model, layer, part)
+            if part.owner is not self or part.model != model:
+                raise ComparisonError(
+                    f"layer {layer!r} of model {model!r} was reduced by the reducer({part.model!r}) of "
+                    f"{'this' if part.owner is self else 'another'} accumulator; use this one's reducer({model!r})"
+                )
             require_finite(model, layer, part.bad, ids)
             submitted.append(part)
         self._waiting.append(Batch(submitted, list(ids), list(labels)))
@@ -163,9 +168,9 @@ class Accumulator:
         count, ahead = len(kept.tokens), kept.tokens.device.type != "cpu"
         bad = first_nonfinite(kept.tokens)
         if bad is not None:
-            return Submitted(count, bad, ahead, None)
+            return Submitted(self, model, count, bad, ahead, None)
         centred = kept.tokens if self.means is None else self.means.subtract(model, layer, kept.tokens)
-        return Submitted(count, None, ahead, self._matcher.submit(centred, None, self.methods, kept.grid))
+        return Submitted(self, model, count, None, ahead, self._matcher.submit(centred, None, self.methods, kept.grid))
 
     def _check_batch(self, layers: list[tuple[str, str, int]], ids: Sequence[str], labels: Sequence[str]) -> None:
         count = layers[0][2]
@@ -281,5 +286,5 @@ class Accumulator:
         """Continues from what `state` returned."""
         self.batches, self.images = int(state["batches"]), int(state["images"])
         self._keys = [RsmKey.from_texts(texts) for texts in state["keys"]]
-        self._smallest = state["smallest"]
+        self._smallest = state.get("smallest", np.full(len(self._keys), np.nan))
         self._sums = {name.removeprefix("hsic_"): v for name, v in state.items() if name.startswith("hsic_")}

@@ -73,9 +73,11 @@ class Means:
         Raises:
             RepresentationError: the first pass did not see this layer.
         """
+        if (model, layer) not in self._sums:  # the first of several calls, seen before the others
+            layer = f"{layer}#0"
         if (model, layer) not in self._sums:
             raise RepresentationError(
-                f"the means hold no layer {layer!r} of model {model!r}; update them in a first pass"
+                f"the means hold no layer {layer.removesuffix('#0')!r} of model {model!r}; update them in a first pass"
             )
         return subtract_mean(tokens, self._sums[model, layer] / self.images)
 

@@ -12,12 +12,16 @@ class Submitted:
     """One layer of a mini-batch, whose pairs may still be in the hands of the workers.
 
     Attributes:
+        owner: the accumulator that took it up.
+        model: whose layer it is.
         count: number of images.
         bad: the first image that holds NaN or infinity, of which nothing was submitted.
         ahead: whether a device of its own goes on while workers match.
         products: of all pairs.
     """
 
+    owner: object
+    model: str
     count: int
     bad: int | None
     ahead: bool

@@ -41,17 +41,12 @@ class Architecture:
     control: str | None = None
 
 
-def architectures(result: SweepResult) -> list[Architecture]:
-    """Models with the same layers, such as seeds of one architecture, as far as a result tells."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for model in result.models:
-        groups.setdefault(tuple(result.layers(model)), []).append(model)
-    return [Architecture(m[0] if len(m) == 1 else f"{m[0]} ... {m[-1]}", m) for m in groups.values()]
-
-
 def sweep_figures(result: SweepResult, rows: Sequence[Architecture] | None = None) -> dict[str, Figure]:
-    """The figures of one sweep by file name: Figures 15, 16 and 17, and the kept RSMs sorted by label."""
-    rows = architectures(result) if rows is None else rows
+    """The figures of one sweep by file name: Figures 15, 16 and 17, and the kept RSMs sorted by label.
+
+    Without `rows`, every model has a row of its own: equal layers do not make it a seed of another.
+    """
+    rows = [Architecture(model, [model]) for model in result.models] if rows is None else rows
     kernels = list(dict.fromkeys(str(name) for name in result.cka["kernel_a"].values))
     figures: dict[str, Figure] = {}
     for kernel in kernels:
@@ -96,12 +91,12 @@ def figure15(
             line[0].set_ylabel(f"{row.name}\nsemantic RSM")
             for data, result in results.items():
                 trained, control = _diagonals(result, row, kernel, semantic)
-                diagonal_plot(line[-1], trained, "diagonal" if line is axes[0] else "", data, control)
+                diagonal_plot(line[-1], trained, "diagonal (CKA)" if line is axes[0] else "", data, control)
             line[-1].set_box_aspect(1)
-            line[-1].set_ylabel("CKA")
-        _bar(figure, axes, axes[0][0], "CKA")
+            line[-1].set_ylabel("")
+        _bar(figure, [line[:-1] for line in axes], axes[0][0], "CKA")
         labelled = {name: line for row in axes for line, name in zip(*row[-1].get_legend_handles_labels(), strict=True)}
-        if labelled:
+        if len(labelled) > 1:
             figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=len(labelled))
     return figure
 
@@ -223,7 +218,7 @@ def _three_panels(
             count = int(grids[row.name, next(iter(results)), "identity"]["pairs"].max())
             line[0].set_ylabel(row.name + (f"\nmean of {count} {counted}" if count > 1 else ""))
         _bar(figure, axes, axes[0][0], "CKA")
-        _bar(figure, axes, axes[0][2], "semantic - spatio-semantic")
+        _bar(figure, axes, axes[0][2], "difference")
     return figure
 
 
@@ -236,7 +231,7 @@ def _print_style() -> AbstractContextManager[None]:
 
 def _panels(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Axes]]]:
     size = (_PANEL * columns + 1.0, _PANEL * rows + 0.7)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05))
+    figure = Figure(figsize=size, dpi=150, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05))
     figure.suptitle(title)
     axes = [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
     for k, ax in enumerate(ax for line in axes for ax in line):
@@ -247,7 +242,7 @@ def _panels(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Axes
 def _bar(figure: Figure, axes: Sequence[Sequence[Axes]], source: Axes, meaning: str) -> None:
     """One colour bar for all panels of a scale, beside them."""
     panels = [ax for line in axes for ax in line]
-    figure.colorbar(source.images[0], ax=panels, shrink=0.7, aspect=30, pad=0.015, fraction=0.02, label=meaning)
+    figure.colorbar(source.images[0], ax=panels, shrink=0.8, aspect=20, pad=0.02, fraction=0.04, label=meaning)
 
 
 def _lowest(grids: Any) -> float:

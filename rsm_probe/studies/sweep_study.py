@@ -26,6 +26,16 @@ from rsm_probe.studies.sweep import sweep
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
 
+def require_study(file: Path, study: str) -> None:
+    """Makes sure that a run folder's configuration, where there is one, is of a study.
+
+    Raises:
+        StorageError: it is of another.
+    """
+    if file.exists() and (found := read_yaml(file).get("study")) != study:
+        raise StorageError(f"{file.parent} holds a run of study {found!r}; choose another --out")
+
+
 class SweepConfig(Config):
     """A layer sweep: which models see which images, how their RSMs are made and compared."""
 
@@ -133,6 +143,7 @@ class SweepConfig(Config):
     def _claim(self, out: Path) -> None:
         """Makes the folder this run's, or makes sure that it is."""
         file = out / "config.yaml"
+        require_study(file, self.study)
         if out.is_file():
             raise StorageError(f"{out} is a file; choose another --out")
         if (out / "checkpoint" / "settings.json").exists() and file.exists():

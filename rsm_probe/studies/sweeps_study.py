@@ -15,7 +15,10 @@ from rsm_probe.errors import ConfigError
 from rsm_probe.storage import save_text
 from rsm_probe.studies.result import SweepResult
 from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
-from rsm_probe.studies.sweep_study import SweepConfig
+from rsm_probe.studies.sweep_study import SweepConfig, require_study
+
+# What else a run folder holds.
+_TAKEN = ("figures", "config.yaml", "numbers.csv")
 
 
 class SweepsConfig(Config):
@@ -41,11 +44,13 @@ class SweepsConfig(Config):
             if found != next(iter(rows.values())):
                 raise ValueError(f"sweeps.{data}: all sweeps of one figure need the same names, seeds and controls")
         first = next(iter(self.sweeps.values()))
-        for key in ("kernels", "matchings", "batch_size"):
+        for key in ("kernels", "matchings", "estimators", "centering", "layers", "batch_size"):
             if any(getattr(sweep, key) != getattr(first, key) for sweep in self.sweeps.values()):
                 raise ValueError(f"{key}: must be the same in all sweeps of one figure")
-        if any("/" in data or data.startswith(".") for data in self.sweeps):
-            raise ValueError("sweeps: names become folders, so they hold no '/' and begin with no '.'")
+        if any("/" in data or data.startswith(".") or data in ("", *_TAKEN) for data in self.sweeps):
+            raise ValueError(f"sweeps: names become folders: no '/', no '.' at the beginning, none of {_TAKEN}")
+        if self.figure == "figure17" and not any(len(row.trained) > 1 for row in first.architectures or ()):
+            raise ValueError("seeds: figure17 compares networks that differ in their seed; give several")
         if "identity" not in first.matchings or len(first.matchings) < 2:
             raise ValueError("matchings: the figure compares identity with another one")
         return self
@@ -57,6 +62,7 @@ class SweepsConfig(Config):
             ConfigError: sweeps over different numbers of images.
             RsmProbeError: whatever `SweepConfig.run` raises.
         """
+        require_study(out / "config.yaml", self.study)
         # Before hours are spent on what cannot stand side by side.
         counts = {data: len(sweep.images.load(progress)) for data, sweep in self.sweeps.items()}
         if len(set(counts.values())) > 1:

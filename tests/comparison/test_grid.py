@@ -76,6 +76,11 @@ def test_undefined_values_are_named():
     assert np.isnan(grid.values).tolist() == [[False, True], [True, True]]
     with pytest.warns(UserWarning, match="first dead"):
         compare({"a": rsms["a"]}, rsms)
+    with pytest.warns(UserWarning, match="for 1 RSMs.*first flat"):
+        compare({"good": grams()[0], "fine": grams()[1]}, {"flat": np.ones((12, 12))})
+    # Of two models with the same layers, it is the other's.
+    with pytest.warns(UserWarning, match="for 1 RSMs"):
+        compare({"x": grams()[0], "y": grams()[1]}, {"x": np.ones((12, 12)), "y": grams()[2]})
 
 
 def test_measures_with_options():
@@ -90,6 +95,15 @@ def test_wrong_input():
         compare(k)
     with pytest.raises(ComparisonError, match="there is no RSM"):
         compare({})
+    for name in (1, ("m",), ("m", "a", "c")):
+        with pytest.raises(ComparisonError, match="named by a text or a pair"):
+            compare({name: k[0]})
+    with pytest.raises(ComparisonError, match="two RSMs are called 'm/a'"):
+        compare({"m/a": k[0], ("m", "a"): k[1]})
+    with pytest.raises(ComparisonError, match="the a RSM is no matrix of real numbers: it holds complex"):
+        compare({"a": k[0] * 1j})
+    with pytest.raises(ComparisonError, match="the a RSM is no matrix of real numbers"):
+        compare({"a": [["x", "y"], ["z", "w"]]})
     with pytest.raises(ComparisonError, match="there is no RSM"):
         compare({"a": k[0]}, {})
     with pytest.raises(ComparisonError, match="the a and the b RSM hold 12 and 11 images"):

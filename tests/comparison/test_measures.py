@@ -218,7 +218,11 @@ def test_a_grid_of_stacks_equals_single_values(measure):
 
 
 @pytest.mark.parametrize(
-    "measure", ["cka", "cka-biased", "rsa-pearson", "rsa-spearman", "rsa-kendall", "bures-normalised"]
+    "measure",
+    [
+        *("cka", "cka-biased", "rsa-pearson", "rsa-spearman", "rsa-kendall", "bures-normalised"),
+        *("knn-jaccard", "knn-rank"),
+    ],
 )
 @pytest.mark.parametrize("level", [0.7, 0.1, 0.0])
 def test_constant_rsms_are_undefined_and_never_zero(measure, level):
@@ -226,6 +230,14 @@ def test_constant_rsms_are_undefined_and_never_zero(measure, level):
     grid = MEASURES[measure].grid(np.stack([constant, k]), np.stack([constant, k]))
     assert np.isnan([grid[0, 0], grid[0, 1], grid[1, 0]]).all()
     assert np.isfinite(grid[1, 1])
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+@pytest.mark.parametrize("measure", [name for name, m in MEASURES.items() if name.startswith(("cka", "rsa", "knn"))])
+def test_scale_hardly_matters_at_the_ends_of_the_range_either(measure, scale):
+    k, l = grams(12)  # noqa: E741
+    before = MEASURES[measure].grid(k[None], l[None])
+    assert MEASURES[measure].grid(k[None] * scale, l[None]) == pytest.approx(before, rel=1e-9)
 
 
 @pytest.mark.parametrize("which", ["first", "second"])

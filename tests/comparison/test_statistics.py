@@ -220,3 +220,29 @@ def test_spread_over_pairs_of_models():
         over_models([grids[0], grids[1].assign_coords(layer_a=["x", "z"])])
     with pytest.raises(ComparisonError, match="no pair"):
         over_models([])
+
+
+def test_draws_that_leave_an_rsm_constant_are_left_out_and_counted():
+    odd = np.ones((12, 12))
+    odd[0] = odd[:, 0] = 0.2
+    odd[0, 0] = 1
+    k = related(12)[0]
+    with pytest.warns(UserWarning, match="draws, an RSM was constant"):
+        found = bootstrap({"odd": odd}, {"k": k}, "rsa-pearson", repeats=100)
+    assert np.isfinite([found[name].item() for name in ("low", "high", "std")]).all()
+    # The odd image is missing from about a third of the draws.
+    assert 40 < found["draws"].item() < 90
+
+
+@pytest.mark.parametrize(("images", "measure"), [(4, "cka"), (3, "rsa-pearson"), (3, "rsa-spearman")])
+def test_so_few_images_that_hardly_any_draw_counts_are_refused(images, measure):
+    k, l = related(images)  # noqa: E741
+    with pytest.raises(ComparisonError, match="too few"):
+        bootstrap({"k": k}, {"l": l}, measure, repeats=50)
+
+
+def test_z_is_undefined_where_every_order_gives_the_same():
+    k = related(10)[0]
+    found = permutation_test({"eye": np.eye(10)}, {"k": k}, "cka-biased", repeats=20)
+    assert np.isnan(found["z"].item())
+    assert found["p"].item() == 1

@@ -825,3 +825,28 @@ def test_errors_of_reduce_are_raised_also_for_layers_of_a_pattern(resnet18, imag
         pytest.raises(RepresentationError, match="no layer1"),
     ):
         resnet18(images)
+
+
+def test_reduce_may_return_nothing(resnet18, images):
+    seen = []
+    with (
+        torch.no_grad(),
+        Probe(resnet18, ["layer1.0", "layer2.0"], reduce=lambda layer, kept: seen.append(layer)) as probe,
+    ):
+        resnet18(images)
+    assert seen == ["layer1.0", "layer2.0"]
+    assert probe.representations == {"layer1.0": None, "layer2.0": None}
+
+
+def test_a_layer_that_runs_outside_its_model_is_not_captured(resnet18, images):
+    outer = nn.Sequential(resnet18.conv1, nn.ReLU())
+    with torch.no_grad(), Probe(resnet18, "conv1") as probe, Probe(outer, "0") as other:
+        outer(images)
+        assert probe.representations == {}
+        assert set(other.representations) == {"0"}
+        resnet18(images)
+        before = probe.representations["conv1"].tokens
+        outer(images * 2)
+        assert probe.representations["conv1"].tokens is before
+        resnet18.conv1(images)
+    assert probe.representations["conv1"].tokens is before

@@ -48,9 +48,15 @@ def test_there_and_back_is_the_same_to_cka(estimator, matching):
 def test_one_of_several_matrices_with_or_without_names():
     values = np.random.default_rng(0).uniform(1, 2, size=(2, 6))
     rdms = rsatoolbox.rdm.RDMs(values, pattern_descriptors={"stimulus": ["a", "b", "c", "d"]})
-    assert RSM.from_rsatoolbox(rdms, 1).ids == ["0", "1", "2", "3"]
+    # Invented numbers would agree with those of any RSM, whatever its order.
+    with pytest.raises(ComparisonError, match=r"no pattern descriptor 'image' names the images.*there are: stimulus"):
+        RSM.from_rsatoolbox(rdms, 1)
+    with pytest.raises(ComparisonError, match="no pattern descriptor 'stimuli'"):
+        RSM.from_rsatoolbox(rdms, 1, "stimuli")
+    assert RSM.from_rsatoolbox(rsatoolbox.rdm.RDMs(values), 1).ids == ["0", "1", "2", "3"]
     assert RSM.from_rsatoolbox(rdms, 1, "stimulus").ids == ["a", "b", "c", "d"]
-    assert not np.allclose(RSM.from_rsatoolbox(rdms, 0).values, RSM.from_rsatoolbox(rdms, 1).values)
+    both = [RSM.from_rsatoolbox(rdms, k, "stimulus").values for k in range(2)]
+    assert not np.allclose(*both)
     with pytest.raises(ComparisonError, match="2 matrices, and none has index 2"):
         RSM.from_rsatoolbox(rdms, 2)
     values[0, 3] = np.nan

@@ -285,3 +285,36 @@ def test_the_smallest_eigenvalue_of_matched_rsms_is_reported():
     assert np.isnan(found).tolist() == [True, True, False, False]
     np.testing.assert_allclose(found[2:], expected[2:], atol=1e-12)
     assert (found[2:] < -1e-3).all(), "or the RSMs are positive and nothing was tested"
+
+
+class Twice(torch.nn.Module):
+    """One module, called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.relu = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3), torch.nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.b(self.relu(self.a(x))))
+
+
+@pytest.mark.parametrize("centering", ["location-mean", "channel-mean"])
+def test_layers_that_run_twice_are_centred_each_by_its_own_mean(centering):
+    torch.manual_seed(0)
+    model, images = Twice().eval(), torch.randn(12, 3, 9, 9)
+    found = rsm_probe.sweep(model, images, ["*"], ("identity",), batch_size=6, centering=centering)
+    assert found.layers("Twice") == ["a", "relu#0", "b", "relu#1"]
+    explicit = rsm_probe.sweep(
+        model, images, ["a", "relu#0", "b", "relu#1"], ("identity",), batch_size=6, centering=centering
+    )
+    np.testing.assert_allclose(found.cka.values, explicit.cka.values, atol=1e-12)
+
+
+def test_what_another_accumulator_reduced_is_refused(small_resnet):
+    mine, other = Accumulator(("identity",)), Accumulator(("optimal",))
+    with torch.no_grad(), Probe(small_resnet, "layer1.0", reduce=other.reducer()) as probe:
+        small_resnet(torch.randn(6, 3, 32, 32))
+    with pytest.raises(ComparisonError, match="of another accumulator"):
+        mine.update(probe)
+    with pytest.raises(ComparisonError, match=r"layer 'layer1.0' of model 'b' was reduced by the reducer\('model'\)"):
+        other.update({"b": probe})

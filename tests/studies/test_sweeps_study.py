@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 
 from rsm_probe import SweepResult
-from rsm_probe.errors import ComparisonError, ConfigError
+from rsm_probe.errors import ComparisonError, ConfigError, StorageError
 from rsm_probe.studies.registry import read_study
-from rsm_probe.studies.sweep_figures import Architecture, architectures, figure15, figure16, figure17
+from rsm_probe.studies.sweep_figures import Architecture, figure15, figure16, figure17, sweep_figures
 from rsm_probe.studies.sweeps_study import SweepsConfig
 
 ROOT = Path(__file__).parents[2]
@@ -117,9 +117,22 @@ def test_the_run_draws_its_figure_and_the_control(run, tmp_path):
             assert np.asarray(image.convert("L")).std() > 10
 
 
-def test_models_are_grouped_by_their_layers_where_nothing_says_how(results):
-    found = architectures(results["digits"])
-    assert [list(row.trained) for row in found] == [["small-0", "small-1", "small-untrained"], ["deep-0", "deep-1"]]
+def test_models_that_nothing_calls_seeds_have_rows_of_their_own(results):
+    figures = sweep_figures(results["digits"])
+    assert set(figures) == {"figure15", "figure16"}, "and no Figure 17 of different seeds"
+    rows = [ax.get_ylabel() for ax in figures["figure16"].axes if ax.get_title(loc="left") in tuple("ADGJM")]
+    assert rows == ["small-0", "small-1", "small-untrained", "deep-0", "deep-1"]
+
+
+def test_a_folder_of_another_study_is_left_alone(run, tmp_path):
+    study, out = run
+    before = (out / "digits" / "config.yaml").read_text()
+    with pytest.raises(StorageError, match="holds a run of study 'sweep'"):
+        study.run(out / "digits")
+    assert (out / "digits" / "config.yaml").read_text() == before
+    with pytest.raises(StorageError, match="holds a run of study 'sweeps'"):
+        study.sweeps["digits"].run(out)
+    assert read_study(out / "config.yaml") == study
 
 
 def test_what_cannot_stand_side_by_side_is_refused(results, tmp_path):
@@ -142,7 +155,11 @@ def test_what_cannot_stand_side_by_side_is_refused(results, tmp_path):
         (lambda s: s["photos"]["models"].pop(), "need the same names, seeds and controls"),
         (lambda s: s["photos"].update(kernels=["rbf"]), "kernels: must be the same in all sweeps"),
         (lambda s: [one.update(matchings=["optimal"]) for one in s.values()], "compares identity with another one"),
-        (lambda s: s.update({"../away": s.pop("photos")}), "hold no '/'"),
+        (lambda s: s["photos"].update(estimators=["biased"]), "estimators: must be the same in all sweeps"),
+        (lambda s: s["photos"].update(centering=None), "centering: must be the same in all sweeps"),
+        (lambda s: s.update({"../away": s.pop("photos")}), "names become folders: no '/'"),
+        (lambda s: s.update({"": s.pop("photos")}), "names become folders"),
+        (lambda s: s.update({"figures": s.pop("photos")}), "names become folders"),
         (lambda s: s["digits"]["models"][0].pop("name"), "control: needs a name:"),
     ],
 )
@@ -164,3 +181,11 @@ def test_untrained_controls_differ_from_the_trained_by_training_alone(run):
     )
     assert {name: tensor.shape for name, tensor in trained.items()} == {n: t.shape for n, t in control.items()}
     assert not (trained["conv1.weight"] == control["conv1.weight"]).all()
+
+
+def test_figure_17_needs_seeds_before_anything_runs():
+    data = yaml.safe_load(SMOKE.read_text())
+    for sweep in data["sweeps"].values():
+        sweep["models"] = [{**model, "seeds": [0]} for model in sweep["models"]]
+    with pytest.raises(ConfigError, match="figure17 compares networks that differ in their seed"):
+        SweepsConfig.parse({**data, "figure": "figure17"})
