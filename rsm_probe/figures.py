@@ -84,8 +84,8 @@ def diagonal_plot(
 
 
 def panel_letter(ax: Axes, letter: str) -> Axes:
-    """A bold letter at the upper left of a panel, by which a text can name it."""
-    ax.set_title(letter, loc="left", fontweight="bold")
+    """A bold letter before the upper left corner of a panel, by which a text can name it."""
+    ax.set_title(letter, loc="left", fontweight="bold", x=-0.03, ha="right")
     return ax
 
 

@@ -209,7 +209,8 @@ class SweepResult:
         """
         if self.rsms is None:
             raise ComparisonError("this sweep kept no RSMs to draw from; name layers in keep=, or '*' for all")
-        counts = (self.rsms["image_id"] != "").sum("image_a").values
+        # Beyond a smaller batch there is NaN.
+        counts = np.isfinite(self.rsms.values[:, 0, 0]).sum(axis=1)
         batches = [self.rsms.values[k][:, :count, :count] for k, count in enumerate(counts)]
         measure = "cka" if self.dataset.attrs["estimator"] == "unbiased" else "cka-biased"
         samples = bootstrap_samples([(batch, batch) for batch in batches], measure, repeats, seed, on_repeat)

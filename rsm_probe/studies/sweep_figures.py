@@ -24,6 +24,8 @@ from rsm_probe.studies.result import SweepResult
 
 # Inches of a panel at the size at which it is printed.
 _PANEL = 1.75
+# More RSMs than this do not fit side by side; some are then passed over, evenly.
+_MOST_LAYERS = 8
 
 
 @dataclass(frozen=True)
@@ -269,12 +271,13 @@ def _rsm_panels(rsms: xr.DataArray, kernel: str) -> Figure:
     """The RSMs of the first mini-batch and the first model: a row per matching, a column per kept layer."""
     first = rsms.isel(batch=0)
     labels = [str(label) for label in first["image_label"].values]
-    count = sum(str(name) != "" for name in first["image_id"].values)
+    count = int(np.isfinite(first.values[0, 0]).sum())
     order = sorted(range(count), key=lambda k: labels[k])
     model = str(first["model"].values[0])
     chosen = first.isel(rsm=np.flatnonzero((first["model"].values == model) & (first["kernel"].values == kernel)))
     matchings = list(dict.fromkeys(str(name) for name in chosen["matching"].values))
     layers = list(dict.fromkeys(str(name) for name in chosen["layer"].values))
+    layers = layers[:: -(-len(layers) // _MOST_LAYERS)]
     figure = Figure(figsize=(4.4 * len(layers), 4.1 * len(matchings) + 0.4), layout="compressed")
     axes = figure.subplots(len(matchings), len(layers), squeeze=False)
     for line, matching in zip(axes, matchings, strict=True):

@@ -84,3 +84,14 @@ def test_what_is_stored_opens_without_the_project(result, tmp_path):
     # Format 2, plain types: what readers in R and Julia take.
     kinds = {json.loads(file.read_text())["dtype"] for file in (tmp_path / "r.zarr").glob("*/.zarray")}
     assert all(kind.startswith(("<f", "<i", "<U", "|")) for kind in kinds), kinds
+
+
+def test_smaller_batches_are_told_by_their_values_not_by_names():
+    def kept(name):
+        accumulator = Accumulator(("identity",), keep=["*"])
+        for size in (9, 8):
+            batch = {k: Representation(v.tokens[:size], v.prefix[:size], None) for k, v in layers(size).items()}
+            accumulator.update(batch, ids=[*(f"i{k}" for k in range(size - 1)), name])
+        return accumulator.result().bootstrap(repeats=30)
+
+    assert kept("").equals(kept("last"))
