@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+_Entry = TypeVar("_Entry")
 
 
 class RsmProbeError(Exception):
@@ -50,3 +53,14 @@ def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
     """A phrase naming the candidates closest to a mistyped name, for the end of a message."""
     found = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.4)
     return f"; nearest: {', '.join(repr(f) for f in found)}" if found else ""
+
+
+def look_up(name: Any, table: Mapping[str, _Entry], what: str, error: type[RsmProbeError]) -> _Entry:
+    """An entry of a table by its name.
+
+    Raises:
+        RsmProbeError: of the given kind, where there is none of that name; the message holds the known ones.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise error(f"unknown {what} {name!r}{nearest(str(name), table)} (known: {', '.join(table)})")
+    return table[name]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rsm_probe.comparison.inputs import stack_rsms
-from rsm_probe.errors import ComparisonError, nearest
+from rsm_probe.errors import ComparisonError, look_up
 
 # A centred RSM whose squared norm is below this share of the RSM's own is what float32 leaves of a constant one.
 _CONSTANT = 1e-14
@@ -127,10 +127,7 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
     """
     if isinstance(estimator, Estimator):
         return estimator
-    if not isinstance(estimator, str) or estimator not in _ESTIMATORS:
-        known = ", ".join(_ESTIMATORS)
-        raise ComparisonError(f"unknown estimator {estimator!r}{nearest(str(estimator), _ESTIMATORS)} (known: {known})")
-    return _ESTIMATORS[estimator]
+    return look_up(estimator, _ESTIMATORS, "estimator", ComparisonError)
 
 
 def hsic(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # noqa: E741 (the field's letter)

@@ -17,7 +17,7 @@ from rsm_probe.comparison.cka import Biased, Estimator, Unbiased
 from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
 from rsm_probe.comparison.inputs import stack_rsms
 from rsm_probe.comparison.protocol import About, Invariance, Measure, RowMeasure
-from rsm_probe.errors import ComparisonError, nearest
+from rsm_probe.errors import ComparisonError, look_up
 
 # A trace below this share of the RSM's size is rounding noise: the RSM is constant.
 _CONSTANT = 1e-12
@@ -175,10 +175,7 @@ def get_measure(measure: str | Measure) -> Measure:
     """
     if isinstance(measure, Measure):
         return measure
-    if not isinstance(measure, str) or measure not in MEASURES:
-        known = ", ".join(MEASURES)
-        raise ComparisonError(f"unknown measure {measure!r}{nearest(str(measure), MEASURES)} (known: {known})")
-    return MEASURES[measure]
+    return look_up(measure, MEASURES, "measure", ComparisonError)
 
 
 def rsa(k: Any, l: Any, correlation: Literal["spearman", "pearson", "kendall", "cosine"] = "spearman") -> float:  # noqa: E741

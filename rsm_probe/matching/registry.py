@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rsm_probe.errors import MatchingError, nearest
+from rsm_probe.errors import MatchingError, look_up
 from rsm_probe.matching.assignment import LapAssignment, OrToolsAssignment, ScipyAssignment
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.greedy import Greedy, TopKGreedy
@@ -49,7 +49,5 @@ def get_matching(matching: str | Matching) -> tuple[str, Matching]:
     """
     if isinstance(matching, Matching):
         return matching.name, matching
-    if not isinstance(matching, str) or matching not in _METHODS:
-        hint = nearest(str(matching), _METHODS)
-        raise MatchingError(f"unknown matching {matching!r}{hint} (known: {', '.join(_METHODS)})")
-    return matching, _METHODS[matching]
+    method = look_up(matching, _METHODS, "matching", MatchingError)
+    return str(matching), method

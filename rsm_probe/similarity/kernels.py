@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rsm_probe.errors import ComparisonError, nearest
+from rsm_probe.errors import ComparisonError, look_up
 
 # What rounding leaves of a distance of 0, relative to the norms that it is the difference of: affinities are float32.
 _ROUNDING = float(np.finfo(np.float32).eps)
@@ -129,8 +129,4 @@ def get_kernel(kernel: str | Kernel) -> Kernel:
     """
     if isinstance(kernel, Kernel):
         return kernel
-    if not isinstance(kernel, str) or kernel not in _KERNELS:
-        raise ComparisonError(
-            f"unknown kernel {kernel!r}{nearest(str(kernel), _KERNELS)} (known: {', '.join(_KERNELS)})"
-        )
-    return _KERNELS[kernel]
+    return look_up(kernel, _KERNELS, "kernel", ComparisonError)
