@@ -30,6 +30,14 @@ def uninterrupted():
     return {name: tensor.clone() for name, tensor in train(RECIPE, seed=2).module.state_dict().items()}
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Python's own handler, also where the tests run in the background and SIGINT is ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def every_step(monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
@@ -62,9 +70,11 @@ def stop_at(monkeypatch, step, act):
 
 def interrupted(monkeypatch, path, step, act, expected):
     context, calls = stop_at(monkeypatch, step, act)
-    with pytest.raises(expected):
-        train_or_load(RECIPE, 2, path)
-    context.__exit__(None, None, None)
+    try:
+        with pytest.raises(expected):
+            train_or_load(RECIPE, 2, path)
+    finally:
+        context.__exit__(None, None, None)
     return calls
 
 
