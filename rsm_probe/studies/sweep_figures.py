@@ -228,6 +228,7 @@ def _print_style() -> AbstractContextManager[None]:
     """Letters that can be read at the printed size."""
     sizes = {"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 6.5, "figure.titlesize": 8, "legend.fontsize": 5.5}
     style: dict[Any, Any] = {**sizes, "xtick.labelsize": 5.5, "ytick.labelsize": 5.5, "lines.linewidth": 1.2}
+    style["text.parse_math"] = False  # names may hold anything
     return mpl.rc_context(style)
 
 

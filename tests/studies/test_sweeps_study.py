@@ -189,3 +189,11 @@ def test_figure_17_needs_seeds_before_anything_runs():
         sweep["models"] = [{**model, "seeds": [0]} for model in sweep["models"]]
     with pytest.raises(ConfigError, match="figure17 compares networks that differ in their seed"):
         SweepsConfig.parse({**data, "figure": "figure17"})
+
+
+def test_names_are_drawn_as_they_are(results, tmp_path):
+    row = Architecture(r"a$\foo$ ü_1", ["deep-0", "deep-1"])
+    for draw in (figure15, figure16):
+        figure = draw({r"x$\bar$": results["digits"]}, [row])
+        figure.savefig(tmp_path / "figure.png")
+        assert any(row.name in ax.get_ylabel() for ax in figure.axes)
