@@ -66,7 +66,9 @@ class Bures(Measure):
     about = About("similarity", "[0, inf)", ("additive", "shift", "images"), "Tang et al. 2020")
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        first, second = ([_root(rsm) for rsm in stack] for stack in (a, b))
+        return self._compared([_root(rsm) for rsm in a], [_root(rsm) for rsm in b])
+
+    def _compared(self, first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
         return np.array([[float(svdvals(x.T @ y).sum()) if x.size and y.size else 0.0 for y in second] for x in first])
 
 
@@ -78,10 +80,10 @@ class NormalisedBures(Bures):
         "similarity", "[0, 1]", ("scale", "additive", "shift", "images"), "Tang et al. 2020; Harvey et al. 2024"
     )
 
-    def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        traces = [np.sqrt([(_root(rsm) ** 2).sum() for rsm in stack]) for stack in (a, b)]
-        scale = np.outer(*traces)
-        return super()._grid(a, b, weights) / np.where(scale > 0, scale, np.nan)
+    def _compared(self, first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
+        norms = [np.array([np.linalg.norm(root) for root in roots]) for roots in (first, second)]
+        scale = np.outer(norms[0], norms[1])
+        return super()._compared(first, second) / np.where(scale > 0, scale, np.nan)
 
 
 @dataclass(frozen=True)

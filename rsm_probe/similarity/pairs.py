@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import CostError
-from rsm_probe.matching.identity import aligned_products, squared_norms
+from rsm_probe.matching.identity import Identity, aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
 from rsm_probe.similarity.affinity import affinity_block, block_slices, pairs_per_block
@@ -86,17 +87,18 @@ class PairMatcher:
         scaled_y, unit_y = (scaled_x, unit_x) if y is None else rescaled(y.to(x))
         left = Locations(scaled_x, grid)
         right = left if y is None else Locations(scaled_y, grid)
-        shape = len(left), len(right)
+        # The same numbers, to the last bit, for all that is measured against them.
+        aligned = cache(lambda: aligned_products(scaled_x, scaled_y))
         products: dict[str, np.ndarray] = {}
         unsolved: dict[str, Matching] = {}
         for label, method in methods.items():
-            if method.at_once:
+            # With one location on both sides there is nothing to choose: every matching is the identity.
+            if isinstance(method, Identity) or (left.count == right.count == 1 and method.one_to_one):
+                products[label] = aligned()
+            elif method.at_once:
                 products[label] = method.products(left, right)
-            elif left.count == right.count == 1 and method.one_to_one:
-                # With one location on both sides there is nothing to choose: every matching is the identity.
-                products[label] = aligned_products(left.tokens, right.tokens)
             else:
-                products[label] = np.zeros(shape)
+                products[label] = np.zeros((len(left), len(right)))
                 unsolved[label] = method
         norms_x = squared_norms(scaled_x)
         norms_y = norms_x if y is None else squared_norms(scaled_y)
@@ -119,7 +121,7 @@ class PairMatcher:
             )
         # What matching gains over the identity is added to the identity's float64 value: so equal pairings give equal
         # values to the last bit, and an exact method never falls below the identity.
-        aligned = aligned_products(left.tokens, right.tokens) if reads_affinity else np.zeros(shape)
+        base = aligned() if reads_affinity else np.empty((0, 0))
         diagonal = any(not method.one_to_one for method in unsolved.values())
         for rows, column in block_slices(left.tokens, right.tokens, diagonal):
             reserved = (rows.stop - rows.start) * size
@@ -128,7 +130,7 @@ class PairMatcher:
                 affinity = affinity_block(left.tokens, right.tokens, rows, column) if reads_affinity else None
                 numbers = np.arange(rows.start, rows.stop)
                 pairs = Pairs(numbers, np.full(len(numbers), column), left, right, affinity)
-                future = self._pool.submit(self._match_block, pairs, unsolved, aligned, products)
+                future = self._pool.submit(self._match_block, pairs, unsolved, base, products)
             except BaseException:  # such as a device that is out of memory: whoever tries again needs the place
                 self._release(reserved)
                 raise

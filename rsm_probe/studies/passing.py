@@ -76,10 +76,10 @@ class Passing:
             stack.enter_context(evaluating(model.module))
             stack.enter_context(self.probes[name])
 
-    def reduce(self, reducer: Callable[[str], Callable[[str, Representation], Any]] | None) -> None:
+    def reduce(self, reducer: Callable[[str], Callable[[str, Representation], Any]]) -> None:
         """What becomes of each representation as soon as it is there, from now on: by model, see `Probe`."""
         for name, probe in self.probes.items():
-            probe.reduce = None if reducer is None else reducer(name)
+            probe.reduce = reducer(name)
 
     def forward(self, images: ImageSet, numbers: np.ndarray) -> dict[str, dict[str, Any]]:
         """Shows a batch to all models; model -> layer -> representation, or what `reduce` makes of it."""

@@ -64,7 +64,7 @@ class SweepsConfig(Config):
         """
         require_study(out / "config.yaml", self.study)
         # Before hours are spent on what cannot stand side by side.
-        counts = {data: len(sweep.images.load(progress)) for data, sweep in self.sweeps.items()}
+        counts = {data: s.images.count or len(s.images.load(progress)) for data, s in self.sweeps.items()}
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{data}: {count}" for data, count in counts.items())
             raise ConfigError(f"CKA of different numbers of images cannot stand side by side ({shown}); set count:")

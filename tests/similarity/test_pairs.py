@@ -13,6 +13,7 @@ from rsm_probe.errors import CostError
 from rsm_probe.matching.assignment import LapAssignment, ScipyAssignment
 from rsm_probe.matching.identity import Identity, squared_norms
 from rsm_probe.matching.match import match
+from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity import affinity as affinities
 from rsm_probe.similarity import pairs
 from rsm_probe.similarity.affinity import affinity_block, block_slices, first_nonfinite, pairs_per_block
@@ -443,3 +444,18 @@ def test_amounts_of_memory_are_written_as_people_read_them(amount, text):
 @pytest.mark.parametrize(("amount", "text"), [(999_600, "1 MB"), (999_999_999, "1 GB")])
 def test_amounts_just_below_a_unit_are_not_written_in_powers_of_ten(amount, text):
     assert format_bytes(amount) == text
+
+
+@pytest.mark.parametrize("channels", [3, 300])
+def test_the_optimum_is_never_below_the_identity_in_any_layout(channels):
+    # Maps as networks give them: channels before locations. 300 x 16 x 16 features are summed in float32 blocks.
+    maps = torch.rand(6, channels, 16, 16, generator=torch.Generator().manual_seed(0)) + 1
+    tokens = maps.flatten(2).transpose(1, 2)
+    methods = dict(map(get_matching, ("identity", "optimal")))
+    with PairMatcher(1) as matcher:
+        found = matcher.submit(tokens, None, methods).result()
+        assert (found["optimal"] >= found["identity"]).all()
+        # Locations that are all alike leave nothing to gain, not even a last bit.
+        equal = tokens[:, :1].expand(-1, 256, -1).transpose(1, 2).contiguous().transpose(1, 2)
+        found = matcher.submit(equal, None, methods).result()
+    np.testing.assert_array_equal(found["optimal"], found["identity"])
