@@ -123,9 +123,8 @@ def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> x
             f"{int(left_out.sum())} comparisons; `draws` says how many do",
             stacklevel=3,
         )
-    parts = {"value": grid.values, "low": low, "high": high, "std": std, "draws": draws}
-    dataset = xr.Dataset({name: grid.copy(data=data).rename(name) for name, data in parts.items()})
-    return dataset.assign_attrs(level=level, repeats=len(samples))
+    found = _alike(grid, value=grid.values, low=low, high=high, std=std, draws=draws)
+    return found.assign_attrs(level=level, repeats=len(samples))
 
 
 def permutation_test(
@@ -173,9 +172,8 @@ def permutation_test(
         z = np.where(std > 1e-12 * np.abs(null).max(axis=0), (values - mean) / std, np.nan)
     p = np.where(np.isnan(values), np.nan, (1 + alike.sum(axis=0)) / (1 + repeats))
     grid = label_grid(values, rows.keys, columns.keys)
-    parts = {"value": values, "null_mean": mean, "null_std": std, "z": z, "p": p}
-    dataset = xr.Dataset({name: grid.copy(data=data).rename(name) for name, data in parts.items()})
-    return dataset.assign_attrs(measure=chosen.name, repeats=repeats, seed=seed)
+    found = _alike(grid, value=values, null_mean=mean, null_std=std, z=z, p=p)
+    return found.assign_attrs(measure=chosen.name, repeats=repeats, seed=seed)
 
 
 def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:
@@ -202,8 +200,12 @@ def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(pairs > 0, np.nansum(values, axis=0) / pairs, np.nan)
         std = np.sqrt(np.where(pairs > 1, np.nansum((values - mean) ** 2, axis=0) / (pairs - 1), np.nan))
-    parts = {"mean": mean, "std": std, "pairs": pairs}
-    return xr.Dataset({name: first.copy(data=data).rename(name) for name, data in parts.items()})
+    return _alike(first, mean=mean, std=std, pairs=pairs)
+
+
+def _alike(grid: xr.DataArray, **values: np.ndarray) -> xr.Dataset:
+    """Values under the labels of a grid."""
+    return xr.Dataset({name: grid.copy(data=data).rename(name) for name, data in values.items()})
 
 
 def _drawn(

@@ -155,13 +155,14 @@ def figure_numbers(
                 values = {"mean": trained[:, k].mean(), "low": trained[:, k].min(), "high": trained[:, k].max()}
                 values |= {} if control is None else {"untrained": control[k]}
                 table += [_entry(data, row, f"diagonal {name}", str(layer), value) for name, value in values.items()]
-            parts = {"within": lambda m, r=row, s=result: s.within(r.trained, m, kernel=kernel)["mean"]}
+            kinds = (semantic, "identity")
+            pairs = {"within": [result.within(row.trained, m, kernel=kernel) for m in kinds]}
             if len(row.trained) > 1:
-                parts["across"] = lambda m, r=row, s=result: s.across(r.trained, m, kernel)["mean"]
+                pairs["across"] = [result.across(row.trained, m, kernel) for m in kinds]
             if row.control is not None:
-                parts["within untrained"] = lambda m, r=row, s=result: s.grid(r.control, None, m, kernel=kernel)
-            for name, grid in parts.items():
-                difference = (grid(semantic) - grid("identity")).values
+                pairs["within untrained"] = [result.within([row.control], m, kernel=kernel) for m in kinds]
+            for name, (matched, identity) in pairs.items():
+                difference = (matched["mean"] - identity["mean"]).values
                 ends = {"smallest": np.nanmin(difference), "largest": np.nanmax(difference)}
                 table += [_entry(data, row, f"{end} difference {name}", "", value) for end, value in ends.items()]
     return table
