@@ -150,8 +150,8 @@ def train(
     again: it continues there, and ends in the same weights as without an interruption.
     """
     from rsm_probe.config import read_yaml
+    from rsm_probe.sources.loading import require_device
     from rsm_probe.sources.training import TrainingConfig, train_or_load
-    from rsm_probe.studies.passing import require_device
 
     require_device(device)
     recipe = TrainingConfig.parse(read_yaml(config), str(config))

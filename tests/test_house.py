@@ -18,7 +18,7 @@ ALLOWED = {
     "storage": {"errors"},
     "matching": {"errors"},
     "sources": {"errors", "config", "storage"},
-    "probe": {"errors"},
+    "probe": {"errors", "matching", "storage", "sources"},
     "similarity": {"errors", "matching", "storage"},
     "comparison": {"errors"},
     "figures": {"errors"},

@@ -50,3 +50,12 @@ def rescaled(tokens: Tensor) -> tuple[Tensor, float]:
         raise MatchingError(f"the largest token is {largest:.3g}; scale tokens to between 1e-150 and 1e150")
     unit = 2.0 ** math.frexp(largest)[1]
     return (tokens.double() / unit).to(tokens.dtype), unit
+
+
+def first_nonfinite(tokens: Tensor) -> int | None:
+    """The first image of tokens (N, S, C) that holds NaN or infinity, or None."""
+    # A finite sum has finite terms: one cheap pass. A sum may overflow, so others are looked at closely.
+    if torch.isfinite(tokens.sum()):
+        return None
+    bad = (~torch.isfinite(tokens)).flatten(1).any(dim=1)
+    return int(bad.nonzero()[0, 0]) if bool(bad.any()) else None

@@ -216,3 +216,23 @@ def _grid_of_sequence(length: int, grids: Sequence[Grid]) -> Grid:
             f"{_MAX_PREFIX} prefix tokens"
         )
     return min(fitting, key=lambda g: length - g[0] * g[1])
+
+
+def require_finite(model: str, layer: str, bad: int | None, ids: Sequence[str] | None) -> None:
+    """Raises if a representation holds NaN or infinity.
+
+    Args:
+        model: whose layer it is.
+        layer: which one.
+        bad: the first image that does, or None; see `first_nonfinite`.
+        ids: names of the images.
+
+    Raises:
+        RepresentationError: names layer, model and image.
+    """
+    if bad is not None:
+        image = f"image {ids[bad]!r}" if ids else f"image {bad} of this batch"
+        raise RepresentationError(
+            f"layer {layer!r} of model {model!r} holds NaN or infinity, first in {image}; check the weights, "
+            f"the input, and whether half precision overflows"
+        )

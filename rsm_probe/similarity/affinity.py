@@ -40,12 +40,3 @@ def affinity_block(x: Tensor, y: Tensor, rows: slice, column: int) -> np.ndarray
         Shape (rows, S, T), on the CPU.
     """
     return torch.matmul(x[rows], y[column].T).cpu().numpy()
-
-
-def first_nonfinite(tokens: Tensor) -> int | None:
-    """The first image of tokens (N, S, C) that holds NaN or infinity, or None."""
-    # A finite sum has finite terms: one cheap pass. A sum may overflow, so others are looked at closely.
-    if torch.isfinite(tokens.sum()):
-        return None
-    bad = (~torch.isfinite(tokens)).flatten(1).any(dim=1)
-    return int(bad.nonzero()[0, 0]) if bool(bad.any()) else None

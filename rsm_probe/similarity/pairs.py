@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,10 +16,12 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import CostError
-from rsm_probe.matching.identity import Identity, aligned_products, squared_norms
+from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
 from rsm_probe.similarity.affinity import affinity_block, block_slices, pairs_per_block
+from rsm_probe.similarity.matched import affinity_bytes, is_identity, solve_over
+from rsm_probe.storage.space import parse_bytes
 
 # A sample for an estimate is cut to this many locations; larger problems are extrapolated.
 _SAMPLE_LOCATIONS = 512
@@ -92,8 +93,7 @@ class PairMatcher:
         products: dict[str, np.ndarray] = {}
         unsolved: dict[str, Matching] = {}
         for label, method in methods.items():
-            # With one location on both sides there is nothing to choose: every matching is the identity.
-            if isinstance(method, Identity) or (left.count == right.count == 1 and method.one_to_one):
+            if is_identity(method, left, right):
                 products[label] = aligned()
             elif method.at_once:
                 products[label] = method.products(left, right)
@@ -112,15 +112,8 @@ class PairMatcher:
         for method in unsolved.values():
             method.prepare(left)
             method.prepare(right)
-        reads_affinity = any(method.needs_affinity for method in unsolved.values())
-        size = left.count * right.count * x.element_size() if reads_affinity else 0
-        if size > self.memory:
-            raise CostError(
-                f"one affinity of {left.count} x {right.count} locations takes {format_bytes(size)}, above the memory "
-                f"budget of {format_bytes(self.memory)}; raise memory=, or use a matching that needs no affinity"
-            )
-        # What matching gains over the identity is added to the identity's float64 value: so equal pairings give equal
-        # values to the last bit, and an exact method never falls below the identity.
+        sizes = [affinity_bytes(method, left.tokens, right.tokens, self.memory) for method in unsolved.values()]
+        size, reads_affinity = max(sizes), any(sizes)
         base = aligned() if reads_affinity else np.empty((0, 0))
         diagonal = any(not method.one_to_one for method in unsolved.values())
         for rows, column in block_slices(left.tokens, right.tokens, diagonal):
@@ -144,14 +137,7 @@ class PairMatcher:
     ) -> None:
         places = pairs.rows, pairs.columns
         for label, method in methods.items():
-            values = solve_both_ways(method, pairs).values
-            if pairs.affinity is not None and method.needs_affinity and method.one_to_one:
-                diagonals = np.diagonal(pairs.affinity, axis1=1, axis2=2)
-                gains = values - diagonals.sum(axis=1, dtype=np.float64)
-                # The same terms summed in another order differ in the last digits.
-                noise = np.abs(diagonals).sum(axis=1, dtype=np.float64) * diagonals.shape[1] * np.finfo(np.float64).eps
-                values = aligned[places] + np.where(np.abs(gains) > noise, gains, 0.0)
-            out[label][places] = values
+            out[label][places] = solve_over(method, pairs, aligned).values
         self._count(int(np.count_nonzero((pairs.rows != pairs.columns) | (pairs.x is not pairs.y))))
 
     def _reserve(self, size: int) -> None:
@@ -267,34 +253,3 @@ def available_cores() -> int:
 def _one_thread() -> None:
     """Keeps the matrix products of a worker from starting threads of their own: the workers fill the cores."""
     torch.set_num_threads(1)
-
-
-_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-def parse_bytes(amount: str | int) -> int:
-    """Bytes from a number or from text such as "500MB" or "2 GB".
-
-    Raises:
-        CostError: no amount above 0.
-    """
-    if isinstance(amount, int):
-        found_bytes = amount
-    else:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(amount), re.IGNORECASE)
-        if not found:
-            raise CostError(f"memory must be a number of bytes or text such as '2GB', found {amount!r}")
-        found_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])
-    if found_bytes <= 0:
-        raise CostError(f"memory must be above 0, found {amount!r}")
-    return found_bytes
-
-
-def format_bytes(amount: float) -> str:
-    """Bytes as people read them: 1.5 GB."""
-    units = ["B", "KB", "MB", "GB", "TB"]
-    # 999.5 of a unit would be written as 1e+03 of it.
-    while amount >= 999.5 and len(units) > 1:
-        amount /= 1000
-        units.pop(0)
-    return f"{amount:.3g} {units[0]}"

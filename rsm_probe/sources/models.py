@@ -45,6 +45,12 @@ class LoadedModel:
             digest.update(_bytes(tensor))
         return digest.hexdigest()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is; the CPU for models without any."""
+        parameter = next(self.module.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
     def blank_input(self) -> Tensor:
         """A grey image as the model takes it, (1, C, H, W).
 

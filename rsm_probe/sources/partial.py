@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from rsm_probe.storage import replacing
+from rsm_probe.storage.files import replacing
 
 
 def save_partial(

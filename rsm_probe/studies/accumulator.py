@@ -15,15 +15,15 @@ import xarray as xr
 from rsm_probe.comparison.cka import cka_grid, get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
 from rsm_probe.errors import ComparisonError, RepresentationError
+from rsm_probe.matching.inputs import first_nonfinite
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.probe.tokens import Representation
-from rsm_probe.similarity.affinity import first_nonfinite
+from rsm_probe.probe.tokens import Representation, require_finite
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.pairs import PairMatcher
 from rsm_probe.studies.means import Means
 from rsm_probe.studies.names import check_kept, first_difference, is_kept, require_distinct, several
-from rsm_probe.studies.probed import Probed, require_finite, walk
+from rsm_probe.studies.probed import Probed, walk
 from rsm_probe.studies.result import BatchRsms, SweepResult
 from rsm_probe.studies.submitted import Batch, Submitted
 

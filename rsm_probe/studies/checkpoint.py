@@ -10,7 +10,8 @@ import numpy as np
 
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.errors import StorageError
-from rsm_probe.storage import load_arrays, load_json, save_arrays, save_json
+from rsm_probe.storage.chunks import differences
+from rsm_probe.storage.files import load_arrays, load_json, save_arrays, save_json
 from rsm_probe.studies.result import BatchRsms
 
 
@@ -34,11 +35,8 @@ class Checkpoint:
         if not (folder / "settings.json").exists():
             return
         stored = load_json(folder / "settings.json")
-        differing = [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]
-        if differing:
-            changes = "; ".join(
-                f"{key} was {_brief(stored.get(key))}, is {_brief(settings.get(key))}" for key in differing
-            )
+        changes = differences(stored, settings)
+        if changes:
             raise StorageError(
                 f"{folder.parent} holds a sweep with other settings ({changes}); choose another folder or remove it"
             )
@@ -95,8 +93,3 @@ class Checkpoint:
                 )
             )
         return kept
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

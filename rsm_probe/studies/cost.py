@@ -13,7 +13,8 @@ from rsm_probe.errors import CostError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import cheap_matchings
 from rsm_probe.probe.tokens import Representation
-from rsm_probe.similarity.pairs import format_bytes, queue_bytes, seconds_per_pair
+from rsm_probe.similarity.pairs import queue_bytes, seconds_per_pair
+from rsm_probe.storage.space import format_bytes, format_seconds
 
 
 @dataclass(frozen=True)
@@ -170,10 +171,3 @@ def available_memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration as people say it: 12 s, 3.5 min, 2.1 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -17,6 +17,7 @@ from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.tokens import Representation
 from rsm_probe.probe.wrappers import evaluating
 from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.loading import prepared, require_device
 from rsm_probe.sources.models import LoadedModel
 from rsm_probe.studies.cost import stopwatch
 
@@ -89,42 +90,13 @@ class Passing:
         for name, model in self.models.items():
             key = id(model.preprocess)
             if key not in ready:
-                ready[key] = _stack([i if isinstance(i, Tensor) else model.preprocess(i) for i in raw], images, numbers)
+                ready[key] = prepared(raw, model.preprocess, images, numbers)
             with torch.no_grad():  # a copy for each, since a model may change its input in place
-                model.module(ready[key].to(self.device(model), copy=True))
+                model.module(ready[key].to(model.device, copy=True))
             # Taken at once: two entries may share one module, whose next pass replaces what both probes hold.
             captured[name] = self.probes[name].representations
         return captured
 
-    @staticmethod
-    def device(model: LoadedModel) -> torch.device:
-        """Where a model's first parameter is; the CPU for models without any."""
-        parameter = next(model.module.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
-
     def synchronised(self) -> float:
         """The time when all devices are done."""
-        return max(stopwatch(self.device(model)) for model in self.models.values())
-
-
-def require_device(device: str | torch.device | None) -> None:
-    """Makes sure that a device is there.
-
-    Raises:
-        ModelError: it is not, or its name is none.
-    """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"cannot run on device {str(device)!r}: {reason}") from error
-
-
-def _stack(tensors: list[Tensor], images: ImageSet, numbers: np.ndarray) -> Tensor:
-    for tensor, number in zip(tensors, numbers, strict=True):
-        if tensor.shape != tensors[0].shape:
-            raise ImageError(
-                f"{images.name}: image {images.ids[number]!r} has shape {tuple(tensor.shape)} and image "
-                f"{images.ids[numbers[0]]!r} has {tuple(tensors[0].shape)}; preprocessing must bring all to one size"
-            )
-    return torch.stack(tensors)
+        return max(stopwatch(model.device) for model in self.models.values())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rsm_probe.errors import LayerError, RepresentationError
+from rsm_probe.errors import LayerError
 from rsm_probe.probe.hooks import Probe
 
 # Representations, or what a probe's `reduce` made of them.
@@ -37,23 +37,3 @@ def walk(probed: Probed) -> list[tuple[str, str, Any]]:
     if not found:
         raise LayerError("there is nothing to take up: no model was given")
     return found
-
-
-def require_finite(model: str, layer: str, bad: int | None, ids: Sequence[str] | None) -> None:
-    """Raises if a representation holds NaN or infinity.
-
-    Args:
-        model: whose layer it is.
-        layer: which one.
-        bad: the first image that does, or None; see `first_nonfinite`.
-        ids: names of the images.
-
-    Raises:
-        RepresentationError: names layer, model and image.
-    """
-    if bad is not None:
-        image = f"image {ids[bad]!r}" if ids else f"image {bad} of this batch"
-        raise RepresentationError(
-            f"layer {layer!r} of model {model!r} holds NaN or infinity, first in {image}; check the weights, "
-            f"the input, and whether half precision overflows"
-        )

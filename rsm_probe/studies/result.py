@@ -14,7 +14,7 @@ import xarray as xr
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.comparison.statistics import bootstrap_samples, over_models, summarise
 from rsm_probe.errors import ComparisonError, StorageError, nearest
-from rsm_probe.storage import open_dataset, save_dataset
+from rsm_probe.storage.files import open_dataset, save_dataset
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,22 +15,24 @@ import torch
 from tqdm import tqdm
 
 from rsm_probe.errors import ModelError, StorageError
+from rsm_probe.matching.inputs import first_nonfinite
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.layers import Layers
-from rsm_probe.similarity.affinity import first_nonfinite
+from rsm_probe.probe.tokens import require_finite
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.kernels import Kernel, get_kernel
-from rsm_probe.similarity.pairs import available_cores, parse_bytes
+from rsm_probe.similarity.pairs import available_cores
 from rsm_probe.sources.images import ImageSet, as_images
 from rsm_probe.sources.models import LoadedModel, load_model
+from rsm_probe.storage.space import parse_bytes
 from rsm_probe.studies.accumulator import Accumulator
 from rsm_probe.studies.checkpoint import Checkpoint
 from rsm_probe.studies.cost import Cost, available_memory, measure
 from rsm_probe.studies.means import Means
 from rsm_probe.studies.names import check_kept, is_kept, several
 from rsm_probe.studies.passing import Passing, make_batches
-from rsm_probe.studies.probed import require_finite, walk
+from rsm_probe.studies.probed import walk
 from rsm_probe.studies.result import BatchRsms, SweepResult
 
 # Images that pass through the models before the start, to see shapes and to time them. A prime that divides hardly any

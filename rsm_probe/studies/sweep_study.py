@@ -15,11 +15,11 @@ from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.layers import Layers
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.kernels import get_kernel
-from rsm_probe.similarity.pairs import parse_bytes
+from rsm_probe.sources.loading import require_device
 from rsm_probe.sources.models import LoadedModel
-from rsm_probe.storage import save_json, save_text
+from rsm_probe.storage.files import save_json, save_text
+from rsm_probe.storage.space import parse_bytes
 from rsm_probe.studies.entries import ImagesConfig, ModelConfig
-from rsm_probe.studies.passing import require_device
 from rsm_probe.studies.provenance import provenance
 from rsm_probe.studies.result import SweepResult
 from rsm_probe.studies.sweep import sweep

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import ConfigError
-from rsm_probe.storage import save_text
+from rsm_probe.storage.files import save_text
 from rsm_probe.studies.result import SweepResult
 from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
 from rsm_probe.studies.sweep_study import SweepConfig, require_study

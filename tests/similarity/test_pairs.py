@@ -12,12 +12,14 @@ import torch
 from rsm_probe.errors import CostError
 from rsm_probe.matching.assignment import LapAssignment, ScipyAssignment
 from rsm_probe.matching.identity import Identity, squared_norms
+from rsm_probe.matching.inputs import first_nonfinite
 from rsm_probe.matching.match import match
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity import affinity as affinities
 from rsm_probe.similarity import pairs
-from rsm_probe.similarity.affinity import affinity_block, block_slices, first_nonfinite, pairs_per_block
-from rsm_probe.similarity.pairs import PairMatcher, format_bytes, parse_bytes, seconds_per_pair
+from rsm_probe.similarity.affinity import affinity_block, block_slices, pairs_per_block
+from rsm_probe.similarity.pairs import PairMatcher, seconds_per_pair
+from rsm_probe.storage.space import format_bytes, parse_bytes
 
 METHODS = {"identity": Identity(), "optimal": ScipyAssignment(), "lap": LapAssignment()}
 

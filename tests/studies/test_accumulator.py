@@ -252,7 +252,7 @@ def test_names_that_do_not_fit_the_batch_are_refused_at_once():
 
 def test_methods_that_are_not_symmetric_run_both_ways():
     from rsm_probe.matching.protocol import Matching
-    from rsm_probe.similarity.rsm import rsm
+    from rsm_probe.similarity.between import rsm
 
     class FirstBest(Matching):
         name, exact, symmetric, needs_affinity, growth = "first-best", False, False, True, 2.0

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage import (
+from rsm_probe.storage.files import (
     load_arrays,
     load_json,
     open_dataset,

@@ -1,0 +1,195 @@
+"""A whole set of images through a model, and what its layers answer onto disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rsm_probe.errors import RepresentationError, StorageError
+from rsm_probe.matching.identity import squared_norms
+from rsm_probe.matching.inputs import first_nonfinite
+from rsm_probe.probe.hooks import Probe
+from rsm_probe.probe.layers import Layers
+from rsm_probe.probe.tokens import Representation, require_finite
+from rsm_probe.probe.wrappers import evaluating
+from rsm_probe.sources.images import ImageSet, as_images
+from rsm_probe.sources.loading import prepared, require_device
+from rsm_probe.sources.models import LoadedModel, load_model
+from rsm_probe.storage.capture_writer import CaptureWriter
+from rsm_probe.storage.captures import KIND, Capture, is_whole
+from rsm_probe.storage.chunks import ChunkStore, differences, sole_writer
+from rsm_probe.storage.space import require_space
+
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+# Images that show the shapes of the layers; a prime, so that it is no number of locations.
+_SAMPLE = 11
+
+
+def capture(
+    model: Any,
+    images: Any,
+    layers: Layers = "blocks",
+    out: str | Path = "capture.zarr",
+    *,
+    dtype: str | torch.dtype = "float32",
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> Capture:
+    """Writes the representations of all layers for all images into a folder, for comparisons of all pairs.
+
+    Images pass once, in their order, in batches of `batch_size`. Interrupted, the same call continues with the batch
+    under way. A capture that is finished is opened, and only batches of which a chunk is missing are made again.
+
+    Args:
+        model: a module, a `LoadedModel`, or a name; see `rsm_probe.load_model`.
+        images: see `rsm_probe.as_images`.
+        layers: see `Probe`.
+        out: a folder, or a URL of a file system that fsspec knows.
+        dtype: of tokens on disk: "float32", "float16" or "bfloat16". Half precision takes half the space.
+        batch_size: images per forward pass.
+        device: where the model runs, which moves it; None leaves it where it is.
+        progress: show what is needed, and a bar.
+
+    Returns:
+        The `Capture`: layer name -> `CapturedLayer`, which `rsm_probe.rsm` and `rsm_probe.nearest` take.
+
+    Raises:
+        ModelError: an unknown model.
+        ImageError: no images, or of different sizes after preprocessing.
+        LayerError: unknown layers, or layers that do not run exactly once.
+        RepresentationError: NaN or infinity, or beyond the range of `dtype` (the message names layer and image).
+        StorageError: `out` holds another capture (the message says what differs), is being written by another process,
+            cannot be written, or the disk is too small.
+    """
+    loaded, chosen = load_model(model), as_images(images)
+    stored_as = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if stored_as is None:
+        raise RepresentationError(f"a capture is of dtype {', '.join(_DTYPES)}, found {dtype!r}")
+    if batch_size < 1:
+        raise RepresentationError(f"batch_size must be at least 1, found {batch_size}")
+    require_device(device)
+    settings = _settings(loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size)
+    with sole_writer(out):
+        store = ChunkStore.open_or_create(out, KIND)
+        _require_same(store, settings, chosen)
+        if is_whole(store):
+            return Capture.open(out)
+        if device is not None:
+            loaded.module.to(device)
+        with evaluating(loaded.module), Probe(loaded.module, layers) as probe:
+            _Capturing(probe, loaded, chosen, store, stored_as, batch_size).run(settings, progress)
+    return Capture.open(out)
+
+
+class _Capturing:
+    """The passes of one capture."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        model: LoadedModel,
+        images: ImageSet,
+        store: ChunkStore,
+        dtype: torch.dtype,
+        batch_size: int,
+    ) -> None:
+        self.probe, self.model, self.images, self.store, self.dtype = probe, model, images, store, dtype
+        self.batch_size = batch_size
+        self.writer = CaptureWriter(store, images.ids, images.labels, batch_size)
+
+    def run(self, settings: dict[str, Any], progress: bool) -> None:
+        self._forward(np.arange(min(_SAMPLE, len(self.images))))
+        seen: dict[str, Representation] = dict(self.probe.representations)
+        size = sum((kept.tokens[0].numel() + kept.prefix[0].numel()) * self.dtype.itemsize for kept in seen.values())
+        starts = range(0, len(self.images), self.batch_size)
+        self.store.set({"settings": settings})
+        self.writer.begin(seen, self.dtype)
+        done = [start for start in starts if self.writer.batch_is_there(start)]
+        left = len(self.images) - sum(min(self.batch_size, len(self.images) - start) for start in done)
+        about = require_space(self.store.where, size * left)
+        if progress:
+            tqdm.write(f"capture: {left} images, {len(seen)} layers; {about}", file=sys.stderr)
+        with tqdm(
+            desc="capturing",
+            total=len(self.images),
+            initial=len(self.images) - left,
+            unit="image",
+            disable=not progress,
+        ) as bar:
+            for start in sorted(set(starts) - set(done)):
+                bar.update(self._batch(start))
+            repaired: set[int] = set()
+            while (broken := self.writer.finish()) is not None:
+                if broken in repaired:
+                    raise StorageError(f"{self.store.where}: what is written there is not what is read back")
+                repaired.add(broken)
+                self._batch(broken)
+
+    def _batch(self, start: int) -> int:
+        numbers = np.arange(start, min(start + self.batch_size, len(self.images)))
+        names = [self.images.ids[int(k)] for k in numbers]
+        norms: dict[str, np.ndarray] = {}
+
+        def write(layer: str, kept: Representation) -> None:
+            require_finite(self.model.name, layer, first_nonfinite(kept.tokens), names)
+            tokens, prefix = kept.tokens.to(self.dtype), kept.prefix.to(self.dtype)
+            bad = first_nonfinite(tokens)
+            if bad is not None:
+                raise RepresentationError(
+                    f"layer {layer!r} of image {names[bad]!r} exceeds the range of {self.dtype}; capture as "
+                    "bfloat16 or float32"
+                )
+            self.writer.write_layer(start, layer, tokens, prefix)
+            norms[layer] = squared_norms(tokens.float())
+
+        # Layer by layer, as soon as each has run: a batch of all layers may not fit into memory.
+        self.probe.reduce = write
+        self._forward(numbers)
+        self.writer.end_batch(start, norms)
+        return len(numbers)
+
+    def _forward(self, numbers: np.ndarray) -> None:
+        raw: Sequence[Any] = [self.images[int(number)] for number in numbers]
+        batch: Tensor = prepared(raw, self.model.preprocess, self.images, numbers)
+        with torch.no_grad():
+            self.model.module(batch.to(self.model.device))
+
+
+def _settings(model: LoadedModel, images: ImageSet, layers: Layers, dtype: str, batch_size: int) -> dict[str, Any]:
+    """Everything that decides the values, as JSON gives it back."""
+    settings = {
+        "model": model.name,
+        "weights": model.fingerprint,
+        "images": images.name,
+        "content": images.fingerprint(),
+        "layers": layers if isinstance(layers, str) else list(layers),
+        "dtype": dtype,
+        "batch_size": batch_size,
+    }
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _require_same(store: ChunkStore, settings: dict[str, Any], images: ImageSet) -> None:
+    stored = store.attributes.get("settings")
+    if stored is None or stored == settings:
+        return
+    changes = differences(stored, settings)
+    if stored["content"] != settings["content"]:
+        ids = [str(name) for name in store.read("image")]
+        place = next((k for k, (a, b) in enumerate(zip(ids, images.ids, strict=False)) if a != b), None)
+        if place is not None:
+            changes = f"image {place} was {ids[place]!r}, is {images.ids[place]!r}"
+        elif len(ids) != len(images):
+            changes = f"it has {len(ids)} images, now there are {len(images)}"
+        else:
+            changes = f"images of the same names have other content; {changes}"
+    raise StorageError(f"{store.where} is another capture ({changes}); choose another place or remove it")

@@ -1,0 +1,255 @@
+"""All pairs of captured images: in tiles, on any executor, continued after interruptions, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent.futures import Executor
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from rsm_probe.errors import CostError, RepresentationError, StorageError
+from rsm_probe.matching.protocol import Matching
+from rsm_probe.matching.registry import get_matching
+from rsm_probe.similarity.affinity import affinity_block
+from rsm_probe.similarity.centering import Centering, check_centering
+from rsm_probe.similarity.executors import finished, one_thread, threads
+from rsm_probe.similarity.pairs import available_cores, seconds_per_pair
+from rsm_probe.similarity.plan import Plan
+from rsm_probe.similarity.tiles import (
+    KIND,
+    Job,
+    Source,
+    centred_tokens,
+    compute,
+    create_arrays,
+    permutation_dtype,
+)
+from rsm_probe.storage.captures import CapturedLayer
+from rsm_probe.storage.chunks import ChunkStore, differences, sole_writer
+from rsm_probe.storage.files import open_dataset
+from rsm_probe.storage.space import format_bytes, format_seconds, parse_bytes, require_space
+
+
+def all_pairs(
+    x: CapturedLayer,
+    y: CapturedLayer | None = None,
+    out: str | Path | None = None,
+    matching: str | Matching = "optimal",
+    centering: Centering | None = None,
+    *,
+    memory: str | int = "2GB",
+    workers: int | None = None,
+    executor: Executor | None = None,
+    tile: int | None = None,
+    permutations: bool = False,
+    device: str = "cpu",
+    max_hours: float | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Matched inner products of all pairs of captured images, tile by tile, onto disk.
+
+    A tile that is on disk is never computed again: interrupted, the same call continues, and a tile that was torn or
+    damaged is found by its checksum and made anew. Whatever executes the tiles, the arrays are the same to the last
+    bit for a given tile size on processors of one kind.
+
+    Args:
+        x: the images in the rows, a layer of a `Capture`.
+        y: the images in the columns; None for those of x, each pair of which is matched once.
+        out: a folder, or a URL of a file system that fsspec knows; None for a temporary one, whose content is then
+            returned in memory.
+        matching: a name or a method object.
+        centering: see `rsm_probe.rsm`; the mean is that of y where y is given.
+        memory: what the workers of this machine may use together, as bytes or text such as "2GB".
+        workers: how many tiles are computed at a time on one machine; None for one per core.
+        executor: where they are computed; None for threads of this process. Workers of other processes and machines
+            must see captures and `out` under the same paths or URLs.
+        tile: images on each side of a tile; by default from the size of the representations and `memory`. A result
+            that was begun keeps its own.
+        permutations: also keep how locations were paired, (N, M, S).
+        device: where affinities are computed.
+        max_hours: refuse if the estimated time is longer.
+        progress: show what is needed, and a bar.
+
+    Returns:
+        A dataset whose arrays are read when they are used: `product`, `bound` (what no matching exceeds; infinity where
+        the method proves nothing) (image_a, image_b), `norm_a`, `norm_b` (squared), `permutation` where it is kept.
+
+    Raises:
+        RepresentationError: the layers differ in their channels.
+        MatchingError: unknown matching, or permutations of a score.
+        CostError: one affinity alone exceeds the memory; the estimate is above `max_hours`; a worker process died.
+        StorageError: `out` holds another result (the message says what differs), is being written by another process,
+            or cannot be written; the disk is too small; a capture cannot be read.
+    """
+    label, method = get_matching(matching)
+    centering = check_centering(centering)
+    workers = available_cores() if workers is None else workers
+    if workers < 1:
+        raise CostError(f"workers must be at least 1, found {workers}")
+    if tile is not None and tile < 1:
+        raise CostError(f"tile must be at least 1 image, found {tile}")
+    if y is not None and y.shape[2] != x.shape[2]:
+        raise RepresentationError(f"{x!r} and {y!r} differ in their channels: not one layer's")
+    plan = Plan.of(x, x if y is None else y, method, parse_bytes(memory), workers)
+    settings = _settings(x, y, label, method, centering, permutations)
+    if out is None and executor is not None:
+        raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
+    with TemporaryDirectory(prefix="rsm-probe-") if out is None else nullcontext() as temporary:
+        where = f"{temporary}/pairs.zarr" if out is None else str(out)
+        with sole_writer(where):
+            store = ChunkStore.open_or_create(where, KIND)
+            side = _own_tile(store, settings, tile or plan.tile)
+            plan.require_memory(side)
+            job = Job(
+                Source.of(x), None if y is None else Source.of(y), where, method, centering, device, permutations, side
+            )
+            run = _Run(store, job, x, x if y is None else y, plan, settings, progress)
+            run.find_left()
+            if run.left:
+                run.begin(max_hours)
+                with nullcontext(executor) if executor is not None else threads(plan.workers(side)) as pool:
+                    run.compute(pool)
+            store.set({"finished": True})
+        dataset = open_pairs(where)
+        return dataset.load() if out is None else dataset
+
+
+def open_pairs(where: str | Path) -> xr.Dataset:
+    """Opens what `all_pairs` wrote; arrays are read when they are used.
+
+    Raises:
+        StorageError: there is no finished result.
+    """
+    store = ChunkStore.open(where, KIND)
+    if not store.attributes.get("finished"):
+        raise StorageError(f"{where} is not finished; run the same work on it again, it continues")
+    dataset = open_dataset(where)
+    return dataset.set_coords([name for name in ("label_a", "label_b") if name in dataset])
+
+
+class _Run:
+    """One go at a result."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        job: Job,
+        x: CapturedLayer,
+        y: CapturedLayer,
+        plan: Plan,
+        settings: dict[str, Any],
+        progress: bool,
+    ) -> None:
+        self.store, self.job, self.x, self.y, self.plan, self.settings = store, job, x, y, plan, settings
+        self.progress = progress
+        self.tasks = list(job.tasks(len(x), len(y)))
+        self.left = self.tasks
+
+    def find_left(self) -> None:
+        """Reads what is there: tiles that are missing or damaged are left to do."""
+        if "product" in self.store:
+            bar = tqdm(self.tasks, "checking tiles", unit="tile", disable=not self.progress, leave=False)
+            self.left = [task for task in bar if not task.is_there(self.store)]
+
+    def begin(self, max_hours: float | None) -> None:
+        """Says what is left will need, refuses what does not fit, and makes the arrays.
+
+        Raises:
+            CostError: it would take longer than `max_hours`.
+            StorageError: the disk is too small.
+        """
+        pairs = sum(task.pairs for task in self.left)
+        size = len(self.x) * len(self.y) * 16
+        if self.job.permutations:
+            size += len(self.x) * len(self.y) * self.x.shape[1] * permutation_dtype(self.y.shape[1]).itemsize
+        share = pairs / max(1, sum(task.pairs for task in self.tasks))
+        disk = require_space(self.job.out, size * share)
+        workers = self.plan.workers(self.job.tile)
+        seconds = self._seconds_per_pair() * pairs / workers
+        if max_hours is not None and seconds > max_hours * 3600:
+            raise CostError(
+                f"{pairs:,} pairs would take about {format_seconds(seconds)}, above max_hours={max_hours:g}; take "
+                f"fewer images, a layer of fewer than {self.x.shape[1]} locations, or more workers"
+            )
+        if self.progress:
+            memory = workers * self.plan.tile_bytes(self.job.tile)
+            tqdm.write(
+                f"all pairs of {self.x.name}: {pairs:,} pairs in {len(self.left)} tiles of {self.job.tile} x "
+                f"{self.job.tile}; about {format_seconds(seconds)} with {workers} workers, {format_bytes(memory)} of "
+                f"memory, {disk}",
+                file=sys.stderr,
+            )
+        self.store.set({"settings": self.settings, "tile": self.job.tile, **_about(self.job, self.settings)})
+        create_arrays(self.store, self.job, self.x, self.y)
+
+    def compute(self, executor: Executor) -> None:
+        """Computes what is left."""
+        total, left = (sum(task.pairs for task in tasks) for tasks in (self.tasks, self.left))
+        with tqdm(
+            desc="pairs", total=total, initial=total - left, unit="pair", unit_scale=True, disable=not self.progress
+        ) as bar:
+            if len(self.left) < len(self.tasks):
+                bar.set_postfix_str(f"{len(self.tasks) - len(self.left)} tiles restored")
+            for _, pairs in finished(executor, compute, self.left):
+                bar.update(pairs)
+
+    def _seconds_per_pair(self) -> float:
+        """On one core, of two to four images."""
+        few = slice(0, min(3, len(self.y)))
+        with one_thread(), torch.no_grad():
+            tokens = centred_tokens(self.y, few, self.y, self.job.centering, "cpu")
+            if len(tokens) < 2:
+                return 0.0
+            seconds = seconds_per_pair(tokens, self.job.method)
+            start = time.perf_counter()
+            if self.job.method.needs_affinity:
+                affinity_block(tokens, tokens, slice(0, 1), 1)
+            return seconds + time.perf_counter() - start
+
+
+def _own_tile(store: ChunkStore, settings: dict[str, Any], tile: int) -> int:
+    """Makes sure that a store is of these settings; returns its tile size.
+
+    Raises:
+        StorageError: it is of others.
+    """
+    stored = store.attributes.get("settings")
+    if stored is None:
+        return tile
+    changes = differences(stored, settings)
+    if changes:
+        raise StorageError(f"{store.where} is another result ({changes}); choose another place or remove it")
+    return int(store.attributes["tile"])
+
+
+def _settings(
+    x: CapturedLayer,
+    y: CapturedLayer | None,
+    label: str,
+    method: Matching,
+    centering: Centering | None,
+    permutations: bool,
+) -> dict[str, Any]:
+    """Everything that decides the values, as JSON gives it back."""
+    sides = {"x": x.about, "y": y and y.about}
+    how = {"matching": label, "method": repr(method), "centering": centering, "permutations": permutations}
+    return dict(json.loads(json.dumps({**sides, **how})))
+
+
+def _about(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+    """Attributes that an RSM reads."""
+    return {
+        "matching": settings["matching"],
+        "one_to_one": int(job.method.one_to_one),
+        "centering": str(job.centering),
+        "image_sets": 1 if job.y is None else 2,
+        "layer": job.x.layer,
+    }

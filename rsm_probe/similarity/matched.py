@@ -1,0 +1,176 @@
+"""Pairs of images -> matched inner products, for all who match: batches in memory, tiles on disk, candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from rsm_probe.errors import CostError, MatchingError
+from rsm_probe.matching.identity import Identity, aligned_products, squared_norms
+from rsm_probe.matching.inputs import rescaled
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, inverted, solve_both_ways
+from rsm_probe.matching.registry import cheap_matchings
+from rsm_probe.similarity.affinity import affinity_block, block_slices
+from rsm_probe.storage.space import format_bytes
+
+
+def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray) -> Solution:
+    """Solves pairs; values are the identity's float64 products plus what matching gains over them.
+
+    So equal pairings give equal values to the last bit, and an exact method never falls below the identity.
+
+    Args:
+        method: any matching.
+        pairs: B pairs with what the method needs.
+        aligned: products of whole images (N, M), from `aligned_products`; not read for methods without affinity.
+    """
+    solution = solve_both_ways(method, pairs)
+    if pairs.affinity is None or not (method.needs_affinity and method.one_to_one):
+        return solution
+    diagonals = np.diagonal(pairs.affinity, axis1=1, axis2=2)
+    base = diagonals.sum(axis=1, dtype=np.float64)
+    # The same terms summed in another order differ in the last digits.
+    noise = np.abs(diagonals).sum(axis=1, dtype=np.float64) * diagonals.shape[1] * np.finfo(np.float64).eps
+    gains = np.where(np.abs(solution.values - base) > noise, solution.values - base, 0.0)
+    products = aligned[pairs.rows, pairs.columns]
+    return replace(solution, values=products + gains, bounds=products + np.maximum(solution.bounds - base, gains))
+
+
+def is_identity(method: Matching, x: Locations, y: Locations) -> bool:
+    """Whether equal locations answer to each other; of one location on both sides there is nothing to choose."""
+    return isinstance(method, Identity) or (x.count == y.count == 1 and method.one_to_one)
+
+
+def affinity_bytes(method: Matching, x: Tensor, y: Tensor, memory: int) -> int:
+    """Bytes of one affinity, if the method reads any.
+
+    Raises:
+        CostError: it exceeds the memory; the message names the methods that need none.
+    """
+    size = x.shape[1] * y.shape[1] * x.element_size() if method.needs_affinity else 0
+    if size > memory:
+        raise CostError(
+            f"one affinity of {x.shape[1]} x {y.shape[1]} locations takes {format_bytes(size)}, above the memory "
+            f"budget of {format_bytes(memory)}; raise memory=, or use a matching that needs no affinity: "
+            f"{', '.join(cheap_matchings())}"
+        )
+    return size
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """What is known of all pairs of a block of images with another.
+
+    Attributes:
+        products: matched inner products (N, M), float64.
+        bounds: what no matching exceeds (N, M), float64; infinity where a method proves nothing.
+        norms_x: |x_i|^2 (N,), float64.
+        norms_y: |y_j|^2 (M,), float64.
+        permutations: (N, M, S), partners in y of the locations of x, -1 where there is none; None where not asked for.
+    """
+
+    products: np.ndarray
+    bounds: np.ndarray
+    norms_x: np.ndarray
+    norms_y: np.ndarray
+    permutations: np.ndarray | None
+
+    def transposed(self, locations: int) -> Tile:
+        """The same pairs with rows and columns exchanged; `locations` is T."""
+        turned = self.permutations
+        if turned is not None:
+            turned = np.stack([[inverted(row, locations) for row in column] for column in turned.transpose(1, 0, 2)])
+        return Tile(self.products.T, self.bounds.T, self.norms_y, self.norms_x, turned)
+
+
+def match_tile(
+    x: Tensor, y: Tensor | None, method: Matching, grid: tuple[int, ...] | None = None, permutations: bool = False
+) -> Tile:
+    """Matches every image of x with every image of y, in the calling thread.
+
+    Args:
+        x: tokens (N, S, C), finite.
+        y: tokens (M, T, C), finite, on the same device; None for the pairs within x, each of which is matched once.
+        method: any matching.
+        grid: (H, W) of the locations, for methods that move along it.
+        permutations: whether to say how locations were paired.
+
+    Raises:
+        MatchingError: the method cannot work on these locations, or is a score of which permutations are asked.
+    """
+    if permutations and not method.one_to_one:
+        raise MatchingError(f"{method.name} is a score, which pairs nothing: there are no permutations to keep")
+    scaled_x, unit_x = rescaled(x.contiguous())
+    scaled_y, unit_y = (scaled_x, unit_x) if y is None else rescaled(y.contiguous())
+    left = Locations(scaled_x, grid)
+    right = left if y is None else Locations(scaled_y, grid)
+    norms_x = squared_norms(scaled_x)
+    norms_y = norms_x if y is None else squared_norms(scaled_y)
+    products, bounds = np.zeros((len(left), len(right))), np.full((len(left), len(right)), np.inf)
+    found = np.full((*products.shape, left.count), -1, np.int32) if permutations else None
+    identity = is_identity(method, left, right)
+    if identity or method.at_once:
+        products = aligned_products(scaled_x, scaled_y) if identity else method.products(left, right)
+        if permutations:
+            _solve_all(method, left, right, np.empty((0, 0)), lambda pairs, solved: _keep(found, pairs, solved))
+    else:
+        aligned = aligned_products(scaled_x, scaled_y) if method.needs_affinity else np.empty((0, 0))
+
+        def take(pairs: Pairs, solved: Solution) -> None:
+            places = pairs.rows, pairs.columns
+            products[places] = solved.values
+            # Rounding may leave a bound a digit below what was reached.
+            bounds[places] = np.where(np.isnan(solved.bounds), np.inf, np.maximum(solved.bounds, solved.values))
+            _keep(found, pairs, solved)
+
+        _solve_all(method, left, right, aligned, take)
+    tile = Tile(products, bounds, norms_x, norms_y, found)
+    if y is None:
+        tile = _mirrored(tile, method.one_to_one, left.count)
+    unit = unit_x * unit_y
+    return replace(
+        tile,
+        products=tile.products * unit,
+        bounds=tile.bounds * unit,
+        norms_x=norms_x * unit_x**2,
+        norms_y=norms_y * unit_y**2,
+    )
+
+
+def _solve_all(
+    method: Matching,
+    x: Locations,
+    y: Locations,
+    aligned: np.ndarray,
+    take: Callable[[Pairs, Solution], None],
+) -> None:
+    """All pairs, or those below the diagonal where x is y, block by block of affinities."""
+    method.prepare(x)
+    method.prepare(y)
+    for rows, column in block_slices(x.tokens, y.tokens, diagonal=not method.one_to_one):
+        affinity = affinity_block(x.tokens, y.tokens, rows, column) if method.needs_affinity else None
+        numbers = np.arange(rows.start, rows.stop)
+        pairs = Pairs(numbers, np.full(len(numbers), column), x, y, affinity)
+        take(pairs, solve_over(method, pairs, aligned))
+
+
+def _keep(found: np.ndarray | None, pairs: Pairs, solved: Solution) -> None:
+    if found is not None:
+        found[pairs.rows, pairs.columns] = solved.permutations
+
+
+def _mirrored(tile: Tile, one_to_one: bool, locations: int) -> Tile:
+    """A tile of which the pairs below the diagonal are known, completed."""
+    products, bounds = (np.tril(part) + np.tril(part, -1).T for part in (tile.products, tile.bounds))
+    if one_to_one:  # an image matches itself location by location, and nothing exceeds that
+        np.fill_diagonal(products, tile.norms_x)
+        np.fill_diagonal(bounds, tile.norms_x)
+    found = tile.permutations
+    if found is not None:
+        found[np.diag_indices(len(found))] = np.arange(locations)
+        for i, j in zip(*np.triu_indices(len(found), 1), strict=True):
+            found[i, j] = inverted(found[j, i], locations)
+    return replace(tile, products=products, bounds=bounds, permutations=found)

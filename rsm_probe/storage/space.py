@@ -1,0 +1,71 @@
+"""Amounts of memory, disk and time, as people write and read them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from rsm_probe.errors import CostError, StorageError
+
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_bytes(amount: str | int) -> int:
+    """Bytes from a number or from text such as "500MB" or "2 GB".
+
+    Raises:
+        CostError: no amount above 0.
+    """
+    if isinstance(amount, int):
+        found_bytes = amount
+    else:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(amount), re.IGNORECASE)
+        if not found:
+            raise CostError(f"memory must be a number of bytes or text such as '2GB', found {amount!r}")
+        found_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])
+    if found_bytes <= 0:
+        raise CostError(f"memory must be above 0, found {amount!r}")
+    return found_bytes
+
+
+def format_bytes(amount: float) -> str:
+    """Bytes as people read them: 1.5 GB."""
+    units = ["B", "KB", "MB", "GB", "TB"]
+    # 999.5 of a unit would be written as 1e+03 of it.
+    while amount >= 999.5 and len(units) > 1:
+        amount /= 1000
+        units.pop(0)
+    return f"{amount:.3g} {units[0]}"
+
+
+def require_space(where: str | Path, needed: float) -> str:
+    """Refuses to begin what the disk cannot hold.
+
+    Args:
+        where: a folder that need not exist yet; of URLs nothing is known.
+        needed: bytes.
+
+    Returns:
+        Words for a line about the work: what it needs, and what is free.
+
+    Raises:
+        StorageError: the disk is too small.
+    """
+    needs = f"{format_bytes(needed)} of disk"
+    if "://" in str(where):
+        return needs
+    folder = Path(where).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageError(f"{where} would take {needs}, and {format_bytes(free)} are free there; choose another place")
+    return f"{needs}, {format_bytes(free)} free"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as people say it: 12 s, 3.5 min, 2.1 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
