@@ -11,6 +11,7 @@ from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.tokens import Representation
 from rsm_probe.similarity.allpairs import all_pairs
 from rsm_probe.similarity.between import rsm
+from rsm_probe.similarity.nearest import nearest
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.sources.images import ImageSet, as_images
 from rsm_probe.sources.models import LoadedModel, load_model
@@ -45,6 +46,7 @@ __all__ = [
     "load_model",
     "match",
     "match_affinity",
+    "nearest",
     "permutation_test",
     "rsm",
     "sweep",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rsm_probe.matching.protocol import Locations
 
@@ -12,6 +15,9 @@ from rsm_probe.matching.protocol import Locations
 _SAMPLE = 2048
 _SAMPLE_GAP = 1e-9
 _BIDS_PER_ROW = 2000
+# Directions in which summaries hold each location by itself: further ones hardly tighten the bound.
+_DIRECTIONS = 8
+_ITERATIONS = 10
 # Bytes of the affinities that exist at once.
 _BLOCK_BYTES = 64 << 20
 
@@ -21,6 +27,51 @@ def sorted_norms_bound(x: Locations, i: int, y: Locations, j: int) -> float:
     shared = min(x.count, y.count)
     left, right = x.norms[i][x.order[i]], y.norms[j][y.order[j]]
     return float(left[:shared] @ right[:shared])
+
+
+@dataclass(frozen=True, eq=False)
+class Summaries:
+    """Bounds of many pairs at the cost of one short inner product each, without their affinities.
+
+    With as many locations on both sides (the smaller image is padded with zeros), the mean over locations is the same
+    under every permutation: `<x, P y> = S <mean x, mean y> + <x - mean x, P (y - mean y)>`. Of the second term, a part
+    along one direction is at most the product of the sorted projections, by the rearrangement inequality, and what is
+    left the product of the sorted norms. All three are inner products of what is known of each image by itself.
+
+    Attributes:
+        directions: (C, K), orthonormal; any are valid, the first principal axes of the images make the bound close.
+        locations: of the larger image, S.
+    """
+
+    directions: Tensor
+    locations: int
+
+    @classmethod
+    def fit(cls, tokens: Tensor, locations: int) -> Summaries:
+        """Directions from a sample of images, tokens (N, T, C)."""
+        residuals = (tokens - tokens.mean(dim=1, keepdim=True)).flatten(0, 1).double()
+        spread = residuals.T @ residuals
+        start = torch.randn(len(spread), min(_DIRECTIONS, len(spread)), generator=torch.Generator().manual_seed(0))
+        axes = torch.linalg.qr(start.to(spread))[0]
+        for _ in range(_ITERATIONS):
+            axes = torch.linalg.qr(spread @ axes)[0]
+        return cls(axes, locations)
+
+    @property
+    def length(self) -> int:
+        """Numbers in the summary of an image."""
+        channels, directions = self.directions.shape
+        return channels + (directions + 1) * self.locations
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """Summaries (N, length), float64, of tokens (N, T, C); the product of two is at least that of any matching."""
+        padded = torch.nn.functional.pad(tokens.double(), (0, 0, 0, self.locations - tokens.shape[1]))
+        mean = padded.mean(dim=1, keepdim=True)
+        residuals = padded - mean
+        along = residuals @ self.directions
+        rest = torch.linalg.vector_norm(residuals - along @ self.directions.T, dim=2, keepdim=True)
+        ordered = torch.cat([along, rest], dim=2).sort(dim=1).values
+        return torch.cat([mean[:, 0] * self.locations**0.5, ordered.flatten(1)], dim=1)
 
 
 def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permutation: np.ndarray) -> float:

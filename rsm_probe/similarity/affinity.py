@@ -27,13 +27,13 @@ def block_slices(x: Tensor, y: Tensor, diagonal: bool = False) -> Iterator[tuple
             yield slice(start, min(start + step, x.shape[0])), column
 
 
-def affinity_block(x: Tensor, y: Tensor, rows: slice, column: int) -> np.ndarray:
+def affinity_block(x: Tensor, y: Tensor, rows: slice | np.ndarray, column: int) -> np.ndarray:
     """One matrix product: the locations of several images against those of one (paper, equation 5).
 
     Args:
         x: tokens (N, S, C), contiguous.
         y: tokens (M, T, C), contiguous.
-        rows: images of x.
+        rows: images of x, or their numbers.
         column: image of y.
 
     Returns:

@@ -21,13 +21,13 @@ from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.affinity import affinity_block
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.executors import finished, one_thread, threads
+from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.similarity.pairs import available_cores, seconds_per_pair
 from rsm_probe.similarity.plan import Plan
 from rsm_probe.similarity.tiles import (
     KIND,
     Job,
     Source,
-    centred_tokens,
     compute,
     create_arrays,
     permutation_dtype,

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.errors import MatchingError, RepresentationError
-from rsm_probe.matching.inputs import first_nonfinite, real_tensor
+from rsm_probe.errors import RepresentationError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.allpairs import all_pairs
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
+from rsm_probe.similarity.images import checked_tokens
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.pairs import PairMatcher
-from rsm_probe.similarity.rsm import RSM, dataset_of, image_names
+from rsm_probe.similarity.rsm import RSM, dataset_of
 from rsm_probe.storage.captures import CapturedLayer
 
 
@@ -84,8 +84,8 @@ def rsm(
         return RSM.from_pairs(pairs, chosen)
     if out is not None or executor is not None:
         raise RepresentationError("out= and executor= are for layers of captures; rsm_probe.capture makes them")
-    x, names = _tokens(z, "z", ids)
-    y, other_names = (None, None) if other is None else _tokens(other, "other", other_ids)
+    x, names = checked_tokens(z, "z", ids)
+    y, other_names = (None, None) if other is None else checked_tokens(other, "other", other_ids)
     if y is not None and y.shape[2] != x.shape[2]:
         raise RepresentationError(f"z has {x.shape[2]} channels and other has {y.shape[2]}: not one layer's")
     if y is not None:
@@ -106,20 +106,3 @@ def rsm(
             matching=label, one_to_one=int(method.one_to_one), kernel=chosen.name, centering=str(centering)
         )
     )
-
-
-def _tokens(values: Tensor | np.ndarray, name: str, ids: Sequence[str] | None) -> tuple[Tensor, list[str]]:
-    """Checked tokens (N, S, C) and the names of their images."""
-    if not isinstance(values, Tensor | np.ndarray):
-        raise RepresentationError(f"{name} must be an array of tokens (N, S, C), found {type(values).__name__}")
-    try:
-        tokens = real_tensor(values)
-    except MatchingError as error:
-        raise RepresentationError(f"{name}: {error}") from None
-    if tokens.ndim != 3 or 0 in tokens.shape:
-        raise RepresentationError(f"{name} must hold tokens (N, S, C), found shape {tuple(tokens.shape)}")
-    names = image_names(ids, len(tokens), "ids" if name == "z" else "other_ids")
-    bad = first_nonfinite(tokens)
-    if bad is not None:
-        raise RepresentationError(f"{name} holds NaN or infinity, first in image {names[bad]}")
-    return tokens, names

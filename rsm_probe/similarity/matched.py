@@ -25,7 +25,8 @@ def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray) -> Solution:
     Args:
         method: any matching.
         pairs: B pairs with what the method needs.
-        aligned: products of whole images (N, M), from `aligned_products`; not read for methods without affinity.
+        aligned: products of whole images, equal locations answering to each other (B,), in float64; not read for
+            methods without affinity.
     """
     solution = solve_both_ways(method, pairs)
     if pairs.affinity is None or not (method.needs_affinity and method.one_to_one):
@@ -35,8 +36,7 @@ def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray) -> Solution:
     # The same terms summed in another order differ in the last digits.
     noise = np.abs(diagonals).sum(axis=1, dtype=np.float64) * diagonals.shape[1] * np.finfo(np.float64).eps
     gains = np.where(np.abs(solution.values - base) > noise, solution.values - base, 0.0)
-    products = aligned[pairs.rows, pairs.columns]
-    return replace(solution, values=products + gains, bounds=products + np.maximum(solution.bounds - base, gains))
+    return replace(solution, values=aligned + gains, bounds=aligned + np.maximum(solution.bounds - base, gains))
 
 
 def is_identity(method: Matching, x: Locations, y: Locations) -> bool:
@@ -115,9 +115,9 @@ def match_tile(
     if identity or method.at_once:
         products = aligned_products(scaled_x, scaled_y) if identity else method.products(left, right)
         if permutations:
-            _solve_all(method, left, right, np.empty((0, 0)), lambda pairs, solved: _keep(found, pairs, solved))
+            _solve_all(method, left, right, None, lambda pairs, solved: _keep(found, pairs, solved))
     else:
-        aligned = aligned_products(scaled_x, scaled_y) if method.needs_affinity else np.empty((0, 0))
+        aligned = aligned_products(scaled_x, scaled_y) if method.needs_affinity else None
 
         def take(pairs: Pairs, solved: Solution) -> None:
             places = pairs.rows, pairs.columns
@@ -144,7 +144,7 @@ def _solve_all(
     method: Matching,
     x: Locations,
     y: Locations,
-    aligned: np.ndarray,
+    aligned: np.ndarray | None,
     take: Callable[[Pairs, Solution], None],
 ) -> None:
     """All pairs, or those below the diagonal where x is y, block by block of affinities."""
@@ -154,7 +154,7 @@ def _solve_all(
         affinity = affinity_block(x.tokens, y.tokens, rows, column) if method.needs_affinity else None
         numbers = np.arange(rows.start, rows.stop)
         pairs = Pairs(numbers, np.full(len(numbers), column), x, y, affinity)
-        take(pairs, solve_over(method, pairs, aligned))
+        take(pairs, solve_over(method, pairs, numbers if aligned is None else aligned[rows, column]))
 
 
 def _keep(found: np.ndarray | None, pairs: Pairs, solved: Solution) -> None:

@@ -137,7 +137,7 @@ class PairMatcher:
     ) -> None:
         places = pairs.rows, pairs.columns
         for label, method in methods.items():
-            out[label][places] = solve_over(method, pairs, aligned).values
+            out[label][places] = solve_over(method, pairs, aligned[places] if aligned.size else aligned).values
         self._count(int(np.count_nonzero((pairs.rows != pairs.columns) | (pairs.x is not pairs.y))))
 
     def _reserve(self, size: int) -> None:

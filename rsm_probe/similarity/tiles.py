@@ -12,13 +12,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rsm_probe.errors import StorageError
-from rsm_probe.matching.inputs import first_nonfinite
 from rsm_probe.matching.protocol import Matching
-from rsm_probe.similarity.centering import Centering, subtract_mean
+from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.executors import one_thread
+from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.similarity.matched import Tile, match_tile
 from rsm_probe.storage.captures import Capture, CapturedLayer
 from rsm_probe.storage.chunks import ChunkStore
@@ -179,27 +178,6 @@ def compute(task: Task) -> int:
         tile = match_tile(rows, columns, job.method, x.grid, job.permutations)
     _write(task, tile, x.shape[1])
     return task.pairs
-
-
-def centred_tokens(
-    layer: CapturedLayer, images: slice, reference: CapturedLayer, centering: Centering | None, device: str
-) -> Tensor:
-    """Tokens (n, S, C) of some images, float32, less the mean over the images of a reference.
-
-    Raises:
-        StorageError: a chunk cannot be read.
-        RepresentationError: the two layers do not fit each other.
-    """
-    tokens = layer.tokens(images)
-    bad = first_nonfinite(tokens)
-    if bad is not None:
-        name = layer.ids[(images.start or 0) + bad]
-        raise StorageError(f"{layer.where}: tokens of image {name!r} of layer {layer.name!r} are not finite")
-    if centering is not None:
-        mean = reference.mean
-        mean = mean[None] if centering == "location-mean" else mean.mean(dim=0)[None, None]
-        tokens = subtract_mean(tokens, mean)
-    return tokens.to(device)
 
 
 def _write(task: Task, tile: Tile, locations: int) -> None:

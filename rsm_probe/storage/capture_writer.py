@@ -62,9 +62,16 @@ class CaptureWriter:
             for part, (rows, channels) in shapes.items():
                 if rows:
                     self._create(f"{layer_place(number)}/{part}", (rows, channels), dtype)
-            self.store.create(
-                f"{layer_place(number)}/squared_norm", (self._count,), (self._batch,), np.float64, np.nan, ("image",)
-            )
+            rows, channels = shapes["tokens"]
+            for part, shape in (("squared_norm", ()), ("pooled", (channels,))):
+                self.store.create(
+                    f"{layer_place(number)}/{part}",
+                    (self._count, *shape),
+                    (self._batch, *shape),
+                    np.float64,
+                    np.nan,
+                    ("image", "channel")[: 1 + len(shape)],
+                )
         stored = [{**layer, "digest": ""} for layer in self.store.attributes.get("layers", about)]
         if stored != about:
             raise StorageError(f"{self.store.where} holds other layers; choose another place for this capture")
@@ -90,7 +97,7 @@ class CaptureWriter:
         return self.store.intact(f"{layer_place(len(self._names) - 1)}/squared_norm", (self._rows(start),))
 
     def write_layer(self, start: int, name: str, tokens: Tensor, prefix: Tensor) -> None:
-        """Writes one layer of a batch.
+        """Writes one layer of a batch, and the mean over locations with it.
 
         Args:
             start: number of the batch's first image.
@@ -101,10 +108,11 @@ class CaptureWriter:
         Raises:
             StorageError: it cannot be written.
         """
-        place = layer_place(self._names.index(name))
+        place, where = layer_place(self._names.index(name)), (self._rows(start),)
+        self.store.write(f"{place}/pooled", where, tokens.mean(dim=1, dtype=torch.float64).cpu().numpy())
         for part, values in (("prefix", prefix), ("tokens", tokens)):
             if values.shape[1]:
-                self.store.write(f"{place}/{part}", (self._rows(start),), _bits(values))
+                self.store.write(f"{place}/{part}", where, _bits(values))
 
     def end_batch(self, start: int, norms: Mapping[str, np.ndarray]) -> None:
         """Writes the norms of all layers: name -> |z_i|^2 (n,). From now on the batch is there.
@@ -131,7 +139,7 @@ class CaptureWriter:
         for number, layer in enumerate(layers):
             place, digest = layer_place(number), hashlib.sha256()
             total = torch.zeros(self.store.array(f"{place}/tokens").shape[1:], dtype=torch.float64)
-            others = [part for part in ("prefix", "squared_norm") if f"{place}/{part}" in self.store]
+            others = [part for part in ("prefix", "pooled", "squared_norm") if f"{place}/{part}" in self.store]
             for start in range(0, self._count, self._batch):
                 where = (self._rows(start),)
                 try:

@@ -2,7 +2,8 @@
 
 A capture is a chunk store. Its root holds the names of the images (`image`, `label`) and, as attributes, what decided
 the values. Each layer is a group `layers/000`, ... with `tokens` (image, location, channel), `prefix` where there are
-class or register tokens, `squared_norm` (image) and, once all images have passed, `mean` (location, channel).
+class or register tokens, `pooled` (image, channel), the mean over locations, `squared_norm` (image) and, once all
+images have passed, `mean` (location, channel).
 """
 
 from __future__ import annotations
@@ -147,6 +148,15 @@ class CapturedLayer:
         """
         return self._store.read(f"{self._place}/squared_norm")
 
+    @cached_property
+    def pooled(self) -> Tensor:
+        """The mean over locations of every image (N, C), float64.
+
+        Raises:
+            StorageError: a chunk is missing or damaged.
+        """
+        return torch.from_numpy(self._store.read(f"{self._place}/pooled"))
+
     def _tensor(self, name: str, images: slice) -> Tensor:
         try:
             values = torch.from_numpy(self._store.read(f"{self._place}/{name}", (images,)))
@@ -176,6 +186,6 @@ def is_whole(store: ChunkStore) -> bool:
     """Whether a capture is finished and none of its chunks has gone missing since; they are not read."""
     if not store.attributes.get("finished"):
         return False
-    parts = ("tokens", "prefix", "squared_norm", "mean")
+    parts = ("tokens", "prefix", "pooled", "squared_norm", "mean")
     names = [f"{layer_place(number)}/{part}" for number in range(len(store.attributes["layers"])) for part in parts]
     return all(store.complete(name) for name in names if name in store or name.endswith("tokens"))

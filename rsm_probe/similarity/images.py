@@ -1,0 +1,118 @@
+"""Sets of images as all-pairs work reads them: a captured layer, or tokens in memory that look like one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsm_probe.errors import MatchingError, RepresentationError, StorageError
+from rsm_probe.matching.inputs import first_nonfinite, real_tensor
+from rsm_probe.similarity.centering import Centering, subtract_mean
+from rsm_probe.similarity.rsm import image_names
+from rsm_probe.storage.captures import CapturedLayer
+
+
+class Tokens:
+    """Tokens in memory, with what a `CapturedLayer` has.
+
+    Args:
+        values: tokens (N, S, C).
+        name: what messages call them.
+        ids: N names; numbers where left out.
+
+    Raises:
+        RepresentationError: wrong shape, NaN or infinity (the message names the image).
+        ComparisonError: wrong number of ids.
+    """
+
+    def __init__(self, values: Tensor | np.ndarray, name: str, ids: Sequence[str] | None = None) -> None:
+        self._tokens, self.ids = checked_tokens(values, name, ids)
+        self.name = self.where = name
+        self.grid: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Images, locations, channels."""
+        images, locations, channels = self._tokens.shape
+        return images, locations, channels
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def images_per_chunk(self) -> int:
+        """So many images are best read at once: any number."""
+        return 1
+
+    def tokens(self, images: slice = slice(None)) -> Tensor:
+        """Tokens (n, S, C) of some images."""
+        return self._tokens[images]
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean over images (S, C), float64."""
+        return self._tokens.mean(dim=0, dtype=torch.float64)
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """The mean over locations of every image (N, C), float64."""
+        return self._tokens.mean(dim=1, dtype=torch.float64)
+
+
+Images = CapturedLayer | Tokens
+
+
+def as_set(images: Any, name: str, ids: Sequence[str] | None = None) -> Images:
+    """A captured layer as it is, or tokens (N, S, C) as a set of images.
+
+    Raises:
+        RepresentationError: neither.
+    """
+    return images if isinstance(images, CapturedLayer) else Tokens(images, name, ids)
+
+
+def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[Tensor, list[str]]:
+    """Tokens (N, S, C), finite and of real numbers, and the names of their images.
+
+    Raises:
+        RepresentationError: wrong type or shape, NaN or infinity (the message names the image).
+        ComparisonError: wrong number of ids.
+    """
+    if not isinstance(values, Tensor | np.ndarray):
+        raise RepresentationError(f"{name} must be an array of tokens (N, S, C), found {type(values).__name__}")
+    try:
+        tokens = real_tensor(values)
+    except MatchingError as error:
+        raise RepresentationError(f"{name}: {error}") from None
+    if tokens.ndim != 3 or 0 in tokens.shape:
+        raise RepresentationError(f"{name} must hold tokens (N, S, C), found shape {tuple(tokens.shape)}")
+    names = image_names(ids, len(tokens), "ids" if name == "z" else f"{name}_ids")
+    bad = first_nonfinite(tokens)
+    if bad is not None:
+        raise RepresentationError(f"{name} holds NaN or infinity, first in image {names[bad]}")
+    return tokens, names
+
+
+def centred_tokens(
+    images: Images, numbers: slice, reference: Images, centering: Centering | None, device: str = "cpu"
+) -> Tensor:
+    """Tokens (n, S, C) of some images, less the mean over the images of a reference.
+
+    Raises:
+        StorageError: a chunk cannot be read.
+        RepresentationError: the two layers do not fit each other.
+    """
+    tokens = images.tokens(numbers)
+    bad = first_nonfinite(tokens)
+    if bad is not None:
+        name = images.ids[(numbers.start or 0) + bad]
+        raise StorageError(f"{images.where}: tokens of image {name!r} of {images.name!r} are not finite")
+    if centering is not None:
+        mean = reference.mean[None]
+        tokens = subtract_mean(tokens, mean if centering == "location-mean" else mean.mean(dim=1, keepdim=True))
+    return tokens.to(device)

@@ -1,0 +1,192 @@
+"""Exact nearest neighbours: matchings are solved only where an upper bound says that a pair may be among the best."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from rsm_probe.errors import ComparisonError, CostError, RepresentationError
+from rsm_probe.matching.protocol import Matching
+from rsm_probe.matching.registry import get_matching
+from rsm_probe.similarity.centering import Centering, check_centering
+from rsm_probe.similarity.executors import threads
+from rsm_probe.similarity.hopeful import Counts
+from rsm_probe.similarity.images import Images, as_set
+from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
+from rsm_probe.similarity.matched import affinity_bytes
+from rsm_probe.similarity.pairs import available_cores
+from rsm_probe.similarity.search import Best, Search
+from rsm_probe.similarity.shortlist import pooled_candidates
+from rsm_probe.storage.captures import CapturedLayer
+from rsm_probe.storage.space import format_seconds, parse_bytes
+
+# Queries whose neighbours are also looked for beyond the shortlist, to know what it misses.
+_CHECKED = 16
+
+
+def nearest(
+    query: Tensor | np.ndarray | CapturedLayer,
+    database: Tensor | np.ndarray | CapturedLayer,
+    k: int = 5,
+    matching: str | Matching = "optimal",
+    kernel: str | Kernel = "cosine",
+    centering: Centering | None = None,
+    *,
+    groups: tuple[Sequence[str], Sequence[str]] | None = None,
+    shortlist: int | None = None,
+    query_ids: Sequence[str] | None = None,
+    database_ids: Sequence[str] | None = None,
+    workers: int | None = None,
+    memory: str | int = "2GB",
+    device: str = "cpu",
+    progress: bool = False,
+) -> xr.Dataset:
+    """The k most similar images of a database for every query, exactly as if all pairs were matched.
+
+    Pairs are matched in the order of an upper bound of their similarity, until no bound is above the k-th best that was
+    found. The bound is an inner product of short summaries of the images (see `matching.bounds.Summaries`); of pairs
+    that pass it, each location's best answer is a second one, before the matching is solved.
+
+    Args:
+        query: tokens (N, S, C), or a layer of a `Capture`.
+        database: tokens (M, T, C), or a captured layer.
+        k: neighbours for each query; fewer where the database has fewer.
+        matching: a name or a method object. Scores, which no bound covers, are computed for all pairs.
+        kernel: "linear", "cosine", "rbf", or a kernel object. The order under an RBF kernel does not depend on its
+            width; where it names none, that is the median distance of at most 16 x 16 pairs, spread evenly.
+        centering: see `rsm_probe.rsm`; the mean is the database's.
+        groups: one name for each query, one for each image of the database; an image is no candidate for a query of
+            its own group, such as frames of one video.
+        shortlist: match only so many candidates per query, those whose means over locations are most similar
+            (cosine), found by FAISS. The result is then exact among these, and says how many of the true neighbours
+            the shortlist holds.
+        query_ids: names of the queries; captures know theirs.
+        database_ids: names of the images of the database.
+        workers: CPU threads that match; None for all cores.
+        memory: what may be held at a time.
+        device: where affinities are computed.
+        progress: show a bar, and what was saved.
+
+    Returns:
+        A dataset (query, rank) with `neighbour` (names, "" where there is no further candidate), `index` (places in the
+        database, -1), `similarity` and `product` (NaN). Equally similar ones come in the order of the database. Its
+        attributes hold `pairs` (candidates), `affinities` and `matchings` that were computed, `seconds` in all,
+        `seconds_bounds`, `seconds_of_all_pairs` (a sample of pairs, matched as a whole tile, scaled up to all pairs and
+        workers), `saved_matchings` and `saved_time` as shares, `sigma2` of an RBF kernel, and of a shortlist the
+        `recall`.
+
+    Raises:
+        RepresentationError: wrong shapes, other channels, NaN or infinity.
+        MatchingError: unknown matching.
+        ComparisonError: unknown kernel, or one that does not apply; wrong k, ids or groups; FAISS is not installed.
+        CostError: one affinity alone exceeds the memory.
+        StorageError: a capture cannot be read.
+    """
+    label, method = get_matching(matching)
+    chosen = get_kernel(kernel)
+    check_kernel(chosen, label, method.one_to_one)
+    queries, images = as_set(query, "query", query_ids), as_set(database, "database", database_ids)
+    if queries.shape[2] != images.shape[2]:
+        raise RepresentationError(
+            f"queries have {queries.shape[2]} channels and the database has {images.shape[2]}: not one layer's"
+        )
+    if k < 1 or (shortlist is not None and shortlist < k):
+        raise ComparisonError(f"k must be at least 1, and a shortlist at least k; found k={k}, shortlist={shortlist}")
+    workers = available_cores() if workers is None else workers
+    if workers < 1:
+        raise CostError(f"workers must be at least 1, found {workers}")
+    own = _own_groups(groups, len(queries), len(images))
+    budget, count = parse_bytes(memory), min(k, len(images))
+    sample = [torch.empty(1, part.shape[1], part.shape[2], device="meta") for part in (queries, images)]
+    affinity_bytes(method, sample[0], sample[1], budget)
+    started, everything = time.perf_counter(), np.arange(len(queries))
+    with threads(workers) as pool, torch.no_grad():
+        search = Search(queries, images, method, chosen, check_centering(centering), budget, device, pool)
+        with tqdm(desc="queries", total=len(queries), unit="query", disable=not progress) as bar:
+            if shortlist is None:
+                found, recall = search.best(everything, count, own, on_done=bar.update), None
+            else:
+                candidates = pooled_candidates(queries.pooled, images.pooled, shortlist, own, centering is not None)
+                found = search.best(everything, count, own, candidates, on_done=bar.update)
+                counts, search.counts = search.counts, Counts()
+                recall = _recall(search, found, count, own)
+                search.counts = counts
+    result = _labelled(queries, images, found)
+    counted = {key: value for key, value in asdict(search.counts).items() if not key.endswith("_seconds")}
+    result.attrs.update(matching=label, kernel=chosen.name, centering=str(centering), **counted)
+    seconds = time.perf_counter() - started
+    result.attrs.update(_savings(search.counts, seconds, search.seconds_per_pair(max(0.5, 0.05 * seconds)) / workers))
+    if search.sigma2 is not None:
+        result.attrs["sigma2"] = search.sigma2
+    if recall is not None:
+        result.attrs.update(shortlist=shortlist, recall=recall)
+    if progress:
+        tqdm.write(_summary(result), file=sys.stderr)
+    return result
+
+
+def _own_groups(
+    groups: tuple[Sequence[str], Sequence[str]] | None, queries: int, images: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Numbers of the groups of queries and of images.
+
+    Raises:
+        ComparisonError: wrong number of names.
+    """
+    if groups is None:
+        return None
+    for what, names, count in (("queries", groups[0], queries), ("database", groups[1], images)):
+        if len(names) != count:
+            raise ComparisonError(f"groups holds {len(names)} names for {count} images of the {what}")
+    numbers = np.unique([str(name) for part in groups for name in part], return_inverse=True)[1]
+    return numbers[:queries], numbers[queries:]
+
+
+def _recall(search: Search, found: Best, count: int, own: tuple[np.ndarray, np.ndarray] | None) -> float:
+    """The share of true neighbours among those found within a shortlist, for some queries spread evenly."""
+    checked = np.unique(np.linspace(0, len(found.index) - 1, _CHECKED).astype(int))
+    true = search.best(checked, count, own).index
+    held = [np.isin(row[row >= 0], found.index[query]) for query, row in zip(checked, true, strict=True)]
+    return float(np.concatenate(held).mean())
+
+
+def _labelled(queries: Images, images: Images, found: Best) -> xr.Dataset:
+    names = np.array([*images.ids, ""])
+    dimensions = ("query", "rank")
+    return xr.Dataset(
+        {
+            "neighbour": (dimensions, names[found.index]),
+            "index": (dimensions, found.index),
+            "similarity": (dimensions, found.similarities),
+            "product": (dimensions, found.products),
+        },
+        coords={"query": queries.ids, "rank": np.arange(1, found.index.shape[1] + 1)},
+    )
+
+
+def _savings(counts: Counts, seconds: float, seconds_per_pair: float) -> dict[str, float]:
+    all_pairs = seconds_per_pair * counts.pairs
+    return {
+        "seconds": seconds,
+        "seconds_bounds": counts.bound_seconds,
+        "seconds_of_all_pairs": all_pairs,
+        "saved_matchings": 1 - counts.matchings / max(counts.pairs, 1),
+        "saved_time": 1 - seconds / all_pairs,
+    }
+
+
+def _summary(result: xr.Dataset) -> str:
+    about = result.attrs
+    return (
+        f"nearest: {about['matchings']:,} of {about['pairs']:,} pairs matched ({about['saved_matchings']:.0%} saved) "
+        f"in {format_seconds(about['seconds'])}; all would take about {format_seconds(about['seconds_of_all_pairs'])}"
+        + (f"; recall of the shortlist {about['recall']:.2f}" if "recall" in about else "")
+    )

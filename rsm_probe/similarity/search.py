@@ -1,0 +1,265 @@
+"""The search for nearest neighbours: bounds of all pairs, then matchings of those whose bound is high enough."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsm_probe.matching.bounds import Summaries
+from rsm_probe.matching.identity import aligned_products, squared_norms
+from rsm_probe.matching.inputs import rescaled
+from rsm_probe.matching.protocol import Locations, Matching
+from rsm_probe.similarity.affinity import BLOCK_BYTES
+from rsm_probe.similarity.centering import Centering
+from rsm_probe.similarity.executors import one_thread
+from rsm_probe.similarity.hopeful import Block, Counts, match_hopeful, rounded_up
+from rsm_probe.similarity.images import Images, centred_tokens
+from rsm_probe.similarity.kernels import RBF, Kernel
+from rsm_probe.similarity.matched import is_identity, match_tile
+
+# Images of the database that show the directions of its spread.
+_SAMPLE = 64
+# Images on each side of the pairs whose median distance is the width of an RBF kernel that names none.
+_WIDTH_SAMPLE = 16
+
+Groups = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of every query, in descending order: places in the database, products and similarities (N, k)."""
+
+    index: np.ndarray
+    products: np.ndarray
+    similarities: np.ndarray
+
+
+class Search:
+    """Queries against a database, both of which may be larger than memory.
+
+    Args:
+        queries: the queries.
+        images: the database.
+        method: the matching.
+        kernel: what orders candidates; one that needs a width is given one.
+        centering: what is subtracted; the mean is the database's.
+        memory: bytes that may be held.
+        device: where affinities are computed.
+        pool: threads that match.
+
+    Attributes:
+        counts: what was done so far.
+        sigma2: the width that an RBF kernel was given, or None.
+    """
+
+    def __init__(
+        self,
+        queries: Images,
+        images: Images,
+        method: Matching,
+        kernel: Kernel,
+        centering: Centering | None,
+        memory: int,
+        device: str,
+        pool: Executor,
+    ) -> None:
+        self.queries, self.images, self.method, self.kernel = queries, images, method, kernel
+        self.centering, self.memory, self.device, self.pool = centering, memory, device, pool
+        self.counts, self.sigma2 = Counts(), None
+        some = centred_tokens(images, slice(0, min(_SAMPLE, len(images))), images, centering)
+        self._summaries = Summaries.fit(some, max(queries.shape[1], images.shape[1]))
+        token_bytes = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
+        size = max(1, min(len(images), memory // 16 // token_bytes))
+        chunk = images.images_per_chunk
+        self._size = size // chunk * chunk if size > chunk else size
+        self._held: OrderedDict[int, Block] = OrderedDict()
+        self._most_held = max(1, memory // 4 // (self._size * token_bytes))
+        self._norms = np.full(len(images), np.nan)
+        if isinstance(kernel, RBF) and kernel.sigma2 is None:
+            self.sigma2 = self._median_distance()
+            self.kernel = RBF(max(self.sigma2, float(np.finfo(np.float64).tiny)))
+            self.counts = Counts()
+
+    def best(
+        self,
+        numbers: np.ndarray,
+        k: int,
+        own: Groups | None = None,
+        candidates: Sequence[np.ndarray] | None = None,
+        on_done: Callable[[int], object] = lambda count: None,
+    ) -> Best:
+        """The k best images of the database for some queries.
+
+        Args:
+            numbers: of the queries.
+            k: how many, at most the size of the database.
+            own: groups of queries and images; images of a query's own group are no candidates.
+            candidates: for each query, the images to choose from; None for all.
+            on_done: called with the number of queries whenever some are done.
+        """
+        per_query = self.queries.shape[1] * self.queries.shape[2] * 8 + 8 * self._summaries.length
+        step = max(1, self.memory // 4 // (per_query + 48 * len(self.images)))
+        parts = []
+        for part in np.split(numbers, range(step, len(numbers), step)):
+            allowed = np.ones((len(part), len(self.images)), bool)
+            if candidates is not None:
+                allowed[:] = False
+                for row, number in enumerate(part):
+                    allowed[row, candidates[number]] = True
+            if own is not None:
+                allowed &= own[0][part][:, None] != own[1][None]
+            self.counts.pairs += int(allowed.sum())
+            parts.append(self._best_of_block(self._block(self.queries, part), allowed, k, on_done))
+        fields = zip(*((best.index, best.products, best.similarities) for best in parts), strict=True)
+        return Best(*map(np.concatenate, fields))
+
+    def seconds_per_pair(self, allowed: float) -> float:
+        """What a pair takes on one core where all pairs are matched in tiles, timed for about so many seconds."""
+        numbers = [np.arange(min(64, len(images))) for images in (self.queries, self.images)]
+        few = [self._tokens(images, part) for images, part in zip((self.queries, self.images), numbers, strict=True)]
+        seconds = 0.0
+        for count in (2, 16, 64):  # small tiles cost more for each of their pairs
+            x, y = (tokens[:count] for tokens in few)
+            if len(x) * len(y) * seconds > allowed:
+                break
+            with one_thread():
+                started = time.perf_counter()
+                match_tile(x, y, self.method, self.images.grid)
+                seconds = (time.perf_counter() - started) / (len(x) * len(y))
+        return seconds
+
+    def _best_of_block(self, block: Block, allowed: np.ndarray, k: int, on_done: Callable[[int], object]) -> Best:
+        if is_identity(self.method, block.images, self._database(0).images) or self.method.at_once:
+            products = self._all_products(block)
+            on_done(len(products))
+        else:
+            products = self._matched_in_order(block, allowed, k, on_done)
+        similarities = self._similarities(products, block, allowed)
+        index = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+        chosen = np.take_along_axis(similarities, index, axis=1)
+        there = chosen > -np.inf
+        return Best(
+            np.where(there, index, -1),
+            np.where(there, np.take_along_axis(products, index, axis=1), np.nan),
+            np.where(there, chosen, np.nan),
+        )
+
+    def _all_products(self, block: Block) -> np.ndarray:
+        """Of methods that give all pairs at once."""
+        products = np.empty((len(block.images), len(self.images)))
+        for start in range(0, len(self.images), self._size):
+            other = self._database(start)
+            if is_identity(self.method, block.images, other.images):
+                found = aligned_products(block.images.tokens, other.images.tokens)
+            else:
+                found = self.method.products(block.images, other.images)
+            products[:, start : start + self._size] = found * (block.unit * other.unit)
+        self.counts.matchings += products.size
+        return products
+
+    def _matched_in_order(
+        self, block: Block, allowed: np.ndarray, k: int, on_done: Callable[[int], object]
+    ) -> np.ndarray:
+        """Products (n, M) of the pairs that had to be matched, NaN elsewhere."""
+        started = time.perf_counter()
+        bounds = self._similarities(self._bounds(block), block, allowed)
+        order = np.argsort(-bounds, axis=1, kind="stable")
+        self.counts.bound_seconds += time.perf_counter() - started
+        products = np.full(bounds.shape, np.nan)
+        least = np.full(len(bounds), -np.inf)  # the k-th best that each query has found
+        # Without a bound all come at once; with one, few first, so that the next know what they must exceed.
+        size, place = k if self.method.one_to_one else len(self.images), 0
+        waiting = np.arange(len(bounds))
+        while len(waiting):
+            following = order[waiting, place : place + size]
+            worth = np.take_along_axis(bounds[waiting], following, axis=1)
+            hopeful = (worth >= least[waiting, None]) & (worth > -np.inf)
+            rows = np.repeat(waiting, hopeful.sum(axis=1))
+            self._match(block, rows, following[hopeful], least, products)
+            place, size = place + size, 2 * size
+            found = self._similarities(products, block, allowed)
+            least = np.partition(found, len(self.images) - k, axis=1)[:, len(self.images) - k]
+            before, waiting = len(waiting), waiting[hopeful[:, -1]] if place < len(self.images) else waiting[:0]
+            on_done(before - len(waiting))
+        return products
+
+    def _match(
+        self, block: Block, rows: np.ndarray, columns: np.ndarray, least: np.ndarray, products: np.ndarray
+    ) -> None:
+        """Matches pairs of queries and images, unless a second bound shows that they are not good enough."""
+        for start in np.unique(columns // self._size) * self._size:
+            other = self._database(int(start))
+            inside = (columns >= start) & (columns < start + self._size)
+            tasks = []
+            for column in np.unique(columns[inside]):
+                chosen = rows[inside & (columns == column)]
+                for part in np.split(chosen, range(self._step(), len(chosen), self._step())):
+                    task = self.pool.submit(
+                        match_hopeful, self.method, self.kernel, block, part, other, int(column - start), least
+                    )
+                    tasks.append((int(column), task))
+            for column, task in tasks:
+                kept, values, counts = task.result()
+                products[kept, column] = values
+                self.counts.add(counts)
+
+    def _bounds(self, block: Block) -> np.ndarray:
+        """What no matching exceeds, of all pairs of some queries with the database (n, M)."""
+        bounds = np.full((len(block.images), len(self.images)), np.inf)
+        summaries = self._summaries.of(block.images.on_cpu) * block.unit
+        for start in range(0, len(self.images), self._size):
+            other, part = self._database(start), slice(start, start + self._size)
+            if self.method.one_to_one:
+                found = (summaries @ (self._summaries.of(other.images.on_cpu) * other.unit).T).numpy()
+                bounds[:, part] = rounded_up(found, block.norms, other.norms)
+        return bounds
+
+    def _similarities(self, products: np.ndarray, block: Block, allowed: np.ndarray) -> np.ndarray:
+        """Of some queries with the database; -infinity where there is no product, or no candidate."""
+        found = self.kernel(products, block.norms, self._norms, same=False)
+        return np.where(allowed & ~np.isnan(found), found, -np.inf)
+
+    def _step(self) -> int:
+        """Affinities that one task holds."""
+        return max(1, BLOCK_BYTES // (4 * self.queries.shape[1] * self.images.shape[1]))
+
+    def _database(self, start: int) -> Block:
+        """A part of the database; the last ones are held."""
+        if start not in self._held:
+            stop = min(start + self._size, len(self.images))
+            self._held[start] = block = self._block(self.images, np.arange(start, stop))
+            self._norms[start:stop] = block.norms
+            if len(self._held) > self._most_held:
+                self._held.popitem(last=False)
+        self._held.move_to_end(start)
+        return self._held[start]
+
+    def _block(self, images: Images, numbers: np.ndarray) -> Block:
+        tokens, unit = rescaled(self._tokens(images, numbers).contiguous())
+        ready = Locations(tokens.to(self.device), images.grid)
+        self.method.prepare(ready)
+        return Block(ready, squared_norms(tokens) * unit**2, unit)
+
+    def _tokens(self, images: Images, numbers: np.ndarray) -> Tensor:
+        first, last = int(numbers[0]), int(numbers[-1])
+        if last - first + 1 == len(numbers):
+            return centred_tokens(images, slice(first, last + 1), self.images, self.centering)
+        single = [slice(int(number), int(number) + 1) for number in numbers]
+        return torch.cat([centred_tokens(images, part, self.images, self.centering) for part in single])
+
+    def _median_distance(self) -> float:
+        """Of pairs spread evenly over queries and database."""
+        spread = [np.unique(np.linspace(0, len(s) - 1, _WIDTH_SAMPLE).astype(int)) for s in (self.queries, self.images)]
+        block = self._block(self.queries, spread[0])
+        products = np.full((len(spread[0]), len(self.images)), np.nan)
+        rows, columns = (part.ravel() for part in np.meshgrid(np.arange(len(spread[0])), spread[1], indexing="ij"))
+        self._match(block, rows, columns, np.full(len(spread[0]), -np.inf), products)
+        distances = block.norms[:, None] + self._norms[spread[1]][None] - 2 * products[:, spread[1]]
+        return float(np.median(np.maximum(distances, 0.0)))

@@ -1,0 +1,45 @@
+"""A shortlist of candidates by pooled vectors, from an index of a library made for it."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from rsm_probe.errors import ComparisonError
+
+
+def pooled_candidates(
+    queries: Tensor, images: Tensor, count: int, own: tuple[np.ndarray, np.ndarray] | None, centred: bool
+) -> list[np.ndarray]:
+    """The images whose means over locations are most similar to each query's, by cosine similarity.
+
+    Args:
+        queries: means over locations (N, C).
+        images: those of the database (M, C).
+        count: candidates for each query; fewer where the database has fewer.
+        own: groups of queries and images; images of the query's own group are left out.
+        centred: subtract the mean of the database.
+
+    Returns:
+        For each query, the numbers of its candidates.
+
+    Raises:
+        ComparisonError: FAISS is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ComparisonError("FAISS is not installed; pip install 'rsm-probe[faiss]'") from error
+    mean = images.mean(dim=0) if centred else 0.0
+    sides = []
+    for pooled in (queries, images):
+        rows = (pooled - mean).cpu().numpy()
+        sides.append((rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)).astype(np.float32))
+    index = faiss.IndexFlatIP(sides[1].shape[1])
+    index.add(sides[1])
+    # Those of a query's own group are found too, and take no place from others.
+    most = 0 if own is None else int(np.bincount(own[1]).max())
+    found = index.search(sides[0], min(count + most, len(images)))[1]
+    if own is None:
+        return list(found)
+    return [row[own[1][row] != group][:count] for row, group in zip(found, own[0], strict=True)]
