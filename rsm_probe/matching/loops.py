@@ -54,3 +54,19 @@ def matched_product(x, y, permutation):
             for channel in range(x.shape[1]):
                 total += np.float64(x[row, channel]) * np.float64(y[partner, channel])
     return total
+
+
+@njit(cache=True, nogil=True)
+def matched_products(x, y, rows, columns, permutation, out):
+    """Sums as of `matched_product` for pairs of images under one permutation.
+
+    Args:
+        x: tokens (N, S, C).
+        y: tokens (M, T, C).
+        rows: (B,), images of x.
+        columns: (B,), images of y.
+        permutation: (S,) int64, rows of an image of y, -1 where there is none.
+        out: (B,) float64, receives the sums.
+    """
+    for pair in range(len(rows)):
+        out[pair] = matched_product(x[rows[pair]], y[columns[pair]], permutation)

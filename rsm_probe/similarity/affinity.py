@@ -27,16 +27,33 @@ def block_slices(x: Tensor, y: Tensor, diagonal: bool = False) -> Iterator[tuple
             yield slice(start, min(start + step, x.shape[0])), column
 
 
-def affinity_block(x: Tensor, y: Tensor, rows: slice | np.ndarray, column: int) -> np.ndarray:
+def affinity_block(x: Tensor, y: Tensor, rows: slice, column: int) -> np.ndarray:
     """One matrix product: the locations of several images against those of one (paper, equation 5).
 
     Args:
         x: tokens (N, S, C), contiguous.
         y: tokens (M, T, C), contiguous.
-        rows: images of x, or their numbers.
+        rows: images of x.
         column: image of y.
 
     Returns:
         Shape (rows, S, T), on the CPU.
     """
     return torch.matmul(x[rows], y[column].T).cpu().numpy()
+
+
+def pair_affinities(x: Tensor, y: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The locations of images of x against those of single images of y.
+
+    Args:
+        x: tokens (N, S, C), contiguous.
+        y: tokens (M, T, C), contiguous.
+        rows: (B,), images of x.
+        columns: (B,), images of y.
+
+    Returns:
+        Shape (B, S, T), on the CPU.
+    """
+    numbers = (torch.from_numpy(part).to(x.device) for part in (rows, columns))
+    left, right = (tokens[number] for tokens, number in zip((x, y), numbers, strict=True))
+    return torch.bmm(left, right.mT).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Some queries against one image: only pairs that may be good enough are matched."""
+"""Pairs of queries and images: only those that may be good enough are matched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from rsm_probe.matching.protocol import Locations, Matching, Pairs
-from rsm_probe.similarity.affinity import affinity_block
+from rsm_probe.similarity.affinity import pair_affinities
 from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.similarity.matched import solve_over
@@ -55,51 +55,57 @@ def rounded_up(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray) -
 
 
 def match_hopeful(
-    method: Matching, kernel: Kernel, block: Block, rows: np.ndarray, other: Block, column: int, least: np.ndarray
+    method: Matching,
+    kernel: Kernel,
+    block: Block,
+    rows: np.ndarray,
+    other: Block,
+    columns: np.ndarray,
+    least: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, Counts]:
-    """Matches queries with one image, unless each location's best answer adds up to too little.
+    """Matches pairs of queries and images, unless each location's best answer adds up to too little.
 
     Args:
         method: any matching; called in several threads at once.
         kernel: what says how similar two images are.
         block: the queries.
-        rows: those to match.
+        rows: (B,), the query of each pair.
         other: a part of the database.
-        column: the image in it.
+        columns: (B,), the image in it.
         least: what a pair must reach, for every query of the block.
 
     Returns:
-        The queries that were matched, their products, and what was done.
+        Which pairs were matched (B,), their products, and what was done.
     """
     with one_thread():
         started = time.perf_counter()
-        affinity, tried = None, len(rows)
+        affinity, hopeful = None, np.ones(len(rows), bool)
         if method.needs_affinity:
-            affinity = affinity_block(block.images.tokens, other.images.tokens, rows, column)
+            affinity = pair_affinities(block.images.tokens, other.images.tokens, rows, columns)
         if affinity is not None and method.one_to_one:
             answers = [affinity.max(axis=axis).sum(axis=1, dtype=np.float64) for axis in (1, 2)]
-            norms = block.norms[rows], other.norms[[column]]
-            bounds = rounded_up(np.minimum(*answers)[:, None] * (block.unit * other.unit), *norms)
-            hopeful = kernel(bounds, *norms, same=False)[:, 0] >= least[rows]
-            rows, affinity = rows[hopeful], affinity[hopeful]
+            norms = block.norms[rows], other.norms[columns]
+            bounds = np.minimum(*answers)[:, None] * (block.unit * other.unit)
+            # Kernels take all rows with all columns; pairs are on the diagonal.
+            reached = kernel(rounded_up(bounds, *norms), *norms, same=False)
+            hopeful = np.diagonal(reached) >= least[rows]
+            rows, columns, affinity = rows[hopeful], columns[hopeful], affinity[hopeful]
         halfway = time.perf_counter()
-        values = _products(method, block, rows, other, column, affinity) if len(rows) else np.empty(0)
+        values = _products(method, block, rows, other, columns, affinity) if len(rows) else np.empty(0)
         spent = halfway - started, time.perf_counter() - halfway
-    return rows, values, Counts(0, tried, len(rows), 0.0, *spent)
+    return hopeful, values, Counts(0, len(hopeful), len(rows), 0.0, *spent)
 
 
 def _products(
-    method: Matching, block: Block, rows: np.ndarray, other: Block, column: int, affinity: np.ndarray | None
+    method: Matching, block: Block, rows: np.ndarray, other: Block, columns: np.ndarray, affinity: np.ndarray | None
 ) -> np.ndarray:
     # Numba takes seconds to load, and whoever never matches should not wait for it.
-    from rsm_probe.matching.loops import matched_product
+    from rsm_probe.matching.loops import matched_products
 
-    aligned = np.empty(len(rows))
+    x, y, aligned = block.images, other.images, np.empty(len(rows))
     if affinity is not None:
         # One pair at a time: what two images add up to must not depend on who stands beside them in memory.
-        same = np.arange(block.images.count)
-        same = np.where(same < other.images.count, same, -1)
-        y = other.images.on_cpu[column].numpy()
-        aligned = np.array([matched_product(block.images.on_cpu[int(row)].numpy(), y, same) for row in rows])
-    pairs = Pairs(rows, np.full(len(rows), column), block.images, other.images, affinity)
-    return solve_over(method, pairs, aligned).values * (block.unit * other.unit)
+        same = np.arange(x.count)
+        same = np.where(same < y.count, same, -1)
+        matched_products(x.on_cpu.numpy(), y.on_cpu.numpy(), rows, columns, same, aligned)
+    return solve_over(method, Pairs(rows, columns, x, y, affinity), aligned).values * (block.unit * other.unit)

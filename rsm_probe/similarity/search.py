@@ -194,20 +194,19 @@ class Search:
         self, block: Block, rows: np.ndarray, columns: np.ndarray, least: np.ndarray, products: np.ndarray
     ) -> None:
         """Matches pairs of queries and images, unless a second bound shows that they are not good enough."""
+        # Pairs of a task: as many as fill a block with affinities, or with the tokens that they are made of.
+        _, locations, channels = self.queries.shape
+        each = 4 * max(locations * self.images.shape[1], (locations + self.images.shape[1]) * channels)
+        step = max(1, BLOCK_BYTES // each)
         for start in np.unique(columns // self._size) * self._size:
-            other = self._database(int(start))
-            inside = (columns >= start) & (columns < start + self._size)
+            other, inside = self._database(int(start)), np.flatnonzero(columns // self._size == start // self._size)
             tasks = []
-            for column in np.unique(columns[inside]):
-                chosen = rows[inside & (columns == column)]
-                for part in np.split(chosen, range(self._step(), len(chosen), self._step())):
-                    task = self.pool.submit(
-                        match_hopeful, self.method, self.kernel, block, part, other, int(column - start), least
-                    )
-                    tasks.append((int(column), task))
-            for column, task in tasks:
+            for part in np.split(inside, range(step, len(inside), step)):
+                pairs = rows[part], other, columns[part] - start
+                tasks.append((part, self.pool.submit(match_hopeful, self.method, self.kernel, block, *pairs, least)))
+            for part, task in tasks:
                 kept, values, counts = task.result()
-                products[kept, column] = values
+                products[rows[part[kept]], columns[part[kept]]] = values
                 self.counts.add(counts)
 
     def _bounds(self, block: Block) -> np.ndarray:
@@ -225,10 +224,6 @@ class Search:
         """Of some queries with the database; -infinity where there is no product, or no candidate."""
         found = self.kernel(products, block.norms, self._norms, same=False)
         return np.where(allowed & ~np.isnan(found), found, -np.inf)
-
-    def _step(self) -> int:
-        """Affinities that one task holds."""
-        return max(1, BLOCK_BYTES // (4 * self.queries.shape[1] * self.images.shape[1]))
 
     def _database(self, start: int) -> Block:
         """A part of the database; the last ones are held."""
