@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rsm_probe.errors import RsmProbeError, StorageError
+from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
 
 app = typer.Typer(
     help="Shows what vision models consider similar.\n\n"
@@ -32,6 +32,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="run folder; by default runs/ and the name of the file")] = None,
     progress: Annotated[bool, typer.Option(help="show bars for images and pairs")] = True,
     figures: Annotated[bool, typer.Option(help="draw the figures at the end")] = True,
+    cluster: Annotated[
+        str | None, typer.Option(help="scheduler of a Dask cluster that matches pairs, such as tcp://host:8786")
+    ] = None,
 ) -> None:
     """Run a study, or continue it after an interruption.
 
@@ -44,7 +47,10 @@ def run(
     study = read_study(config)
     folder = out or Path("runs") / config.stem
     with _continuable():
-        result = study.run(folder, progress=progress)
+        if cluster is None:
+            result = study.run(folder, progress=progress)
+        else:
+            result = _run_on_cluster(study, folder, progress, cluster)
     for line in [str(result)] if not isinstance(result, dict) else [f"{name}: {r}" for name, r in result.items()]:
         typer.echo(line)
     typer.echo(f"results: {folder}")
@@ -160,6 +166,17 @@ def train(
         with _continuable():
             _, accuracy = train_or_load(recipe, seed, file, device, progress)
         typer.echo(f"{file}: accuracy {accuracy:.3f} on held-out images")
+
+
+def _run_on_cluster(study: Any, folder: Path, progress: bool, address: str) -> Any:
+    from rsm_probe.similarity.executors import cluster
+    from rsm_probe.studies.pairs_study import PairsConfig
+
+    if not isinstance(study, PairsConfig):
+        raise ConfigError(f"study: {study.study} runs on one machine; --cluster is for study: pairs")
+    with cluster(address) as executor:
+        # Workers have folders of their own to begin from.
+        return study.run(folder.absolute(), progress, executor)
 
 
 def _draw(study: Any, folder: Path) -> None:

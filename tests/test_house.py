@@ -25,7 +25,7 @@ ALLOWED = {
     "studies": {
         "errors", "config", "storage", "matching", "sources", "probe", "similarity", "comparison", "figures",
     },
-    "cli": {"errors", "config", "studies", "sources", "probe"},
+    "cli": {"errors", "config", "studies", "sources", "probe", "similarity"},
 }  # fmt: skip
 PURE = ["matching", "comparison", "similarity/kernels.py", "similarity/centering.py"]
 IMPURE_MODULES = {"pathlib", "os", "matplotlib", "tqdm", "logging", "rsm_probe.storage"}

@@ -131,8 +131,7 @@ def open_pairs(where: str | Path) -> xr.Dataset:
     store = ChunkStore.open(where, KIND)
     if not store.attributes.get("finished"):
         raise StorageError(f"{where} is not finished; run the same work on it again, it continues")
-    dataset = open_dataset(where)
-    return dataset.set_coords([name for name in ("label_a", "label_b") if name in dataset])
+    return open_dataset(where)
 
 
 class _Run:

@@ -37,18 +37,24 @@ def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:
-    """Opens a Zarr group written by `save_dataset`; arrays are read when they are used.
+    """Opens a Zarr group written by `save_dataset`, or one of all pairs; arrays are read when they are used.
+
+    Args:
+        path: a folder, or a URL of a file system that fsspec knows.
 
     Raises:
         StorageError: there is no dataset at the path, or it is damaged.
     """
-    path = Path(path)
-    if not path.is_dir():
+    if "://" not in str(path) and not Path(path).is_dir():
         raise StorageError(f"no stored dataset at {path}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            return xr.open_zarr(path, chunks=None)
+            dataset = xr.open_zarr(str(path), chunks=None)
+            # Text of any length, which much of NumPy does not take yet.
+            texts = {name: part for name, part in dataset.variables.items() if part.dtype.kind == "T"}
+            fixed = {name: (part.dims, np.array(list(part.values), np.str_)) for name, part in texts.items()}
+            return dataset.assign_coords(fixed)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise StorageError(f"{path} is no readable Zarr dataset: {error}") from error
 

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
+from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.config import Config, read_yaml
-from rsm_probe.errors import ImageError
+from rsm_probe.errors import ImageError, RsmProbeError
+from rsm_probe.matching.registry import get_matching
+from rsm_probe.similarity.kernels import get_kernel
 from rsm_probe.sources.datasets import cifar100, class_folders, resized
 from rsm_probe.sources.embedded import EMBEDDED
 from rsm_probe.sources.images import ImageSet, folder
 from rsm_probe.sources.models import LoadedModel, load_model
 from rsm_probe.sources.training import TrainingConfig, train_or_load
+from rsm_probe.storage.space import parse_bytes
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "matchings": get_matching,
+    "kernels": get_kernel,
+    "estimators": get_estimator,
+    "memory": parse_bytes,
+}
+
+
+def known(value: Any, key: str) -> Any:
+    """What a configuration says under a key, if all names in it are known and amounts can be read.
+
+    Raises:
+        ValueError: they are not; the message holds the known ones.
+    """
+    try:
+        for item in value if isinstance(value, tuple) else (value,):
+            _CHECKS[key](item)
+    except RsmProbeError as error:
+        raise ValueError(str(error)) from None
+    return value
 
 
 class ModelConfig(Config):

@@ -6,11 +6,16 @@ from pathlib import Path
 
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError, nearest
+from rsm_probe.studies.pairs_study import PairsConfig
 from rsm_probe.studies.sweep_study import SweepConfig
 from rsm_probe.studies.sweeps_study import SweepsConfig
 
-Study = SweepConfig | SweepsConfig
-STUDIES: dict[str, type[SweepConfig] | type[SweepsConfig]] = {"sweep": SweepConfig, "sweeps": SweepsConfig}
+Study = SweepConfig | SweepsConfig | PairsConfig
+STUDIES: dict[str, type[SweepConfig] | type[SweepsConfig] | type[PairsConfig]] = {
+    "sweep": SweepConfig,
+    "sweeps": SweepsConfig,
+    "pairs": PairsConfig,
+}
 
 
 def read_study(path: str | Path) -> Study:

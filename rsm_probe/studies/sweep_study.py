@@ -8,32 +8,16 @@ from typing import Any, ClassVar, Literal
 from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from rsm_probe.comparison.cka import get_estimator
-from rsm_probe.config import Config, read_yaml
-from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
-from rsm_probe.matching.registry import get_matching
-from rsm_probe.probe.layers import Layers
+from rsm_probe.config import Config
 from rsm_probe.similarity.centering import Centering
-from rsm_probe.similarity.kernels import get_kernel
 from rsm_probe.sources.loading import require_device
-from rsm_probe.sources.models import LoadedModel
-from rsm_probe.storage.files import save_json, save_text
-from rsm_probe.storage.space import parse_bytes
-from rsm_probe.studies.entries import ImagesConfig, ModelConfig
+from rsm_probe.storage.files import save_json
+from rsm_probe.studies.entries import ImagesConfig, ModelConfig, known
 from rsm_probe.studies.provenance import provenance
 from rsm_probe.studies.result import SweepResult
+from rsm_probe.studies.run_folder import claim, load_models
 from rsm_probe.studies.sweep import sweep
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
-
-
-def require_study(file: Path, study: str) -> None:
-    """Makes sure that a run folder's configuration, where there is one, is of a study.
-
-    Raises:
-        StorageError: it is of another.
-    """
-    if file.exists() and (found := read_yaml(file).get("study")) != study:
-        raise StorageError(f"{file.parent} holds a run of study {found!r}; choose another --out")
 
 
 class SweepConfig(Config):
@@ -64,18 +48,7 @@ class SweepConfig(Config):
     @field_validator("matchings", "kernels", "estimators", "memory")
     @classmethod
     def _known(cls, value: Any, info: Any) -> Any:
-        check = {
-            "matchings": get_matching,
-            "kernels": get_kernel,
-            "estimators": get_estimator,
-            "memory": parse_bytes,
-        }
-        try:
-            for item in value if isinstance(value, tuple) else (value,):
-                check[info.field_name](item)
-        except RsmProbeError as error:
-            raise ValueError(str(error)) from None
-        return value
+        return known(value, info.field_name)
 
     def run(self, out: Path, progress: bool = False) -> SweepResult:
         """Runs the study, or continues it, and writes everything into one folder.
@@ -87,13 +60,11 @@ class SweepConfig(Config):
             RsmProbeError: whatever `sweep` and the loading of models and images raise.
         """
         require_device(self.device)
-        self._claim(out)
+        claim(self, out, out / "checkpoint" / "settings.json", self._EXECUTION)
         finished = (out / "provenance.json").exists()
         images = self.images.load(progress)
-        accuracies: dict[str, float] = {}
-        layers: dict[str, Layers] = {}
         networks = out / "models" if self.networks is None else Path(self.networks)
-        models = self._load_models(networks, accuracies, layers, progress)
+        models, layers, accuracies = load_models(self.models, self.layers, networks, self.device, progress)
         result = sweep(
             models,
             images,
@@ -139,37 +110,3 @@ class SweepConfig(Config):
             )
             for entry in self.models
         ]
-
-    def _claim(self, out: Path) -> None:
-        """Makes the folder this run's, or makes sure that it is."""
-        file = out / "config.yaml"
-        require_study(file, self.study)
-        if out.is_file():
-            raise StorageError(f"{out} is a file; choose another --out")
-        if (out / "checkpoint" / "settings.json").exists() and file.exists():
-            stored = self.parse(read_yaml(file), str(file)).model_dump(mode="json", exclude=self._EXECUTION)
-            mine = self.model_dump(mode="json", exclude=self._EXECUTION)
-            differing = [key for key in mine if mine[key] != stored[key]]
-            if differing:
-                raise StorageError(
-                    f"{out} holds a run with other {', '.join(differing)}; choose another --out or remove it"
-                )
-        elif not file.exists() and out.is_dir() and any(not f.name.startswith(".") for f in out.iterdir()):
-            raise StorageError(f"{out} is not empty and holds no run (there is no config.yaml); choose another --out")
-        # Until something was computed, the folder may change its settings: nothing is lost.
-        save_text(file, self.to_yaml())
-
-    def _load_models(
-        self, networks: Path, accuracies: dict[str, float], layers: dict[str, Layers], progress: bool
-    ) -> dict[str, LoadedModel]:
-        models: dict[str, LoadedModel] = {}
-        for entry in self.models:
-            for title, loaded, accuracy in entry.load(networks, self.device, progress):
-                if title in models:
-                    raise ConfigError(f"two models are called {title!r}; give each a name: of its own")
-                models[title] = loaded
-                if accuracy is not None:
-                    accuracies[title] = accuracy
-                chosen = self.layers if entry.layers is None else entry.layers
-                layers[title] = chosen if isinstance(chosen, str) else list(chosen)
-        return models

@@ -14,8 +14,9 @@ from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import ConfigError
 from rsm_probe.storage.files import save_text
 from rsm_probe.studies.result import SweepResult
+from rsm_probe.studies.run_folder import require_study
 from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
-from rsm_probe.studies.sweep_study import SweepConfig, require_study
+from rsm_probe.studies.sweep_study import SweepConfig
 
 # What else a run folder holds.
 _TAKEN = ("figures", "config.yaml", "numbers.csv")

@@ -1,0 +1,236 @@
+"""All pairs of a set of images, or of queries with a database, as a study: whole RSMs, layer by layer, on disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from rsm_probe import figures
+from rsm_probe.comparison.cka import cka
+from rsm_probe.config import Config
+from rsm_probe.errors import ComparisonError, StorageError
+from rsm_probe.probe.capture import capture
+from rsm_probe.similarity.allpairs import all_pairs, open_pairs
+from rsm_probe.similarity.centering import Centering
+from rsm_probe.similarity.rsm import RSM
+from rsm_probe.sources.loading import require_device
+from rsm_probe.storage.captures import CapturedLayer
+from rsm_probe.storage.files import load_json, save_json, save_text
+from rsm_probe.studies.entries import ImagesConfig, ModelConfig, known
+from rsm_probe.studies.provenance import provenance
+from rsm_probe.studies.run_folder import claim, load_models
+
+# Layers that fit on a figure.
+_MOST_ROWS = 8
+
+
+@dataclass(frozen=True)
+class PairsResult:
+    """Where the pairs of every layer are, and what is known of them.
+
+    Attributes:
+        table: one row for each model, layer and matching: `images_a`, `images_b`, `locations`, `channels`;
+            `largest_gap`, how far a product can be from the optimum, relative to the norms (NaN where nothing is
+            proven); for one set of images and each kernel the CKA with the spatio-semantic RSM of the same layer, where
+            there is one; and `path`, relative to `folder`.
+        folder: path or URL that holds the pairs.
+    """
+
+    table: list[dict[str, Any]]
+    folder: str
+
+    def rsm(self, model: str, layer: str, matching: str, kernel: str = "cosine") -> RSM:
+        """One RSM, read into memory.
+
+        Raises:
+            ComparisonError: there is none of these names.
+        """
+        for row in self.table:
+            if (row["model"], row["layer"], row["matching"]) == (model, layer, matching):
+                return RSM.from_pairs(open_pairs(f"{self.folder}/{row['path']}"), kernel)
+        raise ComparisonError(f"no pairs of layer {layer!r} of model {model!r} under matching {matching!r}")
+
+    def __str__(self) -> str:
+        keys = [key for key in self.table[0] if key != "path"]
+        cells = [keys, *([_shown(row[key]) for key in keys] for row in self.table)]
+        widths = [max(len(line[k]) for line in cells) for k in range(len(keys))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+class PairsConfig(Config):
+    """All pairs: which models see which images, how their pairs are matched, and where it all goes."""
+
+    study: Literal["pairs"] = "pairs"
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    images: ImagesConfig
+    database: ImagesConfig | None = Field(
+        default=None,
+        description="the images in the columns; else those in the rows, each pair of which is matched once",
+    )
+    layers: str | tuple[str, ...] = "blocks"
+    matchings: tuple[str, ...] = Field(default=("identity", "optimal"), min_length=1)
+    kernels: tuple[str, ...] = Field(default=("cosine",), min_length=1)
+    centering: Centering | None = "location-mean"
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="of tokens on disk")
+    batch_size: PositiveInt = Field(default=64, description="images per forward pass")
+    tile: PositiveInt | None = Field(default=None, description="images on each side of a tile")
+    permutations: bool = Field(default=False, description="also keep how locations were paired")
+    store: str | None = Field(
+        default=None, description="folder or URL for captures and pairs, which all workers see; else the run folder"
+    )
+    device: str | None = None
+    workers: PositiveInt | None = None
+    memory: str | int = "2GB"
+    max_hours: PositiveFloat | None = Field(default=None, description="for the pairs of a layer")
+    networks: str | None = Field(default=None, description="folder of trained networks; else in the run folder")
+
+    _EXECUTION: ClassVar[set[str]] = {"device", "workers", "memory", "max_hours", "networks"}
+
+    @field_validator("matchings", "kernels", "memory")
+    @classmethod
+    def _known(cls, value: Any, info: Any) -> Any:
+        return known(value, info.field_name)
+
+    def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> PairsResult:
+        """Runs the study, or continues it: captures every model once, then matches all pairs, layer by layer.
+
+        The folder then holds `captures/` and `pairs/` (unless `store` says where else), `pairs.csv`, `config.yaml`,
+        `provenance.json` and `figures/`.
+
+        Args:
+            out: the run folder.
+            progress: show what is needed, and bars.
+            executor: where tiles are computed; None for threads of this process.
+
+        Raises:
+            RsmProbeError: whatever `capture`, `all_pairs` and the loading of models and images raise.
+        """
+        require_device(self.device)
+        claim(self, out, out / "captures", self._EXECUTION)
+        store = self.store or str(out)
+        images = self.images.load(progress)
+        database = None if self.database is None else self.database.load(progress)
+        networks = out / "models" if self.networks is None else Path(self.networks)
+        models, layers, accuracies = load_models(self.models, self.layers, networks, self.device, progress)
+        table: list[dict[str, Any]] = []
+        for title, model in models.items():
+            how: dict[str, Any] = {
+                "dtype": self.dtype, "batch_size": self.batch_size, "device": self.device, "progress": progress,
+            }  # fmt: skip
+            rows = capture(model, images, layers[title], f"{store}/captures/{title}.zarr", **how)
+            columns = None
+            if database is not None:
+                columns = capture(model, database, layers[title], f"{store}/captures/{title}-database.zarr", **how)
+            for number, layer in enumerate(rows):
+                sides = rows[layer], None if columns is None else columns[layer]
+                table += self._layer(store, title, number, *sides, progress, executor)
+        result = PairsResult(table, store)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+        save_text(out / "pairs.csv", text.getvalue())
+        if not (out / "provenance.json").exists():
+            counted = {"images": len(images), "skipped": dict(images.skipped)}
+            save_json(out / "provenance.json", {**provenance(), **counted, "accuracy": accuracies})
+        save_json(out / "pairs.json", {"folder": store, "table": table})
+        return result
+
+    def _layer(
+        self,
+        store: str,
+        title: str,
+        number: int,
+        x: CapturedLayer,
+        y: CapturedLayer | None,
+        progress: bool,
+        executor: Executor | None,
+    ) -> Iterator[dict[str, Any]]:
+        """The pairs of one layer under all matchings."""
+        aligned: dict[str, RSM] = {}
+        for matching in sorted(self.matchings, key=lambda name: name != "identity"):
+            path = f"pairs/{title}/{number:03d}-{matching}.zarr"
+            pairs = all_pairs(
+                x, y, f"{store}/{path}", matching, self.centering, memory=self.memory, workers=self.workers,
+                executor=executor, tile=self.tile, permutations=self.permutations, device=self.device or "cpu",
+                max_hours=self.max_hours, progress=progress,
+            )  # fmt: skip
+            row: dict[str, Any] = {"model": title, "layer": x.name, "matching": matching}
+            row |= {
+                "images_a": len(x),
+                "images_b": len(x if y is None else y),
+                "locations": x.shape[1],
+                "channels": x.shape[2],
+            }
+            row["largest_gap"] = _largest_gap(RSM.from_pairs(pairs))
+            for kernel in self.kernels if y is None and "identity" in self.matchings else ():
+                found = RSM.from_pairs(pairs, kernel)
+                aligned.setdefault(kernel, found)
+                row[f"cka_{kernel}"] = cka(found, aligned[kernel])
+            yield {**row, "path": path}
+
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """The RSMs of a finished run by file name, one figure for each model; of one set of images only.
+
+        Raises:
+            StorageError: the run is not finished.
+        """
+        result = self.open(out)
+        if self.database is not None:
+            return {}
+        drawn = {}
+        for title in dict.fromkeys(row["model"] for row in result.table):
+            layers = list(dict.fromkeys(row["layer"] for row in result.table if row["model"] == title))
+            shown = layers if len(layers) <= _MOST_ROWS else _spread(layers)
+            drawn[f"rsms-{title}"] = self._panels(result, title, shown)
+        return drawn
+
+    @staticmethod
+    def open(out: Path) -> PairsResult:
+        """The result of a finished run.
+
+        Raises:
+            StorageError: the run is not finished.
+        """
+        if not (out / "pairs.json").exists():
+            raise StorageError(f"{out} holds no finished run of all pairs; run it again, it continues")
+        stored = load_json(out / "pairs.json")
+        return PairsResult(stored["table"], stored["folder"])
+
+    def _panels(self, result: PairsResult, title: str, layers: list[str]) -> Figure:
+        figure = Figure(figsize=(3.4 * len(self.matchings), 3.0 * len(layers)), layout="constrained")
+        axes = figure.subplots(len(layers), len(self.matchings), squeeze=False)
+        for layer, line in zip(layers, axes, strict=True):
+            for matching, ax in zip(self.matchings, line, strict=True):
+                rsm = result.rsm(title, layer, matching, self.kernels[0])
+                labels = rsm.dataset["label_a"].values
+                order = np.argsort(labels, kind="stable")
+                figures.rsm_heatmap(ax, rsm.values[np.ix_(order, order)], list(labels[order]), f"{layer}, {matching}")
+        figure.suptitle(f"{title}: {self.kernels[0]} similarity")
+        return figure
+
+
+def _largest_gap(rsm: RSM) -> float:
+    """How far a product can be from the optimum at most, relative to the norms."""
+    data = rsm.dataset
+    scale = np.sqrt(np.outer(data["norm_a"].values, data["norm_b"].values))
+    gaps = np.divide(data["bound"].values - data["product"].values, scale, out=np.zeros_like(scale), where=scale > 0)
+    largest = float(gaps.max())
+    return largest if np.isfinite(largest) else float("nan")
+
+
+def _spread(layers: list[str]) -> list[str]:
+    return [layers[k] for k in np.linspace(0, len(layers) - 1, _MOST_ROWS).astype(int)]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
