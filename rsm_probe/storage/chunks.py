@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec
 
 from rsm_probe.errors import StorageError
+from rsm_probe.storage.files import require_plain
 
 Selection = tuple[slice, ...]
 # What storage answers with: files, the network, checksums that do not match, metadata that is none.
@@ -112,6 +113,7 @@ class ChunkStore:
             except _PROBLEMS as error:
                 raise StorageError(f"{self.where} is damaged: it holds no readable {name}") from error
             assert isinstance(found, zarr.Array)
+            require_plain(found, self.where)
             self._arrays[name] = found
         return self._arrays[name]
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from rsm_probe.errors import StorageError
 
@@ -50,6 +51,8 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
+            for _, array in zarr.open_group(str(path), mode="r").arrays():
+                require_plain(array, path)
             dataset = xr.open_zarr(str(path), chunks=None)
             # Text of any length, which much of NumPy does not take yet.
             texts = {name: part for name, part in dataset.variables.items() if part.dtype.kind == "T"}
@@ -57,6 +60,17 @@ def open_dataset(path: str | Path) -> xr.Dataset:
             return dataset.assign_coords(fixed)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise StorageError(f"{path} is no readable Zarr dataset: {error}") from error
+
+
+def require_plain(array: zarr.Array, where: str | Path) -> None:
+    """Makes sure that reading an array runs no code of whoever wrote it.
+
+    Raises:
+        StorageError: its values are pickled.
+    """
+    codecs = [*array.filters, *array.compressors, array.serializer]
+    if any("pickle" in repr(codec).lower() for codec in codecs):
+        raise StorageError(f"{where} holds pickled values ({array.name}), which can run any code; they are not read")
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
