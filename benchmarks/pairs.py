@@ -33,10 +33,10 @@ OUT = Path(__file__).parent / "results"
 BUDGET = "500MB"
 
 
-def captured(folder: Path, count: int) -> Path:
-    """So many crops of photographs through the trained network; S = 256, C = 256."""
-    out = folder / f"{count}.zarr"
-    rsm_probe.capture(features.trained_network(), photos("all", size=64, count=count, seed=1), [LAYER], out)
+def captured(folder: Path, count: int, layer: str = LAYER) -> Path:
+    """So many crops of photographs through the trained network; by default S = 256, C = 256."""
+    out = folder / f"{layer}-{count}.zarr"
+    rsm_probe.capture(features.trained_network(), photos("all", size=64, count=count, seed=1), [layer], out)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,12 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
     for rsm, name in zip(rsms, names, strict=True):
         ids = getattr(rsm, "ids", None)
         if ids is not None and known is not None and ids != known[1]:
-            place = next((k for k, (a, b) in enumerate(zip(known[1], ids, strict=False)) if a != b), None)
-            place = min(len(known[1]), len(ids)) if place is None else place
+            place, both = next(
+                (k, both) for k, both in enumerate(zip_longest(known[1], ids, fillvalue=None)) if both[0] != both[1]
+            )
             raise ComparisonError(
-                f"the {known[0]} and the {name} RSM hold different images or another order, first at position {place}"
+                f"the {known[0]} and the {name} RSM hold different images or another order, first at position {place}: "
+                + " and ".join("none" if image is None else repr(image) for image in both)
             )
         known = (name, ids) if known is None and ids is not None else known
         try:

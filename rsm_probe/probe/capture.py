@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rsm_probe.errors import RepresentationError, StorageError
+from rsm_probe.errors import ImageError, LayerError, RepresentationError, StorageError
 from rsm_probe.matching.identity import squared_norms
 from rsm_probe.matching.inputs import first_nonfinite
 from rsm_probe.probe.hooks import Probe
@@ -64,7 +65,7 @@ def capture(
 
     Raises:
         ModelError: an unknown model.
-        ImageError: no images, or of different sizes after preprocessing.
+        ImageError: no images, two of one name, or of different sizes after preprocessing.
         LayerError: unknown layers, or layers that do not run exactly once.
         RepresentationError: NaN or infinity, or beyond the range of `dtype` (the message names layer and image).
         StorageError: `out` holds another capture (the message says what differs), is being written by another process,
@@ -76,6 +77,9 @@ def capture(
         raise RepresentationError(f"a capture is of dtype {', '.join(_DTYPES)}, found {dtype!r}")
     if batch_size < 1:
         raise RepresentationError(f"batch_size must be at least 1, found {batch_size}")
+    repeated = [name for name, count in Counter(chosen.ids).items() if count > 1]
+    if repeated:
+        raise ImageError(f"{chosen.name} names {len(repeated)} images more than once, first {repeated[0]!r}")
     require_device(device)
     settings = _settings(loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size)
     with sole_writer(out):
@@ -104,6 +108,7 @@ class _Capturing:
     ) -> None:
         self.probe, self.model, self.images, self.store, self.dtype = probe, model, images, store, dtype
         self.batch_size = batch_size
+        self.shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
         self.writer = CaptureWriter(store, images.ids, images.labels, batch_size)
 
     def run(self, settings: dict[str, Any], progress: bool) -> None:
@@ -111,6 +116,7 @@ class _Capturing:
         seen: dict[str, Representation] = dict(self.probe.representations)
         size = sum((kept.tokens[0].numel() + kept.prefix[0].numel()) * self.dtype.itemsize for kept in seen.values())
         starts = range(0, len(self.images), self.batch_size)
+        self.shapes = {layer: (kept.tokens.shape[1:], kept.prefix.shape[1:]) for layer, kept in seen.items()}
         self.store.set({"settings": settings})
         self.writer.begin(seen, self.dtype)
         done = [start for start in starts if self.writer.batch_is_there(start)]
@@ -141,6 +147,14 @@ class _Capturing:
 
         def write(layer: str, kept: Representation) -> None:
             require_finite(self.model.name, layer, first_nonfinite(kept.tokens), names)
+            if layer not in self.shapes:
+                raise LayerError(f"layer {layer!r} ran for image {names[0]!r}, and did not for the first one")
+            shapes = kept.tokens.shape[1:], kept.prefix.shape[1:]
+            if shapes != self.shapes[layer]:
+                raise RepresentationError(
+                    f"layer {layer!r} holds {tuple(shapes[0])} tokens for image {names[0]!r} and "
+                    f"{tuple(self.shapes[layer][0])} for the first one; a capture needs images of one size"
+                )
             tokens, prefix = kept.tokens.to(self.dtype), kept.prefix.to(self.dtype)
             bad = first_nonfinite(tokens)
             if bad is not None:
@@ -154,6 +168,9 @@ class _Capturing:
         # Layer by layer, as soon as each has run: a batch of all layers may not fit into memory.
         self.probe.reduce = write
         self._forward(numbers)
+        missing = [layer for layer in self.shapes if layer not in norms]
+        if missing:
+            raise LayerError(f"layer {missing[0]!r} did not run for image {names[0]!r}, as it did for the first one")
         self.writer.end_batch(start, norms)
         return len(numbers)
 

@@ -20,7 +20,7 @@ from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.affinity import affinity_block
 from rsm_probe.similarity.centering import Centering, check_centering
-from rsm_probe.similarity.executors import finished, one_thread, threads
+from rsm_probe.similarity.executors import finished, one_thread, require_device, threads
 from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.similarity.pairs import available_cores, seconds_per_pair
 from rsm_probe.similarity.plan import Plan
@@ -33,7 +33,7 @@ from rsm_probe.similarity.tiles import (
     permutation_dtype,
 )
 from rsm_probe.storage.captures import CapturedLayer
-from rsm_probe.storage.chunks import ChunkStore, differences, sole_writer
+from rsm_probe.storage.chunks import ChunkStore, absolute, differences, sole_writer
 from rsm_probe.storage.files import open_dataset
 from rsm_probe.storage.space import format_bytes, format_seconds, parse_bytes, require_space
 
@@ -85,12 +85,14 @@ def all_pairs(
     Raises:
         RepresentationError: the layers differ in their channels.
         MatchingError: unknown matching, or permutations of a score.
-        CostError: one affinity alone exceeds the memory; the estimate is above `max_hours`; a worker process died.
+        CostError: one affinity alone, or a tile, exceeds the memory; the estimate is above `max_hours`; the device is
+            not there; a worker process died.
         StorageError: `out` holds another result (the message says what differs), is being written by another process,
             or cannot be written; the disk is too small; a capture cannot be read.
     """
     label, method = get_matching(matching)
     centering = check_centering(centering)
+    require_device(device)
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise CostError(f"workers must be at least 1, found {workers}")
@@ -103,7 +105,7 @@ def all_pairs(
     if out is None and executor is not None:
         raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
     with TemporaryDirectory(prefix="rsm-probe-") if out is None else nullcontext() as temporary:
-        where = f"{temporary}/pairs.zarr" if out is None else str(out)
+        where = f"{temporary}/pairs.zarr" if out is None else absolute(out)
         with sole_writer(where):
             store = ChunkStore.open_or_create(where, KIND)
             side = _own_tile(store, settings, tile or plan.tile)

@@ -34,11 +34,12 @@ def threads(count: int) -> Iterator[Executor]:
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[Executor]:
+def cluster(address: str, patience: float = 30.0) -> Iterator[Executor]:
     """The workers of a Dask cluster, which must see the stores under the same paths or URLs.
 
     Args:
         address: of its scheduler, such as "tcp://10.0.0.1:8786".
+        patience: seconds to wait for its answer.
 
     Raises:
         CostError: Dask is not installed, or no scheduler answers.
@@ -48,12 +49,24 @@ def cluster(address: str) -> Iterator[Executor]:
     except ImportError as error:
         raise CostError("Dask is not installed; pip install 'rsm-probe[dask]'") from error
     try:
-        client = Client(address)
+        client = Client(address, timeout=patience)
     except (OSError, ValueError, TimeoutError) as error:
         raise CostError(f"no Dask scheduler answers at {address}: {error}") from error
     with client:
         # Tasks write where they were told to, so that one that ran twice does no harm.
         yield client.get_executor(pure=False, retries=2)
+
+
+def require_device(device: str) -> None:
+    """Makes sure that affinities can be computed on a device.
+
+    Raises:
+        CostError: it is not there, or its name is none.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CostError(f"no affinities on device {device!r}: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager

@@ -83,9 +83,8 @@ def match_hopeful(
         if method.needs_affinity:
             affinity = pair_affinities(block.images.tokens, other.images.tokens, rows, columns)
         if affinity is not None and method.one_to_one:
-            answers = [affinity.max(axis=axis).sum(axis=1, dtype=np.float64) for axis in (1, 2)]
             norms = block.norms[rows], other.norms[columns]
-            bounds = np.minimum(*answers)[:, None] * (block.unit * other.unit)
+            bounds = _best_answers(affinity)[:, None] * (block.unit * other.unit)
             # Kernels take all rows with all columns; pairs are on the diagonal.
             reached = kernel(rounded_up(bounds, *norms), *norms, same=False)
             hopeful = np.diagonal(reached) >= least[rows]
@@ -94,6 +93,18 @@ def match_hopeful(
         values = _products(method, block, rows, other, columns, affinity) if len(rows) else np.empty(0)
         spent = halfway - started, time.perf_counter() - halfway
     return hopeful, values, Counts(0, len(hopeful), len(rows), 0.0, *spent)
+
+
+def _best_answers(affinity: np.ndarray) -> np.ndarray:
+    """What each location's best answer adds up to, seen from the side where that is less (B,)."""
+    _, rows, columns = affinity.shape
+    of_rows, of_columns = affinity.max(axis=2), affinity.max(axis=1)
+    # Surplus locations of the larger image may stay without an answer, which is better than a negative one.
+    if rows > columns:
+        of_rows = np.maximum(of_rows, 0)
+    if columns > rows:
+        of_columns = np.maximum(of_columns, 0)
+    return np.minimum(of_rows.sum(axis=1, dtype=np.float64), of_columns.sum(axis=1, dtype=np.float64))
 
 
 def _products(

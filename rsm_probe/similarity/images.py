@@ -64,10 +64,40 @@ class Tokens:
         return self._tokens.mean(dim=1, dtype=torch.float64)
 
 
-Images = CapturedLayer | Tokens
+class Picked:
+    """Some images of a set, in their order, centred by the mean of the whole set.
+
+    Args:
+        images: the set.
+        numbers: which of them, ascending.
+    """
+
+    def __init__(self, images: CapturedLayer | Tokens, numbers: np.ndarray) -> None:
+        self._images, self._numbers = images, numbers
+        self.ids = [images.ids[int(number)] for number in numbers]
+        self.name, self.where, self.grid, self.mean = images.name, images.where, images.grid, images.mean
+        self.images_per_chunk = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Images, locations, channels."""
+        return len(self), self._images.shape[1], self._images.shape[2]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def tokens(self, images: slice = slice(None)) -> Tensor:
+        """Tokens (n, S, C) of some of them; those that lie in one chunk are read at once."""
+        wanted, chunk = self._numbers[images], self._images.images_per_chunk
+        parts = np.split(wanted, np.flatnonzero(np.diff(wanted // chunk)) + 1)
+        read = [self._images.tokens(slice(int(part[0]), int(part[-1]) + 1))[part - part[0]] for part in parts]
+        return torch.cat(read)
 
 
-def as_set(images: Any, name: str, ids: Sequence[str] | None = None) -> Images:
+Images = CapturedLayer | Tokens | Picked
+
+
+def as_set(images: Any, name: str, ids: Sequence[str] | None = None) -> CapturedLayer | Tokens:
     """A captured layer as it is, or tokens (N, S, C) as a set of images.
 
     Raises:

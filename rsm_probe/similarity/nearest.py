@@ -17,7 +17,7 @@ from rsm_probe.errors import ComparisonError, CostError, RepresentationError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.centering import Centering, check_centering
-from rsm_probe.similarity.executors import threads
+from rsm_probe.similarity.executors import require_device, threads
 from rsm_probe.similarity.hopeful import Counts
 from rsm_probe.similarity.images import Images, as_set
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
@@ -87,12 +87,13 @@ def nearest(
         RepresentationError: wrong shapes, other channels, NaN or infinity.
         MatchingError: unknown matching.
         ComparisonError: unknown kernel, or one that does not apply; wrong k, ids or groups; FAISS is not installed.
-        CostError: one affinity alone exceeds the memory.
+        CostError: one affinity alone exceeds the memory; the device is not there.
         StorageError: a capture cannot be read.
     """
     label, method = get_matching(matching)
     chosen = get_kernel(kernel)
     check_kernel(chosen, label, method.one_to_one)
+    require_device(device)
     queries, images = as_set(query, "query", query_ids), as_set(database, "database", database_ids)
     if queries.shape[2] != images.shape[2]:
         raise RepresentationError(
@@ -115,7 +116,7 @@ def nearest(
                 found, recall = search.best(everything, count, own, on_done=bar.update), None
             else:
                 candidates = pooled_candidates(queries.pooled, images.pooled, shortlist, own, centering is not None)
-                found = search.best(everything, count, own, candidates, on_done=bar.update)
+                found = search.best_among(candidates, count, on_done=bar.update)
                 counts, search.counts = search.counts, Counts()
                 recall = _recall(search, found, count, own)
                 search.counts = counts
@@ -179,7 +180,7 @@ def _savings(counts: Counts, seconds: float, seconds_per_pair: float) -> dict[st
         "seconds_bounds": counts.bound_seconds,
         "seconds_of_all_pairs": all_pairs,
         "saved_matchings": 1 - counts.matchings / max(counts.pairs, 1),
-        "saved_time": 1 - seconds / all_pairs,
+        "saved_time": 1 - seconds / all_pairs if all_pairs else 0.0,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from rsm_probe.similarity.affinity import BLOCK_BYTES
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.hopeful import Block, Counts, match_hopeful, rounded_up
-from rsm_probe.similarity.images import Images, centred_tokens
+from rsm_probe.similarity.images import Images, Picked, centred_tokens
 from rsm_probe.similarity.kernels import RBF, Kernel
 from rsm_probe.similarity.matched import is_identity, match_tile
 
@@ -92,7 +92,7 @@ class Search:
         numbers: np.ndarray,
         k: int,
         own: Groups | None = None,
-        candidates: Sequence[np.ndarray] | None = None,
+        candidates: Mapping[int, np.ndarray] | None = None,
         on_done: Callable[[int], object] = lambda count: None,
     ) -> Best:
         """The k best images of the database for some queries.
@@ -101,7 +101,7 @@ class Search:
             numbers: of the queries.
             k: how many, at most the size of the database.
             own: groups of queries and images; images of a query's own group are no candidates.
-            candidates: for each query, the images to choose from; None for all.
+            candidates: number of a query -> the images to choose from; None for all.
             on_done: called with the number of queries whenever some are done.
         """
         per_query = self.queries.shape[1] * self.queries.shape[2] * 8 + 8 * self._summaries.length
@@ -112,13 +112,43 @@ class Search:
             if candidates is not None:
                 allowed[:] = False
                 for row, number in enumerate(part):
-                    allowed[row, candidates[number]] = True
+                    allowed[row, candidates[int(number)]] = True
             if own is not None:
                 allowed &= own[0][part][:, None] != own[1][None]
             self.counts.pairs += int(allowed.sum())
             parts.append(self._best_of_block(self._block(self.queries, part), allowed, k, on_done))
-        fields = zip(*((best.index, best.products, best.similarities) for best in parts), strict=True)
-        return Best(*map(np.concatenate, fields))
+        return _joined(parts)
+
+    def best_among(
+        self, candidates: Sequence[np.ndarray], k: int, on_done: Callable[[int], object] = lambda count: None
+    ) -> Best:
+        """The k best of the candidates of every query; no other images are read.
+
+        Args:
+            candidates: for each query, the images to choose from.
+            k: how many, at most the size of the database.
+            on_done: called with the number of queries whenever some are done.
+        """
+        # As many queries at a time as keep all their candidates in memory.
+        step = max(1, self._most_held * self._size // max(1, *map(len, candidates)))
+        parts = []
+        for start in range(0, len(candidates), step):
+            own = candidates[start : start + step]
+            union = np.unique(np.concatenate(own))
+            found = Best(*(np.full((len(own), k), fill) for fill in (-1, np.nan, np.nan)))
+            if len(union):
+                images = Picked(self.images, union)  # type: ignore[arg-type]
+                among = Search(
+                    self.queries, images, self.method, self.kernel, self.centering, self.memory, self.device, self.pool
+                )
+                among.counts = self.counts
+                local = {start + row: np.searchsorted(union, numbers) for row, numbers in enumerate(own)}
+                best = among.best(np.arange(start, start + len(own)), min(k, len(union)), None, local, on_done)
+                width = best.index.shape[1]
+                found.index[:, :width] = np.where(best.index >= 0, union[best.index], -1)
+                found.products[:, :width], found.similarities[:, :width] = best.products, best.similarities
+            parts.append(found)
+        return _joined(parts)
 
     def seconds_per_pair(self, allowed: float) -> float:
         """What a pair takes on one core where all pairs are matched in tiles, timed for about so many seconds."""
@@ -258,3 +288,8 @@ class Search:
         self._match(block, rows, columns, np.full(len(spread[0]), -np.inf), products)
         distances = block.norms[:, None] + self._norms[spread[1]][None] - 2 * products[:, spread[1]]
         return float(np.median(np.maximum(distances, 0.0)))
+
+
+def _joined(parts: Sequence[Best]) -> Best:
+    fields = zip(*((best.index, best.products, best.similarities) for best in parts), strict=True)
+    return Best(*map(np.concatenate, fields))

@@ -20,7 +20,7 @@ from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.similarity.matched import Tile, match_tile
 from rsm_probe.storage.captures import Capture, CapturedLayer
-from rsm_probe.storage.chunks import ChunkStore
+from rsm_probe.storage.chunks import ChunkStore, absolute
 
 KIND = "pairs"
 # No location has this partner: it stands for what was not written.
@@ -35,16 +35,18 @@ class Source:
         where: path or URL of the capture.
         layer: name.
         digest: of its tokens, so that a capture that was replaced is not taken for the one that was meant.
+        chunk: images per chunk, as what was opened knows it.
     """
 
     where: str
     layer: str
     digest: str
+    chunk: int
 
     @classmethod
     def of(cls, layer: CapturedLayer) -> Source:
         """The source that `open` turns into the layer again."""
-        return cls(layer.where, layer.name, layer.digest)
+        return cls(absolute(layer.where), layer.name, layer.digest, layer.images_per_chunk)
 
     def open(self) -> CapturedLayer:
         """The layer; opened once in each process.
@@ -181,7 +183,7 @@ def compute(task: Task) -> int:
 
 
 def _write(task: Task, tile: Tile, locations: int) -> None:
-    store = _result(task.job.out)
+    store = ChunkStore.open(task.job.out, KIND, writable=True)
     values = {
         "norm_a": tile.norms_x,
         "norm_b": tile.norms_y,
@@ -196,8 +198,3 @@ def _write(task: Task, tile: Tile, locations: int) -> None:
         part = other[name] if mirrored else values[name]
         assert part is not None
         store.write(name, place, part)
-
-
-@lru_cache(maxsize=16)
-def _result(where: str) -> ChunkStore:
-    return ChunkStore.open(where, KIND, writable=True)

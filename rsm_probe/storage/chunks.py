@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.files import require_plain
+from rsm_probe.storage.files import is_url, located, require_plain
 
 Selection = tuple[slice, ...]
 # What storage answers with: files, the network, checksums that do not match, metadata that is none.
@@ -50,8 +50,9 @@ class ChunkStore:
         Raises:
             StorageError: there is none, it cannot be read, or it is of another kind.
         """
+        where = located(where)
         try:
-            group = zarr.open_group(str(where), mode="r+" if writable else "r")
+            group = zarr.open_group(where, mode="r+" if writable else "r")
             found = group.attrs.get("kind")
         except FileNotFoundError:
             raise StorageError(f"no {kind} at {where}") from None
@@ -59,7 +60,7 @@ class ChunkStore:
             raise StorageError(f"cannot open {where}: {error}") from error
         if found != kind:
             raise StorageError(f"{where} is no {kind}" + (f" but a {found}" if found else ""))
-        return cls(group, str(where))
+        return cls(group, where)
 
     @classmethod
     def open_or_create(cls, where: str | Path, kind: str) -> ChunkStore:
@@ -68,11 +69,11 @@ class ChunkStore:
         Raises:
             StorageError: it cannot be written, is of another kind, or another kind of thing is in its place.
         """
-        path = Path(str(where))
-        if "://" not in str(where) and path.exists() and not (path / "zarr.json").exists() and not _is_empty(path):
+        where, path = located(where), Path(located(where))
+        if not is_url(where) and path.exists() and not (path / "zarr.json").exists() and not _is_empty(path):
             raise StorageError(f"{where} holds something else; choose another place for the {kind}")
         try:
-            group = zarr.open_group(str(where), mode="a", zarr_format=3)
+            group = zarr.open_group(where, mode="a", zarr_format=3)
             found = group.attrs.get("kind")
             if found is None and not list(group.keys()):
                 group.attrs["kind"] = found = kind
@@ -80,7 +81,7 @@ class ChunkStore:
             raise StorageError(f"cannot write {where}: {error}") from error
         if found != kind:
             raise StorageError(f"{where} is no {kind}; choose another place")
-        return cls(group, str(where))
+        return cls(group, where)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -235,10 +236,10 @@ def sole_writer(where: str | Path) -> Iterator[None]:
     Raises:
         StorageError: another process, or thread, is writing; the folder cannot be made.
     """
-    if "://" in str(where):
+    if is_url(where):
         yield
         return
-    path = Path(where)
+    path = Path(located(where))
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,6 +252,11 @@ def sole_writer(where: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def absolute(where: str | Path) -> str:
+    """A path as processes that began in other folders find it; URLs are found from everywhere."""
+    return str(where) if is_url(where) else str(Path(located(where)).absolute())
 
 
 def differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

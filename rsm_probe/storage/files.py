@@ -46,20 +46,31 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     Raises:
         StorageError: there is no dataset at the path, or it is damaged.
     """
-    if "://" not in str(path) and not Path(path).is_dir():
+    path = located(path)
+    if not is_url(path) and not Path(path).is_dir():
         raise StorageError(f"no stored dataset at {path}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            for _, array in zarr.open_group(str(path), mode="r").arrays():
+            for _, array in zarr.open_group(path, mode="r").arrays():
                 require_plain(array, path)
-            dataset = xr.open_zarr(str(path), chunks=None)
+            dataset = xr.open_zarr(path, chunks=None)
             # Text of any length, which much of NumPy does not take yet.
             texts = {name: part for name, part in dataset.variables.items() if part.dtype.kind == "T"}
             fixed = {name: (part.dims, np.array(list(part.values), np.str_)) for name, part in texts.items()}
             return dataset.assign_coords(fixed)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise StorageError(f"{path} is no readable Zarr dataset: {error}") from error
+
+
+def located(where: str | Path) -> str:
+    """A path or URL as text; of local files, always the path."""
+    return str(where).removeprefix("file://")
+
+
+def is_url(where: str | Path) -> bool:
+    """Whether something lies behind a URL, and not in this machine's file system."""
+    return "://" in located(where)
 
 
 def require_plain(array: zarr.Array, where: str | Path) -> None:

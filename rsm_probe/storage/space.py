@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from rsm_probe.errors import CostError, StorageError
+from rsm_probe.storage.files import is_url, located
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -53,9 +54,9 @@ def require_space(where: str | Path, needed: float) -> str:
         StorageError: the disk is too small.
     """
     needs = f"{format_bytes(needed)} of disk"
-    if "://" in str(where):
+    if is_url(where):
         return needs
-    folder = Path(where).absolute()
+    folder = Path(located(where)).absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -24,6 +24,7 @@ from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.sources.loading import require_device
 from rsm_probe.storage.captures import CapturedLayer
+from rsm_probe.storage.chunks import absolute
 from rsm_probe.storage.files import load_json, save_json, save_text
 from rsm_probe.studies.entries import ImagesConfig, ModelConfig, known
 from rsm_probe.studies.provenance import provenance
@@ -116,7 +117,7 @@ class PairsConfig(Config):
         """
         require_device(self.device)
         claim(self, out, out / "captures", self._EXECUTION)
-        store = self.store or str(out)
+        store = absolute(self.store or out)
         images = self.images.load(progress)
         database = None if self.database is None else self.database.load(progress)
         networks = out / "models" if self.networks is None else Path(self.networks)
@@ -142,7 +143,8 @@ class PairsConfig(Config):
         if not (out / "provenance.json").exists():
             counted = {"images": len(images), "skipped": dict(images.skipped)}
             save_json(out / "provenance.json", {**provenance(), **counted, "accuracy": accuracies})
-        save_json(out / "pairs.json", {"folder": store, "table": table})
+        # A run folder that holds its own pairs may be moved.
+        save_json(out / "pairs.json", {"folder": self.store and store, "table": table})
         return result
 
     def _layer(
@@ -204,7 +206,7 @@ class PairsConfig(Config):
         if not (out / "pairs.json").exists():
             raise StorageError(f"{out} holds no finished run of all pairs; run it again, it continues")
         stored = load_json(out / "pairs.json")
-        return PairsResult(stored["table"], stored["folder"])
+        return PairsResult(stored["table"], stored["folder"] or str(out))
 
     def _panels(self, result: PairsResult, title: str, layers: list[str]) -> Figure:
         figure = Figure(figsize=(3.4 * len(self.matchings), 3.0 * len(layers)), layout="constrained")

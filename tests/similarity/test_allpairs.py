@@ -1,0 +1,487 @@
+"""All pairs on disk: the values of pairs in memory, whatever executes them, however often they were interrupted."""
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from stores import Watching, arrays, captured, chunk_files, tokens
+
+import rsm_probe
+from rsm_probe.errors import CostError, MatchingError, RepresentationError, StorageError
+from rsm_probe.matching.auction import Auction
+from rsm_probe.similarity.allpairs import all_pairs, open_pairs
+from rsm_probe.similarity.executors import cluster
+from rsm_probe.similarity.rsm import RSM
+from rsm_probe.similarity.tiles import Source
+from rsm_probe.storage.captures import Capture
+
+TILE = 6
+
+
+@pytest.fixture
+def layer(tmp_path):
+    return captured(tmp_path / "c.zarr", tokens())
+
+
+@pytest.fixture
+def database(tmp_path):
+    return captured(tmp_path / "d.zarr", tokens(13, seed=1), "base")
+
+
+def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
+    mine, theirs = arrays(found), arrays(expected)
+    assert mine.keys() == theirs.keys()
+    for name, values in theirs.items():
+        assert np.array_equal(mine[name], values), name
+
+
+@pytest.mark.parametrize("matching", ["optimal", "identity", "greedy", "batch-optimal", "translation", "scipy", "lap"])
+@pytest.mark.parametrize("centering", [None, "location-mean", "channel-mean"])
+def test_one_set_as_in_memory(layer, matching, centering):
+    found = rsm_probe.rsm(layer, matching=matching, centering=centering)
+    expected = rsm_probe.rsm(layer.tokens(), matching=matching, centering=centering, ids=layer.ids)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.dataset["norm_a"], expected.dataset["norm_a"], rtol=1e-9)
+    assert np.array_equal(found.values, found.values.T)
+    assert found.ids == found.other_ids == layer.ids
+    assert found.attributes["matching"] == matching
+    for kernel in ("linear", "rbf"):
+        other = expected.with_kernel(kernel).values
+        np.testing.assert_allclose(found.with_kernel(kernel).values, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("locations", [9, 5, 12])
+@pytest.mark.parametrize("matching", ["optimal", "identity", "greedy"])
+def test_two_sets_as_in_memory(layer, tmp_path, locations, matching):
+    other = captured(tmp_path / "d.zarr", tokens(13, locations, seed=1), "base")
+    centering = "channel-mean" if locations == 9 else None
+    found = rsm_probe.rsm(layer, other, matching=matching, centering=centering)
+    expected = rsm_probe.rsm(layer.tokens(), other.tokens(), matching=matching, centering=centering)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-6, atol=1e-6)
+    assert found.other_ids == other.ids
+    assert list(found.dataset["label_b"].values) == other.labels
+
+
+def test_a_score(layer):
+    found = rsm_probe.rsm(layer, matching="late-interaction", kernel="linear")
+    expected = rsm_probe.rsm(layer.tokens(), matching="late-interaction", kernel="linear")
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 4, 7, 19, 20, 50])
+def test_the_size_of_a_tile_changes_nothing_but_the_last_digits(layer, tile):
+    found, expected = all_pairs(layer, tile=tile), rsm_probe.rsm(layer.tokens(), kernel="linear")
+    np.testing.assert_allclose(found["product"], expected.values, rtol=2e-7)
+
+
+def test_products_lie_between_identity_and_bound(layer):
+    optimal, aligned = all_pairs(layer, tile=TILE), all_pairs(layer, tile=TILE, matching="identity")
+    assert (optimal["product"].values >= aligned["product"].values).all()
+    scale = np.sqrt(np.outer(optimal["norm_a"], optimal["norm_b"]))
+    gaps = (optimal["bound"] - optimal["product"]).values
+    assert (gaps >= 0).all()
+    assert (gaps <= 2e-6 * scale).all()
+    assert np.isinf(aligned["bound"].values[~np.eye(20, dtype=bool)]).all()
+
+
+def test_permutations_add_up_to_the_products(layer, database):
+    for other in (None, database):
+        found = all_pairs(layer, other, tile=TILE, permutations=True)
+        x, y = layer.tokens().double(), (layer if other is None else other).tokens().double()
+        for i in range(len(x)):
+            for j in range(len(y)):
+                order = found["permutation"].values[i, j].astype(int)
+                assert sorted(order) == list(range(9))
+                product = float((x[i] * y[j][order]).sum())
+                assert product == pytest.approx(float(found["product"][i, j]), rel=1e-6, abs=1e-6)
+        assert found["permutation"].dtype == np.int16
+
+
+@pytest.mark.parametrize("matching", ["identity", "translation", "batch-optimal"])
+def test_permutations_of_methods_that_read_no_affinity(layer, matching):
+    found = all_pairs(layer, tile=TILE, matching=matching, permutations=True)
+    x = layer.tokens().double()
+    for i, j in ((0, 0), (3, 1), (1, 3), (19, 2)):
+        product = float((x[i] * x[j][found["permutation"].values[i, j].astype(int)]).sum())
+        assert product == pytest.approx(float(found["product"][i, j]), rel=1e-6, abs=1e-6)
+
+
+def test_surplus_locations_have_no_partner(layer, tmp_path):
+    other = captured(tmp_path / "few.zarr", tokens(5, 4, seed=2), "few")
+    found = all_pairs(layer, other, permutations=True)["permutation"].values
+    assert ((found >= 0).sum(axis=2) == 4).all()
+    with pytest.raises(MatchingError, match="score, which pairs nothing"):
+        all_pairs(layer, matching="late-interaction", permutations=True)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_extreme_sizes(tmp_path, scale):
+    plain = all_pairs(captured(tmp_path / "a.zarr", tokens()), tile=TILE)
+    scaled = all_pairs(captured(tmp_path / "b.zarr", tokens() * scale), tile=TILE)
+    np.testing.assert_allclose(scaled["product"] / scale**2, plain["product"], rtol=1e-5)
+
+
+def test_every_executor_gives_the_same_bits(layer, database, tmp_path):
+    for other in (None, database):
+        expected = all_pairs(layer, other, tile=TILE, workers=1)
+        for workers in (2, 4):
+            assert_same(all_pairs(layer, other, tile=TILE, workers=workers), expected)
+        context = multiprocessing.get_context("spawn")
+        with ThreadPoolExecutor(3) as threads, ProcessPoolExecutor(2, mp_context=context) as processes:
+            for k, executor in enumerate((threads, processes, Watching())):
+                out = tmp_path / f"{other is None}-{k}.zarr"
+                assert_same(all_pairs(layer, other, out, tile=TILE, executor=executor), expected)
+
+
+def test_where_it_is_computed_twice_it_is_the_same(layer, tmp_path):
+    assert_same(all_pairs(layer, tile=TILE), all_pairs(Capture.open(layer.where)["layer"], tile=TILE))
+
+
+def test_threads_of_the_caller_stay_as_they_were(layer):
+    before = torch.get_num_threads()
+    found = []
+    all_pairs(layer, tile=TILE)
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *found] == [before, before]
+
+
+def test_a_finished_result_is_read_and_not_computed(layer, tmp_path):
+    out, first, second = tmp_path / "p.zarr", Watching(), Watching()
+    expected = all_pairs(layer, out=out, tile=TILE, executor=first)
+    written = chunk_files(out)
+    assert_same(all_pairs(layer, out=out, tile=TILE, executor=second), expected)
+    assert (len(first.tasks), len(second.tasks)) == (10, 0)
+    assert chunk_files(out) == written
+
+
+def test_kernels_of_a_finished_result_cost_no_matching(layer, tmp_path, monkeypatch):
+    out = tmp_path / "p.zarr"
+    cosine = rsm_probe.rsm(layer, kernel="cosine", out=out)
+    monkeypatch.setattr("rsm_probe.similarity.allpairs.compute", None)
+    rbf = rsm_probe.rsm(layer, kernel="rbf", out=out)
+    assert np.array_equal(rbf.values, cosine.with_kernel("rbf").values)
+    assert np.array_equal(RSM.open(out).with_kernel("cosine").values, cosine.values)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 9])
+def test_after_an_error_only_what_is_missing_is_computed(layer, tmp_path, stop):
+    out, again = tmp_path / "p.zarr", Watching()
+    expected = all_pairs(layer, tile=TILE)
+    with pytest.raises(RuntimeError, match="power"):
+        all_pairs(layer, out=out, tile=TILE, executor=Watching(stop, RuntimeError("power")))
+    with pytest.raises(StorageError, match="is not finished"):
+        open_pairs(out)
+    written = chunk_files(out)
+    assert_same(all_pairs(layer, out=out, executor=again), expected)  # which keeps its own tiles
+    assert len(again.tasks) == 10 - stop
+    assert written.items() <= chunk_files(out).items()
+
+
+@pytest.mark.parametrize("name", ["product/c/0/1", "product/c/1/0", "bound/c/2/2", "bound/c/3/1", "norm_a/c/2"])
+@pytest.mark.parametrize("damage", ["removed", "torn", "flipped"])
+def test_a_damaged_tile_is_found_and_only_it_is_redone(layer, tmp_path, name, damage):
+    out, again = tmp_path / "p.zarr", Watching()
+    expected = all_pairs(layer, out=out, tile=TILE).load()
+    file, written = out / name, chunk_files(out)
+    content = bytearray(file.read_bytes())
+    content[3] ^= 16
+    file.unlink()
+    if damage != "removed":
+        file.write_bytes(bytes(content) if damage == "flipped" else bytes(content[: len(content) // 2]))
+        with pytest.raises(StorageError, match="a tile of the pairs is damaged"):
+            RSM.open(out)
+    elif name.startswith("product"):
+        with pytest.raises(StorageError, match="tiles of the pairs are missing"):
+            RSM.open(out)
+    assert_same(all_pairs(layer, out=out, tile=TILE, executor=again), expected)
+    assert len(again.tasks) == 1
+    task, after = again.tasks[0], chunk_files(out)
+    i, j = task.top // TILE, task.left // TILE
+    tile = {f"{part}/c/{a}/{b}" for part in ("product", "bound") for a, b in ((i, j), (j, i))}
+    tile |= {"norm_a/c/" + str(i), "norm_b/c/" + str(j), "norm_b/c/" + str(i)}
+    assert {key for key in written if written[key] != after[key]} <= tile
+
+
+def test_other_settings_are_refused_with_what_differs(layer, database, tmp_path):
+    out = tmp_path / "p.zarr"
+    all_pairs(layer, out=out, tile=TILE, centering="location-mean")
+    written = chunk_files(out)
+    cases = {
+        "centering was 'location-mean', is None": {"centering": None},
+        "matching was 'optimal', is 'greedy'": {"matching": "greedy"},
+        r"method was 'Auction.*', is 'Auction\(gap=0.001": {"matching": Auction(gap=1e-3)},
+        "permutations was False, is True": {"permutations": True},
+        "y was None, is": {"y": database},
+    }
+    for message, options in cases.items():
+        with pytest.raises(StorageError, match=message):
+            all_pairs(**{"x": layer, "out": out, "tile": TILE, "centering": "location-mean", **options})
+    with pytest.raises(StorageError, match="x was"):
+        all_pairs(database, out=out, centering="location-mean")
+    assert chunk_files(out) == written
+
+
+def test_a_capture_made_anew_of_other_weights_is_another_one(layer, tmp_path):
+    out = tmp_path / "p.zarr"
+    all_pairs(layer, out=out)
+    shutil.rmtree(layer.where)
+    again = captured(Path(layer.where), tokens())
+    all_pairs(again, out=out)  # the same images through the same weights
+    shutil.rmtree(layer.where)
+    with pytest.raises(StorageError, match="is another result"):
+        all_pairs(captured(Path(layer.where), tokens(seed=5)), out=out)
+
+
+def test_a_capture_that_is_gone_is_named(layer, tmp_path):
+    out = tmp_path / "p.zarr"
+    with pytest.raises(RuntimeError):
+        all_pairs(layer, out=out, tile=TILE, executor=Watching(3, RuntimeError()))
+    written = chunk_files(out)
+    shutil.rmtree(layer.where)
+    with pytest.raises(StorageError, match=r"c\.zarr/layers/000/tokens/c/.* is missing"):
+        all_pairs(layer, out=out, tile=TILE)
+    assert written.items() <= chunk_files(out).items()
+    with pytest.raises(StorageError, match=r"no capture at .*c\.zarr"):
+        Capture.open(layer.where)
+
+
+def test_a_damaged_chunk_of_a_capture_is_named_and_the_rest_is_kept(layer, tmp_path):
+    out = tmp_path / "p.zarr"
+    file = Path(layer.where) / "layers" / "000" / "tokens" / "c" / "4" / "0" / "0"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(StorageError, match=r"tokens/c/4/0/0 is damaged"):
+        all_pairs(layer, out=out, tile=4, workers=1)
+    assert chunk_files(out)
+    file.write_bytes(content)
+    assert_same(all_pairs(layer, out=out), all_pairs(layer, tile=4))
+
+
+def test_a_capture_that_was_exchanged_while_it_was_used(layer, tmp_path):
+    source = Source.of(layer)
+    shutil.rmtree(layer.where)
+    captured(Path(layer.where), tokens(seed=5))
+    with pytest.raises(StorageError, match="was replaced by another"):
+        dataclasses.replace(source).open()
+
+
+def test_one_affinity_above_the_memory_is_refused_with_what_needs_none(tmp_path):
+    large = captured(tmp_path / "c.zarr", tokens(3, 300, 2))
+    with pytest.raises(CostError, match=r"one affinity of 300 x 300 .* 360 KB.*100 KB.*identity.*rewindowed"):
+        all_pairs(large, memory="100KB")
+    all_pairs(large, matching="identity", memory="100KB")
+
+
+def test_tiles_that_do_not_fit_are_refused(layer):
+    with pytest.raises(CostError, match=r"a tile of 20 x 20 images takes .* above the memory budget of 16\.8 MB"):
+        all_pairs(layer, memory="16.8MB", tile=20)
+    with pytest.raises(CostError, match="tile must be at least 1"):
+        all_pairs(layer, tile=0)
+    with pytest.raises(CostError, match="workers must be at least 1"):
+        all_pairs(layer, workers=0)
+    with pytest.raises(CostError, match="no affinities on device 'cuda:99'"):
+        all_pairs(layer, device="cuda:99")
+
+
+def test_a_disk_that_is_too_small_is_found_first(layer, tmp_path, monkeypatch):
+    out, watching = tmp_path / "p.zarr", Watching()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(StorageError, match=r"p\.zarr would take 6\.4 KB of disk, and 1 KB are free"):
+        all_pairs(layer, out=out, executor=watching)
+    assert not watching.tasks
+
+
+FULL = """
+import resource, signal, sys, rsm_probe
+from rsm_probe.errors import StorageError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+layer = rsm_probe.Capture.open(sys.argv[1])["layer"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+try:
+    rsm_probe.all_pairs(layer, out=sys.argv[2], tile=100, workers=1)
+except StorageError as error:
+    print(error)
+"""
+
+
+def test_a_write_that_fails_names_the_file_and_loses_nothing(tmp_path):
+    layer, out = captured(tmp_path / "c.zarr", tokens(140, 2, 2)), tmp_path / "p.zarr"
+    # Tiles of 40 x 40 and of 100 x 40 images can be written, the one of 100 x 100 cannot.
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, layer.where, str(out)], capture_output=True, text=True, check=True
+    )
+    assert "cannot write" in done.stdout
+    assert "p.zarr/" in done.stdout
+    assert_same(all_pairs(layer, out=out), all_pairs(layer, tile=100))
+
+
+def test_wrong_places(layer, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="cannot write"):
+        all_pairs(layer, out=tmp_path / "file" / "p.zarr")
+    with pytest.raises(StorageError):
+        all_pairs(layer, out=tmp_path / "file")
+    with pytest.raises(StorageError, match="holds something else"):
+        all_pairs(layer, out=tmp_path)
+    with pytest.raises(StorageError, match="is no pairs"):
+        all_pairs(layer, out=layer.where)
+    with pytest.raises(StorageError, match="give out="):
+        all_pairs(layer, executor=Watching())
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_wrong_arguments(layer, tmp_path):
+    with pytest.raises(RepresentationError, match="differ in their channels"):
+        all_pairs(layer, captured(tmp_path / "d.zarr", tokens(channels=3)))
+    with pytest.raises(RepresentationError, match="channel-mean"):
+        all_pairs(layer, captured(tmp_path / "e.zarr", tokens(locations=3)), centering="location-mean")
+    with pytest.raises(RepresentationError, match="both tokens, or both layers"):
+        rsm_probe.rsm(layer, tokens())
+    with pytest.raises(RepresentationError, match="both tokens, or both layers"):
+        rsm_probe.rsm(tokens(), layer)
+    with pytest.raises(RepresentationError, match="know their own grid"):
+        rsm_probe.rsm(layer, ids=["a"])
+    with pytest.raises(RepresentationError, match=r"rsm_probe\.capture makes them"):
+        rsm_probe.rsm(tokens(), out=tmp_path / "p.zarr")
+
+
+def test_too_long_is_refused_before_it_begins(layer, tmp_path):
+    with pytest.raises(CostError, match=r"190 pairs would take about .* above max_hours"):
+        all_pairs(layer, max_hours=1e-9)
+
+
+class Killing(rsm_probe.Matching):
+    """Kills the process that works on it."""
+
+    name, exact, symmetric, needs_affinity, growth = "killing", False, True, True, 1.0
+
+    def permutation(self, affinity):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_process_that_dies_is_reported(layer, tmp_path, monkeypatch):
+    monkeypatch.setattr("rsm_probe.similarity.allpairs.seconds_per_pair", lambda *arguments: 0.0)
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=context) as pool, pytest.raises(CostError, match="a worker process died"):
+        all_pairs(layer, out=tmp_path / "p.zarr", matching=Killing(), executor=pool)
+
+
+RUN = """
+import sys, torch, rsm_probe
+rsm_probe.all_pairs(rsm_probe.Capture.open(sys.argv[1])["layer"], out=sys.argv[2], tile=5, workers=2)
+"""
+
+
+def run(where: str, out: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", RUN, where, str(out)], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_it_ends_in_the_same_arrays_and_redoes_no_finished_tile(tmp_path):
+    layer, out = captured(tmp_path / "c.zarr", tokens(100, 49, 8)), tmp_path / "p.zarr"
+    expected, rng, finished = all_pairs(layer, tile=5), np.random.default_rng(0), {}
+    interrupted = 0
+    for _ in range(10):
+        before = set(chunk_files(out)) if out.exists() else set()
+        process = run(layer.where, out)
+        while process.poll() is None and not (set(chunk_files(out)) if out.exists() else set()) - before:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.1))
+        interrupted += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        files = chunk_files(out)
+        # A tile is finished once the last of its chunks is there.
+        assert finished.items() <= files.items()
+        ends = [key for key in files if key.startswith("product/c/")]
+        upper = [key for key in ends if int(key.split("/")[2]) <= int(key.split("/")[3])]
+        finished |= {key: files[key] for key in upper}
+        for key in upper:
+            i, j = key.split("/")[2:]
+            finished |= {f"{part}/c/{a}/{b}": files[f"{part}/c/{a}/{b}"]
+                         for part in ("product", "bound") for a, b in ((i, j), (j, i))}  # fmt: skip
+    assert interrupted >= 8
+    assert 0 < len(finished) < 2 * 400
+    assert_same(all_pairs(layer, out=out, tile=5), expected)
+    assert finished.items() <= chunk_files(out).items()
+
+
+def test_a_second_process_on_one_folder_is_refused(tmp_path):
+    layer, out = captured(tmp_path / "c.zarr", tokens(160, 49, 8)), tmp_path / "p.zarr"
+    first = run(layer.where, out)
+    try:
+        while first.poll() is None and not (out.exists() and chunk_files(out)):
+            time.sleep(0.005)
+        second = run(layer.where, out)
+        assert "another process is writing" in second.communicate()[1]
+        assert second.returncode != 0
+    finally:
+        first.communicate()
+    assert first.returncode == 0
+    assert_same(open_pairs(out), all_pairs(layer, tile=5))
+
+
+@pytest.mark.slow
+def test_dask_gives_the_same_bits_even_where_a_worker_is_killed(tmp_path):
+    from distributed import LocalCluster
+
+    layer, out = captured(tmp_path / "c.zarr", tokens(120, 49, 8)), tmp_path / "p.zarr"
+    expected = all_pairs(layer, tile=5)
+    local = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True)
+    with local, cluster(local.scheduler_address) as executor:
+        assert_same(all_pairs(layer, out=tmp_path / "whole.zarr", tile=5, executor=executor), expected)
+        victim = next(iter(local.workers.values())).process.process._process.pid
+        killed = []
+
+        def kill() -> None:
+            while not (out.exists() and len(chunk_files(out)) > 100):
+                time.sleep(0.005)
+            killed.append(len(chunk_files(out)))
+            os.kill(victim, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        assert_same(all_pairs(layer, out=out, tile=5, executor=executor), expected)
+        thread.join()
+    assert killed[0] < len(chunk_files(out))
+
+
+def test_a_cluster_that_does_not_answer():
+    refused = pytest.raises(CostError, match="no Dask scheduler answers at tcp://127")
+    with refused, cluster("tcp://127.0.0.1:1", patience=1):
+        pass
+
+
+def test_progress_says_what_is_needed_and_what_was_restored(layer, tmp_path, capsys):
+    out = tmp_path / "p.zarr"
+    with pytest.raises(RuntimeError):
+        all_pairs(layer, out=out, tile=TILE, executor=Watching(4, RuntimeError()), progress=True)
+    said = capsys.readouterr().err
+    assert "190 pairs in 10 tiles of 6 x 6; about" in said
+    assert "of memory, 6.4 KB of disk" in said
+    all_pairs(layer, out=out, progress=True)
+    said = capsys.readouterr().err
+    assert "4 tiles restored" in said
+    assert "pair/s" in said
+
+
+def test_what_xarray_opens(layer, tmp_path):
+    all_pairs(layer, out=tmp_path / "p.zarr", tile=TILE, centering="location-mean")
+    found = xr.open_zarr(tmp_path / "p.zarr", chunks=None, consolidated=False)
+    assert found["product"].dims == ("image_a", "image_b")
+    assert float(found["product"].sel(image_a="image-3", image_b="image-3")) == pytest.approx(float(found["norm_a"][3]))
+    assert found.attrs["centering"] == "location-mean"

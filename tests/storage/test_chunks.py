@@ -1,0 +1,201 @@
+"""Chunks on disk: what is there, what is missing, what was damaged, and who may write."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rsm_probe.errors import StorageError
+from rsm_probe.similarity.rsm import RSM
+from rsm_probe.storage.chunks import ChunkStore, differences, sole_writer
+from rsm_probe.storage.files import open_dataset
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Six by five numbers in chunks of two by two, of which the last column of chunks was not written."""
+    store = ChunkStore.open_or_create(tmp_path / "numbers.zarr", "numbers")
+    store.create("grid", (6, 5), (2, 2), np.float64, np.nan, ("row", "column"))
+    store.write("grid", (slice(0, 6), slice(0, 4)), np.arange(24.0).reshape(6, 4))
+    return store
+
+
+def test_what_was_written_is_read_back(store):
+    assert store.read("grid", (slice(0, 6), slice(0, 4))).tolist() == np.arange(24.0).reshape(6, 4).tolist()
+    assert store.read("grid", (slice(2, 4), slice(1, 3))).tolist() == [[9, 10], [13, 14]]
+
+
+def test_a_missing_chunk_is_named_by_its_file(store):
+    with pytest.raises(StorageError, match=r"numbers\.zarr/grid/c/0/2 is missing"):
+        store.read("grid")
+    assert not store.intact("grid", (slice(0, 2), slice(4, 5)))
+    assert store.intact("grid", (slice(0, 6), slice(0, 4)))
+    assert not store.complete("grid")
+    store.write("grid", (slice(0, 6), slice(4, 5)), np.ones((6, 1)))
+    assert store.complete("grid")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "torn", "emptied"])
+def test_a_damaged_chunk_is_found_and_named(store, tmp_path, damage):
+    file = tmp_path / "numbers.zarr" / "grid" / "c" / "1" / "0"
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes({"flipped": bytes(content), "torn": bytes(content[:17]), "emptied": b""}[damage])
+    assert not store.intact("grid", (slice(2, 4), slice(0, 2)))
+    assert store.intact("grid", (slice(0, 2), slice(0, 4)))
+    with pytest.raises(StorageError, match=r"grid/c/1/0 is damaged.*checksum"):
+        store.read("grid", (slice(0, 6), slice(0, 4)))
+
+
+def test_whole_numbers_have_a_fill_value_too(tmp_path):
+    store = ChunkStore.open_or_create(tmp_path / "s", "numbers")
+    store.create("places", (4,), (2,), np.int16, -2, ("row",))
+    store.write("places", (slice(0, 2),), np.array([-1, 3]))
+    assert store.intact("places", (slice(0, 2),))
+    assert not store.intact("places", (slice(2, 4),))
+
+
+def test_names_of_any_length_and_script(tmp_path):
+    names = ["a", "überlang" * 20, "雪", ""]
+    store = ChunkStore.open_or_create(tmp_path / "s", "numbers")
+    store.put("image", np.array(names), ("image",))
+    assert [str(name) for name in ChunkStore.open(tmp_path / "s", "numbers").read("image")] == names
+    store.put("image", np.array(names[::-1]), ("image",))
+    assert [str(name) for name in store.read("image")] == names[::-1]
+
+
+def test_small_arrays_may_hold_zeros(tmp_path):
+    store = ChunkStore.open_or_create(tmp_path / "s", "numbers")
+    store.put("mean", np.zeros((2, 3)), ("row", "column"))
+    assert store.read("mean").tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_a_store_is_of_one_kind(store, tmp_path):
+    with pytest.raises(StorageError, match="is no capture but a numbers"):
+        ChunkStore.open(tmp_path / "numbers.zarr", "capture")
+    with pytest.raises(StorageError, match="is no capture; choose another place"):
+        ChunkStore.open_or_create(tmp_path / "numbers.zarr", "capture")
+
+
+def test_what_is_there_is_never_written_over(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("words")
+    with pytest.raises(StorageError, match="holds something else"):
+        ChunkStore.open_or_create(tmp_path / "thesis", "numbers")
+    with pytest.raises(StorageError, match=r"chapter\.txt"):
+        ChunkStore.open_or_create(tmp_path / "thesis" / "chapter.txt", "numbers")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "words"
+
+
+def test_no_store_at_all(tmp_path):
+    with pytest.raises(StorageError, match=r"no numbers at .*nowhere"):
+        ChunkStore.open(tmp_path / "nowhere", "numbers")
+    with pytest.raises(StorageError, match="cannot open"):
+        ChunkStore.open("unheard-of://bucket/store", "numbers")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write .*file/below"):
+        ChunkStore.open_or_create(tmp_path / "file" / "below", "numbers")
+    with pytest.raises(StorageError, match=r"cannot write .*file/below"), sole_writer(tmp_path / "file" / "below"):
+        pass
+
+
+def test_a_removed_store_is_missed_by_whoever_holds_it(store, tmp_path):
+    store.read("grid", (slice(0, 2), slice(0, 2)))
+    (tmp_path / "numbers.zarr").rename(tmp_path / "elsewhere.zarr")
+    with pytest.raises(StorageError, match=r"numbers\.zarr/grid/c/0/0 is missing"):
+        store.read("grid", (slice(0, 2), slice(0, 2)))
+
+
+def test_urls_of_file_systems_work_like_paths(tmp_path):
+    where = f"file://{tmp_path}/s"
+    store = ChunkStore.open_or_create(where, "numbers")
+    store.create("grid", (2,), (2,), np.float64, np.nan, ("row",))
+    store.write("grid", (slice(0, 2),), np.ones(2))
+    assert ChunkStore.open(tmp_path / "s", "numbers").read("grid").tolist() == [1, 1]
+    with sole_writer(where):
+        pass
+
+
+def test_differences_name_what_changed():
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 2}) == ""
+    assert differences({"a": 1, "b": 2}, {"a": 1, "c": "x"}) == "b was 2, is None; c was None, is 'x'"
+
+
+WRITER = """
+import sys, time
+from rsm_probe.storage.chunks import sole_writer
+with sole_writer(sys.argv[1]):
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_writes_and_one_that_was_killed_lets_go(tmp_path):
+    where = tmp_path / "new" / "s.zarr"
+    other = subprocess.Popen([sys.executable, "-c", WRITER, str(where)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "writing\n"
+        with pytest.raises(StorageError, match=r"another process is writing .*s\.zarr"), sole_writer(where):
+            pass
+    finally:
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+        other.stdout.close()
+    with sole_writer(where):
+        pass
+
+
+def test_threads_of_one_process_exclude_each_other(tmp_path):
+    where = tmp_path / "s"
+    with sole_writer(where), pytest.raises(StorageError, match="another process"), sole_writer(where):
+        pass
+
+
+class Payload:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (self.mark, "w")
+
+
+HOSTILE = {
+    "objects": {"dtype": "|O", "fill_value": None, "compressor": None, "filters": [{"id": "pickle"}]},
+    "filter": {"dtype": "<f8", "fill_value": 0.0, "compressor": None, "filters": [{"id": "pickle"}]},
+    "compressor": {"dtype": "<f8", "fill_value": 0.0, "compressor": {"id": "pickle"}, "filters": None},
+    "text": {"dtype": "|O", "fill_value": "", "compressor": {"id": "pickle"}, "filters": [{"id": "vlen-utf8"}]},
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("axis", [["image_a", "image_b"], ["similarity"]])
+def test_a_hostile_store_runs_no_code(tmp_path, monkeypatch, kind, axis):
+    # As for whoever allowed it for other work: it must not depend on a setting of the library.
+    monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+    mark, root = tmp_path / "mark", tmp_path / "hostile.zarr"
+    shape = [2] * len(axis)
+    (root / "similarity").mkdir(parents=True)
+    (root / ".zgroup").write_text('{"zarr_format": 2}')
+    (root / ".zattrs").write_text("{}")
+    about = {"zarr_format": 2, "shape": shape, "chunks": shape, "order": "C", **HOSTILE[kind]}
+    (root / "similarity" / ".zarray").write_text(json.dumps(about))
+    (root / "similarity" / ".zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": axis}))
+    chunk = root / "similarity" / ".".join("0" for _ in axis)
+    chunk.write_bytes(pickle.dumps([Payload(str(mark)), tuple(shape)]))
+    with pytest.raises(StorageError, match=r"hostile\.zarr"):
+        RSM.open(root)
+    with pytest.raises(StorageError, match=r"hostile\.zarr"):
+        open_dataset(root)
+    assert not mark.exists()
+    pickle.loads(chunk.read_bytes())  # the payload does what it is there for
+    assert mark.exists()

@@ -1,0 +1,138 @@
+"""All pairs as a study: one command, one folder, the same on one machine and on many."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from typer.testing import CliRunner
+
+import rsm_probe
+from rsm_probe.cli import app
+from rsm_probe.errors import ComparisonError, ConfigError, StorageError
+from rsm_probe.studies.pairs_study import PairsConfig
+from rsm_probe.studies.registry import read_study
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "pairs.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "pairs"
+    return folder, read_study(SMOKE).run(folder)
+
+
+def test_the_smoke_configuration_runs(finished):
+    folder, result = finished
+    assert [(row["layer"], row["matching"]) for row in result.table] == [
+        ("layer1.0", "identity"), ("layer1.0", "optimal"), ("layer3.0", "identity"), ("layer3.0", "optimal"),
+    ]  # fmt: skip
+    for row in result.table:
+        assert (row["images_a"], row["images_b"]) == (30, 30)
+        assert row["cka_cosine"] == 1 if row["matching"] == "identity" else 0 < row["cka_cosine"] < 1
+        assert np.isnan(row["largest_gap"]) if row["matching"] == "identity" else 0 <= row["largest_gap"] < 2e-6
+    assert {"captures", "pairs", "pairs.csv", "config.yaml", "provenance.json"} <= {f.name for f in folder.iterdir()}
+    with (folder / "pairs.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 4
+    assert "largest_gap" in str(result)
+
+
+def test_its_rsms_are_those_of_the_images(finished):
+    folder, result = finished
+    images = read_study(SMOKE).images.load()
+    layer = rsm_probe.Capture.open(folder / "captures" / "trained.zarr")["layer3.0"]
+    assert layer.ids == list(images.ids)
+    found = result.rsm("trained", "layer3.0", "optimal", "rbf")
+    expected = rsm_probe.rsm(layer.tokens(), kernel="rbf", centering="location-mean")
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-5, atol=1e-7)
+    assert list(found.dataset["label_a"].values) == list(images.labels)
+    with pytest.raises(ComparisonError, match="no pairs of layer 'layer9'"):
+        result.rsm("trained", "layer9", "optimal")
+
+
+def test_run_again_it_computes_nothing(finished, monkeypatch):
+    folder, result = finished
+    monkeypatch.setattr("rsm_probe.similarity.allpairs.compute", None)
+    monkeypatch.setattr("rsm_probe.probe.capture._Capturing", None)
+    assert str(read_study(SMOKE).run(folder)) == str(result)
+
+
+def test_other_settings_are_refused(finished):
+    folder, _ = finished
+    study = read_study(SMOKE).model_copy(update={"centering": None})
+    with pytest.raises(StorageError, match="holds a run with other centering"):
+        study.run(folder)
+    assert read_study(SMOKE).model_copy(update={"workers": 1, "memory": "1GB"}).run(folder)
+
+
+def test_its_figure_shows_every_layer_and_matching(finished):
+    folder, _ = finished
+    (name, figure), *others = read_study(SMOKE).figures(folder).items()
+    FigureCanvasAgg(figure).draw()
+    assert (name, others) == ("rsms-trained", [])
+    titles = [ax.get_title() for ax in figure.axes]
+    assert [title for title in titles if title] == [
+        "layer1.0, identity", "layer1.0, optimal", "layer3.0, identity", "layer3.0, optimal",
+    ]  # fmt: skip
+
+
+def test_queries_with_a_database(finished, tmp_path):
+    done, _ = finished
+    shutil.copytree(done / "models", tmp_path / "models")
+    data = read_study(SMOKE).model_dump(mode="json")
+    data |= {"database": {**data["images"], "count": 12, "split": "train"}, "store": str(tmp_path / "store")}
+    data |= {"networks": str(tmp_path / "models"), "layers": ["layer3.0"], "permutations": True}
+    study = PairsConfig.parse(data)
+    result = study.run(tmp_path / "run")
+    assert [(row["images_a"], row["images_b"]) for row in result.table] == [(30, 12)] * 2
+    assert not any(key.startswith("cka") for key in result.table[0])
+    found = result.rsm("trained", "layer3.0", "optimal")
+    assert found.values.shape == (30, 12)
+    assert found.dataset["permutation"].shape == (30, 12, 4)
+    assert (tmp_path / "store" / "captures" / "trained-database.zarr").is_dir()
+    assert study.figures(tmp_path / "run") == {}
+
+
+def test_an_unfinished_folder_has_no_figures(tmp_path):
+    with pytest.raises(StorageError, match="holds no finished run of all pairs"):
+        read_study(SMOKE).figures(tmp_path)
+
+
+def test_wrong_configurations():
+    data = read_study(SMOKE).model_dump(mode="json")
+    for change, message in (
+        ({"matchings": ["best"]}, "unknown matching 'best'"),
+        ({"memory": "much"}, "memory must be a number"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"tiles": 3}, "unknown key; nearest: 'tile'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            PairsConfig.parse({**data, **change})
+
+
+@pytest.mark.slow
+def test_on_a_cluster_from_the_command_line(finished, tmp_path):
+    from distributed import LocalCluster
+
+    done, expected = finished
+    shutil.copytree(done / "models", tmp_path / "run" / "models")
+    shutil.copy(done / "config.yaml", tmp_path / "run")
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as local:
+        command = ["run", str(SMOKE), "--out", str(tmp_path / "run"), "--no-progress", "--no-figures"]
+        found = CliRunner().invoke(app, [*command, "--cluster", local.scheduler_address])
+    assert found.exit_code == 0, found.output
+    mine = PairsConfig.open(tmp_path / "run")
+    for row in expected.table:
+        key = row["model"], row["layer"], row["matching"]
+        assert np.array_equal(mine.rsm(*key).values, expected.rsm(*key).values)
+
+
+def test_a_sweep_on_a_cluster_is_refused(tmp_path):
+    found = CliRunner().invoke(
+        app,
+        ["run", str(SMOKE.with_name("sweep.yaml")), "--out", str(tmp_path / "run"), "--cluster", "tcp://127.0.0.1:1"],
+    )
+    assert isinstance(found.exception, ConfigError)
+    assert "--cluster is for study: pairs" in str(found.exception)
