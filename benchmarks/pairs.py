@@ -148,9 +148,9 @@ def peers(folder: Path) -> None:
     )
 
 
-def growth(folder: Path) -> None:
+def growth(folder: Path, counts: list[int]) -> None:
     table = []
-    for count in (250, 500, 1000, 2000):
+    for count in counts:
         found = run_in_a_process(captured(folder, count), BUDGET)
         table.append(
             {
@@ -208,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["peers", "growth", "nearest", "one"])
     parser.add_argument("--folder", type=Path, help="where captures are kept between runs")
+    parser.add_argument("--images", type=int, nargs="+", default=[250, 500, 1000, 2000], help="of growth")
     parser.add_argument("--capture", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory", default=BUDGET, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -216,7 +217,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        {"peers": peers, "growth": growth, "nearest": nearest}[options.what](folder)
+        if options.what == "growth":
+            growth(folder, options.images)
+        else:
+            {"peers": peers, "nearest": nearest}[options.what](folder)
 
 
 if __name__ == "__main__":

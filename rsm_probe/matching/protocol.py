@@ -195,7 +195,8 @@ class Matching(ABC):
         needs_affinity: whether it reads the full affinity (paper, equation 5); if not, it works on tokens.
         growth: its time per pair grows as S to this power; used for estimates only.
         at_once: whether `products` gives all pairs of two sets of images at once; if not, they are solved one by one.
-        one_to_one: whether it pairs locations, so that norms are kept and every kernel applies; scores do not.
+        one_to_one: whether it pairs all locations of the smaller image, each with one of its own, so that norms are
+            kept, every kernel applies, and bounds hold; scores do not.
     """
 
     name: ClassVar[str]
@@ -205,6 +206,10 @@ class Matching(ABC):
     growth: ClassVar[float]
     at_once: ClassVar[bool] = False
     one_to_one: ClassVar[bool] = True
+
+    def __repr__(self) -> str:
+        # By what it says, a stored result knows the method again: no place in memory may be in it.
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
 
     def prepare(self, images: Locations) -> None:  # noqa: B027 - most methods need nothing
         """Computes what is needed once per image, before pairs are solved in several threads."""

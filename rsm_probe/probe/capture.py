@@ -26,7 +26,8 @@ from rsm_probe.sources.loading import prepared, require_device
 from rsm_probe.sources.models import LoadedModel, load_model
 from rsm_probe.storage.capture_writer import CaptureWriter
 from rsm_probe.storage.captures import KIND, Capture, is_whole
-from rsm_probe.storage.chunks import ChunkStore, differences, sole_writer
+from rsm_probe.storage.chunks import ChunkStore, sole_writer
+from rsm_probe.storage.settings import differences, other_image
 from rsm_probe.storage.space import require_space
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
@@ -81,10 +82,13 @@ def capture(
     if repeated:
         raise ImageError(f"{chosen.name} names {len(repeated)} images more than once, first {repeated[0]!r}")
     require_device(device)
-    settings = _settings(loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size)
+    where = loaded.device.type if device is None else torch.device(device).type
+    settings = _settings(loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size, where)
     with sole_writer(out):
         store = ChunkStore.open_or_create(out, KIND)
         _require_same(store, settings, chosen)
+        if store.attributes.get("settings") == settings:  # names may have been lost
+            CaptureWriter(store, chosen.ids, chosen.labels, batch_size)
         if is_whole(store):
             return Capture.open(out)
         if device is not None:
@@ -114,16 +118,23 @@ class _Capturing:
     def run(self, settings: dict[str, Any], progress: bool) -> None:
         self._forward(np.arange(min(_SAMPLE, len(self.images))))
         seen: dict[str, Representation] = dict(self.probe.representations)
-        size = sum((kept.tokens[0].numel() + kept.prefix[0].numel()) * self.dtype.itemsize for kept in seen.values())
-        starts = range(0, len(self.images), self.batch_size)
         self.shapes = {layer: (kept.tokens.shape[1:], kept.prefix.shape[1:]) for layer, kept in seen.items()}
+        # Beside the tokens, means over locations and norms, in float64.
+        size = sum(
+            (tokens.numel() + prefix.numel()) * self.dtype.itemsize + 8 * (tokens[1] + 1)
+            for tokens, prefix in self.shapes.values()
+        )
+        if "settings" not in self.store.attributes:  # a place where nothing fits stays free for other settings
+            require_space(self.store.where, size * len(self.images))
+        starts = range(0, len(self.images), self.batch_size)
         self.store.set({"settings": settings})
         self.writer.begin(seen, self.dtype)
+        del seen
         done = [start for start in starts if self.writer.batch_is_there(start)]
         left = len(self.images) - sum(min(self.batch_size, len(self.images) - start) for start in done)
         about = require_space(self.store.where, size * left)
         if progress:
-            tqdm.write(f"capture: {left} images, {len(seen)} layers; {about}", file=sys.stderr)
+            tqdm.write(f"capture: {left} images, {len(self.shapes)} layers; {about}", file=sys.stderr)
         with tqdm(
             desc="capturing",
             total=len(self.images),
@@ -156,7 +167,8 @@ class _Capturing:
                     f"{tuple(self.shapes[layer][0])} for the first one; a capture needs images of one size"
                 )
             tokens, prefix = kept.tokens.to(self.dtype), kept.prefix.to(self.dtype)
-            bad = first_nonfinite(tokens)
+            require_finite(self.model.name, layer, first_nonfinite(kept.prefix), names)
+            bad = next((bad for part in (tokens, prefix) if (bad := first_nonfinite(part)) is not None), None)
             if bad is not None:
                 raise RepresentationError(
                     f"layer {layer!r} of image {names[bad]!r} exceeds the range of {self.dtype}; capture as "
@@ -181,7 +193,9 @@ class _Capturing:
             self.model.module(batch.to(self.model.device))
 
 
-def _settings(model: LoadedModel, images: ImageSet, layers: Layers, dtype: str, batch_size: int) -> dict[str, Any]:
+def _settings(
+    model: LoadedModel, images: ImageSet, layers: Layers, dtype: str, batch_size: int, device: str
+) -> dict[str, Any]:
     """Everything that decides the values, as JSON gives it back."""
     settings = {
         "model": model.name,
@@ -191,6 +205,7 @@ def _settings(model: LoadedModel, images: ImageSet, layers: Layers, dtype: str, 
         "layers": layers if isinstance(layers, str) else list(layers),
         "dtype": dtype,
         "batch_size": batch_size,
+        "device": device,
     }
     return dict(json.loads(json.dumps(settings)))
 
@@ -201,12 +216,6 @@ def _require_same(store: ChunkStore, settings: dict[str, Any], images: ImageSet)
         return
     changes = differences(stored, settings)
     if stored["content"] != settings["content"]:
-        ids = [str(name) for name in store.read("image")]
-        place = next((k for k, (a, b) in enumerate(zip(ids, images.ids, strict=False)) if a != b), None)
-        if place is not None:
-            changes = f"image {place} was {ids[place]!r}, is {images.ids[place]!r}"
-        elif len(ids) != len(images):
-            changes = f"it has {len(ids)} images, now there are {len(images)}"
-        else:
-            changes = f"images of the same names have other content; {changes}"
+        other = other_image([str(name) for name in store.read("image")], images.ids)
+        changes = other or f"images of the same names have other content; {changes}"
     raise StorageError(f"{store.where} is another capture ({changes}); choose another place or remove it")

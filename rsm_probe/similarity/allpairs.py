@@ -33,8 +33,9 @@ from rsm_probe.similarity.tiles import (
     permutation_dtype,
 )
 from rsm_probe.storage.captures import CapturedLayer
-from rsm_probe.storage.chunks import ChunkStore, absolute, differences, sole_writer
+from rsm_probe.storage.chunks import ChunkStore, absolute, sole_writer
 from rsm_probe.storage.files import open_dataset
+from rsm_probe.storage.settings import differences, other_image
 from rsm_probe.storage.space import format_bytes, format_seconds, parse_bytes, require_space
 
 
@@ -75,7 +76,7 @@ def all_pairs(
             that was begun keeps its own.
         permutations: also keep how locations were paired, (N, M, S).
         device: where affinities are computed.
-        max_hours: refuse if the estimated time is longer.
+        max_hours: refuse if the estimated time, with threads of this process, is longer.
         progress: show what is needed, and a bar.
 
     Returns:
@@ -92,7 +93,10 @@ def all_pairs(
     """
     label, method = get_matching(matching)
     centering = check_centering(centering)
-    require_device(device)
+    if not isinstance(x, CapturedLayer) or not isinstance(y, CapturedLayer | None):
+        raise RepresentationError("all_pairs takes layers of captures; rsm_probe.capture makes them")
+    if executor is None:
+        require_device(device)
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise CostError(f"workers must be at least 1, found {workers}")
@@ -100,15 +104,15 @@ def all_pairs(
         raise CostError(f"tile must be at least 1 image, found {tile}")
     if y is not None and y.shape[2] != x.shape[2]:
         raise RepresentationError(f"{x!r} and {y!r} differ in their channels: not one layer's")
-    plan = Plan.of(x, x if y is None else y, method, parse_bytes(memory), workers)
-    settings = _settings(x, y, label, method, centering, permutations)
+    plan = Plan.of(x, x if y is None else y, method, parse_bytes(memory), workers, permutations)
+    settings = _settings(x, y, label, method, centering, permutations, device)
     if out is None and executor is not None:
         raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
     with TemporaryDirectory(prefix="rsm-probe-") if out is None else nullcontext() as temporary:
         where = f"{temporary}/pairs.zarr" if out is None else absolute(out)
         with sole_writer(where):
             store = ChunkStore.open_or_create(where, KIND)
-            side = _own_tile(store, settings, tile or plan.tile)
+            side = _own_tile(store, settings, tile or plan.tile, x, y)
             plan.require_memory(side)
             job = Job(
                 Source.of(x), None if y is None else Source.of(y), where, method, centering, device, permutations, side
@@ -116,7 +120,7 @@ def all_pairs(
             run = _Run(store, job, x, x if y is None else y, plan, settings, progress)
             run.find_left()
             if run.left:
-                run.begin(max_hours)
+                run.begin(max_hours if executor is None else None)
                 with nullcontext(executor) if executor is not None else threads(plan.workers(side)) as pool:
                     run.compute(pool)
             store.set({"finished": True})
@@ -157,6 +161,7 @@ class _Run:
     def find_left(self) -> None:
         """Reads what is there: tiles that are missing or damaged are left to do."""
         if "product" in self.store:
+            create_arrays(self.store, self.job, self.x, self.y)  # names may have been lost
             bar = tqdm(self.tasks, "checking tiles", unit="tile", disable=not self.progress, leave=False)
             self.left = [task for task in bar if not task.is_there(self.store)]
 
@@ -216,7 +221,7 @@ class _Run:
             return seconds + time.perf_counter() - start
 
 
-def _own_tile(store: ChunkStore, settings: dict[str, Any], tile: int) -> int:
+def _own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: CapturedLayer, y: CapturedLayer | None) -> int:
     """Makes sure that a store is of these settings; returns its tile size.
 
     Raises:
@@ -227,6 +232,10 @@ def _own_tile(store: ChunkStore, settings: dict[str, Any], tile: int) -> int:
         return tile
     changes = differences(stored, settings)
     if changes:
+        for name, layer in (("image_a", x), ("image_b", x if y is None else y)):
+            if name in store and (other := other_image([str(found) for found in store.read(name)], layer.ids)):
+                changes = f"{other}; {changes}"
+                break
         raise StorageError(f"{store.where} is another result ({changes}); choose another place or remove it")
     return int(store.attributes["tile"])
 
@@ -238,10 +247,12 @@ def _settings(
     method: Matching,
     centering: Centering | None,
     permutations: bool,
+    device: str,
 ) -> dict[str, Any]:
     """Everything that decides the values, as JSON gives it back."""
     sides = {"x": x.about, "y": y and y.about}
     how = {"matching": label, "method": repr(method), "centering": centering, "permutations": permutations}
+    how["device"] = torch.device(device).type
     return dict(json.loads(json.dumps({**sides, **how})))
 
 

@@ -19,7 +19,7 @@ _ROUNDING = float(np.finfo(np.float32).eps)
 
 
 class Kernel(ABC):
-    """A similarity of two images given their matched inner product and their squared norms.
+    """A similarity of two images given their matched inner product and their squared norms; it grows with the product.
 
     Attributes:
         name: how users and results call it.

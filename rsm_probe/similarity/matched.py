@@ -87,7 +87,11 @@ class Tile:
 
 
 def match_tile(
-    x: Tensor, y: Tensor | None, method: Matching, grid: tuple[int, ...] | None = None, permutations: bool = False
+    x: Tensor,
+    y: Tensor | None,
+    method: Matching,
+    grids: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None),
+    permutations: bool = False,
 ) -> Tile:
     """Matches every image of x with every image of y, in the calling thread.
 
@@ -95,7 +99,7 @@ def match_tile(
         x: tokens (N, S, C), finite.
         y: tokens (M, T, C), finite, on the same device; None for the pairs within x, each of which is matched once.
         method: any matching.
-        grid: (H, W) of the locations, for methods that move along it.
+        grids: (H, W) of the locations of x and y, for methods that move along them.
         permutations: whether to say how locations were paired.
 
     Raises:
@@ -105,8 +109,8 @@ def match_tile(
         raise MatchingError(f"{method.name} is a score, which pairs nothing: there are no permutations to keep")
     scaled_x, unit_x = rescaled(x.contiguous())
     scaled_y, unit_y = (scaled_x, unit_x) if y is None else rescaled(y.contiguous())
-    left = Locations(scaled_x, grid)
-    right = left if y is None else Locations(scaled_y, grid)
+    left = Locations(scaled_x, grids[0])
+    right = left if y is None else Locations(scaled_y, grids[1])
     norms_x = squared_norms(scaled_x)
     norms_y = norms_x if y is None else squared_norms(scaled_y)
     products, bounds = np.zeros((len(left), len(right))), np.full((len(left), len(right)), np.inf)

@@ -59,7 +59,8 @@ def nearest(
         query: tokens (N, S, C), or a layer of a `Capture`.
         database: tokens (M, T, C), or a captured layer.
         k: neighbours for each query; fewer where the database has fewer.
-        matching: a name or a method object. Scores, which no bound covers, are computed for all pairs.
+        matching: a name or a method object that pairs all locations of the smaller image. Scores, which no bound
+            covers, are computed for all pairs.
         kernel: "linear", "cosine", "rbf", or a kernel object. The order under an RBF kernel does not depend on its
             width; where it names none, that is the median distance of at most 16 x 16 pairs, spread evenly.
         centering: see `rsm_probe.rsm`; the mean is the database's.
@@ -80,8 +81,8 @@ def nearest(
         database, -1), `similarity` and `product` (NaN). Equally similar ones come in the order of the database. Its
         attributes hold `pairs` (candidates), `affinities` and `matchings` that were computed, `seconds` in all,
         `seconds_bounds`, `seconds_of_all_pairs` (a sample of pairs, matched as a whole tile, scaled up to all pairs and
-        workers), `saved_matchings` and `saved_time` as shares, `sigma2` of an RBF kernel, and of a shortlist the
-        `recall`.
+        workers), `saved_matchings` and `saved_time` as shares of these, `sigma2` of an RBF kernel, and of a shortlist
+        the `recall`.
 
     Raises:
         RepresentationError: wrong shapes, other channels, NaN or infinity.
@@ -109,6 +110,7 @@ def nearest(
     sample = [torch.empty(1, part.shape[1], part.shape[2], device="meta") for part in (queries, images)]
     affinity_bytes(method, sample[0], sample[1], budget)
     started, everything = time.perf_counter(), np.arange(len(queries))
+    seconds = 0.0
     with threads(workers) as pool, torch.no_grad():
         search = Search(queries, images, method, chosen, check_centering(centering), budget, device, pool)
         with tqdm(desc="queries", total=len(queries), unit="query", disable=not progress) as bar:
@@ -117,14 +119,17 @@ def nearest(
             else:
                 candidates = pooled_candidates(queries.pooled, images.pooled, shortlist, own, centering is not None)
                 found = search.best_among(candidates, count, on_done=bar.update)
+                seconds = time.perf_counter() - started  # looking beyond the shortlist is no part of the work
                 counts, search.counts = search.counts, Counts()
                 recall = _recall(search, found, count, own)
                 search.counts = counts
     result = _labelled(queries, images, found)
     counted = {key: value for key, value in asdict(search.counts).items() if not key.endswith("_seconds")}
     result.attrs.update(matching=label, kernel=chosen.name, centering=str(centering), **counted)
-    seconds = time.perf_counter() - started
-    result.attrs.update(_savings(search.counts, seconds, search.seconds_per_pair(max(0.5, 0.05 * seconds)) / workers))
+    seconds = seconds or time.perf_counter() - started
+    pairs = len(queries) * len(images) - (0 if own is None else int((own[0][:, None] == own[1][None]).sum()))
+    per_pair = search.seconds_per_pair(max(0.5, 0.05 * seconds)) / workers
+    result.attrs.update(_savings(search.counts, pairs, seconds, per_pair))
     if search.sigma2 is not None:
         result.attrs["sigma2"] = search.sigma2
     if recall is not None:
@@ -156,7 +161,7 @@ def _recall(search: Search, found: Best, count: int, own: tuple[np.ndarray, np.n
     checked = np.unique(np.linspace(0, len(found.index) - 1, _CHECKED).astype(int))
     true = search.best(checked, count, own).index
     held = [np.isin(row[row >= 0], found.index[query]) for query, row in zip(checked, true, strict=True)]
-    return float(np.concatenate(held).mean())
+    return float(np.concatenate(held).mean()) if sum(map(len, held)) else float("nan")
 
 
 def _labelled(queries: Images, images: Images, found: Best) -> xr.Dataset:
@@ -173,13 +178,13 @@ def _labelled(queries: Images, images: Images, found: Best) -> xr.Dataset:
     )
 
 
-def _savings(counts: Counts, seconds: float, seconds_per_pair: float) -> dict[str, float]:
-    all_pairs = seconds_per_pair * counts.pairs
+def _savings(counts: Counts, pairs: int, seconds: float, seconds_per_pair: float) -> dict[str, float]:
+    all_pairs = seconds_per_pair * pairs
     return {
         "seconds": seconds,
         "seconds_bounds": counts.bound_seconds,
         "seconds_of_all_pairs": all_pairs,
-        "saved_matchings": 1 - counts.matchings / max(counts.pairs, 1),
+        "saved_matchings": 1 - counts.matchings / max(pairs, 1),
         "saved_time": 1 - seconds / all_pairs if all_pairs else 0.0,
     }
 

@@ -20,6 +20,10 @@ _LARGEST_TILE = 1024
 _TILES_PER_SIDE = 8
 # What a tile needs, in units of the tokens on one side: those of both, centred and in float64, and what is read.
 _SIDES_IN_MEMORY = 8
+# Products, bounds, and what is made of them; partners of a location, and their copies for the other half.
+_PAIR_BYTES, _PERMUTATION_BYTES = 64, 16
+# A tile is small enough for so many workers to fit into the memory.
+_WORKERS_THAT_FIT = 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Plan:
     Attributes:
         image_bytes: tokens of an image, of the larger side.
         block_bytes: affinities that one worker holds.
+        pair_bytes: what is kept of each pair while a tile is made.
         memory: for all workers together.
         most: workers at most.
         tile: images on each side of a tile.
@@ -36,12 +41,15 @@ class Plan:
 
     image_bytes: int
     block_bytes: int
+    pair_bytes: int
     memory: int
     most: int
     tile: int
 
     @classmethod
-    def of(cls, x: CapturedLayer, y: CapturedLayer, method: Matching, memory: int, workers: int) -> Plan:
+    def of(
+        cls, x: CapturedLayer, y: CapturedLayer, method: Matching, memory: int, workers: int, permutations: bool
+    ) -> Plan:
         """The plan for all pairs of two captured layers.
 
         Raises:
@@ -52,13 +60,14 @@ class Plan:
         one = affinity_bytes(method, sample[0], sample[1], memory)
         # An affinity, its padded copy, and what is remembered of it.
         block = 2 * max(one, BLOCK_BYTES) if one else 0
-        wanted = min(_TOKEN_BYTES // image, _LARGEST_TILE, -(-max(len(x), len(y)) // _TILES_PER_SIDE))
-        fitting = (memory // workers - block) // (_SIDES_IN_MEMORY * image)
-        if fitting < 1:  # fewer workers then
-            fitting = (memory - block) // (_SIDES_IN_MEMORY * image)
-        side = max(1, min(wanted, fitting))
+        pair = _PAIR_BYTES + (_PERMUTATION_BYTES * x.shape[1] if permutations else 0)
+        wanted = max(1, min(_TOKEN_BYTES // image, _LARGEST_TILE, -(-max(len(x), len(y)) // _TILES_PER_SIDE)))
+        # Not from the number of workers here: the last digits of a result would depend on it.
+        sizes = {side: block + _SIDES_IN_MEMORY * side * image + pair * side**2 for side in range(1, wanted + 1)}
+        side = max((side for side, size in sizes.items() if size <= memory // _WORKERS_THAT_FIT), default=1)
         chunk = x.images_per_chunk
-        return cls(image, block, memory, workers, side // chunk * chunk if side > chunk else side)
+        side = side // chunk * chunk if side > chunk else side
+        return cls(image, block, pair, memory, workers, side)
 
     def workers(self, tile: int) -> int:
         """How many tiles of a size fit into memory at a time, at least one."""
@@ -66,7 +75,7 @@ class Plan:
 
     def tile_bytes(self, tile: int) -> int:
         """What one worker needs."""
-        return self.block_bytes + _SIDES_IN_MEMORY * tile * self.image_bytes
+        return self.block_bytes + _SIDES_IN_MEMORY * tile * self.image_bytes + self.pair_bytes * tile**2
 
     def require_memory(self, tile: int) -> None:
         """Refuses tiles that are too large.
@@ -74,7 +83,7 @@ class Plan:
         Raises:
             CostError: one tile exceeds the memory.
         """
-        if tile > 1 and self.tile_bytes(tile) > self.memory:
+        if self.tile_bytes(tile) > self.memory:
             raise CostError(
                 f"a tile of {tile} x {tile} images takes {format_bytes(self.tile_bytes(tile))}, above the memory "
                 f"budget of {format_bytes(self.memory)}; raise memory=, or take tiles of fewer images"

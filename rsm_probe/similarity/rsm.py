@@ -77,8 +77,10 @@ class RSM:
             raise StorageError(
                 f"a tile of the pairs is damaged ({error}); run them again: only it is made anew"
             ) from error
-        if not np.isfinite(pairs["product"].values).all():
-            raise StorageError("tiles of the pairs are missing; run them again: only these are made anew")
+        lost = [name for name in names if pairs[name].dtype.kind == "f" and np.isnan(pairs[name].values).any()]
+        lost += [name for name in ("image_a", "image_b") if len(set(pairs[name].values)) < pairs[name].size]
+        if lost:
+            raise StorageError(f"parts of {lost[0]} are missing; run all pairs again: only these are made anew")
         return cls(_under(pairs, get_kernel(kernel)))
 
     @property

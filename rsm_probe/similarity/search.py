@@ -26,6 +26,8 @@ from rsm_probe.similarity.matched import is_identity, match_tile
 
 # Images of the database that show the directions of its spread.
 _SAMPLE = 64
+# Pairs of a task at most: more gain nothing, however small they are.
+_MOST_PAIRS = 256
 # Images on each side of the pairs whose median distance is the width of an RBF kernel that names none.
 _WIDTH_SAMPLE = 16
 
@@ -73,6 +75,8 @@ class Search:
         self.queries, self.images, self.method, self.kernel = queries, images, method, kernel
         self.centering, self.memory, self.device, self.pool = centering, memory, device, pool
         self.counts, self.sigma2 = Counts(), None
+        first = slice(0, 1)
+        self._dtype = torch.promote_types(queries.tokens(first).dtype, images.tokens(first).dtype)
         some = centred_tokens(images, slice(0, min(_SAMPLE, len(images))), images, centering)
         self._summaries = Summaries.fit(some, max(queries.shape[1], images.shape[1]))
         token_bytes = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
@@ -161,7 +165,7 @@ class Search:
                 break
             with one_thread():
                 started = time.perf_counter()
-                match_tile(x, y, self.method, self.images.grid)
+                match_tile(x, y, self.method, (self.queries.grid, self.images.grid))
                 seconds = (time.perf_counter() - started) / (len(x) * len(y))
         return seconds
 
@@ -227,7 +231,7 @@ class Search:
         # Pairs of a task: as many as fill a block with affinities, or with the tokens that they are made of.
         _, locations, channels = self.queries.shape
         each = 4 * max(locations * self.images.shape[1], (locations + self.images.shape[1]) * channels)
-        step = max(1, BLOCK_BYTES // each)
+        step = max(1, min(_MOST_PAIRS, BLOCK_BYTES // each))
         for start in np.unique(columns // self._size) * self._size:
             other, inside = self._database(int(start)), np.flatnonzero(columns // self._size == start // self._size)
             tasks = []
@@ -275,9 +279,9 @@ class Search:
     def _tokens(self, images: Images, numbers: np.ndarray) -> Tensor:
         first, last = int(numbers[0]), int(numbers[-1])
         if last - first + 1 == len(numbers):
-            return centred_tokens(images, slice(first, last + 1), self.images, self.centering)
+            return centred_tokens(images, slice(first, last + 1), self.images, self.centering).to(self._dtype)
         single = [slice(int(number), int(number) + 1) for number in numbers]
-        return torch.cat([centred_tokens(images, part, self.images, self.centering) for part in single])
+        return torch.cat([centred_tokens(images, part, self.images, self.centering) for part in single]).to(self._dtype)
 
     def _median_distance(self) -> float:
         """Of pairs spread evenly over queries and database."""

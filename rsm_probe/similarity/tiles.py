@@ -19,6 +19,7 @@ from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.similarity.matched import Tile, match_tile
+from rsm_probe.storage.captures import KIND as CAPTURE
 from rsm_probe.storage.captures import Capture, CapturedLayer
 from rsm_probe.storage.chunks import ChunkStore, absolute
 
@@ -54,15 +55,16 @@ class Source:
         Raises:
             StorageError: the capture is gone, damaged, or another one.
         """
+        store = ChunkStore.open(self.where, CAPTURE)
+        digests = {layer["name"]: layer["digest"] for layer in store.attributes.get("layers", ())}
+        if digests.get(self.layer) != self.digest:
+            raise StorageError(f"the capture at {self.where} was replaced by another while it was being used")
         return _opened(self)
 
 
 @lru_cache(maxsize=16)
 def _opened(source: Source) -> CapturedLayer:
-    layer = Capture.open(source.where)[source.layer]
-    if layer.digest != source.digest:
-        raise StorageError(f"the capture at {source.where} was replaced by another while it was being used")
-    return layer
+    return Capture.open(source.where)[source.layer]
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,8 @@ def create_arrays(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLaye
     shape, tile = (len(x), len(y)), (job.tile, job.tile)
     dimensions = ("image_a", "image_b")
     for suffix, layer in (("a", x), ("b", y)):
-        for name, values in ((f"image_{suffix}", layer.ids), (f"label_{suffix}", layer.labels)):
-            if name not in store:
-                store.put(name, np.array(values, dtype=np.str_), (f"image_{suffix}",))
+        store.put_names(f"image_{suffix}", layer.ids, f"image_{suffix}")
+        store.put_names(f"label_{suffix}", layer.labels, f"image_{suffix}")
         store.create(f"norm_{suffix}", (len(layer),), (job.tile,), np.float64, np.nan, (f"image_{suffix}",))
     for name in ("product", "bound"):
         store.create(name, shape, tile, np.float64, np.nan, dimensions)
@@ -177,7 +178,7 @@ def compute(task: Task) -> int:
         columns = None
         if not task.on_diagonal:
             columns = centred_tokens(y, slice(task.left, task.right), y, job.centering, job.device)
-        tile = match_tile(rows, columns, job.method, x.grid, job.permutations)
+        tile = match_tile(rows, columns, job.method, (x.grid, y.grid), job.permutations)
     _write(task, tile, x.shape[1])
     return task.pairs
 

@@ -34,9 +34,8 @@ class CaptureWriter:
     def __init__(self, store: ChunkStore, ids: Sequence[str], labels: Sequence[str], batches: int) -> None:
         self.store = store
         self._count, self._batch = len(ids), batches
-        for name, values in (("image", ids), ("label", labels)):
-            if "settings" not in store.attributes:  # what a run that came no further left may be other names
-                store.put(name, np.array(list(values), dtype=np.str_), ("image",))
+        store.put_names("image", ids, "image")
+        store.put_names("label", labels, "image")
 
     def begin(self, layers: Mapping[str, Any], dtype: torch.dtype) -> None:
         """Makes the arrays of all layers, or finds them there.

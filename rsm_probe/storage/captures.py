@@ -39,6 +39,8 @@ class Capture(Mapping[str, "CapturedLayer"]):
         self.about: dict[str, Any] = store.attributes["settings"]
         self.ids = [str(name) for name in store.read("image")]
         self.labels = [str(label) for label in store.read("label")]
+        if len(set(self.ids)) < len(self.ids):
+            raise StorageError(f"{self.where} has lost the names of its images; capture again into the same place")
         self._layers = {
             layer["name"]: CapturedLayer(self, store, layer, number)
             for number, layer in enumerate(store.attributes["layers"])
@@ -93,7 +95,8 @@ class CapturedLayer:
         self.grid: tuple[int, ...] | None = about["grid"] and tuple(about["grid"])
         self.ids, self.labels = capture.ids, capture.labels
         self.about = {"layer": self.name, "tokens": self.digest, "dtype": about["dtype"], "ids": _hash(capture.ids)}
-        self.about |= {key: capture.about.get(key) for key in ("model", "weights", "images", "content")}
+        self.about |= {key: capture.about.get(key) for key in ("model", "weights", "images", "content", "device")}
+        self.about["grid"] = about["grid"]
         self.dtype: torch.dtype = getattr(torch, about["dtype"])
         self._store = store
         self._place = layer_place(number)

@@ -7,7 +7,7 @@ an interruption can be told from what is not, and what a disk damaged from what 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class ChunkStore:
             StorageError: they cannot be written.
         """
         try:
-            self.group.attrs.update(dict(attributes))
+            self.group = self.group.update_attributes(dict(attributes))
         except _PROBLEMS as error:
             raise StorageError(f"cannot write {self.where}: {error}") from error
 
@@ -177,6 +177,19 @@ class ChunkStore:
         except _PROBLEMS as error:
             raise StorageError(f"cannot write {self.where}/{name}: {error}") from error
 
+    def put_names(self, name: str, names: Sequence[str], dimension: str) -> None:
+        """Makes sure that an array holds these names.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            there = name in self and [str(found) for found in self.read(name)] == list(names)
+        except StorageError:  # damaged
+            there = False
+        if not there:
+            self.put(name, np.array(list(names), np.str_), (dimension,))
+
     def write(self, name: str, where: Selection, values: np.ndarray) -> None:
         """Writes whole chunks.
 
@@ -249,6 +262,8 @@ def sole_writer(where: str | Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"cannot write {where}: {error}") from error
     try:
+        for left in path.rglob("*.partial"):  # of writers that were killed
+            left.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
@@ -259,22 +274,9 @@ def absolute(where: str | Path) -> str:
     return str(where) if is_url(where) else str(Path(located(where)).absolute())
 
 
-def differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Words for the settings that differ; "" where none does."""
-    return "; ".join(
-        f"{key} was {_brief(stored.get(key))}, is {_brief(settings.get(key))}"
-        for key in {**stored, **settings}
-        if stored.get(key) != settings.get(key)
-    )
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    # What a kill leaves of the very first write is no content.
+    return path.is_dir() and all(file.suffix == ".partial" for file in path.iterdir())
 
 
 def _unwritten(values: np.ndarray, fill: Any) -> bool:

@@ -34,7 +34,7 @@ def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
     """
     with replacing(Path(path)) as fresh:
         # Format 2 has a specification for text; format 3 still warns that it has none.
-        dataset.to_zarr(fresh, mode="w", zarr_format=2, consolidated=True)
+        dataset.drop_encoding().to_zarr(fresh, mode="w", zarr_format=2, consolidated=True)
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:

@@ -10,8 +10,8 @@ import numpy as np
 
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.chunks import differences
 from rsm_probe.storage.files import load_arrays, load_json, save_arrays, save_json
+from rsm_probe.storage.settings import differences
 from rsm_probe.studies.result import BatchRsms
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -11,21 +12,25 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rsm_probe import figures
 from rsm_probe.comparison.cka import cka
 from rsm_probe.config import Config
 from rsm_probe.errors import ComparisonError, StorageError
+from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.capture import capture
 from rsm_probe.similarity.allpairs import all_pairs, open_pairs
 from rsm_probe.similarity.centering import Centering
+from rsm_probe.similarity.kernels import check_kernel, get_kernel
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.sources.loading import require_device
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.chunks import absolute
 from rsm_probe.storage.files import load_json, save_json, save_text
+from rsm_probe.storage.space import parse_bytes
 from rsm_probe.studies.entries import ImagesConfig, ModelConfig, known
 from rsm_probe.studies.provenance import provenance
 from rsm_probe.studies.run_folder import claim, load_models
@@ -42,7 +47,7 @@ class PairsResult:
         table: one row for each model, layer and matching: `images_a`, `images_b`, `locations`, `channels`;
             `largest_gap`, how far a product can be from the optimum, relative to the norms (NaN where nothing is
             proven); for one set of images and each kernel the CKA with the spatio-semantic RSM of the same layer, where
-            there is one; and `path`, relative to `folder`.
+            there is one and `memory` holds both; and `path`, relative to `folder`.
         folder: path or URL that holds the pairs.
     """
 
@@ -101,6 +106,15 @@ class PairsConfig(Config):
     def _known(cls, value: Any, info: Any) -> Any:
         return known(value, info.field_name)
 
+    @model_validator(mode="after")
+    def _applicable(self) -> PairsConfig:
+        try:
+            for matching, kernel in itertools.product(self.matchings, self.kernels):
+                check_kernel(get_kernel(kernel), matching, get_matching(matching)[1].one_to_one)
+        except ComparisonError as error:
+            raise ValueError(str(error)) from None
+        return self
+
     def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> PairsResult:
         """Runs the study, or continues it: captures every model once, then matches all pairs, layer by layer.
 
@@ -116,7 +130,7 @@ class PairsConfig(Config):
             RsmProbeError: whatever `capture`, `all_pairs` and the loading of models and images raise.
         """
         require_device(self.device)
-        claim(self, out, out / "captures", self._EXECUTION)
+        claim(self, out, out / ("config.yaml" if self.store else "captures"), self._EXECUTION)
         store = absolute(self.store or out)
         images = self.images.load(progress)
         database = None if self.database is None else self.database.load(progress)
@@ -173,8 +187,8 @@ class PairsConfig(Config):
                 "locations": x.shape[1],
                 "channels": x.shape[2],
             }
-            row["largest_gap"] = _largest_gap(RSM.from_pairs(pairs))
-            for kernel in self.kernels if y is None and "identity" in self.matchings else ():
+            row["largest_gap"] = _largest_gap(pairs)
+            for kernel in self.kernels if y is None and "identity" in self.matchings and self._fits(len(x)) else ():
                 found = RSM.from_pairs(pairs, kernel)
                 aligned.setdefault(kernel, found)
                 row[f"cka_{kernel}"] = cka(found, aligned[kernel])
@@ -187,7 +201,7 @@ class PairsConfig(Config):
             StorageError: the run is not finished.
         """
         result = self.open(out)
-        if self.database is not None:
+        if self.database is not None or not self._fits(result.table[0]["images_a"]):
             return {}
         drawn = {}
         for title in dict.fromkeys(row["model"] for row in result.table):
@@ -195,6 +209,10 @@ class PairsConfig(Config):
             shown = layers if len(layers) <= _MOST_ROWS else _spread(layers)
             drawn[f"rsms-{title}"] = self._panels(result, title, shown)
         return drawn
+
+    def _fits(self, images: int) -> bool:
+        """Whether some whole RSMs may be held in memory at a time."""
+        return (4 + 2 * len(self.kernels)) * 8 * images**2 <= parse_bytes(self.memory)
 
     @staticmethod
     def open(out: Path) -> PairsResult:
@@ -221,12 +239,14 @@ class PairsConfig(Config):
         return figure
 
 
-def _largest_gap(rsm: RSM) -> float:
-    """How far a product can be from the optimum at most, relative to the norms."""
-    data = rsm.dataset
-    scale = np.sqrt(np.outer(data["norm_a"].values, data["norm_b"].values))
-    gaps = np.divide(data["bound"].values - data["product"].values, scale, out=np.zeros_like(scale), where=scale > 0)
-    largest = float(gaps.max())
+def _largest_gap(pairs: xr.Dataset) -> float:
+    """How far a product can be from the optimum at most, relative to the norms; read row of tiles by row of tiles."""
+    largest, step = 0.0, int(pairs.attrs["tile"])
+    for start in range(0, pairs.sizes["image_a"], step):
+        part = pairs.isel(image_a=slice(start, start + step))
+        scale = np.sqrt(np.outer(part["norm_a"].values, part["norm_b"].values))
+        gaps = part["bound"].values - part["product"].values
+        largest = max(largest, float(np.divide(gaps, scale, out=np.zeros_like(scale), where=scale > 0).max()))
     return largest if np.isfinite(largest) else float("nan")
 
 

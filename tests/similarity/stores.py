@@ -19,14 +19,16 @@ def tokens(images: int = 20, locations: int = 9, channels: int = 6, seed: int = 
     return (torch.randn(images, locations, channels, generator=generator) + 0.2).relu()
 
 
-def captured(where: Path, values: torch.Tensor, prefix: str = "image", chunk: int = 4) -> CapturedLayer:
+def captured(
+    where: Path, values: torch.Tensor, prefix: str = "image", chunk: int = 4, grid: tuple[int, int] | None = None
+) -> CapturedLayer:
     """A capture of one layer that holds given tokens."""
     store = ChunkStore.open_or_create(where, KIND)
     names = [f"{prefix}-{k}" for k in range(len(values))]
     writer = CaptureWriter(store, names, [str(k % 3) for k in range(len(values))], chunk)
     digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()
     store.set({"settings": {"model": "none", "weights": digest, "images": prefix, "content": digest}})
-    writer.begin({"layer": Representation(values, values[:, :0], None)}, torch.float32)
+    writer.begin({"layer": Representation(values, values[:, :0], grid)}, torch.float32)
     for start in range(0, len(values), chunk):
         part = values[start : start + chunk]
         writer.write_layer(start, "layer", part, part[:, :0])

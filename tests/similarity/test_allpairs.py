@@ -1,6 +1,5 @@
 """All pairs on disk: the values of pairs in memory, whatever executes them, however often they were interrupted."""
 
-import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -23,6 +22,7 @@ from rsm_probe.errors import CostError, MatchingError, RepresentationError, Stor
 from rsm_probe.matching.auction import Auction
 from rsm_probe.similarity.allpairs import all_pairs, open_pairs
 from rsm_probe.similarity.executors import cluster
+from rsm_probe.similarity.plan import Plan
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.similarity.tiles import Source
 from rsm_probe.storage.captures import Capture
@@ -205,7 +205,7 @@ def test_a_damaged_tile_is_found_and_only_it_is_redone(layer, tmp_path, name, da
         with pytest.raises(StorageError, match="a tile of the pairs is damaged"):
             RSM.open(out)
     elif name.startswith("product"):
-        with pytest.raises(StorageError, match="tiles of the pairs are missing"):
+        with pytest.raises(StorageError, match="parts of product are missing"):
             RSM.open(out)
     assert_same(all_pairs(layer, out=out, tile=TILE, executor=again), expected)
     assert len(again.tasks) == 1
@@ -214,6 +214,45 @@ def test_a_damaged_tile_is_found_and_only_it_is_redone(layer, tmp_path, name, da
     tile = {f"{part}/c/{a}/{b}" for part in ("product", "bound") for a, b in ((i, j), (j, i))}
     tile |= {"norm_a/c/" + str(i), "norm_b/c/" + str(j), "norm_b/c/" + str(i)}
     assert {key for key in written if written[key] != after[key]} <= tile
+
+
+@pytest.mark.parametrize("name", ["norm_a", "bound", "product", "image_a"])
+def test_an_rsm_is_not_made_of_less_than_all(layer, tmp_path, name):
+    out, again = tmp_path / "p.zarr", Watching()
+    expected = all_pairs(layer, out=out, tile=TILE).load()
+    for file in [file for file in (out / name / "c").rglob("*") if file.is_file()]:
+        file.unlink()
+    with pytest.raises(StorageError, match=f"parts of {name} are missing"):
+        RSM.open(out)
+    assert_same(all_pairs(layer, out=out, tile=TILE, executor=again), expected)
+    assert len(again.tasks) == {"image_a": 0, "norm_a": 4}.get(name, 10)
+
+
+def test_an_rsm_of_captures_can_be_saved(layer, tmp_path):
+    found = rsm_probe.rsm(layer, out=tmp_path / "p.zarr")
+    found.save(tmp_path / "rsm.zarr")
+    assert np.array_equal(RSM.open(tmp_path / "rsm.zarr").values, found.values)
+
+
+class Reversed(rsm_probe.Matching):
+    """A method of a user's own, which is no dataclass."""
+
+    name, exact, symmetric, needs_affinity, growth = "reversed", False, True, True, 1.0
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    def permutation(self, affinity):
+        return (np.arange(len(affinity))[::-1] + self.shift) % len(affinity)
+
+
+def test_a_method_of_ones_own_continues_in_another_process(layer, tmp_path):
+    out, again = tmp_path / "p.zarr", Watching()
+    all_pairs(layer, out=out, matching=Reversed(0))
+    all_pairs(layer, out=out, matching=Reversed(0), executor=again)
+    assert not again.tasks
+    with pytest.raises(StorageError, match=r"method was 'Reversed\(shift=0\)', is 'Reversed\(shift=1\)'"):
+        all_pairs(layer, out=out, matching=Reversed(1))
 
 
 def test_other_settings_are_refused_with_what_differs(layer, database, tmp_path):
@@ -225,12 +264,12 @@ def test_other_settings_are_refused_with_what_differs(layer, database, tmp_path)
         "matching was 'optimal', is 'greedy'": {"matching": "greedy"},
         r"method was 'Auction.*', is 'Auction\(gap=0.001": {"matching": Auction(gap=1e-3)},
         "permutations was False, is True": {"permutations": True},
-        "y was None, is": {"y": database},
+        "y.layer was None, is 'layer'": {"y": database},
     }
     for message, options in cases.items():
         with pytest.raises(StorageError, match=message):
             all_pairs(**{"x": layer, "out": out, "tile": TILE, "centering": "location-mean", **options})
-    with pytest.raises(StorageError, match="x was"):
+    with pytest.raises(StorageError, match=r"image 0 was 'image-0', is 'base-0'; x\.content was"):
         all_pairs(database, out=out, centering="location-mean")
     assert chunk_files(out) == written
 
@@ -273,10 +312,14 @@ def test_a_damaged_chunk_of_a_capture_is_named_and_the_rest_is_kept(layer, tmp_p
 
 def test_a_capture_that_was_exchanged_while_it_was_used(layer, tmp_path):
     source = Source.of(layer)
+    source.open()  # and is known
+    all_pairs(layer)
     shutil.rmtree(layer.where)
     captured(Path(layer.where), tokens(seed=5))
     with pytest.raises(StorageError, match="was replaced by another"):
-        dataclasses.replace(source).open()
+        source.open()
+    with pytest.raises(StorageError, match="was replaced by another"):
+        all_pairs(layer)
 
 
 def test_one_affinity_above_the_memory_is_refused_with_what_needs_none(tmp_path):
@@ -345,6 +388,8 @@ def test_wrong_places(layer, tmp_path):
 
 
 def test_wrong_arguments(layer, tmp_path):
+    with pytest.raises(RepresentationError, match="takes layers of captures"):
+        all_pairs(tokens())
     with pytest.raises(RepresentationError, match="differ in their channels"):
         all_pairs(layer, captured(tmp_path / "d.zarr", tokens(channels=3)))
     with pytest.raises(RepresentationError, match="channel-mean"):
@@ -357,6 +402,23 @@ def test_wrong_arguments(layer, tmp_path):
         rsm_probe.rsm(layer, ids=["a"])
     with pytest.raises(RepresentationError, match=r"rsm_probe\.capture makes them"):
         rsm_probe.rsm(tokens(), out=tmp_path / "p.zarr")
+
+
+def test_neither_workers_nor_cores_decide_the_size_of_a_tile(tmp_path):
+    layer = captured(tmp_path / "c.zarr", tokens(300, 64, 16))
+    sizes = {Plan.of(layer, layer, Auction(), 2 * 10**9, workers, False).tile for workers in (1, 2, 16, 96)}
+    assert len(sizes) == 1
+    plan = Plan.of(layer, layer, Auction(), 200 * 10**6, 96, False)
+    assert plan.workers(plan.tile) * plan.tile_bytes(plan.tile) <= 200 * 10**6
+
+
+def test_each_side_moves_along_its_own_grid(tmp_path):
+    values = tokens(6, 12)
+    sides = [captured(tmp_path / f"{grid}.zarr", values, grid=grid) for grid in ((3, 4), (2, 6))]
+    with pytest.raises(MatchingError, match="grid"):
+        all_pairs(*sides, matching="translation")
+    expected = rsm_probe.rsm(values, matching="translation", kernel="linear", grid=(3, 4)).values
+    np.testing.assert_allclose(all_pairs(sides[0], matching="translation")["product"], expected, rtol=1e-6)
 
 
 def test_too_long_is_refused_before_it_begins(layer, tmp_path):

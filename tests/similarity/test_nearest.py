@@ -1,6 +1,7 @@
 """Exact nearest neighbours: what matching all pairs would find, with fewer matchings."""
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -174,6 +175,7 @@ def test_a_shortlist_is_ranked_exactly_and_says_what_it_misses():
     hits = [len(set(a) & set(b)) for a, b in zip(found["index"].values, true, strict=True)]
     assert found.attrs["recall"] == pytest.approx(np.sum(hits) / 36)
     assert found.attrs["recall"] < 1
+    assert found.attrs["saved_matchings"] == 1 - found.attrs["matchings"] / (12 * 120)
     assert rsm_probe.nearest(x, y, 3, shortlist=120).attrs["recall"] == 1
 
 
@@ -223,6 +225,24 @@ def test_other_numbers_of_locations():
     for a, b in ((x, y), (y[:4], torch.cat([x, x]))):
         found = rsm_probe.nearest(a, b, 3, kernel="linear")
         assert np.allclose(found["similarity"].values, brute_force(a, b, 3, kernel="linear")[1])
+
+
+def test_numbers_of_other_precisions():
+    x, y = scattered(4, seed=1), scattered(20, seed=2)
+    expected = rsm_probe.nearest(x, y, 3)
+    for a, b in ((x.double(), y), (x, y.double()), (x.double().numpy(), y), (x.half(), y)):
+        assert np.array_equal(rsm_probe.nearest(a, b, 3)["index"].values[:, 0], expected["index"].values[:, 0])
+    whole = torch.tensor([[[3, 0], [0, 1]], [[0, 2], [0, 0]]])
+    assert rsm_probe.nearest(whole, whole, 1)["index"].values[:, 0].tolist() == [0, 1]
+
+
+def test_many_small_images_take_little_memory():
+    x, y = torch.randn(100, 4, 8), torch.randn(1000, 4, 8)
+    tracemalloc.start()
+    rsm_probe.nearest(x, y, 5, memory="50MB", workers=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
 
 
 def test_wrong_arguments():

@@ -6,14 +6,16 @@ import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rsm_probe.errors import StorageError
 from rsm_probe.similarity.rsm import RSM
-from rsm_probe.storage.chunks import ChunkStore, differences, sole_writer
+from rsm_probe.storage.chunks import ChunkStore, sole_writer
 from rsm_probe.storage.files import open_dataset
+from rsm_probe.storage.settings import differences
 
 
 @pytest.fixture
@@ -92,6 +94,25 @@ def test_what_is_there_is_never_written_over(tmp_path):
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "words"
 
 
+def test_what_a_kill_leaves_of_the_first_write_is_no_content(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "zarr.0123.partial").write_text("{")
+    with sole_writer(tmp_path / "s"):
+        ChunkStore.open_or_create(tmp_path / "s", "numbers")
+    assert not list((tmp_path / "s").glob("*.partial"))
+
+
+def test_attributes_are_set_in_one_step(store, monkeypatch):
+    written = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (written.append(to.name), replace(self, to))[1])
+    store.set({"a": 1, "b": 2})
+    store.set({"c": 3})
+    assert written == ["zarr.json"] * 2
+    assert store.attributes == {"kind": "numbers", "a": 1, "b": 2, "c": 3}
+    assert ChunkStore.open(store.where, "numbers").attributes == store.attributes
+
+
 def test_no_store_at_all(tmp_path):
     with pytest.raises(StorageError, match=r"no numbers at .*nowhere"):
         ChunkStore.open(tmp_path / "nowhere", "numbers")
@@ -127,6 +148,7 @@ def test_urls_of_file_systems_work_like_paths(tmp_path):
 def test_differences_name_what_changed():
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 2}) == ""
     assert differences({"a": 1, "b": 2}, {"a": 1, "c": "x"}) == "b was 2, is None; c was None, is 'x'"
+    assert differences({"x": {"a": 1, "b": 2}}, {"x": {"a": 1, "b": 3}}) == "x.b was 2, is 3"
 
 
 WRITER = """

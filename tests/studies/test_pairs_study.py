@@ -93,6 +93,10 @@ def test_queries_with_a_database(finished, tmp_path):
     assert found.dataset["permutation"].shape == (30, 12, 4)
     assert (tmp_path / "store" / "captures" / "trained-database.zarr").is_dir()
     assert study.figures(tmp_path / "run") == {}
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(StorageError, match="holds a run with other centering"):
+        study.model_copy(update={"centering": None}).run(tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
 
 
 def test_an_unfinished_folder_has_no_figures(tmp_path):
@@ -106,6 +110,7 @@ def test_wrong_configurations():
         ({"matchings": ["best"]}, "unknown matching 'best'"),
         ({"memory": "much"}, "memory must be a number"),
         ({"dtype": "int8"}, "dtype"),
+        ({"matchings": ["late-interaction"]}, "score and pairs no locations"),
         ({"tiles": 3}, "unknown key; nearest: 'tile'"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -1,0 +1,37 @@
+"""What decides the values of something stored, and words for how it differs from what is wanted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Words for the settings that differ; "" where none does."""
+    before, now = _flat(stored), _flat(settings)
+    return "; ".join(
+        f"{key} was {_brief(before.get(key))}, is {_brief(now.get(key))}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    )
+
+
+def other_image(stored: Sequence[str], ids: Sequence[str]) -> str:
+    """Words for the first difference of two lists of images; "" where there is none."""
+    for place, (before, now) in enumerate(itertools.zip_longest(stored, ids)):
+        if before != now:
+            return f"image {place} was {before!r}, is {now!r}"
+    return ""
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
