@@ -107,12 +107,13 @@ def rsm_heatmap(ax: Axes, values: np.ndarray, labels: Sequence[str], title: str 
     if any(labels) and 1 < len(starts) <= _MOST_TICKS:
         middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
         names = [labels[k] for k in starts]
-        ax.set_xticks(middles, names, rotation=90 if max(map(len, names)) > 2 else 0)
-        ax.set_yticks(middles, names)
+        size = min(9.0, 110 / len(names))  # many names are written small
+        ax.set_xticks(middles, names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size)
+        ax.set_yticks(middles, names, fontsize=size)
         ax.tick_params(length=0)
         for edge in starts[1:]:
-            ax.axhline(edge - 0.5, color="white", linewidth=0.5)
-            ax.axvline(edge - 0.5, color="white", linewidth=0.5)
+            ax.axhline(edge - 0.5, color="white", linewidth=0.4)
+            ax.axvline(edge - 0.5, color="white", linewidth=0.4)
     ax.set_title(title)
     ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.04)
     return ax

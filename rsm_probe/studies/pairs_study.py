@@ -227,7 +227,7 @@ class PairsConfig(Config):
         return PairsResult(stored["table"], stored["folder"] or str(out))
 
     def _panels(self, result: PairsResult, title: str, layers: list[str]) -> Figure:
-        figure = Figure(figsize=(3.4 * len(self.matchings), 3.0 * len(layers)), layout="constrained")
+        figure = Figure(figsize=(4.4 * len(self.matchings) + 0.6, 3.9 * len(layers) + 0.6), layout="constrained")
         axes = figure.subplots(len(layers), len(self.matchings), squeeze=False)
         for layer, line in zip(layers, axes, strict=True):
             for matching, ax in zip(self.matchings, line, strict=True):
@@ -235,6 +235,7 @@ class PairsConfig(Config):
                 labels = rsm.dataset["label_a"].values
                 order = np.argsort(labels, kind="stable")
                 figures.rsm_heatmap(ax, rsm.values[np.ix_(order, order)], list(labels[order]), f"{layer}, {matching}")
+                ax.tick_params(labelleft=ax in axes[:, 0], labelbottom=ax in axes[-1])
         figure.suptitle(f"{title}: {self.kernels[0]} similarity")
         return figure
 

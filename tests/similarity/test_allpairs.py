@@ -264,12 +264,12 @@ def test_other_settings_are_refused_with_what_differs(layer, database, tmp_path)
         "matching was 'optimal', is 'greedy'": {"matching": "greedy"},
         r"method was 'Auction.*', is 'Auction\(gap=0.001": {"matching": Auction(gap=1e-3)},
         "permutations was False, is True": {"permutations": True},
-        "y.layer was None, is 'layer'": {"y": database},
+        "y\\.layer was None, is 'layer'": {"y": database},
     }
     for message, options in cases.items():
         with pytest.raises(StorageError, match=message):
             all_pairs(**{"x": layer, "out": out, "tile": TILE, "centering": "location-mean", **options})
-    with pytest.raises(StorageError, match=r"image 0 was 'image-0', is 'base-0'; x\.content was"):
+    with pytest.raises(StorageError, match=r"image 0 was 'image-0', is 'base-0'; x\.tokens was"):
         all_pairs(database, out=out, centering="location-mean")
     assert chunk_files(out) == written
 
