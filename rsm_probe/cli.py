@@ -39,8 +39,9 @@ def run(
     """Run a study, or continue it after an interruption.
 
     The run folder gets result.zarr (open it with xarray.open_zarr), or captures/ and pairs/ of a study of all pairs,
-    config.yaml (the configuration with all defaults), provenance.json (versions, seeds, accuracies) and figures/. Run the same command again after an interruption: it
-    continues where it stopped. A folder that holds a run with other settings is refused.
+    config.yaml (the configuration with all defaults), provenance.json (versions, seeds, accuracies) and figures/. Run
+    the same command again after an interruption: it continues where it stopped. A folder that holds a run with other
+    settings is refused.
     """
     from rsm_probe.studies.registry import read_study
 
