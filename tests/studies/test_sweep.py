@@ -172,7 +172,7 @@ def test_a_finished_sweep_is_not_done_again(small_resnet, images, tmp_path):
         ({"batch_size": 30}, "batch_size was 20, is 30"),
         ({"seed": 1}, "seed was 0, is 1"),
         ({"layers": ["layer4.0"]}, "layers was"),
-        ({"matchings": "identity"}, "matchings was"),
+        ({"matchings": "identity"}, "matchings.optimal was"),
         ({"kernels": "cosine"}, "kernels was"),
         ({"centering": "channel-mean"}, "centering was None, is 'channel-mean'"),
     ],
@@ -189,7 +189,7 @@ def test_a_folder_of_other_weights_or_images_is_refused(small_resnet, images, tm
         sweep(small_resnet, images.subset(range(59)), out=tmp_path)
     with torch.no_grad():
         small_resnet.fc.bias += 1
-    with pytest.raises(StorageError, match="models was"):
+    with pytest.raises(StorageError, match=r"models\.net was"):
         sweep(small_resnet, images, out=tmp_path)
 
 
@@ -287,7 +287,7 @@ def test_a_folder_of_other_preprocessing_is_refused(small_resnet, images, tmp_pa
         model = LoadedModel("net", small_resnet, preprocess)
         if preprocess is to_tensor:
             sweep(model, images, out=tmp_path)
-    with pytest.raises(StorageError, match="models was"):
+    with pytest.raises(StorageError, match=r"models\.net was"):
         sweep(model, images, out=tmp_path)
 
 
@@ -311,7 +311,7 @@ def test_weights_changed_between_two_sweeps_of_one_loaded_model_are_noticed(smal
     sweep(model, images, out=tmp_path)
     with torch.no_grad():
         small_resnet.conv1.weight.mul_(2)
-    with pytest.raises(StorageError, match="models was"):
+    with pytest.raises(StorageError, match=r"models\.net was"):
         sweep(model, images, out=tmp_path)
 
 
