@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -62,12 +62,11 @@ class Plan:
         block = 2 * max(one, BLOCK_BYTES) if one else 0
         pair = _PAIR_BYTES + (_PERMUTATION_BYTES * x.shape[1] if permutations else 0)
         wanted = max(1, min(_TOKEN_BYTES // image, _LARGEST_TILE, -(-max(len(x), len(y)) // _TILES_PER_SIDE)))
+        plan = cls(image, block, pair, memory, workers, 1)
         # Not from the number of workers here: the last digits of a result would depend on it.
-        sizes = {side: block + _SIDES_IN_MEMORY * side * image + pair * side**2 for side in range(1, wanted + 1)}
-        side = max((side for side, size in sizes.items() if size <= memory // _WORKERS_THAT_FIT), default=1)
-        chunk = x.images_per_chunk
-        side = side // chunk * chunk if side > chunk else side
-        return cls(image, block, pair, memory, workers, side)
+        share, chunk = memory // _WORKERS_THAT_FIT, x.images_per_chunk
+        side = max((side for side in range(1, wanted + 1) if plan.tile_bytes(side) <= share), default=1)
+        return replace(plan, tile=side // chunk * chunk if side > chunk else side)
 
     def workers(self, tile: int) -> int:
         """How many tiles of a size fit into memory at a time, at least one."""
