@@ -16,7 +16,14 @@ from rsm_probe.matching.protocol import Matching, Pairs, Solution
 
 @dataclass(frozen=True)
 class LateInteraction(Matching):
-    """Each location's best answer, summed (Khattab and Zaharia, "ColBERT", 2020)."""
+    """Each location's best answer, summed (Khattab and Zaharia, "ColBERT", 2020).
+
+    Attributes:
+        unit_length: compare directions only, by the cosines of concept vectors, as ColBERT does; a location that is all
+            zero then answers with 0.
+    """
+
+    unit_length: bool = False
 
     name: ClassVar[str] = "late-interaction"
     exact: ClassVar[bool] = False
@@ -26,8 +33,20 @@ class LateInteraction(Matching):
     one_to_one: ClassVar[bool] = False
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Sums the rows' largest affinities."""
-        values = pairs.affinities().max(axis=2).sum(axis=1, dtype=np.float64)
+        """Sums the rows' largest affinities.
+
+        Raises:
+            TokensNeededError: `unit_length`, and only affinities are known.
+        """
+        affinities = pairs.affinities()
+        if self.unit_length:
+            x, y = pairs.images()
+            scales = [_inverse(part.norms[k]) for part, k in ((x, pairs.rows), (y, pairs.columns))]
+            affinities = affinities * scales[1][:, None, :].astype(affinities.dtype)
+            best = affinities.max(axis=2) * scales[0]
+        else:
+            best = affinities.max(axis=2)
+        values = best.sum(axis=1, dtype=np.float64)
         return Solution(values, None, np.full(len(values), np.nan), [self.name] * len(values))
 
 
@@ -88,6 +107,10 @@ class SoftMatching(Matching):
             warn=False,
         )
         return float((_feasible(plan, *masses) * affinity).sum()) * min(rows, columns)
+
+
+def _inverse(norms: np.ndarray) -> np.ndarray:
+    return np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
 
 
 def _feasible(plan: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ def rsm(
     kernel: str | Kernel = "cosine",
     centering: Centering | None = None,
     *,
-    grid: tuple[int, int] | None = None,
+    grid: tuple[int, ...] | None = None,
     ids: Sequence[str] | None = None,
     other_ids: Sequence[str] | None = None,
     workers: int | None = None,

@@ -111,9 +111,9 @@ def as_images(images: Any) -> ImageSet:
     """Whatever a user calls images, as an `ImageSet`.
 
     Args:
-        images: an `ImageSet`; the name of an embedded set ("digits", "scenes", "photos"); the path of a folder; a
-            tensor (N, C, H, W) that is ready for the models; or a data set with `__len__` and `__getitem__` giving
-            images or (image, label) pairs, as torchvision's do.
+        images: an `ImageSet`; the name of an embedded set ("digits", "scenes", "cluttered", "photos"); the path of a
+            folder; a tensor (N, C, H, W) that is ready for the models; or a data set with `__len__` and `__getitem__`
+            giving images or (image, label) pairs, as torchvision's do.
 
     Raises:
         ImageError: none of these.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,13 @@ class LoadedModel:
         name: what the model is called in results.
         module: the network, in evaluation mode; a module of one's own keeps the mode that it came in.
         preprocess: PIL image -> tensor (C, H, W).
+        questions: how many questions it answers, each by a softmax over its share of the output.
     """
 
     name: str
     module: nn.Module
     preprocess: Preprocess
+    questions: int = 1
 
     @property
     def fingerprint(self) -> str:
@@ -109,7 +111,7 @@ def load_model(
         loaded = _loaded(source, weights == "default", weights is not None, trust_remote_code)
     if own_weights is not None:
         load_weights(loaded.module, own_weights, allow_pickle)
-    return LoadedModel(name or loaded.name, _part(loaded.module, part), loaded.preprocess)
+    return replace(loaded, name=name or loaded.name, module=_part(loaded.module, part))
 
 
 def _loaded(
@@ -129,8 +131,7 @@ def _loaded(
     if Path(source).suffix == ".safetensors":
         from rsm_probe.sources.training import load_trained
 
-        loaded = load_trained(source, pretrained=trained)
-        return LoadedModel(loaded.name, loaded.module, loaded.preprocess)
+        return load_trained(source, pretrained=trained)
     if library not in LIBRARIES or not title:
         known = ", ".join(f"'{key}:...'" for key in LIBRARIES)
         raise ModelError(

@@ -28,6 +28,7 @@ class NetworkConfig(Config):
     )
     widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64, 128)
     stem_stride: Literal[1, 2] = 1
+    narrow_stem: bool = Field(default=False, description="the stem has the channels of the first stage in place of 64")
     zero_init_residual: bool = Field(
         default=True, description="blocks begin as the identity; false learns scenes sooner"
     )
@@ -46,21 +47,39 @@ class NetworkConfig(Config):
                 f"architecture: {self.architecture} has blocks {list(ARCHITECTURES[self.architecture])}, not "
                 f"{list(self.blocks)}; leave out either architecture: or blocks:"
             )
+        if self.narrow_stem and self.architecture == "resnet101":
+            raise ValueError("narrow_stem: is for networks of basic blocks, and resnet101 is made of bottlenecks")
         return self
 
 
-def build_network(config: NetworkConfig, outputs: int) -> nn.Module:
-    """The untrained network: timm's ResNet with a stem for small images."""
+def build_network(config: NetworkConfig, outputs: int, dilated: int = 0) -> nn.Module:
+    """The untrained network: timm's ResNet with a stem for small images.
+
+    Args:
+        config: its shape.
+        outputs: channels of its answer.
+        dilated: so many of the last two stages keep the resolution of the one before, and dilate their convolutions
+            instead. Weights mean the same: every location of the network as it is trained is among those of this one,
+            with the same answer.
+    """
     from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
     module = ResNet(
         Bottleneck if config.architecture == "resnet101" else BasicBlock,
         config.blocks,
         num_classes=outputs,
+        output_stride=(32, 16, 8)[dilated],
         channels=config.widths,
         zero_init_last=config.zero_init_residual,
     )
-    module.conv1 = nn.Conv2d(3, 64, 3, stride=config.stem_stride, padding=1, bias=False)
+    stem = config.widths[0] if config.narrow_stem else 64
+    module.conv1 = nn.Conv2d(3, stem, 3, stride=config.stem_stride, padding=1, bias=False)
     nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
     module.maxpool = nn.Identity()
+    if config.narrow_stem:
+        module.bn1 = nn.BatchNorm2d(stem)
+        first = module.layer1[0]
+        first.conv1 = nn.Conv2d(stem, stem, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(first.conv1.weight, mode="fan_out", nonlinearity="relu")
+        first.downsample = None
     return module

@@ -26,8 +26,8 @@ class TrainingConfig(Config):
 
     images: str = Field(
         default="digits",
-        description="digits, scenes, photos, cifar100, or the path of a folder that holds train/<class>/ and, with "
-        "the same classes, test/, val/ or validation/",
+        description="digits, scenes, cluttered, photos, cifar100, or the path of a folder that holds train/<class>/ "
+        "and, with the same classes, test/, val/ or validation/",
     )
     root: str = Field(default="data", description="the folder that holds cifar-100-python")
     size: PositiveInt = Field(default=32, description="edge of the images in pixels; those of others are fitted to it")
@@ -44,6 +44,11 @@ class TrainingConfig(Config):
         description="crop at random, after padding by an eighth of the edge, and mirror every other image",
     )
     expected_accuracy: float = Field(default=0.0, ge=0, le=1, description="below it, a warning says what to change")
+
+    @property
+    def questions(self) -> int:
+        """How many questions the network answers, each by a softmax of its own."""
+        return 10 if self.images == "scenes" else 1
 
     @field_validator("images")
     @classmethod

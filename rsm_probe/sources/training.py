@@ -182,12 +182,13 @@ def _metadata(path: Path) -> dict[str, str]:
         raise ModelError(f"{path} is no readable safetensors file: {error}") from error
 
 
-def load_trained(path: str | Path, pretrained: bool = True) -> LoadedModel:
+def load_trained(path: str | Path, pretrained: bool = True, dilated: int = 0) -> LoadedModel:
     """Reads a network that `Trained.save` wrote; its recipe says how to build it.
 
     Args:
         path: the file.
         pretrained: whether to take its weights; without them, the network is a random one of the same shape.
+        dilated: how many of the last stages keep their resolution; see `build_network`.
 
     Raises:
         ModelError: the file is missing, damaged, or was not written by this recipe.
@@ -202,12 +203,12 @@ def load_trained(path: str | Path, pretrained: bool = True) -> LoadedModel:
         raise ModelError(f"{path} names no recipe; load it as weights= of a model instead")
     try:
         config = TrainingConfig.parse(json.loads(recipe["recipe"]), f"the recipe in {path}")
-        module = build_network(config.network, state["fc.weight"].shape[0])
+        module = build_network(config.network, state["fc.weight"].shape[0], dilated)
         if pretrained:
             module.load_state_dict(state)
     except (ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path} holds weights that its recipe does not make: {error}") from error
-    return LoadedModel(path.stem, module.eval(), normalise)
+    return LoadedModel(path.stem, module.eval(), normalise, config.questions)
 
 
 def normalise(image: object) -> Tensor:

@@ -13,13 +13,16 @@ from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import ImageError, RsmProbeError
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.kernels import get_kernel
+from rsm_probe.sources.annotated import cityscapes, egoobjects
 from rsm_probe.sources.datasets import cifar100, class_folders, resized
 from rsm_probe.sources.embedded import EMBEDDED
 from rsm_probe.sources.images import ImageSet, folder
 from rsm_probe.sources.models import LoadedModel, load_model
-from rsm_probe.sources.training import TrainingConfig, train_or_load
+from rsm_probe.sources.training import TrainingConfig, load_trained, train_or_load
 from rsm_probe.storage.space import parse_bytes
 
+# Between what results call a network and how many of its stages are dilated.
+DILATED = "-dilated"
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "matchings": get_matching,
     "kernels": get_kernel,
@@ -56,6 +59,12 @@ class ModelConfig(Config):
     seeds: tuple[NonNegativeInt, ...] = Field(
         default=(0,), min_length=1, description="of the recipe or of random weights; one model for each"
     )
+    dilated: tuple[Literal[0, 1, 2], ...] = Field(
+        default=(0,),
+        min_length=1,
+        description="of a recipe: take the network once for each number, with so many of its last stages dilated in "
+        "place of strided, so that the same weights answer at more locations",
+    )
     control: bool = Field(default=False, description="also take the model untrained, as NAME-untrained")
 
     @model_validator(mode="before")
@@ -76,6 +85,8 @@ class ModelConfig(Config):
             raise ValueError("give either source: or recipe:")
         if self.source is not None and self.weights is not None and self.seeds != (0,):
             raise ValueError("seeds: only make a difference to a recipe or to random weights (weights: null)")
+        if self.dilated != (0,) and self.recipe is None:
+            raise ValueError("dilated: is for networks of a recipe")
         if self.control and not self.name:
             raise ValueError("control: needs a name:, by which results call the model and its control")
         return self
@@ -111,25 +122,42 @@ class ModelConfig(Config):
                 yield self.titled(seed, loaded.name), loaded, None
             else:
                 assert self.recipe is not None
-                file = networks / f"{self.titled(seed)}.safetensors"
-                yield self.titled(seed), *train_or_load(self.recipe, seed, file, device or "cpu", progress)
+                yield from self._trained(self.recipe, seed, self.titled(seed), networks, device, progress)
         if self.control and self.source is not None:
             yield self.control_title, load_model(self.source, None, self.name, self.seeds[0], part=self.part), None
         elif self.control:
             assert self.recipe is not None
             untrained = self.recipe.model_copy(update={"steps": 0, "expected_accuracy": 0.0})
-            file = networks / f"{self.control_title}.safetensors"
-            yield self.control_title, *train_or_load(untrained, self.seeds[0], file, progress=progress)
+            yield from self._trained(untrained, self.seeds[0], self.control_title, networks, device, progress)
+
+    def _trained(
+        self, recipe: TrainingConfig, seed: int, title: str, networks: Path, device: str | None, progress: bool
+    ) -> Iterator[tuple[str, LoadedModel, float | None]]:
+        """The network of a seed, once for each dilation."""
+        file = networks / f"{title}.safetensors"
+        loaded, accuracy = train_or_load(recipe, seed, file, device or "cpu", progress)
+        for dilated in self.dilated:
+            if dilated:
+                yield f"{title}{DILATED}{dilated}", load_trained(file, dilated=dilated), accuracy
+            else:
+                yield title, loaded, accuracy
 
 
 class ImagesConfig(Config):
     """Which images: an embedded set with its options, CIFAR-100, or a folder."""
 
-    source: str = Field(description="digits, scenes, photos, cifar100, or the path of a folder of images")
-    split: Literal["all", "train", "test"] = Field(
-        default="all", description="of an embedded set, CIFAR-100, or a folder that holds train/ and test/ or val/"
+    source: str = Field(
+        description="digits, scenes, cluttered, photos, cifar100, egoobjects, cityscapes, or the path of a folder"
     )
-    root: str = Field(default="data", description="the folder that holds cifar-100-python")
+    split: Literal["all", "train", "test"] = Field(
+        default="all",
+        description="of an embedded set, CIFAR-100, Cityscapes, or a folder that holds train/ and test/ or val/",
+    )
+    root: str = Field(default="data", description="the folder that holds a published data set")
+    annotations: str = Field(
+        default="EgoObjectsV1_unified_eval.json", description="of egoobjects: the file of annotations within root:"
+    )
+    frames: PositiveInt = Field(default=1, description="of scenes: so many in a row show the same digits")
     size: PositiveInt | None = Field(default=None, description="edge in pixels; a folder's images keep theirs without")
     count: PositiveInt | None = Field(
         default=None, description="how many images; of a folder or CIFAR-100, a random sample"
@@ -141,8 +169,10 @@ class ImagesConfig(Config):
     def _fitting(self) -> ImagesConfig:
         if self.source in EMBEDDED and self.strict:
             raise ValueError("strict: is for folders; an embedded set holds no broken files")
-        if self.source == "cifar100" and self.split == "all":
-            raise ValueError("split: of cifar100 is train or test")
+        if self.source in ("cifar100", "cityscapes") and self.split == "all":
+            raise ValueError(f"split: of {self.source} is train or test")
+        if self.frames > 1 and self.source != "scenes":
+            raise ValueError("frames: is for scenes")
         return self
 
     def load(self, progress: bool = False) -> ImageSet:
@@ -155,7 +185,7 @@ class ImagesConfig(Config):
             images = self._from_disk(progress)
             images = images if self.count is None else images.sample(self.count, self.seed)
             return images if self.size is None else resized(images, self.size)
-        options = {"size": self.size, "count": self.count}
+        options = {"size": self.size, "count": self.count, "frames": self.frames if self.frames > 1 else None}
         return EMBEDDED[self.source](
             split=self.split,
             seed=self.seed,
@@ -165,6 +195,10 @@ class ImagesConfig(Config):
     def _from_disk(self, progress: bool) -> ImageSet:
         if self.source == "cifar100":
             return cifar100(self.root, self.split)
+        if self.source == "cityscapes":
+            return cityscapes(self.root, self.split, progress)
+        if self.source == "egoobjects":
+            return egoobjects(self.root, self.annotations)
         if self.split == "all":
             return folder(self.source, strict=self.strict, progress=progress)
         images = class_folders(self.source, self.split, progress=progress)

@@ -9,12 +9,14 @@ from rsm_probe.errors import ConfigError, nearest
 from rsm_probe.studies.pairs_study import PairsConfig
 from rsm_probe.studies.sweep_study import SweepConfig
 from rsm_probe.studies.sweeps_study import SweepsConfig
+from rsm_probe.studies.translation import TranslationConfig
 
-Study = SweepConfig | SweepsConfig | PairsConfig
-STUDIES: dict[str, type[SweepConfig] | type[SweepsConfig] | type[PairsConfig]] = {
+Study = SweepConfig | SweepsConfig | PairsConfig | TranslationConfig
+STUDIES: dict[str, type[Study]] = {
     "sweep": SweepConfig,
     "sweeps": SweepsConfig,
     "pairs": PairsConfig,
+    "translation": TranslationConfig,
 }
 
 

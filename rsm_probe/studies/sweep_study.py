@@ -100,7 +100,7 @@ class SweepConfig(Config):
     @property
     def architectures(self) -> list[Architecture] | None:
         """Which models differ in their seed alone; None where a name is only known once the model is loaded."""
-        if not all(entry.name or entry.recipe for entry in self.models):
+        if not all((entry.name or entry.recipe) and entry.dilated == (0,) for entry in self.models):
             return None
         return [
             Architecture(

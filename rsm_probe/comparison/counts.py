@@ -1,0 +1,70 @@
+"""How alike two images are by the objects in them: the truth that retrieval is measured against."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rsm_probe.errors import ComparisonError
+
+# So many bytes of counts are compared at a time.
+_BLOCK_BYTES = 64 * 2**20
+
+
+def count_f1(query: np.ndarray, database: np.ndarray) -> np.ndarray:
+    """F1 of the objects of two images, class by class (paper, equations 9-12).
+
+    Each object of the query that has one of its class in the other image is a true positive, each other object of the
+    query a false negative, each other one of the image a false positive.
+
+    Args:
+        query: how many objects of each class are in each query, shape (N, K), not negative.
+        database: the same of the images of a database, shape (M, K).
+
+    Returns:
+        Shape (N, M), in [0, 1]; two images without any object agree: 1.
+
+    Raises:
+        ComparisonError: other shapes or classes, negative counts.
+    """
+    shared, size_q, size_d = _shared(query, database)
+    # 2 TP + FN + FP is the number of objects in both images.
+    both = size_q[:, None] + size_d[None, :]
+    return np.divide(2 * shared, both, out=np.ones_like(shared), where=both > 0)
+
+
+def class_iou(query: np.ndarray, database: np.ndarray) -> np.ndarray:
+    """Intersection over union of the sets of classes that are in two images (paper, appendix D.4).
+
+    Args:
+        query: how many objects of each class are in each query, or whether there is one, shape (N, K), not negative.
+        database: the same of the images of a database, shape (M, K).
+
+    Returns:
+        Shape (N, M), in [0, 1]; two images without any object agree: 1.
+
+    Raises:
+        ComparisonError: other shapes or classes, negative counts.
+    """
+    shared, size_q, size_d = _shared(np.asarray(query) > 0, np.asarray(database) > 0)
+    union = size_q[:, None] + size_d[None, :] - shared
+    return np.divide(shared, union, out=np.ones_like(shared), where=union > 0)
+
+
+SCORES = {"f1": count_f1, "iou": class_iou}
+
+
+def _shared(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many objects two images share, and how many each of them holds."""
+    first, second = (np.asarray(part, dtype=np.float64) for part in (query, database))
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise ComparisonError(
+            f"counts have shapes (N, classes) and (M, classes) of the same classes, found {first.shape} and "
+            f"{second.shape}"
+        )
+    if not ((first >= 0).all() and (second >= 0).all()):
+        raise ComparisonError("counts of objects cannot be negative or NaN")
+    shared = np.empty((len(first), len(second)))
+    step = max(1, _BLOCK_BYTES // (8 * max(1, second.size)))
+    for start in range(0, len(first), step):
+        shared[start : start + step] = np.minimum(first[start : start + step, None], second[None]).sum(axis=2)
+    return shared, first.sum(axis=1), second.sum(axis=1)

@@ -1,0 +1,118 @@
+"""How well a similarity tells two kinds of pairs apart, and means over images, each with its interval."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rsm_probe.errors import ComparisonError
+
+# So many pairs of pairs are compared at a time.
+_BLOCK = 4 * 2**20
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Area under the receiver operating characteristic: how often a pair of the one kind is the more similar.
+
+    Args:
+        positive: similarities of the pairs that should be similar, shape (P,).
+        negative: of those that should not, shape (Q,).
+
+    Returns:
+        In [0, 1], 0.5 by chance; ties count half. NaN where one of the kinds is empty.
+    """
+    first, second = np.ravel(positive), np.ravel(negative)
+    if not (first.size and second.size):
+        return float("nan")
+    ordered = np.sort(second)
+    below, up_to = (np.searchsorted(ordered, first, side) for side in ("left", "right"))
+    return float((below + up_to).sum() / (2 * first.size * second.size))
+
+
+def auroc_samples(
+    positive: np.ndarray, negative: np.ndarray, weights_positive: np.ndarray, weights_negative: np.ndarray
+) -> np.ndarray:
+    """The AUROC in samples in which pairs count more or less often, such as bootstrap samples of images.
+
+    Args:
+        positive: see `auroc`, shape (P,).
+        negative: see `auroc`, shape (Q,).
+        weights_positive: how often each counts in each sample, shape (R, P).
+        weights_negative: the same of the others, shape (R, Q).
+
+    Returns:
+        Shape (R,); NaN where a sample holds none of one kind.
+    """
+    first, second = np.ravel(positive), np.ravel(negative)
+    counts = [np.asarray(part, dtype=np.float32) for part in (weights_positive, weights_negative)]
+    found = np.zeros(len(counts[0]))
+    step = max(1, _BLOCK // max(1, first.size))
+    for start in range(0, second.size, step):
+        part = second[start : start + step]
+        wins = (first[:, None] > part).astype(np.float32) + np.float32(0.5) * (first[:, None] == part)
+        found += np.einsum("rp,rp->r", counts[0], counts[1][:, start : start + step] @ wins.T, dtype=np.float64)
+    total = counts[0].sum(axis=1, dtype=np.float64) * counts[1].sum(axis=1, dtype=np.float64)
+    return np.divide(found, total, out=np.full(len(found), np.nan), where=total > 0)
+
+
+def d_prime(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Distance of the means of two kinds of pairs, in units of their root mean variance; NaN where there is none."""
+    first, second = np.ravel(positive), np.ravel(negative)
+    if min(len(first), len(second)) < 2:
+        return float("nan")
+    spread = np.sqrt((first.var(ddof=1) + second.var(ddof=1)) / 2)
+    return float((first.mean() - second.mean()) / spread) if spread > 0 else float("nan")
+
+
+def draw_weights(count: int, repeats: int, seed: int = 0) -> np.ndarray:
+    """How often each of `count` images occurs in samples of that size drawn with replacement, (repeats, count).
+
+    Raises:
+        ComparisonError: nothing to draw from, or fewer than 2 repeats.
+    """
+    if count < 1 or repeats < 2:
+        raise ComparisonError(f"a bootstrap needs images and at least 2 repeats, found {count} and {repeats}")
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), repeats)
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The percentiles between which the share `level` of bootstrap samples lies; NaN ones do not count.
+
+    Raises:
+        ComparisonError: level out of range.
+    """
+    if not 0 < level < 1:
+        raise ComparisonError(f"the level of an interval lies between 0 and 1, found {level}")
+    known = np.asarray(samples, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if not known.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(
+    values: np.ndarray, repeats: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """A mean over images, and its interval from images drawn with replacement.
+
+    Differences of two conditions on the same images are given as such, so that the draws are the same for both.
+
+    Args:
+        values: one for each image, shape (N,); NaN ones are left out.
+        repeats: how many draws.
+        level: of the interval, in (0, 1).
+        seed: of the draws.
+
+    Returns:
+        Mean, lower and upper end; NaN where there is no value.
+
+    Raises:
+        ComparisonError: repeats or level out of range.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if not known.size:
+        return float("nan"), float("nan"), float("nan")
+    samples = draw_weights(len(known), repeats, seed) @ known / len(known)
+    return float(known.mean()), *interval(samples, level)

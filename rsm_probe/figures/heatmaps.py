@@ -1,0 +1,98 @@
+"""Matrices: CKA of layers with layers, differences of it, RSMs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from rsm_probe.figures.ticks import layer_ticks
+
+SEQUENTIAL = "viridis"
+DIVERGING = "RdBu_r"
+# More labels of classes than this overlap.
+_MOST_TICKS = 40
+
+
+def cka_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", lowest: float = 0.0, bar: bool = True) -> Axes:
+    """CKA of layers against layers, first layer at the lower left (paper, Figures 15-17).
+
+    Args:
+        ax: where to draw.
+        grid: dimensions (layer_a, layer_b), values up to 1; undefined ones stay grey.
+        title: above the panel.
+        lowest: value of the darkest colour.
+        bar: draw a colour bar beside the panel; several panels of one scale can share one.
+    """
+    return _layer_heatmap(ax, grid, title, SEQUENTIAL, (lowest, 1.0), "CKA" if bar else None)
+
+
+def difference_heatmap(
+    ax: Axes, grid: xr.DataArray, title: str = "", limit: float | None = None, bar: bool = True
+) -> Axes:
+    """Differences of CKA of layers against layers, white at 0 (paper, Figures 16 and 17, right).
+
+    Args:
+        ax: where to draw.
+        grid: dimensions (layer_a, layer_b).
+        title: above the panel.
+        limit: value of the strongest colours; the largest difference where left out.
+        bar: draw a colour bar beside the panel.
+    """
+    if limit is None:
+        limit = float(np.nanmax(np.abs(grid.values), initial=0.0))
+    limit = limit or 1e-6
+    return _layer_heatmap(ax, grid, title, DIVERGING, (-limit, limit), "difference in CKA" if bar else None)
+
+
+def rsm_heatmap(ax: Axes, values: np.ndarray, labels: Sequence[str], title: str = "") -> Axes:
+    """One RSM, with a tick in the middle of every run of equal labels; the images come sorted by label.
+
+    Args:
+        ax: where to draw.
+        values: similarities, (N, N).
+        labels: N labels, sorted; may be empty texts.
+        title: above the panel.
+    """
+    # The diagonal holds each image with itself and would take most of the colour scale.
+    others = values[~np.eye(len(values), dtype=bool)]
+    low, high = (float(others.min()), float(others.max())) if others.size else (0.0, 1.0)
+    image = ax.imshow(values, cmap=SEQUENTIAL, vmin=low, vmax=high, interpolation="nearest")
+    starts = [k for k, label in enumerate(labels) if k == 0 or label != labels[k - 1]]
+    ends = [*starts[1:], len(labels)]
+    if any(labels) and 1 < len(starts) <= _MOST_TICKS:
+        middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
+        names = [labels[k] for k in starts]
+        size = min(9.0, 110 / len(names))  # many names are written small
+        ax.set_xticks(middles, names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size)
+        ax.set_yticks(middles, names, fontsize=size)
+        ax.tick_params(length=0)
+        for edge in starts[1:]:
+            ax.axhline(edge - 0.5, color="white", linewidth=0.4)
+            ax.axvline(edge - 0.5, color="white", linewidth=0.4)
+    ax.set_title(title)
+    ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.04)
+    return ax
+
+
+def _layer_heatmap(
+    ax: Axes, grid: xr.DataArray, title: str, colours: str, limits: tuple[float, float], meaning: str | None
+) -> Axes:
+    ax.set_facecolor("lightgrey")
+    image = ax.imshow(
+        grid.values,
+        cmap=colours,
+        vmin=limits[0],
+        vmax=limits[1],
+        origin="lower",
+        interpolation="nearest",
+        aspect="equal",
+    )
+    ax.set_xticks(*layer_ticks([str(name) for name in grid["layer_b"].values], ax), rotation=90)
+    ax.set_yticks(*layer_ticks([str(name) for name in grid["layer_a"].values], ax))
+    ax.set_title(title)
+    if meaning is not None:
+        ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.04, label=meaning)
+    return ax

@@ -1,0 +1,21 @@
+"""Ticks that name layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+
+
+def layer_ticks(names: Sequence[str], ax: Axes) -> tuple[list[int], list[str]]:
+    """Positions and names of axis ticks, thinned out where they would overlap."""
+    width = ax.get_window_extent().width / ax.figure.dpi * 72
+    room = max(2, int(width / (1.25 * _tick_points())))
+    step = -(-len(names) // room)
+    return list(range(0, len(names), step)), list(names[::step])
+
+
+def _tick_points() -> float:
+    return FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()

@@ -1,0 +1,198 @@
+"""What the paper's experiments have in common: models see images, layers are captured, a table and a report follow."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from matplotlib.figure import Figure
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from rsm_probe.config import Config
+from rsm_probe.errors import RsmProbeError
+from rsm_probe.probe.capture import capture
+from rsm_probe.probe.layers import Layers
+from rsm_probe.similarity.centering import Centering
+from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.loading import require_device
+from rsm_probe.sources.models import LoadedModel
+from rsm_probe.storage.captures import Capture, CapturedLayer
+from rsm_probe.storage.files import save_json
+from rsm_probe.studies.entries import ImagesConfig, ModelConfig, known
+from rsm_probe.studies.provenance import provenance
+from rsm_probe.studies.run_folder import claim, load_models
+from rsm_probe.studies.tables import Row, TableResult
+from rsm_probe.studies.ways import Way, known_way, way
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under study.
+
+    Attributes:
+        title: what results call it.
+        model: the model itself.
+        images: those that passed, by name.
+        layers: of the model, in forward order, by the name of the images.
+        folder: where what is computed of it is kept.
+    """
+
+    title: str
+    model: LoadedModel
+    images: Mapping[str, ImageSet]
+    layers: Mapping[str, Mapping[str, CapturedLayer]]
+    folder: Path
+
+
+class ExperimentConfig(Config):
+    """The settings that all experiments share; each adds its own."""
+
+    study: str
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    layers: str | tuple[str, ...] = Field(default="blocks", description="of models that name none of their own")
+    images: ImagesConfig
+    matchings: tuple[str, ...] = Field(
+        default=("identity", "optimal", "pooled"),
+        min_length=1,
+        description="identity (spatio-semantic), optimal (semantic), pooled (means over locations), other matchings",
+    )
+    kernels: tuple[str, ...] = Field(default=("cosine", "linear", "rbf"), min_length=1)
+    centering: Centering | None = "location-mean"
+    seed: int = Field(default=0, ge=0, description="of what is drawn: images, pairs, bootstrap samples")
+    repeats: int = Field(default=1000, ge=2, description="bootstrap samples of each interval")
+    level: float = Field(default=0.95, gt=0, lt=1, description="of the intervals")
+    dtype: str = Field(default="float32", pattern="^(float32|float16|bfloat16)$", description="of tokens on disk")
+    batch_size: PositiveInt = Field(default=64, description="images per forward pass")
+    device: str | None = None
+    workers: PositiveInt | None = None
+    memory: str | int = "2GB"
+    networks: str | None = Field(default=None, description="folder of trained networks; else in the run folder")
+
+    _EXECUTION: ClassVar[set[str]] = {"device", "workers", "memory", "networks"}
+
+    @field_validator("kernels", "memory")
+    @classmethod
+    def _known(cls, value: Any, info: Any) -> Any:
+        return known(value, info.field_name)
+
+    @field_validator("matchings")
+    @classmethod
+    def _known_ways(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(known_way(name) for name in dict.fromkeys(names))
+        except RsmProbeError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> ExperimentConfig:
+        if not self.ways():
+            raise ValueError(f"matchings: none of {self.matchings} goes with the kernels {self.kernels}")
+        return self
+
+    def ways(self) -> dict[tuple[str, str], Way]:
+        """(matching, kernel) -> how images are compared, of those that go together; the identity comes first."""
+        names = sorted(self.matchings, key=lambda name: name != "identity")
+        pairs = {(name, kernel): way(name, kernel) for name in names for kernel in self.kernels}
+        return {key: found for key, found in pairs.items() if found is not None}
+
+    def run(self, out: Path, progress: bool = False) -> TableResult:
+        """Runs the study, or continues it where it was interrupted.
+
+        The folder then holds `table.csv`, `report.md`, `captures/`, `parts/` (what was computed of them), `config.yaml`
+        and `provenance.json`.
+
+        Args:
+            out: the run folder.
+            progress: show what is needed, and bars.
+
+        Raises:
+            RsmProbeError: whatever the loading of models and images, capturing and comparing raise.
+        """
+        require_device(self.device)
+        claim(self, out, out / "captures", self._EXECUTION)
+        sets = self.image_sets(progress)
+        networks = out / "models" if self.networks is None else Path(self.networks)
+        models, layers, accuracies = load_models(self.models, self.layers, networks, self.device, progress)
+        rows: list[Row] = []
+        for number, (title, model) in enumerate(models.items()):
+            rows += self.compare(self._subject(out, number, title, model, layers[title], sets, progress), progress)
+        # Every row has the same keys, in the order of the first row that has them.
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        result = TableResult([{key: row.get(key, float("nan")) for key in keys} for row in rows], out)
+        result.save(self.report(result, accuracies))
+        if not (out / "provenance.json").exists():
+            counted = {name: {"images": len(s), "skipped": len(s.skipped)} for name, s in sets.items()}
+            save_json(out / "provenance.json", {**provenance(), "sets": counted, "accuracy": accuracies})
+        return result
+
+    @staticmethod
+    def open(out: Path) -> TableResult:
+        """The result of a finished run.
+
+        Raises:
+            StorageError: the run is not finished.
+        """
+        return TableResult.open(out)
+
+    @abstractmethod
+    def image_sets(self, progress: bool) -> dict[str, ImageSet]:
+        """The images that pass through every model, by name."""
+
+    @abstractmethod
+    def compare(self, subject: Subject, progress: bool) -> list[Row]:
+        """What the table says of a model."""
+
+    @abstractmethod
+    def report(self, result: TableResult, accuracies: Mapping[str, float]) -> str:
+        """The table in the paper's layout, with the paper's numbers where models and data are the same."""
+
+    @abstractmethod
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """The figures of a finished run by file name.
+
+        Raises:
+            StorageError: the run is not finished.
+        """
+
+    def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
+        """Those of the captured layers that the study is about."""
+        return dict(layers)
+
+    def _subject(
+        self,
+        out: Path,
+        number: int,
+        title: str,
+        model: LoadedModel,
+        layers: Layers,
+        sets: Mapping[str, ImageSet],
+        progress: bool,
+    ) -> Subject:
+        captures: dict[str, Capture] = {
+            name: capture(
+                model, images, layers, capture_folder(out, number, title, name), dtype=self.dtype,
+                batch_size=self.batch_size, device=self.device, progress=progress,
+            )
+            for name, images in sets.items()
+        }  # fmt: skip
+        chosen = {name: self.choose_layers(found) for name, found in captures.items()}
+        return Subject(title, model, sets, chosen, subject_folder(out, number, title))
+
+
+def slug(title: str) -> str:
+    """A title as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", title)
+
+
+def capture_folder(out: Path, number: int, title: str, images: str) -> Path:
+    """Where a run keeps what the layers of its model of that number answer to images of that name."""
+    return out / "captures" / f"{number:02d}-{slug(title)}-{images}.zarr"
+
+
+def subject_folder(out: Path, number: int, title: str) -> Path:
+    """Where a run keeps what is computed of its model of that number."""
+    return out / "parts" / f"{number:02d}-{slug(title)}"

@@ -1,0 +1,71 @@
+"""Work that is done piece by piece and kept on disk, so that no piece is computed twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from rsm_probe.errors import StorageError
+from rsm_probe.storage.files import Arrays, load_arrays, save_arrays
+
+# Seconds between two writings of what is done.
+_SAVE_SECONDS = 10.0
+
+
+def stacked(
+    file: Path, count: int, make: Callable[[int], Arrays], on_done: Callable[[int], object] = lambda pieces: None
+) -> Arrays:
+    """The arrays of `count` pieces, each made once, stacked along a new first axis.
+
+    What is done is written every few seconds, at the end and at an error or interruption; the same call continues.
+    A file that is damaged is made anew.
+
+    Args:
+        file: `.npz`, of this work alone: whoever calls makes sure that it is of the same settings.
+        count: number of pieces.
+        make: number of a piece -> its arrays, of the same names and shapes for all.
+        on_done: called with the number of pieces whenever some are done, those that were read first.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    done = _read(file)
+    pieces: dict[str, list[np.ndarray]] = {name: list(values)[:count] for name, values in done.items()}
+    start = min((len(values) for values in pieces.values()), default=0)
+    on_done(start)
+    saved, last = start, time.monotonic()
+    finished = start
+    try:
+        for number in range(start, count):
+            for name, values in make(number).items():
+                pieces.setdefault(name, []).append(np.asarray(values))
+            finished = number + 1
+            on_done(1)
+            if time.monotonic() - last >= _SAVE_SECONDS:
+                save_arrays(file, _stack(pieces, finished))
+                saved, last = finished, time.monotonic()
+    finally:
+        if finished > saved:
+            save_arrays(file, _stack(pieces, finished))
+    return _stack(pieces, count)
+
+
+def once(file: Path, make: Callable[[], Arrays]) -> Arrays:
+    """Arrays that are made once and then read."""
+    return {name: values[0] for name, values in stacked(file, 1, lambda _: make()).items()}
+
+
+def _read(file: Path) -> Arrays:
+    if not file.exists():
+        return {}
+    try:
+        return load_arrays(file)
+    except StorageError:
+        return {}
+
+
+def _stack(pieces: dict[str, Iterable[np.ndarray]] | dict[str, list[np.ndarray]], count: int) -> Arrays:
+    return {name: np.stack(list(values)[:count]) for name, values in pieces.items()}
