@@ -50,6 +50,10 @@ class SpearmanRSA(_Triangle):
     name = "rsa-spearman"
     about = About("similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Kriegeskorte et al. 2008")
 
+    def ready(self, rsms: np.ndarray) -> np.ndarray:
+        """The place of every similarity among the different ones of its RSM, so that no sample sorts again."""
+        return np.stack([np.unique(rsm, return_inverse=True)[1].reshape(rsm.shape) for rsm in np.asarray(rsms)])
+
     def _prepared(self, values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
         return _centred(np.stack([_ranks(row, counted) for row in values]), counted)
 
@@ -90,7 +94,8 @@ class KendallRSA(Measure):
 
 def _triangle(rsms: np.ndarray) -> np.ndarray:
     first, second = np.triu_indices(rsms.shape[-1], 1)
-    return np.asarray(rsms, dtype=np.float64)[:, first, second]
+    values = np.asarray(rsms)
+    return (values if values.dtype.kind == "i" else values.astype(np.float64, copy=False))[:, first, second]
 
 
 def _centred(values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
@@ -105,8 +110,8 @@ def _centred(values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
 def _ranks(values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
     """Mean ranks, as if every value stood there as often as it counts."""
     counted = np.ones(len(values)) if counted is None else counted
-    different, places = np.unique(values, return_inverse=True)
-    sizes = np.bincount(places, counted, len(different))
+    places = values if values.dtype.kind == "i" else np.unique(values, return_inverse=True)[1]
+    sizes = np.bincount(places, counted)
     return (np.cumsum(sizes) - (sizes - 1) / 2)[places]
 
 

@@ -42,6 +42,10 @@ class Measure(ABC):
     # Whether images may count more than once, as in a bootstrap sample.
     weighted: ClassVar[bool] = False
 
+    def ready(self, rsms: np.ndarray) -> np.ndarray:
+        """RSMs with what can be done once for many calls of `grid` on the same images done; values stay the same."""
+        return rsms
+
     def grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """All values between two stacks.
 

@@ -86,6 +86,8 @@ def bootstrap_samples(
         raise ComparisonError(f"a bootstrap needs at least 2 repeats, found {repeats}")
     if len(batches) > 1 and not isinstance(chosen, CKA):
         raise ComparisonError(f"{chosen.name} does not add up over mini-batches as CKA does; take RSMs of all images")
+    ready = [chosen.ready(a) for a, _ in batches]
+    batches = [(first, first if b is a else chosen.ready(b)) for first, (a, b) in zip(ready, batches, strict=True)]
     rng, refused = np.random.default_rng(seed), 0
     samples: list[np.ndarray] = []
     while len(samples) < repeats:

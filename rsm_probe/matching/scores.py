@@ -1,6 +1,6 @@
 """Scores: similarities of sets of locations that pair nothing one to one. They are measures beyond the paper.
 
-Norms do not bound them, so only the linear kernel applies; they are not symmetric, so both directions are averaged.
+Norms do not bound them, so only the linear kernel applies. Neither is the same in both directions, which are averaged.
 """
 
 from __future__ import annotations
@@ -27,26 +27,30 @@ class LateInteraction(Matching):
 
     name: ClassVar[str] = "late-interaction"
     exact: ClassVar[bool] = False
-    symmetric: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = True
     needs_affinity: ClassVar[bool] = True
     growth: ClassVar[float] = 2.0
     one_to_one: ClassVar[bool] = False
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Sums the rows' largest affinities.
+        """The largest affinities of the rows, summed, and of the columns; the mean of both.
 
         Raises:
             TokensNeededError: `unit_length`, and only affinities are known.
         """
         affinities = pairs.affinities()
-        if self.unit_length:
-            x, y = pairs.images()
-            scales = [_inverse(part.norms[k]) for part, k in ((x, pairs.rows), (y, pairs.columns))]
-            affinities = affinities * scales[1][:, None, :].astype(affinities.dtype)
-            best = affinities.max(axis=2) * scales[0]
-        else:
-            best = affinities.max(axis=2)
-        values = best.sum(axis=1, dtype=np.float64)
+        values = np.zeros(len(pairs))
+        x, y = pairs.images() if self.unit_length else (None, None)
+        for axis, own, other, own_rows, other_rows in (
+            (2, x, y, pairs.rows, pairs.columns),
+            (1, y, x, pairs.columns, pairs.rows),
+        ):
+            if own is None or other is None:
+                best = affinities.max(axis=axis)
+            else:
+                scales = np.expand_dims(_inverse(other.norms[other_rows]), 3 - axis).astype(affinities.dtype)
+                best = (affinities * scales).max(axis=axis) * _inverse(own.norms[own_rows])
+            values += best.sum(axis=1, dtype=np.float64) / 2
         return Solution(values, None, np.full(len(values), np.nan), [self.name] * len(values))
 
 

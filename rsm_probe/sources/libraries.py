@@ -57,7 +57,19 @@ def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Mod
 
 
 def _huggingface(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoModel
+
+    return _transformers(AutoModel, title, pretrained, trust_remote_code)
+
+
+def _classifier(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+    from transformers import AutoModelForImageClassification
+
+    return _transformers(AutoModelForImageClassification, title, pretrained, trust_remote_code)
+
+
+def _transformers(auto: Any, title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+    from transformers import AutoConfig, AutoImageProcessor
 
     local = Path(title).is_dir()
     if not local and (title.startswith((".", "/", "~")) or title.count("/") > 1):
@@ -65,9 +77,9 @@ def _huggingface(title: str, pretrained: bool, trust_remote_code: bool) -> tuple
 
     def build() -> nn.Module:
         if pretrained:
-            return AutoModel.from_pretrained(title, trust_remote_code=trust_remote_code, use_safetensors=True)
+            return auto.from_pretrained(title, trust_remote_code=trust_remote_code, use_safetensors=True)
         config = AutoConfig.from_pretrained(title, trust_remote_code=trust_remote_code)
-        return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        return auto.from_config(config, trust_remote_code=trust_remote_code)
 
     instructions = "" if local else _hub_instructions(title)
     # Random weights need the configuration, and both the preprocessing.
@@ -91,4 +103,9 @@ def _hub_instructions(repository: str) -> str:
     return f"`hf download {repository}`, whose files belong into {constants.HF_HUB_CACHE}"
 
 
-LIBRARIES: dict[str, Library] = {"torchvision": _torchvision, "timm": _timm, "hf": _huggingface}
+LIBRARIES: dict[str, Library] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "hf": _huggingface,
+    "hf-classifier": _classifier,  # with the head that tells classes
+}

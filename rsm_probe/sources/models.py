@@ -86,8 +86,9 @@ def load_model(
 
     Args:
         source: "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:organisation/name" or "hf:" and a local
-            folder, a `.safetensors` file that `rsm-probe train` wrote, "file.py:function" for a function of one's own
-            that builds a module, that function, or a module.
+            folder ("hf-classifier:" for the model with its classification head), a `.safetensors` file that
+            `rsm-probe train` wrote, "file.py:function" for a function of one's own that builds a module, that function,
+            or a module.
         weights: "default" for the library's pretrained weights (of a file or a module: its own), None for random ones
             (a module keeps its own), or the path of a file with a state dict: `.safetensors`, or a checkpoint of
             PyTorch that holds tensors only.

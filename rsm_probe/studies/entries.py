@@ -138,7 +138,7 @@ class ModelConfig(Config):
         loaded, accuracy = train_or_load(recipe, seed, file, device or "cpu", progress)
         for dilated in self.dilated:
             if dilated:
-                yield f"{title}{DILATED}{dilated}", load_trained(file, dilated=dilated), accuracy
+                yield f"{title}{DILATED}{dilated}", load_trained(file, dilated=dilated), None
             else:
                 yield title, loaded, accuracy
 
@@ -206,3 +206,19 @@ class ImagesConfig(Config):
             name, reason = next(iter(images.skipped.items()))
             raise ImageError(f"{images.name}: {len(images.skipped)} files cannot be read, first {name}: {reason}")
         return images
+
+
+class SubjectConfig(ModelConfig):
+    """A model of an experiment, which may see images of its own."""
+
+    images: ImagesConfig | None = Field(default=None, description="what this model sees; else those of the study")
+
+    def is_called(self, title: str) -> bool:
+        """Whether results call a model of this entry so."""
+        name = title.split(DILATED)[0]
+        # A model of a library is called as the library calls it, see `load_model`.
+        default = Path((self.source or "").partition(":")[2] or self.source or "resnet").name
+        default = default.removesuffix(".safetensors")
+        return name in {self.titled(seed, default) for seed in self.seeds} or (
+            self.control and name == self.control_title
+        )

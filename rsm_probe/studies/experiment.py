@@ -22,7 +22,7 @@ from rsm_probe.sources.loading import require_device
 from rsm_probe.sources.models import LoadedModel
 from rsm_probe.storage.captures import Capture, CapturedLayer
 from rsm_probe.storage.files import save_json
-from rsm_probe.studies.entries import ImagesConfig, ModelConfig, known
+from rsm_probe.studies.entries import ImagesConfig, SubjectConfig, known
 from rsm_probe.studies.provenance import provenance
 from rsm_probe.studies.run_folder import claim, load_models
 from rsm_probe.studies.tables import Row, TableResult
@@ -35,14 +35,16 @@ class Subject:
 
     Attributes:
         title: what results call it.
-        model: the model itself.
+        model: the model itself; None where what was computed of it is only read.
+        source: where its published weights are from; None for other weights.
         images: those that passed, by name.
         layers: of the model, in forward order, by the name of the images.
         folder: where what is computed of it is kept.
     """
 
     title: str
-    model: LoadedModel
+    model: LoadedModel | None
+    source: str | None
     images: Mapping[str, ImageSet]
     layers: Mapping[str, Mapping[str, CapturedLayer]]
     folder: Path
@@ -52,7 +54,7 @@ class ExperimentConfig(Config):
     """The settings that all experiments share; each adds its own."""
 
     study: str
-    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    models: tuple[SubjectConfig, ...] = Field(min_length=1)
     layers: str | tuple[str, ...] = Field(default="blocks", description="of models that name none of their own")
     images: ImagesConfig
     matchings: tuple[str, ...] = Field(
@@ -114,19 +116,27 @@ class ExperimentConfig(Config):
         """
         require_device(self.device)
         claim(self, out, out / "captures", self._EXECUTION)
-        sets = self.image_sets(progress)
+        # Before networks are trained: what is missing is said at once.
+        sources = dict.fromkeys(entry.images or self.images for entry in self.models)
+        drawn = {source: self.image_sets(source, progress) for source in sources}
         networks = out / "models" if self.networks is None else Path(self.networks)
         models, layers, accuracies = load_models(self.models, self.layers, networks, self.device, progress)
         rows: list[Row] = []
         for number, (title, model) in enumerate(models.items()):
-            rows += self.compare(self._subject(out, number, title, model, layers[title], sets, progress), progress)
+            sets = drawn[self._entry(title).images or self.images]
+            subject = self._subject(out, number, title, model, layers[title], sets, progress)
+            rows += self.compare(subject, progress)
         # Every row has the same keys, in the order of the first row that has them.
         keys = list(dict.fromkeys(key for row in rows for key in row))
         result = TableResult([{key: row.get(key, float("nan")) for key in keys} for row in rows], out)
         result.save(self.report(result, accuracies))
         if not (out / "provenance.json").exists():
-            counted = {name: {"images": len(s), "skipped": len(s.skipped)} for name, s in sets.items()}
-            save_json(out / "provenance.json", {**provenance(), "sets": counted, "accuracy": accuracies})
+            counted = [
+                {"set": name, "of": images.name, "images": len(images), "skipped": len(images.skipped)}
+                for sets in drawn.values()
+                for name, images in sets.items()
+            ]
+            save_json(out / "provenance.json", {**provenance(), "images": counted, "accuracy": accuracies})
         return result
 
     @staticmethod
@@ -139,8 +149,8 @@ class ExperimentConfig(Config):
         return TableResult.open(out)
 
     @abstractmethod
-    def image_sets(self, progress: bool) -> dict[str, ImageSet]:
-        """The images that pass through every model, by name."""
+    def image_sets(self, source: ImagesConfig, progress: bool) -> dict[str, ImageSet]:
+        """The images that pass through a model, by name."""
 
     @abstractmethod
     def compare(self, subject: Subject, progress: bool) -> list[Row]:
@@ -157,6 +167,20 @@ class ExperimentConfig(Config):
         Raises:
             StorageError: the run is not finished.
         """
+
+    def subjects(self, out: Path) -> list[Subject]:
+        """The models of a finished run, with what was captured of them.
+
+        Raises:
+            StorageError: the run is not finished, or a capture is damaged.
+        """
+        found = []
+        for number, title in enumerate(dict.fromkeys(row["model"] for row in self.open(out).table)):
+            sets = self.image_sets(self._entry(title).images or self.images, False)
+            captures = {name: Capture.open(capture_folder(out, number, title, name)) for name in sets}
+            layers = {name: self.choose_layers(capture) for name, capture in captures.items()}
+            found.append(Subject(title, None, None, sets, layers, subject_folder(out, number, title)))
+        return found
 
     def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
         """Those of the captured layers that the study is about."""
@@ -180,7 +204,13 @@ class ExperimentConfig(Config):
             for name, images in sets.items()
         }  # fmt: skip
         chosen = {name: self.choose_layers(found) for name, found in captures.items()}
-        return Subject(title, model, sets, chosen, subject_folder(out, number, title))
+        entry = self._entry(title)
+        published = entry.source if entry.weights == "default" and title != entry.control_title else None
+        return Subject(title, model, published, sets, chosen, subject_folder(out, number, title))
+
+    def _entry(self, title: str) -> SubjectConfig:
+        """What the configuration says of a model."""
+        return next((entry for entry in self.models if entry.is_called(title)), self.models[0])
 
 
 def slug(title: str) -> str:

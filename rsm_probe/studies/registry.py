@@ -7,16 +7,17 @@ from pathlib import Path
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError, nearest
 from rsm_probe.studies.pairs_study import PairsConfig
+from rsm_probe.studies.paper_study import EXPERIMENTS, Experiment, PaperConfig
 from rsm_probe.studies.sweep_study import SweepConfig
 from rsm_probe.studies.sweeps_study import SweepsConfig
-from rsm_probe.studies.translation import TranslationConfig
 
-Study = SweepConfig | SweepsConfig | PairsConfig | TranslationConfig
+Study = SweepConfig | SweepsConfig | PairsConfig | PaperConfig | Experiment
 STUDIES: dict[str, type[Study]] = {
     "sweep": SweepConfig,
     "sweeps": SweepsConfig,
     "pairs": PairsConfig,
-    "translation": TranslationConfig,
+    "paper": PaperConfig,
+    **EXPERIMENTS,
 }
 
 

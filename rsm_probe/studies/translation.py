@@ -17,10 +17,11 @@ from rsm_probe.errors import ImageError
 from rsm_probe.similarity.between import rsm
 from rsm_probe.sources.crops import crop_pairs
 from rsm_probe.sources.images import ImageSet
-from rsm_probe.storage.captures import Capture, CapturedLayer
+from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.files import Arrays
-from rsm_probe.studies.crop_statistics import UNRELATED, Crops
-from rsm_probe.studies.experiment import ExperimentConfig, Subject, capture_folder, slug, subject_folder
+from rsm_probe.studies.crop_statistics import OVERLAPPING, UNRELATED, Crops
+from rsm_probe.studies.entries import ImagesConfig
+from rsm_probe.studies.experiment import ExperimentConfig, Subject, slug
 from rsm_probe.studies.tables import Row, TableResult, accuracy_line, kernel_title, markdown, shown, with_interval
 from rsm_probe.studies.translation_figures import figure2, separation_figure
 from rsm_probe.studies.units import stacked
@@ -53,14 +54,13 @@ class TranslationConfig(ExperimentConfig):
             raise ValueError(f"images.size: patches are taken of edge: {self.edge} pixels; leave size: out")
         return self
 
-    def image_sets(self, progress: bool) -> dict[str, ImageSet]:
+    def image_sets(self, source: ImagesConfig, progress: bool) -> dict[str, ImageSet]:
         """The crops: all upper ones, then all lower ones.
 
         Raises:
             ImageError: too few images.
         """
         needed = self.batch * self.batches
-        source = self.images
         if source.source == "photos":
             source = source.model_copy(update={"size": self.edge, "count": source.count or needed})
         images = source.load(progress)
@@ -163,19 +163,17 @@ class TranslationConfig(ExperimentConfig):
 
     def figures(self, out: Path) -> dict[str, Figure]:
         """Figure 2 of every model under the first kernel, and the separation by layer under each."""
-        result, images = self.open(out), self.image_sets(False)["crops"]
-        crops, drawn = self.crops(images), {}
-        shown = [name for name in self.matchings if name in ("identity", "optimal", "batch-optimal")][:2]
+        result, drawn = self.open(out), {}
+        shown = [name for name in self.matchings if name == "identity" or name in SEMANTIC][:2]
         kernel = "rbf" if "rbf" in self.kernels else self.kernels[0]
-        for number, model in enumerate(dict.fromkeys(row["model"] for row in result.table)):
-            folder = subject_folder(out, number, model)
-            captured = Capture.open(capture_folder(out, number, model, "crops"))
+        for subject in self.subjects(out):
+            crops = self.crops(subject.images["crops"])
             panels: dict[str, dict[str, Any]] = {}
-            for place, layer in enumerate(captured.values()):
+            for place, layer in enumerate(subject.layers["crops"].values()):
                 for name in shown:
-                    values = self.similarities(folder, place, layer, self.ways()[name, kernel], False)
-                    kinds = {f"{kind} crops": crops.values(values, kind) for kind in ("overlapping", "unrelated")}
+                    values = self.similarities(subject.folder, place, layer, self.ways()[name, kernel], False)
+                    kinds = {f"{kind} crops": crops.values(values, kind) for kind in (OVERLAPPING, UNRELATED)}
                     panels.setdefault(layer.name, {})[name] = {"rsm": values[0], "kinds": kinds}
-            drawn[f"figure2-{slug(model)}"] = figure2(panels, kernel)
+            drawn[f"figure2-{slug(subject.title)}"] = figure2(panels, kernel)
         models = list(dict.fromkeys(row["model"] for row in result.table))
         return drawn | {f"separation-{kernel}": separation_figure(result, kernel, models) for kernel in self.kernels}

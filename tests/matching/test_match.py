@@ -28,7 +28,7 @@ PROPERTIES = {
     "topk-greedy": (False, False, True),
     "greedy": (False, False, True),
     "translation": (False, True, False),
-    "late-interaction": (False, False, True),
+    "late-interaction": (False, True, True),
     "soft": (False, False, True),
 }
 # Methods that pair locations and need nothing but the affinity.

@@ -1,0 +1,152 @@
+"""Output similarity: are images alike inside that a classifier answers alike? (paper, section 4.3, appendix E)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from pydantic import Field, PositiveInt
+from tqdm import tqdm
+
+from rsm_probe.comparison.divergence import jensen_shannon, probabilities
+from rsm_probe.comparison.measures import get_measure
+from rsm_probe.comparison.separation import interval
+from rsm_probe.comparison.statistics import bootstrap_samples
+from rsm_probe.errors import ComparisonError, ImageError, ModelError, StorageError
+from rsm_probe.sources.answers import logits
+from rsm_probe.sources.images import ImageSet
+from rsm_probe.storage.captures import CapturedLayer
+from rsm_probe.storage.files import Arrays
+from rsm_probe.studies.entries import ImagesConfig
+from rsm_probe.studies.experiment import ExperimentConfig, Subject
+from rsm_probe.studies.outputs_report import outputs_figures, outputs_report
+from rsm_probe.studies.paper_numbers import TABLE1, TABLE4_PEARSON, TABLE4_SPEARMAN, correlation_number
+from rsm_probe.studies.similar import similarity_values
+from rsm_probe.studies.tables import Row, TableResult
+from rsm_probe.studies.units import stacked
+from rsm_probe.studies.ways import Way
+
+MEASURES = {"pearson": "rsa-pearson", "spearman": "rsa-spearman"}
+
+
+class OutputsConfig(ExperimentConfig):
+    """The divergence of class probabilities of image pairs against the similarity of their representations."""
+
+    study: Literal["outputs"] = "outputs"
+    layers: str | tuple[str, ...] = Field(
+        default="blocks", description="the last of these in forward order is the last hidden layer"
+    )
+    repeats: int = Field(default=200, ge=2, description="bootstrap samples of each interval; each sees all pairs")
+    tile: PositiveInt | None = Field(
+        default=None, description="images on each side of a tile that has its own width of an RBF kernel; else all"
+    )
+    paper: Literal["table1", "table4"] | None = Field(
+        default=None, description="the table of the paper whose images these are, for its numbers beside these"
+    )
+
+    def image_sets(self, source: ImagesConfig, progress: bool) -> dict[str, ImageSet]:
+        """The images that are classified.
+
+        Raises:
+            ImageError: they cannot be had, or are too few.
+        """
+        images = source.load(progress)
+        if len(images) < 4:
+            raise ImageError(f"a correlation over pairs needs at least 4 images, and {images.name} has {len(images)}")
+        return {"images": images}
+
+    def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
+        """The last one."""
+        name = list(layers)[-1]
+        return {name: layers[name]}
+
+    def compare(self, subject: Subject, progress: bool) -> list[Row]:
+        """One row for each kernel and matching, with both correlations."""
+        divergence, found = self.pairs(subject, progress)
+        measured = {name: self._correlations(measure, divergence, found) for name, measure in MEASURES.items()}
+        (layer,) = subject.layers["images"].values()
+        rows: list[Row] = []
+        for matching, kernel in found:
+            row: Row = {"model": subject.title, "layer": layer.name, "locations": layer.shape[1], "kernel": kernel}
+            row |= {"matching": matching, "images": len(layer)}
+            for name, values in measured.items():
+                row |= values[matching, kernel]
+                table = self._paper_table(name)
+                row[f"{name}_paper"] = correlation_number(table, subject.source, kernel, matching)
+            rows.append(row)
+        return rows
+
+    def pairs(self, subject: Subject, progress: bool) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
+        """The divergence of all pairs of images, (N, N), and their similarities by (matching, kernel)."""
+        (layer,) = subject.layers["images"].values()
+        found = {key: self._similarities(subject.folder, layer, way, progress) for key, way in self.ways().items()}
+        try:
+            return jensen_shannon(probabilities(self._logits(subject, progress))), found
+        except ComparisonError as error:
+            raise ModelError(f"{subject.title}: {error}") from error
+
+    def _similarities(self, folder: Path, layer: CapturedLayer, way: Way, progress: bool) -> np.ndarray:
+        return similarity_values(
+            layer, None, way, folder / f"{way.products_name}.zarr", self.centering, self.tile,
+            memory=self.memory, workers=self.workers, device=self.device or "cpu", progress=progress,
+        )  # fmt: skip
+
+    def _logits(self, subject: Subject, progress: bool) -> np.ndarray:
+        """What the classifier answers to every image, (N, K) or (N, Q, K)."""
+        images, model = subject.images["images"], subject.model
+        starts = range(0, len(images), self.batch_size)
+
+        def one_batch(number: int) -> Arrays:
+            # Batches are stacked, so that all of them are of one size: the last one is filled up with its last image.
+            places = np.minimum(np.arange(starts[number], starts[number] + self.batch_size), len(images) - 1)
+            if model is None:
+                raise StorageError(f"{subject.folder} has lost its logits; run the study again, it continues")
+            return {"logits": logits(model, images, places)}
+
+        with tqdm(desc="classifying", total=len(starts), unit="batch", disable=not progress, leave=False) as bar:
+            values = stacked(subject.folder / "logits.npz", len(starts), one_batch, bar.update)["logits"]
+        return values.reshape(-1, *values.shape[2:])[: len(images)]
+
+    def _correlations(
+        self, measure: str, divergence: np.ndarray, found: Mapping[tuple[str, str], np.ndarray]
+    ) -> dict[tuple[str, str], Row]:
+        """Value, interval and difference to the identity under every way.
+
+        Pairs share images, so that images are drawn with replacement, and not pairs; all ways see the same draws.
+        """
+        name = measure.removeprefix("rsa-")
+        if np.ptp(divergence) == 0:
+            raise ComparisonError("the classifier answers all images alike; nothing correlates with such answers")
+        stack = np.stack(list(found.values()))
+        values = get_measure(measure).grid(stack, divergence[None])[:, 0]
+        samples = bootstrap_samples([(stack, divergence[None])], measure, self.repeats, self.seed)[:, :, 0]
+        keys, rows = list(found), {}
+        for number, (matching, kernel) in enumerate(keys):
+            low, high = interval(samples[:, number], self.level)
+            row: Row = {name: float(values[number]), f"{name}_low": low, f"{name}_high": high}
+            if ("identity", kernel) in found:
+                other = keys.index(("identity", kernel))
+                row[f"{name}_gain"] = float(values[number] - values[other])
+                ends = interval(samples[:, number] - samples[:, other], self.level)
+                row[f"{name}_gain_low"], row[f"{name}_gain_high"] = ends
+            rows[matching, kernel] = row
+        return rows
+
+    def _paper_table(self, name: str) -> dict[str, tuple[float, ...]]:
+        tables: dict[tuple[str | None, str], Any] = {
+            ("table1", "pearson"): TABLE1,
+            ("table4", "pearson"): TABLE4_PEARSON,
+            ("table4", "spearman"): TABLE4_SPEARMAN,
+        }
+        return tables.get((self.paper, name), {})
+
+    def report(self, result: TableResult, accuracies: Mapping[str, float]) -> str:
+        """Tables 1 and 4 of the paper, as measured."""
+        return outputs_report(self, result, accuracies)
+
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """Divergence against similarity, a figure for each model, and all correlations."""
+        return outputs_figures(self, self.open(out), out)

@@ -1,0 +1,86 @@
+"""Several studies by one command, such as all experiments of the paper: they share their networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+from pydantic import Field, field_validator
+
+from rsm_probe.config import Config, read_yaml
+from rsm_probe.storage.files import save_text
+from rsm_probe.studies.approximation import ApproximationConfig
+from rsm_probe.studies.outputs import OutputsConfig
+from rsm_probe.studies.retrieval import RetrievalConfig
+from rsm_probe.studies.run_folder import require_study
+from rsm_probe.studies.tables import TableResult
+from rsm_probe.studies.translation import TranslationConfig
+
+Experiment = TranslationConfig | RetrievalConfig | OutputsConfig | ApproximationConfig
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    "translation": TranslationConfig,
+    "retrieval": RetrievalConfig,
+    "outputs": OutputsConfig,
+    "approximation": ApproximationConfig,
+}
+# What else a run folder holds.
+_TAKEN = ("figures", "models", "config.yaml", "report.md")
+
+
+class PaperConfig(Config):
+    """Experiments one after another, each in a folder of its own within the run folder."""
+
+    study: Literal["paper"] = "paper"
+    studies: dict[str, Experiment] = Field(
+        min_length=1, description="name -> an experiment, or the file that holds it; a name becomes a folder"
+    )
+
+    @field_validator("studies", mode="before")
+    @classmethod
+    def _read(cls, studies: Any) -> Any:
+        if not isinstance(studies, dict):
+            return studies
+        found = {}
+        for name, entry in studies.items():
+            if str(name) in _TAKEN or "/" in str(name) or str(name).startswith("."):
+                raise ValueError(
+                    f"names become folders: no '/', no '.' at the beginning, none of {_TAKEN}; found {name!r}"
+                )
+            data = read_yaml(entry) if isinstance(entry, str) else entry
+            kind = data.get("study") if isinstance(data, dict) else None
+            if kind not in EXPERIMENTS:
+                raise ValueError(f"{name}: study: must be one of {', '.join(EXPERIMENTS)}, found {kind!r}")
+            found[name] = EXPERIMENTS[kind].parse(data, f"studies.{name}")
+        return found
+
+    def run(self, out: Path, progress: bool = False) -> dict[str, TableResult]:
+        """Runs the studies, or continues them, and writes `report.md`: all of their reports.
+
+        Networks that recipes train lie in `models/` of the run folder, so that studies which name the same network
+        train it once.
+
+        Raises:
+            RsmProbeError: whatever the studies raise.
+        """
+        require_study(out / "config.yaml", self.study)
+        save_text(out / "config.yaml", self.to_yaml())
+        networks = str(out / "models")
+        results = {}
+        for name, study in self.studies.items():
+            shared = study if study.networks is not None else study.model_copy(update={"networks": networks})
+            results[name] = shared.run(out / name, progress)
+        save_text(out / "report.md", "\n".join(str(result) for result in results.values()))
+        return results
+
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """The figures of all studies, each name with that of its study before it.
+
+        Raises:
+            StorageError: a study is not finished.
+        """
+        return {
+            f"{name}-{title}": figure
+            for name, study in self.studies.items()
+            for title, figure in study.figures(out / name).items()
+        }

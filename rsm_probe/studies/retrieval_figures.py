@@ -1,0 +1,142 @@
+"""The paper's Figures 3, 4 and 8 to 14, and the score against the number of locations at fixed depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rsm_probe.figures import interval_plot, matched_locations, picture
+from rsm_probe.matching.match import match
+from rsm_probe.similarity.images import centred_tokens
+from rsm_probe.storage.captures import CapturedLayer
+from rsm_probe.studies.entries import DILATED
+from rsm_probe.studies.experiment import Subject, slug
+from rsm_probe.studies.tables import TableResult, kernel_title
+from rsm_probe.studies.ways import SEMANTIC, title
+
+if TYPE_CHECKING:
+    from rsm_probe.sources.images import ImageSet
+    from rsm_probe.studies.retrieval import RetrievalConfig
+
+
+def retrieval_figures(config: RetrievalConfig, result: TableResult, out: Path) -> dict[str, Figure]:
+    """All figures of a finished run by file name."""
+    what = {"f1": "F1@1", "iou": "IoU@1"}[config.score]
+    size = max(config.database_sizes)
+    figures = {"figure3": _scores(result, size, what)}
+    if any(DILATED in row["model"] for row in result.table):
+        figures["locations"] = _by_locations(result, size, what)
+    for subject in config.subjects(out):
+        figures[f"neighbours-{slug(subject.title)}"] = _neighbours(config, subject)
+    return figures
+
+
+def _scores(result: TableResult, size: int, what: str) -> Figure:
+    """Models and layers side by side, a panel for each kernel (paper, Figure 3)."""
+    rows = result.select(database=size)
+    kernels = list(dict.fromkeys(row["kernel"] for row in rows))
+    figure = Figure(figsize=(3.4 * len(kernels), 3.6), layout="constrained")
+    several = len({row["layer"] for row in rows}) > 1
+    for ax, kernel in zip(figure.subplots(1, len(kernels), sharey=True, squeeze=False)[0], kernels, strict=True):
+        mine = [row for row in rows if row["kernel"] == kernel]
+        places = list(dict.fromkeys((row["model"], row["layer"]) for row in mine))
+        shown = [f"{model}, {layer}" if several else model for model, layer in places]
+        interval_plot(ax, shown, _lines(mine, places, ("model", "layer")), kernel_title(kernel), what)
+        for line in ax.lines:
+            line.set_linestyle("none")
+    figure.axes[0].legend(fontsize=7)
+    return figure
+
+
+def _by_locations(result: TableResult, size: int, what: str) -> Figure:
+    """Networks whose last stages are dilated in place of strided: the same depth and weights, more locations."""
+    rows = [{**row, "network": row["model"].split(DILATED)[0]} for row in result.select(database=size)]
+    networks, kernels = (list(dict.fromkeys(row[key] for row in rows)) for key in ("network", "kernel"))
+    figure = Figure(figsize=(2.9 * len(kernels), 2.4 * len(networks)), layout="constrained")
+    axes = figure.subplots(len(networks), len(kernels), squeeze=False, sharex=True, sharey=True)
+    for line, network in zip(axes, networks, strict=True):
+        for ax, kernel in zip(line, kernels, strict=True):
+            mine = [row for row in rows if (row["network"], row["kernel"]) == (network, kernel)]
+            last = mine[-1]["layer"]
+            mine = sorted((row for row in mine if row["layer"] == last), key=lambda row: row["locations"])
+            places = list(dict.fromkeys((row["locations"],) for row in mine))
+            names = [str(place[0]) for place in places]
+            interval_plot(ax, names, _lines(mine, places, ("locations",)), f"{network}, {kernel_title(kernel)}", what)
+            ax.set_xlabel("locations of the last block" if ax in axes[-1] else "")
+    axes[0, 0].legend(fontsize=6)
+    return figure
+
+
+def _lines(
+    rows: list[dict[str, Any]], places: list[tuple[Any, ...]], keys: tuple[str, ...]
+) -> dict[str, list[tuple[float, float, float]]]:
+    """Matching -> value and interval at each place."""
+    nothing = (np.nan, np.nan, np.nan)
+    found: dict[str, dict[tuple[Any, ...], tuple[float, float, float]]] = {}
+    for row in rows:
+        place = tuple(row[key] for key in keys)
+        found.setdefault(title(row["matching"]), {})[place] = (row["score"], row["low"], row["high"])
+    return {name: [values.get(place, nothing) for place in places] for name, values in found.items()}
+
+
+def _neighbours(config: RetrievalConfig, subject: Subject) -> Figure:
+    """Some queries and their nearest images, with and without matching, and how the best one is matched (Figure 4)."""
+    sets = subject.images
+    place = len(subject.layers["queries"]) - 1
+    layer, other = (list(subject.layers[name].values())[place] for name in ("queries", "database"))
+    kernel = "cosine" if "cosine" in config.kernels else config.kernels[0]
+    found = config.neighbours(subject, place, False)
+    names = [name for name in config.matchings if name == "identity" or name in SEMANTIC][:2]
+    size = max(config.database_sizes)
+    figure = Figure(
+        figsize=(1.25 * (config.top + 1) + 3.2, 1.45 * len(names) * len(config.pictured)), layout="constrained"
+    )
+    grid = figure.add_gridspec(len(config.pictured) * len(names), config.top + 3)
+    for row, (query, name) in enumerate((query, name) for query in config.pictured for name in names):
+        nearest = found[name, kernel][size][query]
+        shown = np.asarray(sets["queries"][query])
+        picture(figure.add_subplot(grid[row, 0]), shown, f"query {query}, {title(name)}", framed=True)
+        for rank, index in enumerate(nearest):
+            if index >= 0:
+                picture(
+                    figure.add_subplot(grid[row, 1 + rank]), np.asarray(sets["database"][int(index)]), f"{rank + 1}"
+                )
+        if nearest[0] >= 0 and layer.grid and other.grid:
+            _matched(
+                figure.add_subplot(grid[row, config.top + 1 :]),
+                config,
+                sets,
+                layer,
+                other,
+                query,
+                int(nearest[0]),
+                name,
+            )
+    figure.suptitle(f"{subject.title}, {layer.name}, {kernel_title(kernel)}", fontsize=9)
+    return figure
+
+
+def _matched(
+    ax: Any,
+    config: RetrievalConfig,
+    sets: Mapping[str, ImageSet],
+    layer: CapturedLayer,
+    other: CapturedLayer,
+    query: int,
+    index: int,
+    matching: str,
+) -> None:
+    """Which locations of a query and of its nearest image answer to each other."""
+    tokens = [
+        centred_tokens(images, slice(place, place + 1), other, config.centering)[0]
+        for images, place in ((layer, query), (other, index))
+    ]
+    found = match(tokens[0], tokens[1], matching)
+    if found.permutation is None or found.affinities is None:
+        return
+    pictures = np.asarray(sets["queries"][query]), np.asarray(sets["database"][index])
+    matched_locations(ax, pictures, (layer.grid, other.grid), found.permutation, found.affinities, most=12)  # type: ignore[arg-type]
