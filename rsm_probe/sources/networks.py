@@ -68,7 +68,6 @@ def build_network(config: NetworkConfig, outputs: int, dilated: int = 0) -> nn.M
         Bottleneck if config.architecture == "resnet101" else BasicBlock,
         config.blocks,
         num_classes=outputs,
-        output_stride=(32, 16, 8)[dilated],
         channels=config.widths,
         zero_init_last=config.zero_init_residual,
     )
@@ -82,4 +81,19 @@ def build_network(config: NetworkConfig, outputs: int, dilated: int = 0) -> nn.M
         first.conv1 = nn.Conv2d(stem, stem, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(first.conv1.weight, mode="fan_out", nonlinearity="relu")
         first.downsample = None
+    _dilate([module.layer1, module.layer2, module.layer3, module.layer4][4 - dilated :])
     return module
+
+
+def _dilate(stages: list[nn.Module]) -> None:
+    """Takes the strides out of stages, and lets what follows them look as much further."""
+    reach = 1
+    for stage in stages:
+        for name, conv in list(stage.named_modules()):
+            if not isinstance(conv, nn.Conv2d):
+                continue
+            strided, conv.stride = conv.stride != (1, 1), (1, 1)
+            if conv.kernel_size != (1, 1):
+                conv.dilation = conv.padding = (reach, reach)
+            # The shortcut of a block strides beside the convolution that does, and only one of the two counts.
+            reach *= 2 if strided and "downsample" not in name else 1

@@ -57,8 +57,8 @@ class ApproximationConfig(ExperimentConfig):
     def _ratio_has_a_meaning(cls, centering: Any) -> Any:
         if centering == "location-mean":
             raise ValueError(
-                "without the mean of each location, products lie about 0, and shares of the optimum mean nothing; leave "
-                "centering: out, or take channel-mean"
+                "without the mean of each location, products lie about 0, and shares of the optimum mean nothing; "
+                "leave centering: out, or take channel-mean"
             )
         return centering
 

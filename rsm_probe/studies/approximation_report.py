@@ -79,14 +79,16 @@ def approximation_figures(config: ApproximationConfig, result: TableResult, out:
 def _shares(config: ApproximationConfig, result: TableResult, model: str) -> Figure:
     """Shares of the optimum and times, layer by layer (paper, Figure 5)."""
     rows = result.select(model=model)
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    layers, exact = list(dict.fromkeys(row["layer"] for row in rows)), ("optimal", *config.solvers)
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     quality, cost = figure.subplots(1, 2)
+    # First those of both panels, so that a method has one colour.
+    methods = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda label: label in exact)
     lines, times = {}, {}
-    for label in dict.fromkeys(row["method"] for row in rows):
+    for label in methods:
         mine = [row for row in rows if row["method"] == label]
         times[label] = [(row["milliseconds"], row["milliseconds"], row["milliseconds"]) for row in mine]
-        if label != "optimal" and label not in config.solvers:
+        if label not in exact:
             lines[label] = [(row["share"], row["low"], row["high"]) for row in mine]
     interval_plot(quality, layers, lines, f"{model}: share of the optimum", "ratio of sums")
     interval_plot(cost, layers, times, "time of a pair on one core", "ms")

@@ -70,7 +70,8 @@ class PaperConfig(Config):
         for name, study in self.studies.items():
             shared = study if study.networks is not None else study.model_copy(update={"networks": networks})
             results[name] = shared.run(out / name, progress)
-        save_text(out / "report.md", "\n".join(str(result) for result in results.values()))
+        reports = [(result.folder / "report.md").read_text(encoding="utf-8") for result in results.values()]
+        save_text(out / "report.md", "\n".join(reports))
         return results
 
     def figures(self, out: Path) -> dict[str, Figure]:

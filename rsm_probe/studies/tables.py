@@ -70,8 +70,9 @@ class TableResult:
         return rows[0]
 
     def __str__(self) -> str:
-        report = self.folder / "report.md"
-        return report.read_text(encoding="utf-8") if report.exists() else f"{len(self.table)} rows"
+        return (
+            f"{len(self.table)} rows in {self.folder / 'table.csv'}, in the paper's layout: {self.folder / 'report.md'}"
+        )
 
 
 def kernel_title(kernel: str) -> str:

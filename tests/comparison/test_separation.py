@@ -1,0 +1,73 @@
+"""AUROC, d' and intervals over images, against scikit-learn and cases by hand."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from rsm_probe.comparison.separation import auroc, auroc_samples, d_prime, draw_weights, interval, mean_interval
+from rsm_probe.errors import ComparisonError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["no ties", "ties"])
+def test_auroc_agrees_with_scikit_learn(rounded):
+    positive, negative = RNG.normal(0.7, 1, 60), RNG.normal(0, 1, 200)
+    if rounded:
+        positive, negative = positive.round(), negative.round()
+    labels = np.repeat([1, 0], [60, 200])
+    expected = roc_auc_score(labels, np.concatenate([positive, negative]))
+    assert auroc(positive, negative) == pytest.approx(expected, rel=1e-12)
+
+
+def test_weights_are_copies(monkeypatch):
+    positive, negative = RNG.normal(0.5, 1, 12).round(1), RNG.normal(0, 1, 30).round(1)
+    weights = RNG.integers(0, 4, (5, 12)), RNG.integers(0, 3, (5, 30))
+    expected = [auroc(np.repeat(positive, a), np.repeat(negative, b)) for a, b in zip(*weights, strict=True)]
+    np.testing.assert_allclose(auroc_samples(positive, negative, *weights), expected, rtol=1e-6)
+    monkeypatch.setattr("rsm_probe.comparison.separation._BLOCK", 1)
+    np.testing.assert_allclose(auroc_samples(positive, negative, *weights), expected, rtol=1e-6)
+
+
+def test_cases_without_an_answer():
+    assert np.isnan(auroc(np.array([]), np.array([1.0])))
+    assert np.isnan(d_prime(np.array([1.0]), np.array([1.0, 2.0])))
+    assert np.isnan(d_prime(np.ones(3), np.ones(3)))
+    assert np.isnan(auroc_samples(np.ones(2), np.ones(2), np.zeros((1, 2)), np.ones((1, 2)))).all()
+    assert np.isnan(mean_interval(np.array([np.nan]))).all()
+
+
+def test_d_prime_by_hand():
+    # Means 3 and 1, variances 2 and 2.
+    assert d_prime(np.array([2.0, 4.0]), np.array([0.0, 2.0])) == pytest.approx(2 / np.sqrt(2))
+
+
+def test_an_interval_of_a_mean_covers_as_often_as_it_says():
+    covered = 0
+    for seed in range(200):
+        values = np.random.default_rng(seed).exponential(size=80)
+        _, low, high = mean_interval(values, repeats=300, level=0.9, seed=seed)
+        covered += low <= 1.0 <= high
+    assert 0.82 <= covered / 200 <= 0.95
+
+
+def test_missing_values_do_not_count():
+    values = np.array([1.0, np.nan, 3.0])
+    mean, low, high = mean_interval(values, repeats=500)
+    assert mean == 2.0
+    assert low == pytest.approx(1.0)
+    assert high == pytest.approx(3.0)
+
+
+def test_draws_are_repeatable_and_of_the_size_of_the_set():
+    drawn = draw_weights(9, 50, seed=3)
+    np.testing.assert_array_equal(drawn, draw_weights(9, 50, seed=3))
+    np.testing.assert_array_equal(drawn.sum(axis=1), 9)
+    assert (drawn.std(axis=0) > 0).all()
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ComparisonError, match="between 0 and 1"):
+        interval(np.arange(3.0), 95)
+    with pytest.raises(ComparisonError, match="at least 2 repeats"):
+        draw_weights(3, 1)
