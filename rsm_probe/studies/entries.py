@@ -208,6 +208,11 @@ class ImagesConfig(Config):
         return images
 
 
+def base_title(title: str) -> str:
+    """What results call a network without dilated stages."""
+    return title.split(DILATED)[0]
+
+
 class SubjectConfig(ModelConfig):
     """A model of an experiment, which may see images of its own."""
 
@@ -215,7 +220,7 @@ class SubjectConfig(ModelConfig):
 
     def is_called(self, title: str) -> bool:
         """Whether results call a model of this entry so."""
-        name = title.split(DILATED)[0]
+        name = base_title(title)
         # A model of a library is called as the library calls it, see `load_model`.
         default = Path((self.source or "").partition(":")[2] or self.source or "resnet").name
         default = default.removesuffix(".safetensors")

@@ -97,11 +97,12 @@ class OutputsConfig(ExperimentConfig):
     def _logits(self, subject: Subject, progress: bool) -> np.ndarray:
         """What the classifier answers to every image, (N, K) or (N, Q, K)."""
         images, model = subject.images["images"], subject.model
-        starts = range(0, len(images), self.batch_size)
+        size = min(self.batch_size, len(images))
+        starts = range(0, len(images), size)
 
         def one_batch(number: int) -> Arrays:
             # Batches are stacked, so that all of them are of one size: the last one is filled up with its last image.
-            places = np.minimum(np.arange(starts[number], starts[number] + self.batch_size), len(images) - 1)
+            places = np.minimum(np.arange(starts[number], starts[number] + size), len(images) - 1)
             if model is None:
                 raise StorageError(f"{subject.folder} has lost its logits; run the study again, it continues")
             return {"logits": logits(model, images, places)}

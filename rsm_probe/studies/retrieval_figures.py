@@ -13,7 +13,7 @@ from rsm_probe.figures import interval_plot, matched_locations, picture
 from rsm_probe.matching.match import match
 from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.storage.captures import CapturedLayer
-from rsm_probe.studies.entries import DILATED
+from rsm_probe.studies.entries import DILATED, base_title
 from rsm_probe.studies.experiment import Subject, slug
 from rsm_probe.studies.tables import TableResult, kernel_title
 from rsm_probe.studies.ways import SEMANTIC, title
@@ -40,12 +40,13 @@ def _scores(result: TableResult, size: int, what: str) -> Figure:
     rows = result.select(database=size)
     kernels = list(dict.fromkeys(row["kernel"] for row in rows))
     figure = Figure(figsize=(3.4 * len(kernels), 3.6), layout="constrained")
+    names = list(dict.fromkeys(row["matching"] for row in rows))
     several = len({row["layer"] for row in rows}) > 1
     for ax, kernel in zip(figure.subplots(1, len(kernels), sharey=True, squeeze=False)[0], kernels, strict=True):
         mine = [row for row in rows if row["kernel"] == kernel]
         places = list(dict.fromkeys((row["model"], row["layer"]) for row in mine))
         shown = [f"{model}, {layer}" if several else model for model, layer in places]
-        interval_plot(ax, shown, _lines(mine, places, ("model", "layer")), kernel_title(kernel), what)
+        interval_plot(ax, shown, _lines(mine, places, ("model", "layer"), names), kernel_title(kernel), what)
         for line in ax.lines:
             line.set_linestyle("none")
     figure.axes[0].legend(fontsize=7)
@@ -54,7 +55,8 @@ def _scores(result: TableResult, size: int, what: str) -> Figure:
 
 def _by_locations(result: TableResult, size: int, what: str) -> Figure:
     """Networks whose last stages are dilated in place of strided: the same depth and weights, more locations."""
-    rows = [{**row, "network": row["model"].split(DILATED)[0]} for row in result.select(database=size)]
+    rows = [{**row, "network": base_title(row["model"])} for row in result.select(database=size)]
+    matchings = list(dict.fromkeys(row["matching"] for row in rows))
     networks, kernels = (list(dict.fromkeys(row[key] for row in rows)) for key in ("network", "kernel"))
     figure = Figure(figsize=(2.9 * len(kernels), 2.4 * len(networks)), layout="constrained")
     axes = figure.subplots(len(networks), len(kernels), squeeze=False, sharex=True, sharey=True)
@@ -64,22 +66,23 @@ def _by_locations(result: TableResult, size: int, what: str) -> Figure:
             last = mine[-1]["layer"]
             mine = sorted((row for row in mine if row["layer"] == last), key=lambda row: row["locations"])
             places = list(dict.fromkeys((row["locations"],) for row in mine))
-            names = [str(place[0]) for place in places]
-            interval_plot(ax, names, _lines(mine, places, ("locations",)), f"{network}, {kernel_title(kernel)}", what)
+            lines = _lines(mine, places, ("locations",), matchings)
+            counts = [str(place[0]) for place in places]
+            interval_plot(ax, counts, lines, f"{network}, {kernel_title(kernel)}", what if ax is line[0] else "")
             ax.set_xlabel("locations of the last block" if ax in axes[-1] else "")
     axes[0, 0].legend(fontsize=6)
     return figure
 
 
 def _lines(
-    rows: list[dict[str, Any]], places: list[tuple[Any, ...]], keys: tuple[str, ...]
+    rows: list[dict[str, Any]], places: list[tuple[Any, ...]], keys: tuple[str, ...], names: list[str]
 ) -> dict[str, list[tuple[float, float, float]]]:
-    """Matching -> value and interval at each place."""
+    """Matching -> value and interval at each place; those that do not go with a kernel keep their colour."""
     nothing = (np.nan, np.nan, np.nan)
-    found: dict[str, dict[tuple[Any, ...], tuple[float, float, float]]] = {}
+    found: dict[str, dict[tuple[Any, ...], tuple[float, float, float]]] = {title(name): {} for name in names}
     for row in rows:
         place = tuple(row[key] for key in keys)
-        found.setdefault(title(row["matching"]), {})[place] = (row["score"], row["low"], row["high"])
+        found[title(row["matching"])][place] = (row["score"], row["low"], row["high"])
     return {name: [values.get(place, nothing) for place in places] for name, values in found.items()}
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rsm_probe.studies.entries import base_title
 from rsm_probe.studies.tables import Row, TableResult, accuracy_line, kernel_title, markdown, shown, with_interval
 from rsm_probe.studies.ways import SEMANTIC, title
 
@@ -31,7 +32,10 @@ def retrieval_report(config: RetrievalConfig, result: TableResult, accuracies: M
         parts += [f"## {what}@1 in a database of {size} images\n", _table(result, size, what)]
         parts += [f"## Best of {config.top} in a database of {size} images\n", _best(result, size)]
     parts.append("## What the intervals allow to say\n")
-    parts += [f"- {line}" for line in conclusions(result.table, "F1@1" if what == "F1" else "IoU@1")]
+    controls = {entry.control_title for entry in config.models if entry.control}
+    for kind, chosen in (("", False), ("Untrained networks: ", True)):
+        rows = [row for row in result.table if (base_title(row["model"]) in controls) == chosen]
+        parts += [f"- {kind}{line}" for line in conclusions(rows, f"{what}@1")]
     known = [row for row in result.table if not math.isnan(row["paper"])]
     if known:
         parts.append("\n*paper*: what the paper states for this model, these data and this number of images.")

@@ -10,14 +10,28 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from rsm_probe.errors import ImageError
-from rsm_probe.sources import embedded
-from rsm_probe.sources.embedded import EMBEDDED, digits, photos, scenes
+from rsm_probe.sources import scenes as digit_scenes
+from rsm_probe.sources.embedded import EMBEDDED, cluttered, digits, photos, scenes
 
-MAKERS = pytest.mark.parametrize("make", [digits, scenes, photos], ids=["digits", "scenes", "photos"])
+MAKERS = pytest.mark.parametrize(
+    "make", [digits, scenes, cluttered, photos], ids=["digits", "scenes", "cluttered", "photos"]
+)
 
 
 def pixels(image) -> np.ndarray:
     return np.asarray(image).astype(int)
+
+
+@pytest.fixture
+def other_digits(monkeypatch):
+    """Lets a test draw scenes of digits of its own, of which nothing is kept."""
+
+    def use(data):
+        monkeypatch.setattr(digit_scenes, "_digit_data", lambda: data)
+        digit_scenes._enlarged.cache_clear()
+
+    yield use
+    digit_scenes._enlarged.cache_clear()
 
 
 # What holds for each of them
@@ -104,6 +118,7 @@ def test_names_are_those_of_the_makers():
     assert {name: make(count=2).name for name, make in EMBEDDED.items()} == {
         "digits": "digits",
         "scenes": "scenes",
+        "cluttered": "cluttered",
         "photos": "photos",
     }
 
@@ -171,10 +186,10 @@ def test_boxes_lie_on_the_canvas_and_hardly_overlap():
                 assert min(min(right, x1) - max(left, x0), min(bottom, y1) - max(top, y0)) <= 3
 
 
-def test_digits_are_drawn_where_the_boxes_say(monkeypatch):
+def test_digits_are_drawn_where_the_boxes_say(other_digits):
     # Digit d becomes a full square for one d and nothing for the others: only its boxes are bright.
     labels = np.arange(50) % 10
-    monkeypatch.setattr(embedded, "_digit_data", lambda: ((labels == 7)[:, None, None] * np.ones((50, 8, 8)), labels))
+    other_digits(((labels == 7)[:, None, None] * np.ones((50, 8, 8)), labels))
     images = scenes(size=64, count=40)
     seen = 0
     for k, annotation in enumerate(images.annotations):
@@ -191,11 +206,11 @@ def test_digits_are_drawn_where_the_boxes_say(monkeypatch):
 
 
 @pytest.mark.parametrize(("split", "bright"), [("train", False), ("test", True)])
-def test_scenes_for_testing_hold_no_digit_seen_in_training(monkeypatch, split, bright):
+def test_scenes_for_testing_hold_no_digit_seen_in_training(other_digits, split, bright):
     # Every fifth digit is held out; here those, and only those, are visible.
     held_out = np.arange(50) % 5 == 0
     data = held_out[:, None, None] * np.ones((50, 8, 8)), np.arange(50) % 10
-    monkeypatch.setattr(embedded, "_digit_data", lambda: data)
+    other_digits(data)
     images = scenes(split, size=64, count=10)
     assert all((pixels(images[k]).max() > 0.5 * 255) == bright for k in range(10))
 
@@ -271,3 +286,25 @@ def test_annotations_survive_a_sample(make):
         if images.annotations:
             assert part.annotations[k] == images.annotations[original]
         assert np.array_equal(pixels(part[k]), pixels(images[original]))
+
+
+def test_frames_in_a_row_show_the_same_digits_elsewhere():
+    images = scenes("test", count=21, frames=7, seed=4)
+    notes = images.annotations
+    for start in (0, 7, 14):
+        group = notes[start : start + 7]
+        assert all(note["counts"] == group[0]["counts"] for note in group)
+        places = {tuple(map(tuple, note["boxes"])) for note in group}
+        assert len(places) == 7
+        assert not np.array_equal(pixels(images[start]), pixels(images[start + 1]))
+    assert len({str(note["counts"]) for note in notes}) == 3
+    assert images.fingerprint() != scenes("test", count=21, seed=4).fingerprint()
+
+
+def test_a_cluttered_image_holds_one_digit():
+    images = cluttered("test", count=60)
+    assert images.targets.values.shape == (60, 1)
+    assert [str(value) for value in images.targets.values[:, 0]] == list(images.labels)
+    assert set(images.labels) == set("0123456789")
+    with pytest.raises(ImageError, match="cluttered need a canvas of at least 48"):
+        cluttered(size=32)

@@ -53,3 +53,42 @@ def test_architecture_brings_its_blocks_and_is_read_back():
     assert config.blocks == (2, 2, 2, 2)
     assert NetworkConfig.parse(config.model_dump(mode="json")) == config
     assert NetworkConfig().blocks == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NetworkConfig(
+            widths=(8, 8, 16, 16), stem_stride=2
+        ),  # stages of one width have a shortcut for their stride alone
+        NetworkConfig(blocks=(1, 2, 2, 2), widths=(4, 8, 8, 16), narrow_stem=True),
+        NetworkConfig(architecture="resnet101", widths=(4, 4, 8, 8)),
+    ],
+    ids=["narrow", "deep", "bottlenecks"],
+)
+def test_dilated_stages_answer_the_same_at_the_same_locations(config):
+    torch.manual_seed(0)
+    plain = build_network(config, 3).eval()
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.normal_()
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        expected = plain.forward_features(images)
+        for stages in (1, 2):
+            dense = build_network(config, 3, stages).eval()
+            dense.load_state_dict(plain.state_dict())
+            found = dense.forward_features(images)
+            step = 2**stages
+            assert found.shape[-1] == step * expected.shape[-1]
+            torch.testing.assert_close(found[:, :, ::step, ::step], expected)
+
+
+def test_a_narrow_stem_has_the_channels_of_the_first_stage():
+    module = build_network(NetworkConfig(widths=(8, 16, 16, 16), narrow_stem=True), 3)
+    assert module.conv1.out_channels == 8
+    assert module(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+    with pytest.raises(ValueError, match="narrow_stem: is for networks of basic blocks"):
+        NetworkConfig(architecture="resnet101", narrow_stem=True)
