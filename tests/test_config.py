@@ -105,8 +105,8 @@ def test_message_says_what_was_read():
         (
             TrainingConfig,
             {"images": "digit"},
-            "images: input should be 'digits', 'scenes', 'cluttered', 'photos', 'cifar100' or the path of a folder, such as "
-            "'./digit', found 'digit'",
+            "images: input should be 'digits', 'scenes', 'cluttered', 'photos', 'cifar100' or the path of a folder, "
+            "such as './digit', found 'digit'",
         ),
         (
             SweepConfig,

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.sources.batches import augmented, batches, in_memory, shuffled
+from rsm_probe.sources.embedded import EMBEDDED
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.sources.models import LoadedModel, to_tensor
 from rsm_probe.sources.networks import NetworkConfig, build_network
@@ -88,7 +90,7 @@ def train(
         ModelError: the loss became NaN or infinite.
         StorageError: `partial` cannot be written.
     """
-    images, held_out = splits(config)
+    images, held_out, pixels = _training_images(config, progress)
     assert images.targets is not None  # every set that a recipe can name has them
     questions, choices = images.targets.values.shape[1], images.targets.choices
     answers = torch.from_numpy(images.targets.values).to(device)
@@ -107,7 +109,6 @@ def train(
     owner = _owner(config, seed, images)
     done = 0 if file is None else load_partial(file, owner, module, optimiser)
     schedule = _schedule(optimiser, config, done) if config.steps else None
-    pixels = in_memory(images, progress)
     order = itertools.islice(shuffled(len(images), config.batch_size, config.steps, seed), done, None)
     saved = time.monotonic()
     bar = tqdm(total=config.steps, initial=done, desc=f"training seed {seed}", disable=not progress, leave=False)
@@ -219,6 +220,23 @@ def normalise(image: object) -> Tensor:
 def _normalised(pixels: Tensor) -> Tensor:
     """What `normalise` makes of each image, of a batch (B, 3, H, W) of bytes."""
     return (pixels.float() / 255.0 - 0.5) / 0.25
+
+
+def _training_images(config: TrainingConfig, progress: bool) -> tuple[ImageSet, ImageSet, Tensor | None]:
+    """What a network is trained on and tested on, and the pixels of the former where they fit into memory."""
+    if not config.steps:
+        return *splits(config), None
+    if config.images in EMBEDDED:
+        return _drawn_images(config.model_copy(update={"network": NetworkConfig(), "steps": 10}))
+    images, held_out = splits(config)
+    return images, held_out, in_memory(images, progress)
+
+
+@lru_cache(maxsize=1)
+def _drawn_images(config: TrainingConfig) -> tuple[ImageSet, ImageSet, Tensor | None]:
+    """Those of an embedded set, which depend on nothing but the recipe: seeds one after another share them."""
+    images, held_out = splits(config)
+    return images, held_out, in_memory(images)
 
 
 def _owner(config: TrainingConfig, seed: int, images: ImageSet) -> dict[str, str]:

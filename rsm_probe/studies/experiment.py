@@ -169,14 +169,22 @@ class ExperimentConfig(Config):
         """
 
     def subjects(self, out: Path) -> list[Subject]:
-        """The models of a finished run, with what was captured of them.
+        """The models of a finished run that figures show one by one, with what was captured of them.
+
+        Of networks that differ in their seed, the first stands for all, and of those with dilated stages the one
+        without; tables and common figures hold every one of them.
 
         Raises:
             StorageError: the run is not finished, or a capture is damaged.
         """
-        found = []
+        found, entries = [], set()
         for number, title in enumerate(dict.fromkeys(row["model"] for row in self.open(out).table)):
-            sets = self.image_sets(self._entry(title).images or self.images, False)
+            entry = self._entry(title)
+            kind = self.models.index(entry), title.startswith(entry.control_title) and entry.control
+            if kind in entries:
+                continue
+            entries.add(kind)
+            sets = self.image_sets(entry.images or self.images, False)
             captures = {name: Capture.open(capture_folder(out, number, title, name)) for name in sets}
             layers = {name: self.choose_layers(capture) for name, capture in captures.items()}
             found.append(Subject(title, None, None, sets, layers, subject_folder(out, number, title)))

@@ -142,6 +142,7 @@ def test_outputs_state_the_correlation_over_pairs(finished):
     study, folder, results = finished
     config = study.studies["outputs"]
     subject = config.subjects(folder / "outputs")[1]
+    assert subject.title == "scenes"
     network = load_model(folder / "models" / "scenes.safetensors")
     images = subject.images["images"]
     answers = logits(network, images, np.arange(len(images)))
