@@ -74,7 +74,9 @@ def _explain(root: type[BaseModel], item: dict[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{place}: required, but missing"
     message = re.sub(r"^(Value error|Assertion failed), ", "", item["msg"])
-    return f"{place}: {message[0].lower() + message[1:]}, found {item['input']!r}"
+    said = f"{place}: {message[0].lower() + message[1:]}"
+    # What concerns several keys at once would show all of them.
+    return said if isinstance(item["input"], Mapping) and len(item["input"]) > 2 else f"{said}, found {item['input']!r}"
 
 
 def _keys_at(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

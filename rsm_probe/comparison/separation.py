@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rsm_probe.errors import ComparisonError
@@ -92,7 +94,11 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def mean_interval(
-    values: np.ndarray, repeats: int = 1000, level: float = 0.95, seed: int = 0
+    values: np.ndarray,
+    repeats: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    groups: Sequence[str] | np.ndarray | None = None,
 ) -> tuple[float, float, float]:
     """A mean over images, and its interval from images drawn with replacement.
 
@@ -103,6 +109,8 @@ def mean_interval(
         repeats: how many draws.
         level: of the interval, in (0, 1).
         seed: of the draws.
+        groups: one name for each image, shape (N,); images of a group, such as frames of one scene, are not independent
+            and are drawn together.
 
     Returns:
         Mean, lower and upper end; NaN where there is no value.
@@ -110,9 +118,12 @@ def mean_interval(
     Raises:
         ComparisonError: repeats or level out of range.
     """
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
+    every = np.asarray(values, dtype=np.float64)
+    known = every[~np.isnan(every)]
     if not known.size:
         return float("nan"), float("nan"), float("nan")
-    samples = draw_weights(len(known), repeats, seed) @ known / len(known)
+    names = np.arange(len(every)) if groups is None else np.asarray(groups)
+    places = np.unique(names[~np.isnan(every)], return_inverse=True)[1]
+    drawn = draw_weights(int(places.max()) + 1, repeats, seed)
+    samples = (drawn @ np.bincount(places, known)) / (drawn @ np.bincount(places))
     return float(known.mean()), *interval(samples, level)

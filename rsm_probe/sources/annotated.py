@@ -22,15 +22,17 @@ _ASPECT_TOLERANCE = 0.01
 _CITYSCAPES = "https://www.cityscapes-dataset.com"
 
 
-def egoobjects(root: str | Path, annotations: str = "EgoObjectsV1_unified_eval.json") -> ImageSet:
+def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObjectsV1_unified_eval.json") -> ImageSet:
     """Frames of EgoObjects in 16:9, each with the number of objects of every class in it, and its video.
 
     Each image's annotation holds `counts` (class -> objects), `boxes` (class, left, top, right, bottom, in pixels of
-    the frame as it is loaded) and `video`. Frames of other shapes are left out, as in the paper (appendix D.1), and
-    counted in `skipped`.
+    the frame as it is loaded), `video` and `scene` (the videos of one place), as far as the file tells. Frames of other
+    shapes are left out, as in the paper (appendix D.1), and counted in `skipped`.
 
     Args:
         root: the folder that holds `images/` and the annotations.
+        split: "all", or the `subset` of the frames in the file: the published one for evaluation holds "test", of which
+            the paper takes its images, and "val".
         annotations: the file of annotations (JSON in the manner of LVIS) within `root`.
 
     Raises:
@@ -47,6 +49,11 @@ def egoobjects(root: str | Path, annotations: str = "EgoObjectsV1_unified_eval.j
         missing = place / "images" if file.is_file() else file
         raise ImageError(f"there is no {missing}: {layout}")
     listed, frames = _annotated_frames(file)
+    if split != "all":
+        subsets = {str(frame.get("subset", "")) for frame in listed}
+        listed = [frame for frame in listed if frame.get("subset") == split]
+        if not listed:
+            raise ImageError(f"{file} lists no image of subset {split!r} (it has: {', '.join(sorted(subsets))})")
     skipped = {str(frame["name"]): "not in 16:9" for frame in listed if not _is_wide(frame)}
     kept = [frame for frame in listed if _is_wide(frame)]
     if not kept:
@@ -68,7 +75,7 @@ def egoobjects(root: str | Path, annotations: str = "EgoObjectsV1_unified_eval.j
         labels=[str(frame.get("main_category", "")) for frame in kept],
         annotations=notes,
         skipped=skipped,
-        content=lambda: json.dumps(notes, sort_keys=True),
+        content=lambda: f"split={split} {json.dumps(notes, sort_keys=True)}",
     )
 
 
@@ -82,10 +89,13 @@ def _annotated_frames(file: Path) -> tuple[list[dict[str, Any]], Mapping[Any, li
         data = json.loads(file.read_text(encoding="utf-8"))
         classes = {entry["id"]: str(entry["name"]) for entry in data["categories"]}
         images = [
-            {**entry, "name": str(entry.get("file_name") or entry["url"]).rpartition("images/")[2]}
+            {**entry, "name": str(entry.get("file_name") or entry["url"] or "").rpartition("images/")[2]}
             for entry in data["images"]
         ]
         known = {entry["id"] for entry in images}
+        for what, count in (("ids", len(known)), ("names", len({entry["name"] for entry in images}))):
+            if count < len(images):
+                raise ImageError(f"{file} lists {len(images)} images of {count} different {what}")
         objects: dict[Any, list[tuple[str, Sequence[float]]]] = defaultdict(list)
         for entry in data["annotations"]:
             if entry["image_id"] not in known:
@@ -96,10 +106,12 @@ def _annotated_frames(file: Path) -> tuple[list[dict[str, Any]], Mapping[Any, li
             if (number := entry.get("category_id")) is not None:
                 if number not in classes:
                     raise ImageError(f"{file}: annotation {entry.get('id')} is of an unknown class {number}")
-                objects[entry["image_id"]].append((classes[number], entry.get("bbox") or (0, 0, 0, 0)))
+                box = [float(value) for value in entry.get("bbox") or (0, 0, 0, 0)]
+                if len(box) != 4:
+                    raise ImageError(f"{file}: bbox of annotation {entry.get('id')} holds {len(box)} numbers, not 4")
+                objects[entry["image_id"]].append((classes[number], box))
         for entry in images:
             entry["width"], entry["height"] = int(entry["width"]), int(entry["height"])
-            entry["video_id"] = str(entry["video_id"])
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ImageError):
             raise
@@ -122,7 +134,12 @@ def _note(frame: Mapping[str, Any], objects: Sequence[tuple[str, Sequence[float]
         [name, *(round(v * scale[k % 2], 1) for k, v in enumerate((left, top, left + width, top + height)))]
         for name, (left, top, width, height) in objects
     ]
-    return {"counts": dict(Counter(name for name, _ in objects)), "boxes": boxes, "video": frame["video_id"]}
+    note: dict[str, Any] = {"counts": dict(Counter(name for name, _ in objects)), "boxes": boxes}
+    # Videos are numbered within the group of one place.
+    scene, video = frame.get("group_id"), frame.get("video_id")
+    if video is not None:
+        note["video"] = str(video) if scene is None else f"{scene}/{video}"
+    return note if scene is None else note | {"scene": str(scene)}
 
 
 def cityscapes(root: str | Path, split: str, progress: bool = False) -> ImageSet:

@@ -27,6 +27,8 @@ def logits(model: LoadedModel, images: ImageSet, numbers: np.ndarray) -> np.ndar
         ModelError: the output is none of these, or has another shape.
         ImageError: an image cannot be read.
     """
+    if getattr(model.module, "num_classes", None) == 0:
+        raise ModelError(f"{model.name} has no classification head (num_classes is 0); its answers are features")
     raw: list[Any] = [images[int(number)] for number in numbers]
     batch = prepared(raw, model.preprocess, images, numbers).to(model.device)
     training = model.module.training

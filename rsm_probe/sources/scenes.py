@@ -49,9 +49,9 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
 def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0, frames: int = 1) -> ImageSet:
     """Canvases with three to six real digits at random places and scales, among fragments of others.
 
-    Each scene's `annotation` holds `counts` (how often each digit occurs) and `boxes` (digit, left, top, right,
-    bottom). Its label names the digits. Targets ask, for each of the ten digits, how often it occurs (3 or more count
-    as 3).
+    Each scene's `annotation` holds `counts` (how often each digit occurs), `boxes` (digit, left, top, right, bottom)
+    and `scene`, which frames share. Its label names the digits. Targets ask, for each of the ten digits, how often it
+    occurs (3 or more count as 3).
 
     Args:
         split: which digits are used: "train", "test" or "all".
@@ -85,8 +85,9 @@ def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0,
             {
                 "counts": {str(d): int(row[d]) for d in range(10) if row[d]},
                 "boxes": [[d["digit"], d["x"], d["y"], d["x"] + d["edge"], d["y"] + d["edge"]] for d in layout],
+                "scene": str(number // frames),
             }
-            for row, layout in zip(counts, layouts, strict=True)
+            for number, (row, layout) in enumerate(zip(counts, layouts, strict=True))
         ],
         content=lambda: f"size={size} split={split}" + (f" frames={frames}" if frames > 1 else ""),
     )

@@ -48,8 +48,8 @@ class ApproximationConfig(ExperimentConfig):
     centering: Literal["channel-mean"] | None = Field(
         default=None, description="a share of the optimum means something only where the mean is not taken per location"
     )
-    paper: Literal["table5"] | None = Field(
-        default=None, description="table5 where model and images are the paper's, for its numbers beside these"
+    paper: str | None = Field(
+        default=None, description="the name of the model that is the paper's of Table 5, for its numbers beside its own"
     )
 
     @field_validator("centering", mode="before")
@@ -64,7 +64,10 @@ class ApproximationConfig(ExperimentConfig):
 
     @model_validator(mode="after")
     def _one_to_one(self) -> ApproximationConfig:
-        for name in (*self.matchings, *self.solvers):
+        names = ["optimal", *self.matchings, *self.solvers]
+        if len(set(names)) < len(names):
+            raise ValueError("solvers: optimal is always there, and no method may be named twice")
+        for name in names:
             if name == "pooled" or not get_matching(name)[1].one_to_one:
                 raise ValueError(
                     f"matchings: {name} pairs no locations one to one, so that it has no share of the optimum"
@@ -94,13 +97,13 @@ class ApproximationConfig(ExperimentConfig):
         """One row for each layer and method."""
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["images"].values()):
-            values, seconds = self.measured(subject.folder, number, layer, progress)
+            values, seconds = self.measured(subject, number, layer, progress)
             for label in values:
                 row: Row = {"model": subject.title, "layer": layer.name, "locations": layer.shape[1]}
                 row |= {"channels": layer.shape[2], "method": label, **self._share(values, label)}
                 timed = seconds[label][~np.isnan(seconds[label])]
                 row |= {"milliseconds": 1000 * float(np.median(timed)), "timed": len(timed)}
-                stated = TABLE5.get(label, {}).get(layer.shape[1]) if self.paper else None
+                stated = TABLE5.get(label, {}).get(layer.shape[1]) if subject.title == self.paper else None
                 row["paper_share"], row["paper_milliseconds"] = (
                     (np.nan, np.nan) if stated is None else (stated[0] / 100, stated[1])
                 )
@@ -108,24 +111,25 @@ class ApproximationConfig(ExperimentConfig):
         return rows
 
     def measured(
-        self, folder: Path, number: int, layer: CapturedLayer, progress: bool
+        self, subject: Subject, number: int, layer: CapturedLayer, progress: bool
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Products and seconds of every pair by method, (pairs,) each; NaN where other solvers were not tried.
 
         Args:
-            folder: where they are kept.
+            subject: the model.
             number: of the layer.
             layer: what it answers to the images.
             progress: show a bar.
         """
         pairs = self._drawn(len(layer))
         self._solved(torch.randn(2, 9, layer.shape[2]), (3, 3), True)  # what is compiled once does not count
-        file = folder / f"{number:03d}.npz"
+        file = subject.folder / f"{number:03d}.npz"
         with (
             tqdm(desc=layer.name, total=len(pairs), unit="pair", disable=not progress, leave=False) as bar,
             one_thread(),
         ):
-            found = stacked(file, len(pairs), lambda k: self._pair(layer, pairs[k], k < self.solver_pairs), bar.update)
+            one = lambda k: self._pair(layer, pairs[k], k < self.solver_pairs)  # noqa: E731
+            found = stacked(file, subject.owner, len(pairs), one, bar.update)
         labels = list(self.methods)
         return (
             {label: found["values"][:, k] for k, label in enumerate(labels)},
@@ -170,7 +174,7 @@ class ApproximationConfig(ExperimentConfig):
         known = ~np.isnan(mine)
         best, mine = best[known], mine[known]
         drawn = draw_weights(len(best), self.repeats, self.seed)
-        low, high = interval((drawn @ mine) / (drawn @ best), self.level)
+        low, high = interval((drawn @ mine) / (drawn @ best), self.level) if len(best) > 1 else (np.nan, np.nan)
         each = np.divide(mine, best, out=np.full_like(mine, np.nan), where=best > 0)
         smallest, middle, largest = np.nanquantile(each, [0.05, 0.5, 0.95])
         return {

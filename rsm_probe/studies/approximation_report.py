@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from rsm_probe.figures import interval_plot, joint_density, spreads
 from rsm_probe.studies.experiment import slug
-from rsm_probe.studies.tables import TableResult, accuracy_line, markdown, shown
+from rsm_probe.studies.tables import TableResult, accuracy_line, markdown, shown, with_interval
 
 if TYPE_CHECKING:
     from rsm_probe.studies.approximation import ApproximationConfig
@@ -40,7 +40,7 @@ def approximation_report(config: ApproximationConfig, result: TableResult, accur
     for model in dict.fromkeys(row["model"] for row in result.table):
         lines = []
         for row in result.select(model=model):
-            share = f"{row['share']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
+            share = with_interval(row, "share", digits=4)
             line = [
                 row["layer"],
                 row["locations"],
@@ -48,11 +48,17 @@ def approximation_report(config: ApproximationConfig, result: TableResult, accur
                 share,
                 f"{row['share_5']:.3f} to {row['share_95']:.3f}",
             ]
-            line += [shown(row["milliseconds"]), row["pairs"]]
-            lines.append(line + ([shown(row["paper_share"]), shown(row["paper_milliseconds"])] if stated else []))
+            line += [f"{row['milliseconds']:.3g}", row["pairs"]]
+            paper = [shown(row["paper_share"]), "-" if math.isnan(ms := row["paper_milliseconds"]) else f"{ms:.3g}"]
+            lines.append(line + (paper if stated else []))
         headings = ["layer", "S", "matching", "share", "5 % to 95 %", "ms", "pairs"]
         parts += [f"## {model}\n", markdown(headings + (["paper, share", "paper, ms"] if stated else []), lines)]
-    if not stated:
+    if stated:
+        parts.append(
+            "*paper*: Table 5, means over pairs of the ratio and of the time, of a ResNet-101 on another processor, "
+            "for layers of so many locations."
+        )
+    else:
         parts.append(
             "Model and images are not those of the paper's Table 5, so that its numbers do not stand beside these."
         )
@@ -68,9 +74,7 @@ def approximation_figures(config: ApproximationConfig, result: TableResult, out:
         shown_ones = layers if len(layers) <= _MOST_LAYERS else [
             layers[k] for k in np.linspace(0, len(layers) - 1, _MOST_LAYERS).astype(int)
         ]  # fmt: skip
-        values = {
-            layer.name: config.measured(subject.folder, layers.index(layer), layer, False)[0] for layer in shown_ones
-        }
+        values = {layer.name: config.measured(subject, layers.index(layer), layer, False)[0] for layer in shown_ones}
         if "identity" in config.matchings:
             figures[f"figure6-{slug(subject.title)}"] = _anisotropy(values, subject.title)
     return figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -151,7 +152,8 @@ class ImagesConfig(Config):
     )
     split: Literal["all", "train", "test"] = Field(
         default="all",
-        description="of an embedded set, CIFAR-100, Cityscapes, or a folder that holds train/ and test/ or val/",
+        description="of an embedded set, CIFAR-100, Cityscapes, EgoObjects, or a folder that holds train/ and test/ or "
+        "val/",
     )
     root: str = Field(default="data", description="the folder that holds a published data set")
     annotations: str = Field(
@@ -198,7 +200,7 @@ class ImagesConfig(Config):
         if self.source == "cityscapes":
             return cityscapes(self.root, self.split, progress)
         if self.source == "egoobjects":
-            return egoobjects(self.root, self.annotations)
+            return egoobjects(self.root, self.split, self.annotations)
         if self.split == "all":
             return folder(self.source, strict=self.strict, progress=progress)
         images = class_folders(self.source, self.split, progress=progress)
@@ -210,7 +212,7 @@ class ImagesConfig(Config):
 
 def base_title(title: str) -> str:
     """What results call a network without dilated stages."""
-    return title.split(DILATED)[0]
+    return re.sub(f"{DILATED}[12]$", "", title)
 
 
 class SubjectConfig(ModelConfig):

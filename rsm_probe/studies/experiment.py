@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rsm_probe.config import Config
-from rsm_probe.errors import RsmProbeError
+from rsm_probe.errors import ConfigError, RsmProbeError
 from rsm_probe.probe.capture import capture
 from rsm_probe.probe.layers import Layers
 from rsm_probe.similarity.centering import Centering
@@ -40,6 +42,7 @@ class Subject:
         images: those that passed, by name.
         layers: of the model, in forward order, by the name of the images.
         folder: where what is computed of it is kept.
+        owner: a hash of all that decides what is computed: settings, images, and what the layers answer.
     """
 
     title: str
@@ -48,6 +51,7 @@ class Subject:
     images: Mapping[str, ImageSet]
     layers: Mapping[str, Mapping[str, CapturedLayer]]
     folder: Path
+    owner: str
 
 
 class ExperimentConfig(Config):
@@ -74,7 +78,7 @@ class ExperimentConfig(Config):
     memory: str | int = "2GB"
     networks: str | None = Field(default=None, description="folder of trained networks; else in the run folder")
 
-    _EXECUTION: ClassVar[set[str]] = {"device", "workers", "memory", "networks"}
+    _EXECUTION: ClassVar[set[str]] = {"workers", "memory", "networks", "repeats", "level", "pictured", "paper"}
 
     @field_validator("kernels", "memory")
     @classmethod
@@ -115,7 +119,8 @@ class ExperimentConfig(Config):
             RsmProbeError: whatever the loading of models and images, capturing and comparing raise.
         """
         require_device(self.device)
-        claim(self, out, out / "captures", self._EXECUTION)
+        begun = out / "parts" if (out / "parts").exists() else out / "captures"
+        claim(self, out, begun, self._EXECUTION)
         # Before networks are trained: what is missing is said at once.
         sources = dict.fromkeys(entry.images or self.images for entry in self.models)
         drawn = {source: self.image_sets(source, progress) for source in sources}
@@ -187,7 +192,8 @@ class ExperimentConfig(Config):
             sets = self.image_sets(entry.images or self.images, False)
             captures = {name: Capture.open(capture_folder(out, number, title, name)) for name in sets}
             layers = {name: self.choose_layers(capture) for name, capture in captures.items()}
-            found.append(Subject(title, None, None, sets, layers, subject_folder(out, number, title)))
+            owner = self._owner(layers)
+            found.append(Subject(title, None, None, sets, layers, subject_folder(out, number, title), owner))
         return found
 
     def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
@@ -214,11 +220,24 @@ class ExperimentConfig(Config):
         chosen = {name: self.choose_layers(found) for name, found in captures.items()}
         entry = self._entry(title)
         published = entry.source if entry.weights == "default" and title != entry.control_title else None
-        return Subject(title, model, published, sets, chosen, subject_folder(out, number, title))
+        folder, owner = subject_folder(out, number, title), self._owner(chosen)
+        return Subject(title, model, published, sets, chosen, folder, owner)
+
+    def _owner(self, layers: Mapping[str, Mapping[str, CapturedLayer]]) -> str:
+        settings = self.model_dump(mode="json", exclude={"models", *self._EXECUTION})
+        about = {name: [layer.about for layer in part.values()] for name, part in layers.items()}
+        return hashlib.sha256(json.dumps([settings, about], sort_keys=True).encode()).hexdigest()
 
     def _entry(self, title: str) -> SubjectConfig:
-        """What the configuration says of a model."""
-        return next((entry for entry in self.models if entry.is_called(title)), self.models[0])
+        """What the configuration says of a model.
+
+        Raises:
+            ConfigError: nothing.
+        """
+        for entry in self.models:
+            if entry.is_called(title):
+                return entry
+        raise ConfigError(f"no model of the configuration is called {title!r}; give each a name: of its own")
 
 
 def slug(title: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,15 +15,16 @@ from rsm_probe.comparison.divergence import jensen_shannon, probabilities
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.separation import interval
 from rsm_probe.comparison.statistics import bootstrap_samples
-from rsm_probe.errors import ComparisonError, ImageError, ModelError, StorageError
+from rsm_probe.errors import ComparisonError, CostError, ImageError, ModelError, StorageError
 from rsm_probe.sources.answers import logits
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.files import Arrays
+from rsm_probe.storage.space import format_bytes, parse_bytes
 from rsm_probe.studies.entries import ImagesConfig
 from rsm_probe.studies.experiment import ExperimentConfig, Subject
 from rsm_probe.studies.outputs_report import outputs_figures, outputs_report
-from rsm_probe.studies.paper_numbers import TABLE1, TABLE4_PEARSON, TABLE4_SPEARMAN, correlation_number
+from rsm_probe.studies.paper_numbers import TABLE1, TABLE4_PEARSON, TABLE4_SPEARMAN, Numbers, correlation_number
 from rsm_probe.studies.similar import similarity_values
 from rsm_probe.studies.tables import Row, TableResult
 from rsm_probe.studies.units import stacked
@@ -74,7 +75,7 @@ class OutputsConfig(ExperimentConfig):
             row |= {"matching": matching, "images": len(layer)}
             for name, values in measured.items():
                 row |= values[matching, kernel]
-                table = self._paper_table(name)
+                table = self._paper_table(name, len(layer))
                 row[f"{name}_paper"] = correlation_number(table, subject.source, kernel, matching)
             rows.append(row)
         return rows
@@ -82,11 +83,29 @@ class OutputsConfig(ExperimentConfig):
     def pairs(self, subject: Subject, progress: bool) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
         """The divergence of all pairs of images, (N, N), and their similarities by (matching, kernel)."""
         (layer,) = subject.layers["images"].values()
-        found = {key: self._similarities(subject.folder, layer, way, progress) for key, way in self.ways().items()}
-        try:
-            return jensen_shannon(probabilities(self._logits(subject, progress))), found
+        self._require_memory(len(layer))
+        try:  # before hours of matching: whether the model is a classifier at all
+            divergence = jensen_shannon(probabilities(self._logits(subject, progress)))
+            if np.ptp(divergence) == 0:
+                raise ComparisonError("the classifier answers all images alike; nothing correlates with such answers")
         except ComparisonError as error:
             raise ModelError(f"{subject.title}: {error}") from error
+        return divergence, {
+            key: self._similarities(subject.folder, layer, way, progress) for key, way in self.ways().items()
+        }
+
+    def _require_memory(self, images: int) -> None:
+        """Refuses sets whose whole matrices, one for each way and some more, do not fit.
+
+        Raises:
+            CostError: they do not.
+        """
+        needed = (3 * len(self.ways()) + 4) * 8 * images**2
+        if needed > parse_bytes(self.memory):
+            raise CostError(
+                f"{len(self.ways())} similarities of all pairs of {images} images take about {format_bytes(needed)}, "
+                f"above memory: {self.memory}; take fewer images (count:), fewer matchings or kernels, or raise memory:"
+            )
 
     def _similarities(self, folder: Path, layer: CapturedLayer, way: Way, progress: bool) -> np.ndarray:
         return similarity_values(
@@ -108,7 +127,7 @@ class OutputsConfig(ExperimentConfig):
             return {"logits": logits(model, images, places)}
 
         with tqdm(desc="classifying", total=len(starts), unit="batch", disable=not progress, leave=False) as bar:
-            values = stacked(subject.folder / "logits.npz", len(starts), one_batch, bar.update)["logits"]
+            values = stacked(subject.folder / "logits.npz", subject.owner, len(starts), one_batch, bar.update)["logits"]
         return values.reshape(-1, *values.shape[2:])[: len(images)]
 
     def _correlations(
@@ -119,8 +138,6 @@ class OutputsConfig(ExperimentConfig):
         Pairs share images, so that images are drawn with replacement, and not pairs; all ways see the same draws.
         """
         name = measure.removeprefix("rsa-")
-        if np.ptp(divergence) == 0:
-            raise ComparisonError("the classifier answers all images alike; nothing correlates with such answers")
         stack = np.stack(list(found.values()))
         values = get_measure(measure).grid(stack, divergence[None])[:, 0]
         samples = bootstrap_samples([(stack, divergence[None])], measure, self.repeats, self.seed)[:, :, 0]
@@ -136,13 +153,13 @@ class OutputsConfig(ExperimentConfig):
             rows[matching, kernel] = row
         return rows
 
-    def _paper_table(self, name: str) -> dict[str, tuple[float, ...]]:
-        tables: dict[tuple[str | None, str], Any] = {
-            ("table1", "pearson"): TABLE1,
-            ("table4", "pearson"): TABLE4_PEARSON,
-            ("table4", "spearman"): TABLE4_SPEARMAN,
+    def _paper_table(self, name: str, images: int) -> Numbers:
+        tables = {
+            ("table1", "pearson", 2_000): TABLE1,
+            ("table4", "pearson", 20_000): TABLE4_PEARSON,
+            ("table4", "spearman", 20_000): TABLE4_SPEARMAN,
         }
-        return tables.get((self.paper, name), {})
+        return tables.get((self.paper or "", name, images), {})
 
     def report(self, result: TableResult, accuracies: Mapping[str, float]) -> str:
         """Tables 1 and 4 of the paper, as measured."""

@@ -40,7 +40,10 @@ def outputs_report(config: OutputsConfig, result: TableResult, accuracies: Mappi
         lines = [line for kernel in config.kernels if (line := _sentence(result, name, kernel))]
         parts += [*lines, ""]
     if stated:
-        parts.append("*paper*: what the paper states for the model of this name.")
+        parts.append(
+            "*paper*: what the paper states for the model of this name. The images here are those of "
+            f"{config.images.source}; which ones of ImageNet's test set the paper drew is not published."
+        )
     else:
         parts.append("Models or data are not those of the paper, so that its numbers do not stand beside these.")
     return "\n".join(part for part in parts if part is not None) + "\n"
@@ -82,10 +85,10 @@ def _sentence(result: TableResult, name: str, kernel: str) -> str:
 def outputs_figures(config: OutputsConfig, result: TableResult, out: Path) -> dict[str, Figure]:
     """A figure of pairs for each model, and one of all correlations."""
     figures = {"correlations": _correlations(result)}
-    for number, subject in enumerate(config.subjects(out)):
+    names = [name for name in config.matchings if name == "identity" or name in SEMANTIC][:2]
+    for number, subject in enumerate(config.subjects(out) if names else ()):
         divergence, found = config.pairs(subject, False)
         triangle = np.triu_indices(len(divergence), 1)
-        names = [name for name in config.matchings if name == "identity" or name in SEMANTIC][:2]
         figure = Figure(figsize=(2.9 * len(config.kernels), 2.8 * len(names)), layout="constrained")
         axes = figure.subplots(len(names), len(config.kernels), squeeze=False, sharex="col", sharey=True)
         for line, name in zip(axes, names, strict=True):

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
 
 from rsm_probe.comparison.counts import SCORES
 from rsm_probe.comparison.separation import mean_interval
 from rsm_probe.errors import ConfigError, ImageError
 from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.models import LoadedModel
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.studies.entries import ImagesConfig
 from rsm_probe.studies.experiment import ExperimentConfig, Subject
@@ -49,7 +51,7 @@ class RetrievalConfig(ExperimentConfig):
         default=False,
         description="solve only the matchings that can be among the neighbours; one database size, no tile",
     )
-    pictured: tuple[int, ...] = Field(default=(0, 1), description="numbers of the queries whose neighbours are drawn")
+    pictured: tuple[int, ...] = Field(default=(0,), description="numbers of the queries whose neighbours are drawn")
 
     @model_validator(mode="after")
     def _one_search(self) -> RetrievalConfig:
@@ -104,8 +106,11 @@ class RetrievalConfig(ExperimentConfig):
                     "database": size,
                 }
                 for matching, kernel in scores:
-                    paper = retrieval_number(self.images.source, subject.source, size, kernel, matching)
-                    rows.append(about | self._row(scores, (matching, kernel)) | {"paper": paper})
+                    paper = float("nan")
+                    if self._as_the_paper(subject):
+                        paper = retrieval_number(self.images.source, subject.source, size, kernel, matching)
+                    rows.append(about | self._row(scores, (matching, kernel), places_of(queries)) | {"paper": paper})
+        self.seen(subject)
         return rows
 
     def neighbours(self, subject: Subject, number: int, progress: bool) -> dict[tuple[str, str], dict[int, np.ndarray]]:
@@ -130,8 +135,27 @@ class RetrievalConfig(ExperimentConfig):
                         return {"places": self._exact(queries, database, way, groups, progress)}
                     return {"places": nearest_images(values()[:, :size], self.top, groups)}
 
-                found.setdefault((matching, kernel), {})[size] = once(file, search)["places"]
+                found.setdefault((matching, kernel), {})[size] = once(file, subject.owner, search)["places"]
         return found
+
+    def seen(self, subject: Subject) -> dict[str, np.ndarray]:
+        """What the model sees of the queries that are pictured and of their nearest images, as bytes (H, W, 3).
+
+        Preprocessing crops or pads, so that the locations of a layer do not lie on the image itself. Keys are `q` and
+        the number of a query, `d` and the place of an image in the database.
+        """
+        chosen = {f"q{query}": ("queries", query) for query in self.pictured}
+        found = self.neighbours(subject, len(subject.layers["queries"]) - 1, False)
+        places = {int(sizes[max(sizes)][query, 0]) for sizes in found.values() for query in self.pictured}
+        chosen |= {f"d{place}": ("database", place) for place in sorted(places) if place >= 0}
+
+        def shown() -> dict[str, np.ndarray]:
+            if subject.model is None:
+                return {}
+            return {key: _picture(subject.model, subject.images[name][place]) for key, (name, place) in chosen.items()}
+
+        owner = f"{subject.owner} {list(chosen)}"
+        return once(subject.folder / "pictures.npz", owner, shown)
 
     def _similarities(
         self, folder: Path, number: int, x: CapturedLayer, y: CapturedLayer, way: Way, progress: bool
@@ -151,22 +175,39 @@ class RetrievalConfig(ExperimentConfig):
         )  # fmt: skip
         return found["index"].values
 
-    def _row(self, scores: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]], key: tuple[str, str]) -> Row:
+    def _as_the_paper(self, subject: Subject) -> bool:
+        """Whether data, queries and score are those of the paper's Table 2 or 3."""
+        if subject.images["database"].name != self.images.source:
+            return False
+        drawn = self.query_images
+        if self.images.source == "egoobjects":
+            return (self.score, self.queries, drawn, self.images.split) == ("f1", 2000, None, "test")
+        whole = drawn is not None and (drawn.source, drawn.split, self.images.split) == ("cityscapes", "test", "train")
+        return whole and (self.score, self.queries) == ("iou", 500)
+
+    def _row(
+        self,
+        scores: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]],
+        key: tuple[str, str],
+        groups: Sequence[str],
+    ) -> Row:
         """What the table says of one way, with the differences to spatio-semantic and semantic retrieval."""
         matching, kernel = key
         first, best = scores[key]
         if np.isnan(first).all():
             raise ConfigError("no query has a candidate: all images of the database are of its own video")
         row: Row = {"kernel": kernel, "matching": matching}
-        row["score"], row["low"], row["high"] = self._mean(first)
-        row["best"], row["best_low"], row["best_high"] = self._mean(best)
+        row["score"], row["low"], row["high"] = self._mean(first, groups)
+        row["best"], row["best_low"], row["best_high"] = self._mean(best, groups)
         for name, against in (("gain", "identity"), ("behind", "optimal")):
             if (against, kernel) in scores:
-                row[name], row[f"{name}_low"], row[f"{name}_high"] = self._mean(first - scores[against, kernel][0])
+                row[name], row[f"{name}_low"], row[f"{name}_high"] = self._mean(
+                    first - scores[against, kernel][0], groups
+                )
         return row | {"queries": int((~np.isnan(first)).sum())}
 
-    def _mean(self, values: np.ndarray) -> tuple[float, float, float]:
-        return mean_interval(values, self.repeats, self.level, self.seed)
+    def _mean(self, values: np.ndarray, groups: Sequence[str]) -> tuple[float, float, float]:
+        return mean_interval(values, self.repeats, self.level, self.seed, groups)
 
     def report(self, result: TableResult, accuracies: Mapping[str, float]) -> str:
         """Table 2 of the paper, or Table 3 where classes are only present or absent."""
@@ -194,6 +235,11 @@ def videos(images: ImageSet) -> list[str]:
     ]
 
 
+def places_of(images: ImageSet) -> list[str]:
+    """What each image shows: frames of one scene, or of one video, are not independent."""
+    return [str(note.get("scene") or video) for note, video in zip(images.annotations, videos(images), strict=True)]
+
+
 def _scores(truth: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The score of the nearest image of each query, and the best among the nearest; NaN without any candidate."""
     values = np.where(places >= 0, np.take_along_axis(truth, np.maximum(places, 0), axis=1), np.nan)
@@ -201,6 +247,14 @@ def _scores(truth: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarr
     best = np.full(len(values), np.nan)
     best[known] = np.nanmax(values[known], axis=1)
     return values[:, 0], best
+
+
+def _picture(model: LoadedModel, image: Any) -> np.ndarray:
+    """An image as the model takes it, stretched to the range of bytes."""
+    pixels = image if isinstance(image, Tensor) else model.preprocess(image)
+    values = pixels.float().movedim(0, -1).numpy()
+    low, high = float(values.min()), float(values.max())
+    return (255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)
 
 
 def _require_counts(images: ImageSet) -> None:

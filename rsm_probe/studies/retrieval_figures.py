@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rsm_probe.figures import interval_plot, matched_locations, picture
 from rsm_probe.matching.match import match
 from rsm_probe.similarity.images import centred_tokens
-from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.studies.entries import DILATED, base_title
 from rsm_probe.studies.experiment import Subject, slug
 from rsm_probe.studies.tables import TableResult, kernel_title
 from rsm_probe.studies.ways import SEMANTIC, title
 
 if TYPE_CHECKING:
-    from rsm_probe.sources.images import ImageSet
     from rsm_probe.studies.retrieval import RetrievalConfig
 
 
@@ -30,8 +29,16 @@ def retrieval_figures(config: RetrievalConfig, result: TableResult, out: Path) -
     figures = {"figure3": _scores(result, size, what)}
     if any(DILATED in row["model"] for row in result.table):
         figures["locations"] = _by_locations(result, size, what)
-    for subject in config.subjects(out):
-        figures[f"neighbours-{slug(subject.title)}"] = _neighbours(config, subject)
+    names = [name for name in config.matchings if name == "identity" or name in SEMANTIC][:2]
+    if not (names and config.pictured):
+        return figures
+    subjects = config.subjects(out)
+    for subject in subjects:
+        figures[f"neighbours-{slug(subject.title)}"] = _neighbours(config, subject, names)
+    # Models that see the same images.
+    same = [subject for subject in subjects if subject.images is subjects[0].images]
+    if len(same) > 1:
+        figures["models"] = _models(config, same, names)
     return figures
 
 
@@ -86,60 +93,63 @@ def _lines(
     return {name: [values.get(place, nothing) for place in places] for name, values in found.items()}
 
 
-def _neighbours(config: RetrievalConfig, subject: Subject) -> Figure:
+def _neighbours(config: RetrievalConfig, subject: Subject, names: Sequence[str]) -> Figure:
     """Some queries and their nearest images, with and without matching, and how the best one is matched (Figure 4)."""
-    sets = subject.images
     place = len(subject.layers["queries"]) - 1
-    layer, other = (list(subject.layers[name].values())[place] for name in ("queries", "database"))
-    kernel = "cosine" if "cosine" in config.kernels else config.kernels[0]
-    found = config.neighbours(subject, place, False)
-    names = [name for name in config.matchings if name == "identity" or name in SEMANTIC][:2]
+    found, kernel = config.neighbours(subject, place, False), _kernel(config)
     size = max(config.database_sizes)
-    figure = Figure(
-        figsize=(1.25 * (config.top + 1) + 3.2, 1.45 * len(names) * len(config.pictured)), layout="constrained"
-    )
-    grid = figure.add_gridspec(len(config.pictured) * len(names), config.top + 3)
-    for row, (query, name) in enumerate((query, name) for query in config.pictured for name in names):
+    rows = [(query, name) for query in config.pictured for name in names]
+    figure = Figure(figsize=(1.25 * (config.top + 1) + 3.2, 1.45 * len(rows)), layout="constrained")
+    grid = figure.add_gridspec(len(rows), config.top + 3)
+    for row, (query, name) in enumerate(rows):
         nearest = found[name, kernel][size][query]
-        shown = np.asarray(sets["queries"][query])
-        picture(figure.add_subplot(grid[row, 0]), shown, f"query {query}, {title(name)}", framed=True)
-        for rank, index in enumerate(nearest):
-            if index >= 0:
-                picture(
-                    figure.add_subplot(grid[row, 1 + rank]), np.asarray(sets["database"][int(index)]), f"{rank + 1}"
-                )
-        if nearest[0] >= 0 and layer.grid and other.grid:
-            _matched(
-                figure.add_subplot(grid[row, config.top + 1 :]),
-                config,
-                sets,
-                layer,
-                other,
-                query,
-                int(nearest[0]),
-                name,
-            )
-    figure.suptitle(f"{subject.title}, {layer.name}, {kernel_title(kernel)}", fontsize=9)
+        axes = [figure.add_subplot(grid[row, column]) for column in range(config.top + 1)]
+        _line(axes, subject, query, nearest, f"query {query}, {title(name)}")
+        _matched(figure.add_subplot(grid[row, config.top + 1 :]), config, subject, query, int(nearest[0]), name)
+    figure.suptitle(f"{subject.title}, {list(subject.layers['queries'])[place]}, {kernel_title(kernel)}", fontsize=9)
     return figure
 
 
-def _matched(
-    ax: Any,
-    config: RetrievalConfig,
-    sets: Mapping[str, ImageSet],
-    layer: CapturedLayer,
-    other: CapturedLayer,
-    query: int,
-    index: int,
-    matching: str,
-) -> None:
-    """Which locations of a query and of its nearest image answer to each other."""
+def _models(config: RetrievalConfig, subjects: Sequence[Subject], names: Sequence[str]) -> Figure:
+    """The nearest images of the same queries for all models (paper, Figures 13 and 14)."""
+    kernel, size = _kernel(config), max(config.database_sizes)
+    rows = [(query, subject, name) for query in config.pictured for subject in subjects for name in names]
+    figure = Figure(figsize=(1.3 * (config.top + 1), 1.45 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), config.top + 1, squeeze=False)
+    for line, (query, subject, name) in zip(axes, rows, strict=True):
+        found = config.neighbours(subject, len(subject.layers["queries"]) - 1, False)
+        _line(list(line), subject, query, found[name, kernel][size][query], f"{subject.title}, {title(name)}")
+    figure.suptitle(kernel_title(kernel), fontsize=9)
+    return figure
+
+
+def _kernel(config: RetrievalConfig) -> str:
+    return "cosine" if "cosine" in config.kernels else config.kernels[0]
+
+
+def _line(axes: Sequence[Axes], subject: Subject, query: int, nearest: np.ndarray, about: str) -> None:
+    """A query and its nearest images; places without a candidate stay empty."""
+    picture(axes[0], np.asarray(subject.images["queries"][query]), about, framed=True)
+    for rank, (ax, index) in enumerate(zip(axes[1:], nearest, strict=False), start=1):
+        if index >= 0:
+            picture(ax, np.asarray(subject.images["database"][int(index)]), str(rank))
+    for ax in axes:
+        ax.set_axis_off() if not ax.images else None
+
+
+def _matched(ax: Axes, config: RetrievalConfig, subject: Subject, query: int, index: int, matching: str) -> None:
+    """Which locations of a query and of its nearest image answer to each other, drawn on what the model sees."""
+    layer, other = (list(subject.layers[name].values())[-1] for name in ("queries", "database"))
+    ax.set_axis_off()
+    if index < 0 or layer.grid is None or other.grid is None:
+        return
     tokens = [
         centred_tokens(images, slice(place, place + 1), other, config.centering)[0]
         for images, place in ((layer, query), (other, index))
     ]
     found = match(tokens[0], tokens[1], matching)
-    if found.permutation is None or found.affinities is None:
+    seen = config.seen(subject)
+    if found.permutation is None or found.affinities is None or f"d{index}" not in seen:
         return
-    pictures = np.asarray(sets["queries"][query]), np.asarray(sets["database"][index])
-    matched_locations(ax, pictures, (layer.grid, other.grid), found.permutation, found.affinities, most=12)  # type: ignore[arg-type]
+    pictures, grids = (seen[f"q{query}"], seen[f"d{index}"]), ((*layer.grid,), (*other.grid,))
+    matched_locations(ax, pictures, grids, found.permutation, found.affinities, most=12)  # type: ignore[arg-type]

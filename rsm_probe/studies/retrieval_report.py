@@ -25,7 +25,7 @@ def retrieval_report(config: RetrievalConfig, result: TableResult, accuracies: M
         f"{config.queries} queries {drawn} of {config.images.source}. *{what}@1*: the {what} of each query's objects "
         f"and those of its nearest image, with the interval ({config.level:.0%}) over queries; *best of {config.top}*: "
         "the largest among the nearest. *none*: equal locations; *PI*: permutation-invariant. Differences are over the "
-        "same queries.\n",
+        "same queries, and the intervals draw scenes or videos, whose frames are not independent.\n",
         accuracy_line(accuracies),
     ]
     for size in config.database_sizes:
@@ -33,9 +33,11 @@ def retrieval_report(config: RetrievalConfig, result: TableResult, accuracies: M
         parts += [f"## Best of {config.top} in a database of {size} images\n", _best(result, size)]
     parts.append("## What the intervals allow to say\n")
     controls = {entry.control_title for entry in config.models if entry.control}
-    for kind, chosen in (("", False), ("Untrained networks: ", True)):
-        rows = [row for row in result.table if (base_title(row["model"]) in controls) == chosen]
-        parts += [f"- {kind}{line}" for line in conclusions(rows, f"{what}@1")]
+    for kind, chosen in (("", False), (", untrained", True)):
+        for kernel in config.kernels:
+            rows = [r for r in result.select(kernel=kernel) if (base_title(r["model"]) in controls) == chosen]
+            parts += [f"- {kernel_title(kernel)}{kind}: {line}" for line in conclusions(rows, f"{what}@1")]
+    parts.append("\nThe cells of one table share queries and database, so that they are no independent evidence.")
     known = [row for row in result.table if not math.isnan(row["paper"])]
     if known:
         parts.append("\n*paper*: what the paper states for this model, these data and this number of images.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rsm_probe.errors import ComparisonError
 from rsm_probe.similarity.allpairs import all_pairs
 from rsm_probe.similarity.between import rsm
 from rsm_probe.similarity.centering import Centering
@@ -43,6 +44,8 @@ def similarity_values(
         # Read whole, so that what is damaged or missing is said before it is used.
         pairs = RSM.from_pairs(all_pairs(x, y, where, way.matching, centering, **options)).dataset
     norms = pairs["norm_a"].values, pairs["norm_b"].values
+    if not np.isfinite(pairs["product"].values).all():
+        raise ComparisonError(f"layer {x.name}: products of some images are not finite; its values are too large")
     values = in_tiles(way.kernel, pairs["product"].values, norms, y is None, tile)
     return values / x.shape[1] if way.per_location else values
 

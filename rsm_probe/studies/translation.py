@@ -77,7 +77,7 @@ class TranslationConfig(ExperimentConfig):
         for number, layer in enumerate(subject.layers["crops"].values()):
             aligned: dict[str, tuple[float, np.ndarray]] = {}
             for (matching, kernel), way in self.ways().items():
-                values = self.similarities(subject.folder, number, layer, way, progress)
+                values = self.similarities(subject, number, layer, way, progress)
                 samples = crops.samples(values, UNRELATED)
                 row: Row = {"model": subject.title, "layer": layer.name, "locations": layer.shape[1], "kernel": kernel}
                 row |= {"matching": matching, **crops.statistics(values, samples)}
@@ -92,21 +92,21 @@ class TranslationConfig(ExperimentConfig):
         """Which pairs of the crops overlap, and which do not."""
         return Crops(images, self.batch, self.batches, self.repeats, self.seed, self.level)
 
-    def similarities(self, folder: Path, number: int, layer: CapturedLayer, way: Way, progress: bool) -> np.ndarray:
+    def similarities(self, subject: Subject, number: int, layer: CapturedLayer, way: Way, progress: bool) -> np.ndarray:
         """Similarities of all crops of each mini-batch under a way, (batches, 2 n, 2 n): upper crops, then lower ones.
 
         Args:
-            folder: where products are kept.
+            subject: the model.
             number: of the layer.
             layer: what the model answers to all crops.
             way: how two crops are compared.
             progress: show a bar.
         """
-        file = folder / f"{number:03d}-{way.products_name}.npz"
+        file = subject.folder / f"{number:03d}-{way.products_name}.npz"
         with tqdm(
             desc=f"{layer.name}, {way.name}", total=self.batches, unit="batch", disable=not progress, leave=False
         ) as bar:
-            known = stacked(file, self.batches, lambda b: self._products(layer, way, b), bar.update)
+            known = stacked(file, subject.owner, self.batches, lambda b: self._products(layer, way, b), bar.update)
         values = [
             way.kernel(products, norms, norms, same=True)
             for products, norms in zip(known["products"], known["norms"], strict=True)
@@ -130,7 +130,7 @@ class TranslationConfig(ExperimentConfig):
         about = {key: getattr(self, key) for key in ("batches", "batch", "crop", "edge", "level")}
         about |= {"shared": 2 * self.crop - self.edge}
         parts = [_INTRODUCTION.format(**about), accuracy_line(accuracies)]
-        for kernel in self.kernels:
+        for kernel in dict.fromkeys(of for _, of in self.ways()):
             parts.append(f"## {kernel_title(kernel)}\n")
             parts.append(self._table(result, kernel))
         return "\n".join(part for part in parts if part)
@@ -166,14 +166,15 @@ class TranslationConfig(ExperimentConfig):
         result, drawn = self.open(out), {}
         shown = [name for name in self.matchings if name == "identity" or name in SEMANTIC][:2]
         kernel = "rbf" if "rbf" in self.kernels else self.kernels[0]
-        for subject in self.subjects(out):
+        for subject in self.subjects(out) if shown else ():
             crops = self.crops(subject.images["crops"])
             panels: dict[str, dict[str, Any]] = {}
             for place, layer in enumerate(subject.layers["crops"].values()):
                 for name in shown:
-                    values = self.similarities(subject.folder, place, layer, self.ways()[name, kernel], False)
+                    values = self.similarities(subject, place, layer, self.ways()[name, kernel], False)
                     kinds = {f"{kind} crops": crops.values(values, kind) for kind in (OVERLAPPING, UNRELATED)}
                     panels.setdefault(layer.name, {})[name] = {"rsm": values[0], "kinds": kinds}
             drawn[f"figure2-{slug(subject.title)}"] = figure2(panels, kernel)
         models = list(dict.fromkeys(row["model"] for row in result.table))
-        return drawn | {f"separation-{kernel}": separation_figure(result, kernel, models) for kernel in self.kernels}
+        used = dict.fromkeys(of for _, of in self.ways())
+        return drawn | {f"separation-{kernel}": separation_figure(result, kernel, models) for kernel in used}

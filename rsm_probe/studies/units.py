@@ -11,20 +11,27 @@ import numpy as np
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.files import Arrays, load_arrays, save_arrays
 
+# The name under which a file says whose it is.
+_OWNER = "owner"
 # Seconds between two writings of what is done.
 _SAVE_SECONDS = 10.0
 
 
 def stacked(
-    file: Path, count: int, make: Callable[[int], Arrays], on_done: Callable[[int], object] = lambda pieces: None
+    file: Path,
+    owner: str,
+    count: int,
+    make: Callable[[int], Arrays],
+    on_done: Callable[[int], object] = lambda pieces: None,
 ) -> Arrays:
     """The arrays of `count` pieces, each made once, stacked along a new first axis.
 
     What is done is written every few seconds, at the end and at an error or interruption; the same call continues.
-    A file that is damaged is made anew.
+    A file that is damaged, or of another owner, is made anew.
 
     Args:
-        file: `.npz`, of this work alone: whoever calls makes sure that it is of the same settings.
+        file: `.npz`.
+        owner: text that changes whenever the pieces would: a hash of all that decides them.
         count: number of pieces.
         make: number of a piece -> its arrays, of the same names and shapes for all.
         on_done: called with the number of pieces whenever some are done, those that were read first.
@@ -32,7 +39,7 @@ def stacked(
     Raises:
         StorageError: the file cannot be written.
     """
-    done = _read(file)
+    done = _read(file, owner)
     pieces: dict[str, list[np.ndarray]] = {name: list(values)[:count] for name, values in done.items()}
     start = min((len(values) for values in pieces.values()), default=0)
     on_done(start)
@@ -45,26 +52,27 @@ def stacked(
             finished = number + 1
             on_done(1)
             if time.monotonic() - last >= _SAVE_SECONDS:
-                save_arrays(file, _stack(pieces, finished))
+                save_arrays(file, {_OWNER: np.array(owner), **_stack(pieces, finished)})
                 saved, last = finished, time.monotonic()
     finally:
         if finished > saved:
-            save_arrays(file, _stack(pieces, finished))
+            save_arrays(file, {_OWNER: np.array(owner), **_stack(pieces, finished)})
     return _stack(pieces, count)
 
 
-def once(file: Path, make: Callable[[], Arrays]) -> Arrays:
-    """Arrays that are made once and then read."""
-    return {name: values[0] for name, values in stacked(file, 1, lambda _: make()).items()}
+def once(file: Path, owner: str, make: Callable[[], Arrays]) -> Arrays:
+    """Arrays that are made once and then read; see `stacked`."""
+    return {name: values[0] for name, values in stacked(file, owner, 1, lambda _: make()).items()}
 
 
-def _read(file: Path) -> Arrays:
+def _read(file: Path, owner: str) -> Arrays:
     if not file.exists():
         return {}
     try:
-        return load_arrays(file)
+        found = load_arrays(file)
     except StorageError:
         return {}
+    return found if str(found.pop(_OWNER, "")) == owner else {}
 
 
 def _stack(pieces: dict[str, Iterable[np.ndarray]] | dict[str, list[np.ndarray]], count: int) -> Arrays:

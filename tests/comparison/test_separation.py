@@ -71,3 +71,13 @@ def test_wrong_settings_are_refused():
         interval(np.arange(3.0), 95)
     with pytest.raises(ComparisonError, match="at least 2 repeats"):
         draw_weights(3, 1)
+
+
+def test_images_of_one_group_are_drawn_together():
+    # Ten copies of five values say no more than the five.
+    few = np.random.default_rng(5).normal(size=5)
+    many, groups = np.repeat(few, 10), np.repeat(np.arange(5), 10)
+    assert mean_interval(many, 2000, groups=groups) == pytest.approx(mean_interval(few, 2000), rel=1e-12)
+    _, low, high = mean_interval(many, 2000)
+    _, wide_low, wide_high = mean_interval(many, 2000, groups=groups)
+    assert wide_high - wide_low > 2 * (high - low)

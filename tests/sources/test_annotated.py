@@ -17,7 +17,15 @@ def ego_files(root, **changes):
         "info": {},
         "categories": [{"id": 3, "name": "cup"}, {"id": 7, "name": "book"}],
         "images": [
-            {"id": k, "url": f"{name}.jpg", "width": w, "height": h, "video_id": video, "main_category": "cup"}
+            {
+                "id": k,
+                "url": f"{name}.jpg",
+                "width": w,
+                "height": h,
+                "video_id": video,
+                "main_category": "cup",
+                "subset": "val" if name == "c" else "test",
+            }
             for k, (name, w, h, video) in enumerate(
                 [("a", 192, 108, "v1"), ("b", 96, 54, "v1"), ("c", 192, 108, "v2"), ("d", 108, 192, "v3")], start=10
             )
@@ -38,6 +46,10 @@ def ego_files(root, **changes):
     return data
 
 
+def with_box(box):
+    return {"annotations": [{"id": 9, "image_id": 10, "category_id": 3, "bbox": box}]}
+
+
 def test_egoobjects_counts_boxes_and_videos(tmp_path):
     ego_files(tmp_path)
     images = egoobjects(tmp_path)
@@ -49,6 +61,10 @@ def test_egoobjects_counts_boxes_and_videos(tmp_path):
     # Boxes are in pixels of the frame as it is loaded, whatever its size on disk.
     assert images.annotations[0]["boxes"][0] == ["cup", 0, 0, 960, 540]
     assert images.annotations[1]["boxes"][0] == ["book", 960, 540, 1920, 1080]
+    assert egoobjects(tmp_path, "test").ids == ["a.jpg", "b.jpg"]
+    assert ImagesConfig(source="egoobjects", split="test", root=str(tmp_path)).load().ids == ["a.jpg", "b.jpg"]
+    with pytest.raises(ImageError, match=r"no image of subset 'train' \(it has: test, val\)"):
+        egoobjects(tmp_path, "train")
     before = images.fingerprint()
     ego_files(tmp_path, annotations=[])
     assert egoobjects(tmp_path).fingerprint() != before
@@ -73,6 +89,9 @@ def test_egoobjects_that_is_not_there_says_where_to_get_it(tmp_path):
             "annotation 9 is of image 99, which is not listed",
         ),
         ({"annotations": [{"id": 9, "image_id": 10, "category_id": 5}]}, "annotation 9 is of an unknown class 5"),
+        (with_box([1, 2, 3]), "annotation 9 holds 3 numbers"),
+        (with_box([1, 2, None, 3]), "cannot read the annotations"),
+        (with_box(5), "cannot read the annotations"),
         ({"images": []}, "annotation 1 is of image 10"),
         ({"images": [], "annotations": []}, "no image in 16:9"),
     ],
@@ -137,3 +156,17 @@ def test_a_configuration_names_them(tmp_path):
     assert len(ImagesConfig(source="cityscapes", split="test", root=str(tmp_path), count=1).load()) == 1
     with pytest.raises(ConfigError, match="split: of cityscapes is train or test"):
         ImagesConfig.parse({"source": "cityscapes"})
+
+
+def test_videos_are_numbered_within_the_group_of_one_place(tmp_path):
+    data = ego_files(tmp_path)
+    for entry, group in zip(data["images"], ("g", "g", "h", "h"), strict=True):
+        entry["group_id"], entry["video_id"] = group, "01"
+    data["images"][1]["video_id"] = None
+    ego_files(tmp_path, images=data["images"])
+    notes = egoobjects(tmp_path).annotations
+    assert [note.get("video") for note in notes] == ["g/01", None, "h/01"]
+    assert [note["scene"] for note in notes] == ["g", "g", "h"]
+    ego_files(tmp_path, images=[data["images"][0], data["images"][0]])
+    with pytest.raises(ImageError, match="lists 2 images of 1 different ids"):
+        egoobjects(tmp_path)

@@ -180,6 +180,39 @@ def test_exact_top_finds_the_same_neighbours(finished, tmp_path):
             assert row["score"] == results["retrieval"].only(**keys)["score"]
 
 
+def test_parts_of_other_networks_or_images_are_not_taken(finished, tmp_path):
+    study, folder, results = finished
+    config = study.studies["translation"]
+    shutil.copytree(folder / "translation", tmp_path / "run")
+    other = [
+        entry.model_copy(update={"recipe": entry.recipe.model_copy(update={"steps": 12})}) for entry in config.models
+    ]
+    changed = config.model_copy(update={"models": tuple(other), "networks": str(tmp_path / "models")})
+    with pytest.raises(StorageError, match="other models"):
+        changed.run(tmp_path / "run")
+    # As if somebody had removed the captures, and kept what was computed of them.
+    shutil.rmtree(tmp_path / "run" / "captures")
+    (tmp_path / "run" / "config.yaml").write_text(changed.to_yaml())
+    fresh = changed.run(tmp_path / "fresh")
+    assert str(changed.run(tmp_path / "run").table) == str(fresh.table) != str(results["translation"].table)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("translation", {"matchings": ("pooled",)}),
+        ("translation", {"matchings": ("late-interaction",), "kernels": ("cosine", "rbf")}),
+        ("retrieval", {"matchings": ("pooled",), "pictured": ()}),
+        ("outputs", {"matchings": ("pooled",)}),
+    ],
+)
+def test_what_has_no_matching_to_show_is_reported_all_the_same(finished, tmp_path, name, settings):
+    study, folder, _ = finished
+    config = study.studies[name].model_copy(update={**settings, "networks": str(folder / "models")})
+    assert config.run(tmp_path / "run").table
+    assert config.figures(tmp_path / "run")
+
+
 def test_an_interrupted_run_continues(finished, tmp_path, monkeypatch):
     study, folder, results = finished
     config = study.studies["outputs"].model_copy(update={"networks": str(folder / "models")})
@@ -187,16 +220,14 @@ def test_an_interrupted_run_continues(finished, tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rsm_probe.studies.outputs.jensen_shannon", interrupted)
+    monkeypatch.setattr("rsm_probe.studies.outputs.OutputsConfig._correlations", interrupted)
     with pytest.raises(KeyboardInterrupt):
         config.run(tmp_path / "outputs")
     with pytest.raises(StorageError, match="no finished run"):
         config.open(tmp_path / "outputs")
-    monkeypatch.undo()
     # Of the first model all pairs are there, and all answers.
     monkeypatch.setattr("rsm_probe.similarity.allpairs.compute", None)
     monkeypatch.setattr("rsm_probe.studies.outputs.logits", None)
-    monkeypatch.setattr("rsm_probe.studies.outputs.OutputsConfig._correlations", interrupted)
     with pytest.raises(KeyboardInterrupt):
         config.run(tmp_path / "outputs")
     monkeypatch.undo()
@@ -271,6 +302,21 @@ class _Answers(nn.Module):
         return self.answer(self.conv(x))
 
 
+def test_sets_whose_matrices_do_not_fit_are_refused_before_they_are_matched(finished, tmp_path):
+    study, folder, _ = finished
+    config = study.studies["outputs"].model_copy(update={"networks": str(folder / "models"), "memory": "1kB"})
+    with pytest.raises(rsm_probe.errors.CostError, match=r"all pairs of 24 images take about .* above memory: 1kB"):
+        config.run(tmp_path / "run")
+
+
+def test_a_model_without_a_head_is_no_classifier():
+    import timm
+
+    model = load_model(timm.create_model("resnet10t", num_classes=0))
+    with pytest.raises(ModelError, match="no classification head"):
+        logits(model, from_tensor(torch.randn(2, 3, 32, 32)), np.arange(2))
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -282,13 +328,15 @@ class _Answers(nn.Module):
         (lambda x: x.mean((2, 3)).softmax(1), "net: these are probabilities"),
         (lambda x: x.mean((2, 3))[:, :1], "net: a classifier of a single class"),
         (lambda x: x.mean((2, 3)) * torch.nan, "net: logits of image 0 are not finite"),
-        (lambda x: x.mean((2, 3)) * 0, "answers all images alike"),
+        (lambda x: x.mean((2, 3)) * 0, "net: the classifier answers all images alike"),
     ],
     ids=["map", "dictionary", "probabilities", "one class", "NaN", "constant"],
 )
 def test_what_is_no_classifier_is_refused(tmp_path, monkeypatch, answer, message):
     images = from_tensor(torch.randn(6, 3, 8, 8))
-    config = OutputsConfig.parse({"models": [{"recipe": RECIPE}], "images": {"source": "digits"}, "layers": "conv"})
+    config = OutputsConfig.parse(
+        {"models": [{"name": "net", "recipe": RECIPE}], "images": {"source": "digits"}, "layers": "conv"}
+    )
     loaded = LoadedModel("net", _Answers(answer).eval(), to_tensor)
     monkeypatch.setattr("rsm_probe.studies.entries.ImagesConfig.load", lambda self, progress=False: images)
     monkeypatch.setattr(
@@ -309,7 +357,8 @@ def test_what_is_no_classifier_is_refused(tmp_path, monkeypatch, answer, message
             "none of .* goes with the kernels",
         ),
         (RetrievalConfig, {"exact_top": True, "tile": 100}, "exact_top: finds neighbours in one database"),
-        (RetrievalConfig, {"pictured": [500]}, "pictured: there are 200 queries"),
+        (RetrievalConfig, {"pictured": [500]}, "pictured: there are 200 queries, numbered from 0$"),
+        (ApproximationConfig, {"solvers": ["optimal"]}, "no method may be named twice"),
         (ApproximationConfig, {"centering": "location-mean"}, "shares of the optimum mean nothing"),
         (ApproximationConfig, {"matchings": ["late-interaction"]}, "pairs no locations one to one"),
         (OutputsConfig, {"models": [{"recipe": RECIPE, "images": {"sourse": "photos"}}]}, "sourse: unknown key"),
@@ -353,7 +402,8 @@ def test_the_papers_settings_are_those_of_its_configurations(file, monkeypatch):
         assert 512 in study.windows
         return
     assert study.centering == "location-mean"
-    assert {"identity", "optimal", "batch-optimal"} <= set(study.matchings)
+    assert {"identity", "batch-optimal"} <= set(study.matchings)
+    assert "optimal" in study.matchings or "sam" in file.stem
     if study.study != "translation":
         assert study.tile == 100
     methods = {key[0]: found.matching for key, found in study.ways().items()}
