@@ -10,6 +10,9 @@ from matplotlib.axes import Axes
 
 from rsm_probe.figures.ticks import layer_ticks
 
+# More places than this are layers, whose ticks may be thinned out.
+_MOST_NAMES = 20
+
 
 def diagonal_plot(
     ax: Axes, values: xr.DataArray, title: str = "", label: str = "", control: xr.DataArray | None = None
@@ -68,7 +71,11 @@ def interval_plot(
         ax.errorbar(at, values[:, 0], yerr=spread, marker="o", markersize=3, linewidth=0.8, capsize=1.5, label=name)
     if chance is not None:
         ax.axhline(chance, color="grey", linestyle="--", linewidth=0.8)
-    ax.set_xticks(*layer_ticks(places, ax), rotation=90 if max(map(len, places), default=0) > 4 else 0)
+    upright = 90 if max(map(len, places), default=0) > 4 else 0
+    if len(places) > _MOST_NAMES:
+        ax.set_xticks(*layer_ticks(places, ax), rotation=upright)
+    else:  # models are in no order that a reader could continue
+        ax.set_xticks(range(len(places)), list(places), rotation=upright, fontsize=8)
     ax.set_ylabel(meaning)
     ax.grid(alpha=0.3)
     ax.set_title(title)

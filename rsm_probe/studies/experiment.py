@@ -182,14 +182,17 @@ class ExperimentConfig(Config):
         Raises:
             StorageError: the run is not finished, or a capture is damaged.
         """
-        found, entries = [], set()
+        found, entries, drawn = [], set(), dict[ImagesConfig, dict[str, ImageSet]]()
         for number, title in enumerate(dict.fromkeys(row["model"] for row in self.open(out).table)):
             entry = self._entry(title)
             kind = self.models.index(entry), title.startswith(entry.control_title) and entry.control
             if kind in entries:
                 continue
             entries.add(kind)
-            sets = self.image_sets(entry.images or self.images, False)
+            source = entry.images or self.images
+            if source not in drawn:
+                drawn[source] = self.image_sets(source, False)
+            sets = drawn[source]
             captures = {name: Capture.open(capture_folder(out, number, title, name)) for name in sets}
             layers = {name: self.choose_layers(capture) for name, capture in captures.items()}
             owner = self._owner(layers)

@@ -53,8 +53,8 @@ def separation_figure(result: TableResult, kernel: str, models: list[str]) -> Fi
         kernel: of the similarities.
         models: rows of the figure.
     """
-    figure = Figure(figsize=(8.0, 2.6 * len(models)), layout="constrained")
-    axes = figure.subplots(len(models), 2, squeeze=False, sharey=True)
+    figure = Figure(figsize=(8.0, 2.4 * len(models)), layout="constrained")
+    axes = figure.subplots(len(models), 2, squeeze=False, sharex=True, sharey=True)
     for line, model in zip(axes, models, strict=True):
         rows = result.select(model=model, kernel=kernel)
         layers = list(dict.fromkeys(row["layer"] for row in rows))
@@ -64,7 +64,8 @@ def separation_figure(result: TableResult, kernel: str, models: list[str]) -> Fi
                 title(name): [tuple(row[key] for key in (value, low, high)) for row in rows if row["matching"] == name]
                 for name in names
             }
-            interval_plot(ax, layers, lines, f"{model}: against {against}", "AUROC", 0.5)
+            interval_plot(ax, layers, lines, "", "AUROC" if ax is line[0] else "", 0.5)
+            ax.set_title(f"{model}: against {against}", fontsize=9)
     axes[0, 0].legend(fontsize=7)
     figure.suptitle(kernel_title(kernel))
     return figure

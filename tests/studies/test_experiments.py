@@ -95,6 +95,19 @@ def test_every_figure_is_drawn(finished):
         FigureCanvasAgg(drawn[name]).draw()
 
 
+def test_models_are_compared_on_the_same_queries(finished, tmp_path):
+    study, folder, _ = finished
+    config = study.studies["retrieval"]
+    (entry,) = config.models
+    both = (entry.model_copy(update={"dilated": (0,), "control": True}),)
+    config = config.model_copy(update={"models": both, "networks": str(folder / "models")})
+    result = config.run(tmp_path / "run")
+    figure = config.figures(tmp_path / "run")["models"]
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title() and not ax.get_title().isdigit()]
+    assert titles == ["digits, none", "digits, PI", "digits-untrained, none", "digits-untrained, PI"]
+    assert {row["model"] for row in result.table} == {"digits", "digits-untrained"}
+
+
 def test_translation_states_what_the_rsms_of_its_crops_say(finished):
     study, folder, results = finished
     config = study.studies["translation"]
