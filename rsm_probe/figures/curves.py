@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from rsm_probe.figures.ticks import layer_ticks
 
@@ -80,6 +81,13 @@ def interval_plot(
     ax.grid(alpha=0.3)
     ax.set_title(title)
     return ax
+
+
+def common_legend(figure: Figure) -> Figure:
+    """One legend below all panels, of the first panel's lines; the others have the same."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=7)
+    return figure
 
 
 def panel_letter(ax: Axes, letter: str) -> Axes:

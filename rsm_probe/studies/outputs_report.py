@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from rsm_probe.figures import interval_plot, joint_density
+from rsm_probe.figures import common_legend, interval_plot, joint_density
 from rsm_probe.studies.experiment import slug
 from rsm_probe.studies.tables import TableResult, accuracy_line, kernel_title, markdown, shown, with_interval
 from rsm_probe.studies.ways import SEMANTIC, title
@@ -120,5 +120,5 @@ def _correlations(result: TableResult) -> Figure:
         interval_plot(ax, models, lines, kernel_title(kernel), "Pearson correlation with JSD", 0.0)
         for line in ax.lines[: 3 * len(lines)]:
             line.set_linestyle("none")
-    figure.axes[0].legend(fontsize=7)
+    common_legend(figure)
     return figure

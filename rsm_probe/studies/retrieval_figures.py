@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rsm_probe.figures import interval_plot, matched_locations, picture
+from rsm_probe.figures import common_legend, interval_plot, matched_locations, picture
 from rsm_probe.matching.match import match
 from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.studies.entries import DILATED, base_title
@@ -56,7 +56,7 @@ def _scores(result: TableResult, size: int, what: str) -> Figure:
         interval_plot(ax, shown, _lines(mine, places, ("model", "layer"), names), kernel_title(kernel), what)
         for line in ax.lines:
             line.set_linestyle("none")
-    figure.axes[0].legend(fontsize=7)
+    common_legend(figure)
     return figure
 
 
@@ -77,7 +77,7 @@ def _by_locations(result: TableResult, size: int, what: str) -> Figure:
             counts = [str(place[0]) for place in places]
             interval_plot(ax, counts, lines, f"{network}, {kernel_title(kernel)}", what if ax is line[0] else "")
             ax.set_xlabel("locations of the last block" if ax in axes[-1] else "")
-    axes[0, 0].legend(fontsize=6)
+    common_legend(figure)
     return figure
 
 

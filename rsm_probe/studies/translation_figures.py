@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rsm_probe.figures import distributions, interval_plot, rsm_heatmap
+from rsm_probe.figures import common_legend, distributions, interval_plot, rsm_heatmap
 from rsm_probe.studies.tables import TableResult, kernel_title
 from rsm_probe.studies.ways import title
 
@@ -66,6 +66,6 @@ def separation_figure(result: TableResult, kernel: str, models: list[str]) -> Fi
             }
             interval_plot(ax, layers, lines, "", "AUROC" if ax is line[0] else "", 0.5)
             ax.set_title(f"{model}: against {against}", fontsize=9)
-    axes[0, 0].legend(fontsize=7)
+    common_legend(figure)
     figure.suptitle(kernel_title(kernel))
     return figure
