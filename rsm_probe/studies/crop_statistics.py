@@ -52,7 +52,6 @@ class Crops:
         }
         self._level = level
         self._batch = batch
-        self.photographs = int(photographs.max()) + 1
 
     def values(self, similarities: np.ndarray, kind: str) -> np.ndarray:
         """The similarities of all pairs of a kind, of RSMs (batches, 2 n, 2 n)."""

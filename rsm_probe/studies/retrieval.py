@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rsm_probe.comparison.counts import SCORES
 from rsm_probe.comparison.separation import mean_interval
-from rsm_probe.errors import ConfigError, ImageError
+from rsm_probe.errors import ImageError
+from rsm_probe.similarity.nearest import nearest
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.sources.models import LoadedModel
 from rsm_probe.storage.captures import CapturedLayer
@@ -38,7 +39,9 @@ class RetrievalConfig(ExperimentConfig):
     )
     queries: PositiveInt = Field(default=200, description="how many are drawn")
     database_sizes: tuple[PositiveInt, ...] = Field(
-        default=(500,), min_length=1, description="how many images are searched; a smaller database is part of a larger"
+        default=(500,),
+        min_length=1,
+        description="how many images are searched; a smaller database is part of a larger, whose mean centres all",
     )
     score: Literal["f1", "iou"] = Field(
         default="f1", description="f1 of the objects class by class, or iou of the classes that are present"
@@ -93,6 +96,10 @@ class RetrievalConfig(ExperimentConfig):
     def compare(self, subject: Subject, progress: bool) -> list[Row]:
         """One row for each layer, database size, kernel and matching."""
         queries, database = (subject.images[name] for name in ("queries", "database"))
+        if not (np.array(videos(queries))[:, None] != np.array(videos(database))).any():
+            raise ImageError(
+                f"no query of {queries.name} has a candidate: all images of the database are of its own video"
+            )
         truth = SCORES[self.score](*class_counts([queries, database]))
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["queries"].values()):
@@ -167,8 +174,6 @@ class RetrievalConfig(ExperimentConfig):
         )  # fmt: skip
 
     def _exact(self, x: CapturedLayer, y: CapturedLayer, way: Way, groups: Any, progress: bool) -> np.ndarray:
-        from rsm_probe.similarity.nearest import nearest
-
         found = nearest(
             x, y, min(self.top, len(y)), way.matching, way.kernel, self.centering, groups=groups,
             memory=self.memory, workers=self.workers, device=self.device or "cpu", progress=progress,
@@ -194,8 +199,6 @@ class RetrievalConfig(ExperimentConfig):
         """What the table says of one way, with the differences to spatio-semantic and semantic retrieval."""
         matching, kernel = key
         first, best = scores[key]
-        if np.isnan(first).all():
-            raise ConfigError("no query has a candidate: all images of the database are of its own video")
         row: Row = {"kernel": kernel, "matching": matching}
         row["score"], row["low"], row["high"] = self._mean(first, groups)
         row["best"], row["best_low"], row["best_high"] = self._mean(best, groups)

@@ -284,7 +284,7 @@ def test_a_query_without_candidates_of_another_video_does_not_count(tmp_path, mo
     assert {row["queries"] for row in rows} == {counted}
     assert all(row["score"] == 1.0 for row in rows)  # one class, and one object in each
     shutil.rmtree(tmp_path / "run")
-    with pytest.raises(ConfigError, match="no query has a candidate"):
+    with pytest.raises(ImageError, match="no query of made has a candidate"):
         retrieval_of(tmp_path, monkeypatch, pictures([{"counts": {"cup": 1}, "video": "a"}] * 5))
 
 
