@@ -224,6 +224,7 @@ def test_half_trained_network_on_other_images_is_replaced(every_step, monkeypatc
         return train_set.subset(range(100)), test_set
 
     monkeypatch.setattr(training, "splits", fewer)
+    monkeypatch.setattr(training, "_drawn_images", training._drawn_images.__wrapped__)  # nothing is remembered
     with pytest.warns(UserWarning, match="set of images"):
         train_or_load(RECIPE, 2, path)
 
