@@ -70,7 +70,9 @@ def _table(result: TableResult, name: str) -> str:
 
 def _sentence(result: TableResult, name: str, kernel: str) -> str:
     """Where permutation invariance helps, and where it does not."""
-    cells = [row for row in result.select(kernel=kernel, matching="optimal") if not math.isnan(row[f"{name}_gain"])]
+    cells = [
+        r for r in result.select(kernel=kernel, matching="optimal") if not math.isnan(r.get(f"{name}_gain", math.nan))
+    ]
     if not cells:
         return ""
     groups: dict[str, list[str]] = {"more negative": [], "less negative": [], "not told apart": []}

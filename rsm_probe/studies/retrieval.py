@@ -101,6 +101,7 @@ class RetrievalConfig(ExperimentConfig):
                 f"no query of {queries.name} has a candidate: all images of the database are of its own video"
             )
         truth = SCORES[self.score](*class_counts([queries, database]))
+        shown, as_the_paper = places_of(queries), self._as_the_paper(subject)
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["queries"].values()):
             found = self.neighbours(subject, number, progress)
@@ -114,9 +115,9 @@ class RetrievalConfig(ExperimentConfig):
                 }
                 for matching, kernel in scores:
                     paper = float("nan")
-                    if self._as_the_paper(subject):
+                    if as_the_paper:
                         paper = retrieval_number(self.images.source, subject.source, size, kernel, matching)
-                    rows.append(about | self._row(scores, (matching, kernel), places_of(queries)) | {"paper": paper})
+                    rows.append(about | self._row(scores, (matching, kernel), shown) | {"paper": paper})
         self.seen(subject)
         return rows
 

@@ -116,9 +116,10 @@ def _models(config: RetrievalConfig, subjects: Sequence[Subject], names: Sequenc
     rows = [(query, subject, name) for query in config.pictured for subject in subjects for name in names]
     figure = Figure(figsize=(1.3 * (config.top + 1), 1.45 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), config.top + 1, squeeze=False)
+    found = {s.title: config.neighbours(s, len(s.layers["queries"]) - 1, False) for s in subjects}
     for line, (query, subject, name) in zip(axes, rows, strict=True):
-        found = config.neighbours(subject, len(subject.layers["queries"]) - 1, False)
-        _line(list(line), subject, query, found[name, kernel][size][query], f"{subject.title}, {title(name)}")
+        nearest = found[subject.title][name, kernel][size][query]
+        _line(list(line), subject, query, nearest, f"{subject.title}, {title(name)}")
     figure.suptitle(kernel_title(kernel), fontsize=9)
     return figure
 

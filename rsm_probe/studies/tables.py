@@ -103,8 +103,8 @@ def shown(value: float, digits: int = 3) -> str:
 
 
 def with_interval(row: Mapping[str, Any], value: str, low: str = "low", high: str = "high", digits: int = 3) -> str:
-    """A value of a row with its interval."""
-    if math.isnan(row[value]):
+    """A value of a row with its interval; a dash where there is none, such as a gain over what was not compared."""
+    if math.isnan(row.get(value, math.nan)):
         return "-"
     ends = "" if math.isnan(row[low]) else f" [{row[low]:.{digits}f}, {row[high]:.{digits}f}]"
     return f"{row[value]:.{digits}f}{ends}"

@@ -304,7 +304,7 @@ rsm_probe.capture(Counting(), images(120), ["first", "second"], sys.argv[1], bat
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
     rsm_probe.capture(Counting(), images(120), ["first", "second"], tmp_path / "whole.zarr", batch_size=2)
     where, rng = tmp_path / "c.zarr", np.random.default_rng(0)
-    for _ in range(3):
+    for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(where), str(Path(__file__).parent)])
         while not where.exists() and process.poll() is None:
             time.sleep(0.01)

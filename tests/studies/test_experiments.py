@@ -214,6 +214,9 @@ def test_parts_of_other_networks_or_images_are_not_taken(finished, tmp_path):
     ("name", "settings"),
     [
         ("translation", {"matchings": ("late-interaction",), "kernels": ("cosine", "rbf")}),
+        ("translation", {"matchings": ("optimal", "pooled")}),  # nothing to gain over
+        ("retrieval", {"matchings": ("optimal", "pooled")}),
+        ("outputs", {"matchings": ("optimal", "pooled")}),
         ("outputs", {"matchings": ("pooled",)}),
     ],
 )
