@@ -4,8 +4,8 @@ from rsm_probe.comparison.cka import cka, hsic
 from rsm_probe.comparison.grid import compare
 from rsm_probe.comparison.statistics import bootstrap, permutation_test
 from rsm_probe.errors import RsmProbeError
-from rsm_probe.matching.match import match, match_affinity
-from rsm_probe.matching.protocol import Match, Matching
+from rsm_probe.matching.match import Match, match, match_affinity
+from rsm_probe.matching.protocol import Matching
 from rsm_probe.probe.capture import capture
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.tokens import Representation

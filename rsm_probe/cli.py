@@ -148,7 +148,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="a YAML file with a training recipe; see configs/train_digits.yaml")],
     out: Annotated[Path, typer.Option(help="folder for the .safetensors files")] = Path("runs/models"),
     seeds: Annotated[list[int], typer.Option("--seed", help="repeat for several networks")] = [0, 1, 2],  # noqa: B006
-    device: Annotated[str, typer.Option(help="where to train, such as cuda")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1 or mps")] = "auto",
     progress: Annotated[bool, typer.Option(help="show bars")] = True,
 ) -> None:
     """Train networks that differ only in their seed, as a sweep over seeds needs them.
@@ -157,10 +157,11 @@ def train(
     again: it continues there, and ends in the same weights as without an interruption.
     """
     from rsm_probe.config import read_yaml
-    from rsm_probe.sources.loading import require_device
+    from rsm_probe.devices import find_device
+    from rsm_probe.errors import ModelError
     from rsm_probe.sources.training import TrainingConfig, train_or_load
 
-    require_device(device)
+    find_device(device, ModelError)
     recipe = TrainingConfig.parse(read_yaml(config), str(config))
     for seed in seeds:
         file = out / f"{config.stem}-{seed}.safetensors"

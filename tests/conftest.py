@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+# Without a device, its kernels run in Triton's interpreter, which must be known before they are loaded.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The networks are tiny: more threads gain nothing, and lose much where other work shares the cores.
 torch.set_num_threads(1)
 

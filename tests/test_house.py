@@ -15,17 +15,18 @@ PACKAGE = Path(rsm_probe.__file__).parent
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "devices": {"errors"},
     "storage": {"errors"},
     "matching": {"errors"},
-    "sources": {"errors", "config", "storage"},
-    "probe": {"errors", "matching", "storage", "sources"},
-    "similarity": {"errors", "matching", "storage"},
+    "sources": {"errors", "config", "devices", "storage"},
+    "probe": {"errors", "devices", "matching", "storage", "sources"},
+    "similarity": {"errors", "devices", "matching", "storage"},
     "comparison": {"errors"},
     "figures": {"errors"},
     "studies": {
-        "errors", "config", "storage", "matching", "sources", "probe", "similarity", "comparison", "figures",
+        "errors", "config", "devices", "storage", "matching", "sources", "probe", "similarity", "comparison", "figures",
     },
-    "cli": {"errors", "config", "studies", "sources", "probe", "similarity"},
+    "cli": {"errors", "config", "devices", "studies", "sources", "probe", "similarity"},
 }  # fmt: skip
 PURE = ["matching", "comparison", "similarity/kernels.py", "similarity/centering.py"]
 IMPURE_MODULES = {"pathlib", "os", "matplotlib", "tqdm", "logging", "rsm_probe.storage"}

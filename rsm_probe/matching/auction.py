@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.assignment import ScipyAssignment
+from rsm_probe.matching.device import LARGEST, has_kernel, solve_on_device
 from rsm_probe.matching.protocol import Matching, Pairs, Solution, matched_sum
 
 # The smallest gap that float64 can be asked for.
 _FINEST_GAP = 1e-12
+# Fewer pairs than this leave most of a device without work, while a CPU's threads solve them. An estimate from counted
+# instructions; benchmarks/gpu.py measures where the two meet.
+_FEWEST_ON_DEVICE = 128
 
 
 @dataclass(frozen=True)
@@ -23,14 +29,24 @@ class Auction(Matching):
     `gap` allows, as float32 prices can be too coarse, the pair is finished in float64; where bids run out, SciPy
     solves it. The solver of a pair says which: "auction", "auction-float64" or "scipy".
 
+    Batches whose affinities are on a device are solved there, many pairs at once ("auction-device"); the pairs that
+    miss the gap follow on the CPU.
+
     Attributes:
         gap: largest certified difference of bound and value, relative to the product of the images' norms (or, where
             only the affinity is known, to its Frobenius norm or its value).
         bids_per_row: bids after which an auction gives up; features of trained networks need 20 to 100.
+        where: "auto" for the device that holds the affinities, where it has a kernel and the batch is worth it; or
+            "cpu"; or "device".
+        precision: of the tokens whose inner products are taken, "float32" or "float16"; sums are float32 in any case.
+            Half precision is faster on devices, and moves affinities by 1e-3 of the norms at most, which bounds allow
+            for; docs/gpu.md says what it moved in practice.
     """
 
     gap: float = 1e-6
     bids_per_row: int = 2000
+    where: Literal["auto", "cpu", "device"] = "auto"
+    precision: Literal["float32", "float16"] = "float32"
 
     name: ClassVar[str] = "optimal"
     exact: ClassVar[bool] = True
@@ -43,13 +59,50 @@ class Auction(Matching):
             raise MatchingError(f"gap must lie in [{_FINEST_GAP:g}, 1), found {self.gap}")
         if self.bids_per_row < 1:
             raise MatchingError(f"bids_per_row must be at least 1, found {self.bids_per_row}")
+        if self.where not in ("auto", "cpu", "device"):
+            raise MatchingError(f'where must be "auto", "cpu" or "device", found {self.where!r}')
+        if self.precision not in ("float32", "float16"):
+            raise MatchingError(f'precision must be "float32" or "float16", found {self.precision!r}')
+
+    def __repr__(self) -> str:
+        # A stored result knows the method again by this. Where it ran is no part of it: what a CPU began may be continued
+        # on a device.
+        half = "" if self.precision == "float32" else f", precision={self.precision!r}"
+        return f"Auction(gap={self.gap!r}, bids_per_row={self.bids_per_row!r}{half})"
+
+    def on_device(self, tokens: Tensor, locations: int, pairs: int) -> bool:
+        """Whether a batch is solved on the device that holds the tokens, so that affinities are to stay there."""
+        if self.where != "auto":
+            return self.where == "device"
+        fits = tokens.dtype == torch.float32 and locations <= LARGEST
+        return fits and pairs >= _FEWEST_ON_DEVICE and has_kernel(tokens.device)
 
     def solve(self, pairs: Pairs) -> Solution:
         """Matches pairs; values and bounds belong to the affinities as they are."""
-        affinities = pairs.affinities()
-        scales = pairs.scales()
+        scales, given = pairs.scales(), pairs.affinity
+        if isinstance(given, Tensor) and self.on_device(given, max(given.shape[1:]), len(pairs)):
+            return self._solve_on_device(given, scales)
+        return self._solve_on_cpu(pairs.affinities(), scales)
+
+    def _solve_on_device(self, affinities: Tensor, scales: np.ndarray) -> Solution:
+        permutations, values, bounds, certified = solve_on_device(affinities, scales, self.gap, self.bids_per_row)
+        solvers = ["auction-device"] * len(values)
+        missed = np.flatnonzero(~certified)
+        if len(missed):
+            rest = affinities[torch.from_numpy(missed).to(affinities.device)].cpu().numpy()
+            finer = self._solve_on_cpu(rest, scales[missed])
+            assert finer.permutations is not None
+            values[missed], permutations[missed] = finer.values, finer.permutations
+            bounds[missed] = np.minimum(bounds[missed], finer.bounds)
+            for k, solver in zip(missed, finer.solvers, strict=True):
+                solvers[k] = solver
+        aligned = affinities.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
+        _prefer_identity(aligned, affinities.shape[2], permutations, values)
+        return Solution(values, permutations, bounds, solvers)
+
+    def _solve_on_cpu(self, affinities: np.ndarray, scales: np.ndarray) -> Solution:
         found = auction(affinities, scales, self.gap, self.bids_per_row)
-        solvers = ["auction" if affinities.dtype == np.float32 else "auction-float64"] * len(pairs)
+        solvers = ["auction" if affinities.dtype == np.float32 else "auction-float64"] * len(affinities)
         for k in np.flatnonzero(~found.certified):
             proven = False
             if affinities.dtype == np.float32:
@@ -62,7 +115,8 @@ class Auction(Matching):
                 found.permutations[k] = ScipyAssignment().permutation(affinities[k])
             # What was found in another way is summed up like the rest.
             found.values[k] = matched_sum(affinities[k], found.permutations[k])
-        _prefer_identity(affinities, found)
+        aligned = np.trace(affinities, axis1=1, axis2=2, dtype=np.float64)
+        _prefer_identity(aligned, affinities.shape[2], found.permutations, found.values)
         return Solution(found.values, found.permutations, found.bounds, solvers)
 
 
@@ -114,13 +168,11 @@ def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row
     return Auctions(permutations, values * units, bounds * units, outcomes == CERTIFIED, bids)
 
 
-def _prefer_identity(affinities: np.ndarray, found: Auctions) -> None:
-    """Takes equal locations where they add up to more: within the gap, the optimum may be the identity."""
-    aligned = np.trace(affinities, axis1=1, axis2=2, dtype=np.float64)
-    rows, columns = affinities.shape[1:]
-    order = np.where(np.arange(rows) < columns, np.arange(rows), -1)
-    for k in np.flatnonzero(aligned > found.values):
-        found.permutations[k], found.values[k] = order, aligned[k]
+def _prefer_identity(aligned: np.ndarray, columns: int, permutations: np.ndarray, values: np.ndarray) -> None:
+    """Takes equal locations where they add up to more (B,): within the gap, the optimum may be the identity."""
+    rows = np.arange(permutations.shape[1])
+    for k in np.flatnonzero(aligned > values):
+        permutations[k], values[k] = np.where(rows < columns, rows, -1), aligned[k]
 
 
 def _within_range(affinities: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

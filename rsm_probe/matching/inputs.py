@@ -10,6 +10,9 @@ from torch import Tensor
 
 from rsm_probe.errors import MatchingError
 
+# The largest token in half precision: as large as it holds, so that small tokens keep their digits.
+_LARGEST_HALF = 2.0**15
+
 
 def real_tensor(values: Tensor | np.ndarray) -> Tensor:
     """Values in float32, or in float64 where they need it, on the device they are on, without gradients.
@@ -50,6 +53,17 @@ def rescaled(tokens: Tensor) -> tuple[Tensor, float]:
         raise MatchingError(f"the largest token is {largest:.3g}; scale tokens to between 1e-150 and 1e150")
     unit = 2.0 ** math.frexp(largest)[1]
     return (tokens.double() / unit).to(tokens.dtype), unit
+
+
+def in_half_precision(tokens: Tensor) -> tuple[Tensor, float]:
+    """Tokens rounded to float16, and the unit to multiply them with, a power of two.
+
+    CUDA devices multiply them as they are, and add up in float32. Others get the same numbers in their former type.
+    """
+    largest = max(abs(float(end)) for end in torch.aminmax(tokens))
+    unit = 2.0 ** math.frexp(largest / _LARGEST_HALF)[1] if largest else 1.0
+    half = (tokens / unit).to(torch.float16)
+    return half if tokens.is_cuda else half.to(tokens.dtype), unit
 
 
 def first_nonfinite(tokens: Tensor) -> int | None:

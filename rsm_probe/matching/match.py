@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,8 +12,35 @@ from torch import Tensor
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
 from rsm_probe.matching.inputs import real_tensor, rescaled
-from rsm_probe.matching.protocol import Locations, Match, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
 from rsm_probe.matching.registry import get_matching
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """How the locations of one image answer to those of another.
+
+    Attributes:
+        permutation: shape (S,), for each location of the first image its partner in the second, -1 where it has none;
+            None for scores, which pair nothing.
+        value: sum of the affinities of matched locations, in float64: the matched inner product.
+        bound: a proven upper bound on the value of any matching, or None where there is none.
+        solver: what really ran.
+        status: "optimal" where no matching has a larger value (up to the certified gap), else "feasible".
+        affinities: shape (S,), what each location adds to the value, NaN where it has no partner; None for scores.
+    """
+
+    permutation: np.ndarray | None
+    value: float
+    bound: float | None
+    solver: str
+    status: str
+    affinities: np.ndarray | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """How far the value can be from the optimum at most; None where there is no bound."""
+        return None if self.bound is None else self.bound - self.value
 
 
 def match(
@@ -92,29 +119,35 @@ def match_affinity(
             needs tokens.
     """
     _, method = get_matching(matching)
-    given = real_tensor(affinity).cpu().numpy()
+    given = real_tensor(affinity)
     if given.ndim not in (2, 3) or 0 in given.shape[-2:]:
-        raise MatchingError(f"an affinity has shape (S, T) or (B, S, T) with S, T >= 1, found {given.shape}")
+        raise MatchingError(f"an affinity has shape (S, T) or (B, S, T) with S, T >= 1, found {tuple(given.shape)}")
     _require_finite(given, "affinity")
-    batch = np.ascontiguousarray(given if given.ndim == 3 else given[None])
+    batch = (given if given.ndim == 3 else given[None]).contiguous()
     if not len(batch):
         return []
     numbers = np.zeros(len(batch), int)
+    stays = method.on_device(batch, max(batch.shape[1:]), len(batch))
     try:
-        solution = solve_both_ways(method, Pairs(numbers, numbers, affinity=batch))
+        solution = solve_both_ways(method, Pairs(numbers, numbers, affinity=batch if stays else batch.cpu().numpy()))
     except TokensNeededError:
         raise MatchingError(
             f"{method.name} needs the tokens of both images; use match(x, y, {method.name!r})"
         ) from None
     answers = [_answer(method, solution, k, 1.0) for k in range(len(batch))]
-    for k, matrix in enumerate(batch):
-        partners = answers[k].permutation
-        if partners is None and certify:
+    if solution.permutations is None:
+        if certify:
             raise MatchingError(f"{method.name} is a score, which pairs nothing: there is no matching to certify")
-        if partners is not None:
-            each = np.where(partners >= 0, matrix[np.arange(len(matrix)), partners].astype(np.float64), np.nan)
-            bound = _certified(answers[k], matrix.__getitem__, matrix.shape[1], 1.0) if certify else answers[k].bound
-            answers[k] = replace(answers[k], bound=bound, affinities=each)
+        return answers if given.ndim == 3 else answers[0]
+    partners = torch.from_numpy(solution.permutations.astype(np.int64)).to(batch.device)
+    each = batch.gather(2, partners.clamp(min=0)[:, :, None])[:, :, 0].double()
+    each = torch.where(partners >= 0, each, np.nan).cpu().numpy()
+    for k in range(len(batch)):
+        bound = answers[k].bound
+        if certify:
+            matrix = batch[k].cpu().numpy()
+            bound = _certified(answers[k], matrix.__getitem__, matrix.shape[1], 1.0)
+        answers[k] = replace(answers[k], bound=bound, affinities=each[k])
     return answers if given.ndim == 3 else answers[0]
 
 
@@ -138,16 +171,16 @@ def _tokens(values: Tensor | np.ndarray, name: str) -> Tensor:
     matrix = real_tensor(values).cpu()
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise MatchingError(f"{name} must hold tokens (S, C) of one image, found shape {tuple(matrix.shape)}")
-    _require_finite(matrix.numpy(), name)
+    _require_finite(matrix, name)
     return matrix
 
 
-def _require_finite(values: np.ndarray, name: str) -> None:
+def _require_finite(values: Tensor, name: str) -> None:
     # A finite sum has finite terms: one cheap pass, where finding the position takes several.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(values.sum(dtype=np.float64)):
-            return
-    bad = np.argwhere(~np.isfinite(values))
+    if torch.isfinite(values.sum(dtype=None if values.device.type == "mps" else torch.float64)):
+        return
+    bad = (~torch.isfinite(values)).nonzero()
     if len(bad):
-        position = ", ".join(map(str, bad[0]))
-        raise MatchingError(f"{name}[{position}] is {values[tuple(bad[0])]}; only finite values can be matched")
+        position = ", ".join(map(str, bad[0].tolist()))
+        value = values[tuple(bad[0])].item()
+        raise MatchingError(f"{name}[{position}] is {value}; only finite values can be matched")

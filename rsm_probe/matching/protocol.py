@@ -13,36 +13,10 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import MatchingError
+from rsm_probe.matching.inputs import in_half_precision
 
 _AXES = 4
 _ITERATIONS = 3
-
-
-@dataclass(frozen=True, eq=False)
-class Match:
-    """How the locations of one image answer to those of another.
-
-    Attributes:
-        permutation: shape (S,), for each location of the first image its partner in the second, -1 where it has none;
-            None for scores, which pair nothing.
-        value: sum of the affinities of matched locations, in float64: the matched inner product.
-        bound: a proven upper bound on the value of any matching, or None where there is none.
-        solver: what really ran.
-        status: "optimal" where no matching has a larger value (up to the certified gap), else "feasible".
-        affinities: shape (S,), what each location adds to the value, NaN where it has no partner; None for scores.
-    """
-
-    permutation: np.ndarray | None
-    value: float
-    bound: float | None
-    solver: str
-    status: str
-    affinities: np.ndarray | None = None
-
-    @property
-    def gap(self) -> float | None:
-        """How far the value can be from the optimum at most; None where there is no bound."""
-        return None if self.bound is None else self.bound - self.value
 
 
 class TokensNeededError(MatchingError):
@@ -73,6 +47,11 @@ class Locations:
     def on_cpu(self) -> Tensor:
         """The tokens in main memory."""
         return self.tokens.cpu()
+
+    @cached_property
+    def half(self) -> tuple[Tensor, float]:
+        """The tokens rounded to half precision, and the unit to multiply them with."""
+        return in_half_precision(self.tokens)
 
     @cached_property
     def norms(self) -> np.ndarray:
@@ -118,14 +97,14 @@ class Pairs:
         x: the first images; None where only affinities are known.
         y: the second images; None where only affinities are known.
         affinity: (B, S, T), float32 or float64, contiguous, finite: inner products of all locations (paper, equation
-            5); None for methods that do not need it.
+            5); a tensor on the device where the method solves them there; None for methods that do not need it.
     """
 
     rows: np.ndarray
     columns: np.ndarray
     x: Locations | None = None
     y: Locations | None = None
-    affinity: np.ndarray | None = None
+    affinity: np.ndarray | Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -141,14 +120,14 @@ class Pairs:
         return self.x, self.y
 
     def affinities(self) -> np.ndarray:
-        """The affinities, (B, S, T).
+        """The affinities, (B, S, T), in main memory.
 
         Raises:
             MatchingError: they were not computed, as the method said that it does not need them.
         """
         if self.affinity is None:
             raise MatchingError("affinities are needed: the method must declare needs_affinity = True")
-        return self.affinity
+        return self.affinity.cpu().numpy() if isinstance(self.affinity, Tensor) else self.affinity
 
     def scales(self) -> np.ndarray:
         """|x||y| of every pair, (B,), which no matched inner product exceeds; 0 where tokens are not known."""
@@ -156,9 +135,20 @@ class Pairs:
             return np.zeros(len(self))
         return self.x.image_norms[self.rows] * self.y.image_norms[self.columns]
 
+    def part(self, start: int, stop: int) -> Pairs:
+        """Some of the pairs."""
+        if stop - start == len(self):
+            return self
+        chosen = None if self.affinity is None else self.affinity[start:stop]
+        return replace(self, rows=self.rows[start:stop], columns=self.columns[start:stop], affinity=chosen)
+
     def reversed(self) -> Pairs:
         """The same pairs with the roles of x and y exchanged."""
-        turned = None if self.affinity is None else np.ascontiguousarray(self.affinity.transpose(0, 2, 1))
+        turned: np.ndarray | Tensor | None = None
+        if isinstance(self.affinity, Tensor):
+            turned = self.affinity.mT.contiguous()
+        elif self.affinity is not None:
+            turned = np.ascontiguousarray(self.affinity.transpose(0, 2, 1))
         return Pairs(self.columns, self.rows, self.y, self.x, turned)
 
 
@@ -177,6 +167,19 @@ class Solution:
     permutations: np.ndarray | None
     bounds: np.ndarray
     solvers: Sequence[str]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Solution]) -> Solution:
+        """One solution of the pairs of several."""
+        if len(parts) == 1:
+            return parts[0]
+        permutations = [part.permutations for part in parts if part.permutations is not None]
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate(permutations) if permutations else None,
+            np.concatenate([part.bounds for part in parts]),
+            [solver for part in parts for solver in part.solvers],
+        )
 
 
 class Matching(ABC):
@@ -197,6 +200,7 @@ class Matching(ABC):
         at_once: whether `products` gives all pairs of two sets of images at once; if not, they are solved one by one.
         one_to_one: whether it pairs all locations of the smaller image, each with one of its own, so that norms are
             kept, every kernel applies, and bounds hold; scores do not.
+        precision: of the tokens whose inner products make the affinity, "float32" (theirs, if it is finer) or "float16".
     """
 
     name: ClassVar[str]
@@ -206,6 +210,7 @@ class Matching(ABC):
     growth: ClassVar[float]
     at_once: ClassVar[bool] = False
     one_to_one: ClassVar[bool] = True
+    precision: str = "float32"
 
     def __repr__(self) -> str:
         # By what it says, a stored result knows the method again: no place in memory may be in it.
@@ -213,6 +218,16 @@ class Matching(ABC):
 
     def prepare(self, images: Locations) -> None:  # noqa: B027 - most methods need nothing
         """Computes what is needed once per image, before pairs are solved in several threads."""
+
+    def on_device(self, tokens: Tensor, locations: int, pairs: int) -> bool:
+        """Whether so many pairs of images like these are solved on their device: affinities then stay there.
+
+        Args:
+            tokens: (N, S, C), or affinities; what counts are their device and their type.
+            locations: of the larger image.
+            pairs: of a batch.
+        """
+        return False
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
         """Matches the locations of one pair.

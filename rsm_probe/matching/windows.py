@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ class BatchOptimal(Matching):
 
     Attributes:
         window: locations of a window; the last one may hold fewer.
+        where: where windows are solved, see `Auction`.
     """
 
     window: int = 512
+    where: Literal["auto", "cpu", "device"] = field(default="auto", kw_only=True, repr=False)
 
     name: ClassVar[str] = "batch-optimal"
     exact: ClassVar[bool] = False
@@ -42,12 +44,19 @@ class BatchOptimal(Matching):
         """Sorts the locations of every image by norm."""
         _ = images.on_cpu, images.order
 
+    def on_device(self, tokens: torch.Tensor, locations: int, pairs: int) -> bool:
+        """Whether the windows of so many pairs are solved on the device, by the kernel of `optimal`."""
+        window = min(self.window, locations)
+        return Auction(where=self.where).on_device(tokens, window, pairs * (locations // window))
+
     def solve(self, pairs: Pairs) -> Solution:
-        """Matches the pairs one after the other, from their tokens."""
+        """Matches the pairs one after the other, from their tokens; on a device, many at once."""
+        x, y = pairs.images()
+        if self.on_device(x.tokens, max(x.count, y.count), len(pairs)):
+            return self._solve_on_device(pairs)
         # Numba takes seconds to load, and whoever never matches should not wait for it.
         from rsm_probe.matching.loops import matched_product
 
-        x, y = pairs.images()
         found, values = [], []
         for i, j in zip(pairs.rows, pairs.columns, strict=True):
             permutation = self._match(x, i, y, j)
@@ -55,10 +64,51 @@ class BatchOptimal(Matching):
             values.append(matched_product(x.on_cpu[i].numpy(), y.on_cpu[j].numpy(), permutation))
         return Solution(np.array(values), np.stack(found), np.full(len(found), np.nan), [self.name] * len(found))
 
+    def _solve_on_device(self, pairs: Pairs) -> Solution:
+        x, y = pairs.images()
+        rows, columns, device = pairs.rows, pairs.columns, x.tokens.device
+        size = max(x.count, y.count)
+        orders = [
+            torch.from_numpy(np.concatenate([side.order[of], np.tile(np.arange(side.count, size), (len(of), 1))], 1))
+            for side, of in ((x, rows), (y, columns))
+        ]
+        left, right = (
+            functional.pad(side.tokens[torch.from_numpy(of).to(device)], (0, 0, 0, size - side.count))
+            for side, of in ((x, rows), (y, columns))
+        )
+        first, second = (
+            tokens.gather(1, order.to(device)[:, :, None].expand(-1, -1, tokens.shape[2]))
+            for tokens, order in zip((left, right), orders, strict=True)
+        )
+        window = min(self.window, size)
+        whole = size // window * window
+        places = np.empty((len(pairs), size), np.int64)
+        # All windows at once, but for the last one, which may be shorter.
+        for part, width in ((slice(0, whole), window), (slice(whole, size), size - whole)):
+            if width:
+                places[:, part] = _window_places(first[:, part], second[:, part], width, Auction(where=self.where))
+        partners = np.take_along_axis(orders[1].numpy(), places, axis=1)
+        found = np.empty_like(partners)
+        np.put_along_axis(found, orders[0].numpy(), partners, axis=1)
+        matched = first.mul_(second.gather(1, torch.from_numpy(places).to(device)[:, :, None].expand_as(second)))
+        values = matched.sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
+        found = np.where(found < y.count, found, -1)[:, : x.count]
+        return Solution(values, found, np.full(len(values), np.nan), [f"{self.name}-device"] * len(values))
+
     def _match(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
         pairing = _Pairing(x, i, y, j, x.order[i], y.order[j])
         pairing.improve(self.window, Auction())
         return pairing.permutation()
+
+
+def _window_places(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
+    """Matches windows of locations (B, W * width, C) in order; returns the places of the partners (B, W * width)."""
+    affinity = torch.bmm(x.reshape(-1, width, x.shape[2]), y.reshape(-1, width, y.shape[2]).mT)
+    numbers = np.zeros(len(affinity), int)
+    solved = solver.solve(Pairs(numbers, numbers, affinity=affinity)).permutations
+    assert solved is not None
+    starts = np.arange(0, x.shape[1], width)
+    return (solved.reshape(len(x), -1, width) + starts[:, None]).reshape(len(x), -1)
 
 
 @dataclass(frozen=True)
@@ -82,6 +132,10 @@ class Rewindowed(BatchOptimal):
     gap: float = 0.01
 
     name: ClassVar[str] = "rewindowed"
+
+    def on_device(self, tokens: torch.Tensor, locations: int, pairs: int) -> bool:
+        """Never: its orders are made on the CPU."""
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rsm_probe.errors import ImageError, LayerError, RepresentationError, StorageError
+from rsm_probe.devices import find_device
+from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, StorageError
 from rsm_probe.matching.identity import squared_norms
 from rsm_probe.matching.inputs import first_nonfinite
 from rsm_probe.probe.hooks import Probe
@@ -22,7 +23,7 @@ from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.tokens import Representation, require_finite
 from rsm_probe.probe.wrappers import evaluating
 from rsm_probe.sources.images import ImageSet, as_images
-from rsm_probe.sources.loading import prepared, require_device
+from rsm_probe.sources.loading import prepared
 from rsm_probe.sources.models import LoadedModel, load_model
 from rsm_probe.storage.capture_writer import CaptureWriter
 from rsm_probe.storage.captures import KIND, Capture, is_whole
@@ -81,9 +82,8 @@ def capture(
     repeated = [name for name, count in Counter(chosen.ids).items() if count > 1]
     if repeated:
         raise ImageError(f"{chosen.name} names {len(repeated)} images more than once, first {repeated[0]!r}")
-    require_device(device)
-    where = loaded.device.type if device is None else torch.device(device).type
-    settings = _settings(loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size, where)
+    device = loaded.device if device is None else find_device(device, ModelError)
+    settings = _settings(loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size, device.type)
     with sole_writer(out):
         store = ChunkStore.open_or_create(out, KIND)
         _require_same(store, settings, chosen)
@@ -91,8 +91,7 @@ def capture(
             CaptureWriter(store, chosen.ids, chosen.labels, batch_size)
         if is_whole(store):
             return Capture.open(out)
-        if device is not None:
-            loaded.module.to(device)
+        loaded.module.to(device)
         with evaluating(loaded.module), Probe(loaded.module, layers) as probe:
             _Capturing(probe, loaded, chosen, store, stored_as, batch_size).run(settings, progress)
     return Capture.open(out)

@@ -6,11 +6,11 @@ results written, by the workers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -24,13 +24,29 @@ _SUBMITTED = 1000
 
 
 @contextmanager
-def threads(count: int) -> Iterator[Executor]:
-    """Threads of this process; on the way out, those that run end their task, and no other begins."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="rsm-probe")
+def threads(count: int, device: torch.device | None = None) -> Iterator[Executor]:
+    """Threads of this process; on the way out, those that run end their task, and no other begins.
+
+    Args:
+        count: how many.
+        device: "cuda" without a number spreads them over all GPUs, of which each then has its own as current device.
+    """
+    numbers = itertools.count()
+
+    def bind() -> None:
+        if device is not None and device.type == "cuda" and device.index is None:
+            torch.cuda.set_device(next(numbers) % torch.cuda.device_count())
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="rsm-probe", initializer=bind)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def device_workers(device: torch.device) -> int:
+    """Threads for devices that match: one for each GPU, or for the one that is named."""
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
 
 
 @contextmanager
@@ -55,18 +71,6 @@ def cluster(address: str, patience: float = 30.0) -> Iterator[Executor]:
     with client:
         # Tasks write where they were told to, so that one that ran twice does no harm.
         yield client.get_executor(pure=False, retries=2)
-
-
-def require_device(device: str) -> None:
-    """Makes sure that affinities can be computed on a device.
-
-    Raises:
-        CostError: it is not there, or its name is none.
-    """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CostError(f"no affinities on device {device!r}: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
@@ -94,7 +98,7 @@ def finished(
     running: dict[Future[_Result], _Task] = {}
 
     def submit(count: int) -> None:
-        for task in islice(left, count):
+        for task in itertools.islice(left, count):
             running[executor.submit(function, task)] = task
 
     try:

@@ -6,15 +6,20 @@ import time
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from rsm_probe.devices import block_bytes, in_halves
 from rsm_probe.matching.protocol import Locations, Matching, Pairs
-from rsm_probe.similarity.affinity import pair_affinities
+from rsm_probe.similarity.affinity import BLOCK_BYTES, served_alike
 from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.similarity.matched import solve_over
 
-# What float32 affinities may add to a product, relative to the norms.
-_ROUNDING = 1e-5
+# Pairs of a task for the CPU at most: more gain nothing, however small they are.
+_MOST_PAIRS = 256
+# What affinities of rounded tokens may add to a product, relative to the norms.
+_ROUNDING = {"float32": 1e-5, "float16": 2e-3}
 
 
 @dataclass
@@ -49,9 +54,9 @@ class Block:
     unit: float
 
 
-def rounded_up(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray) -> np.ndarray:
+def rounded_up(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, precision: str) -> np.ndarray:
     """Bounds of exact products (N, M) as bounds of those that are computed, given squared norms."""
-    return products + _ROUNDING * np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None]
+    return products + _ROUNDING[precision] * np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None]
 
 
 def match_hopeful(
@@ -78,45 +83,103 @@ def match_hopeful(
         Which pairs were matched (B,), their products, and what was done.
     """
     with one_thread():
-        started = time.perf_counter()
-        affinity, hopeful = None, np.ones(len(rows), bool)
-        if method.needs_affinity:
-            affinity = pair_affinities(block.images.tokens, other.images.tokens, rows, columns)
-        if affinity is not None and method.one_to_one:
-            norms = block.norms[rows], other.norms[columns]
-            bounds = _best_answers(affinity)[:, None] * (block.unit * other.unit)
-            # Kernels take all rows with all columns; pairs are on the diagonal.
-            reached = kernel(rounded_up(bounds, *norms), *norms, same=False)
-            hopeful = np.diagonal(reached) >= least[rows]
-            rows, columns, affinity = rows[hopeful], columns[hopeful], affinity[hopeful]
-        halfway = time.perf_counter()
-        values = _products(method, block, rows, other, columns, affinity) if len(rows) else np.empty(0)
-        spent = halfway - started, time.perf_counter() - halfway
+        found = in_halves(
+            lambda start, stop: _match(method, kernel, block, rows[start:stop], other, columns[start:stop], least),
+            len(rows),
+        )
+    counts = Counts()
+    for _, _, done in found:
+        counts.add(done)
+    return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found]), counts
+
+
+def pairs_of_a_task(method: Matching, x: Locations, y: Locations, pairs: int) -> int:
+    """How many pairs are matched by one task: as many as fill a block with affinities and what they are made of."""
+    affinity, tokens = 4 * x.count * y.count, 4 * (x.count + y.count) * x.tokens.shape[2]
+    if method.on_device(x.tokens, max(x.count, y.count), pairs):
+        return max(1, block_bytes(x.tokens.device) // (affinity + tokens))
+    return max(1, min(_MOST_PAIRS, BLOCK_BYTES // max(affinity, tokens)))
+
+
+def _match(
+    method: Matching,
+    kernel: Kernel,
+    block: Block,
+    rows: np.ndarray,
+    other: Block,
+    columns: np.ndarray,
+    least: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, Counts]:
+    started = time.perf_counter()
+    hopeful = np.ones(len(rows), bool)
+    ((source, _),) = served_alike({method.name: method}, block.images, other.images, len(rows))
+    affinity = source.block(rows, columns, one_by_one=True).affinity()
+    if affinity is not None and method.one_to_one:
+        bounds = _best_answers(affinity) * (block.unit * other.unit)
+        reached = _similarities(kernel, bounds, block.norms[rows], other.norms[columns], method.precision)
+        hopeful = reached >= least[rows]
+        rows, columns = rows[hopeful], columns[hopeful]
+        affinity = affinity if hopeful.all() else affinity[torch.from_numpy(hopeful).to(source.device)]
+    halfway = time.perf_counter()
+    values = _products(method, block, rows, other, columns, affinity) if len(rows) else np.empty(0)
+    spent = halfway - started, time.perf_counter() - halfway
     return hopeful, values, Counts(0, len(hopeful), len(rows), 0.0, *spent)
 
 
-def _best_answers(affinity: np.ndarray) -> np.ndarray:
+def _similarities(
+    kernel: Kernel, bounds: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, precision: str
+) -> np.ndarray:
+    """What pairs of such squared norms (B,) reach at most, given what no matching exceeds (B,)."""
+    found = []
+    for start in range(0, len(bounds), _MOST_PAIRS):
+        part = slice(start, start + _MOST_PAIRS)
+        # Kernels take all rows with all columns; pairs are on the diagonal.
+        rounded = rounded_up(bounds[part, None], norms_x[part], norms_y[part], precision)
+        found.append(np.diagonal(kernel(rounded, norms_x[part], norms_y[part], same=False)))
+    return np.concatenate(found)
+
+
+def _best_answers(affinity: np.ndarray | Tensor) -> np.ndarray:
     """What each location's best answer adds up to, seen from the side where that is less (B,)."""
-    _, rows, columns = affinity.shape
-    of_rows, of_columns = affinity.max(axis=2), affinity.max(axis=1)
+    values = torch.as_tensor(affinity)
+    _, rows, columns = values.shape
+    of_rows, of_columns = values.amax(dim=2), values.amax(dim=1)
     # Surplus locations of the larger image may stay without an answer, which is better than a negative one.
     if rows > columns:
-        of_rows = np.maximum(of_rows, 0)
+        of_rows = of_rows.clamp(min=0)
     if columns > rows:
-        of_columns = np.maximum(of_columns, 0)
-    return np.minimum(of_rows.sum(axis=1, dtype=np.float64), of_columns.sum(axis=1, dtype=np.float64))
+        of_columns = of_columns.clamp(min=0)
+    sums = [part.sum(dim=1, dtype=torch.float64) for part in (of_rows, of_columns)]
+    return torch.minimum(*sums).cpu().numpy()
 
 
 def _products(
-    method: Matching, block: Block, rows: np.ndarray, other: Block, columns: np.ndarray, affinity: np.ndarray | None
+    method: Matching,
+    block: Block,
+    rows: np.ndarray,
+    other: Block,
+    columns: np.ndarray,
+    affinity: np.ndarray | Tensor | None,
 ) -> np.ndarray:
+    x, y = block.images, other.images
+    # One pair at a time: what two images add up to must not depend on who stands beside them in memory.
+    aligned = np.empty(0) if affinity is None else _aligned_products(x, rows, y, columns, isinstance(affinity, Tensor))
+    return solve_over(method, Pairs(rows, columns, x, y, affinity), aligned).values * (block.unit * other.unit)
+
+
+def _aligned_products(
+    x: Locations, rows: np.ndarray, y: Locations, columns: np.ndarray, on_device: bool
+) -> np.ndarray:
+    """Inner products (B,) of pairs of images whose equal locations answer to each other, summed in float64."""
+    shared = min(x.count, y.count)
+    if on_device:
+        numbers = [torch.from_numpy(part).to(x.tokens.device) for part in (rows, columns)]
+        each = x.tokens[numbers[0], :shared].mul_(y.tokens[numbers[1], :shared])
+        return each.sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
     # Numba takes seconds to load, and whoever never matches should not wait for it.
     from rsm_probe.matching.loops import matched_products
 
-    x, y, aligned = block.images, other.images, np.empty(len(rows))
-    if affinity is not None:
-        # One pair at a time: what two images add up to must not depend on who stands beside them in memory.
-        same = np.arange(x.count)
-        same = np.where(same < y.count, same, -1)
-        matched_products(x.on_cpu.numpy(), y.on_cpu.numpy(), rows, columns, same, aligned)
-    return solve_over(method, Pairs(rows, columns, x, y, affinity), aligned).values * (block.unit * other.unit)
+    same, aligned = np.arange(x.count), np.empty(len(rows))
+    same = np.where(same < shared, same, -1)
+    matched_products(x.on_cpu.numpy(), y.on_cpu.numpy(), rows, columns, same, aligned)
+    return aligned

@@ -129,7 +129,7 @@ def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[T
 
 
 def centred_tokens(
-    images: Images, numbers: slice, reference: Images, centering: Centering | None, device: str = "cpu"
+    images: Images, numbers: slice, reference: Images, centering: Centering | None
 ) -> Tensor:
     """Tokens (n, S, C) of some images, less the mean over the images of a reference.
 
@@ -145,4 +145,4 @@ def centred_tokens(
     if centering is not None:
         mean = reference.mean[None]
         tokens = subtract_mean(tokens, mean if centering == "location-mean" else mean.mean(dim=1, keepdim=True))
-    return tokens.to(device)
+    return tokens

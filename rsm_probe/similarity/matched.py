@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from rsm_probe.devices import in_halves
 from rsm_probe.errors import CostError, MatchingError
 from rsm_probe.matching.identity import Identity, aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, inverted, solve_both_ways
 from rsm_probe.matching.registry import cheap_matchings
-from rsm_probe.similarity.affinity import affinity_block, block_slices
+from rsm_probe.similarity.affinity import served_alike
 from rsm_probe.storage.space import format_bytes
+
+_Item = TypeVar("_Item")
+# What rounding both factors to float16 may change in a product, relative to their norms: (1 + 2^-11)^2 - 1.
+_HALF_PRECISION = 1e-3
 
 
 def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray) -> Solution:
     """Solves pairs; values are the identity's float64 products plus what matching gains over them.
 
-    So equal pairings give equal values to the last bit, and an exact method never falls below the identity.
+    So equal pairings give equal values to the last bit, and an exact method never falls below the identity. Where a
+    device runs out of memory, it solves halves of the pairs.
 
     Args:
         method: any matching.
@@ -28,15 +37,29 @@ def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray) -> Solution:
         aligned: products of whole images, equal locations answering to each other (B,), in float64; not read for
             methods without affinity.
     """
-    solution = solve_both_ways(method, pairs)
+    found = in_halves(lambda start, stop: solve_both_ways(method, pairs.part(start, stop)), len(pairs))
+    solution = Solution.joined(found)
     if pairs.affinity is None or not (method.needs_affinity and method.one_to_one):
         return solution
-    diagonals = np.diagonal(pairs.affinity, axis1=1, axis2=2)
-    base = diagonals.sum(axis=1, dtype=np.float64)
+    base, size = _aligned(pairs.affinity)
     # The same terms summed in another order differ in the last digits.
-    noise = np.abs(diagonals).sum(axis=1, dtype=np.float64) * diagonals.shape[1] * np.finfo(np.float64).eps
+    noise = size * min(pairs.affinity.shape[1:]) * np.finfo(np.float64).eps
     gains = np.where(np.abs(solution.values - base) > noise, solution.values - base, 0.0)
-    return replace(solution, values=aligned + gains, bounds=aligned + np.maximum(solution.bounds - base, gains))
+    # What rounded tokens may have hidden: each of two factors is wrong by half a unit in its last place.
+    hidden = _HALF_PRECISION * pairs.scales() if method.precision == "float16" else 0.0
+    bounds = aligned + np.maximum(solution.bounds - base + hidden, gains)
+    return replace(solution, values=aligned + gains, bounds=bounds)
+
+
+def _aligned(affinities: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of what equal locations add up to, and of its magnitudes: (B,) both, in float64."""
+    if isinstance(affinities, Tensor):
+        on_device = affinities.diagonal(dim1=1, dim2=2)
+        sums = torch.stack([part.sum(dim=1, dtype=torch.float64) for part in (on_device, on_device.abs())])
+        first, second = sums.cpu().numpy()
+        return first, second
+    diagonals = np.diagonal(affinities, axis1=1, axis2=2)
+    return diagonals.sum(axis=1, dtype=np.float64), np.abs(diagonals).sum(axis=1, dtype=np.float64)
 
 
 def is_identity(method: Matching, x: Locations, y: Locations) -> bool:
@@ -154,11 +177,23 @@ def _solve_all(
     """All pairs, or those below the diagonal where x is y, block by block of affinities."""
     method.prepare(x)
     method.prepare(y)
-    for rows, column in block_slices(x.tokens, y.tokens, diagonal=not method.one_to_one):
-        affinity = affinity_block(x.tokens, y.tokens, rows, column) if method.needs_affinity else None
-        numbers = np.arange(rows.start, rows.stop)
-        pairs = Pairs(numbers, np.full(len(numbers), column), x, y, affinity)
-        take(pairs, solve_over(method, pairs, numbers if aligned is None else aligned[rows, column]))
+    pairs = len(x) * len(y) if y is not x else len(x) * (len(x) - 1) // 2
+    ((source, _),) = served_alike({method.name: method}, x, y, pairs)
+    blocks = (source.start(*numbers) for numbers in source.all_pairs(diagonal=not method.one_to_one))
+    # A device computes the next block while this one is matched.
+    for block in chain.from_iterable(_one_ahead(blocks) if x.tokens.device.type != "cpu" else blocks):
+        places = block.rows, block.columns
+        chosen = Pairs(*places, x, y, block.affinity())
+        take(chosen, solve_over(method, chosen, block.rows if aligned is None else aligned[places]))
+
+
+def _one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """Asks for the next item before it gives one away."""
+    before = list(islice(items, 1))
+    for item in items:
+        yield before.pop()
+        before.append(item)
+    yield from before
 
 
 def _keep(found: np.ndarray | None, pairs: Pairs, solved: Solution) -> None:

@@ -1,4 +1,4 @@
-"""The pair loop: affinities on the device, matching on CPU worker threads, a bounded queue between them."""
+"""The pair loop: affinities on the device, matching in worker threads or by its kernel, bounded queues between."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.devices import block_bytes
 from rsm_probe.errors import CostError
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
-from rsm_probe.similarity.affinity import affinity_block, block_slices, pairs_per_block
+from rsm_probe.similarity.affinity import Affinities, Block, affinity_block, pairs_per_block, served_alike
 from rsm_probe.similarity.matched import affinity_bytes, is_identity, solve_over
 from rsm_probe.storage.space import parse_bytes
 
@@ -32,8 +33,8 @@ class PairMatcher:
 
     Args:
         workers: CPU threads that match; None for one per available core. The result does not depend on it.
-        memory: bytes, or text such as "1GB": how much the affinities waiting to be matched may occupy; one block of
-            8 MB may always wait.
+        memory: bytes, or text such as "1GB": how much the affinities waiting for CPU threads may occupy; one block of
+            8 MB may always wait. Those that a device matches itself take a quarter of its memory at most.
         on_pairs: called with the number of pairs whenever some are done.
     """
 
@@ -49,8 +50,8 @@ class PairMatcher:
             raise CostError(f"workers must be at least 1, found {workers}")
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
         self._on_pairs = on_pairs
-        self._waiting = 0
-        self._freed = threading.Condition()
+        self._queue = _Queue(self.memory)
+        self._device_queues: dict[torch.device, _Queue] = {}
         self._counting = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -113,46 +114,71 @@ class PairMatcher:
             method.prepare(left)
             method.prepare(right)
         sizes = [affinity_bytes(method, left.tokens, right.tokens, self.memory) for method in unsolved.values()]
-        size, reads_affinity = max(sizes), any(sizes)
-        base = aligned() if reads_affinity else np.empty((0, 0))
+        base = aligned() if any(sizes) else np.empty((0, 0))
         diagonal = any(not method.one_to_one for method in unsolved.values())
-        for rows, column in block_slices(left.tokens, right.tokens, diagonal):
-            reserved = (rows.stop - rows.start) * size
-            self._reserve(reserved)
-            try:
-                affinity = affinity_block(left.tokens, right.tokens, rows, column) if reads_affinity else None
-                numbers = np.arange(rows.start, rows.stop)
-                pairs = Pairs(numbers, np.full(len(numbers), column), left, right, affinity)
-                future = self._pool.submit(self._match_block, pairs, unsolved, base, products)
-            except BaseException:  # such as a device that is out of memory: whoever tries again needs the place
-                self._release(reserved)
-                raise
-            # Not at the end of the work itself: work that is cancelled never ends, but is done all the same.
-            future.add_done_callback(lambda _, reserved=reserved: self._release(reserved))  # type: ignore[misc]
-            pending.futures.append(future)
+        groups = served_alike(unsolved, left, right, _pair_count(left, right))
+        for source, alike in groups:
+            last, queue = alike is groups[-1][1], self._queue_of(source)
+            for rows, columns in source.all_pairs(diagonal):
+                queue.reserve(len(rows) * source.pair_bytes)
+                try:
+                    blocks = source.start(rows, columns)
+                except BaseException:  # such as a device that is out of memory: whoever tries again needs the place
+                    queue.release(len(rows) * source.pair_bytes)
+                    raise
+                for block in blocks:
+                    work = self._pool.submit(self._match_block, block, (left, right), alike, base, products, last)
+                    # Not at the end of the work itself: work that is cancelled never ends, but is done all the same.
+                    size = len(block) * source.pair_bytes
+                    work.add_done_callback(lambda _, queue=queue, size=size: queue.release(size))  # type: ignore[misc]
+                    pending.futures.append(work)
         return pending
 
+    def _queue_of(self, source: Affinities) -> _Queue:
+        """What waits on a device is bounded by two of its blocks, what waits for the CPU by the memory."""
+        if not source.on_device:
+            return self._queue
+        return self._device_queues.setdefault(source.device, _Queue(2 * block_bytes(source.device)))
+
     def _match_block(
-        self, pairs: Pairs, methods: Mapping[str, Matching], aligned: np.ndarray, out: dict[str, np.ndarray]
+        self,
+        block: Block,
+        images: tuple[Locations, Locations],
+        methods: Mapping[str, Matching],
+        aligned: np.ndarray,
+        out: dict[str, np.ndarray],
+        last: bool,
     ) -> None:
+        pairs = Pairs(block.rows, block.columns, *images, block.affinity())
         places = pairs.rows, pairs.columns
         for label, method in methods.items():
             out[label][places] = solve_over(method, pairs, aligned[places] if aligned.size else aligned).values
-        self._count(int(np.count_nonzero((pairs.rows != pairs.columns) | (pairs.x is not pairs.y))))
-
-    def _reserve(self, size: int) -> None:
-        with self._freed:
-            self._freed.wait_for(lambda: not self._waiting or self._waiting + size <= self.memory)
-            self._waiting += size
-
-    def _release(self, size: int) -> None:
-        with self._freed:
-            self._waiting -= size
-            self._freed.notify()
+        if last:
+            self._count(int(np.count_nonzero((pairs.rows != pairs.columns) | (images[0] is not images[1]))))
 
     def _count(self, pairs: int) -> None:
         with self._counting:
             self._on_pairs(pairs)
+
+
+class _Queue:
+    """Bytes that wait to be matched: at most so many, unless one block alone is larger."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.waiting = most, 0
+        self._freed = threading.Condition()
+
+    def reserve(self, size: int) -> None:
+        """Waits until there is room."""
+        with self._freed:
+            self._freed.wait_for(lambda: not self.waiting or self.waiting + size <= self.most)
+            self.waiting += size
+
+    def release(self, size: int) -> None:
+        """Gives room back."""
+        with self._freed:
+            self.waiting -= size
+            self._freed.notify()
 
 
 class PendingProducts:

@@ -16,18 +16,15 @@ from rsm_probe.matching.bounds import Summaries
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching
-from rsm_probe.similarity.affinity import BLOCK_BYTES
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.executors import one_thread
-from rsm_probe.similarity.hopeful import Block, Counts, match_hopeful, rounded_up
+from rsm_probe.similarity.hopeful import Block, Counts, match_hopeful, pairs_of_a_task, rounded_up
 from rsm_probe.similarity.images import Images, Picked, centred_tokens
 from rsm_probe.similarity.kernels import RBF, Kernel
 from rsm_probe.similarity.matched import is_identity, match_tile
 
 # Images of the database that show the directions of its spread.
 _SAMPLE = 64
-# Pairs of a task at most: more gain nothing, however small they are.
-_MOST_PAIRS = 256
 # Images on each side of the pairs whose median distance is the width of an RBF kernel that names none.
 _WIDTH_SAMPLE = 16
 
@@ -228,10 +225,7 @@ class Search:
         self, block: Block, rows: np.ndarray, columns: np.ndarray, least: np.ndarray, products: np.ndarray
     ) -> None:
         """Matches pairs of queries and images, unless a second bound shows that they are not good enough."""
-        # Pairs of a task: as many as fill a block with affinities, or with the tokens that they are made of.
-        _, locations, channels = self.queries.shape
-        each = 4 * max(locations * self.images.shape[1], (locations + self.images.shape[1]) * channels)
-        step = max(1, min(_MOST_PAIRS, BLOCK_BYTES // each))
+        step = pairs_of_a_task(self.method, block.images, self._database(0).images, len(rows))
         for start in np.unique(columns // self._size) * self._size:
             other, inside = self._database(int(start)), np.flatnonzero(columns // self._size == start // self._size)
             tasks = []
@@ -251,7 +245,7 @@ class Search:
             other, part = self._database(start), slice(start, start + self._size)
             if self.method.one_to_one:
                 found = (summaries @ (self._summaries.of(other.images.on_cpu) * other.unit).T).numpy()
-                bounds[:, part] = rounded_up(found, block.norms, other.norms)
+                bounds[:, part] = rounded_up(found, block.norms, other.norms, self.method.precision)
         return bounds
 
     def _similarities(self, products: np.ndarray, block: Block, allowed: np.ndarray) -> np.ndarray:

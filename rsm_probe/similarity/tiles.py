@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rsm_probe.errors import StorageError
 from rsm_probe.matching.protocol import Matching
@@ -19,11 +20,13 @@ from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.similarity.matched import Tile, match_tile
+from rsm_probe.similarity.moved import Moved
 from rsm_probe.storage.captures import KIND as CAPTURE
 from rsm_probe.storage.captures import Capture, CapturedLayer
 from rsm_probe.storage.chunks import ChunkStore, absolute
 
 KIND = "pairs"
+_moved = Moved()
 # No location has this partner: it stands for what was not written.
 _NOT_WRITTEN = -2
 
@@ -174,13 +177,18 @@ def compute(task: Task) -> int:
     x = job.x.open()
     y = x if job.y is None else job.y.open()
     with one_thread(), torch.no_grad():
-        rows = centred_tokens(x, slice(task.top, task.bottom), y, job.centering, job.device)
-        columns = None
-        if not task.on_diagonal:
-            columns = centred_tokens(y, slice(task.left, task.right), y, job.centering, job.device)
+        rows = _tokens(job, job.x, x, (task.top, task.bottom), y)
+        columns = None if task.on_diagonal else _tokens(job, job.y or job.x, y, (task.left, task.right), y)
         tile = match_tile(rows, columns, job.method, (x.grid, y.grid), job.permutations)
     _write(task, tile, x.shape[1])
     return task.pairs
+
+
+def _tokens(job: Job, source: Source, layer: CapturedLayer, numbers: tuple[int, int], reference: CapturedLayer) -> Tensor:
+    """Images of a layer, centred, on the device."""
+    key = (source, numbers, job.y or job.x, job.centering)
+    read = partial(centred_tokens, layer, slice(*numbers), reference, job.centering)
+    return _moved.get(key, read, torch.device(job.device))
 
 
 def _write(task: Task, tile: Tile, locations: int) -> None:

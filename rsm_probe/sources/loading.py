@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rsm_probe.errors import ImageError, ModelError
+from rsm_probe.errors import ImageError
 from rsm_probe.sources.images import ImageSet
 
 
@@ -35,16 +35,3 @@ def prepared(
                 f"{images.ids[numbers[0]]!r} has {tuple(tensors[0].shape)}; preprocessing must bring all to one size"
             )
     return torch.stack(tensors)
-
-
-def require_device(device: str | torch.device | None) -> None:
-    """Makes sure that a device is there.
-
-    Raises:
-        ModelError: it is not, or its name is none.
-    """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"cannot run on device {str(device)!r}: {reason}") from error

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
+from rsm_probe.devices import find_device
 from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.sources.batches import augmented, batches, in_memory, shuffled
 from rsm_probe.sources.embedded import EMBEDDED
@@ -93,6 +94,7 @@ def train(
     images, held_out, pixels = _training_images(config, progress)
     assert images.targets is not None  # every set that a recipe can name has them
     questions, choices = images.targets.values.shape[1], images.targets.choices
+    device = find_device(device, ModelError)
     answers = torch.from_numpy(images.targets.values).to(device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

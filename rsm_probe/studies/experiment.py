@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rsm_probe.config import Config
-from rsm_probe.errors import ConfigError, RsmProbeError
+from rsm_probe.devices import find_device
+from rsm_probe.errors import ConfigError, ModelError, RsmProbeError
 from rsm_probe.probe.capture import capture
 from rsm_probe.probe.layers import Layers
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.sources.images import ImageSet
-from rsm_probe.sources.loading import require_device
 from rsm_probe.sources.models import LoadedModel
 from rsm_probe.storage.captures import Capture, CapturedLayer
 from rsm_probe.storage.files import save_json
@@ -73,7 +73,7 @@ class ExperimentConfig(Config):
     level: float = Field(default=0.95, gt=0, lt=1, description="of the intervals")
     dtype: str = Field(default="float32", pattern="^(float32|float16|bfloat16)$", description="of tokens on disk")
     batch_size: PositiveInt = Field(default=64, description="images per forward pass")
-    device: str | None = None
+    device: str = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
     workers: PositiveInt | None = None
     memory: str | int = "2GB"
     networks: str | None = Field(default=None, description="folder of trained networks; else in the run folder")
@@ -118,7 +118,7 @@ class ExperimentConfig(Config):
         Raises:
             RsmProbeError: whatever the loading of models and images, capturing and comparing raise.
         """
-        require_device(self.device)
+        find_device(self.device, ModelError)  # before anything is loaded
         begun = out / "parts" if (out / "parts").exists() else out / "captures"
         claim(self, out, begun, self._EXECUTION)
         # Before networks are trained: what is missing is said at once.

@@ -110,7 +110,7 @@ class OutputsConfig(ExperimentConfig):
     def _similarities(self, folder: Path, layer: CapturedLayer, way: Way, progress: bool) -> np.ndarray:
         return similarity_values(
             layer, None, way, folder / f"{way.products_name}.zarr", self.centering, self.tile,
-            memory=self.memory, workers=self.workers, device=self.device or "cpu", progress=progress,
+            memory=self.memory, workers=self.workers, device=self.device, progress=progress,
         )  # fmt: skip
 
     def _logits(self, subject: Subject, progress: bool) -> np.ndarray:

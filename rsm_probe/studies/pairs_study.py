@@ -19,14 +19,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from rsm_probe import figures
 from rsm_probe.comparison.cka import cka
 from rsm_probe.config import Config
-from rsm_probe.errors import ComparisonError, StorageError
+from rsm_probe.devices import find_device
+from rsm_probe.errors import ComparisonError, ModelError, StorageError
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.capture import capture
 from rsm_probe.similarity.allpairs import all_pairs, open_pairs
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.kernels import check_kernel, get_kernel
 from rsm_probe.similarity.rsm import RSM
-from rsm_probe.sources.loading import require_device
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.chunks import absolute
 from rsm_probe.storage.files import load_json, save_json, save_text
@@ -93,7 +93,7 @@ class PairsConfig(Config):
     store: str | None = Field(
         default=None, description="folder or URL for captures and pairs, which all workers see; else the run folder"
     )
-    device: str | None = None
+    device: str = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
     workers: PositiveInt | None = None
     memory: str | int = "2GB"
     max_hours: PositiveFloat | None = Field(default=None, description="for the pairs of a layer")
@@ -129,7 +129,7 @@ class PairsConfig(Config):
         Raises:
             RsmProbeError: whatever `capture`, `all_pairs` and the loading of models and images raise.
         """
-        require_device(self.device)
+        find_device(self.device, ModelError)  # before anything is loaded
         claim(self, out, out / ("config.yaml" if self.store else "captures"), self._EXECUTION)
         store = absolute(self.store or out)
         images = self.images.load(progress)
@@ -177,7 +177,7 @@ class PairsConfig(Config):
             path = f"pairs/{title}/{number:03d}-{matching}.zarr"
             pairs = all_pairs(
                 x, y, f"{store}/{path}", matching, self.centering, memory=self.memory, workers=self.workers,
-                executor=executor, tile=self.tile, permutations=self.permutations, device=self.device or "cpu",
+                executor=executor, tile=self.tile, permutations=self.permutations, device=self.device,
                 max_hours=self.max_hours, progress=progress,
             )  # fmt: skip
             row: dict[str, Any] = {"model": title, "layer": x.name, "matching": matching}

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from rsm_probe.comparison.cka import get_estimator
+from rsm_probe.devices import find_device
 from rsm_probe.errors import ImageError, ModelError
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.tokens import Representation
 from rsm_probe.probe.wrappers import evaluating
 from rsm_probe.sources.images import ImageSet
-from rsm_probe.sources.loading import prepared, require_device
+from rsm_probe.sources.loading import prepared
 from rsm_probe.sources.models import LoadedModel
 from rsm_probe.studies.cost import stopwatch
 
@@ -63,12 +64,12 @@ class Passing:
         device: str | torch.device | None,
         stack: ExitStack,
     ) -> None:
-        require_device(device)
+        moved_to = None if device is None else find_device(device, ModelError)
         self.models = models
         self.probes: dict[str, Probe] = {}
         for name, model in models.items():
-            if device is not None:
-                model.module.to(device)
+            if moved_to is not None:
+                model.module.to(moved_to)
             if isinstance(layers, Mapping) and name not in layers:
                 raise ModelError(f"layers= names no layers for model {name!r}; it has {', '.join(layers)}")
             self.probes[name] = Probe(model.module, layers[name] if isinstance(layers, Mapping) else layers)

@@ -171,13 +171,13 @@ class RetrievalConfig(ExperimentConfig):
         where = folder / f"{number:03d}-{way.products_name}.zarr"
         return similarity_values(
             x, y, way, where, self.centering, self.tile,
-            memory=self.memory, workers=self.workers, device=self.device or "cpu", progress=progress,
+            memory=self.memory, workers=self.workers, device=self.device, progress=progress,
         )  # fmt: skip
 
     def _exact(self, x: CapturedLayer, y: CapturedLayer, way: Way, groups: Any, progress: bool) -> np.ndarray:
         found = nearest(
             x, y, min(self.top, len(y)), way.matching, way.kernel, self.centering, groups=groups,
-            memory=self.memory, workers=self.workers, device=self.device or "cpu", progress=progress,
+            memory=self.memory, workers=self.workers, device=self.device, progress=progress,
         )  # fmt: skip
         return found["index"].values
 

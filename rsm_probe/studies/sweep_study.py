@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from rsm_probe.config import Config
+from rsm_probe.devices import find_device
+from rsm_probe.errors import ModelError
 from rsm_probe.similarity.centering import Centering
-from rsm_probe.sources.loading import require_device
 from rsm_probe.storage.files import save_json
 from rsm_probe.studies.entries import ImagesConfig, ModelConfig, known
 from rsm_probe.studies.provenance import provenance
@@ -34,7 +35,7 @@ class SweepConfig(Config):
     batch_size: int = Field(default=250, ge=2)
     seed: NonNegativeInt = 0
     keep: tuple[str, ...] = Field(default=(), description="layers whose mini-batch RSMs go into the result")
-    device: str | None = None
+    device: str = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
     workers: PositiveInt | None = None
     memory: str | int = "1GB"
     max_hours: PositiveFloat | None = 12.0
@@ -59,7 +60,7 @@ class SweepConfig(Config):
         Raises:
             RsmProbeError: whatever `sweep` and the loading of models and images raise.
         """
-        require_device(self.device)
+        find_device(self.device, ModelError)  # before anything is loaded
         claim(self, out, out / "checkpoint" / "settings.json", self._EXECUTION)
         finished = (out / "provenance.json").exists()
         images = self.images.load(progress)

@@ -164,11 +164,13 @@ def test_products_within_one_set_are_symmetric_and_match_each_pair_once():
 def test_several_methods_share_the_affinities_of_one_submit(monkeypatch, one_pair_per_block):
     made = []
 
+    compute = affinities.Affinities.block
+
     def counted(*arguments):
         made.append(arguments)
-        return affinity_block(*arguments)
+        return compute(*arguments)
 
-    monkeypatch.setattr(pairs, "affinity_block", counted)
+    monkeypatch.setattr(affinities.Affinities, "block", counted)
     x = random_tokens(5, 6)
     together = products_of(x)
     assert len(made) == 10
@@ -208,13 +210,15 @@ def test_on_pairs_is_called_while_work_goes_on(one_pair_per_block):
 def test_affinities_waiting_to_be_matched_stay_within_the_memory_budget(monkeypatch, one_pair_per_block):
     made, done, waiting = [], [], []
 
+    compute = affinities.Affinities.block
+
     def counted(*arguments):
-        block = affinity_block(*arguments)
+        block = compute(*arguments)
         made.append(block)
         waiting.append(len(made) - len(done))
         return block
 
-    monkeypatch.setattr(pairs, "affinity_block", counted)
+    monkeypatch.setattr(affinities.Affinities, "block", counted)
     three_affinities = 3 * 6 * 6 * 4
     products_of(random_tokens(8, 6), methods={"slow": Slow()}, workers=2, memory=three_affinities, on_pairs=done.append)
     # The budget is used, so that workers have something to do, and it is kept.

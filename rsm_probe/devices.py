@@ -1,0 +1,94 @@
+"""Where things are computed: devices by name, their memory, and what is done when it is too little."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from rsm_probe.errors import CostError, RsmProbeError
+
+_Part = TypeVar("_Part")
+# Of the memory that PyTorch may use on a device, the share for the affinities of two blocks: one that is being matched,
+# and one that is being computed.
+_SHARE = 0.25
+# The share for tokens that are kept there, as they will be asked for again.
+_TOKEN_SHARE = 0.5
+# Larger blocks gain nothing: this one holds programs for any device many times over.
+_LARGEST_BLOCK = 4 << 30
+# The block of a device whose memory is the CPU's.
+_SHARED_MEMORY_BLOCK = 64 << 20
+
+
+def find_device(device: str | torch.device | None, error: type[RsmProbeError] = CostError) -> torch.device:
+    """The device of a name, which is there.
+
+    Args:
+        device: "auto" for a GPU where there is one and the CPU elsewhere; or "cpu", "cuda", "cuda:1", "mps". "cuda" is
+            the current device of the thread that uses it. None is the CPU.
+        error: what to raise.
+
+    Raises:
+        RsmProbeError: it is not there, or its name is none.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device("cpu" if device is None else device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as problem:
+        raise error(f"device {str(device)!r} cannot be used: {str(problem).splitlines()[0]}") from problem
+    return found
+
+
+def block_bytes(device: torch.device) -> int:
+    """Bytes of the affinities that a device computes at a time, where they are to stay there.
+
+    With two such blocks, a quarter of what PyTorch may use: `torch.cuda.set_per_process_memory_fraction` sets that.
+    """
+    if device.type != "cuda":
+        return _SHARED_MEMORY_BLOCK
+    return min(_LARGEST_BLOCK, int(_SHARE * _allowed(device)) // 2)
+
+
+def token_bytes(device: torch.device) -> int:
+    """Bytes of the tokens that are kept on a device: half of what PyTorch may use."""
+    return int(_TOKEN_SHARE * _allowed(device)) if device.type == "cuda" else _SHARED_MEMORY_BLOCK
+
+
+def _allowed(device: torch.device) -> float:
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return memory * torch.cuda.get_per_process_memory_fraction(device)
+
+
+def in_halves(work: Callable[[int, int], _Part], count: int) -> list[_Part]:
+    """Does work on many things at once; where a device runs out of memory, on halves of them, and so on.
+
+    Args:
+        work: takes where a part starts and stops.
+        count: of the things.
+
+    Returns:
+        What the work gave for each part, in order.
+
+    Raises:
+        CostError: the memory is too small for one.
+    """
+    parts, waiting = [], [(0, count)]
+    while waiting:
+        start, stop = waiting.pop()
+        try:
+            parts.append(work(start, stop))
+            continue
+        except torch.OutOfMemoryError as problem:
+            reason = str(problem).splitlines()[0]
+        # Out of the handler, so that nothing of what failed is held any more.
+        torch.cuda.empty_cache()
+        if stop - start < 2:
+            raise CostError(f"the device's memory is too small for the affinity of one pair of images: {reason}")
+        middle = (start + stop) // 2
+        warnings.warn(f"the device is out of memory: {stop - start} pairs of images become two halves", stacklevel=3)
+        waiting += [(middle, stop), (start, middle)]
+    return parts

@@ -1,0 +1,93 @@
+"""Batches of affinities on a device: which are solved there, and what the kernel needs to know of them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rsm_probe.errors import MatchingError
+
+# A row of a larger affinity, and what is known of its columns, would not fit into the registers of a program.
+LARGEST = 4096
+# So many columns are one warp's: 16 registers for each of affinities, prices and owners.
+_COLUMNS_OF_A_WARP = 512
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether there is a kernel for a device: for those that PyTorch calls "cuda", by Triton, which comes with it."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def solve_on_device(
+    affinities: Tensor, scales: np.ndarray, gap: float, bids_per_row: int
+) -> tuple[np.ndarray, ...]:
+    """Solves a batch of assignments on the device that holds the affinities, each by one program.
+
+    Args:
+        affinities: (B, S, T) float32, finite, with S and T at most `LARGEST`.
+        scales: (B,), what the gap is relative to; 0 for the affinity's Frobenius norm.
+        gap: allowed difference of bound and value, relative to the scale.
+        bids_per_row: where to give up.
+
+    Returns:
+        Permutations (B, S), -1 where a row has no column; values (B,), -infinity where the bids ran out; upper bounds
+        (B,), valid in any case; whether the gap was reached (B,).
+
+    Raises:
+        MatchingError: the affinities are in main memory, and Triton does not interpret its kernels.
+    """
+    # Triton takes a second to load, and need not be there without a device.
+    from rsm_probe.matching.device_kernel import interpreted, solve_pairs
+
+    if affinities.device.type == "cpu" and not interpreted:
+        raise MatchingError("the device's kernel was asked for, and the affinities are on the CPU")
+    count, rows, columns = affinities.shape
+    size, device = max(rows, columns), affinities.device
+    # Zero vectors fill up the smaller side.
+    square = functional.pad(affinities, (0, size - columns, 0, size - rows)).contiguous()
+    known = torch.from_numpy(scales).to(device)
+    if not scales.all():
+        known = torch.where(known > 0, known, torch.linalg.vector_norm(square, dim=(1, 2), dtype=torch.float64))
+    order, aside, kept, permutations = _living(square)
+    values, bounds = torch.empty(2, count, dtype=torch.float64, device=device)
+    block = max(16, 1 << (size - 1).bit_length())
+    with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
+        solve_pairs[(count,)](
+            square, known, order, aside, kept, permutations, values, bounds,
+            size, 0 if len(order) == 1 else size, gap, bids_per_row,
+            BLOCK=block, num_warps=max(1, block // _COLUMNS_OF_A_WARP), enable_fp_fusion=False,
+        )  # fmt: skip
+    found = permutations[:, :rows]
+    found = torch.where(found < columns, found, -1).to(torch.int16)
+    certified = (bounds - values <= gap * torch.maximum(known, values.abs())) & values.isfinite()
+    return tuple(part.cpu().numpy() for part in (found, values, bounds, certified))
+
+
+def _living(square: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is to be matched; rows and columns of zeros are set aside where nothing is negative.
+
+    Dead locations of both images then answer to each other at no loss, see the kernel for CPUs.
+
+    Returns:
+        Orders of rows (B or 1, n), those to be matched first; 1 for columns that are set aside (B or 1, n); how many
+        are to be matched (B,); permutations (B, n), in which those that are set aside have their partners.
+    """
+    count, size, device = len(square), square.shape[1], square.device
+    numbers = torch.arange(size, dtype=torch.int32, device=device)
+    everything = torch.full((count,), size, dtype=torch.int32, device=device)
+    least = square.amin(dim=(1, 2))
+    # Most affinities have negative entries, and no more needs to be known of them.
+    if not bool((least >= 0).any()):
+        return numbers[None], torch.zeros_like(numbers)[None], everything, numbers.repeat(count, 1)
+    dead = torch.stack([square.amax(dim=2), square.amax(dim=1)]) == 0
+    dead &= (least >= 0)[:, None]
+    order, column_order = dead.to(torch.uint8).argsort(dim=2, stable=True).to(torch.int32)
+    kept = (size - dead.sum(dim=2)).amax(dim=0).to(torch.int32)
+    last = numbers[None] >= kept[:, None]
+    aside = torch.zeros_like(order).scatter_(1, column_order.long(), last.to(torch.int32))
+    permutations = torch.empty_like(order).scatter_(1, order.long(), column_order)
+    return order.contiguous(), aside, kept, permutations
