@@ -39,7 +39,10 @@ def find_device(device: str | torch.device | None, error: type[RsmProbeError] = 
         found = torch.device("cpu" if device is None else device)
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError) as problem:
-        raise error(f"device {str(device)!r} cannot be used: {str(problem).splitlines()[0]}") from problem
+        reason = str(problem).splitlines()[0]
+        raise error(
+            f'cannot run on device {str(device)!r}; give "cpu", or "auto" for what is there: {reason}'
+        ) from problem
     return found
 
 

@@ -37,7 +37,7 @@ class Auction(Matching):
             only the affinity is known, to its Frobenius norm or its value).
         bids_per_row: bids after which an auction gives up; features of trained networks need 20 to 100.
         where: "auto" for the device that holds the affinities, where it has a kernel and the batch is worth it; or
-            "cpu"; or "device".
+            "cpu"; or "device", however small the batch. The kernel is for float32 and up to 4096 locations.
         precision: of the tokens whose inner products are taken, "float32" or "float16"; sums are float32 in any case.
             Half precision is faster on devices, and moves affinities by 1e-3 of the norms at most, which bounds allow
             for; docs/gpu.md says what it moved in practice.
@@ -65,17 +65,16 @@ class Auction(Matching):
             raise MatchingError(f'precision must be "float32" or "float16", found {self.precision!r}')
 
     def __repr__(self) -> str:
-        # A stored result knows the method again by this. Where it ran is no part of it: what a CPU began may be continued
-        # on a device.
+        # A stored result knows the method again by this. Where it ran is no part of it: what a CPU began, a device may
+        # continue.
         half = "" if self.precision == "float32" else f", precision={self.precision!r}"
         return f"Auction(gap={self.gap!r}, bids_per_row={self.bids_per_row!r}{half})"
 
     def on_device(self, tokens: Tensor, locations: int, pairs: int) -> bool:
         """Whether a batch is solved on the device that holds the tokens, so that affinities are to stay there."""
-        if self.where != "auto":
-            return self.where == "device"
-        fits = tokens.dtype == torch.float32 and locations <= LARGEST
-        return fits and pairs >= _FEWEST_ON_DEVICE and has_kernel(tokens.device)
+        if self.where == "cpu" or tokens.dtype != torch.float32 or locations > LARGEST:
+            return False
+        return self.where == "device" or (pairs >= _FEWEST_ON_DEVICE and has_kernel(tokens.device))
 
     def solve(self, pairs: Pairs) -> Solution:
         """Matches pairs; values and bounds belong to the affinities as they are."""

@@ -65,11 +65,13 @@ class Summaries:
 
     def of(self, tokens: Tensor) -> Tensor:
         """Summaries (N, length), float64, of tokens (N, T, C); the product of two is at least that of any matching."""
+        tokens = tokens.cpu() if tokens.device.type == "mps" else tokens  # where float64 is
+        directions = self.directions.to(tokens.device)
         padded = torch.nn.functional.pad(tokens.double(), (0, 0, 0, self.locations - tokens.shape[1]))
         mean = padded.mean(dim=1, keepdim=True)
         residuals = padded - mean
-        along = residuals @ self.directions
-        rest = torch.linalg.vector_norm(residuals - along @ self.directions.T, dim=2, keepdim=True)
+        along = residuals @ directions
+        rest = torch.linalg.vector_norm(residuals - along @ directions.T, dim=2, keepdim=True)
         ordered = torch.cat([along, rest], dim=2).sort(dim=1).values
         return torch.cat([mean[:, 0] * self.locations**0.5, ordered.flatten(1)], dim=1)
 

@@ -15,6 +15,7 @@ from rsm_probe.errors import MatchingError
 LARGEST = 4096
 # So many columns are one warp's: 16 registers for each of affinities, prices and owners.
 _COLUMNS_OF_A_WARP = 512
+_SMALLEST_SCALE, _LARGEST_SCALE = 1e-15, 1e25
 
 
 def has_kernel(device: torch.device) -> bool:
@@ -22,9 +23,7 @@ def has_kernel(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-def solve_on_device(
-    affinities: Tensor, scales: np.ndarray, gap: float, bids_per_row: int
-) -> tuple[np.ndarray, ...]:
+def solve_on_device(affinities: Tensor, scales: np.ndarray, gap: float, bids_per_row: int) -> tuple[np.ndarray, ...]:
     """Solves a batch of assignments on the device that holds the affinities, each by one program.
 
     Args:
@@ -52,6 +51,10 @@ def solve_on_device(
     known = torch.from_numpy(scales).to(device)
     if not scales.all():
         known = torch.where(known > 0, known, torch.linalg.vector_norm(square, dim=(1, 2), dtype=torch.float64))
+    # Squares and differences of others leave float32, or its normal numbers: they are not for the kernel.
+    solvable = (known < _LARGEST_SCALE) & ((known > _SMALLEST_SCALE) | (known == 0))
+    if not bool(solvable.all()):
+        square = torch.where(solvable[:, None, None], square, 0)
     order, aside, kept, permutations = _living(square)
     values, bounds = torch.empty(2, count, dtype=torch.float64, device=device)
     block = max(16, 1 << (size - 1).bit_length())
@@ -63,7 +66,7 @@ def solve_on_device(
         )  # fmt: skip
     found = permutations[:, :rows]
     found = torch.where(found < columns, found, -1).to(torch.int16)
-    certified = (bounds - values <= gap * torch.maximum(known, values.abs())) & values.isfinite()
+    certified = (bounds - values <= gap * torch.maximum(known, values.abs())) & values.isfinite() & solvable
     return tuple(part.cpu().numpy() for part in (found, values, bounds, certified))
 
 

@@ -27,19 +27,19 @@ _OWNER = tl.constexpr(65536)
 
 
 @triton.jit
-def _key(values):  # type: ignore[no-untyped-def]
+def _key(values):
     """Numbers as integers of the same order, and such integers as numbers again: devices reduce integers faster."""
     bits = values.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def _number(key):  # type: ignore[no-untyped-def]
+def _number(key):
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def solve_pairs(  # type: ignore[no-untyped-def]
+def solve_pairs(
     affinities,
     scales,
     orders,
@@ -100,7 +100,8 @@ def solve_pairs(  # type: ignore[no-untyped-def]
         epsilon = gap * tl.maximum(tl.abs(largest), 1e-30)
         finest = epsilon
 
-    # Nobody owns a column yet. What is known of columns is laid out over threads as affinities are, as `wanted` was read.
+    # Nobody owns a column yet. Made of what was read, this is laid out over the threads like the affinities, and so are
+    # the codes: otherwise each bid would move them through shared memory.
     nobodys = tl.where(wanted, columns, -1)
     codes = nobodys
     budget = bids_per_row * count

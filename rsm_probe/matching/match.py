@@ -141,13 +141,13 @@ def match_affinity(
         return answers if given.ndim == 3 else answers[0]
     partners = torch.from_numpy(solution.permutations.astype(np.int64)).to(batch.device)
     each = batch.gather(2, partners.clamp(min=0)[:, :, None])[:, :, 0].double()
-    each = torch.where(partners >= 0, each, np.nan).cpu().numpy()
+    given_each = torch.where(partners >= 0, each, np.nan).cpu().numpy()
     for k in range(len(batch)):
         bound = answers[k].bound
         if certify:
             matrix = batch[k].cpu().numpy()
             bound = _certified(answers[k], matrix.__getitem__, matrix.shape[1], 1.0)
-        answers[k] = replace(answers[k], bound=bound, affinities=each[k])
+        answers[k] = replace(answers[k], bound=bound, affinities=given_each[k])
     return answers if given.ndim == 3 else answers[0]
 
 

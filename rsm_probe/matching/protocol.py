@@ -200,7 +200,7 @@ class Matching(ABC):
         at_once: whether `products` gives all pairs of two sets of images at once; if not, they are solved one by one.
         one_to_one: whether it pairs all locations of the smaller image, each with one of its own, so that norms are
             kept, every kernel applies, and bounds hold; scores do not.
-        precision: of the tokens whose inner products make the affinity, "float32" (theirs, if it is finer) or "float16".
+        precision: of the tokens whose inner products make the affinity, "float32" (or theirs) or "float16".
     """
 
     name: ClassVar[str]

@@ -66,32 +66,20 @@ class BatchOptimal(Matching):
 
     def _solve_on_device(self, pairs: Pairs) -> Solution:
         x, y = pairs.images()
-        rows, columns, device = pairs.rows, pairs.columns, x.tokens.device
         size = max(x.count, y.count)
-        orders = [
-            torch.from_numpy(np.concatenate([side.order[of], np.tile(np.arange(side.count, size), (len(of), 1))], 1))
-            for side, of in ((x, rows), (y, columns))
-        ]
-        left, right = (
-            functional.pad(side.tokens[torch.from_numpy(of).to(device)], (0, 0, 0, size - side.count))
-            for side, of in ((x, rows), (y, columns))
-        )
-        first, second = (
-            tokens.gather(1, order.to(device)[:, :, None].expand(-1, -1, tokens.shape[2]))
-            for tokens, order in zip((left, right), orders, strict=True)
-        )
+        left, rows = _by_norm(x, pairs.rows, size)
+        right, columns = _by_norm(y, pairs.columns, size)
+        places = np.empty(rows.shape, np.int64)
         window = min(self.window, size)
         whole = size // window * window
-        places = np.empty((len(pairs), size), np.int64)
-        # All windows at once, but for the last one, which may be shorter.
-        for part, width in ((slice(0, whole), window), (slice(whole, size), size - whole)):
+        for start, stop, width in ((0, whole, window), (whole, size, size - whole)):
             if width:
-                places[:, part] = _window_places(first[:, part], second[:, part], width, Auction(where=self.where))
-        partners = np.take_along_axis(orders[1].numpy(), places, axis=1)
-        found = np.empty_like(partners)
-        np.put_along_axis(found, orders[0].numpy(), partners, axis=1)
-        matched = first.mul_(second.gather(1, torch.from_numpy(places).to(device)[:, :, None].expand_as(second)))
-        values = matched.sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
+                part, solver = slice(start, stop), Auction(where=self.where)
+                places[:, part] = start + _places_in_windows(left[:, part], right[:, part], width, solver)
+        found = np.empty_like(places)
+        np.put_along_axis(found, rows, np.take_along_axis(columns, places, axis=1), axis=1)
+        partners = torch.from_numpy(places).to(right.device)[:, :, None].expand_as(right)
+        values = left.mul_(right.gather(1, partners)).sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
         found = np.where(found < y.count, found, -1)[:, : x.count]
         return Solution(values, found, np.full(len(values), np.nan), [f"{self.name}-device"] * len(values))
 
@@ -101,14 +89,34 @@ class BatchOptimal(Matching):
         return pairing.permutation()
 
 
-def _window_places(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
-    """Matches windows of locations (B, W * width, C) in order; returns the places of the partners (B, W * width)."""
-    affinity = torch.bmm(x.reshape(-1, width, x.shape[2]), y.reshape(-1, width, y.shape[2]).mT)
-    numbers = np.zeros(len(affinity), int)
-    solved = solver.solve(Pairs(numbers, numbers, affinity=affinity)).permutations
-    assert solved is not None
+def _by_norm(images: Locations, numbers: np.ndarray, size: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Tokens (B, size, C) of some images in the order of their norms, zero vectors last, and that order (B, size)."""
+    filled = np.tile(np.arange(images.count, size), (len(numbers), 1))
+    order = np.concatenate([images.order[numbers], filled], axis=1)
+    tokens = images.tokens[torch.from_numpy(numbers).to(images.tokens.device)]
+    tokens = functional.pad(tokens, (0, 0, 0, size - images.count))
+    places = torch.from_numpy(order).to(tokens.device)[:, :, None]
+    return tokens.gather(1, places.expand_as(tokens)), order
+
+
+def _places_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
+    """Matches locations window by window; returns the places of the partners.
+
+    Args:
+        x: tokens (B, W * width, C), contiguous windows.
+        y: tokens of the same shape.
+        width: locations of a window.
+        solver: for all windows at once.
+
+    Returns:
+        Shape (B, W * width).
+    """
+    left, right = (side.reshape(-1, width, side.shape[2]) for side in (x, y))
+    numbers = np.zeros(len(left), int)
+    found = solver.solve(Pairs(numbers, numbers, affinity=torch.bmm(left, right.mT))).permutations
+    assert found is not None
     starts = np.arange(0, x.shape[1], width)
-    return (solved.reshape(len(x), -1, width) + starts[:, None]).reshape(len(x), -1)
+    return (found.reshape(len(x), -1, width) + starts[:, None]).reshape(len(x), -1)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def capture(
         out: a folder, or a URL of a file system that fsspec knows.
         dtype: of tokens on disk: "float32", "float16" or "bfloat16". Half precision takes half the space.
         batch_size: images per forward pass.
-        device: where the model runs, which moves it; None leaves it where it is.
+        device: where the model runs, which moves it: "auto" for a GPU where there is one, or "cpu", "cuda:1", "mps".
+            None leaves it where it is.
         progress: show what is needed, and a bar.
 
     Returns:

@@ -54,7 +54,9 @@ def pair_affinities(x: Tensor, y: Tensor, rows: np.ndarray, columns: np.ndarray)
     """
     numbers = (torch.from_numpy(part).to(x.device) for part in (rows, columns))
     left, right = (tokens[number] for tokens, number in zip((x, y), numbers, strict=True))
-    return torch.bmm(left, right.mT, **_in_float32(x))
+    if x.dtype == torch.float16:  # added up in float32
+        return torch.bmm(left, right.mT, out_dtype=torch.float32)
+    return torch.bmm(left, right.mT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,9 +216,7 @@ def served_alike(
     ]
 
 
-def block_slices(
-    x: Tensor, y: Tensor, diagonal: bool = False, most: int | None = None
-) -> Iterator[tuple[slice, int]]:
+def block_slices(x: Tensor, y: Tensor, diagonal: bool = False, most: int | None = None) -> Iterator[tuple[slice, int]]:
     """All pairs, or those below the diagonal (with it, if asked) where x is y, as images of x against one of y.
 
     Args:
@@ -239,7 +239,3 @@ def _most_on_device(x: Locations, y: Locations) -> int:
 def _numbers(runs: list[tuple[slice, int]]) -> Numbers:
     rows = [np.arange(part.start, part.stop) for part, _ in runs]
     return np.concatenate(rows), np.repeat([column for _, column in runs], [len(part) for part in rows])
-
-
-def _in_float32(tokens: Tensor) -> dict[str, torch.dtype]:
-    return {"out_dtype": torch.float32} if tokens.dtype == torch.float16 else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
+from rsm_probe.devices import find_device
 from rsm_probe.errors import CostError, RepresentationError, StorageError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.similarity.affinity import affinity_block
 from rsm_probe.similarity.centering import Centering, check_centering
-from rsm_probe.similarity.executors import finished, one_thread, require_device, threads
+from rsm_probe.similarity.executors import device_workers, finished, one_thread, threads
 from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.similarity.pairs import available_cores, seconds_per_pair
 from rsm_probe.similarity.plan import Plan
@@ -51,7 +50,7 @@ def all_pairs(
     executor: Executor | None = None,
     tile: int | None = None,
     permutations: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     max_hours: float | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -75,7 +74,9 @@ def all_pairs(
         tile: images on each side of a tile; by default from the size of the representations and `memory`. A result
             that was begun keeps its own.
         permutations: also keep how locations were paired, (N, M, S).
-        device: where affinities are computed.
+        device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
+            or "cpu", "cuda", "cuda:1", "mps". "cuda" is every GPU of this machine, with one worker each; in workers of
+            other processes it is their current one.
         max_hours: refuse if the estimated time, with threads of this process, is longer.
         progress: show what is needed, and a bar.
 
@@ -95,8 +96,7 @@ def all_pairs(
     centering = check_centering(centering)
     if not isinstance(x, CapturedLayer) or not isinstance(y, CapturedLayer | None):
         raise RepresentationError("all_pairs takes layers of captures; rsm_probe.capture makes them")
-    if executor is None:
-        require_device(device)
+    where = torch.device(device) if executor is not None and device != "auto" else find_device(device)
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise CostError(f"workers must be at least 1, found {workers}")
@@ -104,27 +104,37 @@ def all_pairs(
         raise CostError(f"tile must be at least 1 image, found {tile}")
     if y is not None and y.shape[2] != x.shape[2]:
         raise RepresentationError(f"{x!r} and {y!r} differ in their channels: not one layer's")
-    plan = Plan.of(x, x if y is None else y, method, parse_bytes(memory), workers, permutations)
-    settings = _settings(x, y, label, method, centering, permutations, device)
+    locations = max(x.shape[1], x.shape[1] if y is None else y.shape[1])
+    stays = method.on_device(torch.empty(0, device=where), locations, len(x) * len(x if y is None else y))
+    workers = min(workers, device_workers(where)) if stays else workers
+    plan = Plan.of(x, x if y is None else y, method, parse_bytes(memory), workers, permutations, stays)
+    settings = _settings(x, y, label, method, centering, permutations, where)
     if out is None and executor is not None:
         raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
     with TemporaryDirectory(prefix="rsm-probe-") if out is None else nullcontext() as temporary:
-        where = f"{temporary}/pairs.zarr" if out is None else absolute(out)
-        with sole_writer(where):
-            store = ChunkStore.open_or_create(where, KIND)
+        place = f"{temporary}/pairs.zarr" if out is None else absolute(out)
+        with sole_writer(place):
+            store = ChunkStore.open_or_create(place, KIND)
             side = _own_tile(store, settings, tile or plan.tile, x, y)
             plan.require_memory(side)
             job = Job(
-                Source.of(x), None if y is None else Source.of(y), where, method, centering, device, permutations, side
+                Source.of(x),
+                None if y is None else Source.of(y),
+                place,
+                method,
+                centering,
+                str(where),
+                permutations,
+                side,
             )
             run = _Run(store, job, x, x if y is None else y, plan, settings, progress)
             run.find_left()
             if run.left:
                 run.begin(max_hours if executor is None else None)
-                with nullcontext(executor) if executor is not None else threads(plan.workers(side)) as pool:
+                with nullcontext(executor) if executor is not None else threads(plan.workers(side), where) as pool:
                     run.compute(pool)
             store.set({"finished": True})
-        dataset = open_pairs(where)
+        dataset = open_pairs(place)
         return dataset.load() if out is None else dataset
 
 
@@ -208,17 +218,15 @@ class _Run:
                 bar.update(pairs)
 
     def _seconds_per_pair(self) -> float:
-        """On one core, of two to four images."""
+        """Of two or three images: on one core, or on one device that matches."""
         few = slice(0, min(3, len(self.y)))
         with one_thread(), torch.no_grad():
-            tokens = centred_tokens(self.y, few, self.y, self.job.centering, "cpu")
+            tokens = centred_tokens(self.y, few, self.y, self.job.centering)
             if len(tokens) < 2:
                 return 0.0
-            seconds = seconds_per_pair(tokens, self.job.method)
-            start = time.perf_counter()
-            if self.job.method.needs_affinity:
-                affinity_block(tokens, tokens, slice(0, 1), 1)
-            return seconds + time.perf_counter() - start
+            if self.job.device != "cpu":
+                tokens = tokens.to(self.job.device)
+            return seconds_per_pair(tokens, self.job.method, at_once=self.job.tile**2)
 
 
 def _own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: CapturedLayer, y: CapturedLayer | None) -> int:
@@ -247,12 +255,12 @@ def _settings(
     method: Matching,
     centering: Centering | None,
     permutations: bool,
-    device: str,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Everything that decides the values, as JSON gives it back."""
     sides = {"x": x.about, "y": y and y.about}
     how = {"matching": label, "method": repr(method), "centering": centering, "permutations": permutations}
-    how["device"] = torch.device(device).type
+    how["device"] = device.type
     return dict(json.loads(json.dumps({**sides, **how})))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.devices import find_device
 from rsm_probe.errors import RepresentationError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
@@ -34,6 +35,7 @@ def rsm(
     other_ids: Sequence[str] | None = None,
     workers: int | None = None,
     memory: str | int = "1GB",
+    device: str | None = None,
     out: str | Path | None = None,
     executor: Executor | None = None,
     progress: bool = False,
@@ -55,6 +57,8 @@ def rsm(
         other_ids: names of the images of `other`.
         workers: CPU threads that match; None for all cores.
         memory: budget for affinities waiting to be matched; of captured layers, for all that is held.
+        device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
+            or "cpu", "cuda:1", "mps". None leaves tokens where they are, and is "auto" for captured layers.
         out: of captured layers: a folder for the tiles, in which an interrupted call continues; see `all_pairs`.
         executor: of captured layers: where tiles are computed; see `all_pairs`.
         progress: of captured layers: show what is needed, and a bar.
@@ -79,12 +83,14 @@ def rsm(
         if grid is not None or ids is not None or other_ids is not None:
             raise RepresentationError("captured layers know their own grid and the names of their images")
         pairs = all_pairs(
-            z, other, out, method, centering, memory=memory, workers=workers, executor=executor, progress=progress
-        )
+            z, other, out, method, centering, memory=memory, workers=workers, executor=executor,
+            device=device or "auto", progress=progress,
+        )  # fmt: skip
         return RSM.from_pairs(pairs, chosen)
     if out is not None or executor is not None:
         raise RepresentationError("out= and executor= are for layers of captures; rsm_probe.capture makes them")
     x, names = checked_tokens(z, "z", ids)
+    x = x if device is None else x.to(find_device(device))
     y, other_names = (None, None) if other is None else checked_tokens(other, "other", other_ids)
     if y is not None and y.shape[2] != x.shape[2]:
         raise RepresentationError(f"z has {x.shape[2]} channels and other has {y.shape[2]}: not one layer's")

@@ -167,9 +167,7 @@ def _products(
     return solve_over(method, Pairs(rows, columns, x, y, affinity), aligned).values * (block.unit * other.unit)
 
 
-def _aligned_products(
-    x: Locations, rows: np.ndarray, y: Locations, columns: np.ndarray, on_device: bool
-) -> np.ndarray:
+def _aligned_products(x: Locations, rows: np.ndarray, y: Locations, columns: np.ndarray, on_device: bool) -> np.ndarray:
     """Inner products (B,) of pairs of images whose equal locations answer to each other, summed in float64."""
     shared = min(x.count, y.count)
     if on_device:

@@ -128,9 +128,7 @@ def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[T
     return tokens, names
 
 
-def centred_tokens(
-    images: Images, numbers: slice, reference: Images, centering: Centering | None
-) -> Tensor:
+def centred_tokens(images: Images, numbers: slice, reference: Images, centering: Centering | None) -> Tensor:
     """Tokens (n, S, C) of some images, less the mean over the images of a reference.
 
     Raises:

@@ -13,11 +13,12 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
+from rsm_probe.devices import find_device
 from rsm_probe.errors import ComparisonError, CostError, RepresentationError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.centering import Centering, check_centering
-from rsm_probe.similarity.executors import require_device, threads
+from rsm_probe.similarity.executors import threads
 from rsm_probe.similarity.hopeful import Counts
 from rsm_probe.similarity.images import Images, as_set
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
@@ -28,6 +29,8 @@ from rsm_probe.similarity.shortlist import pooled_candidates
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.space import format_seconds, parse_bytes
 
+# Threads where the device matches: one prepares what comes next, and more would want more of its memory.
+_ON_DEVICE = 2
 # Queries whose neighbours are also looked for beyond the shortlist, to know what it misses.
 _CHECKED = 16
 
@@ -46,7 +49,7 @@ def nearest(
     database_ids: Sequence[str] | None = None,
     workers: int | None = None,
     memory: str | int = "2GB",
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = False,
 ) -> xr.Dataset:
     """The k most similar images of a database for every query, exactly as if all pairs were matched.
@@ -73,7 +76,8 @@ def nearest(
         database_ids: names of the images of the database.
         workers: CPU threads that match; None for all cores.
         memory: what may be held at a time.
-        device: where affinities are computed.
+        device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
+            or "cpu", "cuda", "cuda:1", "mps".
         progress: show a bar, and what was saved.
 
     Returns:
@@ -94,7 +98,7 @@ def nearest(
     label, method = get_matching(matching)
     chosen = get_kernel(kernel)
     check_kernel(chosen, label, method.one_to_one)
-    require_device(device)
+    where = find_device(device)
     queries, images = as_set(query, "query", query_ids), as_set(database, "database", database_ids)
     if queries.shape[2] != images.shape[2]:
         raise RepresentationError(
@@ -111,8 +115,10 @@ def nearest(
     affinity_bytes(method, sample[0], sample[1], budget)
     started, everything = time.perf_counter(), np.arange(len(queries))
     seconds = 0.0
+    if method.on_device(torch.empty(0, device=where), max(queries.shape[1], images.shape[1]), len(images)):
+        workers = _ON_DEVICE
     with threads(workers) as pool, torch.no_grad():
-        search = Search(queries, images, method, chosen, check_centering(centering), budget, device, pool)
+        search = Search(queries, images, method, chosen, check_centering(centering), budget, where, pool)
         with tqdm(desc="queries", total=len(queries), unit="query", disable=not progress) as bar:
             if shortlist is None:
                 found, recall = search.best(everything, count, own, on_done=bar.update), None

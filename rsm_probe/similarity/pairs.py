@@ -20,7 +20,7 @@ from rsm_probe.errors import CostError
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
-from rsm_probe.similarity.affinity import Affinities, Block, affinity_block, pairs_per_block, served_alike
+from rsm_probe.similarity.affinity import Affinities, Block, pairs_per_block, served_alike
 from rsm_probe.similarity.matched import affinity_bytes, is_identity, solve_over
 from rsm_probe.storage.space import parse_bytes
 
@@ -236,33 +236,41 @@ def _pair_count(x: Locations, y: Locations) -> int:
     return len(x) * (len(x) - 1) // 2 if y is x else len(x) * len(y)
 
 
-def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3) -> float:
+def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int = 0) -> float:
     """Times a method on a few pairs of images, for an estimate of the whole.
 
     Args:
         x: tokens (N, S, C) of at least 2 images.
         method: any matching.
         samples: pairs to time; the mean counts.
+        at_once: pairs that the work matches at once; so many are timed where a device matches them.
 
     Returns:
-        Seconds for one pair on one core. Above 512 locations a part is timed and scaled by the method's growth.
+        Seconds for one pair, with its affinity: on one core, or of the device where it matches. Above 512 locations a
+        part is timed and scaled by the method's growth.
     """
-    scale = max(1.0, x.shape[1] / _SAMPLE_LOCATIONS) ** method.growth
-    images = Locations(x[:, :_SAMPLE_LOCATIONS].contiguous())
     if x.shape[1] == 1 or method.at_once:
         return 0.0
+    scale = max(1.0, x.shape[1] / _SAMPLE_LOCATIONS) ** method.growth
+    images = Locations(x[:, :_SAMPLE_LOCATIONS].contiguous())
     method.prepare(images)
-    numbers = [(i, j) for i in range(len(x)) for j in range(i)][:samples]
-    tokens = images.tokens
-    sampled = [
-        Pairs(np.array([i]), np.array([j]), images, images, affinity_block(tokens, tokens, slice(i, i + 1), j))
-        for i, j in numbers
-    ]
-    solve_both_ways(method, sampled[0])  # what is compiled or prepared once must not count
+    ((source, _),) = served_alike({method.name: method}, images, images, at_once)
+    rows, columns = np.tril_indices(len(x), -1)
+    if source.on_device:  # which takes as long for one pair as for many
+        count = min(at_once, source.pairs_per_block)
+        parts = [(np.resize(rows, count), np.resize(columns, count))]
+    else:
+        parts = [(rows[k : k + 1], columns[k : k + 1]) for k in range(min(samples, len(rows)))]
+
+    def solve(rows: np.ndarray, columns: np.ndarray) -> None:
+        affinity = source.block(rows, columns, one_by_one=True).affinity()
+        solve_both_ways(method, Pairs(rows, columns, images, images, affinity))
+
+    solve(*parts[0])  # what is compiled or prepared once must not count
     start = time.perf_counter()
-    for pairs in sampled:
-        solve_both_ways(method, pairs)
-    return (time.perf_counter() - start) / len(sampled) * scale
+    for part in parts:
+        solve(*part)
+    return (time.perf_counter() - start) / sum(len(rows) for rows, _ in parts) * scale
 
 
 def queue_bytes(x: Tensor, memory: int) -> int:

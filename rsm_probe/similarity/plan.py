@@ -15,6 +15,7 @@ from rsm_probe.storage.space import format_bytes
 
 # Tokens on one side of a tile: enough that reading them costs little beside matching, few enough that a tile ends soon.
 _TOKEN_BYTES = 16 << 20
+_TOKEN_BYTES_ON_DEVICE = 256 << 20
 _LARGEST_TILE = 1024
 # At least so many tiles along each side of the result, so that workers end at about the same time.
 _TILES_PER_SIDE = 8
@@ -48,9 +49,18 @@ class Plan:
 
     @classmethod
     def of(
-        cls, x: CapturedLayer, y: CapturedLayer, method: Matching, memory: int, workers: int, permutations: bool
+        cls,
+        x: CapturedLayer,
+        y: CapturedLayer,
+        method: Matching,
+        memory: int,
+        workers: int,
+        permutations: bool,
+        on_device: bool = False,
     ) -> Plan:
         """The plan for all pairs of two captured layers.
+
+        Affinities that stay on a device take nothing here, and tiles for it are larger: its blocks hold many pairs.
 
         Raises:
             CostError: one affinity alone exceeds the memory.
@@ -59,9 +69,10 @@ class Plan:
         sample = [torch.empty(1, layer.shape[1], layer.shape[2], device="meta") for layer in (x, y)]
         one = affinity_bytes(method, sample[0], sample[1], memory)
         # An affinity, its padded copy, and what is remembered of it.
-        block = 2 * max(one, BLOCK_BYTES) if one else 0
+        block = 2 * max(one, BLOCK_BYTES) if one and not on_device else 0
         pair = _PAIR_BYTES + (_PERMUTATION_BYTES * x.shape[1] if permutations else 0)
-        wanted = max(1, min(_TOKEN_BYTES // image, _LARGEST_TILE, -(-max(len(x), len(y)) // _TILES_PER_SIDE)))
+        tokens = _TOKEN_BYTES_ON_DEVICE if on_device else _TOKEN_BYTES
+        wanted = max(1, min(tokens // image, _LARGEST_TILE, -(-max(len(x), len(y)) // _TILES_PER_SIDE)))
         plan = cls(image, block, pair, memory, workers, 1)
         # Not from the number of workers here: the last digits of a result would depend on it.
         share, chunk = memory // _WORKERS_THAT_FIT, x.images_per_chunk

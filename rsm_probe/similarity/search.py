@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.devices import token_bytes
 from rsm_probe.matching.bounds import Summaries
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
@@ -66,7 +67,7 @@ class Search:
         kernel: Kernel,
         centering: Centering | None,
         memory: int,
-        device: str,
+        device: torch.device,
         pool: Executor,
     ) -> None:
         self.queries, self.images, self.method, self.kernel = queries, images, method, kernel
@@ -76,12 +77,16 @@ class Search:
         self._dtype = torch.promote_types(queries.tokens(first).dtype, images.tokens(first).dtype)
         some = centred_tokens(images, slice(0, min(_SAMPLE, len(images))), images, centering)
         self._summaries = Summaries.fit(some, max(queries.shape[1], images.shape[1]))
-        token_bytes = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
-        size = max(1, min(len(images), memory // 16 // token_bytes))
+        each = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
+        self._read_at_once = max(1, memory // 16 // each)
+        locations, here = max(queries.shape[1], images.shape[1]), torch.empty(0, device=device)
+        # What a device matches itself is read once and stays there, in blocks that hold many pairs.
+        stays = method.on_device(here, locations, len(images))
+        size = min(len(images), max(1, token_bytes(device) // (2 * each)) if stays else self._read_at_once)
         chunk = images.images_per_chunk
         self._size = size // chunk * chunk if size > chunk else size
         self._held: OrderedDict[int, Block] = OrderedDict()
-        self._most_held = max(1, memory // 4 // (self._size * token_bytes))
+        self._most_held = max(1, (token_bytes(device) if stays else memory // 4) // (self._size * each))
         self._norms = np.full(len(images), np.nan)
         if isinstance(kernel, RBF) and kernel.sigma2 is None:
             self.sigma2 = self._median_distance()
@@ -240,11 +245,11 @@ class Search:
     def _bounds(self, block: Block) -> np.ndarray:
         """What no matching exceeds, of all pairs of some queries with the database (n, M)."""
         bounds = np.full((len(block.images), len(self.images)), np.inf)
-        summaries = self._summaries.of(block.images.on_cpu) * block.unit
+        summaries = self._summaries.of(block.images.tokens) * block.unit
         for start in range(0, len(self.images), self._size):
             other, part = self._database(start), slice(start, start + self._size)
             if self.method.one_to_one:
-                found = (summaries @ (self._summaries.of(other.images.on_cpu) * other.unit).T).numpy()
+                found = (summaries @ (self._summaries.of(other.images.tokens) * other.unit).T).cpu().numpy()
                 bounds[:, part] = rounded_up(found, block.norms, other.norms, self.method.precision)
         return bounds
 
@@ -265,8 +270,10 @@ class Search:
         return self._held[start]
 
     def _block(self, images: Images, numbers: np.ndarray) -> Block:
-        tokens, unit = rescaled(self._tokens(images, numbers).contiguous())
-        ready = Locations(tokens.to(self.device), images.grid)
+        parts = np.split(numbers, range(self._read_at_once, len(numbers), self._read_at_once))
+        moved = [self._tokens(images, part).to(self.device) for part in parts]
+        tokens, unit = rescaled((moved[0] if len(moved) == 1 else torch.cat(moved)).contiguous())
+        ready = Locations(tokens, images.grid)
         self.method.prepare(ready)
         return Block(ready, squared_norms(tokens) * unit**2, unit)
 

@@ -184,7 +184,9 @@ def compute(task: Task) -> int:
     return task.pairs
 
 
-def _tokens(job: Job, source: Source, layer: CapturedLayer, numbers: tuple[int, int], reference: CapturedLayer) -> Tensor:
+def _tokens(
+    job: Job, source: Source, layer: CapturedLayer, numbers: tuple[int, int], reference: CapturedLayer
+) -> Tensor:
     """Images of a layer, centred, on the device."""
     key = (source, numbers, job.y or job.x, job.centering)
     read = partial(centred_tokens, layer, slice(*numbers), reference, job.centering)

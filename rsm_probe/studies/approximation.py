@@ -155,7 +155,7 @@ class ApproximationConfig(ExperimentConfig):
     def _solved(self, tokens: torch.Tensor, grid: tuple[int, ...] | None, all_solvers: bool) -> Arrays:
         """Products and seconds of all methods on a pair of images, tokens (2, S, C)."""
         zero, one = np.array([0]), np.array([1])
-        affinity = pair_affinities(tokens, tokens, zero, one)
+        affinity = pair_affinities(tokens, tokens, zero, one).numpy()
         values, seconds = np.full(len(self.methods), np.nan), np.full(len(self.methods), np.nan)
         for number, (label, method) in enumerate(self.methods.items()):
             if label in self.solvers and not all_solvers:

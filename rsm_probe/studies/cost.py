@@ -132,7 +132,11 @@ class Cost:
 
 
 def measure(
-    representations: Mapping[str, Mapping[str, Representation]], methods: Mapping[str, Matching], memory: int
+    representations: Mapping[str, Mapping[str, Representation]],
+    methods: Mapping[str, Matching],
+    memory: int,
+    workers: int,
+    at_once: int,
 ) -> list[LayerCost]:
     """Times the matchings on what a few images gave, layer by layer.
 
@@ -140,12 +144,17 @@ def measure(
         representations: model -> layer -> representation of at least 2 images.
         methods: label -> matching.
         memory: bytes that waiting affinities may occupy.
+        workers: CPU threads that match.
+        at_once: pairs of a mini-batch.
     """
     costs = []
     for model, layers in representations.items():
         for layer, kept in layers.items():
-            seconds = {label: seconds_per_pair(kept.tokens, method) for label, method in methods.items()}
+            seconds = {label: seconds_per_pair(kept.tokens, method, 3, at_once) for label, method in methods.items()}
             _, locations, channels = kept.tokens.shape
+            for label, method in methods.items():
+                if method.on_device(kept.tokens, locations, at_once):
+                    seconds[label] *= workers  # a device does all that workers would share
             costs.append(
                 LayerCost(
                     f"{model}/{layer}",

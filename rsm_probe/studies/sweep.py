@@ -72,7 +72,8 @@ def sweep(
         matchings: "identity" gives spatio-semantic RSMs, "optimal" semantic ones.
         kernels: "linear", "cosine", "rbf", or kernel objects.
         batch_size: images per mini-batch, at most.
-        device: where models run, which moves them; None leaves each where it is.
+        device: where models run, which moves them: "auto" for a GPU where there is one, or "cpu", "cuda:1", "mps"; None
+            leaves each where it is. Affinities follow them, and matching where the device has a kernel.
         workers: CPU threads that match; None for all cores. Results do not depend on it.
         seed: of the permutation of the images.
         centering: None; "location-mean" as in the paper's figures; or "channel-mean". Costs a first pass over the
@@ -211,13 +212,14 @@ def _preflight(
     start = passing.synchronised()
     passing.forward(images, numbers)
     seconds = (passing.synchronised() - start) / len(numbers)
-    layers = measure(sample, methods, parse_bytes(memory))
+    cores, largest = min(workers or available_cores(), available_cores()), max(map(len, batches))
+    layers = measure(sample, methods, parse_bytes(memory), cores, largest * (largest - 1) // 2)
     return Cost(
         layers,
         seconds,
         len(images),
         [len(batch) for batch in batches],
-        min(workers or available_cores(), available_cores()),
+        cores,
         passes=1 if centering is None else 2,
         kernels=kernel_count,
         kept=sum(is_kept(layer, keep) for layer in names) * len(methods) * kernel_count,

@@ -336,7 +336,7 @@ def test_tiles_that_do_not_fit_are_refused(layer):
         all_pairs(layer, tile=0)
     with pytest.raises(CostError, match="workers must be at least 1"):
         all_pairs(layer, workers=0)
-    with pytest.raises(CostError, match="no affinities on device 'cuda:99'"):
+    with pytest.raises(CostError, match="cannot run on device 'cuda:99'"):
         all_pairs(layer, device="cuda:99")
 
 
