@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import numpy as np
@@ -15,6 +17,8 @@ from rsm_probe.errors import MatchingError
 LARGEST = 4096
 # So many columns are one warp's: 16 registers for each of affinities, prices and owners.
 _COLUMNS_OF_A_WARP = 512
+# Triton compiles a kernel when it is first launched, and interprets one at a time; a launch itself takes microseconds.
+_launching = threading.Lock()
 _SMALLEST_SCALE, _LARGEST_SCALE = 1e-15, 1e25
 
 
@@ -58,7 +62,7 @@ def solve_on_device(affinities: Tensor, scales: np.ndarray, gap: float, bids_per
     order, aside, kept, permutations = _living(square)
     values, bounds = torch.empty(2, count, dtype=torch.float64, device=device)
     block = max(16, 1 << (size - 1).bit_length())
-    with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
+    with _launching, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         solve_pairs[(count,)](
             square, known, order, aside, kept, permutations, values, bounds,
             size, 0 if len(order) == 1 else size, gap, bids_per_row,

@@ -436,7 +436,7 @@ class Killing(rsm_probe.Matching):
 
 
 def test_a_worker_process_that_dies_is_reported(layer, tmp_path, monkeypatch):
-    monkeypatch.setattr("rsm_probe.similarity.allpairs.seconds_per_pair", lambda *arguments: 0.0)
+    monkeypatch.setattr("rsm_probe.similarity.allpairs.seconds_per_pair", lambda *arguments, **options: 0.0)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, mp_context=context) as pool, pytest.raises(CostError, match="a worker process died"):
         all_pairs(layer, out=tmp_path / "p.zarr", matching=Killing(), executor=pool)
