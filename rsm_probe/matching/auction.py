@@ -84,7 +84,7 @@ class Auction(Matching):
         return self._solve_on_cpu(pairs.affinities(), scales)
 
     def _solve_on_device(self, affinities: Tensor, scales: np.ndarray) -> Solution:
-        permutations, values, bounds, certified = solve_on_device(affinities, scales, self.gap, self.bids_per_row)
+        permutations, values, bounds, certified, _ = solve_on_device(affinities, scales, self.gap, self.bids_per_row)
         solvers = ["auction-device"] * len(values)
         missed = np.flatnonzero(~certified)
         if len(missed):

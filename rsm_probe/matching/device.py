@@ -38,7 +38,7 @@ def solve_on_device(affinities: Tensor, scales: np.ndarray, gap: float, bids_per
 
     Returns:
         Permutations (B, S), -1 where a row has no column; values (B,), -infinity where the bids ran out; upper bounds
-        (B,), valid in any case; whether the gap was reached (B,).
+        (B,), valid in any case; whether the gap was reached (B,); bids (B,).
 
     Raises:
         MatchingError: the affinities are in main memory, and Triton does not interpret its kernels.
@@ -61,17 +61,18 @@ def solve_on_device(affinities: Tensor, scales: np.ndarray, gap: float, bids_per
         square = torch.where(solvable[:, None, None], square, 0)
     order, aside, kept, permutations = _living(square)
     values, bounds = torch.empty(2, count, dtype=torch.float64, device=device)
+    bids = torch.empty(count, dtype=torch.int32, device=device)
     block = max(16, 1 << (size - 1).bit_length())
     with _launching, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         solve_pairs[(count,)](
-            square, known, order, aside, kept, permutations, values, bounds,
+            square, known, order, aside, kept, permutations, values, bounds, bids,
             size, 0 if len(order) == 1 else size, gap, bids_per_row,
             BLOCK=block, num_warps=max(1, block // _COLUMNS_OF_A_WARP), enable_fp_fusion=False,
         )  # fmt: skip
     found = permutations[:, :rows]
     found = torch.where(found < columns, found, -1).to(torch.int16)
     certified = (bounds - values <= gap * torch.maximum(known, values.abs())) & values.isfinite() & solvable
-    return tuple(part.cpu().numpy() for part in (found, values, bounds, certified))
+    return tuple(part.cpu().numpy() for part in (found, values, bounds, certified, bids))
 
 
 def _living(square: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -48,6 +48,7 @@ def solve_pairs(
     permutations,
     values,
     bounds,
+    bids_made,
     size,
     order_stride,
     gap,
@@ -65,6 +66,7 @@ def solve_pairs(
         permutations: (B, size) int32, receives the columns of the rows that are matched.
         values: (B,) float64, receives the sums, -infinity where the bids ran out.
         bounds: (B,) float64, receives the duals' upper bounds, valid in any case.
+        bids_made: (B,) int32, receives the number of bids, each of which reads a row.
         size: locations.
         order_stride: numbers between the rows of `orders` and of `aside`, 0 where one holds for all pairs.
         gap: allowed difference of bound and value, relative to the scale.
@@ -142,6 +144,7 @@ def solve_pairs(
     tl.store(permutations + pair * size + owners, columns, mask=owned)
     tl.store(values + pair, tl.where(placed == count, value, float("-inf")))
     tl.store(bounds + pair, bound)
+    tl.store(bids_made + pair, bids)
 
 
 # Whether the kernel runs without a device, in Triton's interpreter: for tests, which set TRITON_INTERPRET=1 before.

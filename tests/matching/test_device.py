@@ -81,8 +81,9 @@ def test_what_the_kernel_cannot_prove_is_finished_on_the_cpu():
 
 def test_bounds_hold_where_the_bids_ran_out():
     affinities = [family(name, 5, 5, np.float32) for name in ("normal", "features", "lognormal")]
-    _, values, bounds, certified = solve_on_device(on_device(*affinities), np.zeros(3), GAP, 2)
+    _, values, bounds, certified, bids = solve_on_device(on_device(*affinities), np.zeros(3), GAP, 2)
     assert not certified.any()
+    assert (bids == 2 * 5).all()
     assert np.isneginf(values).all()
     for affinity, bound in zip(affinities, bounds, strict=True):
         optimum, reference = optimum_and_reference(affinity)
