@@ -67,12 +67,17 @@ def solve_on_device(affinities: Tensor, scales: np.ndarray, gap: float, bids_per
         solve_pairs[(count,)](
             square, known, order, aside, kept, permutations, values, bounds, bids,
             size, 0 if len(order) == 1 else size, gap, bids_per_row,
-            BLOCK=block, num_warps=max(1, block // _COLUMNS_OF_A_WARP), enable_fp_fusion=False,
+            BLOCK=block, num_warps=warps_of(block), enable_fp_fusion=False,
         )  # fmt: skip
     found = permutations[:, :rows]
     found = torch.where(found < columns, found, -1).to(torch.int16)
     certified = (bounds - values <= gap * torch.maximum(known, values.abs())) & values.isfinite() & solvable
     return tuple(part.cpu().numpy() for part in (found, values, bounds, certified, bids))
+
+
+def warps_of(block: int) -> int:
+    """Warps of the program of one affinity of so many locations, a power of two."""
+    return max(1, block // _COLUMNS_OF_A_WARP)
 
 
 def _living(square: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,90 @@
+"""What the device's kernel is made of, counted without a device: registers, spills, instructions of a bid; bids.
+
+    python benchmarks/device_code.py [--capability 90]      # compiles for a device, which need not be there
+    TRITON_INTERPRET=1 python benchmarks/device_code.py --bids   # counts bids on trained features; minutes
+
+These are counts, not times: what a device makes of them is for `benchmarks/gpu.py` to measure.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rsm_probe.matching.device import solve_on_device, warps_of
+from rsm_probe.matching.device_kernel import solve_pairs
+
+POINTERS = {
+    "affinities": "*fp32", "scales": "*fp64", "orders": "*i32", "aside": "*i32", "kept": "*i32",
+    "permutations": "*i32", "values": "*fp64", "bounds": "*fp64", "bids_made": "*i32",
+}  # fmt: skip
+SCALARS = {"size": "i32", "order_stride": "i32", "gap": "fp32", "bids_per_row": "i32", "BLOCK": "constexpr"}
+SIZES = [64, 256, 512, 1024, 4096]
+
+
+def compiled(block: int, capability: int) -> object:
+    """The kernel for so many locations, as PyTorch's allocations are aligned."""
+    aligned = {(k,): [["tt.divisibility", 16]] for k in range(len(POINTERS) + 2)}
+    source = ASTSource(solve_pairs, POINTERS | SCALARS, {(len(POINTERS) + len(SCALARS) - 1,): block}, aligned)
+    options = {"num_warps": warps_of(block), "enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def of_a_bid(code: str) -> int:
+    """Instructions between the start and the end of the loop that reduces over columns: one bid."""
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", code)]
+    first = next(at for at, text in lines if "REDUX" in text)
+    jumps = [(at, int(to, 16)) for at, text in lines for to in re.findall(r"BRA.* 0x([0-9a-f]+)", text)]
+    start, end = min(((to, at) for at, to in jumps if to < first < at), key=lambda loop: loop[1] - loop[0])
+    return sum(start <= at <= end for at, _ in lines)
+
+
+def count_code(capability: int) -> None:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    print("| S | warps | registers | bytes of spills | shared bytes | instructions of a bid and warp |")
+    print("|---|---|---|---|---|---|")
+    for block in SIZES:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled(block, capability).asm["cubin"])
+            file.flush()
+            run = [
+                subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+                for option in ("--dump-resource-usage", "-sass")
+            ]
+        registers, stack, shared = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", run[0]).groups()
+        print(f"| {block} | {warps_of(block)} | {registers} | {stack} | {shared} | {of_a_bid(run[1])} |")
+
+
+def count_bids() -> None:
+    from features import features, trained_network
+
+    layers = {64: "layer4.1", 256: "layer3.1"}
+    found = features(trained_network(), 64, list(layers.values()), 6)
+    for locations, layer in layers.items():
+        z = found[layer] - found[layer].mean(dim=0)
+        affinity = torch.bmm(z[:3], z[3:].mT)
+        scales = (z[:3].flatten(1).norm(dim=1) * z[3:].flatten(1).norm(dim=1)).double().numpy()
+        *_, certified, bids = solve_on_device(affinity, scales, 1e-6, 2000)
+        print(f"S = {locations}: {np.round(bids / locations, 1).tolist()} bids a row, certified {certified.tolist()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--capability", type=int, default=90, help="of the device: 80, 86, 89, 90, 100")
+    parser.add_argument("--bids", action="store_true")
+    options = parser.parse_args()
+    if options.bids:
+        count_bids()
+    else:
+        count_code(options.capability)
+
+
+if __name__ == "__main__":
+    main()
