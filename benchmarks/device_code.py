@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from rsm_probe.matching.auction import auction
 from rsm_probe.matching.device import solve_on_device, warps_of
 from rsm_probe.matching.device_kernel import solve_pairs
 
@@ -72,7 +73,9 @@ def count_bids() -> None:
         affinity = torch.bmm(z[:3], z[3:].mT)
         scales = (z[:3].flatten(1).norm(dim=1) * z[3:].flatten(1).norm(dim=1)).double().numpy()
         *_, certified, bids = solve_on_device(affinity, scales, 1e-6, 2000)
-        print(f"S = {locations}: {np.round(bids / locations, 1).tolist()} bids a row, certified {certified.tolist()}")
+        queue = auction(affinity.numpy(), scales, 1e-6).bids
+        taken = [np.round(part / locations, 1).tolist() for part in (bids, queue)]
+        print(f"S = {locations}: {taken[0]} bids a row, {taken[1]} with a queue, certified {certified.tolist()}")
 
 
 def main() -> None:
