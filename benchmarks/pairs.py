@@ -22,7 +22,7 @@ import torch
 
 import rsm_probe
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.similarity.affinity import affinity_block, block_slices
+from rsm_probe.similarity.affinity import block_slices
 from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.pairs import available_cores
 from rsm_probe.sources.embedded import photos
@@ -84,7 +84,7 @@ def affinities(where: Path, count: int) -> float:
     def work(part: list[tuple[slice, int]]) -> None:
         with one_thread(), torch.no_grad():
             for rows, column in part:
-                affinity_block(z, z, rows, column)
+                torch.matmul(z[rows], z[column].T)
 
     cores = available_cores()
     with ThreadPoolExecutor(cores) as pool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -18,6 +20,7 @@ _SHARE = 0.25
 _TOKEN_SHARE = 0.5
 # Larger blocks gain nothing: this one holds programs for any device many times over.
 _LARGEST_BLOCK = 4 << 30
+_switching = threading.RLock()
 # The block of a device whose memory is the CPU's.
 _SHARED_MEMORY_BLOCK = 64 << 20
 
@@ -49,7 +52,7 @@ def find_device(device: str | torch.device | None, error: type[RsmProbeError] = 
 def block_bytes(device: torch.device) -> int:
     """Bytes of the affinities that a device computes at a time, where they are to stay there.
 
-    With two such blocks, a quarter of what PyTorch may use: `torch.cuda.set_per_process_memory_fraction` sets that.
+    Two such blocks are a quarter of what PyTorch may use: `torch.cuda.set_per_process_memory_fraction` sets that.
     """
     if device.type != "cuda":
         return _SHARED_MEMORY_BLOCK
@@ -62,36 +65,61 @@ def token_bytes(device: torch.device) -> int:
 
 
 def _allowed(device: torch.device) -> float:
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return memory * torch.cuda.get_per_process_memory_fraction(device)
+    number = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.get_device_properties(number).total_memory * torch.cuda.get_per_process_memory_fraction(number)
 
 
-def in_halves(work: Callable[[int, int], _Part], count: int) -> list[_Part]:
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in float32 as they are, whatever a program allows for its training: bounds are of float32.
+
+    Neither autocast, in which a layer may be taken up within the forward pass of its model, nor TF32.
+    """
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        with _switching:  # one switch for all threads; what is started under it need not end under it
+            before = torch.backends.cuda.matmul.fp32_precision
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+            try:
+                yield
+            finally:
+                torch.backends.cuda.matmul.fp32_precision = before
+
+
+def in_halves(work: Callable[[int, int], _Part], count: int, wait: Callable[[], bool] = bool) -> Iterator[_Part]:
     """Does work on many things at once; where a device runs out of memory, on halves of them, and so on.
+
+    Each part is given away before the next is begun, so that its memory is free again if nobody else holds it.
 
     Args:
         work: takes where a part starts and stops.
         count: of the things.
+        wait: waits until others give memory back, and says whether any did: before anything is halved.
 
-    Returns:
+    Yields:
         What the work gave for each part, in order.
 
     Raises:
         CostError: the memory is too small for one.
     """
-    parts, waiting = [], [(0, count)]
+    waiting, done = [(0, count)], []
     while waiting:
         start, stop = waiting.pop()
         try:
-            parts.append(work(start, stop))
-            continue
+            done.append(work(start, stop))
         except torch.OutOfMemoryError as problem:
             reason = str(problem).splitlines()[0]
-        # Out of the handler, so that nothing of what failed is held any more.
+        if done:
+            yield done.pop()  # nothing here holds it any more
+            continue
         torch.cuda.empty_cache()
+        if wait():
+            waiting.append((start, stop))
+            continue
         if stop - start < 2:
-            raise CostError(f"the device's memory is too small for the affinity of one pair of images: {reason}")
+            raise CostError(f"the device's memory is too small even for one pair of images: {reason}")
         middle = (start + stop) // 2
         warnings.warn(f"the device is out of memory: {stop - start} pairs of images become two halves", stacklevel=3)
         waiting += [(middle, stop), (start, middle)]
-    return parts

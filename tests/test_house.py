@@ -17,7 +17,7 @@ ALLOWED = {
     "config": {"errors"},
     "devices": {"errors"},
     "storage": {"errors"},
-    "matching": {"errors"},
+    "matching": {"errors", "devices"},
     "sources": {"errors", "config", "devices", "storage"},
     "probe": {"errors", "devices", "matching", "storage", "sources"},
     "similarity": {"errors", "devices", "matching", "storage"},

@@ -11,14 +11,18 @@ from torch import Tensor
 
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.assignment import ScipyAssignment
-from rsm_probe.matching.device import LARGEST, has_kernel, solve_on_device
-from rsm_probe.matching.protocol import Matching, Pairs, Solution, matched_sum
+from rsm_probe.matching.device import LARGEST, has_kernel, solve_on_device, warps_of
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, matched_sum
 
 # The smallest gap that float64 can be asked for.
 _FINEST_GAP = 1e-12
-# Fewer pairs than this leave most of a device without work, while a CPU's threads solve them. An estimate from counted
-# instructions; benchmarks/gpu.py measures where the two meet.
+# Fewer warps than this leave most of a device without work, while a CPU's threads solve the pairs. An estimate from
+# counted instructions; benchmarks/gpu.py measures where the two meet.
 _FEWEST_ON_DEVICE = 128
+# Below, float32 proves hardly anything, and all pairs would come back to the CPU.
+_FINEST_ON_DEVICE = 1e-7
+# Pairs that come back to the CPU at a time.
+_FINISHED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Auction(Matching):
         where: "auto" for the device that holds the affinities, where it has a kernel and the batch is worth it; or
             "cpu"; or "device", however small the batch. The kernel is for float32 and up to 4096 locations.
         precision: of the tokens whose inner products are taken, "float32" or "float16"; sums are float32 in any case.
-            Half precision is faster on devices, and moves affinities by 1e-3 of the norms at most, which bounds allow
-            for; docs/gpu.md says what it moved in practice.
+            Half precision is faster on devices. It moves an affinity by 1e-3 of the norms at most, and a value, which
+            rests on the difference of two, by 2e-3; bounds allow for that. docs/gpu.md says what it moved.
     """
 
     gap: float = 1e-6
@@ -70,24 +74,35 @@ class Auction(Matching):
         half = "" if self.precision == "float32" else f", precision={self.precision!r}"
         return f"Auction(gap={self.gap!r}, bids_per_row={self.bids_per_row!r}{half})"
 
-    def on_device(self, tokens: Tensor, locations: int, pairs: int) -> bool:
+    def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
         """Whether a batch is solved on the device that holds the tokens, so that affinities are to stay there."""
-        if self.where == "cpu" or tokens.dtype != torch.float32 or locations > LARGEST:
+        if not self._may_stay(dtype, locations):
             return False
-        return self.where == "device" or (pairs >= _FEWEST_ON_DEVICE and has_kernel(tokens.device))
+        if self.where == "device":
+            return device.type in ("cpu", "cuda")
+        worth = self.gap >= _FINEST_ON_DEVICE and pairs * warps_of(locations) >= _FEWEST_ON_DEVICE
+        return worth and has_kernel(device)
+
+    def _may_stay(self, dtype: torch.dtype, locations: int) -> bool:
+        return self.where != "cpu" and dtype == torch.float32 and locations <= LARGEST
+
+    def prepare(self, images: Locations) -> None:
+        """Measures the images, whose norms the gap is relative to."""
+        _ = images.image_norms
 
     def solve(self, pairs: Pairs) -> Solution:
         """Matches pairs; values and bounds belong to the affinities as they are."""
         scales, given = pairs.scales(), pairs.affinity
-        if isinstance(given, Tensor) and self.on_device(given, max(given.shape[1:]), len(pairs)):
+        # Whoever left them there had asked whether it is worth it, for more than one block.
+        if isinstance(given, Tensor) and self._may_stay(given.dtype, max(given.shape[1:])):
             return self._solve_on_device(given, scales)
         return self._solve_on_cpu(pairs.affinities(), scales)
 
     def _solve_on_device(self, affinities: Tensor, scales: np.ndarray) -> Solution:
         permutations, values, bounds, certified, _ = solve_on_device(affinities, scales, self.gap, self.bids_per_row)
         solvers = ["auction-device"] * len(values)
-        missed = np.flatnonzero(~certified)
-        if len(missed):
+        left = np.flatnonzero(~certified)
+        for missed in np.split(left, range(_FINISHED_AT_ONCE, len(left), _FINISHED_AT_ONCE)) if len(left) else ():
             rest = affinities[torch.from_numpy(missed).to(affinities.device)].cpu().numpy()
             finer = self._solve_on_cpu(rest, scales[missed])
             assert finer.permutations is not None

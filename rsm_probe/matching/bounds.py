@@ -66,6 +66,11 @@ class Summaries:
     def of(self, tokens: Tensor) -> Tensor:
         """Summaries (N, length), float64, of tokens (N, T, C); the product of two is at least that of any matching."""
         tokens = tokens.cpu() if tokens.device.type == "mps" else tokens  # where float64 is
+        # Some images at a time: all of this is float64, several times over.
+        parts = tokens.split(max(1, _BLOCK_BYTES // (8 * max(1, tokens[:1].numel()))))
+        return torch.cat([self._of(part) for part in parts])
+
+    def _of(self, tokens: Tensor) -> Tensor:
         directions = self.directions.to(tokens.device)
         padded = torch.nn.functional.pad(tokens.double(), (0, 0, 0, self.locations - tokens.shape[1]))
         mean = padded.mean(dim=1, keepdim=True)

@@ -2,7 +2,7 @@
 
 Prices, and who owns each column, stay in the registers of a program from the first bid to the certificate; affinities
 are read row by row from where they are. So programs share nothing, and nothing needs to be synchronised. A row that
-loses its column bids next: that takes some bids more than a queue (6 % on trained features), and needs no memory.
+loses its column bids next: that takes about as many bids as a queue, and needs no memory.
 
 Without a device, Triton's interpreter runs the same code (TRITON_INTERPRET=1).
 """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.devices import full_precision
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
 
 # Features whose products are summed before they are added up in float64; how many of these sums are held at a time; and
@@ -61,6 +62,11 @@ def aligned_products(x: Tensor, y: Tensor) -> np.ndarray:
     Returns:
         Shape (N, M), float64.
     """
+    with full_precision(x.device):
+        return _aligned_products(x, y)
+
+
+def _aligned_products(x: Tensor, y: Tensor) -> np.ndarray:
     shared = min(x.shape[1], y.shape[1])
     left = _features(x[:, :shared], x)
     right = left if y is x else _features(y[:, :shared], x)

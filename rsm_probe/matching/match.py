@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.devices import in_halves
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
 from rsm_probe.matching.inputs import real_tensor, rescaled
@@ -127,9 +128,11 @@ def match_affinity(
     if not len(batch):
         return []
     numbers = np.zeros(len(batch), int)
-    stays = method.on_device(batch, max(batch.shape[1:]), len(batch))
+    stays = method.on_device(batch.device, batch.dtype, max(batch.shape[1:]), len(batch))
     try:
-        solution = solve_both_ways(method, Pairs(numbers, numbers, affinity=batch if stays else batch.cpu().numpy()))
+        pairs = Pairs(numbers, numbers, affinity=batch if stays else batch.cpu().numpy())
+        parts = in_halves(lambda start, stop: solve_both_ways(method, pairs.part(start, stop)), len(batch))
+        solution = Solution.joined(list(parts))
     except TokensNeededError:
         raise MatchingError(
             f"{method.name} needs the tokens of both images; use match(x, y, {method.name!r})"
@@ -140,8 +143,8 @@ def match_affinity(
             raise MatchingError(f"{method.name} is a score, which pairs nothing: there is no matching to certify")
         return answers if given.ndim == 3 else answers[0]
     partners = torch.from_numpy(solution.permutations.astype(np.int64)).to(batch.device)
-    each = batch.gather(2, partners.clamp(min=0)[:, :, None])[:, :, 0].double()
-    given_each = torch.where(partners >= 0, each, np.nan).cpu().numpy()
+    each = batch.gather(2, partners.clamp(min=0)[:, :, None])[:, :, 0].cpu().double()
+    given_each = torch.where(partners.cpu() >= 0, each, np.nan).numpy()
     for k in range(len(batch)):
         bound = answers[k].bound
         if certify:
@@ -177,7 +180,7 @@ def _tokens(values: Tensor | np.ndarray, name: str) -> Tensor:
 
 def _require_finite(values: Tensor, name: str) -> None:
     # A finite sum has finite terms: one cheap pass, where finding the position takes several.
-    if torch.isfinite(values.sum(dtype=None if values.device.type == "mps" else torch.float64)):
+    if torch.isfinite(values.sum()):
         return
     bad = (~torch.isfinite(values)).nonzero()
     if len(bad):

@@ -17,6 +17,8 @@ from rsm_probe.matching.inputs import in_half_precision
 
 _AXES = 4
 _ITERATIONS = 3
+# Numbers of the tokens that are copied into float64 at a time.
+_AT_ONCE = 1 << 24
 
 
 class TokensNeededError(MatchingError):
@@ -57,7 +59,9 @@ class Locations:
     def norms(self) -> np.ndarray:
         """L2 norm of every concept vector, (N, S), float64."""
         tokens = self.on_cpu if self.tokens.device.type == "mps" else self.tokens
-        return torch.linalg.vector_norm(tokens, dim=2, dtype=torch.float64).cpu().numpy()
+        # Some images at a time: each part is copied into float64.
+        parts = tokens.split(max(1, _AT_ONCE // max(1, tokens[:1].numel())))
+        return torch.cat([torch.linalg.vector_norm(part, dim=2, dtype=torch.float64) for part in parts]).cpu().numpy()
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -219,13 +223,14 @@ class Matching(ABC):
     def prepare(self, images: Locations) -> None:  # noqa: B027 - most methods need nothing
         """Computes what is needed once per image, before pairs are solved in several threads."""
 
-    def on_device(self, tokens: Tensor, locations: int, pairs: int) -> bool:
-        """Whether so many pairs of images like these are solved on their device: affinities then stay there.
+    def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
+        """Whether a batch of pairs is solved on the device that holds the tokens: affinities then stay there.
 
         Args:
-            tokens: (N, S, C), or affinities; what counts are their device and their type.
+            device: that holds them.
+            dtype: of the tokens.
             locations: of the larger image.
-            pairs: of a batch.
+            pairs: of the batch.
         """
         return False
 

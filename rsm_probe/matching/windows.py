@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from rsm_probe.devices import full_precision
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, inverted
@@ -24,7 +25,7 @@ class BatchOptimal(Matching):
 
     Attributes:
         window: locations of a window; the last one may hold fewer.
-        where: where windows are solved, see `Auction`.
+        where: where windows are solved, see `Auction`; `Rewindowed` always runs on the CPU.
     """
 
     window: int = 512
@@ -39,20 +40,21 @@ class BatchOptimal(Matching):
     def __post_init__(self) -> None:
         if not isinstance(self.window, int) or self.window < 1:
             raise MatchingError(f"window must be a whole number of at least 1, found {self.window!r}")
+        Auction(where=self.where)  # which knows where it may run
 
     def prepare(self, images: Locations) -> None:
         """Sorts the locations of every image by norm."""
         _ = images.on_cpu, images.order
 
-    def on_device(self, tokens: torch.Tensor, locations: int, pairs: int) -> bool:
+    def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
         """Whether the windows of so many pairs are solved on the device, by the kernel of `optimal`."""
         window = min(self.window, locations)
-        return Auction(where=self.where).on_device(tokens, window, pairs * (locations // window))
+        return Auction(where=self.where).on_device(device, dtype, window, pairs * (locations // window))
 
     def solve(self, pairs: Pairs) -> Solution:
         """Matches the pairs one after the other, from their tokens; on a device, many at once."""
         x, y = pairs.images()
-        if self.on_device(x.tokens, max(x.count, y.count), len(pairs)):
+        if self.on_device(x.tokens.device, x.tokens.dtype, max(x.count, y.count), len(pairs)):
             return self._solve_on_device(pairs)
         # Numba takes seconds to load, and whoever never matches should not wait for it.
         from rsm_probe.matching.loops import matched_product
@@ -79,7 +81,8 @@ class BatchOptimal(Matching):
         found = np.empty_like(places)
         np.put_along_axis(found, rows, np.take_along_axis(columns, places, axis=1), axis=1)
         partners = torch.from_numpy(places).to(right.device)[:, :, None].expand_as(right)
-        values = left.mul_(right.gather(1, partners)).sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
+        # Over channels in float32, as affinities are: a sum of float32 numbers in float64 would first copy them all.
+        values = left.mul_(right.gather(1, partners)).sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
         found = np.where(found < y.count, found, -1)[:, : x.count]
         return Solution(values, found, np.full(len(values), np.nan), [f"{self.name}-device"] * len(values))
 
@@ -113,7 +116,9 @@ def _places_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auc
     """
     left, right = (side.reshape(-1, width, side.shape[2]) for side in (x, y))
     numbers = np.zeros(len(left), int)
-    found = solver.solve(Pairs(numbers, numbers, affinity=torch.bmm(left, right.mT))).permutations
+    with full_precision(left.device):
+        affinity = torch.bmm(left, right.mT)
+    found = solver.solve(Pairs(numbers, numbers, affinity=affinity)).permutations
     assert found is not None
     starts = np.arange(0, x.shape[1], width)
     return (found.reshape(len(x), -1, width) + starts[:, None]).reshape(len(x), -1)
@@ -141,7 +146,7 @@ class Rewindowed(BatchOptimal):
 
     name: ClassVar[str] = "rewindowed"
 
-    def on_device(self, tokens: torch.Tensor, locations: int, pairs: int) -> bool:
+    def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
         """Never: its orders are made on the CPU."""
         return False
 

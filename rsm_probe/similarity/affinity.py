@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.devices import block_bytes, in_halves
+from rsm_probe.devices import block_bytes, full_precision, in_halves
 from rsm_probe.matching.protocol import Locations, Matching
 
 # Bytes of one block of affinities on the CPU, or for it. It is a constant, not derived from workers or memory, so that
 # the shapes of the matrix products, and with them the last bits of the results, never depend on the machine's load.
 BLOCK_BYTES = 8 << 20
+# Pairs of a block for the CPU that are gathered one by one, at most: more gain nothing, however small they are.
+_MOST_GATHERED = 256
 
 Numbers = tuple[np.ndarray, np.ndarray]
 
@@ -23,21 +26,6 @@ Numbers = tuple[np.ndarray, np.ndarray]
 def pairs_per_block(x: Tensor, y: Tensor) -> int:
     """How many affinities (S, T) make one block for the CPU; at least 1."""
     return max(1, BLOCK_BYTES // (x.shape[1] * y.shape[1] * x.element_size()))
-
-
-def affinity_block(x: Tensor, y: Tensor, rows: slice, column: int) -> np.ndarray:
-    """One matrix product: the locations of several images against those of one (paper, equation 5).
-
-    Args:
-        x: tokens (N, S, C), contiguous.
-        y: tokens (M, T, C), contiguous.
-        rows: images of x.
-        column: image of y.
-
-    Returns:
-        Shape (rows, S, T), on the CPU.
-    """
-    return torch.matmul(x[rows], y[column].T).cpu().numpy()
 
 
 def pair_affinities(x: Tensor, y: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
@@ -57,6 +45,16 @@ def pair_affinities(x: Tensor, y: Tensor, rows: np.ndarray, columns: np.ndarray)
     if x.dtype == torch.float16:  # added up in float32
         return torch.bmm(left, right.mT, out_dtype=torch.float32)
     return torch.bmm(left, right.mT)
+
+
+# Of this thread, by device. PyTorch keeps memory by stream: a new one each time could not have what others left.
+_streams = threading.local()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    if not hasattr(_streams, str(device)):
+        setattr(_streams, str(device), torch.cuda.Stream(device))
+    return getattr(_streams, str(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +118,20 @@ class Affinities:
         if reads and precision == "float16":
             (self.x, unit_x), (self.y, unit_y) = x.half, y.half
             self._unit = unit_x * unit_y
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._stream = None
+        if self.device.type == "cuda":
+            self._stream = _stream(self.device)
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))  # which made the tokens
+            for tokens in (self.x, self.y):
+                tokens.record_stream(self._stream)
+
+    @property
+    def gathered_per_block(self) -> int:
+        """Pairs of a block whose tokens are gathered one by one, and take memory as well; at least 1."""
+        tokens = (self.x.shape[1] + self.y.shape[1]) * self.x.shape[2] * self.x.element_size()
+        if self.on_device:
+            return max(1, block_bytes(self.device) // (self.pair_bytes + tokens))
+        return max(1, min(_MOST_GATHERED, BLOCK_BYTES // max(self.pair_bytes, tokens)))
 
     def all_pairs(self, diagonal: bool = False) -> Iterator[Numbers]:
         """Which pairs the blocks hold: all, or those below the diagonal (with it, if asked) where x is y.
@@ -139,17 +150,18 @@ class Affinities:
         if runs:
             yield _numbers(runs)
 
-    def start(self, rows: np.ndarray, columns: np.ndarray) -> list[Block]:
+    def start(self, rows: np.ndarray, columns: np.ndarray, wait: Callable[[], bool] = bool) -> Iterator[Block]:
         """Starts to compute the affinities of some pairs; several blocks where the device has no room for one.
 
         Args:
             rows: (B,), images of x.
             columns: (B,), images of y.
+            wait: see `in_halves`.
 
         Raises:
             CostError: the device has no room for a single affinity.
         """
-        return in_halves(lambda start, stop: self.block(rows[start:stop], columns[start:stop]), len(rows))
+        return in_halves(lambda start, stop: self.block(rows[start:stop], columns[start:stop]), len(rows), wait)
 
     def block(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool = False) -> Block:
         """Starts to compute the affinities of some pairs.
@@ -157,7 +169,8 @@ class Affinities:
         Args:
             rows: (B,), images of x.
             columns: (B,), images of y.
-            one_by_one: one product for each pair, whose last bits then do not depend on the other pairs.
+            one_by_one: one product for each pair, for pairs that have no images in common; on a CPU, its last bits
+                then do not depend on the other pairs.
 
         Raises:
             torch.OutOfMemoryError: the device has no room for them.
@@ -167,36 +180,38 @@ class Affinities:
         if self._stream is None:
             values = self._products(rows, columns, one_by_one)
             return Block(rows, columns, values if self.on_device else values.cpu(), self.on_device)
-        for tokens in (self.x, self.y):
-            tokens.record_stream(self._stream)
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             values = self._products(rows, columns, one_by_one)
             if not self.on_device:
                 pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
                 values = pinned.copy_(values, non_blocking=True)
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event(blocking=True)
             ready.record(self._stream)
         return Block(rows, columns, values, self.on_device, ready)
 
     def _products(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool) -> Tensor:
-        if one_by_one:
-            values = pair_affinities(self.x, self.y, rows, columns)
-        else:
-            cuts = np.flatnonzero((np.diff(columns) != 0) | (np.diff(rows) != 1)) + 1
-            size = len(rows), self.x.shape[1], self.y.shape[1]
-            values = torch.empty(size, dtype=torch.promote_types(self.x.dtype, torch.float32), device=self.device)
-            for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
-                left, right = self.x[rows[start] : rows[stop - 1] + 1].flatten(0, 1), self.y[columns[start]].T
-                if self.x.dtype == torch.float16:
-                    values[start:stop] = torch.mm(left, right, out_dtype=torch.float32).view(-1, *size[1:])
-                else:
-                    torch.mm(left, right, out=values[start:stop].view(-1, size[2]))
+        with full_precision(self.device):
+            values = self._multiplied(rows, columns, one_by_one)
         return values if self._unit == 1 else values.mul_(self._unit)
+
+    def _multiplied(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool) -> Tensor:
+        if one_by_one:
+            return pair_affinities(self.x, self.y, rows, columns)
+        cuts = np.flatnonzero((np.diff(columns) != 0) | (np.diff(rows) != 1)) + 1
+        size = len(rows), self.x.shape[1], self.y.shape[1]
+        values = torch.empty(size, dtype=torch.promote_types(self.x.dtype, torch.float32), device=self.device)
+        for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
+            left, right = self.x[rows[start] : rows[stop - 1] + 1].flatten(0, 1), self.y[columns[start]].T
+            found = values[start:stop].view(-1, size[2])
+            if self.x.dtype == torch.float16:  # added up in float32
+                torch.mm(left, right, out_dtype=torch.float32, out=found)
+            else:
+                torch.mm(left, right, out=found)
+        return values
 
 
 def served_alike(
-    methods: Mapping[str, Matching], x: Locations, y: Locations, pairs: int
+    methods: Mapping[str, Matching], x: Locations, y: Locations, pairs: int, on_device: bool | None = None
 ) -> list[tuple[Affinities, dict[str, Matching]]]:
     """Methods, by label, with those affinities that serve them: on the device or on the CPU, and in their precision.
 
@@ -205,14 +220,17 @@ def served_alike(
         x: images whose tokens are contiguous.
         y: the others, on the same device.
         pairs: that are to be matched; few are not worth a device's kernel.
+        on_device: whether the device solves them, where that is settled already.
     """
     groups: dict[tuple[bool, str], dict[str, Matching]] = {}
-    size, at_once = max(x.count, y.count), min(pairs, _most_on_device(x, y))
     for label, method in methods.items():
-        groups.setdefault((method.on_device(x.tokens, size, at_once), method.precision), {})[label] = method
+        stays = on_device
+        if stays is None:
+            stays = method.on_device(x.tokens.device, x.tokens.dtype, max(x.count, y.count), pairs)
+        groups.setdefault((stays, method.precision), {})[label] = method
     return [
-        (Affinities(x, y, on_device, any(m.needs_affinity for m in group.values()), precision), group)
-        for (on_device, precision), group in groups.items()
+        (Affinities(x, y, stays, any(m.needs_affinity for m in group.values()), precision), group)
+        for (stays, precision), group in groups.items()
     ]
 
 

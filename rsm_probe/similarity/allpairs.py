@@ -19,9 +19,10 @@ from rsm_probe.errors import CostError, RepresentationError, StorageError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.centering import Centering, check_centering
+from rsm_probe.similarity.estimate import seconds_per_pair
 from rsm_probe.similarity.executors import device_workers, finished, one_thread, threads
 from rsm_probe.similarity.images import centred_tokens
-from rsm_probe.similarity.pairs import available_cores, seconds_per_pair
+from rsm_probe.similarity.pairs import available_cores
 from rsm_probe.similarity.plan import Plan
 from rsm_probe.similarity.tiles import (
     KIND,
@@ -29,6 +30,7 @@ from rsm_probe.similarity.tiles import (
     Source,
     compute,
     create_arrays,
+    forget_tokens,
     permutation_dtype,
 )
 from rsm_probe.storage.captures import CapturedLayer
@@ -50,7 +52,7 @@ def all_pairs(
     executor: Executor | None = None,
     tile: int | None = None,
     permutations: bool = False,
-    device: str = "auto",
+    device: str | None = "auto",
     max_hours: float | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -58,7 +60,7 @@ def all_pairs(
 
     A tile that is on disk is never computed again: interrupted, the same call continues, and a tile that was torn or
     damaged is found by its checksum and made anew. Whatever executes the tiles, the arrays are the same to the last
-    bit for a given tile size on processors of one kind.
+    bit for a given tile size on processors of one kind; on devices, up to the gap that is certified.
 
     Args:
         x: the images in the rows, a layer of a `Capture`.
@@ -68,15 +70,16 @@ def all_pairs(
         matching: a name or a method object.
         centering: see `rsm_probe.rsm`; the mean is that of y where y is given.
         memory: what the workers of this machine may use together, as bytes or text such as "2GB".
-        workers: how many tiles are computed at a time on one machine; None for one per core.
+        workers: how many tiles are computed at a time on one machine; None for one per core. Where devices match, there
+            is one for each of them.
         executor: where they are computed; None for threads of this process. Workers of other processes and machines
             must see captures and `out` under the same paths or URLs.
         tile: images on each side of a tile; by default from the size of the representations and `memory`. A result
             that was begun keeps its own.
         permutations: also keep how locations were paired, (N, M, S).
         device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
-            or "cpu", "cuda", "cuda:1", "mps". "cuda" is every GPU of this machine, with one worker each; in workers of
-            other processes it is their current one.
+            or "cpu", "cuda", "cuda:1", "mps". "cuda" is every GPU of this machine, with one worker each; for workers of
+            an executor it is their current one, and "auto" the CPU.
         max_hours: refuse if the estimated time, with threads of this process, is longer.
         progress: show what is needed, and a bar.
 
@@ -96,7 +99,8 @@ def all_pairs(
     centering = check_centering(centering)
     if not isinstance(x, CapturedLayer) or not isinstance(y, CapturedLayer | None):
         raise RepresentationError("all_pairs takes layers of captures; rsm_probe.capture makes them")
-    where = torch.device(device) if executor is not None and device != "auto" else find_device(device)
+    # Which devices the workers of an executor have is not known here.
+    where = find_device(device) if executor is None else torch.device("cpu" if device in ("auto", None) else device)
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise CostError(f"workers must be at least 1, found {workers}")
@@ -105,10 +109,11 @@ def all_pairs(
     if y is not None and y.shape[2] != x.shape[2]:
         raise RepresentationError(f"{x!r} and {y!r} differ in their channels: not one layer's")
     locations = max(x.shape[1], x.shape[1] if y is None else y.shape[1])
-    stays = method.on_device(torch.empty(0, device=where), locations, len(x) * len(x if y is None else y))
+    pairs = len(x) * (len(x) - 1) // 2 if y is None else len(x) * len(y)
+    stays = method.on_device(where, torch.float32, locations, pairs)
     workers = min(workers, device_workers(where)) if stays else workers
     plan = Plan.of(x, x if y is None else y, method, parse_bytes(memory), workers, permutations, stays)
-    settings = _settings(x, y, label, method, centering, permutations, where)
+    settings = _settings(x, y, label, method, centering, permutations)
     if out is None and executor is not None:
         raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
     with TemporaryDirectory(prefix="rsm-probe-") if out is None else nullcontext() as temporary:
@@ -126,13 +131,17 @@ def all_pairs(
                 str(where),
                 permutations,
                 side,
+                pairs,
             )
             run = _Run(store, job, x, x if y is None else y, plan, settings, progress)
             run.find_left()
             if run.left:
                 run.begin(max_hours if executor is None else None)
-                with nullcontext(executor) if executor is not None else threads(plan.workers(side), where) as pool:
-                    run.compute(pool)
+                try:
+                    with nullcontext(executor) if executor is not None else threads(plan.workers(side), where) as pool:
+                        run.compute(pool)
+                finally:
+                    forget_tokens()
             store.set({"finished": True})
         dataset = open_pairs(place)
         return dataset.load() if out is None else dataset
@@ -226,7 +235,7 @@ class _Run:
                 return 0.0
             if self.job.device != "cpu":
                 tokens = tokens.to(self.job.device)
-            return seconds_per_pair(tokens, self.job.method, at_once=self.job.tile**2)
+            return seconds_per_pair(tokens, self.job.method, at_once=self.job.pairs)
 
 
 def _own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: CapturedLayer, y: CapturedLayer | None) -> int:
@@ -238,6 +247,7 @@ def _own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: Capture
     stored = store.attributes.get("settings")
     if stored is None:
         return tile
+    stored = {key: value for key, value in stored.items() if key != "device"}  # which was once a part of them
     changes = differences(stored, settings)
     if changes:
         for name, layer in (("image_a", x), ("image_b", x if y is None else y)):
@@ -255,12 +265,10 @@ def _settings(
     method: Matching,
     centering: Centering | None,
     permutations: bool,
-    device: torch.device,
 ) -> dict[str, Any]:
     """Everything that decides the values, as JSON gives it back."""
     sides = {"x": x.about, "y": y and y.about}
     how = {"matching": label, "method": repr(method), "centering": centering, "permutations": permutations}
-    how["device"] = device.type
     return dict(json.loads(json.dumps({**sides, **how})))
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.devices import block_bytes, in_halves
+from rsm_probe.devices import in_halves
 from rsm_probe.matching.protocol import Locations, Matching, Pairs
-from rsm_probe.similarity.affinity import BLOCK_BYTES, served_alike
+from rsm_probe.similarity.affinity import Affinities
 from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.similarity.matched import solve_over
 
 # Pairs of a task for the CPU at most: more gain nothing, however small they are.
 _MOST_PAIRS = 256
+# Tasks on a device at a time: one works, and one prepares itself. More would want more of its memory.
+_turns = threading.Semaphore(2)
 # What affinities of rounded tokens may add to a product, relative to the norms.
 _ROUNDING = {"float32": 1e-5, "float16": 2e-3}
 
@@ -54,6 +59,21 @@ class Block:
     unit: float
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best of every query, in descending order: places in the database, products and similarities (N, k)."""
+
+    index: np.ndarray
+    products: np.ndarray
+    similarities: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Best]) -> Best:
+        """That of the queries of several parts."""
+        fields = zip(*((best.index, best.products, best.similarities) for best in parts), strict=True)
+        return cls(*map(np.concatenate, fields))
+
+
 def rounded_up(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, precision: str) -> np.ndarray:
     """Bounds of exact products (N, M) as bounds of those that are computed, given squared norms."""
     return products + _ROUNDING[precision] * np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None]
@@ -67,6 +87,7 @@ def match_hopeful(
     other: Block,
     columns: np.ndarray,
     least: np.ndarray,
+    source: Affinities,
 ) -> tuple[np.ndarray, np.ndarray, Counts]:
     """Matches pairs of queries and images, unless each location's best answer adds up to too little.
 
@@ -78,27 +99,21 @@ def match_hopeful(
         other: a part of the database.
         columns: (B,), the image in it.
         least: what a pair must reach, for every query of the block.
+        source: the affinities of both.
 
     Returns:
         Which pairs were matched (B,), their products, and what was done.
     """
     with one_thread():
-        found = in_halves(
-            lambda start, stop: _match(method, kernel, block, rows[start:stop], other, columns[start:stop], least),
-            len(rows),
+        found = list(
+            in_halves(
+                lambda i, j: _match(method, kernel, block, rows[i:j], other, columns[i:j], least, source), len(rows)
+            )
         )
     counts = Counts()
     for _, _, done in found:
         counts.add(done)
     return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found]), counts
-
-
-def pairs_of_a_task(method: Matching, x: Locations, y: Locations, pairs: int) -> int:
-    """How many pairs are matched by one task: as many as fill a block with affinities and what they are made of."""
-    affinity, tokens = 4 * x.count * y.count, 4 * (x.count + y.count) * x.tokens.shape[2]
-    if method.on_device(x.tokens, max(x.count, y.count), pairs):
-        return max(1, block_bytes(x.tokens.device) // (affinity + tokens))
-    return max(1, min(_MOST_PAIRS, BLOCK_BYTES // max(affinity, tokens)))
 
 
 def _match(
@@ -109,19 +124,22 @@ def _match(
     other: Block,
     columns: np.ndarray,
     least: np.ndarray,
+    source: Affinities,
 ) -> tuple[np.ndarray, np.ndarray, Counts]:
     started = time.perf_counter()
     hopeful = np.ones(len(rows), bool)
-    ((source, _),) = served_alike({method.name: method}, block.images, other.images, len(rows))
-    affinity = source.block(rows, columns, one_by_one=True).affinity()
-    if affinity is not None and method.one_to_one:
-        bounds = _best_answers(affinity) * (block.unit * other.unit)
-        reached = _similarities(kernel, bounds, block.norms[rows], other.norms[columns], method.precision)
-        hopeful = reached >= least[rows]
-        rows, columns = rows[hopeful], columns[hopeful]
-        affinity = affinity if hopeful.all() else affinity[torch.from_numpy(hopeful).to(source.device)]
-    halfway = time.perf_counter()
-    values = _products(method, block, rows, other, columns, affinity) if len(rows) else np.empty(0)
+    with _turns if source.on_device else nullcontext():
+        affinity = source.block(rows, columns, one_by_one=True).affinity()
+        if affinity is not None and method.one_to_one:
+            bounds = _best_answers(affinity) * (block.unit * other.unit)
+            reached = _similarities(kernel, bounds, block.norms[rows], other.norms[columns], method.precision)
+            hopeful = reached >= least[rows]
+            rows, columns = rows[hopeful], columns[hopeful]
+            affinity = affinity[
+                hopeful if isinstance(affinity, np.ndarray) else torch.from_numpy(hopeful).to(source.device)
+            ]
+        halfway = time.perf_counter()
+        values = _products(method, block, rows, other, columns, affinity) if len(rows) else np.empty(0)
     spent = halfway - started, time.perf_counter() - halfway
     return hopeful, values, Counts(0, len(hopeful), len(rows), 0.0, *spent)
 
@@ -168,12 +186,13 @@ def _products(
 
 
 def _aligned_products(x: Locations, rows: np.ndarray, y: Locations, columns: np.ndarray, on_device: bool) -> np.ndarray:
-    """Inner products (B,) of pairs of images whose equal locations answer to each other, summed in float64."""
+    """Inner products (B,) of pairs of images whose equal locations answer to each other, added up in float64."""
     shared = min(x.count, y.count)
     if on_device:
         numbers = [torch.from_numpy(part).to(x.tokens.device) for part in (rows, columns)]
         each = x.tokens[numbers[0], :shared].mul_(y.tokens[numbers[1], :shared])
-        return each.sum(dim=(1, 2), dtype=torch.float64).cpu().numpy()
+        # Over channels in float32: a sum of float32 numbers in float64 would first copy them all.
+        return each.sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
     # Numba takes seconds to load, and whoever never matches should not wait for it.
     from rsm_probe.matching.loops import matched_products
 

@@ -17,12 +17,13 @@ from rsm_probe.matching.identity import Identity, aligned_products, squared_norm
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, inverted, solve_both_ways
 from rsm_probe.matching.registry import cheap_matchings
-from rsm_probe.similarity.affinity import served_alike
+from rsm_probe.similarity.affinity import Block, served_alike
 from rsm_probe.storage.space import format_bytes
 
 _Item = TypeVar("_Item")
-# What rounding both factors to float16 may change in a product, relative to their norms: (1 + 2^-11)^2 - 1.
-_HALF_PRECISION = 1e-3
+# What rounding to float16 may hide of a gain, relative to the norms: (1 + 2^-11)^2 - 1 of each of the two products
+# whose difference it is.
+_HALF_PRECISION = 2e-3
 
 
 def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray) -> Solution:
@@ -38,14 +39,13 @@ def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray) -> Solution:
             methods without affinity.
     """
     found = in_halves(lambda start, stop: solve_both_ways(method, pairs.part(start, stop)), len(pairs))
-    solution = Solution.joined(found)
+    solution = Solution.joined(list(found))
     if pairs.affinity is None or not (method.needs_affinity and method.one_to_one):
         return solution
     base, size = _aligned(pairs.affinity)
     # The same terms summed in another order differ in the last digits.
     noise = size * min(pairs.affinity.shape[1:]) * np.finfo(np.float64).eps
     gains = np.where(np.abs(solution.values - base) > noise, solution.values - base, 0.0)
-    # What rounded tokens may have hidden: each of two factors is wrong by half a unit in its last place.
     hidden = _HALF_PRECISION * pairs.scales() if method.precision == "float16" else 0.0
     bounds = aligned + np.maximum(solution.bounds - base + hidden, gains)
     return replace(solution, values=aligned + gains, bounds=bounds)
@@ -115,6 +115,7 @@ def match_tile(
     method: Matching,
     grids: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None),
     permutations: bool = False,
+    on_device: bool | None = None,
 ) -> Tile:
     """Matches every image of x with every image of y, in the calling thread.
 
@@ -124,6 +125,7 @@ def match_tile(
         method: any matching.
         grids: (H, W) of the locations of x and y, for methods that move along them.
         permutations: whether to say how locations were paired.
+        on_device: whether the device solves them, for a tile of a larger work; None decides by this one.
 
     Raises:
         MatchingError: the method cannot work on these locations, or is a score of which permutations are asked.
@@ -142,7 +144,7 @@ def match_tile(
     if identity or method.at_once:
         products = aligned_products(scaled_x, scaled_y) if identity else method.products(left, right)
         if permutations:
-            _solve_all(method, left, right, None, lambda pairs, solved: _keep(found, pairs, solved))
+            _solve_all(method, left, right, None, lambda pairs, solved: _keep(found, pairs, solved), on_device)
     else:
         aligned = aligned_products(scaled_x, scaled_y) if method.needs_affinity else None
 
@@ -153,7 +155,7 @@ def match_tile(
             bounds[places] = np.where(np.isnan(solved.bounds), np.inf, np.maximum(solved.bounds, solved.values))
             _keep(found, pairs, solved)
 
-        _solve_all(method, left, right, aligned, take)
+        _solve_all(method, left, right, aligned, take, on_device)
     tile = Tile(products, bounds, norms_x, norms_y, found)
     if y is None:
         tile = _mirrored(tile, method.one_to_one, left.count)
@@ -173,18 +175,24 @@ def _solve_all(
     y: Locations,
     aligned: np.ndarray | None,
     take: Callable[[Pairs, Solution], None],
+    on_device: bool | None,
 ) -> None:
     """All pairs, or those below the diagonal where x is y, block by block of affinities."""
     method.prepare(x)
     method.prepare(y)
     pairs = len(x) * len(y) if y is not x else len(x) * (len(x) - 1) // 2
-    ((source, _),) = served_alike({method.name: method}, x, y, pairs)
-    blocks = (source.start(*numbers) for numbers in source.all_pairs(diagonal=not method.one_to_one))
-    # A device computes the next block while this one is matched.
-    for block in chain.from_iterable(_one_ahead(blocks) if x.tokens.device.type != "cpu" else blocks):
+    ((source, _),) = served_alike({method.name: method}, x, y, pairs, on_device)
+    blocks: Iterator[Block] = chain.from_iterable(
+        source.start(*part) for part in source.all_pairs(diagonal=not method.one_to_one)
+    )
+    # A device computes the next block while a CPU matches this one. Where it matches itself, that only takes memory.
+    if x.tokens.device.type != "cpu" and not source.on_device:
+        blocks = _one_ahead(blocks)
+    for block in blocks:
         places = block.rows, block.columns
         chosen = Pairs(*places, x, y, block.affinity())
         take(chosen, solve_over(method, chosen, block.rows if aligned is None else aligned[places]))
+        del block, chosen  # or they would stay in memory until the next one is there
 
 
 def _one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:

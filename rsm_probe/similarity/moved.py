@@ -19,6 +19,11 @@ class Moved:
         self._held: OrderedDict[tuple[Hashable, torch.device], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._held.clear()
+
     def get(self, key: Hashable, read: Callable[[], Tensor], device: torch.device) -> Tensor:
         """Tokens on a device.
 

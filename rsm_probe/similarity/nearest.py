@@ -19,18 +19,16 @@ from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.executors import threads
-from rsm_probe.similarity.hopeful import Counts
+from rsm_probe.similarity.hopeful import Best, Counts
 from rsm_probe.similarity.images import Images, as_set
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.matched import affinity_bytes
 from rsm_probe.similarity.pairs import available_cores
-from rsm_probe.similarity.search import Best, Search
+from rsm_probe.similarity.search import Search
 from rsm_probe.similarity.shortlist import pooled_candidates
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.space import format_seconds, parse_bytes
 
-# Threads where the device matches: one prepares what comes next, and more would want more of its memory.
-_ON_DEVICE = 2
 # Queries whose neighbours are also looked for beyond the shortlist, to know what it misses.
 _CHECKED = 16
 
@@ -49,7 +47,7 @@ def nearest(
     database_ids: Sequence[str] | None = None,
     workers: int | None = None,
     memory: str | int = "2GB",
-    device: str = "auto",
+    device: str | None = "auto",
     progress: bool = False,
 ) -> xr.Dataset:
     """The k most similar images of a database for every query, exactly as if all pairs were matched.
@@ -115,8 +113,6 @@ def nearest(
     affinity_bytes(method, sample[0], sample[1], budget)
     started, everything = time.perf_counter(), np.arange(len(queries))
     seconds = 0.0
-    if method.on_device(torch.empty(0, device=where), max(queries.shape[1], images.shape[1]), len(images)):
-        workers = _ON_DEVICE
     with threads(workers) as pool, torch.no_grad():
         search = Search(queries, images, method, chosen, check_centering(centering), budget, where, pool)
         with tqdm(desc="queries", total=len(queries), unit="query", disable=not progress) as bar:
@@ -134,7 +130,7 @@ def nearest(
     result.attrs.update(matching=label, kernel=chosen.name, centering=str(centering), **counted)
     seconds = seconds or time.perf_counter() - started
     pairs = len(queries) * len(images) - (0 if own is None else int((own[0][:, None] == own[1][None]).sum()))
-    per_pair = search.seconds_per_pair(max(0.5, 0.05 * seconds)) / workers
+    per_pair = search.seconds_per_pair(max(0.5, 0.05 * seconds)) / (1 if search.on_device else workers)
     result.attrs.update(_savings(search.counts, pairs, seconds, per_pair))
     if search.sigma2 is not None:
         result.attrs["sigma2"] = search.sigma2

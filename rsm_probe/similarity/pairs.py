@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import Self
 
@@ -15,17 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.devices import block_bytes, in_halves
+from rsm_probe.devices import block_bytes
 from rsm_probe.errors import CostError
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
-from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
+from rsm_probe.matching.protocol import Locations, Matching, Pairs
 from rsm_probe.similarity.affinity import Affinities, Block, pairs_per_block, served_alike
 from rsm_probe.similarity.matched import affinity_bytes, is_identity, solve_over
 from rsm_probe.storage.space import parse_bytes
-
-# A sample for an estimate is cut to this many locations; larger problems are extrapolated.
-_SAMPLE_LOCATIONS = 512
 
 
 class PairMatcher:
@@ -84,7 +80,13 @@ class PairMatcher:
             CostError: one affinity alone exceeds the memory budget.
             MatchingError: a method cannot work on these locations.
         """
-        y = None if y is x else y
+        # A layer may be taken up within the forward pass of a model that runs in half precision: we do not.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._submit(x, None if y is x else y, methods, grid)
+
+    def _submit(
+        self, x: Tensor, y: Tensor | None, methods: Mapping[str, Matching], grid: tuple[int, ...] | None
+    ) -> PendingProducts:
         scaled_x, unit_x = rescaled(x)
         scaled_y, unit_y = (scaled_x, unit_x) if y is None else rescaled(y.to(x))
         left = Locations(scaled_x, grid)
@@ -118,21 +120,29 @@ class PairMatcher:
         diagonal = any(not method.one_to_one for method in unsolved.values())
         groups = served_alike(unsolved, left, right, _pair_count(left, right))
         for source, alike in groups:
-            last, queue = alike is groups[-1][1], self._queue_of(source)
-            for rows, columns in source.all_pairs(diagonal):
-                queue.reserve(len(rows) * source.pair_bytes)
-                try:
-                    blocks = source.start(rows, columns)
-                except BaseException:  # such as a device that is out of memory: whoever tries again needs the place
-                    queue.release(len(rows) * source.pair_bytes)
-                    raise
-                for block in blocks:
-                    work = self._pool.submit(self._match_block, block, (left, right), alike, base, products, last)
-                    # Not at the end of the work itself: work that is cancelled never ends, but is done all the same.
-                    size = len(block) * source.pair_bytes
-                    work.add_done_callback(lambda _, queue=queue, size=size: queue.release(size))  # type: ignore[misc]
-                    pending.futures.append(work)
+            match = partial(self._match_block, (left, right), alike, base, products, alike is groups[-1][1])
+            for numbers in source.all_pairs(diagonal):
+                pending.futures += self._submit_block(source, *numbers, match)
         return pending
+
+    def _submit_block(
+        self, source: Affinities, rows: np.ndarray, columns: np.ndarray, match: Callable[[list[Block]], None]
+    ) -> list[Future[None]]:
+        """Has the affinities of some pairs made and matched, when there is room for them."""
+        queue, whole, sizes = self._queue_of(source), len(rows) * source.pair_bytes, [0]
+        submitted: list[Future[None]] = []
+        queue.reserve(whole)
+        try:
+            for block in source.start(rows, columns, lambda: queue.wait_for_others(whole - sum(sizes))):
+                sizes.append(len(block) * source.pair_bytes)
+                work = self._pool.submit(match, [block])
+                # Not at the end of the work itself: what is cancelled never ends, but is done all the same.
+                work.add_done_callback(lambda _, size=sizes[-1]: queue.release(size))  # type: ignore[misc]
+                submitted.append(work)
+                del block  # or it would stay in memory until the next one is there
+        finally:  # of a device that is out of memory, for one: whoever tries again needs the place
+            queue.release(whole - sum(sizes))
+        return submitted
 
     def _queue_of(self, source: Affinities) -> _Queue:
         """What waits on a device is bounded by two of its blocks, what waits for the CPU by the memory."""
@@ -142,13 +152,14 @@ class PairMatcher:
 
     def _match_block(
         self,
-        block: Block,
         images: tuple[Locations, Locations],
         methods: Mapping[str, Matching],
         aligned: np.ndarray,
         out: dict[str, np.ndarray],
         last: bool,
+        blocks: list[Block],
     ) -> None:
+        block = blocks.pop()  # whoever submitted it holds it no more: its memory is free when this ends
         pairs = Pairs(block.rows, block.columns, *images, block.affinity())
         places = pairs.rows, pairs.columns
         for label, method in methods.items():
@@ -178,7 +189,14 @@ class _Queue:
         """Gives room back."""
         with self._freed:
             self.waiting -= size
-            self._freed.notify()
+            self._freed.notify_all()
+
+    def wait_for_others(self, own: int) -> bool:
+        """Waits until nothing waits but what one holds oneself; says whether there was anything."""
+        with self._freed:
+            others = self.waiting > own
+            self._freed.wait_for(lambda: self.waiting <= own)
+        return others
 
 
 class PendingProducts:
@@ -234,46 +252,6 @@ class PendingProducts:
 
 def _pair_count(x: Locations, y: Locations) -> int:
     return len(x) * (len(x) - 1) // 2 if y is x else len(x) * len(y)
-
-
-def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int = 0) -> float:
-    """Times a method on a few pairs of images, for an estimate of the whole.
-
-    Args:
-        x: tokens (N, S, C) of at least 2 images.
-        method: any matching.
-        samples: pairs to time; the mean counts.
-        at_once: pairs that the work matches at once; so many are timed where a device matches them.
-
-    Returns:
-        Seconds for one pair, with its affinity: on one core, or of the device where it matches. Above 512 locations a
-        part is timed and scaled by the method's growth.
-    """
-    if x.shape[1] == 1 or method.at_once:
-        return 0.0
-    scale = max(1.0, x.shape[1] / _SAMPLE_LOCATIONS) ** method.growth
-    images = Locations(x[:, :_SAMPLE_LOCATIONS].contiguous())
-    method.prepare(images)
-    ((source, _),) = served_alike({method.name: method}, images, images, at_once)
-    rows, columns = np.tril_indices(len(x), -1)
-    if source.on_device:  # which takes as long for one pair as for many
-        count = min(at_once, source.pairs_per_block)
-        parts = [(np.resize(rows, count), np.resize(columns, count))]
-    else:
-        parts = [(rows[k : k + 1], columns[k : k + 1]) for k in range(min(samples, len(rows)))]
-
-    def solve(rows: np.ndarray, columns: np.ndarray) -> None:
-        affinity = source.block(rows, columns, one_by_one=True).affinity()
-        solve_both_ways(method, Pairs(rows, columns, images, images, affinity))
-
-    def solve_all(rows: np.ndarray, columns: np.ndarray) -> None:
-        in_halves(lambda start, stop: solve(rows[start:stop], columns[start:stop]), len(rows))
-
-    solve_all(*parts[0])  # what is compiled or prepared once must not count
-    start = time.perf_counter()
-    for part in parts:
-        solve_all(*part)
-    return (time.perf_counter() - start) / sum(len(rows) for rows, _ in parts) * scale
 
 
 def queue_bytes(x: Tensor, memory: int) -> int:

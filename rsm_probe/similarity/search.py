@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ from rsm_probe.matching.bounds import Summaries
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching
+from rsm_probe.similarity.affinity import Affinities
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.executors import one_thread
-from rsm_probe.similarity.hopeful import Block, Counts, match_hopeful, pairs_of_a_task, rounded_up
+from rsm_probe.similarity.hopeful import Best, Block, Counts, match_hopeful, rounded_up
 from rsm_probe.similarity.images import Images, Picked, centred_tokens
 from rsm_probe.similarity.kernels import RBF, Kernel
 from rsm_probe.similarity.matched import is_identity, match_tile
@@ -30,15 +30,6 @@ _SAMPLE = 64
 _WIDTH_SAMPLE = 16
 
 Groups = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best of every query, in descending order: places in the database, products and similarities (N, k)."""
-
-    index: np.ndarray
-    products: np.ndarray
-    similarities: np.ndarray
 
 
 class Search:
@@ -79,14 +70,15 @@ class Search:
         self._summaries = Summaries.fit(some, max(queries.shape[1], images.shape[1]))
         each = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
         self._read_at_once = max(1, memory // 16 // each)
-        locations, here = max(queries.shape[1], images.shape[1]), torch.empty(0, device=device)
+        locations = max(queries.shape[1], images.shape[1])
         # What a device matches itself is read once and stays there, in blocks that hold many pairs.
-        stays = method.on_device(here, locations, len(images))
-        size = min(len(images), max(1, token_bytes(device) // (2 * each)) if stays else self._read_at_once)
+        self.on_device = method.on_device(device, self._dtype, locations, len(queries) * len(images))
+        size = min(len(images), max(1, token_bytes(device) // (4 * each)) if self.on_device else self._read_at_once)
         chunk = images.images_per_chunk
         self._size = size // chunk * chunk if size > chunk else size
         self._held: OrderedDict[int, Block] = OrderedDict()
-        self._most_held = max(1, (token_bytes(device) if stays else memory // 4) // (self._size * each))
+        room = token_bytes(device) if self.on_device else memory // 4
+        self._most_held = max(1, room // (self._size * each))
         self._norms = np.full(len(images), np.nan)
         if isinstance(kernel, RBF) and kernel.sigma2 is None:
             self.sigma2 = self._median_distance()
@@ -123,7 +115,7 @@ class Search:
                 allowed &= own[0][part][:, None] != own[1][None]
             self.counts.pairs += int(allowed.sum())
             parts.append(self._best_of_block(self._block(self.queries, part), allowed, k, on_done))
-        return _joined(parts)
+        return Best.joined(parts)
 
     def best_among(
         self, candidates: Sequence[np.ndarray], k: int, on_done: Callable[[int], object] = lambda count: None
@@ -154,12 +146,13 @@ class Search:
                 found.index[:, :width] = np.where(best.index >= 0, union[best.index], -1)
                 found.products[:, :width], found.similarities[:, :width] = best.products, best.similarities
             parts.append(found)
-        return _joined(parts)
+        return Best.joined(parts)
 
     def seconds_per_pair(self, allowed: float) -> float:
-        """What a pair takes on one core where all pairs are matched in tiles, timed for about so many seconds."""
+        """What a pair takes where all pairs are matched in tiles, on one core or the device, timed for some seconds."""
         numbers = [np.arange(min(64, len(images))) for images in (self.queries, self.images)]
-        few = [self._tokens(images, part) for images, part in zip((self.queries, self.images), numbers, strict=True)]
+        sides = zip((self.queries, self.images), numbers, strict=True)
+        few = [self._tokens(images, part).to(self.device) for images, part in sides]
         seconds = 0.0
         for count in (2, 16, 64):  # small tiles cost more for each of their pairs
             x, y = (tokens[:count] for tokens in few)
@@ -167,7 +160,7 @@ class Search:
                 break
             with one_thread():
                 started = time.perf_counter()
-                match_tile(x, y, self.method, (self.queries.grid, self.images.grid))
+                match_tile(x, y, self.method, (self.queries.grid, self.images.grid), on_device=self.on_device)
                 seconds = (time.perf_counter() - started) / (len(x) * len(y))
         return seconds
 
@@ -230,13 +223,14 @@ class Search:
         self, block: Block, rows: np.ndarray, columns: np.ndarray, least: np.ndarray, products: np.ndarray
     ) -> None:
         """Matches pairs of queries and images, unless a second bound shows that they are not good enough."""
-        step = pairs_of_a_task(self.method, block.images, self._database(0).images, len(rows))
         for start in np.unique(columns // self._size) * self._size:
             other, inside = self._database(int(start)), np.flatnonzero(columns // self._size == start // self._size)
-            tasks = []
+            reads, precision = self.method.needs_affinity, self.method.precision
+            source = Affinities(block.images, other.images, self.on_device, reads, precision)
+            step, tasks = source.gathered_per_block, []
             for part in np.split(inside, range(step, len(inside), step)):
-                pairs = rows[part], other, columns[part] - start
-                tasks.append((part, self.pool.submit(match_hopeful, self.method, self.kernel, block, *pairs, least)))
+                work = self.method, self.kernel, block, rows[part], other, columns[part] - start, least, source
+                tasks.append((part, self.pool.submit(match_hopeful, *work)))
             for part, task in tasks:
                 kept, values, counts = task.result()
                 products[rows[part[kept]], columns[part[kept]]] = values
@@ -262,17 +256,19 @@ class Search:
         """A part of the database; the last ones are held."""
         if start not in self._held:
             stop = min(start + self._size, len(self.images))
+            while len(self._held) >= self._most_held:
+                self._held.popitem(last=False)
             self._held[start] = block = self._block(self.images, np.arange(start, stop))
             self._norms[start:stop] = block.norms
-            if len(self._held) > self._most_held:
-                self._held.popitem(last=False)
         self._held.move_to_end(start)
         return self._held[start]
 
     def _block(self, images: Images, numbers: np.ndarray) -> Block:
-        parts = np.split(numbers, range(self._read_at_once, len(numbers), self._read_at_once))
-        moved = [self._tokens(images, part).to(self.device) for part in parts]
-        tokens, unit = rescaled((moved[0] if len(moved) == 1 else torch.cat(moved)).contiguous())
+        step = self._read_at_once
+        tokens = torch.empty((len(numbers), *images.shape[1:]), dtype=self._dtype, device=self.device)
+        for start in range(0, len(numbers), step):
+            tokens[start : start + step] = self._tokens(images, numbers[start : start + step])
+        tokens, unit = rescaled(tokens)
         ready = Locations(tokens, images.grid)
         self.method.prepare(ready)
         return Block(ready, squared_norms(tokens) * unit**2, unit)
@@ -293,8 +289,3 @@ class Search:
         self._match(block, rows, columns, np.full(len(spread[0]), -np.inf), products)
         distances = block.norms[:, None] + self._norms[spread[1]][None] - 2 * products[:, spread[1]]
         return float(np.median(np.maximum(distances, 0.0)))
-
-
-def _joined(parts: Sequence[Best]) -> Best:
-    fields = zip(*((best.index, best.products, best.similarities) for best in parts), strict=True)
-    return Best(*map(np.concatenate, fields))

@@ -83,6 +83,7 @@ class Job:
         device: where affinities are computed.
         permutations: whether they are kept.
         tile: images on each side of a tile.
+        pairs: of the whole work, by which a worker decides who matches.
     """
 
     x: Source
@@ -93,6 +94,7 @@ class Job:
     device: str
     permutations: bool
     tile: int
+    pairs: int
 
     def tasks(self, rows: int, columns: int) -> Iterator[Task]:
         """The tiles; of one set of images, those on and above the diagonal."""
@@ -141,6 +143,11 @@ class Task:
         return all(store.intact(name, place) for name, place in reversed(self.parts()))
 
 
+def forget_tokens() -> None:
+    """Gives back the memory of devices that tokens of tiles were kept in."""
+    _moved.clear()
+
+
 def create_arrays(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -> None:
     """Makes the arrays of a result, or finds them there.
 
@@ -179,7 +186,9 @@ def compute(task: Task) -> int:
     with one_thread(), torch.no_grad():
         rows = _tokens(job, job.x, x, (task.top, task.bottom), y)
         columns = None if task.on_diagonal else _tokens(job, job.y or job.x, y, (task.left, task.right), y)
-        tile = match_tile(rows, columns, job.method, (x.grid, y.grid), job.permutations)
+        locations = max(x.shape[1], y.shape[1])
+        stays = job.method.on_device(rows.device, rows.dtype, locations, job.pairs)
+        tile = match_tile(rows, columns, job.method, (x.grid, y.grid), job.permutations, stays)
     _write(task, tile, x.shape[1])
     return task.pairs
 

@@ -72,7 +72,7 @@ class Trained:
 def train(
     config: TrainingConfig,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     progress: bool = False,
     partial: str | Path | None = None,
 ) -> Trained:
@@ -81,7 +81,7 @@ def train(
     Args:
         config: the recipe.
         seed: of the initial weights, of the order of the images and of their augmentation.
-        device: where to train.
+        device: where to train; None for the CPU, "auto" for a GPU where there is one.
         progress: show a bar.
         partial: a `.safetensors` file that keeps the half-trained network, every `CHECKPOINT_SECONDS` and at an
             interruption, and from which training continues; None keeps nothing.
@@ -143,7 +143,7 @@ def train_or_load(
     config: TrainingConfig,
     seed: int,
     path: str | Path,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     progress: bool = False,
 ) -> tuple[LoadedModel, float]:
     """The network of a recipe and a seed, and its accuracy: read if the file exists, else trained and saved.

@@ -13,7 +13,8 @@ from rsm_probe.errors import CostError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import cheap_matchings
 from rsm_probe.probe.tokens import Representation
-from rsm_probe.similarity.pairs import queue_bytes, seconds_per_pair
+from rsm_probe.similarity.estimate import seconds_per_pair
+from rsm_probe.similarity.pairs import queue_bytes
 from rsm_probe.storage.space import format_bytes, format_seconds
 
 
@@ -153,7 +154,7 @@ def measure(
             seconds = {label: seconds_per_pair(kept.tokens, method, 3, at_once) for label, method in methods.items()}
             _, locations, channels = kept.tokens.shape
             for label, method in methods.items():
-                if method.on_device(kept.tokens, locations, at_once):
+                if method.on_device(kept.tokens.device, kept.tokens.dtype, locations, at_once):
                     seconds[label] *= workers  # a device does all that workers would share
             costs.append(
                 LayerCost(

@@ -103,7 +103,7 @@ class ModelConfig(Config):
         return f"{self.name}-untrained"
 
     def load(
-        self, networks: Path, device: str = "cpu", progress: bool = False
+        self, networks: Path, device: str | None = None, progress: bool = False
     ) -> Iterator[tuple[str, LoadedModel, float | None]]:
         """Each model with what results call it and, where a recipe trains it here, its accuracy.
 
@@ -132,7 +132,7 @@ class ModelConfig(Config):
             yield from self._trained(untrained, self.seeds[0], self.control_title, networks, device, progress)
 
     def _trained(
-        self, recipe: TrainingConfig, seed: int, title: str, networks: Path, device: str, progress: bool
+        self, recipe: TrainingConfig, seed: int, title: str, networks: Path, device: str | None, progress: bool
     ) -> Iterator[tuple[str, LoadedModel, float | None]]:
         """The network of a seed, once for each dilation."""
         file = networks / f"{title}.safetensors"

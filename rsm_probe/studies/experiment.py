@@ -73,12 +73,14 @@ class ExperimentConfig(Config):
     level: float = Field(default=0.95, gt=0, lt=1, description="of the intervals")
     dtype: str = Field(default="float32", pattern="^(float32|float16|bfloat16)$", description="of tokens on disk")
     batch_size: PositiveInt = Field(default=64, description="images per forward pass")
-    device: str = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
+    device: str | None = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
     workers: PositiveInt | None = None
     memory: str | int = "2GB"
     networks: str | None = Field(default=None, description="folder of trained networks; else in the run folder")
 
-    _EXECUTION: ClassVar[set[str]] = {"workers", "memory", "networks", "repeats", "level", "pictured", "paper"}
+    _EXECUTION: ClassVar[set[str]] = {
+        "device", "workers", "memory", "networks", "repeats", "level", "pictured", "paper",
+    }  # fmt: skip
 
     @field_validator("kernels", "memory")
     @classmethod

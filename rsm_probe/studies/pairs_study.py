@@ -93,7 +93,7 @@ class PairsConfig(Config):
     store: str | None = Field(
         default=None, description="folder or URL for captures and pairs, which all workers see; else the run folder"
     )
-    device: str = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
+    device: str | None = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
     workers: PositiveInt | None = None
     memory: str | int = "2GB"
     max_hours: PositiveFloat | None = Field(default=None, description="for the pairs of a layer")

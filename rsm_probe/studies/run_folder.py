@@ -54,7 +54,7 @@ def claim(config: Config, out: Path, begun: Path, execution: Collection[str]) ->
 
 
 def load_models(
-    entries: Sequence[ModelConfig], layers: str | Sequence[str], networks: Path, device: str, progress: bool
+    entries: Sequence[ModelConfig], layers: str | Sequence[str], networks: Path, device: str | None, progress: bool
 ) -> tuple[dict[str, LoadedModel], dict[str, Layers], dict[str, float]]:
     """The models of a configuration by title, the layers of each, and the accuracies of those trained here.
 

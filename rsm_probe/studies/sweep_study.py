@@ -35,7 +35,7 @@ class SweepConfig(Config):
     batch_size: int = Field(default=250, ge=2)
     seed: NonNegativeInt = 0
     keep: tuple[str, ...] = Field(default=(), description="layers whose mini-batch RSMs go into the result")
-    device: str = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
+    device: str | None = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
     workers: PositiveInt | None = None
     memory: str | int = "1GB"
     max_hours: PositiveFloat | None = 12.0

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,7 +59,8 @@ def test_dead_locations_are_set_aside_where_nothing_is_negative():
     for found, affinity in zip(match_affinity(on_device(living, half, signed), Auction(1e-3, where="device")),
                                (living, half, signed), strict=True):  # fmt: skip
         assert_optimal(found, affinity, 1e-3)
-    order, aside, kept, permutations = device._living(on_device(living, half, signed))
+    batch = on_device(living, half, signed)
+    order, aside, kept, permutations = device._living(batch, batch.amin(dim=(1, 2)))
     # Three rows and four columns of the second live; the third has something negative, and keeps everything.
     assert kept.tolist() == [6, 4, 6]
     assert order[1, :3].tolist() == [1, 3, 5]
@@ -137,23 +137,27 @@ def test_the_cpu_or_the_device_is_chosen_by_locations_and_batch(monkeypatch):
     monkeypatch.setattr(auction, "has_kernel", lambda device: device.type == "cuda")
 
     def chosen(kind="cuda", dtype=torch.float32, locations=256, pairs=1000, **options):
-        return Auction(**options).on_device(SimpleNamespace(device=torch.device(kind), dtype=dtype), locations, pairs)
+        return Auction(**options).on_device(torch.device(kind), dtype, locations, pairs)
 
     assert chosen()
     assert chosen(locations=LARGEST)
     assert not chosen(locations=LARGEST + 1)
+    assert chosen(pairs=auction._FEWEST_ON_DEVICE)
     assert not chosen(pairs=auction._FEWEST_ON_DEVICE - 1)
+    # A program of 4096 locations has eight warps.
+    assert chosen(pairs=auction._FEWEST_ON_DEVICE // 8, locations=4096)
+    assert not chosen(gap=1e-9)
     assert not chosen(dtype=torch.float64)
     assert not chosen("cpu")
     assert not chosen("mps")
     assert not chosen(where="cpu")
     assert chosen("cpu", where="device", pairs=1)
     assert not chosen(where="device", dtype=torch.float64)
-    here = SimpleNamespace(device=torch.device("cuda:1"), dtype=torch.float32)
+    here = torch.device("cuda:1"), torch.float32
     # Windows count, not pairs.
-    assert BatchOptimal(512).on_device(here, 4096, 16)
-    assert not BatchOptimal(512).on_device(here, 4096, 15)
-    assert not Rewindowed().on_device(here, 4096, 1000)
+    assert BatchOptimal(512).on_device(*here, 4096, 16)
+    assert not BatchOptimal(512).on_device(*here, 4096, 15)
+    assert not Rewindowed().on_device(*here, 4096, 1000)
 
 
 def test_options_that_mean_nothing_are_refused_and_where_it_runs_is_no_part_of_a_method():

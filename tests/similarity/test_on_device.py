@@ -2,7 +2,9 @@
 
 import itertools
 import threading
+import time
 import warnings
+import weakref
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -18,10 +20,12 @@ from rsm_probe.matching.assignment import ScipyAssignment
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.greedy import Greedy
 from rsm_probe.matching.identity import Identity
-from rsm_probe.matching.protocol import Locations
+from rsm_probe.matching.protocol import Locations, Pairs
 from rsm_probe.similarity import executors, moved
 from rsm_probe.similarity.affinity import Affinities
-from rsm_probe.similarity.pairs import PairMatcher, seconds_per_pair
+from rsm_probe.similarity.estimate import seconds_per_pair
+from rsm_probe.similarity.matched import match_tile
+from rsm_probe.similarity.pairs import PairMatcher
 
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter takes milliseconds for a bid.
@@ -102,15 +106,25 @@ def test_the_size_of_a_device_does_not_change_the_result(monkeypatch, pairs):
     np.testing.assert_allclose(tight["optimal"], ample["optimal"], atol=GAP * norms(x, x).max())
 
 
-def full_above(most, function, count):
-    """A function that a device has no room for, above so many pairs."""
+class Memory:
+    """Makes affinities for as many pairs as a device has room for, counting those that somebody still holds."""
 
-    def limited(*arguments, **options):
-        if count(*arguments) > most:
+    def __init__(self, monkeypatch, room):
+        self.room, self.held, self.most = room, 0, 0
+        self._products = Affinities._products
+        monkeypatch.setattr(Affinities, "_products", lambda source, rows, *rest: self.make(source, rows, *rest))
+
+    def make(self, source, rows, *rest):
+        if self.held + len(rows) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return function(*arguments, **options)
+        values = self._products(source, rows, *rest)
+        self.held += len(rows)
+        self.most = max(self.most, self.held)
+        weakref.finalize(values, self.give_back, len(rows))
+        return values
 
-    return limited
+    def give_back(self, pairs):
+        self.held -= pairs
 
 
 @pytest.mark.parametrize("path", ["in memory", "tiles", "search"])
@@ -123,14 +137,49 @@ def test_a_device_that_is_out_of_memory_gets_half_of_the_pairs_and_says_so(monke
         "search": lambda: nearest(*layers, k=3, matching=DEVICE, device="cpu")["product"].values,
     }[path]
     ample = work()
-    monkeypatch.setattr(
-        Affinities, "_products", full_above(2, Affinities._products, lambda source, rows, *rest: len(rows))
-    )
+    # Two halves of a block do not fit at once, either: each must be given back before the next.
+    memory = Memory(monkeypatch, room=4)
     with pytest.warns(UserWarning, match="out of memory: [0-9]+ pairs of images become two halves"):
         np.testing.assert_allclose(work(), ample, atol=GAP * norms(x, y).max())
-    monkeypatch.setattr(Affinities, "_products", full_above(0, Affinities._products, lambda source, rows, *rest: 1))
-    with pytest.raises(CostError, match="too small for the affinity of one pair of images: CUDA out of memory"):
+    assert 1 < memory.most <= 4
+    memory.room = 0
+    with pytest.raises(CostError, match="too small even for one pair of images: CUDA out of memory"):
         work()
+
+
+def test_what_is_being_matched_is_waited_for_before_anything_is_halved(monkeypatch):
+    x = tokens(6, 3)
+    monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", 5 * 3 * 3 * 4)
+    exact = products_of(x, methods={"slow": ScipyAssignment()})["slow"]
+    memory = Memory(monkeypatch, room=5)
+
+    @dataclass(frozen=True)
+    class SlowOnDevice(ScipyAssignment):
+        def on_device(self, device, dtype, locations, pairs):
+            return True
+
+        def solve(self, pairs):
+            time.sleep(0.05)
+            return super().solve(pairs)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = products_of(x, methods={"slow": SlowOnDevice()}, workers=2)["slow"]
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+    assert memory.most == 5
+
+
+@pytest.mark.parametrize("path", ["in memory", "tiles"])
+def test_no_more_than_two_blocks_are_held_at_a_time(monkeypatch, tmp_path, path):
+    monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", 4 * 3 * 3 * 4)
+    memory, x = Memory(monkeypatch, room=1000), tokens(8, 3).cpu()
+    if path == "tiles":
+        all_pairs(captured(tmp_path / "x.zarr", x), matching=DEVICE, device="cpu", tile=8, workers=1)
+        # The first block was made for the estimate.
+        assert memory.most <= 4
+    else:
+        products_of(x, methods={"optimal": DEVICE}, workers=2)
+        assert 4 < memory.most <= 8
 
 
 @dataclass(frozen=True)
@@ -150,15 +199,19 @@ def test_what_a_device_has_no_room_to_solve_is_solved_in_halves():
     np.testing.assert_array_equal(found["hungry"], found["exact"])
 
 
+def up_to_three(start, stop):
+    if stop - start > 3:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return start, stop
+
+
 def test_halves_come_in_order_and_other_errors_pass():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert in_halves(full_above(3, lambda start, stop: (start, stop), lambda a, b: b - a), 10) == [
-            (0, 2), (2, 5), (5, 7), (7, 10)
-        ]  # fmt: skip
+        assert list(in_halves(up_to_three, 10)) == [(0, 2), (2, 5), (5, 7), (7, 10)]
     assert len(said) == 3
     with pytest.raises(ZeroDivisionError):
-        in_halves(lambda start, stop: 1 // 0, 4)
+        list(in_halves(lambda start, stop: 1 // 0, 4))
 
 
 def test_tiles_and_search_on_a_device_give_what_the_cpu_gives(tmp_path):
@@ -191,6 +244,56 @@ def test_half_precision_moves_values_by_less_than_it_says_and_bounds_allow_for_i
     # Numbers of another precision are another result.
     with pytest.raises(OSError, match=r"precision='float16'"):
         all_pairs(layer, other, out=tmp_path / "p.zarr")
+
+
+def test_bounds_in_half_precision_hold_where_rounding_is_at_its_worst():
+    just_above = 1 + 2**-11 - 1e-5  # rounded down by all but half of a unit
+    x = torch.tensor([[[just_above], [-just_above]]])
+    exact = 2 * just_above**2
+    pairs = match_tile(x, -x, Auction(precision="float16"))
+    assert abs(pairs.products[0, 0] - exact) > 1e-3
+    assert pairs.bounds[0, 0] >= exact
+
+
+def test_who_matches_is_settled_by_the_whole_work_and_not_by_its_parts(monkeypatch, tmp_path):
+    solved = []
+
+    def counted(method, affinities, scales):
+        solved.append(len(affinities))
+        return ScipyAssignment().solve(
+            Pairs(np.arange(len(affinities)), np.arange(len(affinities)), affinity=affinities)
+        )
+
+    def never(*arguments):
+        raise AssertionError("a part of the work went to the CPU")
+
+    monkeypatch.setattr("rsm_probe.matching.auction.has_kernel", lambda device: True)
+    monkeypatch.setattr(Auction, "_solve_on_device", counted)
+    monkeypatch.setattr(Auction, "_solve_on_cpu", never)
+    monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", 7 * 2 * 2 * 4)
+    x = tokens(17, 2).cpu()
+    layer = captured(tmp_path / "x.zarr", x)
+    all_pairs(layer, tile=5)
+    assert sum(solved[2:]) == 136
+    assert max(solved) <= 7
+    solved.clear()
+    products_of(x, methods={"optimal": Auction()})
+    assert sum(solved) == 136
+    nearest(layer, layer, k=2)
+
+
+def test_a_global_switch_to_fast_products_does_not_reach_ours():
+    device = torch.device("cuda")
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with devices.full_precision(device), devices.full_precision(device):
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    with torch.autocast("cpu", dtype=torch.bfloat16), devices.full_precision(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 def test_an_estimate_for_a_device_times_as_many_pairs_as_it_matches_at_once(monkeypatch):
@@ -229,9 +332,12 @@ def test_devices_by_name(monkeypatch):
 
 def test_a_device_gets_blocks_of_an_eighth_of_what_pytorch_may_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16 << 30))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 0.5)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch._C, "_cuda_getMemoryFraction", [0.25, 0.5].__getitem__, raising=False)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
     assert block_bytes(torch.device("cuda")) == 1 << 30
     assert devices.token_bytes(torch.device("cuda")) == 4 << 30
+    assert devices.token_bytes(torch.device("cuda:0")) == 2 << 30
 
 
 def test_every_thread_gets_a_gpu_of_its_own(monkeypatch):

@@ -16,9 +16,10 @@ from rsm_probe.matching.inputs import first_nonfinite
 from rsm_probe.matching.match import match
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity import affinity as affinities
-from rsm_probe.similarity import pairs
-from rsm_probe.similarity.affinity import affinity_block, block_slices, pairs_per_block
-from rsm_probe.similarity.pairs import PairMatcher, seconds_per_pair
+from rsm_probe.similarity import estimate
+from rsm_probe.similarity.affinity import block_slices, pairs_per_block
+from rsm_probe.similarity.estimate import seconds_per_pair
+from rsm_probe.similarity.pairs import PairMatcher
 from rsm_probe.storage.space import format_bytes, parse_bytes
 
 METHODS = {"identity": Identity(), "optimal": ScipyAssignment(), "lap": LapAssignment()}
@@ -146,11 +147,12 @@ def test_blocks_of_two_sets_hold_every_pair_once():
     assert pairs_per_block(x, y) == 16
 
 
-def test_an_affinity_block_holds_inner_products_of_locations():
-    x, y = random_tokens(5, 4, dtype=torch.float64), random_tokens(3, 6, seed=1, dtype=torch.float64)
-    block = affinity_block(x, y, slice(1, 4), 2)
-    assert block.shape == (3, 4, 6)
-    np.testing.assert_allclose(block, [x[i].numpy() @ y[2].numpy().T for i in (1, 2, 3)], rtol=1e-12)
+def test_a_forward_pass_in_half_precision_does_not_take_the_pairs_with_it():
+    x = random_tokens(4, 1100, channels=64)  # enough features for sums of float32 products
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = products_of(x, methods={"identity": Identity(), "any": ScipyAssignment()})
+    for label, products in products_of(x, methods={"identity": Identity(), "any": ScipyAssignment()}).items():
+        np.testing.assert_array_equal(found[label], products)
 
 
 def test_products_within_one_set_are_symmetric_and_match_each_pair_once():
@@ -375,7 +377,7 @@ def test_seconds_per_pair_is_positive_for_matching_and_zero_where_there_is_nothi
 def clocked(monkeypatch):
     """A matching of which each call takes two seconds by the clock that the pair loop reads."""
     now = [0.0]
-    monkeypatch.setattr(pairs, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     @dataclass(frozen=True)
     class Clocked(Recording):

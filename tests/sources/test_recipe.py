@@ -31,7 +31,7 @@ def test_command_trains_on_the_device_that_it_is_told(monkeypatch, tmp_path):
     for options in ([], ["--device", "cpu:0"]):
         command = ["train", str(FILES[0]), "--seed", "0", "--out", str(tmp_path), *options]
         assert CliRunner().invoke(app, command).exit_code == 0
-    assert devices == ["cpu", "cpu:0"]
+    assert devices == ["auto", "cpu:0"]
     refused = CliRunner().invoke(app, ["train", str(FILES[0]), "--device", "abacus"]).exception
     assert isinstance(refused, ModelError)
     assert "'abacus'" in str(refused)
