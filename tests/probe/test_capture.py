@@ -1,7 +1,7 @@
 """Captures: what is on disk is what the probe saw, however often the work was interrupted."""
 
+import multiprocessing
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -291,6 +291,10 @@ def test_one_image_and_xarray(small_resnet, tmp_path):
     np.testing.assert_array_equal(opened["tokens"].values, found["layer1.0"].tokens())
 
 
+def capture_all(where):
+    rsm_probe.capture(Counting(), images(120), ["first", "second"], where, batch_size=2)
+
+
 SCRIPT = """
 import sys, torch, rsm_probe
 torch.set_num_threads(1)
@@ -305,11 +309,13 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
     rsm_probe.capture(Counting(), images(120), ["first", "second"], tmp_path / "whole.zarr", batch_size=2)
     where, rng = tmp_path / "c.zarr", np.random.default_rng(0)
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(where), str(Path(__file__).parent)])
-        while not where.exists() and process.poll() is None:
+        # A fork, which need not import everything anew.
+        process = multiprocessing.get_context("fork").Process(target=capture_all, args=(where,))
+        process.start()
+        while not where.exists() and process.is_alive():
             time.sleep(0.01)
         time.sleep(rng.uniform(0.05, 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     subprocess.run([sys.executable, "-c", SCRIPT, str(where), str(Path(__file__).parent)], check=True)
     assert files(where) == files(tmp_path / "whole.zarr")
