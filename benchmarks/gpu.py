@@ -109,14 +109,17 @@ class Bench:
 
     def _matchings(self, locations: int, z: Locations, count: int, most: int) -> None:
         rows, columns = self.pairs(z.tokens, count)
-        affinity = Affinities(z, z, on_device=True).block(rows, columns, one_by_one=True).affinity()
-        assert isinstance(affinity, torch.Tensor)
+        source = Affinities(z, z, on_device=True)
+        affinity = torch.empty(count, z.count, z.count, device=self.device)
+        for start in range(0, count, source.gathered_per_block):
+            part = slice(start, start + source.gathered_per_block)
+            affinity[part] = source.block(rows[part], columns[part], one_by_one=True).affinity()
         pairs, gap = Pairs(rows, columns, z, z, affinity), Auction().gap
         scales = pairs.scales()
         *_, certified, bids = solve_on_device(affinity, scales, gap, 2000)
         seconds = self.seconds(lambda: Auction(where="device").solve(pairs))
-        # A row is read by each bid, once for the starting prices and once for the bound.
-        read = (float(bids.sum()) + 2 * count * affinity.shape[1]) * affinity.shape[2] * 4 / seconds
+        # A row is read by each bid, and four times besides: for the range, twice, the starting prices and the bound.
+        read = (float(bids.sum()) + 4 * count * affinity.shape[1]) * affinity.shape[2] * 4 / seconds
         few = min(count, 64 * available_cores())
         on_cpu = affinity[:few].cpu().numpy()
         parts = [slice(k, k + 8) for k in range(0, few, 8)]
@@ -150,8 +153,8 @@ class Bench:
             found = {}
             for precision in ("float32", "float16"):
                 images = Locations(z)
-                rows, columns = self.pairs(z, 8 if self.smoke else min(8192, (2 << 30) // (4 * locations**2)))
                 source = Affinities(images, images, True, True, precision)
+                rows, columns = next(source.all_pairs())
                 taken = self.seconds(lambda s=source, r=rows, c=columns: s.block(r, c).affinity()) / len(rows)
                 solved = rsm_probe.rsm(z, matching=Auction(precision=precision), kernel="cosine")
                 found[precision] = solved.dataset["product"].values, solved.values, taken
