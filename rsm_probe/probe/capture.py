@@ -83,8 +83,10 @@ def capture(
     repeated = [name for name, count in Counter(chosen.ids).items() if count > 1]
     if repeated:
         raise ImageError(f"{chosen.name} names {len(repeated)} images more than once, first {repeated[0]!r}")
-    device = loaded.device if device is None else find_device(device, ModelError)
-    settings = _settings(loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size, device.type)
+    moved_to = None if device is None else find_device(device, ModelError)
+    settings = _settings(
+        loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size, (moved_to or loaded.device).type
+    )
     with sole_writer(out):
         store = ChunkStore.open_or_create(out, KIND)
         _require_same(store, settings, chosen)
@@ -92,7 +94,8 @@ def capture(
             CaptureWriter(store, chosen.ids, chosen.labels, batch_size)
         if is_whole(store):
             return Capture.open(out)
-        loaded.module.to(device)
+        if moved_to is not None:
+            loaded.module.to(moved_to)
         with evaluating(loaded.module), Probe(loaded.module, layers) as probe:
             _Capturing(probe, loaded, chosen, store, stored_as, batch_size).run(settings, progress)
     return Capture.open(out)

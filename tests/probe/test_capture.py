@@ -283,6 +283,15 @@ def test_the_model_is_left_as_it_was(small_resnet, tmp_path):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in small_resnet.modules())
 
 
+def test_a_model_is_moved_only_where_it_is_told_to(small_resnet, tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr(small_resnet, "to", moved.append, raising=False)
+    rsm_probe.capture(small_resnet, images(2), ["layer1.0"], tmp_path / "left.zarr")
+    assert moved == []  # it may be spread over several devices
+    rsm_probe.capture(small_resnet, images(2), ["layer1.0"], tmp_path / "moved.zarr", device="cpu")
+    assert moved == [torch.device("cpu")]
+
+
 def test_one_image_and_xarray(small_resnet, tmp_path):
     found = rsm_probe.capture(small_resnet, images(1), ["layer1.0"], tmp_path / "c.zarr")
     assert found["layer1.0"].shape[0] == 1
