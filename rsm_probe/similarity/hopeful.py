@@ -79,69 +79,67 @@ def rounded_up(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, p
     return products + _ROUNDING[precision] * np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None]
 
 
-def match_hopeful(
-    method: Matching,
-    kernel: Kernel,
-    block: Block,
-    rows: np.ndarray,
-    other: Block,
-    columns: np.ndarray,
-    least: np.ndarray,
-    source: Affinities,
-) -> tuple[np.ndarray, np.ndarray, Counts]:
-    """Matches pairs of queries and images, unless each location's best answer adds up to too little.
+@dataclass(frozen=True)
+class Hopeful:
+    """Queries against a part of the database: pairs are matched unless the best answers add up to too little.
 
-    Args:
+    Attributes:
         method: any matching; called in several threads at once.
         kernel: what says how similar two images are.
         block: the queries.
-        rows: (B,), the query of each pair.
-        other: a part of the database.
-        columns: (B,), the image in it.
+        other: the part of the database.
         least: what a pair must reach, for every query of the block.
         source: the affinities of both.
-
-    Returns:
-        Which pairs were matched (B,), their products, and what was done.
     """
-    with one_thread():
-        found = list(
-            in_halves(
-                lambda i, j: _match(method, kernel, block, rows[i:j], other, columns[i:j], least, source), len(rows)
-            )
-        )
-    counts = Counts()
-    for _, _, done in found:
-        counts.add(done)
-    return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found]), counts
 
+    method: Matching
+    kernel: Kernel
+    block: Block
+    other: Block
+    least: np.ndarray
+    source: Affinities
 
-def _match(
-    method: Matching,
-    kernel: Kernel,
-    block: Block,
-    rows: np.ndarray,
-    other: Block,
-    columns: np.ndarray,
-    least: np.ndarray,
-    source: Affinities,
-) -> tuple[np.ndarray, np.ndarray, Counts]:
-    started = time.perf_counter()
-    hopeful = np.ones(len(rows), bool)
-    with _turns if source.on_device else nullcontext():
-        affinity = source.block(rows, columns, one_by_one=True).affinity()
-        if affinity is not None and method.one_to_one:
-            bounds = _best_answers(affinity) * (block.unit * other.unit)
-            reached = _similarities(kernel, bounds, block.norms[rows], other.norms[columns], method.precision)
-            hopeful = reached >= least[rows]
-            rows, columns = rows[hopeful], columns[hopeful]
-            affinity = affinity[
-                hopeful if isinstance(affinity, np.ndarray) else torch.from_numpy(hopeful).to(source.device)
-            ]
-        halfway = time.perf_counter()
-        values = _products(method, block, rows, other, columns, affinity) if len(rows) else np.empty(0)
-    spent = halfway - started, time.perf_counter() - halfway
-    return hopeful, values, Counts(0, len(hopeful), len(rows), 0.0, *spent)
+    def match(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
+        """Matches the hopeful ones of some pairs.
+
+        Args:
+            rows: (B,), the query of each pair.
+            columns: (B,), the image in the part of the database.
+
+        Returns:
+            Which pairs were matched (B,), their products, and what was done.
+        """
+        with one_thread():
+            found = list(in_halves(lambda start, stop: self._match(rows[start:stop], columns[start:stop]), len(rows)))
+        counts = Counts()
+        for _, _, done in found:
+            counts.add(done)
+        return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found]), counts
+
+    def _match(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
+        started = time.perf_counter()
+        hopeful = np.ones(len(rows), bool)
+        with _turns if self.source.on_device else nullcontext():
+            affinity = self.source.block(rows, columns, one_by_one=True).affinity()
+            if affinity is not None and self.method.one_to_one:
+                bounds = _best_answers(affinity) * (self.block.unit * self.other.unit)
+                norms = self.block.norms[rows], self.other.norms[columns]
+                hopeful = _similarities(self.kernel, bounds, *norms, self.method.precision) >= self.least[rows]
+                rows, columns = rows[hopeful], columns[hopeful]
+                kept = torch.from_numpy(hopeful).to(affinity.device) if isinstance(affinity, Tensor) else hopeful
+                affinity = affinity[kept]
+            halfway = time.perf_counter()
+            values = self._products(rows, columns, affinity) if len(rows) else np.empty(0)
+        spent = halfway - started, time.perf_counter() - halfway
+        return hopeful, values, Counts(0, len(hopeful), len(rows), 0.0, *spent)
+
+    def _products(self, rows: np.ndarray, columns: np.ndarray, affinity: np.ndarray | Tensor | None) -> np.ndarray:
+        x, y, aligned = self.block.images, self.other.images, np.empty(0)
+        if affinity is not None:
+            # One pair at a time: what two images add up to must not depend on who stands beside them in memory.
+            aligned = _aligned_products(x, rows, y, columns, isinstance(affinity, Tensor))
+        found = solve_over(self.method, Pairs(rows, columns, x, y, affinity), aligned)
+        return found.values * (self.block.unit * self.other.unit)
 
 
 def _similarities(
@@ -169,20 +167,6 @@ def _best_answers(affinity: np.ndarray | Tensor) -> np.ndarray:
         of_columns = of_columns.clamp(min=0)
     sums = [part.sum(dim=1, dtype=torch.float64) for part in (of_rows, of_columns)]
     return torch.minimum(*sums).cpu().numpy()
-
-
-def _products(
-    method: Matching,
-    block: Block,
-    rows: np.ndarray,
-    other: Block,
-    columns: np.ndarray,
-    affinity: np.ndarray | Tensor | None,
-) -> np.ndarray:
-    x, y = block.images, other.images
-    # One pair at a time: what two images add up to must not depend on who stands beside them in memory.
-    aligned = np.empty(0) if affinity is None else _aligned_products(x, rows, y, columns, isinstance(affinity, Tensor))
-    return solve_over(method, Pairs(rows, columns, x, y, affinity), aligned).values * (block.unit * other.unit)
 
 
 def _aligned_products(x: Locations, rows: np.ndarray, y: Locations, columns: np.ndarray, on_device: bool) -> np.ndarray:

@@ -19,7 +19,7 @@ from rsm_probe.matching.protocol import Locations, Matching
 from rsm_probe.similarity.affinity import Affinities
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.executors import one_thread
-from rsm_probe.similarity.hopeful import Best, Block, Counts, match_hopeful, rounded_up
+from rsm_probe.similarity.hopeful import Best, Block, Counts, Hopeful, rounded_up
 from rsm_probe.similarity.images import Images, Picked, centred_tokens
 from rsm_probe.similarity.kernels import RBF, Kernel
 from rsm_probe.similarity.matched import is_identity, match_tile
@@ -227,10 +227,10 @@ class Search:
             other, inside = self._database(int(start)), np.flatnonzero(columns // self._size == start // self._size)
             reads, precision = self.method.needs_affinity, self.method.precision
             source = Affinities(block.images, other.images, self.on_device, reads, precision)
+            hopeful = Hopeful(self.method, self.kernel, block, other, least, source)
             step, tasks = source.gathered_per_block, []
             for part in np.split(inside, range(step, len(inside), step)):
-                work = self.method, self.kernel, block, rows[part], other, columns[part] - start, least, source
-                tasks.append((part, self.pool.submit(match_hopeful, *work)))
+                tasks.append((part, self.pool.submit(hopeful.match, rows[part], columns[part] - start)))
             for part, task in tasks:
                 kept, values, counts = task.result()
                 products[rows[part[kept]], columns[part[kept]]] = values
