@@ -26,6 +26,7 @@ from rsm_probe.similarity.plan import Plan
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.similarity.tiles import Source
 from rsm_probe.storage.captures import Capture
+from rsm_probe.storage.chunks import ChunkStore
 
 TILE = 6
 
@@ -442,16 +443,6 @@ def test_a_worker_process_that_dies_is_reported(layer, tmp_path, monkeypatch):
         all_pairs(layer, out=tmp_path / "p.zarr", matching=Killing(), executor=pool)
 
 
-RUN = """
-import sys, torch, rsm_probe
-rsm_probe.all_pairs(rsm_probe.Capture.open(sys.argv[1])["layer"], out=sys.argv[2], tile=5, workers=2)
-"""
-
-
-def run(where: str, out: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", RUN, where, str(out)], stderr=subprocess.PIPE, text=True)
-
-
 def work(where: str, out: Path) -> None:
     all_pairs(rsm_probe.Capture.open(where)["layer"], out=out, tile=5, workers=2)
 
@@ -488,18 +479,32 @@ def test_killed_at_ten_moments_it_ends_in_the_same_arrays_and_redoes_no_finished
     assert finished.items() <= chunk_files(out).items()
 
 
+def stop_at_the_first_write(where: str, out: Path) -> None:
+    """Work that comes to a halt once its first chunk is written, until somebody lets it go on."""
+    write = ChunkStore.write
+
+    def stop(*arguments, **options) -> None:
+        ChunkStore.write = write
+        write(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    ChunkStore.write = stop
+    all_pairs(Capture.open(where)["layer"], out=out, tile=5, workers=1)
+
+
 def test_a_second_process_on_one_folder_is_refused(tmp_path):
-    layer, out = captured(tmp_path / "c.zarr", tokens(160, 49, 8)), tmp_path / "p.zarr"
-    first = run(layer.where, out)
+    layer, out = captured(tmp_path / "c.zarr", tokens(60, 49, 8)), tmp_path / "p.zarr"
+    first = multiprocessing.get_context("fork").Process(target=stop_at_the_first_write, args=(layer.where, out))
+    first.start()
     try:
-        while first.poll() is None and not (out.exists() and chunk_files(out)):
-            time.sleep(0.005)
-        second = run(layer.where, out)
-        assert "another process is writing" in second.communicate()[1]
-        assert second.returncode != 0
+        assert os.WIFSTOPPED(os.waitpid(first.pid, os.WUNTRACED)[1])
+        assert chunk_files(out)
+        with pytest.raises(StorageError, match=r"another process is writing .*p\.zarr"):
+            all_pairs(layer, out=out, tile=5)
     finally:
-        first.communicate()
-    assert first.returncode == 0
+        os.kill(first.pid, signal.SIGCONT)
+        first.join()
+    assert first.exitcode == 0
     assert_same(open_pairs(out), all_pairs(layer, tile=5))
 
 
