@@ -1,7 +1,5 @@
 """Matching within windows, against SciPy window by window: the paper's Batch-Optimal, and our windows cut anew."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -196,11 +194,9 @@ def test_20000_locations_never_need_the_full_affinity(method, monkeypatch):
         monkeypatch.setattr(torch, name, measured(getattr(torch, name)))
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, 20_000, 8)).astype(np.float32)
-    start = time.perf_counter()
     found = match(*z, method)
     assert 0 < largest <= _BLOCK_BYTES
     assert_is_valid(found, *z)
-    assert time.perf_counter() - start < 60
     # Its affinity of 1.6 GB does not count against the budget, as none exists.
     # Of the two images of a pair, rsm() takes the later one first.
     expected = match(z[1], z[0], method).value

@@ -18,17 +18,20 @@ from rsm_probe.sources.models import LoadedModel, load_model, to_tensor
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """No address resolves, no connection is made, no cache holds anything."""
+    """No address resolves, no connection is made, no cache holds anything; how long anybody would wait, in seconds."""
     from huggingface_hub import constants
 
     def refuse(*args, **kwargs):
         raise socket.gaierror("no network")
 
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return waited
 
 
 @pytest.fixture
@@ -292,11 +295,12 @@ def test_without_a_network_the_hub_is_told_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    start = time.perf_counter()
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
     with pytest.raises(ModelError, match=r"`hf download organisation/some-model`, whose files belong into"):
         load_model("hf:organisation/some-model")
-    assert time.perf_counter() - start < 10
     assert asked
+    assert sum(waited) < 1
     assert constants.HF_HUB_OFFLINE is False
 
 
@@ -345,12 +349,11 @@ def test_folder_without_weights_says_that_random_ones_can_be_had(vit_folder, no_
 
 @pytest.mark.parametrize("source", ["torchvision:resnet18", "timm:test_vit", "hf:organisation/some-model"])
 def test_weights_that_cannot_be_fetched_say_quickly_what_to_do(source, no_network):
-    start = time.perf_counter()
     with pytest.raises(ModelError, match=rf"cannot load {source}: .*check the network.*cache") as caught:
         load_model(source)
     # Random weights of a model of the hub need its configuration.
     assert ("weights=None" in str(caught.value)) == (not source.startswith("hf:"))
-    assert time.perf_counter() - start < 10
+    assert sum(no_network) < 1
 
 
 # Modules of one's own
