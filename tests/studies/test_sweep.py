@@ -203,7 +203,7 @@ def test_a_killed_process_continues_to_identical_numbers(tmp_path):
         "torch.set_num_threads(1)\n"
         "torch.manual_seed(0)\n"
         "net = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10)\n"
-        "rsm_probe.sweep({'net': net}, digits(count=200), ['layer2.0'], batch_size=8, workers=1, out=sys.argv[1])\n"
+        "rsm_probe.sweep({'net': net}, digits(count=200), ['layer2.0'], batch_size=4, workers=1, out=sys.argv[1])\n"
     )
     command = [sys.executable, str(script)]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
