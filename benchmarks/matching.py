@@ -31,8 +31,9 @@ from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.greedy import Greedy, TopKGreedy
 from rsm_probe.matching.identity import Identity
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
+from rsm_probe.matching.rewindowed import Rewindowed
 from rsm_probe.matching.translation import Translation
-from rsm_probe.matching.windows import BatchOptimal, Rewindowed
+from rsm_probe.matching.windows import BatchOptimal
 
 LAYERS = {256: "layer3.1", 1024: "layer2.1", 4096: "layer1.1"}
 LARGEST = 65_536

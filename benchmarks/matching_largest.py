@@ -21,7 +21,8 @@ from rsm_probe.matching.auction import auction
 from rsm_probe.matching.bounds import dual_bound
 from rsm_probe.matching.identity import Identity
 from rsm_probe.matching.protocol import Locations, Pairs
-from rsm_probe.matching.windows import BatchOptimal, Rewindowed
+from rsm_probe.matching.rewindowed import Rewindowed
+from rsm_probe.matching.windows import BatchOptimal
 
 LAYER = "layer1.1"
 

@@ -8,9 +8,10 @@ from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.greedy import Greedy, TopKGreedy
 from rsm_probe.matching.identity import Identity
 from rsm_probe.matching.protocol import Matching
+from rsm_probe.matching.rewindowed import Rewindowed
 from rsm_probe.matching.scores import LateInteraction, SoftMatching
 from rsm_probe.matching.translation import Translation
-from rsm_probe.matching.windows import BatchOptimal, Rewindowed
+from rsm_probe.matching.windows import BatchOptimal
 
 _METHODS: dict[str, Matching] = {
     method.name: method

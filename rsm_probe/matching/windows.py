@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,25 +12,22 @@ from torch.nn import functional
 from rsm_probe.devices import full_precision
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, inverted
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
 
 # Bytes of the windows' affinities that exist at once.
 _BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class BatchOptimal(Matching):
-    """The paper's Batch-Optimal: locations in order of their norms, cut into windows, each solved exactly.
+class Windowed(Matching):
+    """What matchings within windows share: pairs one after the other on the CPU, from their tokens.
 
     Attributes:
         window: locations of a window; the last one may hold fewer.
-        where: where windows are solved, see `Auction`; `Rewindowed` always runs on the CPU.
     """
 
     window: int = 512
-    where: Literal["auto", "cpu", "device"] = field(default="auto", kw_only=True, repr=False)
 
-    name: ClassVar[str] = "batch-optimal"
     exact: ClassVar[bool] = False
     symmetric: ClassVar[bool] = True
     needs_affinity: ClassVar[bool] = False
@@ -40,11 +36,47 @@ class BatchOptimal(Matching):
     def __post_init__(self) -> None:
         if not isinstance(self.window, int) or self.window < 1:
             raise MatchingError(f"window must be a whole number of at least 1, found {self.window!r}")
-        Auction(where=self.where)  # which knows where it may run
 
     def prepare(self, images: Locations) -> None:
         """Sorts the locations of every image by norm."""
         _ = images.on_cpu, images.order
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Matches the pairs one after the other, from their tokens."""
+        # Numba takes seconds to load, and whoever never matches should not wait for it.
+        from rsm_probe.matching.loops import matched_product
+
+        x, y = pairs.images()
+        found, values = [], []
+        for i, j in zip(pairs.rows, pairs.columns, strict=True):
+            permutation = self.partners(x, i, y, j)
+            found.append(permutation)
+            values.append(matched_product(x.on_cpu[i].numpy(), y.on_cpu[j].numpy(), permutation))
+        return Solution(np.array(values), np.stack(found), np.full(len(found), np.nan), [self.name] * len(found))
+
+    def partners(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
+        """The partner of every location of one image (S,), -1 where it has none."""
+        pairing = Pairing(x, i, y, j, x.order[i], y.order[j])
+        pairing.improve(self.window, Auction())
+        return pairing.permutation()
+
+
+@dataclass(frozen=True)
+class BatchOptimal(Windowed):
+    """The paper's Batch-Optimal: locations in order of their norms, cut into windows, each solved exactly.
+
+    Attributes:
+        window: locations of a window; the last one may hold fewer.
+        where: where windows are solved, see `Auction`.
+    """
+
+    where: Literal["auto", "cpu", "device"] = field(default="auto", kw_only=True, repr=False)
+
+    name: ClassVar[str] = "batch-optimal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Auction(where=self.where)  # which knows where it may run
 
     def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
         """Whether the windows of so many pairs are solved on the device, by the kernel of `optimal`."""
@@ -56,15 +88,7 @@ class BatchOptimal(Matching):
         x, y = pairs.images()
         if self.on_device(x.tokens.device, x.tokens.dtype, max(x.count, y.count), len(pairs)):
             return self._solve_on_device(pairs)
-        # Numba takes seconds to load, and whoever never matches should not wait for it.
-        from rsm_probe.matching.loops import matched_product
-
-        found, values = [], []
-        for i, j in zip(pairs.rows, pairs.columns, strict=True):
-            permutation = self._match(x, i, y, j)
-            found.append(permutation)
-            values.append(matched_product(x.on_cpu[i].numpy(), y.on_cpu[j].numpy(), permutation))
-        return Solution(np.array(values), np.stack(found), np.full(len(found), np.nan), [self.name] * len(found))
+        return super().solve(pairs)
 
     def _solve_on_device(self, pairs: Pairs) -> Solution:
         x, y = pairs.images()
@@ -85,11 +109,6 @@ class BatchOptimal(Matching):
         values = left.mul_(right.gather(1, partners)).sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
         found = np.where(found < y.count, found, -1)[:, : x.count]
         return Solution(values, found, np.full(len(values), np.nan), [f"{self.name}-device"] * len(values))
-
-    def _match(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
-        pairing = _Pairing(x, i, y, j, x.order[i], y.order[j])
-        pairing.improve(self.window, Auction())
-        return pairing.permutation()
 
 
 def _by_norm(images: Locations, numbers: np.ndarray, size: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -124,92 +143,7 @@ def _places_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auc
     return (found.reshape(len(x), -1, width) + starts[:, None]).reshape(len(x), -1)
 
 
-@dataclass(frozen=True)
-class Rewindowed(BatchOptimal):
-    """Batch-Optimal with small windows that are cut anew round by round: ours.
-
-    At first, locations are ordered along the principal axis that the two images share, and equal places are paired;
-    or equal locations are, where that is worth more. Rounds then solve windows of these pairs, which can only raise
-    the value: dealt out along an axis, so that every window holds locations from everywhere, and then cut along one
-    axis after the other, so that a window holds neighbours. Each round costs as much as Batch-Optimal with such
-    windows and needs no more memory.
-
-    Attributes:
-        window: locations of a window.
-        rounds: how often windows are cut.
-        gap: how exactly each window is solved, relative to the product of its norms.
-    """
-
-    window: int = 256
-    rounds: int = 3
-    gap: float = 0.01
-
-    name: ClassVar[str] = "rewindowed"
-
-    def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
-        """Never: its orders are made on the CPU."""
-        return False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        Auction(self.gap)  # which knows what a gap may be
-        if self.rounds < 1:
-            raise MatchingError(f"rounds must be at least 1, found {self.rounds}")
-
-    def prepare(self, images: Locations) -> None:
-        """Finds the principal axes of every image, unless one window holds it."""
-        super().prepare(images)
-        if images.count > self.window:
-            _ = images.axes
-
-    def _match(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
-        if max(x.count, y.count) <= self.window:
-            return super()._match(x, i, y, j)  # one window holds everything: nothing to cut, and nothing to lose
-        # What a round does depends on which image comes first, so the same one does from both sides.
-        if _comes_first(y, j, x, i):
-            return inverted(self._match(y, j, x, i), x.count)
-        axes = _shared_axes(x.axes[i], y.axes[j]).to(x.on_cpu.dtype)
-        places = [x.on_cpu[i] @ axes, y.on_cpu[j] @ axes]
-        first = [np.argsort(along[:, 0].numpy(), kind="stable") for along in places]
-        starts = [first, [np.arange(x.count), np.arange(y.count)]]
-        pairing = _Pairing(x, i, y, j, *max(starts, key=partial(_aligned_product, x.on_cpu[i], y.on_cpu[j])))
-        solver = Auction(self.gap)
-        for number in range(self.rounds):
-            if number:
-                pairing.sort(places, number % places[0].shape[1])
-            if number % 3 == 0:
-                pairing.deal(self.window)
-            pairing.improve(self.window, solver)
-        return pairing.permutation()
-
-
-def _comes_first(x: Locations, i: int, y: Locations, j: int) -> bool:
-    """An order of images by what they hold: fewer locations first, then smaller norms, then smaller sums."""
-    first, second = (x.count, x.image_norms[i]), (y.count, y.image_norms[j])
-    if first != second:
-        return first < second
-    return float(x.on_cpu[i].double().sum()) < float(y.on_cpu[j].double().sum())
-
-
-def _aligned_product(x: torch.Tensor, y: torch.Tensor, orders: list[np.ndarray]) -> float:
-    """The inner product of two images, (S, C) and (T, C), whose locations answer to each other in these orders."""
-    from rsm_probe.matching.loops import matched_product
-
-    shared = min(len(x), len(y))
-    partners = np.full(len(x), -1)
-    partners[orders[0][:shared]] = orders[1][:shared]
-    return float(matched_product(x.numpy(), y.numpy(), partners))
-
-
-def _shared_axes(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
-    """Principal axes (C, A) of two images together, from the axes (A, C) of each, scaled by standard deviations."""
-    both = np.concatenate([x, y])
-    _, turns = np.linalg.eigh(both @ both.T)
-    count = min(len(x), x.shape[1])
-    return torch.from_numpy((both.T @ turns)[:, ::-1][:, :count].copy())
-
-
-class _Pairing:
+class Pairing:
     """The locations of two images in two orders; equal places answer to each other.
 
     The smaller image is filled up with zero vectors, numbered after its locations.

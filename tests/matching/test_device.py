@@ -16,7 +16,8 @@ from rsm_probe.matching import auction, device
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.device import LARGEST, solve_on_device
 from rsm_probe.matching.protocol import Locations, Pairs
-from rsm_probe.matching.windows import BatchOptimal, Rewindowed
+from rsm_probe.matching.rewindowed import Rewindowed
+from rsm_probe.matching.windows import BatchOptimal
 
 ON_CUDA = torch.cuda.is_available()
 HERE = torch.device("cuda" if ON_CUDA else "cpu")

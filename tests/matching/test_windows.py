@@ -8,7 +8,8 @@ from scipy.optimize import linear_sum_assignment
 
 from rsm_probe import match, match_affinity, rsm
 from rsm_probe.errors import CostError, MatchingError
-from rsm_probe.matching.windows import _BLOCK_BYTES, BatchOptimal, Rewindowed
+from rsm_probe.matching.rewindowed import Rewindowed
+from rsm_probe.matching.windows import _BLOCK_BYTES, BatchOptimal
 
 
 def best(affinity):
@@ -209,8 +210,10 @@ def test_20000_locations_never_need_the_full_affinity(method, monkeypatch):
 def test_windows_and_rounds_below_one_are_refused(method):
     with pytest.raises(MatchingError, match="window must be a whole number of at least 1, found 0"):
         method(window=0)
-    with pytest.raises(MatchingError, match="rounds must be at least 1, found 0"):
+    with pytest.raises(MatchingError, match="rounds must be a whole number of at least 1, found 0"):
         Rewindowed(rounds=0)
+    with pytest.raises(MatchingError, match=r"rounds must be a whole number of at least 1, found 1\.5"):
+        Rewindowed(rounds=1.5)
 
 
 @pytest.mark.parametrize("name", ["batch-optimal", "rewindowed"])
