@@ -15,6 +15,7 @@ from torch import Tensor
 from rsm_probe.devices import in_halves
 from rsm_probe.matching.protocol import Locations, Matching, Pairs
 from rsm_probe.similarity.affinity import Affinities
+from rsm_probe.similarity.database import Block
 from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.similarity.matched import solve_over
@@ -42,21 +43,6 @@ class Counts:
         """Adds what another count holds."""
         for part in fields(self):
             setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some images in memory, ready to be matched.
-
-    Attributes:
-        images: their tokens, centred, on the device, in a unit of their own.
-        norms: |x|^2 (n,), in the unit of the representations.
-        unit: what tokens are to be multiplied with.
-    """
-
-    images: Locations
-    norms: np.ndarray
-    unit: float
 
 
 @dataclass(frozen=True)

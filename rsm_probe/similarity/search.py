@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rsm_probe.devices import token_bytes
 from rsm_probe.matching.bounds import Summaries
-from rsm_probe.matching.identity import aligned_products, squared_norms
-from rsm_probe.matching.inputs import rescaled
-from rsm_probe.matching.protocol import Locations, Matching
+from rsm_probe.matching.identity import aligned_products
+from rsm_probe.matching.protocol import Matching
 from rsm_probe.similarity.affinity import Affinities
 from rsm_probe.similarity.centering import Centering
+from rsm_probe.similarity.database import Block, Database, Reading
 from rsm_probe.similarity.executors import one_thread
-from rsm_probe.similarity.hopeful import Best, Block, Counts, Hopeful, rounded_up
+from rsm_probe.similarity.hopeful import Best, Counts, Hopeful, rounded_up
 from rsm_probe.similarity.images import Images, Picked, centred_tokens
 from rsm_probe.similarity.kernels import RBF, Kernel
 from rsm_probe.similarity.matched import is_identity, match_tile
@@ -30,6 +28,32 @@ _SAMPLE = 64
 _WIDTH_SAMPLE = 16
 
 Groups = tuple[np.ndarray, np.ndarray]
+
+
+class _Found:
+    """What is known of some queries and the whole database.
+
+    Args:
+        bounds: similarities (n, M) that no matching exceeds; -infinity of images that are no candidates.
+        k: how many neighbours are wanted.
+
+    Attributes:
+        bounds: these.
+        products: (n, M) of the pairs that were matched, NaN elsewhere.
+        least: the k-th best similarity that each query has found (n,), which others must reach.
+    """
+
+    def __init__(self, bounds: np.ndarray, k: int) -> None:
+        self.bounds, self.products = bounds, np.full(bounds.shape, np.nan)
+        self._best = np.full((len(bounds), k), -np.inf)
+        self.least = self._best.min(axis=1)
+
+    def add(self, start: int, products: np.ndarray, similarities: np.ndarray) -> None:
+        """Takes in what was matched of a block of the database, (n, B), NaN elsewhere."""
+        self.products[:, start : start + products.shape[1]][~np.isnan(products)] = products[~np.isnan(products)]
+        both = np.concatenate([self._best, np.where(np.isnan(similarities), -np.inf, similarities)], axis=1)
+        self._best = np.partition(both, products.shape[1], axis=1)[:, products.shape[1] :]
+        self.least = self._best.min(axis=1)
 
 
 class Search:
@@ -65,21 +89,18 @@ class Search:
         self.centering, self.memory, self.device, self.pool = centering, memory, device, pool
         self.counts, self.sigma2 = Counts(), None
         first = slice(0, 1)
-        self._dtype = torch.promote_types(queries.tokens(first).dtype, images.tokens(first).dtype)
+        dtype = torch.promote_types(queries.tokens(first).dtype, images.tokens(first).dtype)
         some = centred_tokens(images, slice(0, min(_SAMPLE, len(images))), images, centering)
-        self._summaries = Summaries.fit(some, max(queries.shape[1], images.shape[1]))
-        each = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
-        self._read_at_once = max(1, memory // 16 // each)
         locations = max(queries.shape[1], images.shape[1])
+        self._summaries = Summaries.fit(some, locations)
+        each = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
+        at_once = max(1, memory // 16 // each)
+        self._reading = Reading(images, centering, method, dtype, device, at_once)
         # What a device matches itself is read once and stays there, in blocks that hold many pairs.
-        self.on_device = method.on_device(device, self._dtype, locations, len(queries) * len(images))
-        size = min(len(images), max(1, token_bytes(device) // (4 * each)) if self.on_device else self._read_at_once)
-        chunk = images.images_per_chunk
-        self._size = size // chunk * chunk if size > chunk else size
-        self._held: OrderedDict[int, Block] = OrderedDict()
+        self.on_device = method.on_device(device, dtype, locations, len(queries) * len(images))
+        size = max(1, token_bytes(device) // (4 * each)) if self.on_device else at_once
         room = token_bytes(device) if self.on_device else memory // 4
-        self._most_held = max(1, room // (self._size * each))
-        self._norms = np.full(len(images), np.nan)
+        self._database = Database(images, self._reading, self._summaries, size, room)
         if isinstance(kernel, RBF) and kernel.sigma2 is None:
             self.sigma2 = self._median_distance()
             self.kernel = RBF(max(self.sigma2, float(np.finfo(np.float64).tiny)))
@@ -114,7 +135,7 @@ class Search:
             if own is not None:
                 allowed &= own[0][part][:, None] != own[1][None]
             self.counts.pairs += int(allowed.sum())
-            parts.append(self._best_of_block(self._block(self.queries, part), allowed, k, on_done))
+            parts.append(self._best_of_block(self._reading.block(self.queries, part), allowed, k, on_done))
         return Best.joined(parts)
 
     def best_among(
@@ -128,7 +149,7 @@ class Search:
             on_done: called with the number of queries whenever some are done.
         """
         # As many queries at a time as keep all their candidates in memory.
-        step = max(1, self._most_held * self._size // max(1, *map(len, candidates)))
+        step = max(1, self._database.most_held * self._database.size // max(1, *map(len, candidates)))
         parts = []
         for start in range(0, len(candidates), step):
             own = candidates[start : start + step]
@@ -152,7 +173,7 @@ class Search:
         """What a pair takes where all pairs are matched in tiles, on one core or the device, timed for some seconds."""
         numbers = [np.arange(min(64, len(images))) for images in (self.queries, self.images)]
         sides = zip((self.queries, self.images), numbers, strict=True)
-        few = [self._tokens(images, part).to(self.device) for images, part in sides]
+        few = [self._reading.tokens(images, part).to(self.device) for images, part in sides]
         seconds = 0.0
         for count in (2, 16, 64):  # small tiles cost more for each of their pairs
             x, y = (tokens[:count] for tokens in few)
@@ -165,11 +186,11 @@ class Search:
         return seconds
 
     def _best_of_block(self, block: Block, allowed: np.ndarray, k: int, on_done: Callable[[int], object]) -> Best:
-        if is_identity(self.method, block.images, self._database(0).images) or self.method.at_once:
+        if is_identity(self.method, block.images, self._database.block(0).images) or self.method.at_once:
             products = self._all_products(block)
             on_done(len(products))
         else:
-            products = self._matched_in_order(block, allowed, k, on_done)
+            products = self._matched_in_order(block, allowed, k, on_done).products
         similarities = self._similarities(products, block, allowed)
         index = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
         chosen = np.take_along_axis(similarities, index, axis=1)
@@ -183,109 +204,85 @@ class Search:
     def _all_products(self, block: Block) -> np.ndarray:
         """Of methods that give all pairs at once."""
         products = np.empty((len(block.images), len(self.images)))
-        for start in range(0, len(self.images), self._size):
-            other = self._database(start)
+        for start in self._database.starts:
+            other = self._database.block(start)
             if is_identity(self.method, block.images, other.images):
                 found = aligned_products(block.images.tokens, other.images.tokens)
             else:
                 found = self.method.products(block.images, other.images)
-            products[:, start : start + self._size] = found * (block.unit * other.unit)
+            products[:, start : start + len(other.norms)] = found * (block.unit * other.unit)
         self.counts.matchings += products.size
         return products
 
-    def _matched_in_order(
-        self, block: Block, allowed: np.ndarray, k: int, on_done: Callable[[int], object]
-    ) -> np.ndarray:
-        """Products (n, M) of the pairs that had to be matched, NaN elsewhere."""
+    def _matched_in_order(self, block: Block, allowed: np.ndarray, k: int, on_done: Callable[[int], object]) -> _Found:
+        """The pairs that had to be matched."""
         started = time.perf_counter()
-        bounds = self._similarities(self._bounds(block), block, allowed)
-        order = np.argsort(-bounds, axis=1, kind="stable")
+        found = _Found(self._similarities(self._bounds(block), block, allowed), k)
+        order = np.argsort(-found.bounds, axis=1, kind="stable")
         self.counts.bound_seconds += time.perf_counter() - started
-        products = np.full(bounds.shape, np.nan)
-        least = np.full(len(bounds), -np.inf)  # the k-th best that each query has found
         # Without a bound all come at once; with one, few first, so that the next know what they must exceed.
         size, place = k if self.method.one_to_one else len(self.images), 0
-        waiting = np.arange(len(bounds))
+        waiting = np.arange(len(order))
         while len(waiting):
             following = order[waiting, place : place + size]
-            worth = np.take_along_axis(bounds[waiting], following, axis=1)
-            hopeful = (worth >= least[waiting, None]) & (worth > -np.inf)
+            worth = np.take_along_axis(found.bounds[waiting], following, axis=1)
+            hopeful = (worth >= found.least[waiting, None]) & (worth > -np.inf)
             rows = np.repeat(waiting, hopeful.sum(axis=1))
-            self._match(block, rows, following[hopeful], least, products)
-            place, size = place + size, 2 * size
-            found = self._similarities(products, block, allowed)
-            least = np.partition(found, len(self.images) - k, axis=1)[:, len(self.images) - k]
+            self._match(block, rows, following[hopeful], found)
+            # Where the database is not held, each round reads much of it anew.
+            place, size = place + size, 2 * size if self._database.all_held else len(self.images)
             before, waiting = len(waiting), waiting[hopeful[:, -1]] if place < len(self.images) else waiting[:0]
             on_done(before - len(waiting))
-        return products
+        return found
 
-    def _match(
-        self, block: Block, rows: np.ndarray, columns: np.ndarray, least: np.ndarray, products: np.ndarray
-    ) -> None:
-        """Matches pairs of queries and images, unless a second bound shows that they are not good enough."""
-        for start in np.unique(columns // self._size) * self._size:
-            other, inside = self._database(int(start)), np.flatnonzero(columns // self._size == start // self._size)
+    def _match(self, block: Block, rows: np.ndarray, columns: np.ndarray, found: _Found) -> None:
+        """Matches pairs of queries and images, unless a bound shows that they are not good enough."""
+        size = self._database.size
+        for start in self._database.held_first(np.unique(columns // size) * size):
+            inside = np.flatnonzero(columns // size == start // size)
+            # What was found in other blocks may already show that these are not.
+            inside = inside[found.bounds[rows[inside], columns[inside]] >= found.least[rows[inside]]]
+            if not len(inside):
+                continue
+            other = self._database.block(start)
             reads, precision = self.method.needs_affinity, self.method.precision
             source = Affinities(block.images, other.images, self.on_device, reads, precision)
-            hopeful = Hopeful(self.method, self.kernel, block, other, least, source)
+            hopeful = Hopeful(self.method, self.kernel, block, other, found.least, source)
             step, tasks = source.gathered_per_block, []
             for part in np.split(inside, range(step, len(inside), step)):
                 tasks.append((part, self.pool.submit(hopeful.match, rows[part], columns[part] - start)))
+            products = np.full((len(block.norms), len(other.norms)), np.nan)
             for part, task in tasks:
                 kept, values, counts = task.result()
-                products[rows[part[kept]], columns[part[kept]]] = values
+                products[rows[part[kept]], columns[part[kept]] - start] = values
                 self.counts.add(counts)
+            found.add(start, products, self.kernel(products, block.norms, other.norms, same=False))
 
     def _bounds(self, block: Block) -> np.ndarray:
         """What no matching exceeds, of all pairs of some queries with the database (n, M)."""
         bounds = np.full((len(block.images), len(self.images)), np.inf)
         summaries = self._summaries.of(block.images.tokens) * block.unit
-        for start in range(0, len(self.images), self._size):
-            other, part = self._database(start), slice(start, start + self._size)
-            if self.method.one_to_one:
-                found = (summaries @ (self._summaries.of(other.images.tokens) * other.unit).T).cpu().numpy()
-                bounds[:, part] = rounded_up(found, block.norms, other.norms, self.method.precision)
+        for start in self._database.held_first(self._database.starts):
+            if not self.method.one_to_one:
+                self._database.block(start)  # its norms are known from now on
+                continue
+            others = self._database.summaries(start)
+            part = slice(start, start + len(others))
+            found, norms = (summaries @ others.T).cpu().numpy(), self._database.norms[part]
+            bounds[:, part] = rounded_up(found, block.norms, norms, self.method.precision)
         return bounds
 
     def _similarities(self, products: np.ndarray, block: Block, allowed: np.ndarray) -> np.ndarray:
         """Of some queries with the database; -infinity where there is no product, or no candidate."""
-        found = self.kernel(products, block.norms, self._norms, same=False)
+        found = self.kernel(products, block.norms, self._database.norms, same=False)
         return np.where(allowed & ~np.isnan(found), found, -np.inf)
-
-    def _database(self, start: int) -> Block:
-        """A part of the database; the last ones are held."""
-        if start not in self._held:
-            stop = min(start + self._size, len(self.images))
-            while len(self._held) >= self._most_held:
-                self._held.popitem(last=False)
-            self._held[start] = block = self._block(self.images, np.arange(start, stop))
-            self._norms[start:stop] = block.norms
-        self._held.move_to_end(start)
-        return self._held[start]
-
-    def _block(self, images: Images, numbers: np.ndarray) -> Block:
-        step = self._read_at_once
-        tokens = torch.empty((len(numbers), *images.shape[1:]), dtype=self._dtype, device=self.device)
-        for start in range(0, len(numbers), step):
-            tokens[start : start + step] = self._tokens(images, numbers[start : start + step])
-        tokens, unit = rescaled(tokens)
-        ready = Locations(tokens, images.grid)
-        self.method.prepare(ready)
-        return Block(ready, squared_norms(tokens) * unit**2, unit)
-
-    def _tokens(self, images: Images, numbers: np.ndarray) -> Tensor:
-        first, last = int(numbers[0]), int(numbers[-1])
-        if last - first + 1 == len(numbers):
-            return centred_tokens(images, slice(first, last + 1), self.images, self.centering).to(self._dtype)
-        single = [slice(int(number), int(number) + 1) for number in numbers]
-        return torch.cat([centred_tokens(images, part, self.images, self.centering) for part in single]).to(self._dtype)
 
     def _median_distance(self) -> float:
         """Of pairs spread evenly over queries and database."""
         spread = [np.unique(np.linspace(0, len(s) - 1, _WIDTH_SAMPLE).astype(int)) for s in (self.queries, self.images)]
-        block = self._block(self.queries, spread[0])
-        products = np.full((len(spread[0]), len(self.images)), np.nan)
+        block = self._reading.block(self.queries, spread[0])
+        found = _Found(np.full((len(spread[0]), len(self.images)), np.inf), len(self.images))
         rows, columns = (part.ravel() for part in np.meshgrid(np.arange(len(spread[0])), spread[1], indexing="ij"))
-        self._match(block, rows, columns, np.full(len(spread[0]), -np.inf), products)
-        distances = block.norms[:, None] + self._norms[spread[1]][None] - 2 * products[:, spread[1]]
+        self._match(block, rows, columns, found)
+        distances = block.norms[:, None] + self._database.norms[spread[1]][None] - 2 * found.products[:, spread[1]]
         return float(np.median(np.maximum(distances, 0.0)))
