@@ -6,13 +6,16 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import captured, tokens
 
 import rsm_probe
 from rsm_probe.errors import ComparisonError, CostError, MatchingError, RepresentationError
+from rsm_probe.similarity.database import Reading
 from rsm_probe.similarity.kernels import RBF
+from rsm_probe.storage.captures import CapturedLayer
 
 
 def scattered(images: int, clusters: int = 4, locations: int = 16, seed: int = 0) -> torch.Tensor:
@@ -243,6 +246,40 @@ def test_many_small_images_take_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
+
+
+def reads_per_image(monkeypatch, layer, queries, **options):
+    """How often an image of a captured database is read for its neighbours, on average, and these."""
+    reads, read = [], CapturedLayer.tokens
+
+    def counted(self, images=slice(None)):
+        reads.append(len(range(*images.indices(len(self)))))
+        return read(self, images)
+
+    monkeypatch.setattr(CapturedLayer, "tokens", counted)
+    found = rsm_probe.nearest(queries, layer, 3, workers=1, **options)
+    monkeypatch.setattr(CapturedLayer, "tokens", read)
+    return sum(reads) / len(layer), found
+
+
+@pytest.mark.parametrize(("memory", "most"), [("300KB", 2.1), ("2.7MB", 1.5)])
+def test_a_database_beyond_memory_is_read_few_times_for_every_block_of_queries(tmp_path, monkeypatch, memory, most):
+    layer, queries = captured(tmp_path / "c.zarr", tokens(400, 4, 64, seed=2)), tokens(100, 4, 64, seed=1)
+    once, expected = reads_per_image(monkeypatch, layer, queries)
+    assert once < 2
+    blocks, block = [], Reading.block
+
+    def counted(self, images, numbers):
+        blocks.append(images is layer)
+        return block(self, images, numbers)
+
+    monkeypatch.setattr(Reading, "block", counted)
+    often, found = reads_per_image(monkeypatch, layer, queries, memory=memory)
+    of_queries = blocks.count(False)
+    assert of_queries > 1
+    # For bounds, unless there is room for what they are made of; for a few pairs of each; and for all that are left.
+    assert once < often < most * of_queries
+    xr.testing.assert_equal(found, expected)
 
 
 def test_wrong_arguments():
