@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,15 +11,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.inputs import Inputs, find_images, leaves, signature
 from rsm_probe.probe.origins import Lost, Origin
 from rsm_probe.probe.provenance import Provenance
-from rsm_probe.probe.reading import JoinedLocationsError, Reading, read_origin
+from rsm_probe.probe.reading import AS_THEY_ARE, JoinedLocationsError, Reading, read_origin
 from rsm_probe.probe.tokens import Grid, Layout, Representation, infer_layout, pick_tensor, to_representation
 
 INDEPENDENT = "its output does not depend on the images"
-_Readers = dict[tuple[str, int], Reading | tuple[Layout, list[Grid]]]
-# Inputs of more whole numbers than this are told apart by their shape only.
-_MOST_VALUES = 4096
+# A text says why an output cannot be read.
+_Readers = dict[tuple[str, int], Reading | tuple[Layout, list[Grid]] | str]
 
 
 class Evidence:
@@ -27,36 +28,42 @@ class Evidence:
     A pass is followed again where locations are picked by index tensors, since these may differ from pass to pass.
 
     Attributes:
-        batch: number of images in the running forward pass.
         notes: layer -> what a user should know of how it was read.
         prefixes: layer -> number of prefix tokens, of layers that answer with token sequences.
     """
 
     def __init__(self) -> None:
-        self.batch = 0
         self.notes: dict[str, str] = {}
         self.prefixes: dict[str, int] = {}
         self._provenance: Provenance | None = None
+        self._inputs = Inputs(0)
         self._signature: tuple[Any, ...] = ()
         self._readers: dict[tuple[Any, ...], _Readers] = {}
         self._found: _Readers = {}
+        self._other_layers = False
+        self._stood_for: dict[tuple[tuple[Any, ...], str, int], Tensor] = {}
         self._parts: dict[tuple[tuple[Any, ...], str, int], int | None] = {}
+
+    @property
+    def batch(self) -> int:
+        """Number of images in the running forward pass."""
+        return self._inputs.batch
 
     @property
     def following(self) -> bool:
         """Whether the running pass is followed."""
         return self._provenance is not None
 
-    def begin(self, inputs: tuple[Any, ...]) -> None:
+    def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pass over these inputs starts."""
         self.forget()
-        self._signature = _signature(inputs)
-        self.batch, images, grids = _images(inputs)
+        self._inputs = find_images((*args, *kwargs.values()))
+        self._signature = signature(args, kwargs, self._inputs.grids)
         if self._signature not in self._readers:
             self._found = {}
             self._provenance = Provenance(self.batch)
-            if images is not None:
-                self._provenance.start(images, grids)
+            if self._inputs.images is not None:
+                self._provenance.start(self._inputs.images, self._inputs.grids)
             self._provenance.__enter__()
 
     def end(self) -> None:
@@ -66,6 +73,9 @@ class Evidence:
             if not self._provenance.by_index:
                 self._readers[self._signature] = self._found
             self._provenance = None
+        elif self._other_layers:
+            del self._readers[self._signature]  # the next pass is followed
+        self._other_layers = False
 
     def forget(self) -> None:
         """A pass that was followed failed: nothing that it showed is kept."""
@@ -81,7 +91,7 @@ class Evidence:
         """
         if isinstance(output, Tensor):
             return pick_tensor(output, None, self.batch)
-        parts = _leaves(output)
+        parts = leaves(output)
         if self._provenance is not None:
             with _disable_current_modes():
                 self._parts[self._signature, label, call] = self._first_on_a_grid(parts)
@@ -94,10 +104,11 @@ class Evidence:
             if isinstance(tensor, Tensor) and tensor.ndim >= 3 and self.batch in tensor.shape[:2]:
                 origin = self._provenance.of(tensor)
                 try:
-                    if isinstance(origin, Tensor) and read_origin(origin, self.batch).grid is not None:
-                        return place
+                    reading = read_origin(origin, self.batch) if isinstance(origin, Tensor) else None
                 except RepresentationError:
                     continue
+                if reading is not None and reading.grid is not None and not _is_attention(reading):
+                    return place
         return None
 
     def read(
@@ -128,15 +139,20 @@ class Evidence:
         """
         with _disable_current_modes():
             if self.following:
-                self._found[label, call] = self._reader(output, args, module, layout)
+                try:
+                    self._found[label, call] = self._reader(label, call, output, args, module, layout)
+                except RepresentationError as error:
+                    self._found[label, call] = str(error)
             readers = self._found if self.following else self._readers[self._signature]
             reader = readers.get((label, call))
             if reader is None:
-                del self._readers[self._signature]
-                raise RepresentationError(
+                self._other_layers = True
+                reader = (
                     "it did not run in the first forward pass over such inputs; call the model again, and that pass is "
                     "followed"
                 )
+            if isinstance(reader, str):
+                raise RepresentationError(reader)
             if isinstance(reader, Reading):
                 if reader.shape != tuple(output.shape):
                     raise RepresentationError(
@@ -151,20 +167,28 @@ class Evidence:
             return to_representation(output.detach().to(dtype, copy=copy), *reader, given=layout is not None)
 
     def _reader(
-        self, output: Tensor, args: tuple[Any, ...], module: nn.Module, layout: Layout | None
+        self, label: str, call: int, output: Tensor, args: tuple[Any, ...], module: nn.Module, layout: Layout | None
     ) -> Reading | tuple[Layout, list[Grid]]:
         provenance = self._provenance
         assert provenance is not None
+        if self._inputs.problem:
+            raise RepresentationError(self._inputs.problem)
         origin = provenance.of(output)
         if layout is not None:
             return layout, self._grids_of(origin)
         if isinstance(origin, Tensor):
             try:
-                return read_origin(origin, self.batch)
+                reading = read_origin(origin, self.batch)
             except JoinedLocationsError:
-                if (reading := self._as_given(output, args)) is None:
+                if (given := self._as_given(output, args)) is None:
                     raise
-                return reading
+                return given
+            if len(reading.channel_axes) > 1:
+                # Where locations along one axis were joined, its values look like channels of those along the other.
+                finer = self._as_given(output, args)
+                if finer is not None and set(finer.channel_axes) < set(reading.channel_axes):
+                    return finer
+            return self._picked(label, call, reading) if provenance.by_index else reading
         if isinstance(origin, Lost):
             if (reading := self._as_given(output, args)) is not None:
                 return reading
@@ -176,6 +200,19 @@ class Evidence:
         if not self.batch:
             raise RepresentationError("nothing among the inputs of the model looks like images (N, C, H, W)")
         return infer_layout(output, self.batch, provenance.grids, module), list(provenance.grids)
+
+    def _picked(self, label: str, call: int, reading: Reading) -> Reading:
+        """A reading of a pass in which locations were picked by index: others may be picked in the next one."""
+        before = self._stood_for.setdefault((self._signature, label, call), reading.stands_for)
+        if not torch.equal(before, reading.stands_for):
+            raise RepresentationError(
+                f"its {len(before)} tokens stand for other locations in every forward pass (dropped at random, or "
+                f"picked by what the images show); turn that off in the model, or {AS_THEY_ARE}"
+            )
+        if self.batch == 1 and reading.grid is None and len(before) > 1:
+            note = "its tokens were picked by index, maybe others of each image; a batch of several images shows it"
+            return replace(reading, note=note)
+        return reading
 
     def _grids_of(self, origin: Origin) -> list[Grid]:
         """Grids that may lie behind a sequence of which the layout was said."""
@@ -208,51 +245,10 @@ def _not_followed(output: Tensor, operation: str) -> RepresentationError:
     )
 
 
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return [leaf for item in value.values() for leaf in _leaves(item)]
-    if isinstance(value, list | tuple):
-        return [leaf for item in value for leaf in _leaves(item)]
-    return [value]
-
-
-def _signature(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What decides how a forward pass goes: shapes, and the values of whole numbers, flags and texts."""
-    found: list[Any] = []
-    for leaf in _leaves(inputs):
-        if isinstance(leaf, Tensor):
-            found.append((tuple(leaf.shape), leaf.dtype))
-            if not leaf.is_floating_point() and not leaf.is_complex() and leaf.numel() <= _MOST_VALUES:
-                found.append(tuple(leaf.flatten().tolist()))
-        elif isinstance(leaf, bool | int | float | str | None):
-            found.append(leaf)
-    return tuple(found)
-
-
-def _images(inputs: tuple[Any, ...]) -> tuple[int, Tensor | list[Tensor] | None, Tensor | None]:
-    """The number of images in a forward pass, what holds them, and the grids of patches.
-
-    Images are the tensor of four or more axes that has three channels, else the first of four or more axes; else a list
-    of images, as detectors take them; else patches (N, L, C) that come with whole numbers (N, 2) or (N, L, 2), their
-    grids; else the number is the first axis of any tensor.
-    """
-    tensors = [leaf for leaf in _leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
-    maps = [tensor for tensor in tensors if tensor.ndim >= 4]
-    coloured = [tensor for tensor in maps if 3 in tensor.shape[1:]]
-    if maps:
-        images = (coloured or maps)[0]
-        return int(images.shape[0]), images, None
-    for value in inputs:
-        images_of_a_list = [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor) and leaf.ndim == 3]
-        if isinstance(value, list | tuple) and images_of_a_list and all(len(t) in (1, 3) for t in images_of_a_list):
-            return len(images_of_a_list), images_of_a_list, None
-    for patches in (tensor for tensor in tensors if tensor.ndim == 3 and tensor.is_floating_point()):
-        count, length, _ = patches.shape
-        for grids in tensors:
-            whole = not grids.is_floating_point() and not grids.is_complex() and grids.dtype != torch.bool
-            if whole and tuple(grids.shape) in ((count, 2), (count, length, 2)):
-                return count, patches, grids
-    return int(tensors[0].shape[0]) if tensors else 0, None, None
+def _is_attention(reading: Reading) -> bool:
+    """Whether an output weighs locations along its last axis, for queries and heads along others."""
+    entries = [axis for axis in reading.axes if axis not in reading.channel_axes and reading.shape[axis] > 1]
+    return [axis for axis in entries if axis > 0] == [len(reading.shape) - 1]
 
 
 def declared_prefix(model: nn.Module) -> int | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,11 +20,14 @@ from rsm_probe.probe.calls import NOTHING, Calls
 from rsm_probe.probe.evidence import INDEPENDENT, Evidence, declared_prefix
 from rsm_probe.probe.layers import Layers, Selection, resolve
 from rsm_probe.probe.tokens import Layout, Representation, pick_tensor
-from rsm_probe.probe.wrappers import evaluating, named_layers, plain_model, run_eagerly
-
-
-class _LastLayerSeenError(Exception):
-    """Ends a forward pass of which nothing more is wanted."""
+from rsm_probe.probe.wrappers import (
+    LastLayerSeenError,
+    ending_early,
+    evaluating,
+    named_layers,
+    plain_model,
+    run_eagerly,
+)
 
 
 class Probe:
@@ -111,6 +114,7 @@ class Probe:
         self._active = False
         self._thread = threading.get_ident()
         self._warned = False
+        self._passes, self._outside = 0, list[str]()
         self._in_graph = self._running = False
         self._evidence = Evidence()
         self._reset()
@@ -129,10 +133,11 @@ class Probe:
                 opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
                 opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
                 if self._stop_early:
-                    opened.enter_context(self._ending_early())
+                    opened.enter_context(ending_early(plain))
                 self._active, self._thread = True, threading.get_ident()
                 if self._example is not None:
                     self._run_example()
+                self._passes, self._outside = 0, []
                 self._open = opened.pop_all()
         except BaseException:
             self._active = False
@@ -143,6 +148,12 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.close()
+        if self._outside and not self._passes and error is None:
+            warnings.warn(
+                f"nothing was captured: layers ran outside of the forward of {type(self._plain).__name__} (first "
+                f"{self._outside[0]!r}); call the model itself, or probe the part of it that is called",
+                stacklevel=2,
+            )
 
     def _close(self) -> None:
         self._active = self._running = False
@@ -159,35 +170,14 @@ class Probe:
             else:
                 self.model(example)
 
-    @contextmanager
-    def _ending_early(self) -> Iterator[None]:
-        """The model's forward, which the last probed layer ends from the second pass on."""
-        own = self._plain.__dict__.get("forward")
-        forward = self._plain.forward
-
-        def until_last_layer(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return forward(*args, **kwargs)
-            except _LastLayerSeenError:
-                return None
-
-        self._plain.forward = until_last_layer
-        try:
-            yield
-        finally:
-            if own is None:
-                del self._plain.forward
-            else:
-                self._plain.forward = own
-
     # Hooks are methods that return None: any other value would replace the module's output.
 
     def _on_start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != self._thread:
             return
         self._reset()
-        self._running = True
-        self._evidence.begin((*args, *kwargs.values()))
+        self._running, self._passes = True, self._passes + 1
+        self._evidence.begin(args, kwargs)
 
     def _reset(self) -> None:
         self._calls = Calls(self.selections, self._modules)
@@ -199,13 +189,16 @@ class Probe:
 
         def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # Only in the model's own pass: not in one for operations, in another thread, or of a model that shares it.
-            if self._in_graph or not self._running or threading.get_ident() != self._thread:
+            if self._in_graph or threading.get_ident() != self._thread:
+                return
+            if not self._running:
+                self._outside.append(name)
                 return
             for selection in selections:
                 self._take(selection, type(module).__name__, module, args, output)
             self._fired += 1
             if self._stop_early and self._fired == self._last_wanted and not self._evidence.following:
-                raise _LastLayerSeenError
+                raise LastLayerSeenError
 
         return capture
 

@@ -50,6 +50,8 @@ class Ledger:
         if tensor.numel() == size:
             self._storages[key] = {}
             self.put(tensor, origin)
+            if isinstance(origin, Tensor):  # other views of this memory may be all that is used from now on
+                self._storages[key][_EVERY_VIEW] = self._flat(self._storages[key], size, tensor.device)
             return
         codes = self._flat(self._storages.get(key, {}), size, tensor.device)
         if isinstance(codes, Lost) or isinstance(origin, Lost):

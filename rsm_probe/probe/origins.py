@@ -35,17 +35,34 @@ Origin = Tensor | Lost | None
 def channel_axis(shape: Sequence[int]) -> int | None:
     """The axis of an input of the model that holds colours or features, as far as its shape tells.
 
-    Of maps (N, C, H, W) or (N, H, W, C) and videos (N, C, T, H, W) or (N, T, C, H, W), the one of size 3, 1 or 4; of
-    maps without colours, the one that differs from two equal ones.
+    Of maps (N, C, H, W) or (N, H, W, C) and videos (N, C, T, H, W) or (N, T, C, H, W), the one of size 3, 1 or 4,
+    unless without it the map would have a likelier form; of other maps, the one that differs from two equal ones.
     """
     candidates = {4: (1, 3), 5: (1, 2)}.get(len(shape), ())
-    for colours in (3, 1, 4) if candidates else ():
+    for colours in (3, 1, 4):
         fitting = [axis for axis in candidates if shape[axis] == colours]
+        if len(shape) == 4:
+            fitting = [axis for axis in fitting if _may_be_colours(axis, shape)][:1]
         if fitting:
-            return fitting[0] if len(fitting) == 1 or len(shape) == 4 else None
+            return fitting[0] if len(fitting) == 1 else None
     if len(shape) == 4 and (shape[1] == shape[2]) != (shape[2] == shape[3]):
         return 3 if shape[1] == shape[2] else 1
     return None
+
+
+def _may_be_colours(axis: int, shape: Sequence[int]) -> bool:
+    """Whether an axis of a map of four axes that has the size of colours is no side of a small map of features."""
+    _, first, second, third = shape
+    first_form, last_form = _elongation(second, third), _elongation(first, second)
+    if axis == 3:
+        return last_form <= first_form
+    if first == 4:  # images with four channels are rarer than maps of features that are four wide
+        return first_form <= last_form
+    return not first == second < third
+
+
+def _elongation(height: int, width: int) -> float:
+    return max(height, width) / max(1, min(height, width))
 
 
 def codes_of_grid(batch: int, spatial: Sequence[int], device: torch.device) -> Tensor:
@@ -97,6 +114,35 @@ def is_image_order(codes: Tensor) -> bool:
         if axis == 0 and not torch.equal(lowest, torch.arange(len(lowest), device=lowest.device)):
             return False
     return True
+
+
+def frames_of(codes: Tensor) -> Tensor | None:
+    """What codes (N, H, W) of later frames exceed those of the first frame by; None of first frames.
+
+    Raises:
+        ValueError: several frames lie side by side.
+    """
+    frames = decode(codes)[1][codes > NOWHERE].unique()
+    if len(frames) > 1:
+        raise ValueError("several frames side by side")
+    return frames.double() * EXTENT**2 if len(frames) and int(frames) else None
+
+
+def mixes_one_axis(codes: Tensor, axis: int) -> bool:
+    """Whether what is summed over an axis of a matrix or map are locations, each once, while channels lie elsewhere.
+
+    Channels lie elsewhere where every vector along the axis occurs several times; patches that become vectors differ.
+    """
+    vectors = held_once(codes).movedim(axis, -1)
+    if vectors.shape[-1] == 1:
+        return False
+    repeated = codes.numel() // vectors.numel() > 1
+    vectors = vectors.flatten(0, -2)
+    counts = vectors.unique(dim=0, return_counts=True)[1]
+    if not repeated and int(counts.min()) < 2:
+        return False
+    ordered = vectors.sort(dim=1).values
+    return bool((ordered.diff(dim=1) > 0).all())
 
 
 def nowhere(shape: Sequence[int], device: torch.device) -> Tensor:

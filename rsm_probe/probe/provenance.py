@@ -44,8 +44,10 @@ from rsm_probe.probe.origins import (
     compact,
     finest,
     first_location,
+    frames_of,
     held_once,
     is_image_order,
+    mixes_one_axis,
     moved,
     nowhere,
     same_codes,
@@ -143,7 +145,9 @@ class Provenance(TorchDispatchMode):
         if in_place and name in FILLS:
             self._ledger.write(outputs[0], None)
             return
-        if all(origin is None for origin in known.values()):
+        # Inputs that are no images by their shape are followed from the first convolution on.
+        begins = not self.started and name.startswith(GRIDS)
+        if all(origin is None for origin in known.values()) and not begins:
             for output in [] if in_place or is_view else outputs:
                 self._ledger.forget(output)
             return
@@ -178,7 +182,7 @@ class Provenance(TorchDispatchMode):
         if name.startswith("new_") or name.endswith("_like"):
             return [None for _ in outputs]
         if name.startswith(GRIDS):
-            return [self._on_a_grid(args[0], known[id(args[0])], first), *others]
+            return [self._on_a_grid(args[0], known[id(args[0])], first, "pool" in name), *others]
         if name == "embedding":
             return [known[id(args[1])].unsqueeze(-1).expand(first.shape)]  # type: ignore[union-attr]
         if name == "col2im" and list(args[2]) != list(args[5]):
@@ -218,20 +222,25 @@ class Provenance(TorchDispatchMode):
             self._laid[key] = codes_of_grid(self.batch, key, device)
         return self._laid[key]
 
-    def _on_a_grid(self, images: Tensor, origin: Origin, output: Tensor) -> Origin:
+    def _on_a_grid(self, images: Tensor, origin: Origin, output: Tensor, pools: bool) -> Origin:
         """Convolutions, poolings, resizing: (B, C, ...) -> (B, C', ...)."""
         spatial = output.shape[2:]
         if images.ndim != output.ndim or output.ndim < 3:
             raise ValueError("images without a batch")
-        whole = output.shape[0] == self.batch and len(spatial) > 1
+        whole, frames = output.shape[0] == self.batch and len(spatial) > 1, None
         if isinstance(origin, Tensor):
             origin = first_location(origin, 1).squeeze(1)
             laid = self._laid.get(tuple(images.shape[2:]))
-            in_order = (laid is not None and _same(laid, origin)) or is_image_order(origin)
-            whole = whole and (in_order or is_image_order(without_border(origin, spatial)))
+            if not (laid is not None and _same(laid, origin)):
+                inside = without_border(origin, spatial)
+                whole = whole and (is_image_order(origin) or is_image_order(inside))
+                # One window may hold a map and its padding, which goes again: its locations stay where they are.
+                whole = whole and not (pools and bool((inside <= NOWHERE).any()))
+                frames = frames_of(origin) if whole and len(spatial) == 2 else None
         if whole and (isinstance(origin, Tensor) or (origin is None and not self.started)):
             self.grids += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
-            return self._whole(spatial, output.device).unsqueeze(1).expand(output.shape)
+            codes = self._whole(spatial, output.device)
+            return (codes if frames is None else codes + frames).unsqueeze(1).expand(output.shape)
         if not isinstance(origin, Tensor):
             return origin
         for axis, size in enumerate(spatial, start=1):
@@ -251,6 +260,10 @@ class Provenance(TorchDispatchMode):
         if right is None or left is None:
             factor, axis = (left, -1) if right is None else (right, -2 if right.ndim > 1 else 0)
             assert factor is not None
+            if not self._joins_locations(first_location(factor, axis)) and mixes_one_axis(factor, axis):
+                if factor.shape == output.shape:
+                    return factor  # mixed, but as many as before
+                raise ValueError("locations along one axis became another number of mixtures")
             return spread(compact(first_location(factor, axis)), output.shape)
         across = -2 if right.ndim > 1 else 0
         rows, columns = compact(first_location(left, -1)), compact(first_location(right, across))

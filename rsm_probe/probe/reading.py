@@ -12,7 +12,7 @@ from rsm_probe.errors import RepresentationError
 from rsm_probe.probe.origins import EXTENT, NOWHERE, decode, first_location, held_once
 from rsm_probe.probe.tokens import Grid, Representation
 
-_AS_THEY_ARE = "layouts={'<layer>': 'NTC'} (or 'NCHW', 'NHWC', ...) takes the vectors as they are"
+AS_THEY_ARE = "layouts={'<layer>': 'NTC'} (or 'NCHW', 'NHWC', ...) takes the vectors as they are"
 
 
 class JoinedLocationsError(RepresentationError):
@@ -32,20 +32,24 @@ class Reading:
         shape: of the outputs.
         batch: N.
         axes: the output's axes in the order images and locations, then channels.
+        channel_axes: those of more than one value that hold channels.
         channels: C.
         locations: where the tokens stand, row by row of the image.
         prefix: where those before them stand that stand for no location.
         grid: as in `Representation`.
+        stands_for: codes (S,) of the locations within an image.
         note: what a user should know of how the output was read, or "".
     """
 
     shape: tuple[int, ...]
     batch: int
     axes: tuple[int, ...]
+    channel_axes: tuple[int, ...]
     channels: int
     locations: _Places
     prefix: _Places
     grid: Grid | None
+    stands_for: Tensor
     note: str = ""
 
     @property
@@ -84,7 +88,7 @@ def read_origin(origin: Tensor, batch: int) -> Reading:
     channel_axes = _channel_axes(origin)
     for axis in channel_axes:
         origin = first_location(origin, axis)
-    image_axis = _image_axis(origin, batch)
+    image_axis = _image_axis(origin, batch, channel_axes)
     entry_axes = [axis for axis in range(len(shape)) if axis not in channel_axes]
     if image_axis is not None:
         entry_axes.sort(key=lambda axis: axis != image_axis)
@@ -94,9 +98,9 @@ def read_origin(origin: Tensor, batch: int) -> Reading:
     if len(channel_axes) > 1 and prod(shape[axis] for axis in entry_axes) == batch:
         raise JoinedLocationsError(
             f"its output has shape {shape}, and each value joins all locations of an image, so that nothing says which "
-            f"axis holds the channels; {_AS_THEY_ARE}"
+            f"axis holds the channels; {AS_THEY_ARE}"
         )
-    locations, grid = _locations(codes, shape, batch)
+    locations, grid, stands_for = _locations(codes, shape, batch)
     empty = codes <= NOWHERE
     prefix, left_out = _prefix(empty, batch, image_axis is not None)
     note = f"{left_out} vectors an image stand for no location and are left out" if left_out else ""
@@ -106,7 +110,8 @@ def read_origin(origin: Tensor, batch: int) -> Reading:
     places = _as_slice(locations, length), _as_slice(prefix, length)
     if not all(isinstance(place, slice) for place in places):
         places = locations, prefix
-    return Reading(shape, batch, axes, channels, *places, grid, note)
+    several = tuple(axis for axis in channel_axes if shape[axis] > 1)
+    return Reading(shape, batch, axes, several, channels, *places, grid, stands_for, note)
 
 
 def _as_slice(places: Tensor, length: int) -> _Places:
@@ -134,10 +139,12 @@ def _channel_axes(origin: Tensor) -> list[int]:
     return [origin.ndim - 1]
 
 
-def _image_axis(origin: Tensor, batch: int) -> int | None:
-    """The axis whose index is the number of the image, where there is one."""
+def _image_axis(origin: Tensor, batch: int, channel_axes: list[int]) -> int | None:
+    """The axis whose index is the number of the image, where there is one; channels of `origin` are joined."""
     image = torch.where(origin > NOWHERE, decode(origin)[0], -1)
     for axis, size in enumerate(origin.shape):
+        if axis in channel_axes:
+            continue
         index = torch.arange(size, device=origin.device).view(*(-1 if a == axis else 1 for a in range(origin.ndim)))
         if size == batch and bool(((image < 0) | (image == index)).all()) and bool((image >= 0).any()):
             return axis
@@ -149,35 +156,38 @@ def _of_no_location(shape: tuple[int, ...], entries: list[int], channels: list[i
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1 and axis > 0]
     if shape[0] == batch and len(axes) <= 1:
         order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
-        return Reading(shape, batch, order, prod(shape[axis] for axis in axes), slice(0, 1), slice(0, 0), None)
+        count, none = prod(shape[axis] for axis in axes), torch.empty(0)
+        return Reading(shape, batch, order, tuple(axes), count, slice(0, 1), slice(0, 0), None, none)
     raise RepresentationError(
-        f"its output has shape {shape}, and its vectors stand for no location of the images (queries?); {_AS_THEY_ARE}"
+        f"its output has shape {shape}, and its vectors stand for no location of the images (queries?); {AS_THEY_ARE}"
     )
 
 
-def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tensor, Grid | None]:
-    """Where each image's locations stand, in the order of the image, and their grid."""
+def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tensor, Grid | None, Tensor]:
+    """Where each image's locations stand, in the order of the image; their grid; and their codes."""
     order = codes.argsort(stable=True)[int((codes <= NOWHERE).sum()) :]
     found = codes[order]
     image = decode(found)[0]
     if len(found) % batch or not torch.equal(image, torch.arange(batch).repeat_interleave(len(found) // batch)):
         raise RepresentationError(
-            f"its output has shape {shape}, which holds another number of locations of each image"
+            f"its output has shape {shape}, which holds another number of locations of each image "
+            f"(images of different sizes?)"
         )
     where = ((found - 1) % EXTENT**3).view(batch, -1)
     if bool((where.diff(dim=1) == 0).any()):
         raise RepresentationError(
             f"its output has shape {shape}, in which several vectors stand for the same location (several scales or "
-            f"branches side by side?); probe them where they are apart, or {_AS_THEY_ARE}"
+            f"branches side by side?); probe them where they are apart, or {AS_THEY_ARE}"
         )
     if not bool((where == where[0]).all()):
         raise RepresentationError(
-            f"its {where.shape[1]} tokens stand for other locations in every image (shuffled or dropped at random), so "
-            f"that no grid holds them; turn that off in the model, or {_AS_THEY_ARE}"
+            f"its {where.shape[1]} tokens stand for other locations in every image (images of different sizes, or "
+            f"tokens shuffled, dropped at random or picked by what they hold), so that no grid holds them; give images "
+            f"of one size, turn that off in the model, or {AS_THEY_ARE}"
         )
     sizes = tuple(len(places.unique()) for places in decode(where[0] + 1)[1:])
     grid = None if where.shape[1] == 1 or prod(sizes) != where.shape[1] else sizes if sizes[0] > 1 else sizes[1:]
-    return order.view(batch, -1), grid
+    return order.view(batch, -1), grid, where[0]
 
 
 def _prefix(empty: Tensor, batch: int, by_image: bool) -> tuple[Tensor, int]:

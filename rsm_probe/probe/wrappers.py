@@ -1,9 +1,10 @@
-"""What people put around a model: compilation and data parallelism, and the plain model inside."""
+"""What is put around a model: compilation and data parallelism, evaluation mode, an early end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,3 +67,29 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, flag in flags:
             part.training = flag
+
+
+class LastLayerSeenError(Exception):
+    """Ends a forward pass of which nothing more is wanted."""
+
+
+@contextmanager
+def ending_early(module: nn.Module) -> Iterator[None]:
+    """Inside, a forward pass that raises `LastLayerSeenError` returns None."""
+    own = module.__dict__.get("forward")
+    forward = module.forward
+
+    def until_last_layer(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except LastLayerSeenError:
+            return None
+
+    module.forward = until_last_layer
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

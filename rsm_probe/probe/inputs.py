@@ -1,0 +1,99 @@
+"""What a forward pass is given: how many images, what holds them, and what tells kinds of passes apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Whole numbers of more values than this are told apart by their shape only, unless they are grids.
+_MOST_VALUES = 4096
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is called with.
+
+    Attributes:
+        batch: number of images; 0 where nothing says it.
+        images: what holds them: maps, patches, or a list of maps.
+        grids: of patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2).
+        problem: why no output of the pass can be read, or "".
+    """
+
+    batch: int
+    images: Tensor | list[Tensor] | None = None
+    grids: Tensor | None = None
+    problem: str = ""
+
+
+def find_images(values: tuple[Any, ...]) -> Inputs:
+    """Finds the images among the arguments of a model.
+
+    Images are the tensor of four or more axes that has three channels, else the first of four or more axes; else a list
+    of images, as detectors take them; else patches (N, L, C) that come with whole numbers (N, 2) or (N, L, 2), their
+    grids; else the number is the first axis of any tensor.
+    """
+    tensors = [leaf for leaf in leaves(values) if isinstance(leaf, Tensor) and leaf.ndim]
+    maps = [tensor for tensor in tensors if tensor.ndim >= 4]
+    coloured = [tensor for tensor in maps if 3 in tensor.shape[1:]]
+    if maps:
+        images = (coloured or maps)[0]
+        return Inputs(int(images.shape[0]), images)
+    for value in values:
+        of_a_list = [leaf for leaf in leaves(value) if isinstance(leaf, Tensor) and leaf.ndim == 3]
+        if isinstance(value, list | tuple) and of_a_list and all(len(image) in (1, 3) for image in of_a_list):
+            return Inputs(len(of_a_list), of_a_list)
+    whole = [t for t in tensors if not t.is_floating_point() and not t.is_complex() and t.dtype != torch.bool]
+    for patches in (tensor for tensor in tensors if tensor.is_floating_point()):
+        for grids in whole:
+            if patches.ndim == 3 and tuple(grids.shape) in ((len(patches), 2), (*patches.shape[:2], 2)):
+                return Inputs(len(patches), patches, grids)
+            of_images = patches.ndim == grids.ndim == 2 and grids.shape[1] in (2, 3)
+            if of_images and int(grids.prod(dim=1).sum()) == len(patches):
+                return Inputs(len(grids), problem=_packed(patches, grids))
+    return Inputs(int(tensors[0].shape[0]) if tensors else 0)
+
+
+def _packed(patches: Tensor, grids: Tensor) -> str:
+    return (
+        f"the patches of {len(grids)} images or videos are packed into one sequence {tuple(patches.shape)}, in an "
+        f"order that only the model knows; such models are not supported"
+    )
+
+
+def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: Tensor | None) -> tuple[Any, ...]:
+    """What decides how a forward pass goes: shapes, names, and the values of whole numbers, flags and texts."""
+    found: list[Any] = []
+
+    def add(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                found.append(key)
+                add(item)
+        elif isinstance(value, list | tuple):
+            found.append(len(value))
+            for item in value:
+                add(item)
+        elif isinstance(value, Tensor):
+            found.append((tuple(value.shape), value.dtype))
+            whole = not value.is_floating_point() and not value.is_complex()
+            if whole and (value.numel() <= _MOST_VALUES or value is grids):
+                found.append(value.cpu().numpy().tobytes())
+        elif isinstance(value, bool | int | float | str | None):
+            found.append(value)
+
+    add((args, kwargs))
+    return tuple(found)
+
+
+def leaves(value: Any) -> list[Any]:
+    """The values inside lists, tuples and mappings, in order."""
+    if isinstance(value, Mapping):
+        return [leaf for item in value.values() for leaf in leaves(item)]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]
