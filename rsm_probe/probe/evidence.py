@@ -190,8 +190,8 @@ class Evidence:
                     return finer
             return self._picked(label, call, reading) if provenance.by_index else reading
         if isinstance(origin, Lost):
-            if (reading := self._as_given(output, args)) is not None:
-                return reading
+            if (given := self._as_given(output, args)) is not None:
+                return given
             raise _not_followed(output, origin.operation)
         if provenance.started and provenance.blind:
             raise _not_followed(output, provenance.blind)

@@ -276,7 +276,7 @@ class Probe:
         for what, layers in (
             ("layers that a pattern matched could not be captured; `Probe.skipped` says why", skipped),
             (
-                "layers hold vectors that stand for no location and are left out; `Probe.notes` says how many",
+                "layers hold vectors that are left out, or that were picked by index; `Probe.notes` says more",
                 self.notes,
             ),
             (f"layers hold another number of prefix tokens than the {declared} that the model declares", other),

@@ -20,6 +20,16 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rsm_probe.probe.codes import (
+    EXTENT,
+    NOWHERE,
+    channel_axis,
+    codes_of_grid,
+    codes_of_patches,
+    frames_of,
+    is_image_order,
+    without_border,
+)
 from rsm_probe.probe.ledger import Ledger, followable
 from rsm_probe.probe.operations import (
     FILLS,
@@ -34,25 +44,18 @@ from rsm_probe.probe.operations import (
     is_arithmetic,
 )
 from rsm_probe.probe.origins import (
-    EXTENT,
-    NOWHERE,
     Lost,
     Origin,
-    channel_axis,
-    codes_of_grid,
-    codes_of_patches,
     compact,
     finest,
     first_location,
-    frames_of,
     held_once,
-    is_image_order,
     mixes_one_axis,
     moved,
-    nowhere,
+    of_reduction,
+    of_rows,
     same_codes,
     spread,
-    without_border,
 )
 
 
@@ -185,6 +188,8 @@ class Provenance(TorchDispatchMode):
             return [self._on_a_grid(args[0], known[id(args[0])], first, "pool" in name), *others]
         if name == "embedding":
             return [known[id(args[1])].unsqueeze(-1).expand(first.shape)]  # type: ignore[union-attr]
+        if name == "index_add" and known[id(args[3])] is None:
+            return [known[id(args[0])]]  # positions, say, are added to what is already there
         if name == "col2im" and list(args[2]) != list(args[5]):
             raise ValueError("patches that overlap are summed")
         if is_view or name in MOVES or name in INDEXES or (name in RESHAPES and name != "as_strided"):
@@ -201,12 +206,12 @@ class Provenance(TorchDispatchMode):
             left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
             return [self._of_product(known[id(left)], None if name == "linear" else known[id(right)], first), *others]
         if name in RECURRENT or "scaled_dot_product" in name:
-            return [_of_rows(known[id(args[0])], first), *others]
+            return [of_rows(known[id(args[0])], first), *others]
         if name == "copy":
             return [spread(known[id(args[1])], first.shape)]
         if name in REDUCTIONS and first.shape != args[0].shape:
             dims = args[1] if len(args) > 1 else kwargs.get("dim")
-            return [_of_reduction(followed[0], dims, output.shape) for output in outputs]
+            return [of_reduction(followed[0], dims, output.shape) for output in outputs]
         if name == "glu":
             axis = args[1] if len(args) > 1 else -1
             return [compact(followed[0].narrow(axis, 0, first.shape[axis]))]
@@ -284,19 +289,3 @@ def _lost(name: str, known: dict[int, Origin]) -> Lost:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
-
-
-def _of_rows(origin: Origin, output: Tensor) -> Origin:
-    """Each row of the output answers for a row of the first factor (attention: for a query)."""
-    if isinstance(origin, Lost):
-        return origin
-    if origin is None:  # queries that are learned: the images are in what they pick up, but no location is
-        return nowhere(output.shape, output.device)
-    return first_location(origin, -1).expand(output.shape)
-
-
-def _of_reduction(origin: Tensor, dims: Any, shape: Sequence[int]) -> Origin:
-    axes = range(origin.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    for axis in axes:
-        origin = first_location(origin, axis)
-    return origin.reshape(tuple(shape))

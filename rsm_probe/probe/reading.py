@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.origins import EXTENT, NOWHERE, decode, first_location, held_once
+from rsm_probe.probe.codes import EXTENT, NOWHERE, decode
+from rsm_probe.probe.origins import first_location, held_once
 from rsm_probe.probe.tokens import Grid, Representation
 
 AS_THEY_ARE = "layouts={'<layer>': 'NTC'} (or 'NCHW', 'NHWC', ...) takes the vectors as they are"

@@ -9,7 +9,7 @@ from torch import nn
 
 from rsm_probe import Probe
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.origins import channel_axis
+from rsm_probe.probe.codes import channel_axis
 
 
 def probed(model, *inputs, layers, **named):
@@ -37,7 +37,8 @@ class Calls(nn.Module):
 def test_layers_that_were_refused_are_refused_again_and_change_nothing_for_others():
     model, images = timm.create_model("mixer_s16_224", img_size=64).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad(), Probe(model, "blocks.0.**") as probe:
-        model(images)
+        with pytest.warns(UserWarning, match="could not be captured"):
+            model(images)
         first, skipped = probe.representations, probe.skipped
         model(images)
     assert "blocks.0.mlp_tokens.fc1" in skipped
@@ -81,7 +82,7 @@ def test_tokens_that_are_other_ones_in_every_pass_are_refused_though_an_image_is
     model = Calls(forward, stem=nn.Conv2d(3, 8, 4, 4), last=nn.Identity()).eval()
     torch.manual_seed(0)
     with torch.no_grad(), Probe(model, ["last"]) as probe:
-        with pytest.warns(UserWarning, match="hold vectors"):
+        with pytest.warns(UserWarning, match="picked by index"):
             model(torch.randn(1, 3, 32, 32))
         assert "picked by index" in probe.notes["last"]
         with pytest.raises(RepresentationError, match=r"layer 'last'.*other locations in every forward pass"):
@@ -162,6 +163,14 @@ def test_images_of_different_sizes_are_named_as_a_reason():
         probed(model, images, layers=["last"])
 
 
+def test_patches_with_their_places_are_followed_where_positions_are_added_by_index():
+    model = timm.create_model("naflexvit_base_patch16_gap", depth=2)
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(9)).expand(2, -1, -1)
+    patches = {"patches": torch.randn(2, 36, 768), "patch_coord": places, "patch_valid": torch.ones(2, 36).bool()}
+    found = probed(model, patches, layers=["blocks.1"]).representations["blocks.1"]
+    assert (found.tokens.shape, found.grid, found.prefix.shape[1]) == ((2, 36, 768), (4, 9), 4)
+
+
 # Layers
 
 
@@ -237,7 +246,8 @@ def test_an_image_alone_has_the_prefix_that_it_has_among_others():
     )  # fmt: skip
     model, found = transformers.TimesformerModel(config), []
     for count in (1, 3):
-        probe = probed(model, torch.randn(count, 4, 3, 32, 32), layers="all")
+        with pytest.warns(UserWarning, match="are left out"):
+            probe = probed(model, torch.randn(count, 4, 3, 32, 32), layers="all")
         kept = probe.representations.items()
         found.append({name: (z.grid, z.tokens.shape[1:], z.prefix.shape[1]) for name, z in kept})
     assert found[0] == found[1]

@@ -41,8 +41,13 @@ TAIL = """
 ## Flagged
 
 - Tokens behind the locations (YOLOS) and padding inside windows are left out; `Probe.notes` says how many, and a warning says so once.
-- Images of which each keeps other locations are refused; a choice that is the same for all images is kept, without a grid.
-- Inputs that are no images by their shape (features handed to a part of a model) are followed from the first convolution on; without one, `layouts=` says how to read.
+- Images of which each keeps other locations are refused, and so is a choice that differs from pass to pass; one that is always the same is kept, without a grid. An image that is alone in its batch shows
+  no other choices: a note says so.
+- Inputs that are no images by their shape (12 channels, features handed to a part of a model) are followed from the first convolution on; without one, `layouts=` says how to read. A map whose last axis is
+  1, 3 or 4 wide counts as channels-last only where that gives the likelier form: (N, 256, 4, 4) are 256 features.
+- A layer that mixes locations along one axis only (ViP, strip pooling) keeps its input's axes if it returns as many; mixtures of another number are refused.
+- Images of several sizes in one batch (detectors) have other locations each, and are refused; so are models that take the patches of all images in one sequence (Qwen2-VL).
+- Methods other than the model's own forward (`forward_features`) are not captured: a warning says so. A module that is itself named `blocks` or `all` goes by `regex:^blocks$`.
 
 What is not seen: views that change from pass to pass though the inputs do not, such as rolling by a random amount; custom kernels and NumPy round trips, whose results seem to depend on no image
 and are refused; maps of more than 4 096 rows or columns; forward passes in other threads.

@@ -1,0 +1,121 @@
+"""Locations as numbers: one code holds image, frame, row and column.
+
+Frames, rows and columns are fractions of their axis, so that maps of any resolution share one code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Frames, rows and columns are counted in 4096ths of their axis. Codes below 2^53 are exact in float64, which, unlike
+# integers, passes through every operation that moves data. They start at 1, so that what is filled with
+# zeros is nowhere.
+EXTENT = 4096
+NOWHERE = 0.0
+
+
+def channel_axis(shape: Sequence[int]) -> int | None:
+    """The axis of an input of the model that holds colours or features, as far as its shape tells.
+
+    Of maps (N, C, H, W) or (N, H, W, C) and videos (N, C, T, H, W) or (N, T, C, H, W), the one of size 3, 1 or 4,
+    unless without it the map would have a likelier form; of other maps, the one that differs from two equal ones.
+    """
+    candidates = {4: (1, 3), 5: (1, 2)}.get(len(shape), ())
+    for colours in (3, 1, 4):
+        fitting = [axis for axis in candidates if shape[axis] == colours]
+        if len(shape) == 4:
+            fitting = [axis for axis in fitting if _may_be_colours(axis, shape)][:1]
+        if fitting:
+            return fitting[0] if len(fitting) == 1 else None
+    if len(shape) == 4 and (shape[1] == shape[2]) != (shape[2] == shape[3]):
+        return 3 if shape[1] == shape[2] else 1
+    return None
+
+
+def _may_be_colours(axis: int, shape: Sequence[int]) -> bool:
+    """Whether an axis of a map of four axes that has the size of colours is no side of a small map of features."""
+    _, first, second, third = shape
+    first_form, last_form = _elongation(second, third), _elongation(first, second)
+    if axis == 3:
+        return last_form <= first_form
+    if first == 4:  # images with four channels are rarer than maps of features that are four wide
+        return first_form <= last_form
+    return not first == second < third
+
+
+def _elongation(height: int, width: int) -> float:
+    return max(height, width) / max(1, min(height, width))
+
+
+def codes_of_grid(batch: int, spatial: Sequence[int], device: torch.device) -> Tensor:
+    """Codes (N, *spatial) of whole images: two axes are rows and columns, a third before them frames."""
+    code = torch.arange(batch, dtype=torch.float64, device=device).view(-1, *(1 for _ in spatial))
+    code = code * EXTENT ** (3 - len(spatial))
+    for axis, size in enumerate(spatial, start=1):
+        place = (torch.arange(size, device=device) * EXTENT // size).double()
+        code = code * EXTENT + place.view(*(-1 if a == axis else 1 for a in range(len(spatial) + 1)))
+    return code + 1
+
+
+def codes_of_patches(patches: Tensor, grids: Tensor) -> Tensor:
+    """Codes (N, L) of patches (N, L, C), by their rows and columns (N, L, 2) or the sizes of grids (N, 2)."""
+    count = patches.shape[1]
+    if grids.ndim == 3:
+        rows, columns = grids.double().unbind(-1)
+        heights, widths = rows.amax(1, keepdim=True) + 1, columns.amax(1, keepdim=True) + 1
+        inside = torch.ones_like(rows, dtype=torch.bool)
+    else:
+        place = torch.arange(count, dtype=torch.float64, device=patches.device).expand(len(patches), -1)
+        heights, widths = grids.to(place).unbind(-1)
+        heights, widths = heights[:, None], widths[:, None]
+        rows, columns = place // widths, place % widths
+        inside = place < heights * widths
+    image = torch.arange(len(patches), dtype=torch.float64, device=patches.device)[:, None]
+    code = image * EXTENT**3 + (rows * EXTENT // heights) * EXTENT + columns * EXTENT // widths + 1
+    return torch.where(inside, code, NOWHERE)
+
+
+def decode(codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, frame, row and column of codes, each in whole numbers; meaningless where a code is `NOWHERE`."""
+    whole = codes.long() - 1
+    return whole // EXTENT**3, whole // EXTENT**2 % EXTENT, whole // EXTENT % EXTENT, whole % EXTENT
+
+
+def is_image_order(codes: Tensor) -> bool:
+    """Whether (N, *spatial) codes are those of images, row by row, apart from padding and what was cut off."""
+    inside = codes > NOWHERE
+    parts = decode(codes)
+    places = [parts[0], *parts[4 - (codes.ndim - 1) :]]
+    for axis, place in enumerate(places):
+        others = [a for a in range(codes.ndim) if a != axis]
+        lowest = torch.where(inside, place, EXTENT**4).amin(others)
+        highest = torch.where(inside, place, -1).amax(others)
+        present = highest >= 0
+        if not torch.equal(lowest[present], highest[present]) or (lowest[present].diff() < 0).any():
+            return False
+        if axis == 0 and not torch.equal(lowest, torch.arange(len(lowest), device=lowest.device)):
+            return False
+    return True
+
+
+def frames_of(codes: Tensor) -> Tensor | None:
+    """What codes (N, H, W) of later frames exceed those of the first frame by; None of first frames.
+
+    Raises:
+        ValueError: several frames lie side by side.
+    """
+    frames = decode(codes)[1][codes > NOWHERE].unique()
+    if len(frames) > 1:
+        raise ValueError("several frames side by side")
+    return frames.double() * EXTENT**2 if len(frames) and int(frames) else None
+
+
+def without_border(codes: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Codes (B, ...) without what was put around a map (mirrored, repeated) so that a convolution lays out its size."""
+    for axis, size in enumerate(spatial, start=1):
+        surplus = codes.shape[axis] - size * max(1, codes.shape[axis] // size)
+        codes = codes.narrow(axis, surplus // 2, codes.shape[axis] - surplus)
+    return codes
