@@ -27,7 +27,7 @@ from rsm_probe.sources.loading import prepared
 from rsm_probe.sources.models import LoadedModel, load_model
 from rsm_probe.storage.capture_writer import CaptureWriter
 from rsm_probe.storage.captures import KIND, Capture, is_whole
-from rsm_probe.storage.chunks import ChunkStore, sole_writer
+from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.settings import differences, other_image
 from rsm_probe.storage.space import require_space
 
@@ -87,8 +87,7 @@ def capture(
     settings = _settings(
         loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size, (moved_to or loaded.device).type
     )
-    with sole_writer(out):
-        store = ChunkStore.open_or_create(out, KIND)
+    with ChunkStore.writing(out, KIND) as store:
         _require_same(store, settings, chosen)
         if store.attributes.get("settings") == settings:  # names may have been lost
             CaptureWriter(store, chosen.ids, chosen.labels, batch_size)

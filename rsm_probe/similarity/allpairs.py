@@ -34,8 +34,8 @@ from rsm_probe.similarity.tiles import (
     permutation_dtype,
 )
 from rsm_probe.storage.captures import CapturedLayer
-from rsm_probe.storage.chunks import ChunkStore, absolute, sole_writer
-from rsm_probe.storage.files import open_dataset
+from rsm_probe.storage.chunks import ChunkStore
+from rsm_probe.storage.files import absolute, open_dataset
 from rsm_probe.storage.settings import differences, other_image
 from rsm_probe.storage.space import format_bytes, format_seconds, parse_bytes, require_space
 
@@ -118,8 +118,7 @@ def all_pairs(
         raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
     with TemporaryDirectory(prefix="rsm-probe-") if out is None else nullcontext() as temporary:
         place = f"{temporary}/pairs.zarr" if out is None else absolute(out)
-        with sole_writer(place):
-            store = ChunkStore.open_or_create(place, KIND)
+        with ChunkStore.writing(place, KIND) as store:
             side = _own_tile(store, settings, tile or plan.tile, x, y)
             plan.require_memory(side)
             job = Job(

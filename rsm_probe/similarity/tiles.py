@@ -23,7 +23,8 @@ from rsm_probe.similarity.matched import Tile, match_tile
 from rsm_probe.similarity.moved import Moved
 from rsm_probe.storage.captures import KIND as CAPTURE
 from rsm_probe.storage.captures import Capture, CapturedLayer
-from rsm_probe.storage.chunks import ChunkStore, absolute
+from rsm_probe.storage.chunks import ChunkStore
+from rsm_probe.storage.files import absolute
 
 KIND = "pairs"
 _moved = Moved()

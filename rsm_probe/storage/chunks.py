@@ -7,6 +7,7 @@ an interruption can be told from what is not, and what a disk damaged from what 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +15,18 @@ from typing import Any
 
 import numpy as np
 import zarr
-from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec
 
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.files import is_url, located, require_plain
+from rsm_probe.storage.locks import sole_writer
 
 Selection = tuple[slice, ...]
-# What storage answers with: files, the network, checksums that do not match, metadata that is none.
-_PROBLEMS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+# What storage answers with: files, the network, checksums that do not match, metadata that is none. The errors of
+# object stores have nothing in common but this.
+_PROBLEMS = (Exception,)
+# How Zarr calls a file that is being written; of other people's files none is called so.
+_UNFINISHED = re.compile(r".*\.[0-9a-f]{32}\.partial")
 
 
 class ChunkStore:
@@ -56,7 +60,7 @@ class ChunkStore:
             found = group.attrs.get("kind")
         except FileNotFoundError:
             raise StorageError(f"no {kind} at {where}") from None
-        except (*_PROBLEMS, ImportError) as error:
+        except _PROBLEMS as error:
             raise StorageError(f"cannot open {where}: {error}") from error
         if found != kind:
             raise StorageError(f"{where} is no {kind}" + (f" but a {found}" if found else ""))
@@ -70,18 +74,34 @@ class ChunkStore:
             StorageError: it cannot be written, is of another kind, or another kind of thing is in its place.
         """
         where, path = located(where), Path(located(where))
-        if not is_url(where) and path.exists() and not (path / "zarr.json").exists() and not _is_empty(path):
-            raise StorageError(f"{where} holds something else; choose another place for the {kind}")
+        if not is_url(where) and path.exists() and not (path / "zarr.json").exists():
+            if not _is_empty(path):
+                raise StorageError(f"{where} holds something else; choose another place for the {kind}")
+            _remove_unfinished(path)
         try:
             group = zarr.open_group(where, mode="a", zarr_format=3)
             found = group.attrs.get("kind")
             if found is None and not list(group.keys()):
                 group.attrs["kind"] = found = kind
-        except (*_PROBLEMS, ImportError) as error:
+        except _PROBLEMS as error:
             raise StorageError(f"cannot write {where}: {error}") from error
         if found != kind:
             raise StorageError(f"{where} is no {kind}; choose another place")
         return cls(group, where)
+
+    @classmethod
+    @contextmanager
+    def writing(cls, where: str | Path, kind: str) -> Iterator[ChunkStore]:
+        """Opens a group as its only writer; where there is none, it begins empty.
+
+        Raises:
+            StorageError: as `open_or_create` and `sole_writer`.
+        """
+        with sole_writer(where):
+            store = cls.open_or_create(where, kind)
+            if not is_url(where):
+                _remove_unfinished(Path(store.where))
+            yield store
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -240,43 +260,16 @@ class ChunkStore:
         return "/".join([self.where, name, "c", *numbers])
 
 
-@contextmanager
-def sole_writer(where: str | Path) -> Iterator[None]:
-    """Keeps other processes of this machine from writing into the same folder; killed, a process lets go of it.
-
-    Behind a URL there is no lock: there, two writers write the same bytes into the same chunks.
-
-    Raises:
-        StorageError: another process, or thread, is writing; the folder cannot be made.
-    """
-    if is_url(where):
-        yield
-        return
-    path = Path(located(where))
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StorageError(f"another process is writing {where}; wait for it, or choose another place") from None
-    except OSError as error:
-        raise StorageError(f"cannot write {where}: {error}") from error
-    try:
-        for left in path.rglob("*.partial"):  # of writers that were killed
-            left.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
-
-
-def absolute(where: str | Path) -> str:
-    """A path as processes that began in other folders find it; URLs are found from everywhere."""
-    return str(where) if is_url(where) else str(Path(located(where)).absolute())
-
-
 def _is_empty(path: Path) -> bool:
     # What a kill leaves of the very first write is no content.
-    return path.is_dir() and all(file.suffix == ".partial" for file in path.iterdir())
+    return path.is_dir() and all(_UNFINISHED.fullmatch(file.name) for file in path.iterdir())
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Removes what writers that were killed left of single files."""
+    for file in path.rglob("*.partial"):
+        if _UNFINISHED.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def _unwritten(values: np.ndarray, fill: Any) -> bool:

@@ -174,3 +174,8 @@ def replacing(path: Path) -> Iterator[Path]:
         for left in (fresh, stale):
             with suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def absolute(where: str | Path) -> str:
+    """A path as processes that began in other folders find it; URLs are found from everywhere."""
+    return str(where) if is_url(where) else str(Path(located(where)).absolute())

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
 from rsm_probe.errors import StorageError
 from rsm_probe.similarity.rsm import RSM
-from rsm_probe.storage.chunks import ChunkStore, sole_writer
+from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.files import open_dataset
+from rsm_probe.storage.locks import sole_writer
 from rsm_probe.storage.settings import differences
 
 
@@ -96,10 +98,52 @@ def test_what_is_there_is_never_written_over(tmp_path):
 
 def test_what_a_kill_leaves_of_the_first_write_is_no_content(tmp_path):
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "zarr.0123.partial").write_text("{")
-    with sole_writer(tmp_path / "s"):
-        ChunkStore.open_or_create(tmp_path / "s", "numbers")
+    (tmp_path / "s" / f"zarr.{'0123' * 8}.partial").write_text("{")
+    with ChunkStore.writing(tmp_path / "s", "numbers"):
+        pass
     assert not list((tmp_path / "s").glob("*.partial"))
+
+
+def test_other_peoples_files_stay_where_they_are(tmp_path):
+    for name in ("thesis/chapter.txt", "thesis/movie.partial", "thesis/old/b.partial", "videos/movie.partial"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for folder in ("thesis", "videos"):
+        with (
+            pytest.raises(StorageError, match="holds something else"),
+            ChunkStore.writing(tmp_path / folder, "numbers"),
+        ):
+            pass
+    with ChunkStore.writing(tmp_path / "s", "numbers"):
+        (tmp_path / "s" / "download.partial").write_text("mine")
+    with ChunkStore.writing(tmp_path / "s", "numbers"):
+        pass
+    kept = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.suffix == ".partial")
+    assert kept == ["s/download.partial", "thesis/movie.partial", "thesis/old/b.partial", "videos/movie.partial"]
+
+
+def test_where_no_lock_can_be_made_the_message_says_so(tmp_path, monkeypatch):
+    def never(self, timeout):
+        raise Timeout(self.lock_file)
+
+    monkeypatch.setattr(FileLock, "acquire", never)
+    with (
+        pytest.raises(StorageError, match=r"cannot write .*s: no lock can be made beside it"),
+        sole_writer(tmp_path / "s"),
+    ):
+        pass
+
+
+def test_errors_of_object_stores_are_storage_errors(monkeypatch):
+    class NoCredentialsError(Exception):
+        pass
+
+    def refuse(*arguments, **options):
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr("zarr.open_group", refuse)
+    with pytest.raises(StorageError, match=r"cannot write s3://bucket/q\.zarr: Unable to locate credentials"):
+        ChunkStore.open_or_create("s3://bucket/q.zarr", "numbers")
 
 
 def test_attributes_are_set_in_one_step(store, monkeypatch):
@@ -153,7 +197,7 @@ def test_differences_name_what_changed():
 
 WRITER = """
 import sys, time
-from rsm_probe.storage.chunks import sole_writer
+from rsm_probe.storage.locks import sole_writer
 with sole_writer(sys.argv[1]):
     print("writing", flush=True)
     time.sleep(60)
