@@ -24,7 +24,8 @@ class Match:
     Attributes:
         permutation: shape (S,), for each location of the first image its partner in the second, -1 where it has none;
             None for scores, which pair nothing.
-        value: sum of the affinities of matched locations, in float64: the matched inner product.
+        value: sum of the affinities of matched locations, in float64: the matched inner product; of tokens, the
+            affinities are computed in float64 as well.
         bound: a proven upper bound on the value of any matching, or None where there is none.
         solver: what really ran.
         status: "optimal" where no matching has a larger value (up to the certified gap), else "feasible".
@@ -59,7 +60,7 @@ def match(
         y: tokens (T, C). Affinities are computed in the tokens' own precision, at least float32.
         matching: a name or a method object.
         certify: prove how far the value is from the optimum at most, whatever the method: one blockwise pass over all
-            affinities, at a memory linear in S.
+            affinities in float64, at a memory linear in S.
         grid: (H, W) of the locations, for methods that move along it.
 
     Returns:
@@ -91,15 +92,21 @@ def match(
     def rows_of(rows: np.ndarray) -> np.ndarray:
         return (left[torch.from_numpy(rows)].double() @ right.T.double()).numpy()
 
-    bound = answer.bound
-    if certify:
-        bound = _certified(answer, rows_of, len(right), unit_x * unit_y)
-    elif bound is None:
-        # Rounding may leave the value of an optimal matching a digit above the bound.
-        bound = max(sorted_norms_bound(images[0], 0, images[1], 0) * unit_x * unit_y, answer.value)
     partners = torch.from_numpy(np.maximum(answer.permutation, 0))
     each = (left.double() * right[partners].double()).sum(dim=1).numpy() * unit_x * unit_y
-    return replace(answer, bound=bound, affinities=np.where(answer.permutation >= 0, each, np.nan))
+    each = np.where(answer.permutation >= 0, each, np.nan)
+    answer = replace(answer, value=float(np.nansum(each)), affinities=each)
+    bound = answer.bound
+    if certify:
+        # The method's own bound is one of inner products that were rounded, in whatever order they were added up.
+        scale = float(images[0].image_norms[0] * images[1].image_norms[0]) * unit_x * unit_y
+        rounding = left.shape[1] * torch.finfo(dtype).eps / 2 * scale
+        own = None if bound is None else bound + rounding
+        bound = _certified(replace(answer, bound=own), rows_of, len(right), unit_x * unit_y)
+    elif bound is None:
+        bound = sorted_norms_bound(images[0], 0, images[1], 0) * unit_x * unit_y
+    # Rounding may leave the value of an optimal matching a digit above the bound.
+    return replace(answer, bound=max(bound, answer.value))
 
 
 def match_affinity(

@@ -84,8 +84,9 @@ def all_pairs(
         progress: show what is needed, and a bar.
 
     Returns:
-        A dataset whose arrays are read when they are used: `product`, `bound` (what no matching exceeds; infinity where
-        the method proves nothing) (image_a, image_b), `norm_a`, `norm_b` (squared), `permutation` where it is kept.
+        A dataset whose arrays are read when they are used: `product`, `bound` (what no matching exceeds, up to the
+        rounding of affinities, some 1e-7 of |x| |y| in float32; infinity where the method proves nothing)
+        (image_a, image_b), `norm_a`, `norm_b` (squared), `permutation` where it is kept.
 
     Raises:
         RepresentationError: the layers differ in their channels.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from rsm_probe import Matching, RsmProbeError, match, match_affinity
 from rsm_probe.errors import MatchingError
@@ -432,3 +433,21 @@ def test_matches_are_compared_as_objects():
     assert found == found
     assert found != match(x, x)
     assert hash(found)
+
+
+@pytest.mark.parametrize(("locations", "channels", "offset"), [(9, 32, 100.0), (1, 64, 0.0), (49, 768, 3.0)])
+def test_a_certificate_holds_for_exact_inner_products(locations, channels, offset):
+    tokens = torch.randn(8, locations, channels, generator=torch.Generator().manual_seed(0))
+    tokens[:, :, 0] += offset
+    tokens += offset
+    for i in range(8):
+        for j in range(i):
+            found = match(tokens[i], tokens[j], certify=True)
+            affinity = tokens[i].double().numpy() @ tokens[j].double().numpy().T
+            rows, columns = linear_sum_assignment(affinity, maximize=True)
+            best = affinity[rows, columns].sum()
+            slack = 1e-12 * abs(affinity).sum()
+            assert found.value <= best + slack
+            assert best <= found.bound + slack
+            assert found.gap <= 1.1e-6 * float(tokens[i].norm() * tokens[j].norm())
+            assert found.value == pytest.approx(float(found.affinities.sum()), rel=1e-12)
