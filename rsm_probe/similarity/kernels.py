@@ -88,16 +88,36 @@ class RBF(Kernel):
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Turns products into squared distances, clamped at 0, and those into similarities."""
-        scale = norms_x[:, None] + norms_y[None, :]
-        distances = scale - 2.0 * products
-        distances[distances <= _ROUNDING * scale] = 0.0
-        sigma2 = self.sigma2
-        if sigma2 is None:
-            others = distances[~np.eye(len(distances), dtype=bool)] if same else distances.ravel()
-            sigma2 = float(np.median(others)) if others.size else 0.0
-        if sigma2 == 0.0:
-            return (distances == 0.0).astype(np.float64)
-        return np.exp(-distances / (2.0 * sigma2))
+        distances = squared_distances(products, norms_x, norms_y)
+        if self.sigma2 is not None:
+            return self.of_distances(distances)
+        others = distances[~np.eye(len(distances), dtype=bool)] if same else distances.ravel()
+        median = float(np.median(others)) if others.size else 0.0
+        return RBF(median).of_distances(distances) if median else (distances == 0.0).astype(np.float64)
+
+    def of_distances(self, distances: np.ndarray) -> np.ndarray:
+        """Similarities of squared distances, given a width."""
+        assert self.sigma2 is not None
+        return np.exp(-distances / (2.0 * self.sigma2))
+
+
+@dataclass(frozen=True)
+class Closeness(Kernel):
+    """The squared distance below 0: in the order of every RBF kernel, where narrow ones only say 0."""
+
+    name: ClassVar[str] = "closeness"
+
+    def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
+        """Turns products into squared distances, clamped at 0, below 0."""
+        return -squared_distances(products, norms_x, norms_y)
+
+
+def squared_distances(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray) -> np.ndarray:
+    """`n + m - 2 g` (N, M); what is below the resolution of float32 counts as 0."""
+    scale = norms_x[:, None] + norms_y[None, :]
+    distances = scale - 2.0 * products
+    distances[distances <= _ROUNDING * scale] = 0.0
+    return distances
 
 
 _KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Linear(), Cosine(), RBF())}

@@ -19,7 +19,7 @@ from rsm_probe.similarity.database import Block, Database, Reading
 from rsm_probe.similarity.executors import one_thread
 from rsm_probe.similarity.hopeful import Best, Counts, Hopeful, rounded_up
 from rsm_probe.similarity.images import Images, Picked, centred_tokens
-from rsm_probe.similarity.kernels import RBF, Kernel
+from rsm_probe.similarity.kernels import RBF, Closeness, Kernel
 from rsm_probe.similarity.matched import is_identity, match_tile
 
 # Images of the database that show the directions of its spread.
@@ -101,6 +101,7 @@ class Search:
         size = max(1, token_bytes(device) // (4 * each)) if self.on_device else at_once
         room = token_bytes(device) if self.on_device else memory // 4
         self._database = Database(images, self._reading, self._summaries, size, room)
+        self._order: Kernel = Closeness() if isinstance(kernel, RBF) else kernel
         if isinstance(kernel, RBF) and kernel.sigma2 is None:
             self.sigma2 = self._median_distance()
             self.kernel = RBF(max(self.sigma2, float(np.finfo(np.float64).tiny)))
@@ -195,6 +196,8 @@ class Search:
         index = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
         chosen = np.take_along_axis(similarities, index, axis=1)
         there = chosen > -np.inf
+        if isinstance(self.kernel, RBF):
+            chosen = self.kernel.of_distances(-chosen)
         return Best(
             np.where(there, index, -1),
             np.where(there, np.take_along_axis(products, index, axis=1), np.nan),
@@ -247,7 +250,7 @@ class Search:
             other = self._database.block(start)
             reads, precision = self.method.needs_affinity, self.method.precision
             source = Affinities(block.images, other.images, self.on_device, reads, precision)
-            hopeful = Hopeful(self.method, self.kernel, block, other, found.least, source)
+            hopeful = Hopeful(self.method, self._order, block, other, found.least, source)
             step, tasks = source.gathered_per_block, []
             for part in np.split(inside, range(step, len(inside), step)):
                 tasks.append((part, self.pool.submit(hopeful.match, rows[part], columns[part] - start)))
@@ -256,7 +259,7 @@ class Search:
                 kept, values, counts = task.result()
                 products[rows[part[kept]], columns[part[kept]] - start] = values
                 self.counts.add(counts)
-            found.add(start, products, self.kernel(products, block.norms, other.norms, same=False))
+            found.add(start, products, self._order(products, block.norms, other.norms, same=False))
 
     def _bounds(self, block: Block) -> np.ndarray:
         """What no matching exceeds, of all pairs of some queries with the database (n, M)."""
@@ -274,7 +277,7 @@ class Search:
 
     def _similarities(self, products: np.ndarray, block: Block, allowed: np.ndarray) -> np.ndarray:
         """Of some queries with the database; -infinity where there is no product, or no candidate."""
-        found = self.kernel(products, block.norms, self._database.norms, same=False)
+        found = self._order(products, block.norms, self._database.norms, same=False)
         return np.where(allowed & ~np.isnan(found), found, -np.inf)
 
     def _median_distance(self) -> float:

@@ -109,6 +109,14 @@ def test_the_order_under_rbf_needs_no_width():
     assert 0.5 < found.attrs["sigma2"] / float(distances.median()) < 2
 
 
+def test_a_narrow_rbf_says_0_in_the_order_of_a_wide_one():
+    x, y = scattered(3, seed=1), scattered(30, seed=2)
+    wide, narrow = (rsm_probe.nearest(x, y, 4, kernel=RBF(width)) for width in (10.0, 1e-6))
+    assert np.array_equal(narrow["index"].values, wide["index"].values)
+    assert narrow["similarity"].values.max() == 0
+    assert wide["similarity"].values.min() > 0
+
+
 def test_equal_images_come_in_the_order_of_the_database():
     y = scattered(10, 10, seed=3)
     y = torch.cat([y, y, y])
