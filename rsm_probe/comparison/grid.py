@@ -13,7 +13,7 @@ from scipy.linalg import eigh
 from rsm_probe.comparison.inputs import stack_rsms
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.protocol import Measure
-from rsm_probe.errors import ComparisonError
+from rsm_probe.errors import ComparisonError, repeated
 
 
 class RsmKey(NamedTuple):
@@ -135,9 +135,8 @@ def _keys(rsms: Mapping[Any, Any]) -> list[RsmKey]:
         depth = list(seen).index(layer)
         keys.append(RsmKey(model, layer, depth, str(about.get("matching", "")), str(about.get("kernel", ""))))
     labels = [key.label() for key in keys]
-    repeated = next((label for label in labels if labels.count(label) > 1), None)
-    if repeated is not None:
-        raise ComparisonError(f"two RSMs are called {repeated!r}, and results are told apart by name")
+    if (twice := repeated(labels)) is not None:
+        raise ComparisonError(f"two RSMs are called {twice!r}, and results are told apart by name")
     return keys
 
 

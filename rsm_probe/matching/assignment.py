@@ -8,8 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from rsm_probe.errors import MatchingError
+from rsm_probe.errors import MatchingError, require_whole
 from rsm_probe.matching.protocol import Matching
+
+# OR-Tools adds costs up in 64 bits.
+_LARGEST_COST = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class OrToolsAssignment(_Exact):
 
     levels: int = 1 << 30
 
+    def __post_init__(self) -> None:
+        require_whole(self.levels, "levels", 2, MatchingError)
+
     name: ClassVar[str] = "ortools"
     growth: ClassVar[float] = 2.5
 
@@ -86,13 +92,16 @@ def integer_problem(affinity: np.ndarray, levels: int) -> Any:
     """OR-Tools' solver, loaded with a square affinity as integer costs.
 
     Raises:
-        MatchingError: OR-Tools is not installed.
+        MatchingError: OR-Tools is not installed; there are too many levels.
     """
     try:
         from ortools.graph.python import linear_sum_assignment as ortools
     except ImportError as error:
         raise MatchingError("OR-Tools is not installed; pip install 'rsm-probe[ortools]'") from error
     size = len(affinity)
+    most = _LARGEST_COST // (size + 1)
+    if levels > most:
+        raise MatchingError(f"levels must be at most {most} for {size} locations, found {levels}: sums would overflow")
     cost = affinity.max() - affinity.astype(np.float64)
     cost *= levels / (cost.max() or 1.0)
     solver = ortools.SimpleLinearSumAssignment()

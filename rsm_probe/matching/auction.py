@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.errors import MatchingError
+from rsm_probe.errors import MatchingError, require_whole
 from rsm_probe.matching.assignment import ScipyAssignment
 from rsm_probe.matching.device import LARGEST, has_kernel, solve_on_device, warps_of
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, matched_sum
@@ -59,10 +60,9 @@ class Auction(Matching):
     growth: ClassVar[float] = 2.2
 
     def __post_init__(self) -> None:
-        if not _FINEST_GAP <= self.gap < 1:
-            raise MatchingError(f"gap must lie in [{_FINEST_GAP:g}, 1), found {self.gap}")
-        if self.bids_per_row < 1:
-            raise MatchingError(f"bids_per_row must be at least 1, found {self.bids_per_row}")
+        if not (isinstance(self.gap, Real) and _FINEST_GAP <= self.gap < 1):
+            raise MatchingError(f"gap must lie in [{_FINEST_GAP:g}, 1), found {self.gap!r}")
+        require_whole(self.bids_per_row, "bids_per_row", 1, MatchingError)
         if self.where not in ("auto", "cpu", "device"):
             raise MatchingError(f'where must be "auto", "cpu" or "device", found {self.where!r}')
         if self.precision not in ("float32", "float16"):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rsm_probe.errors import MatchingError
+from rsm_probe.errors import MatchingError, require_whole
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, matched_sum
 
@@ -57,8 +57,7 @@ class TopKGreedy(Greedy):
     name: ClassVar[str] = "topk-greedy"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 1:
-            raise MatchingError(f"k must be a whole number of at least 1, found {self.k!r}")
+        require_whole(self.k, "k", 1, MatchingError)
 
     def _begin(self, affinity: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
         k = min(self.k, *affinity.shape)

@@ -81,7 +81,16 @@ def match(
     images = Locations(left[None], grid), Locations(right[None], grid)
     for side in images:
         method.prepare(side)
-    affinity = (left @ right.T).numpy()[None] if method.needs_affinity else None
+    if method.precision != "float32":
+        raise MatchingError(
+            f"precision={method.precision!r} is for many pairs at once (rsm, all_pairs, nearest); a single pair is "
+            f"matched in the tokens' own"
+        )
+    # Asked for by name, the device's kernel says what it needs.
+    stays = method.on_device(left.device, dtype, max(len(left), len(right)), 1)
+    affinity: Tensor | np.ndarray | None = (left @ right.T)[None] if method.needs_affinity else None
+    if isinstance(affinity, Tensor) and not stays:
+        affinity = affinity.numpy()
     solution = solve_both_ways(method, Pairs(np.zeros(1, int), np.zeros(1, int), *images, affinity))
     answer = _answer(method, solution, 0, unit_x * unit_y)
     if answer.permutation is None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from rsm_probe.errors import MatchingError
+from rsm_probe.errors import MatchingError, require_whole
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.protocol import Locations, inverted
 from rsm_probe.matching.windows import Pairing, Windowed
@@ -40,8 +40,7 @@ class Rewindowed(Windowed):
     def __post_init__(self) -> None:
         super().__post_init__()
         Auction(self.gap)  # which knows what a gap may be
-        if not isinstance(self.rounds, int) or self.rounds < 1:
-            raise MatchingError(f"rounds must be a whole number of at least 1, found {self.rounds!r}")
+        require_whole(self.rounds, "rounds", 1, MatchingError)
 
     def prepare(self, images: Locations) -> None:
         """Finds the principal axes of every image, unless one window holds it."""

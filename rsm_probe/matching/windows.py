@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from rsm_probe.devices import full_precision
-from rsm_probe.errors import MatchingError
+from rsm_probe.errors import MatchingError, require_whole
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
 
@@ -34,8 +34,7 @@ class Windowed(Matching):
     growth: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.window, int) or self.window < 1:
-            raise MatchingError(f"window must be a whole number of at least 1, found {self.window!r}")
+        require_whole(self.window, "window", 1, MatchingError)
 
     def prepare(self, images: Locations) -> None:
         """Sorts the locations of every image by norm."""

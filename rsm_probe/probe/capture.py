@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rsm_probe.devices import find_device
-from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, StorageError
+from rsm_probe.errors import (
+    ImageError,
+    LayerError,
+    ModelError,
+    RepresentationError,
+    StorageError,
+    repeated,
+    require_whole,
+)
 from rsm_probe.matching.identity import squared_norms
 from rsm_probe.matching.inputs import first_nonfinite
 from rsm_probe.probe.hooks import Probe
@@ -78,11 +85,9 @@ def capture(
     stored_as = _DTYPES.get(str(dtype).removeprefix("torch."))
     if stored_as is None:
         raise RepresentationError(f"a capture is of dtype {', '.join(_DTYPES)}, found {dtype!r}")
-    if batch_size < 1:
-        raise RepresentationError(f"batch_size must be at least 1, found {batch_size}")
-    repeated = [name for name, count in Counter(chosen.ids).items() if count > 1]
-    if repeated:
-        raise ImageError(f"{chosen.name} names {len(repeated)} images more than once, first {repeated[0]!r}")
+    require_whole(batch_size, "batch_size", 1, RepresentationError)
+    if (twice := repeated(chosen.ids)) is not None:
+        raise ImageError(f"{chosen.name} names image {twice!r} more than once")
     moved_to = None if device is None else find_device(device, ModelError)
     settings = _settings(
         loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size, (moved_to or loaded.device).type

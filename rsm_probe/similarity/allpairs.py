@@ -15,13 +15,13 @@ import xarray as xr
 from tqdm import tqdm
 
 from rsm_probe.devices import find_device
-from rsm_probe.errors import CostError, RepresentationError, StorageError
+from rsm_probe.errors import CostError, RepresentationError, StorageError, require_whole
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.estimate import seconds_per_pair
 from rsm_probe.similarity.executors import device_workers, finished, one_thread, threads
-from rsm_probe.similarity.images import centred_tokens
+from rsm_probe.similarity.images import centred_tokens, warn_of_other_layer
 from rsm_probe.similarity.pairs import available_cores
 from rsm_probe.similarity.plan import Plan
 from rsm_probe.similarity.tiles import (
@@ -103,12 +103,13 @@ def all_pairs(
     # Which devices the workers of an executor have is not known here.
     where = find_device(device) if executor is None else torch.device("cpu" if device in ("auto", None) else device)
     workers = available_cores() if workers is None else workers
-    if workers < 1:
-        raise CostError(f"workers must be at least 1, found {workers}")
-    if tile is not None and tile < 1:
-        raise CostError(f"tile must be at least 1 image, found {tile}")
+    require_whole(workers, "workers", 1, CostError)
+    if tile is not None:
+        require_whole(tile, "tile", 1, CostError)
     if y is not None and y.shape[2] != x.shape[2]:
         raise RepresentationError(f"{x!r} and {y!r} differ in their channels: not one layer's")
+    if y is not None:
+        warn_of_other_layer(x, y)
     locations = max(x.shape[1], x.shape[1] if y is None else y.shape[1])
     pairs = len(x) * (len(x) - 1) // 2 if y is None else len(x) * len(y)
     stays = method.on_device(where, torch.float32, locations, pairs)
@@ -198,7 +199,9 @@ class _Run:
         share = pairs / max(1, sum(task.pairs for task in self.tasks))
         disk = require_space(self.job.out, size * share)
         workers = self.plan.workers(self.job.tile)
-        seconds = self._seconds_per_pair() * pairs / workers
+        # Pairs are only timed for those who are told.
+        asked = self.progress or max_hours is not None
+        seconds = self._seconds_per_pair() * pairs / workers if asked else 0.0
         if max_hours is not None and seconds > max_hours * 3600:
             raise CostError(
                 f"{pairs:,} pairs would take about {format_seconds(seconds)}, above max_hours={max_hours:g}; take "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.devices import find_device
-from rsm_probe.errors import RepresentationError
+from rsm_probe.errors import ComparisonError, RepresentationError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.allpairs import all_pairs
@@ -89,6 +89,8 @@ def rsm(
         return RSM.from_pairs(pairs, chosen)
     if out is not None or executor is not None:
         raise RepresentationError("out= and executor= are for layers of captures; rsm_probe.capture makes them")
+    if other is None and other_ids is not None:
+        raise ComparisonError("other_ids name the images of other, and there is none")
     x, names = checked_tokens(z, "z", ids)
     x = x if device is None else x.to(find_device(device))
     y, other_names = (None, None) if other is None else checked_tokens(other, "other", other_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.errors import MatchingError, RepresentationError, StorageError
+from rsm_probe.errors import ComparisonError, MatchingError, RepresentationError, StorageError
 from rsm_probe.matching.inputs import first_nonfinite, real_tensor
 from rsm_probe.similarity.centering import Centering, subtract_mean
 from rsm_probe.similarity.rsm import image_names
@@ -102,8 +103,23 @@ def as_set(images: Any, name: str, ids: Sequence[str] | None = None) -> Captured
 
     Raises:
         RepresentationError: neither.
+        ComparisonError: names for images of a captured layer.
     """
-    return images if isinstance(images, CapturedLayer) else Tokens(images, name, ids)
+    if not isinstance(images, CapturedLayer):
+        return Tokens(images, name, ids)
+    if ids is not None:
+        raise ComparisonError(f"{name}_ids: a captured layer knows the names of its images")
+    return images
+
+
+def warn_of_other_layer(x: CapturedLayer, y: CapturedLayer) -> None:
+    """Says that two layers are not one: the channels of different layers have nothing in common but their number."""
+    if x.name != y.name:
+        warnings.warn(
+            f"images of layer {x.name!r} are matched with those of layer {y.name!r}, whose channels mean other things; "
+            f"compare layers by their RSMs",
+            stacklevel=3,
+        )
 
 
 def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[Tensor, list[str]]:

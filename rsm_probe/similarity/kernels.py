@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -83,8 +84,8 @@ class RBF(Kernel):
     sigma2: float | None = None
 
     def __post_init__(self) -> None:
-        if self.sigma2 is not None and not self.sigma2 > 0:
-            raise ComparisonError(f"sigma2 of the RBF kernel must be above 0, found {self.sigma2}")
+        if self.sigma2 is not None and not (isinstance(self.sigma2, Real) and self.sigma2 > 0):
+            raise ComparisonError(f"sigma2 of the RBF kernel must be a number above 0, found {self.sigma2!r}")
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Turns products into squared distances, clamped at 0, and those into similarities."""

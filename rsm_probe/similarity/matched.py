@@ -143,6 +143,8 @@ def match_tile(
     identity = is_identity(method, left, right)
     if identity or method.at_once:
         products = aligned_products(scaled_x, scaled_y) if identity else method.products(left, right)
+        if identity and left.count == right.count == 1:
+            bounds = products.copy()  # of one location on both sides, there is one matching
         if permutations:
             _solve_all(method, left, right, None, lambda pairs, solved: _keep(found, pairs, solved), on_device)
     else:

@@ -14,13 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rsm_probe.devices import find_device
-from rsm_probe.errors import ComparisonError, CostError, RepresentationError
+from rsm_probe.errors import ComparisonError, CostError, RepresentationError, require_whole
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.executors import threads
 from rsm_probe.similarity.hopeful import Best, Counts
-from rsm_probe.similarity.images import Images, as_set
+from rsm_probe.similarity.images import Images, as_set, warn_of_other_layer
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.matched import affinity_bytes
 from rsm_probe.similarity.pairs import available_cores
@@ -102,11 +102,13 @@ def nearest(
         raise RepresentationError(
             f"queries have {queries.shape[2]} channels and the database has {images.shape[2]}: not one layer's"
         )
-    if k < 1 or (shortlist is not None and shortlist < k):
-        raise ComparisonError(f"k must be at least 1, and a shortlist at least k; found k={k}, shortlist={shortlist}")
+    if isinstance(queries, CapturedLayer) and isinstance(images, CapturedLayer):
+        warn_of_other_layer(queries, images)
+    require_whole(k, "k", 1, ComparisonError)
+    if shortlist is not None:
+        require_whole(shortlist, "shortlist", k, ComparisonError)
     workers = available_cores() if workers is None else workers
-    if workers < 1:
-        raise CostError(f"workers must be at least 1, found {workers}")
+    require_whole(workers, "workers", 1, CostError)
     own = _own_groups(groups, len(queries), len(images))
     budget, count = parse_bytes(memory), min(k, len(images))
     sample = [torch.empty(1, part.shape[1], part.shape[2], device="meta") for part in (queries, images)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.devices import block_bytes
-from rsm_probe.errors import CostError
+from rsm_probe.errors import CostError, require_whole
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs
@@ -42,8 +42,7 @@ class PairMatcher:
     ) -> None:
         self.workers = available_cores() if workers is None else workers
         self.memory = parse_bytes(memory)
-        if self.workers < 1:
-            raise CostError(f"workers must be at least 1, found {workers}")
+        require_whole(self.workers, "workers", 1, CostError)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
         self._on_pairs = on_pairs
         self._queue = _Queue(self.memory)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import xarray as xr
 
-from rsm_probe.errors import ComparisonError, StorageError
+from rsm_probe.errors import ComparisonError, StorageError, repeated
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.storage.files import open_dataset, save_dataset
 
@@ -212,7 +212,6 @@ def image_names(ids: Sequence[str] | None, count: int, what: str) -> list[str]:
     names = [str(k) for k in range(count)] if ids is None else [str(name) for name in ids]
     if len(names) != count:
         raise ComparisonError(f"{what} holds {len(names)} names for {count} images")
-    if len(set(names)) != count:
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ComparisonError(f"{what} names image {repeated!r} more than once")
+    if (twice := repeated(names)) is not None:
+        raise ComparisonError(f"{what} names image {twice!r} more than once")
     return names

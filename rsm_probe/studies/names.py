@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.errors import ComparisonError, LayerError, nearest
+from rsm_probe.errors import ComparisonError, LayerError, nearest, repeated
 
 
 def is_kept(layer: str, keep: Sequence[str]) -> bool:
@@ -32,9 +32,8 @@ def require_distinct(what: str, names: list[str]) -> None:
     Raises:
         ComparisonError: names it.
     """
-    for name in names:
-        if names.count(name) > 1:
-            raise ComparisonError(f"{what} holds {name!r} more than once, and results are told apart by name")
+    if (twice := repeated(names)) is not None:
+        raise ComparisonError(f"{what} holds {twice!r} more than once, and results are told apart by name")
 
 
 def several(values: Any, what: str) -> list[Any]:

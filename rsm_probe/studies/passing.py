@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.devices import find_device
-from rsm_probe.errors import ImageError, ModelError
+from rsm_probe.errors import ImageError, ModelError, nearest, require_whole
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.tokens import Representation
@@ -27,8 +27,10 @@ def make_batches(images: ImageSet, batch_size: int, seed: int, estimators: Seque
     """One seeded permutation of the images, cut into batches whose sizes differ by at most one.
 
     Raises:
-        ImageError: batches that are too small for the estimators.
+        ImageError: batches that are too small for the estimators; no whole numbers.
     """
+    require_whole(batch_size, "batch_size", 1, ImageError)
+    require_whole(seed, "seed", 0, ImageError)
     fewest = max(get_estimator(estimator).fewest for estimator in estimators)
     if batch_size < fewest:
         raise ImageError(
@@ -54,7 +56,7 @@ class Passing:
 
     Raises:
         LayerError: a name matches no layer; no hook was set then.
-        ModelError: layers are given by model, and one is missing; the device is not there.
+        ModelError: layers are given by model, and one is missing or unknown; the device is not there.
     """
 
     def __init__(
@@ -65,13 +67,19 @@ class Passing:
         stack: ExitStack,
     ) -> None:
         moved_to = None if device is None else find_device(device, ModelError)
+        if isinstance(layers, Mapping):
+            for name in models:
+                if name not in layers:
+                    raise ModelError(f"layers= names no layers for model {name!r}; it has {', '.join(layers)}")
+            for name in layers:
+                if name not in models:
+                    near = nearest(str(name), models)
+                    raise ModelError(f"layers= names layers for a model {name!r}{near}; there are {', '.join(models)}")
         self.models = models
         self.probes: dict[str, Probe] = {}
         for name, model in models.items():
             if moved_to is not None:
                 model.module.to(moved_to)
-            if isinstance(layers, Mapping) and name not in layers:
-                raise ModelError(f"layers= names no layers for model {name!r}; it has {', '.join(layers)}")
             self.probes[name] = Probe(model.module, layers[name] if isinstance(layers, Mapping) else layers)
         # Hooks go on only after every name of every model was found.
         for name, model in models.items():

@@ -125,5 +125,5 @@ def test_an_affinity_alone_is_refused_with_what_to_use_instead(name):
 
 
 def test_k_below_one_is_refused():
-    with pytest.raises(MatchingError, match="k must be a whole number of at least 1, found 0"):
+    with pytest.raises(MatchingError, match="k must be at least 1, found 0"):
         TopKGreedy(0)

@@ -13,6 +13,8 @@ from scipy.optimize import linear_sum_assignment
 
 from rsm_probe import Matching, RsmProbeError, match, match_affinity
 from rsm_probe.errors import MatchingError
+from rsm_probe.matching.assignment import OrToolsAssignment
+from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.protocol import Locations, matched_sum
 from rsm_probe.matching.registry import get_matching, matching_names
@@ -451,3 +453,26 @@ def test_a_certificate_holds_for_exact_inner_products(locations, channels, offse
             assert best <= found.bound + slack
             assert found.gap <= 1.1e-6 * float(tokens[i].norm() * tokens[j].norm())
             assert found.value == pytest.approx(float(found.affinities.sum()), rel=1e-12)
+
+
+def test_what_an_option_cannot_do_for_a_single_pair_is_refused():
+    x = torch.randn(9, 4)
+    with pytest.raises(MatchingError, match=r"precision='float16' is for many pairs at once"):
+        match(x, x, Auction(precision="float16"))
+    if torch.cuda.is_available():  # elsewhere the kernel runs in an interpreter
+        with pytest.raises(MatchingError, match="the device's kernel was asked for"):
+            match(x, x, Auction(where="device"))
+    else:
+        assert match(x, x, Auction(where="device")).solver == "auction-device"
+
+
+@pytest.mark.parametrize("levels", [0, -5, 1, 2.5, 1 << 62])
+def test_levels_that_ortools_cannot_count_in_are_refused(levels):
+    pytest.importorskip("ortools")
+    with pytest.raises(MatchingError, match="levels must be"):
+        match(torch.randn(9, 4), torch.randn(9, 4), OrToolsAssignment(levels=levels))
+
+
+def test_a_gap_that_is_no_number_is_refused():
+    with pytest.raises(MatchingError, match=r"gap must lie in .*found 'a'"):
+        Auction(gap="a")

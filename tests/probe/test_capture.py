@@ -227,7 +227,7 @@ def test_lost_names_are_noticed_and_written_again(tmp_path, name):
 
 def test_two_images_of_one_name(tmp_path):
     chosen = ImageSet("twins", ["a", "b", "a"], lambda k: torch.rand(3, 16, 16))
-    with pytest.raises(ImageError, match="twins names 1 images more than once, first 'a'"):
+    with pytest.raises(ImageError, match="twins names image 'a' more than once"):
         rsm_probe.capture(Counting(), chosen, ["first"], tmp_path / "c.zarr")
 
 

@@ -20,7 +20,12 @@ def tokens(images: int = 20, locations: int = 9, channels: int = 6, seed: int = 
 
 
 def captured(
-    where: Path, values: torch.Tensor, prefix: str = "image", chunk: int = 4, grid: tuple[int, int] | None = None
+    where: Path,
+    values: torch.Tensor,
+    prefix: str = "image",
+    chunk: int = 4,
+    grid: tuple[int, int] | None = None,
+    layer: str = "layer",
 ) -> CapturedLayer:
     """A capture of one layer that holds given tokens."""
     store = ChunkStore.open_or_create(where, KIND)
@@ -28,13 +33,13 @@ def captured(
     writer = CaptureWriter(store, names, [str(k % 3) for k in range(len(values))], chunk)
     digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()
     store.set({"settings": {"model": "none", "weights": digest, "images": prefix, "content": digest}})
-    writer.begin({"layer": Representation(values, values[:, :0], grid)}, torch.float32)
+    writer.begin({layer: Representation(values, values[:, :0], grid)}, torch.float32)
     for start in range(0, len(values), chunk):
         part = values[start : start + chunk]
-        writer.write_layer(start, "layer", part, part[:, :0])
-        writer.end_batch(start, {"layer": part.double().square().sum(dim=(1, 2)).numpy()})
+        writer.write_layer(start, layer, part, part[:, :0])
+        writer.end_batch(start, {layer: part.double().square().sum(dim=(1, 2)).numpy()})
     assert writer.finish() is None
-    return Capture.open(where)["layer"]
+    return Capture.open(where)[layer]
 
 
 def chunk_files(where: Path) -> dict[str, tuple[int, int]]:

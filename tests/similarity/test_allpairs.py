@@ -292,7 +292,7 @@ def test_a_capture_that_is_gone_is_named(layer, tmp_path):
         all_pairs(layer, out=out, tile=TILE, executor=Watching(3, RuntimeError()))
     written = chunk_files(out)
     shutil.rmtree(layer.where)
-    with pytest.raises(StorageError, match=r"c\.zarr/layers/000/tokens/c/.* is missing"):
+    with pytest.raises(StorageError, match=r"no capture at .*c\.zarr"):
         all_pairs(layer, out=out, tile=TILE)
     assert written.items() <= chunk_files(out).items()
     with pytest.raises(StorageError, match=r"no capture at .*c\.zarr"):
@@ -558,3 +558,24 @@ def test_what_xarray_opens(layer, tmp_path):
     assert found["product"].dims == ("image_a", "image_b")
     assert float(found["product"].sel(image_a="image-3", image_b="image-3")) == pytest.approx(float(found["norm_a"][3]))
     assert found.attrs["centering"] == "location-mean"
+
+
+def test_of_one_location_the_bound_is_the_product(tmp_path):
+    pairs = all_pairs(captured(tmp_path / "c.zarr", tokens(5, 1)))
+    np.testing.assert_array_equal(pairs["bound"].values, pairs["product"].values)
+
+
+def test_pairs_are_timed_only_for_those_who_are_told(layer, monkeypatch, capsys):
+    timed = []
+    monkeypatch.setattr("rsm_probe.similarity.allpairs.seconds_per_pair", lambda *_, **__: timed.append(1) or 1e-6)
+    all_pairs(layer)
+    assert not timed
+    all_pairs(layer, progress=True)
+    all_pairs(layer, max_hours=1)
+    assert len(timed) == 2
+
+
+@pytest.mark.parametrize("options", [{"tile": 2.5}, {"tile": "a"}, {"workers": "2"}])
+def test_numbers_that_are_no_whole_ones_are_refused(layer, options):
+    with pytest.raises(CostError, match="must be a whole number, found"):
+        all_pairs(layer, **options)

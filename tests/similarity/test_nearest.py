@@ -294,7 +294,7 @@ def test_wrong_arguments():
     x, y = tokens(3), tokens(9)
     with pytest.raises(ComparisonError, match="k must be at least 1"):
         rsm_probe.nearest(x, y, 0)
-    with pytest.raises(ComparisonError, match="a shortlist at least k"):
+    with pytest.raises(ComparisonError, match="shortlist must be at least 5, found 2"):
         rsm_probe.nearest(x, y, 5, shortlist=2)
     with pytest.raises(ComparisonError, match="groups holds 2 names for 9 images of the database"):
         rsm_probe.nearest(x, y, 1, groups=(["a"] * 3, ["a"] * 2))
@@ -323,3 +323,18 @@ def test_progress_says_what_was_saved(capsys):
     said = capsys.readouterr().err
     assert "of 300 pairs matched" in said
     assert "5/5" in said
+
+
+def test_layers_of_captures_know_their_images_and_what_they_are(tmp_path):
+    x, y = captured(tmp_path / "x.zarr", tokens(5)), captured(tmp_path / "y.zarr", tokens(6, seed=1), layer="other")
+    with pytest.raises(ComparisonError, match="query_ids: a captured layer knows the names of its images"):
+        rsm_probe.nearest(x, y, 1, query_ids=list("abcde"))
+    for match in (lambda: rsm_probe.nearest(x, y, 1), lambda: rsm_probe.all_pairs(x, y), lambda: rsm_probe.rsm(x, y)):
+        with pytest.warns(UserWarning, match="of layer 'layer' are matched with those of layer 'other'"):
+            match()
+
+
+@pytest.mark.parametrize("options", [{"k": 1.5}, {"k": True}, {"k": 1, "shortlist": 2.5}, {"k": 1, "workers": "2"}])
+def test_numbers_that_are_no_whole_ones_are_refused(options):
+    with pytest.raises((ComparisonError, CostError), match="must be a whole number, found"):
+        rsm_probe.nearest(tokens(3), tokens(9), **options)

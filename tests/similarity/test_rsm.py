@@ -539,3 +539,9 @@ def test_a_single_image_has_an_rsm():
     for kernel in KERNELS:
         values = rsm(z, kernel=kernel).values
         np.testing.assert_allclose(values, [[(z**2).sum() if kernel == "linear" else 1.0]])
+
+
+def test_options_of_what_is_not_there_are_refused():
+    z = torch.randn(4, 9, 5)
+    with pytest.raises(ComparisonError, match="other_ids name the images of other, and there is none"):
+        rsm(z, other_ids=list("abcd"))

@@ -254,6 +254,10 @@ def test_bad_input_is_said(small_resnet, images):
         rsm_probe.sweep([], images)
     with pytest.raises(ModelError, match="no layers for model 'net'"):
         sweep(small_resnet, images, layers={"other": "blocks"})
+    with pytest.raises(ModelError, match="layers for a model 'nett'; nearest: 'net'; there are net"):
+        sweep(small_resnet, images, layers={"net": "blocks", "nett": "blocks"})
+    with pytest.raises(ImageError, match="seed must be at least 0, found -1"):
+        sweep(small_resnet, images, seed=-1)
     uneven = replace(images, load=lambda k: torch.zeros(3, 40 if k == 50 else 32, 32))
     with pytest.raises(ImageError, match=r"shape \(3, 40, 32\).*bring all to one size"):
         sweep(small_resnet, uneven)
