@@ -255,6 +255,8 @@ def test_random_weights_of_a_library_model_continue_and_have_seeds(tmp_path):
 def test_a_mistake_that_is_corrected_can_use_the_same_folder(tmp_path):
     refused("run", changed(tmp_path / "c.yaml", layers="layer9"), "--out", tmp_path / "out")
     cli("run", changed(tmp_path / "c.yaml", layers="layer4.0", keep=[]), "--out", tmp_path / "out", "--no-figures")
+    with xr.open_zarr(tmp_path / "out" / "result.zarr") as result:
+        assert set(result["layer_a"].values) == {"layer4.0"}
 
 
 def test_what_nobody_expected_is_a_sentence_too(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rsm_probe.comparison.inputs import stack_rsms
+from rsm_probe.comparison.inputs import of_size_one, stack_rsms
 from rsm_probe.errors import ComparisonError, look_up
 
 # A centred RSM whose squared norm is below this share of the RSM's own is what float32 leaves of a constant one.
@@ -160,12 +160,13 @@ def cka(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # no
         ComparisonError: other shapes or images, no symmetry, values that are not finite, too few images, or an
             RSM whose HSIC with itself is not above 0 (a constant RSM), which leaves CKA undefined.
     """
-    chosen = get_estimator(estimator)
-    rows = chosen.rows(stack_rsms([k, l], ["first", "second"]))
+    rows = get_estimator(estimator).rows(of_size_one(stack_rsms([k, l], ["first", "second"])))
     own = (rows**2).sum(axis=1)
     for name, value in zip(("first", "second"), own, strict=True):
         if not value > 0:
-            raise ComparisonError(f"the {name} RSM is constant over all pairs of images, so its CKA is undefined")
+            raise ComparisonError(
+                f"the {name} RSM is constant over all pairs of images, up to 1e-7 of its size, so its CKA is undefined"
+            )
     return float(rows[0] @ rows[1] / np.sqrt(own[0] * own[1]))
 
 

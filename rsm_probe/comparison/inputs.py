@@ -7,6 +7,8 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rsm_probe.errors import ComparisonError
 
@@ -40,7 +42,8 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
             )
         known = (name, ids) if known is None and ids is not None else known
         try:
-            array = np.asarray(rsm)
+            known_to_numpy = rsm.float() if isinstance(rsm, Tensor) and rsm.dtype == torch.bfloat16 else rsm
+            array = np.asarray(known_to_numpy)
             if np.iscomplexobj(array):
                 raise TypeError("it holds complex numbers")
             array = array.astype(np.float64)
@@ -54,6 +57,14 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
             )
         arrays.append(array)
     return np.stack(arrays)
+
+
+def of_size_one(rsms: np.ndarray) -> np.ndarray:
+    """RSMs divided by their largest entry where their squares would leave the range of numbers."""
+    largest = np.abs(rsms).max(axis=(1, 2), initial=0.0)
+    if ((largest == 0) | ((largest > 1e-100) & (largest < 1e100))).all():
+        return rsms
+    return rsms / np.where(largest > 0, largest, 1.0)[:, None, None]
 
 
 def check_rsm(array: np.ndarray, name: str) -> None:

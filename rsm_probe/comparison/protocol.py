@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from rsm_probe.comparison.inputs import of_size_one
 from rsm_probe.errors import ComparisonError
 
 # What a value does not change under. Of RSMs: all similarities times a positive number, plus a number, or under an
@@ -82,22 +83,14 @@ class RowMeasure(Measure):
         """One row for each RSM, shape (R, P); exactly 0 where the RSM is constant."""
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        rows = self.rows(_of_size_one(a), weights)
-        return cosines(rows, rows if b is a else self.rows(_of_size_one(b), weights))
+        rows = self.rows(of_size_one(a), weights)
+        return cosines(rows, rows if b is a else self.rows(of_size_one(b), weights))
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosines between rows (A, P) and rows (B, P); NaN where a row is 0."""
     first, second = _unit(a), _unit(b)
     return first @ second.T
-
-
-def _of_size_one(rsms: np.ndarray) -> np.ndarray:
-    """RSMs divided by their largest entry where their squares would leave the range of numbers."""
-    largest = np.abs(rsms).max(axis=(1, 2), initial=0.0)
-    if ((largest == 0) | ((largest > 1e-100) & (largest < 1e100))).all():
-        return rsms
-    return rsms / np.where(largest > 0, largest, 1.0)[:, None, None]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

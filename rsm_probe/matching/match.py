@@ -175,6 +175,8 @@ def _answer(method: Matching, solution: Solution, k: int, unit: float) -> Match:
     permutation = None if solution.permutations is None else solution.permutations[k]
     # A bound can lie below the value by what rounding leaves of two sums that are equal.
     bound = None if np.isnan(solution.bounds[k]) else float(max(solution.bounds[k], solution.values[k])) * unit
+    if not np.isfinite(solution.values[k]):
+        raise MatchingError(f"affinities are too large: what they add up to is {solution.values[k]}; scale them down")
     status = "optimal" if method.exact else "feasible"
     return Match(permutation, float(solution.values[k]) * unit, bound, solution.solvers[k], status)
 

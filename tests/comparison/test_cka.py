@@ -440,3 +440,18 @@ def test_comparison_errors_are_project_errors_and_value_errors():
     for family in (RsmProbeError, ValueError):
         with pytest.raises(family, match="RSM is constant"):
             cka(np.ones((5, 5)), GOOD)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e300])
+def test_cka_does_not_depend_on_the_size_of_numbers(scale):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 12, 5))
+    k, l = x @ x.T, y @ y.T  # noqa: E741
+    assert cka(k * scale, l) == pytest.approx(cka(k, l), rel=1e-12)
+    assert cka(l, k * scale) == pytest.approx(cka(l, k), rel=1e-12)
+
+
+def test_rsms_in_bfloat16_are_numbers_too():
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    k = (x @ x.T).bfloat16()
+    assert cka(k, x @ x.T) == pytest.approx(cka(k.double(), x @ x.T), rel=1e-12)
