@@ -265,7 +265,7 @@ class Provenance(TorchDispatchMode):
         if right is None or left is None:
             factor, axis = (left, -1) if right is None else (right, -2 if right.ndim > 1 else 0)
             assert factor is not None
-            if not self._joins_locations(first_location(factor, axis)) and mixes_one_axis(factor, axis):
+            if mixes_one_axis(factor, axis) and not self._joins_locations(first_location(factor, axis)):
                 if factor.shape == output.shape:
                     return factor  # mixed, but as many as before
                 raise ValueError("locations along one axis became another number of mixtures")
