@@ -40,6 +40,7 @@ class Evidence:
         self._signature: tuple[Any, ...] = ()
         self._readers: dict[tuple[Any, ...], _Readers] = {}
         self._found: _Readers = {}
+        self._calls: dict[tuple[Any, ...], int] = {}
         self._other_layers = False
         self._stood_for: dict[tuple[tuple[Any, ...], str, int], Tensor] = {}
         self._parts: dict[tuple[tuple[Any, ...], str, int], int | None] = {}
@@ -48,6 +49,11 @@ class Evidence:
     def batch(self) -> int:
         """Number of images in the running forward pass."""
         return self._inputs.batch
+
+    @property
+    def calls(self) -> int | None:
+        """How many calls of layers the last pass over such inputs had; None before the first."""
+        return self._calls.get(self._signature)
 
     @property
     def following(self) -> bool:
@@ -66,22 +72,27 @@ class Evidence:
                 self._provenance.start(self._inputs.images, self._inputs.grids)
             self._provenance.__enter__()
 
-    def end(self) -> None:
-        """The pass is over: what it showed is kept."""
+    def end(self, calls: int) -> None:
+        """The pass, with so many calls of layers, is over: what it showed is kept."""
+        self._calls[self._signature] = calls
         if self._provenance is not None:
             self._provenance.__exit__(None, None, None)
             if not self._provenance.by_index:
                 self._readers[self._signature] = self._found
             self._provenance = None
-        elif self._other_layers:
-            del self._readers[self._signature]  # the next pass is followed
-        self._other_layers = False
+        self._follow_again_if_needed()
 
     def forget(self) -> None:
         """A pass that was followed failed: nothing that it showed is kept."""
         if self._provenance is not None:
             self._provenance.__exit__(None, None, None)
             self._provenance = None
+        self._follow_again_if_needed()
+
+    def _follow_again_if_needed(self) -> None:
+        if self._other_layers:
+            self._readers.pop(self._signature, None)
+        self._other_layers = False
 
     def choose(self, label: str, call: int, output: Any) -> Tensor:
         """The part of an output that holds its representation, where no key says which.

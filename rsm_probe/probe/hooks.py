@@ -105,7 +105,6 @@ class Probe:
         self._require_known(self._layouts)
         self._dtype = dtype
         self._stop_early = stop_early
-        self._last_wanted = 0
         self._by_module: dict[str, list[Selection]] = {}
         for selection in self.selections:
             if not selection.label.startswith(graph.PREFIX):
@@ -197,7 +196,7 @@ class Probe:
             for selection in selections:
                 self._take(selection, type(module).__name__, module, args, output)
             self._fired += 1
-            if self._stop_early and self._fired == self._last_wanted and not self._evidence.following:
+            if self._stop_early and self._fired == self._evidence.calls and not self._evidence.following:
                 raise LastLayerSeenError
 
         return capture
@@ -257,8 +256,8 @@ class Probe:
             finally:
                 self._in_graph = False
         self._running = False
-        followed, self._last_wanted = self._evidence.following, self._fired
-        self._evidence.end()
+        followed = self._evidence.following
+        self._evidence.end(self._fired)
         self.representations, self.skipped = self._calls.collect()
         self.notes = self._evidence.notes
         self._calls = Calls(self.selections, self._modules)

@@ -37,7 +37,7 @@ def find_images(values: tuple[Any, ...]) -> Inputs:
     of images, as detectors take them; else patches (N, L, C) that come with whole numbers (N, 2) or (N, L, 2), their
     grids; else the number is the first axis of any tensor.
     """
-    tensors = [leaf for leaf in leaves(values) if isinstance(leaf, Tensor) and leaf.ndim]
+    tensors = [leaf for leaf in leaves(values) if isinstance(leaf, Tensor) and not leaf.is_nested and leaf.ndim]
     maps = [tensor for tensor in tensors if tensor.ndim >= 4]
     coloured = [tensor for tensor in maps if 3 in tensor.shape[1:]]
     if maps:
@@ -79,9 +79,12 @@ def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: Tensor | 
             for item in value:
                 add(item)
         elif isinstance(value, Tensor):
+            if value.is_nested:
+                return
             found.append((tuple(value.shape), value.dtype))
-            whole = not value.is_floating_point() and not value.is_complex()
-            if whole and (value.numel() <= _MOST_VALUES or value is grids):
+            whole = not value.is_floating_point() and not value.is_complex() and not value.is_quantized
+            plain = value.layout == torch.strided and not value.is_meta
+            if whole and plain and (value.numel() <= _MOST_VALUES or value is grids):
                 found.append(value.cpu().numpy().tobytes())
         elif isinstance(value, bool | int | float | str | None):
             found.append(value)

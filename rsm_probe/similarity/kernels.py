@@ -99,7 +99,8 @@ class RBF(Kernel):
     def of_distances(self, distances: np.ndarray) -> np.ndarray:
         """Similarities of squared distances, given a width."""
         assert self.sigma2 is not None
-        return np.exp(-distances / (2.0 * self.sigma2))
+        with np.errstate(over="ignore"):  # however far, exp(-infinity) is 0
+            return np.exp(-distances / (2.0 * self.sigma2))
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class _Found:
     def add(self, start: int, products: np.ndarray, similarities: np.ndarray) -> None:
         """Takes in what was matched of a block of the database, (n, B), NaN elsewhere."""
         self.products[:, start : start + products.shape[1]][~np.isnan(products)] = products[~np.isnan(products)]
-        both = np.concatenate([self._best, np.where(np.isnan(similarities), -np.inf, similarities)], axis=1)
+        both = np.concatenate([self._best, np.where(np.isnan(products), -np.inf, similarities)], axis=1)
         self._best = np.partition(both, products.shape[1], axis=1)[:, products.shape[1] :]
         self.least = self._best.min(axis=1)
 
@@ -278,7 +278,7 @@ class Search:
     def _similarities(self, products: np.ndarray, block: Block, allowed: np.ndarray) -> np.ndarray:
         """Of some queries with the database; -infinity where there is no product, or no candidate."""
         found = self._order(products, block.norms, self._database.norms, same=False)
-        return np.where(allowed & ~np.isnan(found), found, -np.inf)
+        return np.where(allowed & ~np.isnan(products), found, -np.inf)
 
     def _median_distance(self) -> float:
         """Of pairs spread evenly over queries and database."""

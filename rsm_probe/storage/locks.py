@@ -24,16 +24,16 @@ def sole_writer(where: str | Path) -> Iterator[None]:
     if is_url(where):
         yield
         return
-    path = Path(located(where))
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
+        path = Path(located(where)).resolve()  # a link and what it leads to are one folder
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         if not Path(lock.lock_file).exists():
             raise StorageError(f"cannot write {where}: no lock can be made beside it") from None
         raise StorageError(f"another process is writing {where}; wait for it, or choose another place") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
         raise StorageError(f"cannot write {where}: {error}") from error
     try:
         yield

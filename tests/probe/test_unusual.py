@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from rsm_probe import Probe
-from rsm_probe.errors import RepresentationError
+from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe.codes import channel_axis
 
 
@@ -46,6 +46,45 @@ def test_layers_that_were_refused_are_refused_again_and_change_nothing_for_other
     assert probe.representations.keys() == first.keys()
     for name, found in probe.representations.items():
         torch.testing.assert_close(found.tokens, first[name].tokens)
+
+
+def test_a_layer_that_runs_later_only_is_refused_once():
+    model = Calls(lambda model, x: model.b(model.a(x)) if model.deep else model.a(x), a=nn.Conv2d(3, 4, 1), b=nn.ReLU())
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), Probe(model, ["a", "b"]) as probe:
+        model.deep = False
+        with pytest.raises(LayerError, match="'b' never ran"):
+            model(images)
+        model.deep = True
+        with pytest.raises(RepresentationError, match="call the model again, and that pass is followed"):
+            model(images)
+        model(images)
+        assert list(probe.representations) == ["a", "b"]
+
+
+def test_an_early_end_is_that_of_each_kind_of_pass():
+    model = Calls(lambda model, x, deep: model.b(model.a(x)) if deep else model.a(x), a=nn.Conv2d(3, 4, 1), b=nn.ReLU())
+    images, found = torch.randn(2, 3, 8, 8), []
+    with torch.no_grad(), Probe(model, "all", stop_early=True) as probe:
+        for deep in (True, False, True, False):
+            model(images, deep)
+            found.append(list(probe.representations))
+    assert found == [["a", "b"], ["a"], ["a", "b"], ["a"]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.eye(3, dtype=torch.int64).to_sparse(),
+        torch._empty_affine_quantized([3], scale=0.1, zero_point=0, dtype=torch.qint8),
+        torch.ones(3, dtype=torch.int64, device="meta"),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    ],
+    ids=["sparse", "quantised", "meta", "nested"],
+)
+def test_what_is_passed_by_may_be_any_tensor(other):
+    model = Calls(lambda model, x, other: model.a(x), a=nn.Conv2d(3, 4, 1))
+    assert probed(model, torch.randn(2, 3, 8, 8), other, layers=["a"]).representations["a"].grid == (8, 8)
 
 
 def test_arguments_with_other_names_are_another_kind_of_pass():

@@ -109,6 +109,21 @@ def test_the_order_under_rbf_needs_no_width():
     assert 0.5 < found.attrs["sigma2"] / float(distances.median()) < 2
 
 
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("memory", ["2GB", 3000])
+def test_an_image_of_zeros_is_no_neighbour_before_it_was_matched(seed, memory):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.rand(2, 6, 3, generator=generator), -torch.rand(40, 6, 3, generator=generator)
+    y[0] = 0
+    groups = (["a", "a"], ["a", *["b"] * 39])  # the image of zeros is no candidate, and all others are unlike
+    found = rsm_probe.nearest(x, y, 3, groups=groups, memory=memory)
+    full = rsm_probe.rsm(x, y).values
+    for query, own in enumerate(groups[0]):
+        allowed = np.where([group == own for group in groups[1]], -np.inf, full[query])
+        np.testing.assert_allclose(found["similarity"].values[query], np.sort(allowed)[::-1][:3], rtol=1e-6)
+    assert not found["product"].isnull().any()
+
+
 def test_a_narrow_rbf_says_0_in_the_order_of_a_wide_one():
     x, y = scattered(3, seed=1), scattered(30, seed=2)
     wide, narrow = (rsm_probe.nearest(x, y, 4, kernel=RBF(width)) for width in (10.0, 1e-6))

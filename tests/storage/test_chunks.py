@@ -134,6 +134,19 @@ def test_where_no_lock_can_be_made_the_message_says_so(tmp_path, monkeypatch):
         pass
 
 
+def test_a_link_and_the_folder_that_it_leads_to_are_one(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "s")
+    with sole_writer(tmp_path / "s"), pytest.raises(StorageError, match="another"), sole_writer(tmp_path / "link"):
+        pass
+
+
+@pytest.mark.parametrize("where", ["/", "a\0b"])
+def test_places_that_are_no_names_are_storage_errors(where):
+    with pytest.raises(StorageError, match="cannot write"), sole_writer(where):
+        pass
+
+
 def test_errors_of_object_stores_are_storage_errors(monkeypatch):
     class NoCredentialsError(Exception):
         pass
