@@ -17,6 +17,11 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks first: they take minutes, for which one process would have nothing else to do at the end."""
+    items.sort(key=lambda item: item.path.name != "test_documents.py")
+
+
 @pytest.fixture
 def small_resnet() -> nn.Module:
     """A ResNet of four stages with one block each and random weights: 32 x 32 images give S = 256, 64, 16, 4."""

@@ -80,7 +80,7 @@ def all_pairs(
         device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
             or "cpu", "cuda", "cuda:1", "mps". "cuda" is every GPU of this machine, with one worker each; for workers of
             an executor it is their current one, and "auto" the CPU.
-        max_hours: refuse if the estimated time, with threads of this process, is longer.
+        max_hours: refuse if the estimated time, with threads of this process, is longer; an executor's is not known.
         progress: show what is needed, and a bar.
 
     Returns:
