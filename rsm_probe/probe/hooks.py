@@ -113,7 +113,7 @@ class Probe:
         self._active = False
         self._thread = threading.get_ident()
         self._warned = False
-        self._passes, self._outside = 0, list[str]()
+        self._passes, self._outside = 0, ""
         self._in_graph = self._running = False
         self._evidence = Evidence()
         self._reset()
@@ -136,7 +136,7 @@ class Probe:
                 self._active, self._thread = True, threading.get_ident()
                 if self._example is not None:
                     self._run_example()
-                self._passes, self._outside = 0, []
+                self._passes, self._outside = 0, ""
                 self._open = opened.pop_all()
         except BaseException:
             self._active = False
@@ -150,7 +150,7 @@ class Probe:
         if self._outside and not self._passes and error is None:
             warnings.warn(
                 f"nothing was captured: layers ran outside of the forward of {type(self._plain).__name__} (first "
-                f"{self._outside[0]!r}); call the model itself, or probe the part of it that is called",
+                f"{self._outside!r}); call the model itself, or probe the part of it that is called",
                 stacklevel=2,
             )
 
@@ -191,7 +191,7 @@ class Probe:
             if self._in_graph or threading.get_ident() != self._thread:
                 return
             if not self._running:
-                self._outside.append(name)
+                self._outside = self._outside or name
                 return
             for selection in selections:
                 self._take(selection, type(module).__name__, module, args, output)

@@ -191,7 +191,7 @@ class Search:
             products = self._all_products(block)
             on_done(len(products))
         else:
-            products = self._matched_in_order(block, allowed, k, on_done).products
+            products = self._matched_in_order(block, allowed, k, on_done)
         similarities = self._similarities(products, block, allowed)
         index = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
         chosen = np.take_along_axis(similarities, index, axis=1)
@@ -217,8 +217,10 @@ class Search:
         self.counts.matchings += products.size
         return products
 
-    def _matched_in_order(self, block: Block, allowed: np.ndarray, k: int, on_done: Callable[[int], object]) -> _Found:
-        """The pairs that had to be matched."""
+    def _matched_in_order(
+        self, block: Block, allowed: np.ndarray, k: int, on_done: Callable[[int], object]
+    ) -> np.ndarray:
+        """Products (n, M) of the pairs that had to be matched, NaN elsewhere."""
         started = time.perf_counter()
         found = _Found(self._similarities(self._bounds(block), block, allowed), k)
         order = np.argsort(-found.bounds, axis=1, kind="stable")
@@ -236,7 +238,7 @@ class Search:
             place, size = place + size, 2 * size if self._database.all_held else len(self.images)
             before, waiting = len(waiting), waiting[hopeful[:, -1]] if place < len(self.images) else waiting[:0]
             on_done(before - len(waiting))
-        return found
+        return found.products
 
     def _match(self, block: Block, rows: np.ndarray, columns: np.ndarray, found: _Found) -> None:
         """Matches pairs of queries and images, unless a bound shows that they are not good enough."""
