@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from numbers import Integral
 from typing import Any, TypeVar
 
 _Entry = TypeVar("_Entry")
@@ -49,18 +48,6 @@ class StorageError(RsmProbeError, OSError):
 
 class CostError(RsmProbeError, RuntimeError):
     """The work would take more time or memory than allowed."""
-
-
-def require_whole(value: Any, name: str, least: int, error: type[RsmProbeError]) -> None:
-    """Refuses what is no whole number, or too small a one.
-
-    Raises:
-        RsmProbeError: of the given kind.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise error(f"{name} must be a whole number, found {value!r}")
-    if value < least:
-        raise error(f"{name} must be at least {least}, found {value}")
 
 
 def repeated(names: Iterable[str]) -> str | None:

@@ -14,19 +14,21 @@ PACKAGE = Path(rsm_probe.__file__).parent
 # Arrows run one way. Each folder or module may import itself and what stands beside it.
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
-    "devices": {"errors"},
-    "storage": {"errors"},
-    "matching": {"errors", "devices"},
-    "sources": {"errors", "config", "devices", "storage"},
-    "probe": {"errors", "devices", "matching", "storage", "sources"},
-    "similarity": {"errors", "devices", "matching", "storage"},
-    "comparison": {"errors"},
+    "checks": {"errors"},
+    "arrays": {"errors"},
+    "config": {"errors", "checks", "arrays"},
+    "devices": {"errors", "checks", "arrays"},
+    "storage": {"errors", "checks", "arrays"},
+    "matching": {"errors", "checks", "arrays", "devices"},
+    "sources": {"errors", "checks", "arrays", "config", "devices", "storage"},
+    "probe": {"errors", "checks", "arrays", "devices", "matching", "storage", "sources"},
+    "similarity": {"errors", "checks", "arrays", "devices", "matching", "storage"},
+    "comparison": {"errors", "checks", "arrays"},
     "figures": {"errors"},
     "studies": {
-        "errors", "config", "devices", "storage", "matching", "sources", "probe", "similarity", "comparison", "figures",
+        "errors", "checks", "arrays", "config", "devices", "storage", "matching", "sources", "probe", "similarity", "comparison", "figures",
     },
-    "cli": {"errors", "config", "devices", "studies", "sources", "probe", "similarity"},
+    "cli": {"errors", "checks", "arrays", "config", "devices", "studies", "sources", "probe", "similarity"},
 }  # fmt: skip
 PURE = ["matching", "comparison", "similarity/kernels.py", "similarity/centering.py"]
 IMPURE_MODULES = {"pathlib", "os", "matplotlib", "tqdm", "logging", "rsm_probe.storage"}

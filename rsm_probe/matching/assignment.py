@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from rsm_probe.errors import MatchingError, require_whole
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import MatchingError
 from rsm_probe.matching.protocol import Matching
 
 # OR-Tools adds costs up in 64 bits.

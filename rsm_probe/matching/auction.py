@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.errors import MatchingError, require_whole
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import MatchingError
 from rsm_probe.matching.assignment import ScipyAssignment
 from rsm_probe.matching.device import LARGEST, has_kernel, solve_on_device, warps_of
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, matched_sum

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from rsm_probe.errors import MatchingError, require_whole
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import MatchingError
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, matched_sum
 

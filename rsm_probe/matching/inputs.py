@@ -1,10 +1,9 @@
-"""Whatever holds real numbers -> tensors that can be computed with."""
+"""Tokens scaled so that their affinities neither overflow nor vanish."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,28 +11,6 @@ from rsm_probe.errors import MatchingError
 
 # The largest token in half precision: as large as it holds, so that small tokens keep their digits.
 _LARGEST_HALF = 2.0**15
-
-
-def real_tensor(values: Tensor | np.ndarray) -> Tensor:
-    """Values in float32, or in float64 where they need it, on the device they are on, without gradients.
-
-    Raises:
-        MatchingError: complex numbers, text or objects.
-    """
-    if not isinstance(values, Tensor):
-        try:
-            array = np.asarray(values)
-        except ValueError as error:
-            raise MatchingError(f"expected an array of numbers: {error}") from None
-        if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-            raise MatchingError(f"expected real numbers, found dtype {array.dtype}")
-        # PyTorch knows neither foreign byte orders nor negative strides.
-        values = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
-    if values.is_complex():
-        raise MatchingError(f"expected real numbers, found dtype {values.dtype}")
-    # float32 holds integers of 24 bits.
-    wide = not values.is_floating_point() and values.dtype.itemsize > 2
-    return values.detach().to(torch.promote_types(values.dtype, torch.float64 if wide else torch.float32))
 
 
 def rescaled(tokens: Tensor) -> tuple[Tensor, float]:
@@ -64,12 +41,3 @@ def in_half_precision(tokens: Tensor) -> tuple[Tensor, float]:
     unit = 2.0 ** math.frexp(largest / _LARGEST_HALF)[1] if largest else 1.0
     half = (tokens / unit).to(torch.float16)
     return half if tokens.is_cuda else half.to(tokens.dtype), unit
-
-
-def first_nonfinite(tokens: Tensor) -> int | None:
-    """The first image of tokens (N, S, C) that holds NaN or infinity, or None."""
-    # A finite sum has finite terms: one cheap pass. A sum may overflow, so others are looked at closely.
-    if torch.isfinite(tokens.sum()):
-        return None
-    bad = (~torch.isfinite(tokens)).flatten(1).any(dim=1)
-    return int(bad.nonzero()[0, 0]) if bool(bad.any()) else None

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.arrays import real_tensor
 from rsm_probe.devices import in_halves
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
-from rsm_probe.matching.inputs import real_tensor, rescaled
+from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
 from rsm_probe.matching.registry import get_matching
 
@@ -136,7 +137,7 @@ def match_affinity(
             needs tokens.
     """
     _, method = get_matching(matching)
-    given = real_tensor(affinity)
+    given = real_tensor(affinity, "affinity", MatchingError)
     if given.ndim not in (2, 3) or 0 in given.shape[-2:]:
         raise MatchingError(f"an affinity has shape (S, T) or (B, S, T) with S, T >= 1, found {tuple(given.shape)}")
     _require_finite(given, "affinity")
@@ -189,7 +190,7 @@ def _certified(answer: Match, rows_of: Callable[[np.ndarray], np.ndarray], colum
 
 
 def _tokens(values: Tensor | np.ndarray, name: str) -> Tensor:
-    matrix = real_tensor(values).cpu()
+    matrix = real_tensor(values, name, MatchingError).cpu()
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise MatchingError(f"{name} must hold tokens (S, C) of one image, found shape {tuple(matrix.shape)}")
     _require_finite(matrix, name)

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from rsm_probe.devices import full_precision
-from rsm_probe.errors import MatchingError, require_whole
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import MatchingError
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
 

@@ -15,7 +15,8 @@ import xarray as xr
 from tqdm import tqdm
 
 from rsm_probe.devices import find_device
-from rsm_probe.errors import CostError, RepresentationError, StorageError, require_whole
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import CostError, RepresentationError, StorageError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.centering import Centering, check_centering

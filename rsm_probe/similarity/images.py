@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.errors import ComparisonError, MatchingError, RepresentationError, StorageError
-from rsm_probe.matching.inputs import first_nonfinite, real_tensor
+from rsm_probe.arrays import first_nonfinite, real_tensor
+from rsm_probe.errors import ComparisonError, RepresentationError, StorageError
 from rsm_probe.similarity.centering import Centering, subtract_mean
 from rsm_probe.similarity.rsm import image_names
 from rsm_probe.storage.captures import CapturedLayer
@@ -131,10 +131,7 @@ def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[T
     """
     if not isinstance(values, Tensor | np.ndarray):
         raise RepresentationError(f"{name} must be an array of tokens (N, S, C), found {type(values).__name__}")
-    try:
-        tokens = real_tensor(values)
-    except MatchingError as error:
-        raise RepresentationError(f"{name}: {error}") from None
+    tokens = real_tensor(values, name, RepresentationError)
     if tokens.ndim != 3 or 0 in tokens.shape:
         raise RepresentationError(f"{name} must hold tokens (N, S, C), found shape {tuple(tokens.shape)}")
     names = image_names(ids, len(tokens), "ids" if name == "z" else f"{name}_ids")

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rsm_probe.devices import find_device
-from rsm_probe.errors import ComparisonError, CostError, RepresentationError, require_whole
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import ComparisonError, CostError, RepresentationError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.centering import Centering, check_centering

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from rsm_probe.devices import block_bytes
-from rsm_probe.errors import CostError, require_whole
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import CostError
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs

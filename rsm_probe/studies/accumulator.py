@@ -15,7 +15,7 @@ import xarray as xr
 from rsm_probe.comparison.cka import cka_grid, get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
 from rsm_probe.errors import ComparisonError, RepresentationError
-from rsm_probe.matching.inputs import first_nonfinite
+from rsm_probe.arrays import first_nonfinite
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.tokens import Representation, require_finite

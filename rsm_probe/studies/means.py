@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import RepresentationError
-from rsm_probe.matching.inputs import first_nonfinite
+from rsm_probe.arrays import first_nonfinite
 from rsm_probe.probe.tokens import Representation, require_finite
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
 from rsm_probe.studies.probed import Probed, walk

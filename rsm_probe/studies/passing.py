@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.devices import find_device
-from rsm_probe.errors import ImageError, ModelError, nearest, require_whole
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import ImageError, ModelError, nearest
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.tokens import Representation

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from rsm_probe.errors import ModelError, StorageError
-from rsm_probe.matching.inputs import first_nonfinite
+from rsm_probe.arrays import first_nonfinite
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.layers import Layers
