@@ -67,6 +67,8 @@ class Probe:
     Attributes:
         representations: layer name -> `Representation`, or what `reduce` made of it, in forward order; empty before the
             first forward pass.
+        passes: number of forward passes captured since the probe was made, over all its `with` blocks; the pass over
+            `example` does not count. Two equal numbers mean the same pass.
         skipped: layers that a pattern or "all" matched but that could not be captured, each with the reason.
         notes: layers of whose output a part was left out, each with what it was.
 
@@ -98,6 +100,7 @@ class Probe:
         self._graph = graph.GraphLayers(self._plain, operations) if operations else None
         self.selections += [Selection(f"{graph.PREFIX}{name}", "") for name in operations]
         self.representations: dict[str, Any] = {}
+        self.passes = 0
         self.skipped: dict[str, str] = {}
         self.notes: dict[str, str] = {}
         self._example = example
@@ -114,7 +117,7 @@ class Probe:
         self._thread = threading.get_ident()
         self._warned = False
         self._passes, self._outside = 0, ""
-        self._in_graph = self._running = False
+        self._in_graph = self._running = self._showing = False
         self._evidence = Evidence()
         self._reset()
 
@@ -160,14 +163,17 @@ class Probe:
         self._calls = Calls(self.selections, self._modules)
 
     def _run_example(self) -> None:
-        example = self._example
-        with torch.no_grad(), evaluating(self.model):
-            if isinstance(example, Mapping):
-                self.model(**example)
-            elif isinstance(example, tuple):
-                self.model(*example)
-            else:
-                self.model(example)
+        example, self._showing = self._example, True
+        try:
+            with torch.no_grad(), evaluating(self.model):
+                if isinstance(example, Mapping):
+                    self.model(**example)
+                elif isinstance(example, tuple):
+                    self.model(*example)
+                else:
+                    self.model(example)
+        finally:
+            self._showing = False
 
     # Hooks are methods that return None: any other value would replace the module's output.
 
@@ -260,6 +266,7 @@ class Probe:
         self._evidence.end(self._fired)
         self.representations, self.skipped = self._calls.collect()
         self.notes = self._evidence.notes
+        self.passes += not self._showing
         self._calls = Calls(self.selections, self._modules)
         if followed and not self._warned:
             self._warned = self._warn()

@@ -199,6 +199,25 @@ def test_each_forward_pass_replaces_the_representations_and_leaves_those_kept_fr
     assert not torch.equal(second, first[:2])
 
 
+def test_passes_are_counted_as_they_are_captured(resnet18, images):
+    probe = Probe(resnet18, "layer1", example=images[:1])
+    assert probe.passes == 0
+    with torch.no_grad():
+        with probe:
+            assert probe.passes == 0
+            resnet18(images)
+            assert probe.passes == 1
+            with pytest.raises(RuntimeError):
+                resnet18(images[:, :2])
+            assert probe.passes == 1
+            resnet18(images)
+            assert probe.passes == 2
+        # Never the same number for two passes.
+        with probe:
+            resnet18(images)
+    assert probe.passes == 3
+
+
 def test_a_failed_forward_leaves_no_representations_of_the_pass_before(resnet18, images):
     with torch.no_grad(), Probe(resnet18, "layer1") as probe:
         resnet18(images)
