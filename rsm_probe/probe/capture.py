@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rsm_probe.devices import find_device
+from rsm_probe.arrays import first_nonfinite
 from rsm_probe.checks import require_whole
+from rsm_probe.devices import find_device
 from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, StorageError, repeated
 from rsm_probe.matching.identity import squared_norms
-from rsm_probe.arrays import first_nonfinite
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.tokens import Representation, require_finite

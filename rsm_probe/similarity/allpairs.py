@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from rsm_probe.devices import find_device
 from rsm_probe.checks import require_whole
+from rsm_probe.devices import find_device
 from rsm_probe.errors import CostError, RepresentationError, StorageError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
@@ -36,7 +36,8 @@ from rsm_probe.similarity.tiles import (
 )
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.chunks import ChunkStore
-from rsm_probe.storage.files import absolute, open_dataset
+from rsm_probe.storage.files import open_dataset
+from rsm_probe.storage.places import absolute
 from rsm_probe.storage.settings import differences, other_image
 from rsm_probe.storage.space import format_bytes, format_seconds, parse_bytes, require_space
 

@@ -24,7 +24,7 @@ from rsm_probe.similarity.moved import Moved
 from rsm_probe.storage.captures import KIND as CAPTURE
 from rsm_probe.storage.captures import Capture, CapturedLayer
 from rsm_probe.storage.chunks import ChunkStore
-from rsm_probe.storage.files import absolute
+from rsm_probe.storage.places import absolute
 
 KIND = "pairs"
 _moved = Moved()

@@ -18,8 +18,9 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.files import is_url, located, require_plain
+from rsm_probe.storage.files import require_plain
 from rsm_probe.storage.locks import sole_writer
+from rsm_probe.storage.places import is_url, located
 
 Selection = tuple[slice, ...]
 # What storage answers with: files, the network, checksums that do not match, metadata that is none. The errors of

@@ -22,6 +22,7 @@ import xarray as xr
 import zarr
 
 from rsm_probe.errors import StorageError
+from rsm_probe.storage.places import is_url, located
 
 Arrays = dict[str, np.ndarray]
 
@@ -61,16 +62,6 @@ def open_dataset(path: str | Path) -> xr.Dataset:
             return dataset.assign_coords(fixed)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise StorageError(f"{path} is no readable Zarr dataset: {error}") from error
-
-
-def located(where: str | Path) -> str:
-    """A path or URL as text; of local files, always the path."""
-    return str(where).removeprefix("file://")
-
-
-def is_url(where: str | Path) -> bool:
-    """Whether something lies behind a URL, and not in this machine's file system."""
-    return "://" in located(where)
 
 
 def require_plain(array: zarr.Array, where: str | Path) -> None:
@@ -174,8 +165,3 @@ def replacing(path: Path) -> Iterator[Path]:
         for left in (fresh, stale):
             with suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-
-
-def absolute(where: str | Path) -> str:
-    """A path as processes that began in other folders find it; URLs are found from everywhere."""
-    return str(where) if is_url(where) else str(Path(located(where)).absolute())

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.files import is_url, located
+from rsm_probe.storage.places import is_url, located
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from rsm_probe.errors import CostError, StorageError
-from rsm_probe.storage.files import is_url, located
+from rsm_probe.storage.places import is_url, located
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 

@@ -28,7 +28,8 @@ from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.kernels import check_kernel, get_kernel
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.captures import CapturedLayer
-from rsm_probe.storage.files import absolute, load_json, save_json, save_text
+from rsm_probe.storage.files import load_json, save_json, save_text
+from rsm_probe.storage.places import absolute
 from rsm_probe.storage.space import parse_bytes
 from rsm_probe.studies.entries import ImagesConfig, ModelConfig, known
 from rsm_probe.studies.provenance import provenance
