@@ -26,9 +26,9 @@ def require_whole(value: Any, name: str, least: int, error: type[RsmProbeError],
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise error(f"{name} must be a whole number, found {brief(value)}")
     if value < least:
-        raise error(f"{name} must be at least {least}, found {value}")
+        raise error(f"{name} must be at least {least}, found {brief(int(value))}")
     if most is not None and value > most:
-        raise error(f"{name} must be at most {most}, found {value}")
+        raise error(f"{name} must be at most {most}, found {brief(int(value))}")
 
 
 def require_seed(value: Any, name: str, error: type[RsmProbeError]) -> None:
@@ -89,10 +89,8 @@ def require_text(value: Any, name: str, error: type[RsmProbeError]) -> str:
         raise error(f"{name} must be text, found {brief(value)} ({type(value).__name__}){hint}")
     if "\0" in value:
         raise error(f"{name} holds a NUL character: {brief(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise error(f"{name} is not valid Unicode (a file name that is not UTF-8?): {brief(value)}") from None
+    if not _is_unicode(value):
+        raise error(f"{name} is not valid Unicode (a file name that is not UTF-8?): {brief(value)}")
     return str(value)
 
 
@@ -104,11 +102,28 @@ def require_texts(values: Any, name: str, error: type[RsmProbeError]) -> list[st
     """
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise error(f"{name} must be a sequence of texts, found {brief(values)} ({type(values).__name__})")
-    return [require_text(value, f"{name}[{place}]", error) for place, value in enumerate(values)]
+    texts = list(values)
+    # Millions of ids are checked at once; only where something is wrong, one by one for its place.
+    if all(type(text) is str for text in texts):
+        together = "".join(texts)
+        if "\0" not in together and (together.isascii() or _is_unicode(together)):
+            return texts
+    return [require_text(value, f"{name}[{place}]", error) for place, value in enumerate(texts)]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def brief(value: Any, most: int = 80) -> str:
     """How a value is written, cut where it would flood a message."""
     # Of long text, only what is shown is escaped.
-    text = repr(value[:most] if isinstance(value, str | bytes) else value)
+    try:
+        text = repr(value[:most] if isinstance(value, str | bytes) else value)
+    except (ValueError, RecursionError):  # Python writes no numbers of thousands of digits, nor lists so deeply nested
+        text = f"a value of type {type(value).__name__} that is too large to be written here"
     return text if len(text) <= most else f"{text[:most]}..."

@@ -69,5 +69,6 @@ def look_up(name: Any, table: Mapping[str, _Entry], what: str, error: type[RsmPr
         RsmProbeError: of the given kind, where there is none of that name; the message holds the known ones.
     """
     if not isinstance(name, str) or name not in table:
-        raise error(f"unknown {what} {name!r}{nearest(str(name), table)} (known: {', '.join(table)})")
+        shown = repr(name[:80]) if isinstance(name, str) else repr(name)[:80]
+        raise error(f"unknown {what} {shown}{nearest(str(name), table)} (known: {', '.join(table)})")
     return table[name]
