@@ -51,8 +51,8 @@ class Locations:
         return self.tokens.cpu()
 
     @cached_property
-    def half(self) -> tuple[Tensor, float]:
-        """The tokens rounded to half precision, and the unit to multiply them with."""
+    def half(self) -> tuple[Tensor, np.ndarray]:
+        """The tokens rounded to half precision, and the units (N,) of the images."""
         return in_half_precision(self.tokens)
 
     @cached_property

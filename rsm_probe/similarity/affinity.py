@@ -114,10 +114,11 @@ class Affinities:
         self.on_device, self.reads, self.device = on_device, reads, x.tokens.device
         self.pair_bytes = x.count * y.count * x.tokens.element_size() if reads else 0
         self.pairs_per_block = _most_on_device(x, y) if on_device else pairs_per_block(x.tokens, y.tokens)
-        self.x, self.y, self._unit = x.tokens, y.tokens, 1.0
+        self.x, self.y = x.tokens, y.tokens
+        self._units: tuple[np.ndarray, np.ndarray] | None = None
         if reads and precision == "float16":
-            (self.x, unit_x), (self.y, unit_y) = x.half, y.half
-            self._unit = unit_x * unit_y
+            (self.x, units_x), (self.y, units_y) = x.half, y.half
+            self._units = units_x, units_y
         self._stream = None
         if self.device.type == "cuda":
             self._stream = _stream(self.device)
@@ -192,7 +193,10 @@ class Affinities:
     def _products(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool) -> Tensor:
         with full_precision(self.device):
             values = self._multiplied(rows, columns, one_by_one)
-        return values if self._unit == 1 else values.mul_(self._unit)
+        if self._units is None:
+            return values
+        units = self._units[0][rows] * self._units[1][columns]
+        return values.mul_(torch.from_numpy(units).to(values)[:, None, None])
 
     def _multiplied(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool) -> Tensor:
         if one_by_one:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsm_probe.matching.bounds import Summaries
 from rsm_probe.matching.identity import squared_norms
-from rsm_probe.matching.inputs import rescaled
+from rsm_probe.matching.inputs import each_rescaled
 from rsm_probe.matching.protocol import Locations, Matching
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.images import Images, centred_tokens
@@ -23,14 +23,19 @@ class Block:
     """Some images in memory, ready to be matched.
 
     Attributes:
-        images: their tokens, centred, on the device, in a unit of their own.
+        images: their tokens, centred, on the device, each image in a unit of its own.
         norms: |x|^2 (n,), in the unit of the representations.
-        unit: what tokens are to be multiplied with.
+        units: what the tokens of each image are to be multiplied with (n,).
     """
 
     images: Locations
     norms: np.ndarray
-    unit: float
+    units: np.ndarray
+
+    def summaries(self, summaries: Summaries) -> Tensor:
+        """The summaries (n, L) of the images, in the unit of the representations."""
+        found = summaries.of(self.images.tokens)
+        return found * torch.from_numpy(self.units).to(found.device)[:, None]
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,10 @@ class Reading:
         tokens = torch.empty((len(numbers), *images.shape[1:]), dtype=self.dtype, device=self.device)
         for start in range(0, len(numbers), self.at_once):
             tokens[start : start + self.at_once] = self.tokens(images, numbers[start : start + self.at_once])
-        tokens, unit = rescaled(tokens)
+        tokens, units = each_rescaled(tokens)
         ready = Locations(tokens, images.grid)
         self.method.prepare(ready)
-        return Block(ready, squared_norms(tokens) * unit**2, unit)
+        return Block(ready, squared_norms(tokens) * units**2, units)
 
     def tokens(self, images: Images, numbers: np.ndarray) -> Tensor:
         """Their tokens (n, S, C), centred, in main memory."""
@@ -126,7 +131,7 @@ class Database:
         if start in self._summarised:
             return self._summarised[start]
         block = self.block(start)
-        found = self._summaries.of(block.images.tokens) * block.unit
+        found = block.summaries(self._summaries)
         if self._keeps_summaries:
             self._summarised[start] = found
         return found

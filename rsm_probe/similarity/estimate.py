@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from rsm_probe.devices import in_halves
+from rsm_probe.matching.inputs import each_rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
 from rsm_probe.similarity.affinity import served_alike
 
@@ -33,7 +34,7 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
     if x.shape[1] == 1 or method.at_once:
         return 0.0
     scale = max(1.0, x.shape[1] / _SAMPLE_LOCATIONS) ** method.growth
-    images = Locations(x[:, :_SAMPLE_LOCATIONS].contiguous())
+    images = Locations(each_rescaled(x[:, :_SAMPLE_LOCATIONS].contiguous())[0])
     method.prepare(images)
     on_device = method.on_device(x.device, x.dtype, x.shape[1], at_once)
     ((source, _),) = served_alike({method.name: method}, images, images, at_once, on_device)

@@ -108,7 +108,7 @@ class Hopeful:
         with _turns if self.source.on_device else nullcontext():
             affinity = self.source.block(rows, columns, one_by_one=True).affinity()
             if affinity is not None and self.method.one_to_one:
-                bounds = _best_answers(affinity) * (self.block.unit * self.other.unit)
+                bounds = _best_answers(affinity) * (self.block.units[rows] * self.other.units[columns])
                 norms = self.block.norms[rows], self.other.norms[columns]
                 hopeful = _similarities(self.kernel, bounds, *norms, self.method.precision) >= self.least[rows]
                 rows, columns = rows[hopeful], columns[hopeful]
@@ -125,7 +125,7 @@ class Hopeful:
             # One pair at a time: what two images add up to must not depend on who stands beside them in memory.
             aligned = _aligned_products(x, rows, y, columns, isinstance(affinity, Tensor))
         found = solve_over(self.method, Pairs(rows, columns, x, y, affinity), aligned)
-        return found.values * (self.block.unit * self.other.unit)
+        return found.values * (self.block.units[rows] * self.other.units[columns])
 
 
 def _similarities(

@@ -14,7 +14,7 @@ from torch import Tensor
 from rsm_probe.devices import in_halves
 from rsm_probe.errors import CostError, MatchingError
 from rsm_probe.matching.identity import Identity, aligned_products, squared_norms
-from rsm_probe.matching.inputs import rescaled
+from rsm_probe.matching.inputs import each_rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, inverted, solve_both_ways
 from rsm_probe.matching.registry import cheap_matchings
 from rsm_probe.similarity.affinity import Block, served_alike
@@ -132,8 +132,8 @@ def match_tile(
     """
     if permutations and not method.one_to_one:
         raise MatchingError(f"{method.name} is a score, which pairs nothing: there are no permutations to keep")
-    scaled_x, unit_x = rescaled(x.contiguous())
-    scaled_y, unit_y = (scaled_x, unit_x) if y is None else rescaled(y.contiguous())
+    scaled_x, units_x = each_rescaled(x.contiguous())
+    scaled_y, units_y = (scaled_x, units_x) if y is None else each_rescaled(y.contiguous())
     left = Locations(scaled_x, grids[0])
     right = left if y is None else Locations(scaled_y, grids[1])
     norms_x = squared_norms(scaled_x)
@@ -161,13 +161,13 @@ def match_tile(
     tile = Tile(products, bounds, norms_x, norms_y, found)
     if y is None:
         tile = _mirrored(tile, method.one_to_one, left.count)
-    unit = unit_x * unit_y
+    units = units_x[:, None] * units_y
     return replace(
         tile,
-        products=tile.products * unit,
-        bounds=tile.bounds * unit,
-        norms_x=norms_x * unit_x**2,
-        norms_y=norms_y * unit_y**2,
+        products=tile.products * units,
+        bounds=tile.bounds * units,
+        norms_x=norms_x * units_x**2,
+        norms_y=norms_y * units_y**2,
     )
 
 

@@ -18,7 +18,7 @@ from rsm_probe.devices import block_bytes
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import CostError
 from rsm_probe.matching.identity import aligned_products, squared_norms
-from rsm_probe.matching.inputs import rescaled
+from rsm_probe.matching.inputs import each_rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs
 from rsm_probe.similarity.affinity import Affinities, Block, pairs_per_block, served_alike
 from rsm_probe.similarity.matched import affinity_bytes, is_identity, solve_over
@@ -87,8 +87,8 @@ class PairMatcher:
     def _submit(
         self, x: Tensor, y: Tensor | None, methods: Mapping[str, Matching], grid: tuple[int, ...] | None
     ) -> PendingProducts:
-        scaled_x, unit_x = rescaled(x)
-        scaled_y, unit_y = (scaled_x, unit_x) if y is None else rescaled(y.to(x))
+        scaled_x, units_x = each_rescaled(x)
+        scaled_y, units_y = (scaled_x, units_x) if y is None else each_rescaled(y.to(x))
         left = Locations(scaled_x, grid)
         right = left if y is None else Locations(scaled_y, grid)
         # The same numbers, to the last bit, for all that is measured against them.
@@ -105,7 +105,7 @@ class PairMatcher:
                 unsolved[label] = method
         norms_x = squared_norms(scaled_x)
         norms_y = norms_x if y is None else squared_norms(scaled_y)
-        pending = PendingProducts(products, (unit_x, unit_y), (norms_x, norms_y), methods)
+        pending = PendingProducts(products, (units_x, units_y), (norms_x, norms_y), methods)
         if not unsolved:
             self._count(_pair_count(left, right))
             return pending
@@ -210,13 +210,13 @@ class PendingProducts:
     def __init__(
         self,
         products: dict[str, np.ndarray],
-        units: tuple[float, float],
+        units: tuple[np.ndarray, np.ndarray],
         norms: tuple[np.ndarray, np.ndarray],
         methods: Mapping[str, Matching],
     ) -> None:
         self.futures: list[Future[None]] = []
         self._products = products
-        self._unit = units[0] * units[1]
+        self._units = units[0][:, None] * units[1]
         self._norms = norms
         rows = norms[0] * units[0] ** 2
         self.squared_norms = rows, rows if norms[1] is norms[0] else norms[1] * units[1] ** 2
@@ -238,7 +238,7 @@ class PendingProducts:
         self.futures = []
         # What workers set for themselves, PyTorch also takes as the default of threads that others start later.
         torch.set_num_threads(torch.get_num_threads())
-        return {label: self._completed(label) * self._unit for label in self._products}
+        return {label: self._completed(label) * self._units for label in self._products}
 
     def _completed(self, label: str) -> np.ndarray:
         products = self._products[label]

@@ -12,6 +12,7 @@ import torch
 from rsm_probe.devices import token_bytes
 from rsm_probe.matching.bounds import Summaries
 from rsm_probe.matching.identity import aligned_products
+from rsm_probe.matching.inputs import each_rescaled
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.similarity.affinity import Affinities
 from rsm_probe.similarity.centering import Centering
@@ -90,7 +91,7 @@ class Search:
         self.counts, self.sigma2 = Counts(), None
         first = slice(0, 1)
         dtype = torch.promote_types(queries.tokens(first).dtype, images.tokens(first).dtype)
-        some = centred_tokens(images, slice(0, min(_SAMPLE, len(images))), images, centering)
+        some, _ = each_rescaled(centred_tokens(images, slice(0, min(_SAMPLE, len(images))), images, centering))
         locations = max(queries.shape[1], images.shape[1])
         self._summaries = Summaries.fit(some, locations)
         each = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
@@ -213,7 +214,7 @@ class Search:
                 found = aligned_products(block.images.tokens, other.images.tokens)
             else:
                 found = self.method.products(block.images, other.images)
-            products[:, start : start + len(other.norms)] = found * (block.unit * other.unit)
+            products[:, start : start + len(other.norms)] = found * (block.units[:, None] * other.units)
         self.counts.matchings += products.size
         return products
 
@@ -266,7 +267,7 @@ class Search:
     def _bounds(self, block: Block) -> np.ndarray:
         """What no matching exceeds, of all pairs of some queries with the database (n, M)."""
         bounds = np.full((len(block.images), len(self.images)), np.inf)
-        summaries = self._summaries.of(block.images.tokens) * block.unit
+        summaries = block.summaries(self._summaries)
         for start in self._database.held_first(self._database.starts):
             if not self.method.one_to_one:
                 self._database.block(start)  # its norms are known from now on
