@@ -119,6 +119,26 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def require_flag(value: Any, name: str, error: type[RsmProbeError]) -> None:
+    """Refuses anything but True and False.
+
+    Raises:
+        RsmProbeError: of the given kind.
+    """
+    if type(value).__name__ not in ("bool", "bool_"):  # bool_ is NumPy's
+        raise error(f"{name} must be True or False, found {brief(value)}")
+
+
+def require_callable(value: Any, name: str, error: type[RsmProbeError]) -> None:
+    """Refuses what cannot be called.
+
+    Raises:
+        RsmProbeError: of the given kind.
+    """
+    if not callable(value):
+        raise error(f"{name} must be a function, found {brief(value)} ({type(value).__name__})")
+
+
 def brief(value: Any, most: int = 80) -> str:
     """How a value is written, cut where it would flood a message."""
     # Of long text, only what is shown is escaped.

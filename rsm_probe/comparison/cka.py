@@ -1,8 +1,8 @@
 """Centred kernel alignment between RSMs, for one pair and for any number at once.
 
 HSIC of either kind is an inner product of centred matrices. An estimator therefore turns each RSM into one row of
-numbers; a single matrix product of such rows gives all values between any number of RSMs, and rows of one mini-batch
-after another add up to the sums that mini-batch CKA divides.
+numbers; a single matrix product of such rows gives all values between any number of RSMs. Mini-batch CKA divides sums of
+these values over batches, each times what its estimator divided it by, so that a batch counts by its pairs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Estimator(ABC):
 
         first, second = np.triu_indices(count, 0 if self._diagonal else 1)
         counted = np.where(first == second, weights[first], 2 * weights[first] * weights[second])
-        scale = np.sqrt(counted * self._normaliser(count))
+        scale = np.sqrt(counted / self.divisor(count))
         raw = rsms[:, first, second]
         centred = (raw - parts[:, first] - parts[:, second]) * scale
         raw *= scale
@@ -77,8 +77,8 @@ class Estimator(ABC):
 
     @staticmethod
     @abstractmethod
-    def _normaliser(count: int) -> float:
-        """What turns the sum over pairs into HSIC."""
+    def divisor(count: int) -> float:
+        """What HSIC divides a sum over pairs of images by: the weight of a batch of so many images in a sum."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,9 @@ class Unbiased(Estimator):
     _diagonal: ClassVar[bool] = False
 
     @staticmethod
-    def _normaliser(count: int) -> float:
-        return 1.0 / (count * (count - 3))
+    def divisor(count: int) -> float:
+        """n (n-3)."""
+        return float(count * (count - 3))
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ class Biased(Estimator):
     _diagonal: ClassVar[bool] = True
 
     @staticmethod
-    def _normaliser(count: int) -> float:
-        return 1.0 / (count - 1) ** 2
+    def divisor(count: int) -> float:
+        """(n-1)^2."""
+        return float((count - 1) ** 2)
 
 
 _ESTIMATORS: dict[str, Estimator] = {estimator.name: estimator for estimator in (Unbiased(), Biased())}
@@ -174,7 +176,7 @@ def cka_grid(hsics: np.ndarray) -> np.ndarray:
     """All CKA values from all HSIC values, or from their sums over mini-batches.
 
     Args:
-        hsics: shape (R, R), HSIC of every RSM with every other.
+        hsics: shape (R, R), HSIC of every RSM with every other, times any positive number.
 
     Returns:
         Shape (R, R); NaN in the rows and columns of RSMs whose HSIC with themselves is not above 0.

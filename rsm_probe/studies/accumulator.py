@@ -12,27 +12,41 @@ import numpy as np
 import torch
 import xarray as xr
 
-from rsm_probe.comparison.cka import cka_grid, get_estimator
+from rsm_probe.arrays import first_nonfinite
+from rsm_probe.checks import require_callable, require_text, require_texts
+from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
 from rsm_probe.errors import ComparisonError, RepresentationError
-from rsm_probe.arrays import first_nonfinite
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.tokens import Representation, require_finite
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.pairs import PairMatcher
 from rsm_probe.studies.means import Means
-from rsm_probe.studies.names import check_kept, first_difference, is_kept, require_distinct, several
-from rsm_probe.studies.probed import Probed, walk
+from rsm_probe.studies.names import (
+    check_kept,
+    first_difference,
+    is_kept,
+    kept_names,
+    require_distinct,
+    rsm_keys,
+    several,
+)
+from rsm_probe.studies.probed import Probed, TakenPasses, naming, require_one_batch, walk
 from rsm_probe.studies.result import BatchRsms, SweepResult
 from rsm_probe.studies.submitted import Batch, Submitted
+from rsm_probe.studies.sums import Sums
 
 
 class Accumulator:
     """Collects RSMs batch by batch and compares every one with every other: layers, models, matchings, kernels.
 
-    Only sums are kept, so memory does not grow with the number of images. Pairs are matched by worker threads while the
-    device computes the affinities of further pairs and, where it is not the CPU, the next batch.
+    Only sums are kept, so memory does not grow with the number of images. They run over pairs of images, so that batches
+    of different sizes count by their pairs. Pairs are matched by worker threads while the device computes the affinities
+    of further pairs and, where it is not the CPU, the next batch.
+
+    One last batch may be too small for an estimator (4 images for "unbiased", 2 for "biased"), as a data loader leaves
+    it: it is left out for all estimators, and of `images`, with a warning. A batch after it is an error.
 
     Example:
         >>> accumulator = Accumulator(matchings=("identity", "optimal"))
@@ -54,9 +68,10 @@ class Accumulator:
         on_pairs: called with the number of pairs whenever some were matched.
 
     Attributes:
-        batches: finished mini-batches.
-        images: images in them.
         kept: RSMs of finished mini-batches, where no `on_batch` takes them.
+
+    Raises:
+        RsmProbeError: an argument of the wrong kind, an unknown name, or one that comes twice.
     """
 
     def __init__(
@@ -81,17 +96,33 @@ class Accumulator:
             for label, method in self.methods.items():
                 check_kernel(kernel, label, method.one_to_one)
         self.estimators = [get_estimator(estimator) for estimator in several(estimators, "estimators")]
+        require_distinct("estimators", [estimator.name for estimator in self.estimators])
+        if not isinstance(means, Means | None):
+            raise RepresentationError(f"means must be a Means of a first pass, found {type(means).__name__}")
         self.means = means
-        self.batches = 0
-        self.images = 0
         self.kept: list[BatchRsms] = []
-        self.keep = [keep] if isinstance(keep, str) else list(keep)
+        self.keep = kept_names(keep)
+        if on_batch is not None:
+            require_callable(on_batch, "on_batch", ComparisonError)
+        require_callable(on_pairs, "on_pairs", ComparisonError)
         self.on_batch = on_batch or self._collect
+        self._sums = Sums(self.estimators)
         self._keys: list[RsmKey] = []
-        self._sums: dict[str, np.ndarray] = {}
-        self._smallest = np.empty(0)
+        self._taken = TakenPasses()
         self._waiting: list[Batch] = []
-        self._matcher = PairMatcher(workers, memory, on_pairs)
+        self.on_pairs = on_pairs
+        self._matcher = PairMatcher(workers, memory, lambda count: self.on_pairs(count))
+        self.workers, self.memory = self._matcher.workers, self._matcher.memory
+
+    @property
+    def batches(self) -> int:
+        """Number of finished mini-batches."""
+        return self._sums.batches
+
+    @property
+    def images(self) -> int:
+        """Number of images in them."""
+        return self._sums.images
 
     def __enter__(self) -> Self:
         return self
@@ -120,16 +151,26 @@ class Accumulator:
         Raises:
             RepresentationError: NaN or infinity (the message names layer and image), or another number of images than
                 in another layer.
-            ComparisonError: too few images for an estimator; layers that differ from the batch before.
-            LayerError: `keep` names a layer that is not there.
+            ComparisonError: layers that differ from the batch before; a first batch that is too small for an estimator,
+                or a batch after one that was.
+            LayerError: nothing was captured, or a pass that was taken already; `keep` names a layer that is not there.
+            MatchingError: tokens that a matching cannot take, such as those beyond 1e150.
             CostError: one affinity alone exceeds the memory budget.
         """
-        layers = list(walk(probed))
-        counts = [
-            (model, layer, part.count if isinstance(part, Submitted) else len(part.tokens))
-            for model, layer, part in layers
-        ]
-        self._check_batch(counts, ids, labels)
+        self._taken.require_new(probed)
+        self._sums.require_open()
+        layers = walk(probed, Submitted)
+        count = require_one_batch(
+            [(m, n, part.count if isinstance(part, Submitted) else len(part.tokens)) for m, n, part in layers],
+            ids := require_texts(ids, "ids", RepresentationError),
+            labels := require_texts(labels, "labels", RepresentationError),
+        )
+        keys = self._new_keys([(model, layer) for model, layer, _ in layers])
+        if self._sums.too_small(count):
+            self.finish()  # only the last batch may be
+            self._sums.leave_out(count)
+            self._taken.take(probed)
+            return
         submitted = []
         for model, layer, part in layers:
             part = part if isinstance(part, Submitted) else self._submit(model, layer, part)
@@ -140,7 +181,9 @@ class Accumulator:
                 )
             require_finite(model, layer, part.bad, ids)
             submitted.append(part)
-        self._waiting.append(Batch(submitted, list(ids), list(labels)))
+        self._keys = keys
+        self._taken.take(probed)
+        self._waiting.append(Batch(submitted, ids, labels))
         # A device of its own works on the next batch while workers match this one. On the CPU both would share the
         # cores: waiting costs nothing there, and an interruption loses one batch at most.
         while len(self._waiting) > int(any(part.ahead for part in submitted)):
@@ -155,6 +198,7 @@ class Accumulator:
         Args:
             model: the name of the model in `update`.
         """
+        require_text(model, "the name of a model", RepresentationError)
         outlives = self.means is None and not all(method.at_once for method in self.methods.values())
 
         def submit(layer: str, kept: Representation) -> Submitted:
@@ -168,40 +212,20 @@ class Accumulator:
         count, ahead = len(kept.tokens), kept.tokens.device.type != "cpu"
         bad = first_nonfinite(kept.tokens)
         if bad is not None:
-            return Submitted(self, model, count, bad, ahead, None)
+            return Submitted(self, model, layer, count, bad, ahead, None)
         centred = kept.tokens if self.means is None else self.means.subtract(model, layer, kept.tokens)
-        return Submitted(self, model, count, None, ahead, self._matcher.submit(centred, None, self.methods, kept.grid))
+        with naming(model, layer):
+            products = self._matcher.submit(centred, None, self.methods, kept.grid)
+        return Submitted(self, model, layer, count, None, ahead, products)
 
-    def _check_batch(self, layers: list[tuple[str, str, int]], ids: Sequence[str], labels: Sequence[str]) -> None:
-        count = layers[0][2]
-        for estimator in self.estimators:
-            if count < estimator.fewest:
-                raise ComparisonError(
-                    f"a batch of {count} images is too small for {estimator.name} CKA, which needs {estimator.fewest}"
-                )
-        for what, names in (("ids", ids), ("labels", labels)):
-            if len(names) not in (0, count):
-                raise RepresentationError(f"{what} holds {len(names)} names for a batch of {count} images")
-        for model, layer, found in layers:
-            if found != count:
-                raise RepresentationError(
-                    f"layer {layer!r} of model {model!r} holds {found} images, others {count}; "
-                    f"all models must see the same batch"
-                )
-        keys = self._make_keys([(model, layer) for model, layer, _ in layers])
+    def _new_keys(self, layers: list[tuple[str, str]]) -> list[RsmKey]:
+        """What the RSMs of a batch will be, which is the same for all batches."""
+        keys = rsm_keys(layers, list(self.methods), [kernel.name for kernel in self.kernels])
         if self._keys and keys != self._keys:
             raise ComparisonError(
                 f"this batch has other layers than the ones before: {first_difference(self._keys, keys)}"
             )
-        check_kept(self.keep, {layer for _, layer, _ in layers})
-        self._keys = keys
-
-    def _make_keys(self, layers: list[tuple[str, str]]) -> list[RsmKey]:
-        keys, depths = [], dict.fromkeys((model for model, _ in layers), 0)
-        for model, layer in layers:
-            for matching in self.methods:
-                keys += [RsmKey(model, layer, depths[model], matching, kernel.name) for kernel in self.kernels]
-            depths[model] += 1
+        check_kept(self.keep, {layer for _, layer in layers})
         return keys
 
     def finish(self) -> None:
@@ -223,20 +247,11 @@ class Accumulator:
         for part in batch.layers:
             assert part.products is not None
             norms, _ = part.products.squared_norms
-            for products in part.products.result().values():
-                values += [kernel(products, norms, norms, same=True) for kernel in self.kernels]
+            with naming(part.model, part.layer):
+                products = part.products.result().values()
+            values += [kernel(found, norms, norms, same=True) for found in products for kernel in self.kernels]
         stack = np.stack(values)
-        # Matched RSMs need not be positive semi-definite; of the others it is known.
-        ends = [
-            np.linalg.eigvalsh(rsm)[0] if key.matching != "identity" else np.nan
-            for key, rsm in zip(self._keys, stack, strict=True)
-        ]
-        self._smallest = np.fmin(self._smallest, ends) if self.batches else np.array(ends)
-        for estimator in self.estimators:
-            rows = estimator.rows(stack)
-            self._sums[estimator.name] = self._sums.get(estimator.name, 0.0) + rows @ rows.T
-        self.batches += 1
-        self.images += stack.shape[1]
+        self._sums.add(self._keys, stack)
         kept = [k for k, key in enumerate(self._keys) if is_kept(key.layer, self.keep)]
         names = batch.ids or [str(self.images - stack.shape[1] + k) for k in range(stack.shape[1])]
         labels = batch.labels or [""] * stack.shape[1]
@@ -253,22 +268,13 @@ class Accumulator:
             ComparisonError: no batch was seen.
         """
         self.finish()
-        if not self._sums:
+        if not self.batches:
             raise ComparisonError("nothing was compared: no batch was seen")
-        grids = {}
-        for name, sums in self._sums.items():
-            grid = cka_grid(sums)
-            undefined = [
-                key.label() for key, value in zip(self._keys, np.diagonal(grid), strict=True) if np.isnan(value)
-            ]
-            if undefined:
-                warnings.warn(
-                    f"{name} CKA is undefined (NaN) for {len(undefined)} RSMs, which are constant or whose HSIC with "
-                    f"themselves is not above 0, first {undefined[0]}; more images or larger batches may help",
-                    stacklevel=2,
-                )
-            grids[name] = label_grid(grid, self._keys, self._keys)
-        return SweepResult.build(grids, self.kept, self._smallest, images=self.images, batches=self.batches)
+        grids = {name: label_grid(grid, self._keys, self._keys) for name, grid in self._sums.grids().items()}
+        for words in self._sums.remarks():
+            warnings.warn(words, stacklevel=2)
+        counts = {"images": self.images, "batches": self.batches, "left_out": self._sums.left_out or 0}
+        return SweepResult.build(grids, self.kept, self._sums.smallest, **counts)
 
     @property
     def cka(self) -> xr.DataArray:
@@ -277,14 +283,13 @@ class Accumulator:
 
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays of finished batches from which `restore` continues."""
-        keys = np.array([[str(part) for part in key] for key in self._keys], dtype=np.str_)
-        sums = {f"hsic_{name}": value for name, value in self._sums.items()}
-        counts = {"batches": np.array(self.batches), "images": np.array(self.images)}
-        return {**counts, "keys": keys, "smallest": self._smallest, **sums}
+        return self._sums.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from what `state` returned."""
-        self.batches, self.images = int(state["batches"]), int(state["images"])
-        self._keys = [RsmKey.from_texts(texts) for texts in state["keys"]]
-        self._smallest = state.get("smallest", np.full(len(self._keys), np.nan))
-        self._sums = {name.removeprefix("hsic_"): v for name, v in state.items() if name.startswith("hsic_")}
+        """Continues from what `state` returned.
+
+        Raises:
+            ComparisonError: sums of other estimators, or of an earlier version.
+        """
+        self._sums.restore(state)
+        self._keys = self._sums.keys

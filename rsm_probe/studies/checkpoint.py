@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,12 @@ import numpy as np
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.files import load_arrays, load_json, save_arrays, save_json
+from rsm_probe.storage.locks import sole_writer
 from rsm_probe.storage.settings import differences
-from rsm_probe.studies.result import BatchRsms
+from rsm_probe.studies.result import BatchRsms, SweepResult
+
+# What a kill leaves of files that were being replaced.
+_UNFINISHED = re.compile(r"\.(?:settings\.json|(?:sums|means|rsms-\d{6})\.npz|result\.zarr)\.[0-9a-f]{8}")
 
 
 class Checkpoint:
@@ -21,33 +29,101 @@ class Checkpoint:
     Every file is replaced in one step and written before the next one relies on it, so that a kill at any moment
     leaves a state from which the sweep continues to the same numbers.
 
+    One process at a time works in a folder; when it ends, or is killed, the next may continue.
+
     Args:
-        folder: where the files are.
+        out: the folder of the sweep; nothing is made or written before `claim`.
         settings: everything that decides the values of the result.
 
     Raises:
         StorageError: the folder holds the work of other settings; the message names them.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        self.out, self.folder = out, out / "checkpoint"
         self.settings = settings
-        if not (folder / "settings.json").exists():
-            return
-        stored = load_json(folder / "settings.json")
-        changes = differences(stored, settings)
+        self._claimed: tuple[int, ...] | None = None
+        self.require_own()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a sweep has claimed the folder."""
+        return (self.folder / "settings.json").exists()
+
+    def require_own(self) -> None:
+        """Refuses a folder of other settings.
+
+        Raises:
+            StorageError: it is.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise StorageError(f"{self.out} is a file; choose a folder")
+        changes = differences(load_json(self.folder / "settings.json"), self.settings) if self.begun else ""
         if changes:
             raise StorageError(
-                f"{folder.parent} holds a sweep with other settings ({changes}); choose another folder or remove it"
+                f"{self.out} holds a sweep with other settings ({changes}); choose another folder or remove it"
             )
 
+    def finished(self) -> SweepResult | None:
+        """The stored result, or None if there is none.
+
+        Raises:
+            StorageError: it is the result of other settings.
+        """
+        path = self.out / "result.zarr"
+        if not path.exists():
+            return None
+        result = SweepResult.open(path)
+        if result.dataset.attrs.get("settings") != json.dumps(self.settings):
+            raise StorageError(f"{path} is the result of other settings; choose another folder or remove it")
+        return result
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from working in the folder.
+
+        Raises:
+            StorageError: one does; or one claimed the folder for other settings in the meantime.
+        """
+        with sole_writer(self.folder):
+            self.require_own()
+            yield
+
     def claim(self) -> None:
-        """Writes the settings; from now on the folder is theirs.
+        """Writes the settings, within `held`; from now on the folder is theirs.
 
         Raises:
             StorageError: the folder cannot be written.
         """
+        for folder in (self.out, self.folder):
+            for left in folder.iterdir() if folder.is_dir() else ():
+                if _UNFINISHED.fullmatch(left.name):
+                    with suppress(OSError):
+                        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         save_json(self.folder / "settings.json", self.settings)
+        self._claimed = self._identity()
+
+    def _identity(self) -> tuple[int, ...] | None:
+        with suppress(OSError):
+            found = (self.folder / "settings.json").stat()
+            return found.st_dev, found.st_ino, found.st_mtime_ns
+        return None
+
+    def require_there(self) -> None:
+        """Makes sure that the folder is still the one that was claimed.
+
+        Raises:
+            StorageError: somebody removed or replaced it.
+        """
+        if self._identity() != self._claimed:
+            raise StorageError(
+                f"{self.out} was removed or replaced while the sweep was running, and its checkpoint is lost; run it "
+                f"again, in a folder that stays"
+            )
+
+    def file(self, stage: str) -> Path:
+        """Where a stage saves its arrays."""
+        return self.folder / f"{stage}.npz"
 
     def load(self, stage: str) -> dict[str, np.ndarray] | None:
         """The arrays that a stage saved last, or None if it has not begun.
@@ -55,19 +131,25 @@ class Checkpoint:
         Raises:
             StorageError: the file is damaged.
         """
-        file = self.folder / f"{stage}.npz"
+        file = self.file(stage)
         return load_arrays(file) if file.exists() else None
 
     def save(self, stage: str, state: Mapping[str, np.ndarray]) -> None:
         """Replaces the arrays of a stage.
 
         Raises:
-            StorageError: the file cannot be written.
+            StorageError: the file cannot be written; see `require_there`.
         """
-        save_arrays(self.folder / f"{stage}.npz", state)
+        self.require_there()
+        save_arrays(self.file(stage), state)
 
     def save_rsms(self, number: int, rsms: BatchRsms) -> None:
-        """Keeps the RSMs of one mini-batch."""
+        """Keeps the RSMs of one mini-batch.
+
+        Raises:
+            StorageError: as `save`.
+        """
+        self.require_there()
         texts = {
             "keys": np.array([[str(part) for part in key] for key in rsms.keys], dtype=np.str_),
             "ids": np.array(rsms.ids, dtype=np.str_),
@@ -79,8 +161,9 @@ class Checkpoint:
         """The RSMs kept of the first `count` mini-batches.
 
         Raises:
-            StorageError: a file is missing or damaged.
+            StorageError: a file is missing or damaged; see `require_there`.
         """
+        self.require_there()
         kept = []
         for number in range(count):
             stored = load_arrays(self.folder / f"rsms-{number:06d}.npz")
@@ -93,3 +176,13 @@ class Checkpoint:
                 )
             )
         return kept
+
+    def save_result(self, result: SweepResult) -> None:
+        """Stores the result, with the settings that it is of.
+
+        Raises:
+            StorageError: as `save`.
+        """
+        self.require_there()
+        result.dataset.attrs["settings"] = json.dumps(self.settings)
+        result.save(self.out / "result.zarr")

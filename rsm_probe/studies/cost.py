@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rsm_probe.checks import require_number
 from rsm_probe.errors import CostError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import cheap_matchings
@@ -16,6 +17,7 @@ from rsm_probe.probe.tokens import Representation
 from rsm_probe.similarity.estimate import seconds_per_pair
 from rsm_probe.similarity.pairs import queue_bytes
 from rsm_probe.storage.space import format_bytes, format_seconds
+from rsm_probe.studies.probed import naming
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,10 @@ def measure(
     costs = []
     for model, layers in representations.items():
         for layer, kept in layers.items():
-            seconds = {label: seconds_per_pair(kept.tokens, method, 3, at_once) for label, method in methods.items()}
+            with naming(model, layer):
+                seconds = {
+                    label: seconds_per_pair(kept.tokens, method, 3, at_once) for label, method in methods.items()
+                }
             _, locations, channels = kept.tokens.shape
             for label, method in methods.items():
                 if method.on_device(kept.tokens.device, kept.tokens.dtype, locations, at_once):
@@ -166,6 +171,16 @@ def measure(
                 )
             )
     return costs
+
+
+def check_hours(max_hours: float | None) -> None:
+    """Refuses limits that are not a number of hours.
+
+    Raises:
+        CostError: not a finite number above 0, nor None.
+    """
+    if max_hours is not None:
+        require_number(max_hours, "max_hours (None for no limit)", CostError, above=0)
 
 
 def stopwatch(device: torch.device) -> float:

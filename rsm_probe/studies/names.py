@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from rsm_probe.checks import require_text, require_texts
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.errors import ComparisonError, LayerError, nearest, repeated
+
+
+def kept_names(keep: Any) -> list[str]:
+    """What `keep` names, as a list.
+
+    Raises:
+        LayerError: neither text nor several texts.
+    """
+    return (
+        [require_text(keep, "keep", LayerError)] if isinstance(keep, str) else require_texts(keep, "keep", LayerError)
+    )
+
+
+def check_layers(layers: Any) -> str | list[str] | dict[str, str | list[str]]:
+    """Layers for all models, or model name -> layers, as plain text and lists.
+
+    Raises:
+        LayerError: neither.
+    """
+    if isinstance(layers, Mapping):
+        return {
+            require_text(model, "layers=: the name of a model", LayerError): _layers(own, f"layers[{model!r}]")
+            for model, own in layers.items()
+        }
+    return _layers(layers, "layers")
+
+
+def _layers(layers: Any, what: str) -> str | list[str]:
+    return (
+        require_text(layers, what, LayerError) if isinstance(layers, str) else require_texts(layers, what, LayerError)
+    )
 
 
 def is_kept(layer: str, keep: Sequence[str]) -> bool:
@@ -46,6 +78,21 @@ def several(values: Any, what: str) -> list[Any]:
     if not found:
         raise ComparisonError(f"{what} is empty; name at least one")
     return found
+
+
+def rsm_keys(layers: Sequence[tuple[str, str]], matchings: Sequence[str], kernels: Sequence[str]) -> list[RsmKey]:
+    """What the RSMs of a batch are, in the order in which they are made.
+
+    Args:
+        layers: (model, layer) in forward order within a model.
+        matchings: labels.
+        kernels: names.
+    """
+    keys, depths = [], dict.fromkeys((model for model, _ in layers), 0)
+    for model, layer in layers:
+        keys += [RsmKey(model, layer, depths[model], matching, kernel) for matching in matchings for kernel in kernels]
+        depths[model] += 1
+    return keys
 
 
 def first_difference(before: list[RsmKey], now: list[RsmKey]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.devices import find_device
-from rsm_probe.checks import require_whole
+from rsm_probe.checks import require_seed, require_whole
 from rsm_probe.errors import ImageError, ModelError, nearest
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import Layers
@@ -31,7 +31,7 @@ def make_batches(images: ImageSet, batch_size: int, seed: int, estimators: Seque
         ImageError: batches that are too small for the estimators; no whole numbers.
     """
     require_whole(batch_size, "batch_size", 1, ImageError)
-    require_whole(seed, "seed", 0, ImageError)
+    require_seed(seed, "seed", ImageError)
     fewest = max(get_estimator(estimator).fewest for estimator in estimators)
     if batch_size < fewest:
         raise ImageError(

@@ -14,6 +14,7 @@ class Submitted:
     Attributes:
         owner: the accumulator that took it up.
         model: whose layer it is.
+        layer: its name.
         count: number of images.
         bad: the first image that holds NaN or infinity, of which nothing was submitted.
         ahead: whether a device of its own goes on while workers match.
@@ -22,6 +23,7 @@ class Submitted:
 
     owner: object
     model: str
+    layer: str
     count: int
     bad: int | None
     ahead: bool
