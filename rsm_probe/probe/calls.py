@@ -1,14 +1,13 @@
-"""What the layers of one forward pass answered, call by call, and what becomes of it when the pass ends."""
+"""Layer outputs of one forward pass, call by call, and what becomes of them when the pass ends."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from rsm_probe.errors import LayerError
+from rsm_probe.probe.called import Called
 from rsm_probe.probe.layers import Selection
 
 # Stands for a call of which nothing is kept; None may be what a user's own function made of it.
@@ -27,12 +26,12 @@ class Calls:
 
     Args:
         selections: the layers that are wanted.
-        modules: dotted name -> module, for messages that name what can be probed instead.
+        called: for messages that name what can be probed instead.
     """
 
-    def __init__(self, selections: Sequence[Selection], modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, selections: Sequence[Selection], called: Called) -> None:
         self._selections = selections
-        self._modules = modules
+        self._called = called
         self._calls: dict[str, list[_Call]] = {selection.label: [] for selection in selections}
         self._order = 0
 
@@ -68,8 +67,8 @@ class Calls:
     def _chosen(self, selection: Selection) -> list[tuple[int, str, Any]]:
         label, calls = selection.label, self._calls[selection.label]
         if not calls:
-            nearby = self._ran_nearby(selection.module_name)
-            raise LayerError(f"layer {label!r} never ran in this forward pass{nearby}")
+            instead = self._called.instead(selection.module_name)
+            raise LayerError(f"layer {label!r} never ran in this forward pass{instead}")
         if selection.call is not None:
             if selection.call >= len(calls):
                 raise LayerError(
@@ -92,11 +91,3 @@ class Calls:
         if call.representation is NOTHING:
             raise LayerError(call.problem)
         return [(call.order, label, call.representation)]
-
-    def _ran_nearby(self, name: str) -> str:
-        """Names children of a container, or the parent of a leaf: what can be probed in the silent module's place."""
-        children = [f"{name}.{child}" for child, _ in self._modules[name].named_children()][:4]
-        if children:
-            return f"; the model calls its parts by hand: probe {', '.join(map(repr, children))}"
-        parent = name.rpartition(".")[0]
-        return f"; its weights may be used without calling it: probe {parent!r} instead" if parent else ""

@@ -49,7 +49,12 @@ def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo],
 
     Returns:
         The layers, and those that cannot be captured with the reason.
+
+    Raises:
+        ModelError: not a module.
+        LayerError: a model without layers, that runs no hooks, or that does not run on the example.
     """
+    probe = Probe(model, "all")
     try:
         blocks = set(block_names(model))
     except LayerError:
@@ -64,7 +69,6 @@ def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo],
 
         return record
 
-    probe = Probe(model, "all")
     try:
         handles = [module.register_forward_hook(recorder(name)) for name, module in model.named_modules()]
         with torch.no_grad(), warnings.catch_warnings(), probe:

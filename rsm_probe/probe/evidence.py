@@ -112,7 +112,8 @@ class Evidence:
     def _first_on_a_grid(self, parts: list[Any]) -> int | None:
         assert self._provenance is not None
         for place, tensor in enumerate(parts):
-            if isinstance(tensor, Tensor) and tensor.ndim >= 3 and self.batch in tensor.shape[:2]:
+            usable = isinstance(tensor, Tensor) and not tensor.is_nested
+            if usable and tensor.ndim >= 3 and self.batch in tensor.shape[:2]:
                 origin = self._provenance.of(tensor)
                 try:
                     reading = read_origin(origin, self.batch) if isinstance(origin, Tensor) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,12 @@ from torch import fx, nn
 from rsm_probe.errors import LayerError, nearest
 
 PREFIX = "fx:"
+_STATE = threading.local()
+
+
+def is_repeating() -> bool:
+    """Whether the modules that run now in this thread repeat a forward pass for its operations."""
+    return getattr(_STATE, "repeating", False)
 
 
 class GraphLayers:
@@ -53,4 +60,8 @@ class GraphLayers:
                     seen(names[node], result)
                 return result
 
-        Following(self._module).run(*args, *(kwargs[name] for name in inputs if name in kwargs))
+        _STATE.repeating = True
+        try:
+            Following(self._module).run(*args, *(kwargs[name] for name in inputs if name in kwargs))
+        finally:
+            _STATE.repeating = False

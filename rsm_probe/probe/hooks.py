@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import threading
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
@@ -12,20 +10,25 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
+from rsm_probe.checks import brief
 from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe import graph
-from rsm_probe.probe.calls import NOTHING, Calls
-from rsm_probe.probe.evidence import INDEPENDENT, Evidence, declared_prefix
-from rsm_probe.probe.layers import Layers, Selection, resolve
-from rsm_probe.probe.tokens import Layout, Representation, pick_tensor
+from rsm_probe.probe.called import Called
+from rsm_probe.probe.evidence import Evidence
+from rsm_probe.probe.forward_pass import ForwardPass, Reduce
+from rsm_probe.probe.layers import Layers, Selection, layer_specs, resolve
+from rsm_probe.probe.notices import Notices
+from rsm_probe.probe.options import Options
+from rsm_probe.probe.tokens import Layout
 from rsm_probe.probe.wrappers import (
+    Boundary,
     LastLayerSeenError,
-    ending_early,
     evaluating,
+    in_backward,
     named_layers,
     plain_model,
+    require_values,
     run_eagerly,
 )
 
@@ -35,7 +38,12 @@ class Probe:
 
     Inside the `with` block every forward pass replaces `representations`. The model's outputs, its training flags and
     other people's hooks stay as they are; captured tensors are detached copies, safe from later in-place operations.
-    Forward passes in other threads than the one that entered the block are not captured.
+    Forward passes in other threads than the one that entered the block are not captured, nor is what runs again in a
+    backward pass (checkpointed layers).
+
+    Only calls of the model itself are captured. Once a probed layer runs in any other way (another method, such as
+    `encode_image`, a part that is called by itself, another model that shares it), or a pass fails, `representations`
+    is empty until the next pass: what is there always belongs to the last batch that the layers saw.
 
     The first forward pass over inputs of a shape is followed operation by operation, which takes longer: it shows which
     axes hold images, locations and channels, which tokens stand for no location, and the order of the locations.
@@ -54,7 +62,8 @@ class Probe:
             `name[key]` a part of a tuple or dict output; `fx:name` an operation that is no module, at the price of a
             second forward pass, where `torch.fx` can trace the model.
         example: an input for one forward pass at entry, which checks that every layer runs and gives tokens before
-            long work starts: a tensor, a tuple of positional or a mapping of keyword arguments.
+            long work starts: a tensor, a tuple of positional or a mapping of keyword arguments. What it gives is not
+            kept.
         layouts: how to read outputs that nothing else settles, by layer name or glob: "NCHW", "NHWC", "NTC", "TNC",
             "NCT", "NC", or of videos "NCTHW" and "NTHWC".
         stop_early: end each forward pass after the last probed layer, from the second pass on; the model then returns
@@ -73,9 +82,15 @@ class Probe:
         notes: layers of whose output a part was left out, each with what it was.
 
     Raises:
-        LayerError: a name matches no module, or the model runs no hooks (at construction); a named layer never ran or
-            ran more than once (at the end of the forward pass).
-        RepresentationError: a named layer's output is no set of concept vectors (during the forward pass).
+        ModelError: `model` is not a module (at construction).
+        LayerError: a name matches no module, or the model runs no hooks or holds no values (at construction); a named
+            layer never ran or ran more than once (at the end of the forward pass).
+        RepresentationError: a named layer's output is no set of concept vectors (during the forward pass); an option
+            that is none (at construction).
+
+    Warns:
+        UserWarning: once each: modules that compute differently in training mode are in it (call `model.eval()`);
+            layers ran outside of a forward pass; layers of a pattern could not be captured.
     """
 
     def __init__(
@@ -87,39 +102,38 @@ class Probe:
         layouts: Mapping[str, Layout] | None = None,
         stop_early: bool = False,
         dtype: torch.dtype | None = None,
-        reduce: Callable[[str, Representation], Any] | None = None,
+        reduce: Reduce | None = None,
     ) -> None:
+        self._plain = plain_model(model)
         self.model = model
         self.reduce = reduce
-        self._plain = plain_model(model)
         self._modules = named_layers(self._plain)
-        specs = [layers] if isinstance(layers, str) else list(layers)
+        specs = layer_specs(layers, self._modules)
         operations = [spec.removeprefix(graph.PREFIX) for spec in specs if spec.startswith(graph.PREFIX)]
         specs = [spec for spec in specs if not spec.startswith(graph.PREFIX)]
-        self.selections = resolve(self._plain, specs) if specs or not operations else []
+        self.selections = resolve(self._plain, specs) if specs else []
         self._graph = graph.GraphLayers(self._plain, operations) if operations else None
         self.selections += [Selection(f"{graph.PREFIX}{name}", "") for name in operations]
+        self._options = Options.checked(self.selections, layouts, dtype, stop_early, example)
+        if reduce is not None and not callable(reduce):
+            raise RepresentationError(f"reduce must be a function of a layer and what it gave, found {brief(reduce)}")
+        require_values(self._plain)
         self.representations: dict[str, Any] = {}
         self.passes = 0
         self.skipped: dict[str, str] = {}
         self.notes: dict[str, str] = {}
-        self._example = example
-        self._layouts = dict(layouts or {})
-        self._require_known(self._layouts)
-        self._dtype = dtype
-        self._stop_early = stop_early
         self._by_module: dict[str, list[Selection]] = {}
         for selection in self.selections:
             if not selection.label.startswith(graph.PREFIX):
                 self._by_module.setdefault(selection.module_name, []).append(selection)
-        self._open = ExitStack()
-        self._active = False
-        self._thread = threading.get_ident()
-        self._warned = False
-        self._passes, self._outside = 0, ""
-        self._in_graph = self._running = self._showing = False
+        self._called = Called(self._modules, self._by_module)
+        self._boundary = Boundary(self._plain, self._drop)
         self._evidence = Evidence()
-        self._reset()
+        self._pass: ForwardPass | None = None
+        self._open = ExitStack()
+        self._active = self._showing = False
+        self._thread = threading.get_ident()
+        self._notices = Notices(self._plain)
 
     def __enter__(self) -> Self:
         if self._active:
@@ -130,16 +144,15 @@ class Probe:
                 opened.enter_context(run_eagerly(self.model))
                 plain = self._plain
                 opened.callback(plain.register_forward_pre_hook(self._on_start, with_kwargs=True).remove)
+                opened.enter_context(self._called.watching(self._follows))
                 for name in self._by_module:
                     opened.callback(self._modules[name].register_forward_hook(self._capturing(name)).remove)
-                opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
                 opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
-                if self._stop_early:
-                    opened.enter_context(ending_early(plain))
+                opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
+                opened.enter_context(self._boundary.in_place())
                 self._active, self._thread = True, threading.get_ident()
-                if self._example is not None:
+                if self._options.example is not None:
                     self._run_example()
-                self._passes, self._outside = 0, ""
                 self._open = opened.pop_all()
         except BaseException:
             self._active = False
@@ -150,20 +163,17 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.close()
-        if self._outside and not self._passes and error is None:
-            warnings.warn(
-                f"nothing was captured: layers ran outside of the forward of {type(self._plain).__name__} (first "
-                f"{self._outside!r}); call the model itself, or probe the part of it that is called",
-                stacklevel=2,
-            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copied model brings its hooks along, which then see that it is not the model that is probed.
+        return self
 
     def _close(self) -> None:
-        self._active = self._running = False
+        self._active, self._pass = False, None
         self._evidence.forget()
-        self._calls = Calls(self.selections, self._modules)
 
     def _run_example(self) -> None:
-        example, self._showing = self._example, True
+        example, self._showing = self._options.example, True
         try:
             with torch.no_grad(), evaluating(self.model):
                 if isinstance(example, Mapping):
@@ -174,126 +184,79 @@ class Probe:
                     self.model(example)
         finally:
             self._showing = False
+            self.representations = {}
 
     # Hooks are methods that return None: any other value would replace the module's output.
 
+    def _follows(self, module: nn.Module, own: nn.Module) -> bool:
+        """Whether the call of a module counts: not in a copy, another thread, a backward pass, one for operations."""
+        return (
+            module is own and threading.get_ident() == self._thread and not graph.is_repeating() and not in_backward()
+        )
+
     def _on_start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() != self._thread:
+        # A model that calls itself is still in the same pass.
+        if not self._follows(module, self._plain) or self._boundary.depth:
             return
-        self._reset()
-        self._running, self._passes = True, self._passes + 1
+        self._drop()
+        self._called.begin()
+        if not self._showing:
+            self._notices.training_mode()
+        self._pass = ForwardPass(self.selections, self._called, self._evidence, self._options, self.reduce)
         self._evidence.begin(args, kwargs)
 
-    def _reset(self) -> None:
-        self._calls = Calls(self.selections, self._modules)
-        self._fired = 0
-        self.representations = {}
+    def _drop(self) -> None:
+        """Nothing is held any more: another pass begins, or one failed or was interrupted."""
+        self.representations, self._pass = {}, None
+        self._evidence.forget()
 
     def _capturing(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        selections = self._by_module[name]
+        selections, own = self._by_module[name], self._modules[name]
 
         def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            # Only in the model's own pass: not in one for operations, in another thread, or of a model that shares it.
-            if self._in_graph or threading.get_ident() != self._thread:
+            if not self._follows(module, own):
                 return
-            if not self._running:
-                self._outside = self._outside or name
+            if self._pass is None:
+                self._on_layer_outside(name)
                 return
             for selection in selections:
-                self._take(selection, type(module).__name__, module, args, output)
-            self._fired += 1
-            if self._stop_early and self._fired == self._evidence.calls and not self._evidence.following:
-                raise LastLayerSeenError
+                self._pass.take(selection, module, type(module).__name__, args, output)
+            self._pass.fired += 1
+            if self._options.stop_early and self._pass.fired == self._evidence.calls and not self._evidence.following:
+                raise LastLayerSeenError(self._boundary)
 
         return capture
 
-    def _take(self, selection: Selection, kind: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Reads one output of a layer."""
-        label, index = selection.label, self._calls.count(selection.label)
-        if selection.call not in (None, index):
-            self._calls.add(label, NOTHING)
-            return
-        try:
-            if selection.key is None:
-                tensor = self._evidence.choose(label, index, output)
-            else:
-                tensor = pick_tensor(output, selection.key, self._evidence.batch)
-            dtype = self._dtype or torch.promote_types(tensor.dtype, torch.float32)
-            layout = next((layout for pattern, layout in self._layouts.items() if _answers(label, pattern)), None)
-            copy = self.reduce is None
-            kept: Any = self._evidence.read(label, index, tensor, dtype, args, module, layout, copy)
-        except RepresentationError as error:
-            if selection.strict:
-                raise RepresentationError(f"layer {label!r} ({kind}): {error}") from None
-            self._calls.add(label, NOTHING, str(error))
-            return
-        if self.reduce is not None:
-            with torch.no_grad(), _disable_current_modes():
-                kept = self.reduce(label if selection.call is not None or not index else f"{label}#{index}", kept)
-        self._calls.add(label, kept)
-
-    def _require_known(self, patterns: Mapping[str, Layout]) -> None:
-        for pattern in patterns:
-            if not any(_answers(selection.label, pattern) for selection in self.selections):
-                raise LayerError(f"layouts: no probed layer answers to {pattern!r}")
+    def _on_layer_outside(self, name: str) -> None:
+        self.representations = {}
+        self._notices.outside(name, self._called.outside(name))
 
     def _on_failure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # Called in any case; a forward pass that raised has no output.
-        if output is None and threading.get_ident() == self._thread:
-            self._running = False
-            self._evidence.forget()
+        # Called in any case, after `_on_end`: a pass that is still there raised.
+        if self._pass is not None and self._follows(module, self._plain) and not self._boundary.depth:
+            self._drop()
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if threading.get_ident() != self._thread:
+        if self._pass is None or not self._follows(module, self._plain) or self._boundary.depth:
             return
+        forward = self._pass
         if self._graph is not None:
             if any(part.training for part in self._plain.modules()):
                 raise LayerError(
                     f"'{graph.PREFIX}...' layers run the model twice, which changes it in training mode; eval() it"
                 )
             selections = {selection.label: selection for selection in self.selections}
-            self._in_graph = True
-            try:
-                self._graph.run(
-                    args,
-                    kwargs,
-                    lambda name, result: self._take(selections[graph.PREFIX + name], "operation", module, (), result),
-                )
-            finally:
-                self._in_graph = False
-        self._running = False
+            self._graph.run(
+                args,
+                kwargs,
+                lambda name, result: forward.take(selections[graph.PREFIX + name], module, "operation", (), result),
+            )
         followed = self._evidence.following
-        self._evidence.end(self._fired)
-        self.representations, self.skipped = self._calls.collect()
+        self._evidence.end(forward.fired)
+        representations, self.skipped = forward.collect()
         self.notes = self._evidence.notes
+        if followed:
+            self._notices.layers(self.skipped, self.notes, self._evidence.prefixes)
+        self._called.begin()
+        self._pass, self.representations = None, representations
         self.passes += not self._showing
-        self._calls = Calls(self.selections, self._modules)
-        if followed and not self._warned:
-            self._warned = self._warn()
-
-    def _warn(self) -> bool:
-        """Says once what a user may not expect; whether there was anything to say."""
-        # That a text tower sees no image surprises nobody.
-        skipped = [label for label, reason in self.skipped.items() if reason != INDEPENDENT]
-        sequences = self._evidence.prefixes
-        declared = declared_prefix(self._plain)
-        other = [label for label, found in sequences.items() if declared is not None and found != declared]
-        said = False
-        for what, layers in (
-            ("layers that a pattern matched could not be captured; `Probe.skipped` says why", skipped),
-            (
-                "layers hold vectors that are left out, or that were picked by index; `Probe.notes` says more",
-                self.notes,
-            ),
-            (f"layers hold another number of prefix tokens than the {declared} that the model declares", other),
-        ):
-            if layers:
-                names = ", ".join(list(layers)[:5]) + (", ..." if len(layers) > 5 else "")
-                warnings.warn(f"{len(layers)} {what} ({names})", stacklevel=2)
-                said = True
-        return said
-
-
-def _answers(label: str, pattern: str) -> bool:
-    """Whether a layer, or the module of which it names a call, is named by a name or glob."""
-    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in (label, label.partition("#")[0]))

@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsm_probe.errors import RepresentationError
+
 # Whole numbers of more values than this are told apart by their shape only, unless they are grids.
 _MOST_VALUES = 4096
+# Lists and mappings that are nested deeper than this hold themselves, or are no output of a layer.
+_DEEPEST = 50
+
+
+class NestingError(RepresentationError):
+    """Values cannot be found in lists and mappings that never end."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,15 @@ def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: Tensor | 
     return tuple(found)
 
 
-def leaves(value: Any) -> list[Any]:
-    """The values inside lists, tuples and mappings, in order."""
-    if isinstance(value, Mapping):
-        return [leaf for item in value.values() for leaf in leaves(item)]
-    if isinstance(value, list | tuple):
-        return [leaf for item in value for leaf in leaves(item)]
-    return [value]
+def leaves(value: Any, holders: tuple[int, ...] = ()) -> list[Any]:
+    """The values inside lists, tuples and mappings, in order.
+
+    Raises:
+        NestingError: a list or mapping that holds itself, or one nested beyond reason.
+    """
+    if not isinstance(value, Mapping | list | tuple):
+        return [value]
+    if id(value) in holders or len(holders) == _DEEPEST:
+        raise NestingError(f"a {type(value).__name__} holds itself, or is nested deeper than {_DEEPEST} levels")
+    items = value.values() if isinstance(value, Mapping) else value
+    return [leaf for item in items for leaf in leaves(item, (*holders, id(value)))]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from rsm_probe.checks import brief, require_text
 from rsm_probe.errors import LayerError, nearest
 from rsm_probe.probe.wrappers import named_layers
 
@@ -20,6 +21,7 @@ _GENERIC = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _ACCESSORY_SHARE = 0.01
 # A sweep along fewer layers would show nothing.
 _FEWEST_LAYERS = 4
+_NO_LAYERS = "probe it as a whole with layers=''"
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,10 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
         Selections without repetition, in the order of registration (they are re-sorted as they fire).
 
     Raises:
-        LayerError: a name or pattern that matches nothing; the message holds the nearest names.
+        LayerError: a name or pattern that matches nothing (the message holds the nearest names); not text.
     """
-    specs = [layers] if isinstance(layers, str) else list(layers)
-    if not specs:
-        raise LayerError("no layers named; give names, globs, 'regex:...', 'blocks' or 'all'")
     modules = named_layers(model)
+    specs = layer_specs(layers, modules)
     found: dict[str, Selection] = {}
     for spec in specs:
         # Names may come from a wrapper's point of view.
@@ -75,11 +75,35 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
     return sorted(found.values(), key=lambda s: (order[s.module_name], s.call or 0))
 
 
+def layer_specs(layers: Layers, modules: Mapping[str, nn.Module]) -> list[str]:
+    """What a user named, as a list of texts.
+
+    Raises:
+        LayerError: no text, or nothing.
+    """
+    specs = [layers] if isinstance(layers, str | bytes | nn.Module) or not isinstance(layers, Iterable) else layers
+    if isinstance(layers, Mapping):
+        raise LayerError(f"layers must be text or a list of texts, found {brief(layers)}; give list(layers)")
+    specs = list(specs)
+    for spec in specs:
+        if isinstance(spec, nn.Module):
+            name = next((name for name, module in modules.items() if module is spec), "")
+            near = f"; write {name!r}" if name else ", which is not a part of the model"
+            raise LayerError(f"layers are named by text, found a module ({type(spec).__name__}){near}")
+        require_text(spec, "a layer's name", LayerError)
+    if not specs:
+        raise LayerError("no layers named; give names, globs, 'regex:...', 'blocks' or 'all'")
+    return [str(spec) for spec in specs]
+
+
 def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> Iterable[Selection]:
     if spec == "blocks":
         return [Selection(name, name, strict=False) for name in block_names(model)]
     if spec == "all":
-        return [Selection(n, n, strict=False) for n, m in modules.items() if n and type(m) not in _GENERIC[1:]]
+        found = [Selection(n, n, strict=False) for n, m in modules.items() if n and type(m) not in _GENERIC[1:]]
+        if not found:
+            raise LayerError(f"{type(model).__name__} has no layers inside; {_NO_LAYERS}")
+        return found
     if spec.startswith("regex:"):
         try:
             pattern = re.compile(spec.removeprefix("regex:"))
@@ -170,10 +194,10 @@ def block_names(model: nn.Module) -> list[str]:
     names = [name for name, block in blocks if sizes[type(block)] >= _ACCESSORY_SHARE * total]
     names = names or _along_convolutions(model)
     if not names:
-        top = ", ".join(name for name, _ in model.named_children()) or "(none)"
+        top = ", ".join(name for name, _ in model.named_children())
         raise LayerError(
             f"{type(model).__name__} stacks no blocks of one class, so there is no default sweep; "
-            f"name its layers instead; top-level names are: {top}"
+            + (f"name its layers instead; top-level names are: {top}" if top else _NO_LAYERS)
         )
     return names
 

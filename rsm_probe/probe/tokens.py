@@ -7,13 +7,14 @@ the same pass; class and register tokens are what a token sequence holds beyond 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.inputs import leaves
 
 Grid = tuple[int, ...]
 Layout = Literal["NCHW", "NHWC", "NCTHW", "NTHWC", "NTC", "TNC", "NCT", "NC"]
@@ -60,10 +61,10 @@ def pick_tensor(output: Any, key: str | None, batch: int) -> Tensor:
     if key is not None:
         for part in key.split("."):
             output = _part(output, part)
-    tensors = list(_tensors(output))
+    tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not tensors:
-        raise RepresentationError(f"its output is no floating tensor but {type(output).__name__}")
-    best = [t for t in tensors if t.ndim >= 3 and t.shape[0] == batch]
+        raise RepresentationError(_no_tensor(output))
+    best = [t for t in tensors if not t.is_nested and t.ndim >= 3 and t.shape[0] == batch]
     return best[0] if best else tensors[0]
 
 
@@ -78,20 +79,28 @@ def _part(output: Any, part: str) -> Any:
         if part.isdecimal() and int(part) < len(output):
             return output[int(part)]
     else:
-        keys = [name for name in vars(output) if not name.startswith("_")] if hasattr(output, "__dict__") else []
+        keys = _fields(output)
         if part in keys:
             return getattr(output, part)
     raise RepresentationError(f"its output has no part {part!r}; parts are: {', '.join(map(str, keys)) or 'none'}")
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def _fields(output: Any) -> list[str]:
+    return [name for name in getattr(output, "__dict__", {}) if not name.startswith("_")]
+
+
+def _no_tensor(output: Any) -> str:
+    """Why an output cannot be read, and what to do."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        return [t for value in output.values() for t in _tensors(value)]
-    if isinstance(output, tuple | list):
-        return [t for value in output for t in _tensors(value)]
-    return []
+        return f"its output holds {output.dtype}, not floating numbers; probe a layer before or after it"
+    if isinstance(output, Iterable) and not isinstance(output, str | bytes | Mapping | list | tuple):
+        return f"its output is a {type(output).__name__}, which is not looked into; return a tensor, list or mapping"
+    found = f"no floating tensor was found in its output ({type(output).__name__})"
+    fields = [] if isinstance(output, Mapping | list | tuple) else _fields(output)
+    parts = [name for name in fields if any(isinstance(leaf, Tensor) for leaf in leaves(getattr(output, name)))]
+    if parts:
+        return f"{found}; choose a part with '<layer>[{parts[0]}]' (parts are: {', '.join(parts)})"
+    return f"{found}; probe a layer before or after it"
 
 
 def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.Module) -> Layout:

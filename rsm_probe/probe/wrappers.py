@@ -1,25 +1,36 @@
-"""What is put around a model: compilation and data parallelism, evaluation mode, an early end."""
+"""What is put around a model: compilation and data parallelism, evaluation mode, the boundary of its passes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import functools
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
-from rsm_probe.errors import LayerError
+from rsm_probe.checks import brief
+from rsm_probe.errors import LayerError, ModelError
 
 _COMPILED = "_orig_mod"
+# What accelerate leaves on modules whose weights it fetches for each call.
+_OFFLOADED = "_hf_hook"
 
 
 def plain_model(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
 
     Raises:
-        LayerError: the model is scripted or traced, or runs on several devices at once: no hook sees such passes.
+        ModelError: not a module.
+        LayerError: the model is scripted, traced or exported, or runs on several devices at once: no hook sees such
+            passes; or its parameters are not there yet.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(_not_a_module(model))
     while True:
         if isinstance(model, nn.DataParallel):
             if len(model.device_ids) > 1:
@@ -35,10 +46,72 @@ def plain_model(model: nn.Module) -> nn.Module:
         else:
             break
     for name, part in model.named_modules():
+        where = f"its layer {name!r} is" if name else f"{type(part).__name__} is"
         if isinstance(part, torch.jit.ScriptModule):
-            where = f"its layer {name!r} is" if name else f"{type(part).__name__} is"
             raise LayerError(f"{where} scripted or traced and runs no hooks; probe the model it was made from")
+        if isinstance(part, fx.GraphModule) and not _calls_modules(part.graph):
+            raise LayerError(
+                f"{where} a graph of operations without modules (made by torch.export?) and runs no hooks; probe the "
+                f"model it was made from"
+            )
+        if any(is_lazy(tensor) for tensor in _own_tensors(part)):
+            where = f"its layer {name!r} ({type(part).__name__})" if name else type(part).__name__
+            raise LayerError(f"{where} has no parameters before the model's first call; call the model on images first")
+    if has_no_forward(model):
+        names = ", ".join(name for name, _ in model.named_children())
+        raise LayerError(
+            f"{type(model).__name__} has no forward of its own; probe one of its parts: {names or '(none)'}"
+        )
     return model
+
+
+def require_values(model: nn.Module) -> None:
+    """Refuses models whose parameters were never filled.
+
+    Raises:
+        LayerError: names the first layer on the meta device.
+    """
+    if any(hasattr(part, _OFFLOADED) for part in model.modules()):
+        return
+    for name, part in model.named_modules():
+        if any(tensor.is_meta for tensor in _own_tensors(part)):
+            raise LayerError(
+                f"layer {name!r} ({type(part).__name__}) is on the meta device and holds no values; build the model on "
+                f"a real device, or fill it: model.to_empty(device='cpu') and model.load_state_dict(...)"
+            )
+
+
+def has_no_forward(module: nn.Module) -> bool:
+    """Whether a module only holds others, and cannot be called."""
+    return type(module).forward is nn.Module.forward and "forward" not in vars(module)
+
+
+def _calls_modules(operations: fx.Graph) -> bool:
+    # An exported program calls one module, which checks its inputs.
+    return any(node.op == "call_module" and node.target != "_guards_fn" for node in operations.nodes)
+
+
+def _own_tensors(module: nn.Module) -> list[torch.Tensor]:
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _not_a_module(model: object) -> str:
+    found = f"a probe takes a torch.nn.Module, found {brief(model) if isinstance(model, str) else type(model).__name__}"
+    if isinstance(getattr(model, "module", None), nn.Module):
+        return f"{found}; give its .module"
+    if isinstance(model, torch.export.ExportedProgram):
+        return f"{found}; exported programs run no hooks: give the model it was made from"
+    if isinstance(model, str):
+        return f"{found}; give rsm_probe.load_model({model!r}).module"
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        return f"{found}; give an instance, {model.__name__}(...)"
+    return found
+
+
+def in_backward() -> bool:
+    """Whether a backward pass runs in this thread: checkpointed layers run again in it, on the batch that they had."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -59,7 +132,12 @@ def run_eagerly(model: nn.Module) -> AbstractContextManager[object]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every training flag as it was outside."""
+    """Evaluation mode inside, every training flag as it was outside.
+
+    Raises:
+        LayerError: a model that is no longer made of modules; see `plain_model`.
+    """
+    plain_model(module)
     flags = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -70,26 +148,79 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class LastLayerSeenError(Exception):
-    """Ends a forward pass of which nothing more is wanted."""
+    """Ends a forward pass of which nothing more is wanted.
+
+    Args:
+        wanted_by: whose last layer it was.
+    """
+
+    def __init__(self, wanted_by: Boundary) -> None:
+        super().__init__()
+        self.wanted_by = wanted_by
 
 
-@contextmanager
-def ending_early(module: nn.Module) -> Iterator[None]:
-    """Inside, a forward pass that raises `LastLayerSeenError` returns None."""
-    own = module.__dict__.get("forward")
-    forward = module.forward
+class Boundary:
+    """Stands in for a model's `forward`: knows whether it runs, ends it early, and sees interruptions.
 
-    def until_last_layer(*args: Any, **kwargs: Any) -> Any:
+    Hooks that PyTorch calls in any case do not see KeyboardInterrupt.
+
+    Args:
+        module: the model.
+        interrupted: called when a pass ends in an exception that is not an `Exception`.
+
+    Attributes:
+        depth: how many calls of `forward` are under way in the thread of the probe; a model may call itself.
+    """
+
+    def __init__(self, module: nn.Module, interrupted: Callable[[], None]) -> None:
+        self.depth = 0
+        self._module = module
+        self._interrupted = interrupted
+        self._active = False
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, calls of the model go through this object; they must be those of one thread."""
+        module = self._module
+        self.depth, self._thread = 0, threading.get_ident()
+        self._own: Any = vars(module).get("forward")
+        self._forward = module.forward
+        functools.update_wrapper(self, self._forward, updated=())
+        module.forward = self
+        self._active = True
         try:
-            return forward(*args, **kwargs)
-        except LastLayerSeenError:
-            return None
+            yield
+        finally:
+            self._active = False
+            # Another boundary, or a function of somebody else, may have come since: it goes on calling this one.
+            if vars(module).get("forward") is self:
+                own = self._own
+                while isinstance(own, Boundary) and not own._active:
+                    own = own._own
+                if own is None:
+                    del module.forward
+                else:
+                    module.forward = own
 
-    module.forward = until_last_layer
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward."""
+        if not self._active or threading.get_ident() != self._thread:
+            return self._forward(*args, **kwargs)
+        self.depth += 1
+        try:
+            return self._forward(*args, **kwargs)
+        except LastLayerSeenError as error:
+            if error.wanted_by is self and self.depth == 1:
+                return None
+            raise
+        except Exception:
+            raise
+        except BaseException:
+            self._interrupted()
+            raise
+        finally:
+            self.depth -= 1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # The copy of a model is not probed: its forward is its own.
+        return copy.deepcopy(self._forward, memo)

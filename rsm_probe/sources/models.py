@@ -7,13 +7,15 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from rsm_probe.errors import ModelError, nearest
+from rsm_probe.errors import ModelError, RsmProbeError, nearest
 from rsm_probe.sources.libraries import LIBRARIES, Preprocess
 from rsm_probe.sources.weights import load_weights
 
@@ -39,12 +41,16 @@ class LoadedModel:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of structure, preprocessing and weights, by which a stored result knows its model again."""
+        """A hash of structure, preprocessing and weights, by which a stored result knows its model again.
+
+        Raises:
+            ModelError: weights that are not there yet: of lazy modules, or on the meta device.
+        """
         digest = hashlib.sha256(repr(self.module).encode())
         digest.update(_bytes(self._preprocessed(_KNOWN_IMAGE)))
-        for name, tensor in self.module.state_dict().items():
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(_bytes(tensor))
+        for name, value in self.module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(_state(name, value))
         return digest.hexdigest()
 
     @property
@@ -163,18 +169,44 @@ def _function(file: Path, name: str) -> Callable[[], nn.Module]:
 
 
 def _built(factory: Callable[[], nn.Module]) -> nn.Module:
-    module = factory()
+    try:
+        module = factory()
+    except RsmProbeError:
+        raise
+    except Exception as error:
+        title = getattr(factory, "__name__", type(factory).__name__)
+        raise ModelError(f"{title}() builds no model: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{factory!r} must return a torch.nn.Module, found {type(module).__name__}")
     return module.eval()
 
 
 def _part(module: nn.Module, name: str) -> nn.Module:
+    if not name:  # scripted modules have no get_submodule
+        return module
     try:
         return module.get_submodule(name)
     except AttributeError:
         names = [key for key, _ in module.named_modules() if key]
         raise ModelError(f"{type(module).__name__} has no part {name!r}{nearest(name, names)}") from None
+
+
+def _state(name: str, value: Any) -> bytes:
+    """What a model holds under a name, as bytes; quantised modules hold more than tensors."""
+    if isinstance(value, tuple | list):
+        return b"".join(_state(f"{name}.{place}", part) for place, part in enumerate(value))
+    if not isinstance(value, Tensor):
+        return repr(value).encode()
+    if is_lazy(value) or value.is_meta:
+        raise ModelError(
+            f"{name!r} of the model has no values yet; call the model on images first (lazy modules), or load its "
+            f"weights (the meta device)"
+        )
+    if value.is_quantized:
+        scales = value.q_scale() if value.qscheme() == torch.per_tensor_affine else value.q_per_channel_scales()
+        return repr(scales).encode() + _bytes(value.int_repr())
+    dense = value if value.layout == torch.strided else value.to_dense()
+    return f"{tuple(value.shape)}{value.dtype}".encode() + _bytes(dense)
 
 
 def _bytes(tensor: Tensor) -> bytes:

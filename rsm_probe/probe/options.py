@@ -1,0 +1,100 @@
+"""The options of a probe, checked before any hook is set."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from rsm_probe.checks import brief, require_text
+from rsm_probe.errors import LayerError, RepresentationError, nearest
+from rsm_probe.probe.inputs import leaves
+from rsm_probe.probe.layers import Selection
+from rsm_probe.probe.tokens import Layout
+
+_OF_A_CALL = re.compile(r"#\d+$")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How outputs are read, and when a pass ends; see `Probe` for each."""
+
+    layouts: Mapping[str, Layout]
+    dtype: torch.dtype | None
+    stop_early: bool
+    example: Any
+
+    @classmethod
+    def checked(
+        cls,
+        selections: Sequence[Selection],
+        layouts: Mapping[str, Layout] | None,
+        dtype: torch.dtype | None,
+        stop_early: bool,
+        example: Any,
+    ) -> Options:
+        """Options that fit the layers.
+
+        Raises:
+            LayerError: layouts that are no mapping, or for a layer that is not probed.
+            RepresentationError: an option of a wrong kind.
+        """
+        _require_layouts(layouts or {}, selections)
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            near = f"; write torch.{dtype}" if isinstance(getattr(torch, str(dtype), None), torch.dtype) else ""
+            raise RepresentationError(f"dtype must be a torch.dtype, found {brief(dtype)}{near}")
+        if dtype is not None and (not dtype.is_floating_point or dtype.itemsize < 2):
+            raise RepresentationError(
+                f"tokens are floating numbers of at least 16 bits, found dtype={dtype}; write torch.float32 or "
+                f"torch.float16"
+            )
+        if not isinstance(stop_early, bool):
+            raise RepresentationError(f"stop_early must be True or False, found {brief(stop_early)}")
+        if example is not None:
+            _require_example(example)
+        return cls(dict(layouts or {}), dtype, stop_early, example)
+
+    def layout(self, selection: Selection, call: int) -> Layout | None:
+        """The layout that was given for a call of a layer."""
+        return next((layout for pattern, layout in self.layouts.items() if _is_named(selection, call, pattern)), None)
+
+
+def _require_layouts(layouts: Mapping[str, Layout], selections: Sequence[Selection]) -> None:
+    if not isinstance(layouts, Mapping):
+        raise LayerError(
+            f"layouts must map names or globs of layers to layouts, found {brief(layouts)}; write "
+            f"layouts={{'<layer>': 'NTC'}}"
+        )
+    for pattern, layout in layouts.items():
+        require_text(pattern, "a layer's name in layouts", LayerError)
+        module = _OF_A_CALL.sub("", pattern)
+        if not any(_is_named(s, None, pattern) or (s.call is None and s.label == module) for s in selections):
+            near = nearest(pattern, [selection.label for selection in selections])
+            raise LayerError(f"layouts: no probed layer answers to {pattern!r}{near}")
+        if not isinstance(layout, str) or layout not in get_args(Layout):
+            raise RepresentationError(
+                f"layouts: layer {pattern!r} has the unknown layout {brief(layout)}; layouts are: "
+                f"{', '.join(get_args(Layout))}"
+            )
+
+
+def _require_example(example: Any) -> None:
+    if isinstance(example, Mapping) and not all(isinstance(name, str) for name in example):
+        raise RepresentationError(f"example maps names of arguments to values, found {brief(example)}")
+    if not any(isinstance(leaf, Tensor) for leaf in leaves(example)):
+        raise RepresentationError(
+            f"example must hold a tensor of images (N, C, H, W), found {brief(example)} ({type(example).__name__})"
+        )
+
+
+def _is_named(selection: Selection, call: int | None, pattern: str) -> bool:
+    """Whether a layer, a call of it, or the module of which it names a call, is named by a name or glob."""
+    names = [selection.label, selection.label.partition("#")[0]]
+    if selection.call is None and call is not None:
+        names.append(f"{selection.label}#{call}")
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names)

@@ -1,0 +1,85 @@
+"""Modules whose output, or whose state, depends on whether they are in training mode."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+_DROPOUT = nn.modules.dropout._DropoutNd
+# Attributes that say how much a module changes in training: drop_prob, attention_dropout, layerdrop, noise_std, p.
+_RATE = re.compile(r"drop|prob|rate|noise|^p$")
+
+
+def changed_by_training(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """The modules, of those given by name, that compute differently in training mode, or change themselves.
+
+    Of PyTorch's own classes it is known: normalisation by running statistics, dropout, randomised slopes. A class of
+    somebody else counts if its forward reads `self.training`, unless all the rates that it holds are zero.
+    """
+    reading: dict[type[nn.Module], bool] = {}
+
+    def changes(module: nn.Module) -> bool:
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            return bool(module.track_running_stats)
+        if isinstance(module, _DROPOUT):
+            return module.p > 0
+        if isinstance(module, nn.RReLU):
+            return module.lower < module.upper
+        if isinstance(module, nn.MultiheadAttention):
+            return module.dropout > 0
+        if isinstance(module, nn.RNNBase):
+            return module.dropout > 0 and module.num_layers > 1
+        if any(_reads_training(type(hook), "__call__") for hook in module._forward_pre_hooks.values()):
+            return True
+        kind = type(module)
+        if kind not in reading:
+            reading[kind] = _reads_training(kind, "forward")
+        return reading[kind] and any(rate > 0 for rate in _rates(module) or [1.0])
+
+    return [(name, module) for name, module in modules if changes(module)]
+
+
+def _rates(module: nn.Module) -> list[float]:
+    """How much a module changes in training, as far as its attributes, or else its configuration, say."""
+    rates = [float(child.p) for child in module.children() if isinstance(child, _DROPOUT)]
+    for holder in (module, getattr(module, "config", None)):
+        values: dict[str, Any] = getattr(holder, "__dict__", {})
+        rates += [
+            float(value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and _RATE.search(name)
+        ]
+        if rates:
+            break
+    return rates
+
+
+def _reads_training(kind: type, method: str) -> bool:
+    """Whether a method of a class, or another one that it calls, mentions `training`."""
+    todo, seen = [method], set()
+    own = [base for base in kind.__mro__ if base is not object and not base.__module__.startswith("torch.nn.modules.")]
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        for base in own:
+            code = getattr(inspect.unwrap(vars(base).get(name, None)), "__code__", None)
+            mentioned = _names(code) if code is not None else set()
+            if "training" in mentioned:
+                return True
+            todo += [
+                other
+                for other in mentioned - seen
+                if not hasattr(nn.Module, other) and any(inspect.isfunction(vars(b).get(other)) for b in own)
+            ]
+    return False
+
+
+def _names(code: CodeType) -> set[str]:
+    """What a function mentions, with the functions inside it."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inner)
