@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -21,8 +23,74 @@ _TOKEN_SHARE = 0.5
 # Larger blocks gain nothing: this one holds programs for any device many times over.
 _LARGEST_BLOCK = 4 << 30
 _switching = threading.RLock()
+# Less main memory than this is not asked about: the question takes longer than an allocation.
+_TOO_LITTLE_TO_ASK = 256 << 20
 # The block of a device whose memory is the CPU's.
 _SHARED_MEMORY_BLOCK = 64 << 20
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that this process can still take, under the limits that are set for it.
+
+    Returns:
+        The least of what the system has, what a container leaves, and what `ulimit -v` allows; None where nothing is
+        known.
+    """
+    known = [found for found in (_of_system(), _of_container(), _of_limit()) if found is not None]
+    return max(0, min(known)) if known else None
+
+
+def require_memory(needed: int, what: str, instead: str) -> None:
+    """Refuses to allocate what cannot be there, before anything is allocated.
+
+    Args:
+        needed: bytes of main memory.
+        what: takes them, for the message.
+        instead: what to do.
+
+    Raises:
+        CostError: more than is free.
+    """
+    if needed < _TOO_LITTLE_TO_ASK:
+        return
+    free = free_memory()
+    if free is not None and needed > free:
+        raise CostError(f"{what} takes {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; {instead}")
+
+
+def _of_system() -> int | None:
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    with suppress(AttributeError, OSError, ValueError):  # nothing but the total is known elsewhere
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _of_container() -> int | None:
+    """By the control groups of Linux, of both versions; files that are cached count as free."""
+    for folder, most, used, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError):  # no such group, or one without a limit
+            allowed, taken = (int(Path(folder, name).read_text(encoding="ascii")) for name in (most, used))
+            numbers = dict(
+                line.split() for line in Path(folder, "memory.stat").read_text(encoding="ascii").splitlines()
+            )
+            return allowed - taken + int(numbers.get(cached, 0))
+    return None
+
+
+def _of_limit() -> int | None:
+    with suppress(ImportError, OSError, ValueError):
+        import resource  # which Windows lacks
+
+        allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if allowed != resource.RLIM_INFINITY:
+            taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            return allowed - taken * resource.getpagesize()
+    return None
 
 
 def find_device(device: str | torch.device | None, error: type[RsmProbeError] = CostError) -> torch.device:
@@ -39,7 +107,11 @@ def find_device(device: str | torch.device | None, error: type[RsmProbeError] = 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if isinstance(device, bool) or not isinstance(device, str | int | torch.device | None):
+            raise RuntimeError(f"a device is a name or a torch.device, found {type(device).__name__}")
         found = torch.device("cpu" if device is None else device)
+        if found.type == "meta":
+            raise RuntimeError("it holds no values")
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError) as problem:
         reason = str(problem).splitlines()[0]

@@ -23,6 +23,10 @@ class _Exact(Matching):
     needs_affinity: ClassVar[bool] = True
     growth: ClassVar[float] = 3.0
 
+    def scratch_bytes(self, entries: int, itemsize: int) -> int:
+        """Costs in float64, and the library's own copy of them."""
+        return 16 * entries
+
 
 @dataclass(frozen=True)
 class ScipyAssignment(_Exact):
@@ -71,6 +75,10 @@ class OrToolsAssignment(_Exact):
 
     name: ClassVar[str] = "ortools"
     growth: ClassVar[float] = 2.5
+
+    def scratch_bytes(self, entries: int, itemsize: int) -> int:
+        """Costs in float64 and as integers, and an arc for each, with its two ends, here and in the solver."""
+        return 56 * entries
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
         """The optimal partners up to rounding; of a rectangular affinity, all of the shorter side is matched.

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.checks import require_whole
+from rsm_probe.checks import brief, require_whole
+from rsm_probe.devices import require_memory
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.assignment import ScipyAssignment
+from rsm_probe.matching.certificate import aligned_sums, matched_sum, prefer_identity
 from rsm_probe.matching.device import LARGEST, has_kernel, solve_on_device, warps_of
-from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, matched_sum
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
 
 # The smallest gap that float64 can be asked for.
 _FINEST_GAP = 1e-12
@@ -62,12 +64,12 @@ class Auction(Matching):
 
     def __post_init__(self) -> None:
         if not (isinstance(self.gap, Real) and _FINEST_GAP <= self.gap < 1):
-            raise MatchingError(f"gap must lie in [{_FINEST_GAP:g}, 1), found {self.gap!r}")
+            raise MatchingError(f"gap must lie in [{_FINEST_GAP:g}, 1), found {brief(self.gap)}")
         require_whole(self.bids_per_row, "bids_per_row", 1, MatchingError)
-        if self.where not in ("auto", "cpu", "device"):
-            raise MatchingError(f'where must be "auto", "cpu" or "device", found {self.where!r}')
-        if self.precision not in ("float32", "float16"):
-            raise MatchingError(f'precision must be "float32" or "float16", found {self.precision!r}')
+        if not isinstance(self.where, str) or self.where not in ("auto", "cpu", "device"):
+            raise MatchingError(f'where must be "auto", "cpu" or "device", found {brief(self.where)}')
+        if not isinstance(self.precision, str) or self.precision not in ("float32", "float16"):
+            raise MatchingError(f'precision must be "float32" or "float16", found {brief(self.precision)}')
 
     def __repr__(self) -> str:
         # A stored result knows the method again by this. Where it ran is no part of it: what a CPU began, a device may
@@ -86,6 +88,10 @@ class Auction(Matching):
 
     def _may_stay(self, dtype: torch.dtype, locations: int) -> bool:
         return self.where != "cpu" and dtype == torch.float32 and locations <= LARGEST
+
+    def scratch_bytes(self, entries: int, itemsize: int) -> int:
+        """A copy that the vector unit can read, wherever the number of columns is no multiple of 64."""
+        return entries * itemsize
 
     def prepare(self, images: Locations) -> None:
         """Measures the images, whose norms the gap is relative to."""
@@ -111,8 +117,7 @@ class Auction(Matching):
             bounds[missed] = np.minimum(bounds[missed], finer.bounds)
             for k, solver in zip(missed, finer.solvers, strict=True):
                 solvers[k] = solver
-        aligned = affinities.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
-        _prefer_identity(aligned, affinities.shape[2], permutations, values)
+        prefer_identity(aligned_sums(affinities), affinities.shape[2], permutations, values)
         return Solution(values, permutations, bounds, solvers)
 
     def _solve_on_cpu(self, affinities: np.ndarray, scales: np.ndarray) -> Solution:
@@ -122,6 +127,11 @@ class Auction(Matching):
             proven = False
             if affinities.dtype == np.float32:
                 alone = slice(k, k + 1)
+                require_memory(
+                    2 * 8 * affinities[k].size,
+                    "finishing in float64 what float32 cannot prove",
+                    "Auction(gap=1e-5), or a larger gap, asks for less, and match(x, y, 'rewindowed') for no affinity",
+                )
                 finer = auction(affinities[alone].astype(np.float64), scales[alone], self.gap, self.bids_per_row)
                 found.take(int(k), finer)
                 solvers[k], proven = "auction-float64", bool(finer.certified[0])
@@ -130,8 +140,7 @@ class Auction(Matching):
                 found.permutations[k] = ScipyAssignment().permutation(affinities[k])
             # What was found in another way is summed up like the rest.
             found.values[k] = matched_sum(affinities[k], found.permutations[k])
-        aligned = np.trace(affinities, axis1=1, axis2=2, dtype=np.float64)
-        _prefer_identity(aligned, affinities.shape[2], found.permutations, found.values)
+        prefer_identity(aligned_sums(affinities), affinities.shape[2], found.permutations, found.values)
         return Solution(found.values, found.permutations, found.bounds, solvers)
 
 
@@ -142,7 +151,7 @@ class Auctions:
     Attributes:
         permutations: (B, S), -1 where a row has no column; of no meaning where the bids ran out.
         values: (B,), -inf where the bids ran out.
-        bounds: (B,), upper bounds in float64, valid in any case.
+        bounds: (B,), upper bounds in float64 on the sums of these very affinities, valid in any case.
         certified: (B,), whether the bound is as close to the value as was asked.
         bids: (B,), bids that were made.
     """
@@ -154,7 +163,7 @@ class Auctions:
     bids: np.ndarray
 
     def take(self, k: int, other: Auctions) -> None:
-        """Replaces pair k by the only pair of another batch; the lower bound of both holds."""
+        """Replaces pair k by the only pair of another batch, the same affinity; the lower bound of both holds."""
         self.permutations[k], self.values[k] = other.permutations[0], other.values[0]
         self.bounds[k] = min(self.bounds[k], other.bounds[0])
         self.bids[k] += other.bids[0]
@@ -180,14 +189,9 @@ def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row
     values, bounds = np.empty(count), np.empty(count)
     outcomes, bids = np.empty(count, np.int64), np.empty(count, np.int64)
     solve_batch(affinities, scales / units, gap, bids_per_row, permutations, values, bounds, outcomes, bids)
-    return Auctions(permutations, values * units, bounds * units, outcomes == CERTIFIED, bids)
-
-
-def _prefer_identity(aligned: np.ndarray, columns: int, permutations: np.ndarray, values: np.ndarray) -> None:
-    """Takes equal locations where they add up to more (B,): within the gap, the optimum may be the identity."""
-    rows = np.arange(permutations.shape[1])
-    for k in np.flatnonzero(aligned > values):
-        permutations[k], values[k] = np.where(rows < columns, rows, -1), aligned[k]
+    # In a larger unit, entries far below the largest may have lost digits: as many as a subnormal number has at most.
+    lost = np.where(units == 1, 0.0, max(affinities.shape[1:]) * float(np.finfo(affinities.dtype).smallest_subnormal))
+    return Auctions(permutations, values * units, (bounds + lost) * units, outcomes == CERTIFIED, bids)
 
 
 def _within_range(affinities: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

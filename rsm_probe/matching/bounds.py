@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ _BIDS_PER_ROW = 2000
 # Directions in which summaries hold each location by itself: further ones hardly tighten the bound.
 _DIRECTIONS = 8
 _ITERATIONS = 10
+# What rounding may hide of a sum of differences, relative to their magnitudes.
+_ROUNDING = 2.0**-50
 # Bytes of the affinities that exist at once.
 _BLOCK_BYTES = 64 << 20
 
@@ -26,7 +29,9 @@ def sorted_norms_bound(x: Locations, i: int, y: Locations, j: int) -> float:
     """The product of the sorted norms: vectors of these lengths cannot be matched to more."""
     shared = min(x.count, y.count)
     left, right = x.norms[i][x.order[i]], y.norms[j][y.order[j]]
-    return float(left[:shared] @ right[:shared])
+    # Squares are added up over channels, products over locations.
+    rounding = 2 * (x.tokens.shape[2] + shared + 4) * np.finfo(np.float64).eps
+    return float(left[:shared] @ right[:shared]) * (1 + rounding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +124,10 @@ def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permut
     for start, piece in zip(range(0, len(sample), step), pieces, strict=True):
         # Made a second time: all rows of the sample at once would not be small.
         prices = np.maximum(prices, (padded(piece) - profits[start : start + len(piece), None]).max(axis=0))
-    total = prices.sum()
-    for part in np.split(np.arange(size), range(step, size, step)):
-        total += (padded(part) - prices).max(axis=1).sum()
-    return float(total)
+    parts = np.split(np.arange(size), range(step, size, step))
+    terms = np.concatenate([prices, *((padded(part) - prices).max(axis=1) for part in parts)])
+    # The sum is exact; each subtraction and the sum itself are rounded once.
+    return math.fsum(terms) + _ROUNDING * float(np.abs(terms).sum())
 
 
 def _completed(permutation: np.ndarray, size: int) -> np.ndarray:

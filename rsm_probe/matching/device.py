@@ -55,7 +55,8 @@ def solve_on_device(affinities: Tensor, scales: np.ndarray, gap: float, bids_per
 
     Returns:
         Permutations (B, S), -1 where a row has no column; values (B,), -infinity where the bids ran out; upper bounds
-        (B,), valid in any case; whether the gap was reached (B,); bids (B,).
+        (B,), valid in any case; whether the gap was reached (B,); bids (B,). Of affinities beyond the kernel's range
+        nothing is found: -infinity below infinity.
 
     Raises:
         MatchingError: the affinities are in main memory, and Triton does not interpret its kernels.
@@ -90,9 +91,12 @@ def solve_on_device(affinities: Tensor, scales: np.ndarray, gap: float, bids_per
             size, 0 if len(order) == 1 else size, gap, most_bids,
             BLOCK=block, num_warps=warps_of(size), enable_fp_fusion=False,
         )  # fmt: skip
+    # Those that are not for the kernel were replaced by zeros, of which values and bounds say nothing.
+    values.masked_fill_(~solvable, -torch.inf)
+    bounds.masked_fill_(~solvable, torch.inf)
     found = permutations[:, :rows]
     found = torch.where(found < columns, found, -1).to(torch.int16)
-    certified = (bounds - values <= gap * torch.maximum(known, values.abs())) & values.isfinite() & solvable
+    certified = (bounds - values <= gap * torch.maximum(known, values.abs())) & values.isfinite()
     rest = (part.cpu().numpy() for part in (values, bounds, certified, bids))
     return found.cpu().numpy().astype(np.int64), *rest
 

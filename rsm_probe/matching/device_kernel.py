@@ -24,6 +24,8 @@ _LOWEST_KEY = tl.constexpr(-(2**31))
 _LEAST_RISE = tl.constexpr(2.4e-7)
 # A code holds a column in its lower 16 bits, and its owner plus one above them.
 _OWNER = tl.constexpr(65536)
+# What float64 may round away of a bound, relative to the magnitudes that are added up one by one, for each of these.
+_ROUNDING = tl.constexpr(2.0**-52)
 
 
 @triton.jit
@@ -65,7 +67,7 @@ def solve_pairs(
         kept: (B,) int32, how many rows, and columns, are to be matched.
         permutations: (B, size) int32, receives the columns of the rows that are matched.
         values: (B,) float64, receives the sums, -infinity where the bids ran out.
-        bounds: (B,) float64, receives the duals' upper bounds, valid in any case.
+        bounds: (B,) float64, receives the duals' upper bounds; no sum exceeds them, in any case.
         bids_made: (B,) int32, receives the number of bids, each of which reads a row.
         size: locations.
         order_stride: numbers between the rows of `orders` and of `aside`, 0 where one holds for all pairs.
@@ -134,12 +136,17 @@ def solve_pairs(
     owners = codes // _OWNER - 1
     owned = owners >= 0
     value = tl.sum(tl.load(affinity + owners * size + columns, mask=owned, other=0.0).to(tl.float64), 0)
-    # The dual: the prices, and each row's best at these prices; in float64 nothing is rounded by the subtraction.
-    bound = tl.sum(tl.where(wanted, prices, 0.0).to(tl.float64), 0)
+    # The dual: the prices, and each row's best at these prices, and what rounding can hide of their sum.
+    paid = tl.where(wanted, prices, 0.0).to(tl.float64)
+    bound = tl.sum(paid, 0)
+    magnitude = tl.sum(tl.abs(paid), 0)
     for k in range(count):
         row = tl.load(order + k)
         found = tl.load(affinity + row * size + columns, mask=inside, other=0.0)
-        bound += tl.max(found.to(tl.float64) - prices.to(tl.float64), 0)
+        best = tl.max(found.to(tl.float64) - prices.to(tl.float64), 0)
+        bound += best
+        magnitude += tl.abs(best)
+    bound += _ROUNDING * (count + 16) * magnitude
 
     tl.store(permutations + pair * size + owners, columns, mask=owned)
     tl.store(values + pair, tl.where(placed == count, value, float("-inf")))

@@ -10,7 +10,8 @@ import numpy as np
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, matched_sum
+from rsm_probe.matching.certificate import matched_sum
+from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class TopKGreedy(Greedy):
 
     def __post_init__(self) -> None:
         require_whole(self.k, "k", 1, MatchingError)
+
+    def reaches_identity(self, rows: int, columns: int) -> bool:
+        """Where the k largest of both are all there are, which are then matched exactly."""
+        return rows == columns <= self.k
 
     def _begin(self, affinity: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
         k = min(self.k, *affinity.shape)

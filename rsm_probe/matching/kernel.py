@@ -13,11 +13,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from rsm_probe.matching.sums import frobenius, sum_over, upper_bound
 from rsm_probe.matching.vector import (
     CANDIDATE_LANES,
     LANES,
     best_candidate,
-    best_in_float64,
     best_lanes,
     lanes_above,
     lowest_bit,
@@ -47,7 +47,7 @@ def solve_batch(affinities, scales, gap, bids_per_row, out, values, bounds, outc
         bids_per_row: where to give up.
         out: (B, S) int64, receives each row's column, -1 where it has none.
         values: (B,) float64, receives the sums.
-        bounds: (B,) float64, receives the duals' upper bounds, valid even where the bids ran out.
+        bounds: (B,) float64, receives the duals' upper bounds; no sum exceeds them, even where the bids ran out.
         outcomes: (B,) int64, receives CERTIFIED where the gap was reached, LOOSE, or OUT_OF_BIDS.
         bids: (B,) int64, receives the number of bids.
     """
@@ -151,29 +151,32 @@ def _solve(affinity, scale, gap, bids_per_row, owner, prices):
     if n == 0:
         return 0.0, 0.0, CERTIFIED, 0
     spread = _start(affinity, prices)
-    if n == 1 or spread == 0:
+    if n == 1:
+        value = sum_over(affinity, owner)
+        return value, value, CERTIFIED, 0
+    if spread == 0:
         # Every assignment is as good as another.
         prices[:n] = 0
-        return _value(affinity, owner), _bound(affinity, prices), CERTIFIED, 0
+        return sum_over(affinity, owner), upper_bound(affinity, prices), CERTIFIED, 0
     queue = np.empty(n, np.int64)
     remembering = n if n >= _FEWEST_FOR_CANDIDATES else 0
     held = np.empty((remembering, _CANDIDATES), affinity.dtype)
     named = np.empty((remembering, _CANDIDATES), np.int32)
     counts, thresholds = np.zeros(n, np.int64), np.empty(n, affinity.dtype)
     # |x||y| is at least the Frobenius norm of the affinity, and at least the sum over any matching.
-    frobenius = 0.0 if scale > 0 else _frobenius(affinity)
+    norm = 0.0 if scale > 0 else frobenius(affinity)
     epsilon, bids = _FIRST * spread, 0
     while True:
         budget = bids_per_row * n - bids
         made = _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts, thresholds)
         bids += made
         if made == budget:
-            return -np.inf, _bound(affinity, prices), OUT_OF_BIDS, bids
-        value = _value(affinity, owner)
-        allowed = gap * (scale if scale > 0 else max(frobenius, abs(value)))
+            return -np.inf, upper_bound(affinity, prices), OUT_OF_BIDS, bids
+        value = sum_over(affinity, owner)
+        allowed = gap * (scale if scale > 0 else max(norm, abs(value)))
         finest = min(gap * spread, 0.9 * allowed / n)
         if epsilon <= finest:
-            bound = _bound(affinity, prices)
+            bound = upper_bound(affinity, prices)
             return value, bound, CERTIFIED if bound - value <= allowed else LOOSE, bids
         epsilon = max(epsilon / _SHRINK, finest)
 
@@ -197,17 +200,6 @@ def _start(affinity, prices):
         if spread > 0 or step == 1:
             return spread
         step = 1  # a sample that is constant proves nothing
-
-
-# Terms may be added in any order: several at once.
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _frobenius(affinity):
-    """The Frobenius norm of the first n columns, in float64."""
-    total = 0.0
-    for i in range(len(affinity)):
-        for j in range(len(affinity)):
-            total += np.float64(affinity[i, j]) * np.float64(affinity[i, j])
-    return np.sqrt(total)
 
 
 @njit(cache=True, nogil=True)
@@ -278,23 +270,3 @@ def _remember(affinity, row, prices, threshold, held, named):
         named[row, count] = 0
         count += 1
     return count
-
-
-@njit(cache=True, nogil=True)
-def _value(affinity, owner):
-    """The sum over the assignment, in float64."""
-    total = 0.0
-    for column in range(len(owner)):
-        total += float(affinity[owner[column], column])
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _bound(affinity, prices):
-    """The dual's upper bound on every assignment, in float64: the prices, and each row's best at these prices."""
-    total = 0.0
-    for j in range(len(affinity)):
-        total += float(prices[j])
-    for i in range(len(affinity)):
-        total += best_in_float64(affinity, i, prices)
-    return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from rsm_probe.arrays import real_tensor
-from rsm_probe.devices import in_halves
+from rsm_probe.devices import in_halves, require_memory
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
+from rsm_probe.matching.certificate import SUMS_DIFFER, bounds_above, identity_partners
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
 from rsm_probe.matching.registry import get_matching
+from rsm_probe.matching.room import require_room
+from rsm_probe.matching.translation import checked_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,7 @@ def match(
     matching: str | Matching = "optimal",
     *,
     certify: bool = False,
-    grid: tuple[int, int] | None = None,
+    grid: tuple[int, ...] | None = None,
 ) -> Match:
     """Matches the locations of two images by their concept vectors.
 
@@ -62,16 +65,18 @@ def match(
         matching: a name or a method object.
         certify: prove how far the value is from the optimum at most, whatever the method: one blockwise pass over all
             affinities in float64, at a memory linear in S.
-        grid: (H, W) of the locations, for methods that move along it.
+        grid: (H, W) of the locations, or one number for each axis they have, for methods that move along it.
 
     Returns:
         A `Match`. Its bound is the method's own where it gives one, else the product of the sorted norms.
 
     Raises:
         MatchingError: wrong shapes, NaN or infinity (the message gives the position), unknown method, a score to
-            certify.
+            certify, a grid that is not known where one is needed.
+        CostError: the method needs an affinity that does not fit into memory.
     """
     _, method = get_matching(matching)
+    grid = None if grid is None else checked_grid(grid)
     left, right = _tokens(x, "x"), _tokens(y, "y")
     if left.shape[1] != right.shape[1]:
         raise MatchingError(
@@ -87,6 +92,7 @@ def match(
             f"precision={method.precision!r} is for many pairs at once (rsm, all_pairs, nearest); a single pair is "
             f"matched in the tokens' own"
         )
+    require_room(method, len(left), len(right), dtype.itemsize)
     # Asked for by name, the device's kernel says what it needs.
     stays = method.on_device(left.device, dtype, max(len(left), len(right)), 1)
     affinity: Tensor | np.ndarray | None = (left @ right.T)[None] if method.needs_affinity else None
@@ -102,21 +108,25 @@ def match(
     def rows_of(rows: np.ndarray) -> np.ndarray:
         return (left[torch.from_numpy(rows)].double() @ right.T.double()).numpy()
 
-    partners = torch.from_numpy(np.maximum(answer.permutation, 0))
-    each = (left.double() * right[partners].double()).sum(dim=1).numpy() * unit_x * unit_y
-    each = np.where(answer.permutation >= 0, each, np.nan)
-    answer = replace(answer, value=float(np.nansum(each)), affinities=each)
-    bound = answer.bound
+    unit, gap = unit_x * unit_y, answer.gap
+    answer = _in_float64(answer, left, right, unit)
+    if method.reaches_identity(len(left), len(right)):
+        identity = replace(answer, permutation=identity_partners(len(left), len(right)))
+        answer = max(answer, _in_float64(identity, left, right, unit), key=lambda found: found.value)
+    # What rounding can have moved inner products by: those of the method, and those in float64.
+    scale = (left.shape[1] + 1) * float(images[0].image_norms[0] * images[1].image_norms[0]) * unit
+    rounding, finest = (scale * torch.finfo(kind).eps / 2 for kind in (dtype, torch.float64))
+    loosest = sorted_norms_bound(images[0], 0, images[1], 0) * unit
     if certify:
-        # The method's own bound is one of inner products that were rounded, in whatever order they were added up.
-        scale = float(images[0].image_norms[0] * images[1].image_norms[0]) * unit_x * unit_y
-        rounding = left.shape[1] * torch.finfo(dtype).eps / 2 * scale
-        own = None if bound is None else bound + rounding
-        bound = _certified(replace(answer, bound=own), rows_of, len(right), unit_x * unit_y)
-    elif bound is None:
-        bound = sorted_norms_bound(images[0], 0, images[1], 0) * unit_x * unit_y
-    # Rounding may leave the value of an optimal matching a digit above the bound.
-    return replace(answer, bound=max(bound, answer.value))
+        proven = dual_bound(rows_of, len(right), answer.permutation) * unit + finest
+        own = loosest if answer.bound is None else answer.bound + rounding
+        bound = min(proven, own, loosest)
+    elif answer.bound is None or gap is None:
+        bound = loosest
+    else:
+        # The gap that the method proved stays, wherever rounding has moved the value to.
+        bound = max(answer.bound, answer.value + gap)
+    return replace(answer, bound=_above(bound, answer, SUMS_DIFFER * scale))
 
 
 def match_affinity(
@@ -135,8 +145,10 @@ def match_affinity(
     Raises:
         MatchingError: another shape, NaN or infinity (the message gives the position), unknown method, or one that
             needs tokens.
+        CostError: what the method needs beside the affinity does not fit into memory.
     """
     _, method = get_matching(matching)
+    _require_room_to_convert(affinity)
     given = real_tensor(affinity, "affinity", MatchingError)
     if given.ndim not in (2, 3) or 0 in given.shape[-2:]:
         raise MatchingError(f"an affinity has shape (S, T) or (B, S, T) with S, T >= 1, found {tuple(given.shape)}")
@@ -145,6 +157,7 @@ def match_affinity(
     if not len(batch):
         return []
     numbers = np.zeros(len(batch), int)
+    require_room(method, *batch.shape[1:], batch.element_size(), copies=0)
     stays = method.on_device(batch.device, batch.dtype, max(batch.shape[1:]), len(batch))
     try:
         pairs = Pairs(numbers, numbers, affinity=batch if stays else batch.cpu().numpy())
@@ -166,7 +179,9 @@ def match_affinity(
         bound = answers[k].bound
         if certify:
             matrix = batch[k].cpu().numpy()
-            bound = _certified(answers[k], matrix.__getitem__, matrix.shape[1], 1.0)
+            bound = dual_bound(matrix.__getitem__, matrix.shape[1], solution.permutations[k])
+            bound = bound if answers[k].bound is None else min(bound, answers[k].bound)
+            bound = _above(bound, answers[k], SUMS_DIFFER * float(np.nansum(np.abs(given_each[k]))))
         answers[k] = replace(answers[k], bound=bound, affinities=given_each[k])
     return answers if given.ndim == 3 else answers[0]
 
@@ -174,19 +189,45 @@ def match_affinity(
 def _answer(method: Matching, solution: Solution, k: int, unit: float) -> Match:
     """What was found for one pair, in the unit of the tokens that were given."""
     permutation = None if solution.permutations is None else solution.permutations[k]
-    # A bound can lie below the value by what rounding leaves of two sums that are equal.
-    bound = None if np.isnan(solution.bounds[k]) else float(max(solution.bounds[k], solution.values[k])) * unit
+    bound = None if np.isnan(solution.bounds[k]) else float(solution.bounds[k]) * unit
     if not np.isfinite(solution.values[k]):
         raise MatchingError(f"affinities are too large: what they add up to is {solution.values[k]}; scale them down")
     status = "optimal" if method.exact else "feasible"
     return Match(permutation, float(solution.values[k]) * unit, bound, solution.solvers[k], status)
 
 
-def _certified(answer: Match, rows_of: Callable[[np.ndarray], np.ndarray], columns: int, unit: float) -> float:
-    """The bound of a blockwise dual pass, or the method's own where that is lower."""
+def _in_float64(answer: Match, x: Tensor, y: Tensor, unit: float) -> Match:
+    """A matching of tokens (S, C) and (T, C) with its value as inner products in float64 add up to it."""
     assert answer.permutation is not None
-    bound = max(dual_bound(rows_of, columns, answer.permutation) * unit, answer.value)
-    return bound if answer.bound is None else min(bound, answer.bound)
+    partners = torch.from_numpy(np.maximum(answer.permutation, 0))
+    each = (x.double() * y[partners].double()).sum(dim=1).numpy() * unit
+    each = np.where(answer.permutation >= 0, each, np.nan)
+    return replace(answer, value=float(np.nansum(each)), affinities=each)
+
+
+def _above(bound: float, answer: Match, rounding: float) -> float:
+    """A bound, raised to the value where only rounding put it below."""
+    return float(bounds_above(np.array([bound]), np.array([answer.value]), lambda _: rounding, answer.solver)[0])
+
+
+def _require_room_to_convert(affinity: Tensor | np.ndarray) -> None:
+    """Refuses what would not fit into memory in the precision, and the order, in which it can be computed with."""
+    shape, itemsize = getattr(affinity, "shape", ()), getattr(getattr(affinity, "dtype", None), "itemsize", 8)
+    require_memory(
+        max(4, itemsize) * math.prod(shape) if _is_copied(affinity) else 0,
+        f"a copy of the affinity of shape {tuple(shape)}",
+        "give a contiguous one in float32 or float64, or match(x, y, 'rewindowed') the tokens, which needs none",
+    )
+
+
+def _is_copied(affinity: Tensor | np.ndarray) -> bool:
+    if isinstance(affinity, Tensor):
+        return affinity.layout == torch.strided and not (
+            affinity.is_contiguous() and affinity.dtype in (torch.float32, torch.float64)
+        )
+    if isinstance(affinity, np.ndarray):
+        return not (affinity.flags.c_contiguous and affinity.dtype in (np.float32, np.float64))
+    return False
 
 
 def _tokens(values: Tensor | np.ndarray, name: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import MatchingError
+from rsm_probe.matching import certificate
+from rsm_probe.matching.axes import principal_axes
 from rsm_probe.matching.inputs import in_half_precision
 
-_AXES = 4
-_ITERATIONS = 3
 # Numbers of the tokens that are copied into float64 at a time.
 _AT_ONCE = 1 << 24
 
@@ -70,20 +70,8 @@ class Locations:
 
     @cached_property
     def axes(self) -> np.ndarray:
-        """Principal axes of each image's locations, times their standard deviations: (N, A, C) with A <= 4, float64.
-
-        By subspace iteration from a fixed start: good to some percent, which is all that ordering locations needs.
-        """
-        tokens = self.tokens - self.tokens.mean(dim=1, keepdim=True)
-        channels = tokens.shape[2]
-        start = torch.randn(channels, min(2 * _AXES, channels), generator=torch.Generator().manual_seed(0))
-        basis = start.to(tokens).expand(len(tokens), -1, -1)
-        for _ in range(_ITERATIONS):
-            basis = torch.linalg.qr(tokens.mT @ (tokens @ basis))[0]
-        within = (tokens @ basis).cpu().double()
-        variances, turns = torch.linalg.eigh(within.mT @ within / self.count)
-        axes = basis.cpu().double() @ (turns * variances.clamp(min=0).sqrt()[:, None, :])
-        return axes.flip(2)[:, :, :_AXES].mT.numpy()
+        """Principal axes of each image's locations, times their standard deviations: (N, A, C) with A <= 4, float64."""
+        return principal_axes(self.tokens)
 
     @cached_property
     def image_norms(self) -> np.ndarray:
@@ -234,6 +222,14 @@ class Matching(ABC):
         """
         return False
 
+    def reaches_identity(self, rows: int, columns: int) -> bool:
+        """Whether no value falls below that of equal locations, for images of so many locations."""
+        return self.exact
+
+    def scratch_bytes(self, entries: int, itemsize: int) -> int:
+        """What solving one pair takes beside an affinity of so many entries of so many bytes."""
+        return 0
+
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
         """Matches the locations of one pair.
 
@@ -253,7 +249,11 @@ class Matching(ABC):
         """
         affinities = pairs.affinities()
         found = np.stack([self.permutation(affinity) for affinity in affinities])
-        values = np.array([matched_sum(affinity, order) for affinity, order in zip(affinities, found, strict=True)])
+        values = np.array(
+            [certificate.matched_sum(affinity, order) for affinity, order in zip(affinities, found, strict=True)]
+        )
+        if self.reaches_identity(*affinities.shape[1:]):
+            certificate.prefer_identity(certificate.aligned_sums(affinities), affinities.shape[2], found, values)
         return Solution(values, found, np.full(len(pairs), np.nan), [self.name] * len(pairs))
 
     def products(self, x: Locations, y: Locations) -> np.ndarray:
@@ -262,10 +262,29 @@ class Matching(ABC):
 
 
 def solve_both_ways(method: Matching, pairs: Pairs) -> Solution:
-    """Solves pairs, from both sides where the method is not symmetric."""
+    """Solves pairs, from both sides where the method is not symmetric.
+
+    Raises:
+        MatchingError: the method gives a bound that lies below its own value.
+    """
+    solution = method.solve(pairs) if method.symmetric else _from_both_sides(method, pairs)
+    bounds = certificate.bounds_above(
+        solution.bounds, solution.values, partial(_rounding, pairs, solution), method.name
+    )
+    return solution if bounds is solution.bounds else replace(solution, bounds=bounds)
+
+
+def _rounding(pairs: Pairs, solution: Solution, k: int) -> float:
+    """How far rounding can leave the bound of a pair below its value."""
+    if pairs.affinity is None or solution.permutations is None:
+        channels, dtype = (0, torch.float64) if pairs.x is None else (pairs.x.tokens.shape[2], pairs.x.tokens.dtype)
+        return float(channels * torch.finfo(dtype).eps * pairs.scales()[k])
+    entries = certificate.matched_entries(pairs.part(k, k + 1).affinities()[0], solution.permutations[k])
+    return float(certificate.SUMS_DIFFER * np.abs(entries).sum(dtype=np.float64))
+
+
+def _from_both_sides(method: Matching, pairs: Pairs) -> Solution:
     forward = method.solve(pairs)
-    if method.symmetric:
-        return forward
     backward = method.solve(pairs.reversed())
     bounds = np.fmin(forward.bounds, backward.bounds)
     if forward.permutations is None or backward.permutations is None:
@@ -284,9 +303,3 @@ def inverted(permutation: np.ndarray, count: int) -> np.ndarray:
     rows = np.flatnonzero(permutation >= 0)
     found[permutation[rows]] = rows
     return found
-
-
-def matched_sum(affinity: np.ndarray, permutation: np.ndarray) -> float:
-    """Sum of the affinities that a permutation picks, in float64; rows without a partner add 0."""
-    rows = np.flatnonzero(permutation >= 0)
-    return float(affinity[rows, permutation[rows]].sum(dtype=np.float64))

@@ -46,9 +46,11 @@ def get_matching(matching: str | Matching) -> tuple[str, Matching]:
     """A method and the name it goes by, from a name or from a method object with its options.
 
     Raises:
-        MatchingError: unknown name; the message holds the known ones.
+        MatchingError: unknown name; the message holds the known ones. A class in place of an object.
     """
     if isinstance(matching, Matching):
         return matching.name, matching
+    if isinstance(matching, type) and issubclass(matching, Matching):
+        raise MatchingError(f"the matching is the class {matching.__name__}; give an object, {matching.__name__}()")
     method = look_up(matching, _METHODS, "matching", MatchingError)
     return str(matching), method

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from rsm_probe.checks import brief, require_number, require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.protocol import Matching, Pairs, Solution
 
@@ -31,6 +32,10 @@ class LateInteraction(Matching):
     needs_affinity: ClassVar[bool] = True
     growth: ClassVar[float] = 2.0
     one_to_one: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.unit_length, bool | np.bool_):
+            raise MatchingError(f"unit_length must be True or False, found {brief(self.unit_length)}")
 
     def solve(self, pairs: Pairs) -> Solution:
         """The largest affinities of the rows, summed, and of the columns; the mean of both.
@@ -77,10 +82,12 @@ class SoftMatching(Matching):
     one_to_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.regularisation > 0:
-            raise MatchingError(f"regularisation must be above 0, found {self.regularisation}")
-        if self.iterations < 1:
-            raise MatchingError(f"iterations must be at least 1, found {self.iterations}")
+        require_number(self.regularisation, "regularisation", MatchingError, above=0)
+        require_whole(self.iterations, "iterations", 1, MatchingError)
+
+    def scratch_bytes(self, entries: int, itemsize: int) -> int:
+        """The affinity and its costs in float64, and the transport plans of Sinkhorn's algorithm."""
+        return 40 * entries
 
     def solve(self, pairs: Pairs) -> Solution:
         """Transports every pair.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
 
@@ -20,13 +21,14 @@ _BLOCK_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Translation(Matching):
-    """One image is shifted along both axes of its grid, what leaves on one side returns on the other.
+    """Shift one image along all axes of its grid; what leaves on one side returns on the other.
 
     Attributes:
-        grid: (H, W) of the locations, row by row. None for the grid that a probe found, or else for a square.
+        grid: (H, W) of the locations, row by row, or (T, H, W) of a video's, or (L,) of a sequence's. None for the grid
+            that a probe found. It is not guessed: 49 locations may be 7 x 7, or a sequence.
     """
 
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
 
     name: ClassVar[str] = "translation"
     exact: ClassVar[bool] = False
@@ -35,6 +37,15 @@ class Translation(Matching):
     growth: ClassVar[float] = 1.0
     at_once: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.grid is not None:
+            # By what it says, a stored result knows the method again: lists and arrays mean the same.
+            object.__setattr__(self, "grid", checked_grid(self.grid))
+
+    def reaches_identity(self, rows: int, columns: int) -> bool:
+        """Always: the shift by nothing is among those that are tried."""
+        return True
+
     def solve(self, pairs: Pairs) -> Solution:
         """Finds the best shift of every pair.
 
@@ -42,14 +53,15 @@ class Translation(Matching):
             MatchingError: no grid, or two different ones.
         """
         x, y = pairs.images()
-        height, width = self._grid(x, y)
-        rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+        grid = self._grid(x, y)
+        axes = np.indices(grid)
         values, found = [], []
         for i, j in zip(pairs.rows, pairs.columns, strict=True):
-            table = self._correlations(x.tokens[[i]], y.tokens[[j]], (height, width))[0, 0]
-            down, right = np.unravel_index(int(table.argmax()), table.shape)
-            values.append(float(table[down, right]))
-            found.append((((rows + down) % height) * width + (columns + right) % width).ravel())
+            table = self._correlations(x.tokens[[i]], y.tokens[[j]], grid)[0, 0].cpu().numpy()
+            shift = np.unravel_index(int(table.argmax()), grid)
+            values.append(float(table[shift]))
+            moved = [(axis + by) % size for axis, by, size in zip(axes, shift, grid, strict=True)]
+            found.append(np.ravel_multi_index(moved, grid).ravel())
         return Solution(np.array(values), np.stack(found), np.full(len(found), np.nan), [self.name] * len(found))
 
     def products(self, x: Locations, y: Locations) -> np.ndarray:
@@ -64,42 +76,53 @@ class Translation(Matching):
         for i in range(0, len(x), step):
             for j in range(0, len(y), step):
                 table = self._correlations(x.tokens[i : i + step], y.tokens[j : j + step], grid)
-                best[i : i + step, j : j + step] = table.amax(dim=(2, 3)).cpu().numpy()
+                best[i : i + step, j : j + step] = table.flatten(2).amax(dim=2).cpu().numpy()
         return best
 
-    def _correlations(self, x: Tensor, y: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Inner products under every shift, (N, M, H, W): location s of x with location s + shift of y."""
+    def _correlations(self, x: Tensor, y: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Inner products under every shift, (N, M, *grid): location s of x with location s + shift of y."""
         device = torch.device("cpu") if x.device.type == "mps" else x.device
+        along = tuple(range(2, 2 + len(grid)))
+        # Frequencies in one axis, so that channels are summed for all of them by one product.
         spectra = [
-            torch.fft.rfft2(tokens.to(device, torch.float64).mT.unflatten(2, grid)).permute(2, 3, 0, 1)
-            for tokens in (x, y)
+            torch.fft.rfftn(tokens.to(device, torch.float64).mT.unflatten(2, grid), dim=along) for tokens in (x, y)
         ]
-        cross = spectra[0].conj() @ spectra[1].mT
-        return torch.fft.irfft2(cross.permute(2, 3, 0, 1), s=grid)
+        kept = spectra[0].shape[2:]
+        left, right = (spectrum.flatten(2).permute(2, 0, 1) for spectrum in spectra)
+        cross = (left.conj() @ right.mT).permute(1, 2, 0).unflatten(2, kept)
+        return torch.fft.irfftn(cross, s=grid, dim=along)
 
-    def _grid(self, x: Locations, y: Locations) -> tuple[int, int]:
-        grids = {_checked(self.grid or images.grid or _square(images.count)) for images in (x, y)}
-        if len(grids) > 1:
+    def _grid(self, x: Locations, y: Locations) -> tuple[int, ...]:
+        grids = [self._grid_of(images) for images in (x, y)]
+        if grids[0] != grids[1]:
             raise MatchingError(f"shifts need equal grids, found {' and '.join(map(str, sorted(grids)))}")
-        (grid,) = grids
-        for images in (x, y):
-            if math.prod(grid) != images.count:
-                raise MatchingError(f"a grid of {grid} does not hold {images.count} locations")
+        return grids[0]
+
+    def _grid_of(self, images: Locations) -> tuple[int, ...]:
+        known = self.grid if self.grid is not None else images.grid
+        if known is None:
+            if images.count == 1:
+                return (1,)
+            raise MatchingError(
+                f"translation shifts images along their grid, and the grid of these {images.count} locations is not "
+                f"known: take Translation(grid=(H, W)), from rsm_probe.matching.translation, as the matching (match and "
+                f"rsm also take grid=(H, W))"
+            )
+        grid = checked_grid(known)
+        if math.prod(grid) != images.count:
+            raise MatchingError(f"a grid of {grid} does not hold {images.count} locations")
         return grid
 
 
-def _checked(grid: Sequence[int]) -> tuple[int, int]:
-    """A grid of two whole numbers above 0, whatever sequence holds them."""
-    numbers = tuple(grid) if isinstance(grid, Sequence | np.ndarray) else ()
-    if len(numbers) != 2 or any(int(number) != number or number < 1 for number in numbers):
-        raise MatchingError(f"a grid is two whole numbers (H, W) above 0, found {grid}")
-    return int(numbers[0]), int(numbers[1])
+def checked_grid(grid: Any) -> tuple[int, ...]:
+    """The numbers of locations along each axis of a grid, whatever sequence holds them.
 
-
-def _square(count: int) -> tuple[int, int]:
-    side = math.isqrt(count)
-    if side * side != count:
-        raise MatchingError(
-            f"{count} locations form no square, so their grid is not known; give Translation(grid=(H, W))"
-        )
-    return side, side
+    Raises:
+        MatchingError: anything but whole numbers above 0.
+    """
+    numbers = list(grid) if isinstance(grid, Sequence | np.ndarray) and not isinstance(grid, str | bytes) else []
+    if not numbers:
+        raise MatchingError(f"a grid is whole numbers above 0, such as (H, W), found {brief(grid)}")
+    for axis, number in enumerate(numbers):
+        require_whole(number, f"axis {axis} of the grid", 1, MatchingError)
+    return tuple(int(number) for number in numbers)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from rsm_probe.devices import full_precision
 from rsm_probe.checks import require_whole
+from rsm_probe.devices import full_precision, require_memory
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.auction import Auction
+from rsm_probe.matching.certificate import identity_partners, prefer_identity
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution
 
 # Bytes of the windows' affinities that exist at once.
@@ -41,18 +42,29 @@ class Windowed(Matching):
         """Sorts the locations of every image by norm."""
         _ = images.on_cpu, images.order
 
+    def reaches_identity(self, rows: int, columns: int) -> bool:
+        """Where one window holds everything, which is then solved exactly."""
+        return self.window >= max(rows, columns)
+
     def solve(self, pairs: Pairs) -> Solution:
         """Matches the pairs one after the other, from their tokens."""
         # Numba takes seconds to load, and whoever never matches should not wait for it.
         from rsm_probe.matching.loops import matched_product
 
         x, y = pairs.images()
-        found, values = [], []
-        for i, j in zip(pairs.rows, pairs.columns, strict=True):
-            permutation = self.partners(x, i, y, j)
-            found.append(permutation)
-            values.append(matched_product(x.on_cpu[i].numpy(), y.on_cpu[j].numpy(), permutation))
-        return Solution(np.array(values), np.stack(found), np.full(len(found), np.nan), [self.name] * len(found))
+        rows, columns = pairs.rows, pairs.columns
+        found = np.stack([self.partners(x, i, y, j) for i, j in zip(rows, columns, strict=True)])
+
+        def products(permutations: np.ndarray) -> np.ndarray:
+            chosen = zip(rows, columns, permutations, strict=True)
+            return np.array([matched_product(x.on_cpu[i].numpy(), y.on_cpu[j].numpy(), each) for i, j, each in chosen])
+
+        values = products(found)
+        if self.reaches_identity(x.count, y.count):
+            # Windows compare affinities as they are rounded; here nothing is.
+            identity = identity_partners(x.count, y.count)
+            prefer_identity(products(np.broadcast_to(identity, found.shape)), y.count, found, values)
+        return Solution(values, found, np.full(len(found), np.nan), [self.name] * len(found))
 
     def partners(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
         """The partner of every location of one image (S,), -1 where it has none."""
@@ -104,10 +116,12 @@ class BatchOptimal(Windowed):
                 places[:, part] = start + _places_in_windows(left[:, part], right[:, part], width, solver)
         found = np.empty_like(places)
         np.put_along_axis(found, rows, np.take_along_axis(columns, places, axis=1), axis=1)
-        partners = torch.from_numpy(places).to(right.device)[:, :, None].expand_as(right)
-        # Over channels in float32, as affinities are: a sum of float32 numbers in float64 would first copy them all.
-        values = left.mul_(right.gather(1, partners)).sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
+        values = _products(left, right, places)
         found = np.where(found < y.count, found, -1)[:, : x.count]
+        if self.reaches_identity(x.count, y.count):
+            # Where each location of y stands in its order, looked up in the order of x.
+            same = np.take_along_axis(np.argsort(columns, axis=1), rows, axis=1)
+            prefer_identity(_products(left, right, same), y.count, found, values)
         return Solution(values, found, np.full(len(values), np.nan), [f"{self.name}-device"] * len(values))
 
 
@@ -119,6 +133,13 @@ def _by_norm(images: Locations, numbers: np.ndarray, size: int) -> tuple[torch.T
     tokens = functional.pad(tokens, (0, 0, 0, size - images.count))
     places = torch.from_numpy(order).to(tokens.device)[:, :, None]
     return tokens.gather(1, places.expand_as(tokens)), order
+
+
+def _products(left: torch.Tensor, right: torch.Tensor, places: np.ndarray) -> np.ndarray:
+    """What tokens (B, S, C) and those at given places (B, S) of other images add up to: (B,), float64."""
+    partners = torch.from_numpy(places).to(right.device)[:, :, None].expand_as(right)
+    # Over channels in float32, as affinities are: a sum of float32 numbers in float64 would first copy them all.
+    return right.gather(1, partners).mul_(left).sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
 
 
 def _places_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
@@ -183,6 +204,9 @@ class Pairing:
     def improve(self, window: int, solver: Auction) -> None:
         """Solves every window of the two orders; a window keeps its pairs where that gains nothing."""
         window = min(window, len(self))
+        require_memory(
+            2 * window**2 * self.tokens[0].element_size(), f"a window of {window} locations", "take smaller windows"
+        )
         whole = len(self) // window * window
         several = window * max(1, _BLOCK_BYTES // (window**2 * self.tokens[0].element_size()))
         for start in range(0, whole, several):

@@ -15,8 +15,9 @@ from rsm_probe import Matching, RsmProbeError, match, match_affinity
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.assignment import OrToolsAssignment
 from rsm_probe.matching.auction import Auction
+from rsm_probe.matching.certificate import matched_sum
 from rsm_probe.matching.identity import aligned_products, squared_norms
-from rsm_probe.matching.protocol import Locations, matched_sum
+from rsm_probe.matching.protocol import Locations
 from rsm_probe.matching.registry import get_matching, matching_names
 
 # name -> exact, symmetric, needs_affinity: what users of a method may rely on.
@@ -372,7 +373,7 @@ def test_tokens_with_different_channels_are_refused_with_both_numbers():
 
 @pytest.mark.parametrize("values", [np.ones((2, 2), dtype=complex), torch.ones(2, 2) * 1j, np.array([["a", "b"]])])
 def test_values_that_are_no_real_numbers_are_refused(values):
-    with pytest.raises(MatchingError, match="expected real numbers, found dtype"):
+    with pytest.raises(MatchingError, match="real numbers|complex numbers"):
         match_affinity(values)
 
 
@@ -417,7 +418,7 @@ def test_tokens_whose_squares_are_no_numbers_are_refused(size):
 
 @pytest.mark.parametrize("values", [[[1.0, 2.0], [3.0]], np.ones((2, 2), dtype=np.longdouble)])
 def test_values_that_form_no_array_of_64_bits_are_refused(values):
-    with pytest.raises(MatchingError, match="expected"):
+    with pytest.raises(MatchingError, match=r"not an array of numbers|give \.astype\(numpy\.float64\)"):
         match_affinity(values)
 
 

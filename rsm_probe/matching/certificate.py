@@ -1,0 +1,83 @@
+"""Sums that certificates rest on: of matched affinities, of equal locations, and how a bound may lie to its value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from rsm_probe.errors import MatchingError
+
+# What the sums of one affinity may differ by, relative to the magnitudes that are added up.
+SUMS_DIFFER = 1e-12
+
+
+def matched_sum(affinity: np.ndarray, permutation: np.ndarray) -> float:
+    """Sum of the affinities that a permutation picks, in float64; rows without a partner add 0."""
+    return float(matched_entries(affinity, permutation).sum(dtype=np.float64))
+
+
+def matched_entries(affinity: np.ndarray, permutation: np.ndarray) -> np.ndarray:
+    """The affinities that a permutation picks; rows without a partner pick none."""
+    rows = np.flatnonzero(permutation >= 0)
+    return affinity[rows, permutation[rows]]
+
+
+def aligned_sums(affinities: np.ndarray | Tensor) -> np.ndarray:
+    """What equal locations add up to in each of (B, S, T) affinities: (B,), float64.
+
+    All methods take these sums, in the same order, so that they agree with the identity to the last digit.
+    """
+    if isinstance(affinities, Tensor):
+        diagonals = affinities.diagonal(dim1=1, dim2=2).cpu().numpy()
+    else:
+        diagonals = np.diagonal(affinities, axis1=1, axis2=2)
+    return np.ascontiguousarray(diagonals).sum(axis=1, dtype=np.float64)
+
+
+def prefer_identity(aligned: np.ndarray, columns: int, permutations: np.ndarray, values: np.ndarray) -> None:
+    """Takes equal locations where they add up to more: within a method's gap, they may be the optimum.
+
+    Args:
+        aligned: (B,), what equal locations add up to.
+        columns: T.
+        permutations: (B, S), changed in place.
+        values: (B,), changed in place.
+    """
+    better = aligned > values
+    permutations[better] = identity_partners(permutations.shape[1], columns)
+    values[better] = aligned[better]
+
+
+def identity_partners(rows: int, columns: int) -> np.ndarray:
+    """Location s answers to location s (S,); -1 where there is none."""
+    numbers = np.arange(rows)
+    return np.where(numbers < columns, numbers, -1)
+
+
+def bounds_above(bounds: np.ndarray, values: np.ndarray, rounding: Callable[[int], float], solver: str) -> np.ndarray:
+    """Bounds (B,), raised to their values where rounding alone left them below.
+
+    A bound that lies further below belongs to something else. Raised, it would claim a perfect certificate.
+
+    Args:
+        bounds: (B,), NaN where there is none.
+        values: (B,).
+        rounding: how far the bound of a pair may lie below its value.
+        solver: what answered.
+
+    Raises:
+        MatchingError: a bound lies further below its value.
+    """
+    below = np.flatnonzero(bounds < values)
+    for k in below:
+        if values[k] - bounds[k] > rounding(int(k)):
+            raise MatchingError(
+                f"{solver} gave pair {k} a bound of {bounds[k]!r}, which lies below the value {values[k]!r} that it "
+                f"reached itself: the bound is wrong, and nothing is certified; please report this"
+            )
+    if len(below):
+        bounds = bounds.copy()
+        bounds[below] = values[below]
+    return bounds
