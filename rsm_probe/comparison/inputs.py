@@ -7,9 +7,8 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from rsm_probe.arrays import condensed_hint, real_matrix, require_similarities, require_symmetric
 from rsm_probe.errors import ComparisonError
 
 
@@ -17,14 +16,15 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
     """RSMs over the same images as one array.
 
     Args:
-        rsms: symmetric arrays (N, N), or `RSM`s, whose image ids must then agree.
+        rsms: symmetric arrays (N, N) of similarities, or `RSM`s, whose image ids must then agree.
         names: what messages call them.
 
     Returns:
         Shape (R, N, N), float64.
 
     Raises:
-        ComparisonError: no RSM, other shapes, images or orders, no symmetry, values that are not finite.
+        ComparisonError: no RSM, other shapes, images or orders, no symmetry, values that are not real or not finite;
+            arrays that look like distances.
     """
     if not len(rsms):
         raise ComparisonError("there is no RSM to compare")
@@ -41,15 +41,10 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
                 + " and ".join("none" if image is None else repr(image) for image in both)
             )
         known = (name, ids) if known is None and ids is not None else known
-        try:
-            known_to_numpy = rsm.float() if isinstance(rsm, Tensor) and rsm.dtype == torch.bfloat16 else rsm
-            array = np.asarray(known_to_numpy)
-            if np.iscomplexobj(array):
-                raise TypeError("it holds complex numbers")
-            array = array.astype(np.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ComparisonError(f"the {name} RSM is no matrix of real numbers: {error}") from None
+        array = real_matrix(rsm, f"the {name} RSM", ComparisonError)
         check_rsm(array, name)
+        if ids is None:  # an `RSM` was looked at when it was made
+            require_similarities(array, f"the {name} RSM", ComparisonError)
         if arrays and array.shape != arrays[0].shape:
             raise ComparisonError(
                 f"the {names[0]} and the {name} RSM hold {len(arrays[0])} and {len(array)} images; compare RSMs of the "
@@ -74,9 +69,11 @@ def check_rsm(array: np.ndarray, name: str) -> None:
         ComparisonError: not square, not symmetric, or not finite.
     """
     if array.ndim != 2 or array.shape[0] != array.shape[1]:
-        raise ComparisonError(f"the {name} RSM has shape {array.shape}; only square matrices (N, N) can be compared")
+        raise ComparisonError(
+            f"the {name} RSM has shape {array.shape}; only square matrices (N, N) can be compared"
+            f"{condensed_hint(array)}"
+        )
     if not np.isfinite(array).all():
         row, column = np.argwhere(~np.isfinite(array))[0]
         raise ComparisonError(f"the {name} RSM holds {array[row, column]} for images {row} and {column}")
-    if not np.allclose(array, array.T, rtol=1e-6, atol=1e-9 * np.abs(array).max(initial=0.0)):
-        raise ComparisonError(f"the {name} RSM is not symmetric; RSMs are compared over images of one set")
+    require_symmetric(array, f"the {name} RSM", ComparisonError)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rsm_probe.checks import require_whole
 from rsm_probe.errors import ComparisonError
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ def to_rsatoolbox(rsm: RSM) -> Any:
     """An RSM as an `rsatoolbox.rdm.RDMs` of one matrix of squared distances `k_ii + k_jj - 2 k_ij`.
 
     Biased linear CKA is rsatoolbox's `cosine_cov` of two of these. Names of images go into the pattern descriptor
-    `image`.
+    `image`. Distances that `from_rsatoolbox` or `kind="distance"` made an RSM come back as they were.
 
     Raises:
         ComparisonError: rows and columns are different images; rsatoolbox is not installed.
@@ -31,17 +33,18 @@ def to_rsatoolbox(rsm: RSM) -> Any:
     distances = own[:, None] + own[None, :] - 2 * rsm.values
     return rdm.RDMs(
         distances[np.triu_indices(len(own), 1)][None],
-        dissimilarity_measure="squared kernel distance",
+        dissimilarity_measure=rsm.dataset.attrs.get("dissimilarity", "squared kernel distance"),
         rdm_descriptors={key: [str(value)] for key, value in rsm.attributes.items()},
         pattern_descriptors={"image": rsm.ids},
     )
 
 
-def similarities(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarray, list[str] | None]:
-    """One matrix of distances as similarities, by double centring: `-H D H / 2` (Torgerson 1952).
+def distances(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:
+    """One matrix of distances, the names of its images, and what the distances are.
 
-    For squared Euclidean distances these are the inner products of the centred patterns, which every CKA takes for
-    those of the patterns themselves.
+    As similarities, these become `-d / 2` without centring, which keeps every comparison what it is of the distances:
+    correlations take pairs of different images as they stand, and CKA and Bures centre for themselves (Torgerson 1952):
+    for squared Euclidean distances `-d_ij / 2` is the inner product of two patterns less half the squared norm of each.
 
     Args:
         rdms: one or more matrices of distances, an `rsatoolbox.rdm.RDMs`.
@@ -49,20 +52,20 @@ def similarities(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndar
         descriptor: the pattern descriptor that names the images; None for `image`, or where nothing names them.
 
     Returns:
-        Shape (N, N), and N names, or None where nothing names the images.
+        Shape (N, N); N names, or None where nothing names the images; the dissimilarity measure, where it is known.
 
     Raises:
-        ComparisonError: no such matrix or descriptor; distances that are not finite.
+        ComparisonError: no RDMs, no such matrix or descriptor; distances that are not finite.
     """
+    if not hasattr(rdms, "get_matrices"):
+        raise ComparisonError(
+            f"expected rsatoolbox.rdm.RDMs, found {type(rdms).__name__}; a matrix of distances is taken by "
+            "RSM.from_array(d, ids, kind='distance')"
+        )
     matrices = rdms.get_matrices()
-    if not -len(matrices) <= index < len(matrices):
+    require_whole(index, "index", -len(matrices), ComparisonError)
+    if index >= len(matrices):
         raise ComparisonError(f"there are {len(matrices)} matrices, and none has index {index}")
-    distances = np.asarray(matrices[index], dtype=np.float64)
-    if not np.isfinite(distances).all():
-        row, column = np.argwhere(~np.isfinite(distances))[0]
-        raise ComparisonError(f"the distance of images {row} and {column} is {distances[row, column]}")
-    means = distances.mean(axis=0)
-    values = -(distances - means[:, None] - means[None, :] + means.mean()) / 2
     known = [str(name) for name in rdms.pattern_descriptors if name != "index"]
     # Invented names would agree with those of any other RSM, whatever the order of its images.
     if (descriptor or "image") not in rdms.pattern_descriptors and (descriptor is not None or known):
@@ -71,4 +74,6 @@ def similarities(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndar
             f"{', '.join(known) or 'none'})"
         )
     names = rdms.pattern_descriptors.get(descriptor or "image")
-    return (values + values.T) / 2, None if names is None else [str(name) for name in names]
+    if names is not None:
+        names = [str(name) if isinstance(name, Integral) else name for name in names]
+    return np.asarray(matrices[index], dtype=np.float64), names, rdms.dissimilarity_measure

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.devices import block_bytes
 from rsm_probe.checks import require_whole
+from rsm_probe.devices import block_bytes
 from rsm_probe.errors import CostError
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import each_rescaled

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import xarray as xr
 
+from rsm_probe.arrays import condensed_hint, real_matrix, require_distances, require_similarities, require_symmetric
+from rsm_probe.checks import brief, require_texts
 from rsm_probe.errors import ComparisonError, StorageError, repeated
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.storage.files import open_dataset, save_dataset
@@ -35,7 +37,12 @@ class RSM:
 
     @classmethod
     def from_array(
-        cls, values: np.ndarray, ids: Sequence[str] | None = None, other_ids: Sequence[str] | None = None
+        cls,
+        values: Any,
+        ids: Sequence[str] | None = None,
+        other_ids: Sequence[str] | None = None,
+        *,
+        kind: Literal["similarity", "distance"] | None = None,
     ) -> Self:
         """Wraps a matrix from elsewhere (brain data, another tool).
 
@@ -43,24 +50,34 @@ class RSM:
             values: similarities, shape (N, M); symmetric (N, N) unless `other_ids` is given.
             ids: N names of the images in the rows; numbers where left out.
             other_ids: M names of the images in the columns, where they are other images.
+            kind: "distance" for dissimilarities such as an RDM, which become similarities `-values / 2`: every
+                measure of RSMs then reads the distances. "similarity" insists that these are similarities. None takes
+                them for similarities, and refuses what looks like distances.
 
         Raises:
-            ComparisonError: wrong shape, values that are not finite, repeated or too few ids, or no symmetry.
+            ComparisonError: wrong shape, values that are not real or not finite, repeated or too few ids, ids that are
+                not text, no symmetry; distances without `kind`, or a kind that the diagonal contradicts.
         """
-        values = np.array(values, dtype=np.float64)
+        if kind not in (None, "similarity", "distance"):
+            raise ComparisonError(f"kind must be 'similarity' or 'distance', found {brief(kind)}")
+        values = real_matrix(values, "the matrix", ComparisonError)
         if values.ndim != 2 or 0 in values.shape:
-            raise ComparisonError(f"an RSM has shape (N, M), found {values.shape}")
-        if not np.isfinite(values).all():
-            row, column = np.argwhere(~np.isfinite(values))[0]
-            raise ComparisonError(f"similarity of images {row} and {column} is {values[row, column]}")
-        if other_ids is None:
-            if values.shape[0] != values.shape[1]:
-                raise ComparisonError(f"an RSM of one set of images is square, found {values.shape}; give other_ids")
-            if not np.allclose(values, values.T, rtol=1e-6, atol=1e-9 * np.abs(values).max()):
-                raise ComparisonError("an RSM of one set of images is symmetric, and this matrix is not")
+            raise ComparisonError(f"an RSM has shape (N, M), found {values.shape}{condensed_hint(values)}")
+        if other_ids is None and values.shape[0] != values.shape[1]:
+            raise ComparisonError(f"an RSM of one set of images is square, found {values.shape}; give other_ids")
         rows = image_names(ids, values.shape[0], "ids")
         columns = None if other_ids is None else image_names(other_ids, values.shape[1], "other_ids")
-        return cls(dataset_of(values, rows, columns))
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            pair = f"{rows[row]} and {(columns or rows)[column]}"
+            raise ComparisonError(f"the {kind or 'similarity'} of images {pair} is {values[row, column]}")
+        if columns is None:
+            require_symmetric(values, "the matrix", ComparisonError)
+            if kind is None:
+                require_similarities(values, "the matrix", ComparisonError)
+            if kind == "distance":
+                require_distances(values, "the matrix", ComparisonError)
+        return cls(dataset_of(-values / 2 if kind == "distance" else values, rows, columns))
 
     @classmethod
     def from_pairs(cls, pairs: xr.Dataset, kernel: str | Kernel = "linear") -> Self:
@@ -148,14 +165,16 @@ class RSM:
 
     @classmethod
     def from_rsatoolbox(cls, rdms: Any, index: int = 0, descriptor: str | None = None) -> Self:
-        """One matrix of an `rsatoolbox.rdm.RDMs`; see `rsm_probe.similarity.exchange`.
+        """One matrix of an `rsatoolbox.rdm.RDMs`, as the similarities `-d / 2`; see `rsm_probe.similarity.exchange`.
 
         Raises:
             ComparisonError: no such matrix or descriptor; distances that are not finite; repeated names.
         """
-        from rsm_probe.similarity.exchange import similarities
+        from rsm_probe.similarity.exchange import distances
 
-        return cls.from_array(*similarities(rdms, index, descriptor))
+        values, names, measure = distances(rdms, index, descriptor)
+        found = cls.from_array(values, names, kind="distance")
+        return found if measure is None else cls(found.dataset.assign_attrs(dissimilarity=measure))
 
     def save(self, path: str | Path) -> None:
         """Writes a Zarr group that `xarray.open_zarr` opens.
@@ -207,9 +226,9 @@ def image_names(ids: Sequence[str] | None, count: int, what: str) -> list[str]:
     """The names of images as they were given, or numbers.
 
     Raises:
-        ComparisonError: too few, too many or repeated names.
+        ComparisonError: too few, too many or repeated names; names that are not text.
     """
-    names = [str(k) for k in range(count)] if ids is None else [str(name) for name in ids]
+    names = [str(k) for k in range(count)] if ids is None else require_texts(ids, what, ComparisonError)
     if len(names) != count:
         raise ComparisonError(f"{what} holds {len(names)} names for {count} images")
     if (twice := repeated(names)) is not None:

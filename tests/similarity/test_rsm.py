@@ -296,10 +296,10 @@ def test_smallest_eigenvalue_is_numpys_and_below_zero_for_some_semantic_rsms(ker
     assert min(smallest) < -1e-3
 
 
-@pytest.mark.parametrize("ids", [None, "abc"])
+@pytest.mark.parametrize("ids", [None, [*"abc"]])
 def test_rsms_of_two_sets_have_no_eigenvalues(ids):
     # Two sets of equally many images are still two sets, even where nobody named them.
-    other_ids = None if ids is None else "xyz"
+    other_ids = None if ids is None else [*"xyz"]
     with pytest.raises(ComparisonError, match="one set of images has eigenvalues"):
         _ = rsm(random_tokens(3, 4), random_tokens(3, 4, seed=1), ids=ids, other_ids=other_ids).smallest_eigenvalue
 

@@ -1,4 +1,4 @@
-"""Images of very different size in one set: each is scaled by itself, so that none of them vanishes beside the others."""
+"""Images of very different size in one set: each is scaled by itself, so that none vanishes beside the others."""
 
 import numpy as np
 import pytest
