@@ -60,6 +60,32 @@ class Best:
         return cls(*map(np.concatenate, fields))
 
 
+class Found:
+    """What is known of some queries and the whole database.
+
+    Args:
+        bounds: similarities (n, M) that no matching exceeds; -infinity of images that are no candidates.
+        k: how many neighbours are wanted.
+
+    Attributes:
+        bounds: these.
+        products: (n, M) of the pairs that were matched, NaN elsewhere.
+        least: the k-th best similarity that each query has found (n,), which others must reach.
+    """
+
+    def __init__(self, bounds: np.ndarray, k: int) -> None:
+        self.bounds, self.products = bounds, np.full(bounds.shape, np.nan)
+        self._best = np.full((len(bounds), k), -np.inf)
+        self.least = self._best.min(axis=1)
+
+    def add(self, start: int, products: np.ndarray, similarities: np.ndarray) -> None:
+        """Takes in what was matched of a block of the database, (n, B), NaN elsewhere."""
+        self.products[:, start : start + products.shape[1]][~np.isnan(products)] = products[~np.isnan(products)]
+        both = np.concatenate([self._best, np.where(np.isnan(products), -np.inf, similarities)], axis=1)
+        self._best = np.partition(both, products.shape[1], axis=1)[:, products.shape[1] :]
+        self.least = self._best.min(axis=1)
+
+
 def rounded_up(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, precision: str) -> np.ndarray:
     """Bounds of exact products (N, M) as bounds of those that are computed, given squared norms."""
     return products + _ROUNDING[precision] * np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -13,8 +14,8 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
+from rsm_probe.checks import brief, require_texts, require_whole
 from rsm_probe.devices import find_device
-from rsm_probe.checks import require_whole
 from rsm_probe.errors import ComparisonError, CostError, RepresentationError
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching
@@ -22,7 +23,7 @@ from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.executors import threads
 from rsm_probe.similarity.hopeful import Best, Counts
 from rsm_probe.similarity.images import Images, as_set, warn_of_other_layer
-from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
+from rsm_probe.similarity.kernels import RBF, Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.matched import affinity_bytes
 from rsm_probe.similarity.pairs import available_cores
 from rsm_probe.similarity.search import Search
@@ -60,11 +61,13 @@ def nearest(
     Args:
         query: tokens (N, S, C), or a layer of a `Capture`.
         database: tokens (M, T, C), or a captured layer.
-        k: neighbours for each query; fewer where the database has fewer.
+        k: neighbours for each query, at most the images of the database.
         matching: a name or a method object that pairs all locations of the smaller image. Scores, which no bound
             covers, are computed for all pairs.
-        kernel: "linear", "cosine", "rbf", or a kernel object. The order under an RBF kernel does not depend on its
-            width; where it names none, that is the median distance of at most 16 x 16 pairs, spread evenly.
+        kernel: "linear", "cosine", "rbf", or a kernel object. The width of "rbf" is the median distance of all pairs,
+            as in `rsm(query, database)`, whatever groups and shortlists leave out: all pairs are matched for it, with
+            a warning. The order does not depend on it, so that `RBF(sigma2=...)` finds the same neighbours and matches
+            few pairs.
         centering: see `rsm_probe.rsm`; the mean is the database's.
         groups: one name for each query, one for each image of the database; an image is no candidate for a query of
             its own group, such as frames of one video.
@@ -84,14 +87,15 @@ def nearest(
         database, -1), `similarity` and `product` (NaN). Equally similar ones come in the order of the database. Its
         attributes hold `pairs` (candidates), `affinities` and `matchings` that were computed, `seconds` in all,
         `seconds_bounds`, `seconds_of_all_pairs` (a sample of pairs, matched as a whole tile, scaled up to all pairs and
-        workers), `saved_matchings` and `saved_time` as shares of these, `sigma2` of an RBF kernel, and of a shortlist
-        the `recall`.
+        workers), `saved_matchings` and `saved_time` as shares of these (0 where nothing was saved), `sigma2` of an RBF
+        kernel, and of a shortlist the `recall`.
 
     Raises:
         RepresentationError: wrong shapes, other channels, NaN or infinity.
         MatchingError: unknown matching.
         ComparisonError: unknown kernel, or one that does not apply; wrong k, ids or groups; FAISS is not installed.
-        CostError: one affinity alone exceeds the memory; the device is not there.
+        CostError: one affinity alone, or the distances of which a width is the median, exceed the memory; the device is
+            not there.
         StorageError: a capture cannot be read.
     """
     label, method = get_matching(matching)
@@ -106,27 +110,35 @@ def nearest(
     if isinstance(queries, CapturedLayer) and isinstance(images, CapturedLayer):
         warn_of_other_layer(queries, images)
     require_whole(k, "k", 1, ComparisonError)
+    if k > len(images):
+        raise ComparisonError(f"k is {k}, and the database holds {len(images)} images")
     if shortlist is not None:
         require_whole(shortlist, "shortlist", k, ComparisonError)
     workers = available_cores() if workers is None else workers
     require_whole(workers, "workers", 1, CostError)
     own = _own_groups(groups, len(queries), len(images))
-    budget, count = parse_bytes(memory), min(k, len(images))
+    budget = parse_bytes(memory)
     sample = [torch.empty(1, part.shape[1], part.shape[2], device="meta") for part in (queries, images)]
     affinity_bytes(method, sample[0], sample[1], budget)
+    if isinstance(chosen, RBF) and chosen.sigma2 is None and not method.at_once:
+        warnings.warn(
+            f"kernel='rbf' takes its width from the distances of all {len(queries)} x {len(images)} pairs, which are "
+            f"all matched for it; give a width, as in RBF(sigma2=...), to find the same neighbours with few matchings",
+            stacklevel=2,
+        )
     started, everything = time.perf_counter(), np.arange(len(queries))
     seconds = 0.0
     with threads(workers) as pool, torch.no_grad():
         search = Search(queries, images, method, chosen, check_centering(centering), budget, where, pool)
         with tqdm(desc="queries", total=len(queries), unit="query", disable=not progress) as bar:
             if shortlist is None:
-                found, recall = search.best(everything, count, own, on_done=bar.update), None
+                found, recall = search.best(everything, k, own, on_done=bar.update), None
             else:
                 candidates = pooled_candidates(queries.pooled, images.pooled, shortlist, own, centering is not None)
-                found = search.best_among(candidates, count, on_done=bar.update)
+                found = search.best_among(candidates, k, on_done=bar.update)
                 seconds = time.perf_counter() - started  # looking beyond the shortlist is no part of the work
                 counts, search.counts = search.counts, Counts()
-                recall = _recall(search, found, count, own)
+                recall = _recall(search, found, k, own)
                 search.counts = counts
     result = _labelled(queries, images, found)
     counted = {key: value for key, value in asdict(search.counts).items() if not key.endswith("_seconds")}
@@ -150,14 +162,19 @@ def _own_groups(
     """Numbers of the groups of queries and of images.
 
     Raises:
-        ComparisonError: wrong number of names.
+        ComparisonError: no pair, names that are not text, or a wrong number of them.
     """
     if groups is None:
         return None
-    for what, names, count in (("queries", groups[0], queries), ("database", groups[1], images)):
-        if len(names) != count:
-            raise ComparisonError(f"groups holds {len(names)} names for {count} images of the {what}")
-    numbers = np.unique([str(name) for part in groups for name in part], return_inverse=True)[1]
+    if not isinstance(groups, tuple | list) or len(groups) != 2:
+        raise ComparisonError(
+            f"groups is a pair: a name for each query, and one for each image of the database; found {brief(groups)}"
+        )
+    names = [require_texts(part, f"groups[{side}]", ComparisonError) for side, part in enumerate(groups)]
+    for what, part, count in (("queries", names[0], queries), ("database", names[1], images)):
+        if len(part) != count:
+            raise ComparisonError(f"groups holds {len(part)} names for {count} images of the {what}")
+    numbers = np.unique(names[0] + names[1], return_inverse=True)[1]
     return numbers[:queries], numbers[queries:]
 
 
@@ -189,8 +206,10 @@ def _savings(counts: Counts, pairs: int, seconds: float, seconds_per_pair: float
         "seconds": seconds,
         "seconds_bounds": counts.bound_seconds,
         "seconds_of_all_pairs": all_pairs,
-        "saved_matchings": 1 - counts.matchings / max(pairs, 1),
-        "saved_time": 1 - seconds / all_pairs if all_pairs else 0.0,
+        # The width of an RBF kernel may be the median of more pairs than are candidates.
+        "saved_matchings": max(0.0, 1 - counts.matchings / max(pairs, 1)),
+        # Of few pairs, the bounds may cost more than the matchings that they save.
+        "saved_time": max(0.0, 1 - seconds / all_pairs) if all_pairs else 0.0,
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rsm_probe.devices import token_bytes
+from rsm_probe.errors import CostError
 from rsm_probe.matching.bounds import Summaries
 from rsm_probe.matching.identity import aligned_products
 from rsm_probe.matching.inputs import each_rescaled
@@ -18,43 +19,18 @@ from rsm_probe.similarity.affinity import Affinities
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.database import Block, Database, Reading
 from rsm_probe.similarity.executors import one_thread
-from rsm_probe.similarity.hopeful import Best, Counts, Hopeful, rounded_up
+from rsm_probe.similarity.hopeful import Best, Counts, Found, Hopeful, rounded_up
 from rsm_probe.similarity.images import Images, Picked, centred_tokens
-from rsm_probe.similarity.kernels import RBF, Closeness, Kernel
+from rsm_probe.similarity.kernels import RBF, Closeness, Kernel, squared_distances
 from rsm_probe.similarity.matched import is_identity, match_tile
+from rsm_probe.storage.space import format_bytes
 
 # Images of the database that show the directions of its spread.
 _SAMPLE = 64
-# Images on each side of the pairs whose median distance is the width of an RBF kernel that names none.
-_WIDTH_SAMPLE = 16
+# Bytes of a pair while the median of all distances is found: its product, its distance, and a copy of that.
+_PAIR_BYTES = 24
 
 Groups = tuple[np.ndarray, np.ndarray]
-
-
-class _Found:
-    """What is known of some queries and the whole database.
-
-    Args:
-        bounds: similarities (n, M) that no matching exceeds; -infinity of images that are no candidates.
-        k: how many neighbours are wanted.
-
-    Attributes:
-        bounds: these.
-        products: (n, M) of the pairs that were matched, NaN elsewhere.
-        least: the k-th best similarity that each query has found (n,), which others must reach.
-    """
-
-    def __init__(self, bounds: np.ndarray, k: int) -> None:
-        self.bounds, self.products = bounds, np.full(bounds.shape, np.nan)
-        self._best = np.full((len(bounds), k), -np.inf)
-        self.least = self._best.min(axis=1)
-
-    def add(self, start: int, products: np.ndarray, similarities: np.ndarray) -> None:
-        """Takes in what was matched of a block of the database, (n, B), NaN elsewhere."""
-        self.products[:, start : start + products.shape[1]][~np.isnan(products)] = products[~np.isnan(products)]
-        both = np.concatenate([self._best, np.where(np.isnan(products), -np.inf, similarities)], axis=1)
-        self._best = np.partition(both, products.shape[1], axis=1)[:, products.shape[1] :]
-        self.least = self._best.min(axis=1)
 
 
 class Search:
@@ -64,7 +40,8 @@ class Search:
         queries: the queries.
         images: the database.
         method: the matching.
-        kernel: what orders candidates; one that needs a width is given one.
+        kernel: what orders candidates. An RBF kernel without a width takes the median distance of all pairs, which are
+            then all matched.
         centering: what is subtracted; the mean is the database's.
         memory: bytes that may be held.
         device: where affinities are computed.
@@ -73,6 +50,9 @@ class Search:
     Attributes:
         counts: what was done so far.
         sigma2: the width that an RBF kernel was given, or None.
+
+    Raises:
+        CostError: there is no room for the distances of all pairs, of which the width is the median.
     """
 
     def __init__(
@@ -103,10 +83,10 @@ class Search:
         room = token_bytes(device) if self.on_device else memory // 4
         self._database = Database(images, self._reading, self._summaries, size, room)
         self._order: Kernel = Closeness() if isinstance(kernel, RBF) else kernel
+        self._products: np.ndarray | None = None  # of all pairs, where they had to be matched
         if isinstance(kernel, RBF) and kernel.sigma2 is None:
             self.sigma2 = self._median_distance()
             self.kernel = RBF(max(self.sigma2, float(np.finfo(np.float64).tiny)))
-            self.counts = Counts()
 
     def best(
         self,
@@ -125,10 +105,8 @@ class Search:
             candidates: number of a query -> the images to choose from; None for all.
             on_done: called with the number of queries whenever some are done.
         """
-        per_query = self.queries.shape[1] * self.queries.shape[2] * 8 + 8 * self._summaries.length
-        step = max(1, self.memory // 4 // (per_query + 48 * len(self.images)))
         parts = []
-        for part in np.split(numbers, range(step, len(numbers), step)):
+        for part in self._blocks_of_queries(numbers):
             allowed = np.ones((len(part), len(self.images)), bool)
             if candidates is not None:
                 allowed[:] = False
@@ -137,8 +115,14 @@ class Search:
             if own is not None:
                 allowed &= own[0][part][:, None] != own[1][None]
             self.counts.pairs += int(allowed.sum())
-            parts.append(self._best_of_block(self._reading.block(self.queries, part), allowed, k, on_done))
+            parts.append(self._best_of_block(part, allowed, k, on_done))
         return Best.joined(parts)
+
+    def _blocks_of_queries(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Queries that are in memory together."""
+        per_query = self.queries.shape[1] * self.queries.shape[2] * 8 + 8 * self._summaries.length
+        step = max(1, self.memory // 4 // (per_query + 48 * len(self.images)))
+        return np.split(numbers, range(step, len(numbers), step))
 
     def best_among(
         self, candidates: Sequence[np.ndarray], k: int, on_done: Callable[[int], object] = lambda count: None
@@ -150,6 +134,8 @@ class Search:
             k: how many, at most the size of the database.
             on_done: called with the number of queries whenever some are done.
         """
+        if self._products is not None:
+            return self.best(np.arange(len(candidates)), k, None, dict(enumerate(candidates)), on_done)
         # As many queries at a time as keep all their candidates in memory.
         step = max(1, self._database.most_held * self._database.size // max(1, *map(len, candidates)))
         parts = []
@@ -187,8 +173,14 @@ class Search:
                 seconds = (time.perf_counter() - started) / (len(x) * len(y))
         return seconds
 
-    def _best_of_block(self, block: Block, allowed: np.ndarray, k: int, on_done: Callable[[int], object]) -> Best:
-        if is_identity(self.method, block.images, self._database.block(0).images) or self.method.at_once:
+    def _best_of_block(
+        self, numbers: np.ndarray, allowed: np.ndarray, k: int, on_done: Callable[[int], object]
+    ) -> Best:
+        block = self._reading.block(self.queries, numbers)
+        if self._products is not None:
+            products = self._products[numbers]
+            on_done(len(products))
+        elif is_identity(self.method, block.images, self._database.block(0).images) or self.method.at_once:
             products = self._all_products(block)
             on_done(len(products))
         else:
@@ -206,15 +198,20 @@ class Search:
         )
 
     def _all_products(self, block: Block) -> np.ndarray:
-        """Of methods that give all pairs at once."""
+        """Of some queries with the whole database (n, M)."""
+        if not (is_identity(self.method, block.images, self._database.block(0).images) or self.method.at_once):
+            shape = len(block.images), len(self.images)
+            found = Found(np.full(shape, np.inf), len(self.images))
+            self._match(block, *(part.ravel() for part in np.indices(shape)), found)
+            return found.products
         products = np.empty((len(block.images), len(self.images)))
         for start in self._database.starts:
             other = self._database.block(start)
             if is_identity(self.method, block.images, other.images):
-                found = aligned_products(block.images.tokens, other.images.tokens)
+                part = aligned_products(block.images.tokens, other.images.tokens)
             else:
-                found = self.method.products(block.images, other.images)
-            products[:, start : start + len(other.norms)] = found * (block.units[:, None] * other.units)
+                part = self.method.products(block.images, other.images)
+            products[:, start : start + len(other.norms)] = part * (block.units[:, None] * other.units)
         self.counts.matchings += products.size
         return products
 
@@ -223,7 +220,7 @@ class Search:
     ) -> np.ndarray:
         """Products (n, M) of the pairs that had to be matched, NaN elsewhere."""
         started = time.perf_counter()
-        found = _Found(self._similarities(self._bounds(block), block, allowed), k)
+        found = Found(self._similarities(self._bounds(block), block, allowed), k)
         order = np.argsort(-found.bounds, axis=1, kind="stable")
         self.counts.bound_seconds += time.perf_counter() - started
         # Without a bound all come at once; with one, few first, so that the next know what they must exceed.
@@ -241,7 +238,7 @@ class Search:
             on_done(before - len(waiting))
         return found.products
 
-    def _match(self, block: Block, rows: np.ndarray, columns: np.ndarray, found: _Found) -> None:
+    def _match(self, block: Block, rows: np.ndarray, columns: np.ndarray, found: Found) -> None:
         """Matches pairs of queries and images, unless a bound shows that they are not good enough."""
         size = self._database.size
         for start in self._database.held_first(np.unique(columns // size) * size):
@@ -284,11 +281,18 @@ class Search:
         return np.where(allowed & ~np.isnan(products), found, -np.inf)
 
     def _median_distance(self) -> float:
-        """Of pairs spread evenly over queries and database."""
-        spread = [np.unique(np.linspace(0, len(s) - 1, _WIDTH_SAMPLE).astype(int)) for s in (self.queries, self.images)]
-        block = self._reading.block(self.queries, spread[0])
-        found = _Found(np.full((len(spread[0]), len(self.images)), np.inf), len(self.images))
-        rows, columns = (part.ravel() for part in np.meshgrid(np.arange(len(spread[0])), spread[1], indexing="ij"))
-        self._match(block, rows, columns, found)
-        distances = block.norms[:, None] + self._database.norms[spread[1]][None] - 2 * found.products[:, spread[1]]
-        return float(np.median(np.maximum(distances, 0.0)))
+        """Of all pairs, as in `rsm`. All are matched for it: by their bounds, nine of ten may lie on either side."""
+        pairs = len(self.queries) * len(self.images)
+        if _PAIR_BYTES * pairs > self.memory:
+            size, room = format_bytes(_PAIR_BYTES * pairs), format_bytes(self.memory)
+            raise CostError(
+                f"the width of kernel='rbf' is the median distance of {pairs:,} pairs, which take {size}, above the "
+                f"memory budget of {room}; give the width, as in RBF(sigma2=...)"
+            )
+        self._products = np.empty((len(self.queries), len(self.images)))
+        norms = []
+        for part in self._blocks_of_queries(np.arange(len(self.queries))):
+            block = self._reading.block(self.queries, part)
+            self._products[part] = self._all_products(block)
+            norms.append(block.norms)
+        return float(np.median(squared_distances(self._products, np.concatenate(norms), self._database.norms)))

@@ -15,6 +15,7 @@ from torch import Tensor
 from rsm_probe.comparison.counts import SCORES
 from rsm_probe.comparison.separation import mean_interval
 from rsm_probe.errors import ImageError
+from rsm_probe.similarity.kernels import RBF
 from rsm_probe.similarity.nearest import nearest
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.sources.models import LoadedModel
@@ -175,8 +176,10 @@ class RetrievalConfig(ExperimentConfig):
         )  # fmt: skip
 
     def _exact(self, x: CapturedLayer, y: CapturedLayer, way: Way, groups: Any, progress: bool) -> np.ndarray:
+        # Only the order counts here: it does not depend on a width, and the median's would need every pair matched.
+        kernel = RBF(1.0) if isinstance(way.kernel, RBF) else way.kernel
         found = nearest(
-            x, y, min(self.top, len(y)), way.matching, way.kernel, self.centering, groups=groups,
+            x, y, min(self.top, len(y)), way.matching, kernel, self.centering, groups=groups,
             memory=self.memory, workers=self.workers, device=self.device, progress=progress,
         )  # fmt: skip
         return found["index"].values

@@ -85,7 +85,15 @@ def test_most_matchings_are_saved_where_images_are_of_kinds():
     assert found.attrs["saved_matchings"] == 1 - found.attrs["matchings"] / 8000
     assert found.attrs["seconds"] > found.attrs["seconds_bounds"] > 0
     assert found.attrs["seconds_of_all_pairs"] > 0
-    assert found.attrs["saved_time"] == 1 - found.attrs["seconds"] / found.attrs["seconds_of_all_pairs"]
+    assert found.attrs["saved_time"] == max(0, 1 - found.attrs["seconds"] / found.attrs["seconds_of_all_pairs"])
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(2.5, 0.75), (10.0, 0.0), (40.0, 0.0)])
+def test_the_time_saved_is_never_negative(seconds, saved):
+    from rsm_probe.similarity.hopeful import Counts
+    from rsm_probe.similarity.nearest import _savings
+
+    assert _savings(Counts(), 100, seconds, seconds_per_pair=0.1)["saved_time"] == saved
 
 
 def test_scores_are_computed_for_all_pairs():
@@ -96,17 +104,63 @@ def test_scores_are_computed_for_all_pairs():
     assert found.attrs["saved_matchings"] == 0
 
 
-def test_the_order_under_rbf_needs_no_width():
-    x, y = scattered(6, seed=1), scattered(50, seed=2)
-    found = rsm_probe.nearest(x, y, 7, kernel="rbf")
-    order, _ = brute_force(x, y, 7, kernel="rbf")
+def pair_of_sets(kind):
+    if kind == "few":
+        return scattered(6, seed=1), scattered(50, seed=2)
+    if kind == "one wide image":  # which a sample of images may miss
+        x, y = scattered(40, seed=1), scattered(23, seed=2)
+        x[1::2] *= 30
+        return x, y
+    if kind == "more locations":
+        return scattered(5, seed=1), scattered(20, locations=9, seed=2)
+    return scattered(4, seed=1), torch.cat([scattered(4, seed=1)] * 3)  # copies
+
+
+@pytest.mark.parametrize("kind", ["few", "one wide image", "more locations", "copies"])
+@pytest.mark.parametrize("matching", ["optimal", "identity", "greedy"])
+def test_an_rbf_kernel_has_the_width_that_it_has_in_rsm(kind, matching):
+    x, y = pair_of_sets(kind)
+    found = rsm_probe.nearest(x, y, 7, matching, "rbf")
+    order, values = brute_force(x, y, 7, matching=matching, kernel="rbf")
     assert np.array_equal(found["index"].values, order)
-    again = rsm_probe.nearest(x, y, 7, kernel=RBF(found.attrs["sigma2"]))
-    assert np.array_equal(again["similarity"].values, found["similarity"].values)
-    assert "sigma2" not in again.attrs
-    everything = rsm_probe.rsm(x, y, kernel="linear").dataset
+    np.testing.assert_allclose(found["similarity"].values, values, rtol=1e-6, atol=1e-12)
+    everything = rsm_probe.rsm(x, y, matching, "linear").dataset
     distances = everything["norm_a"] + everything["norm_b"] - 2 * everything["product"]
-    assert 0.5 < found.attrs["sigma2"] / float(distances.median()) < 2
+    assert found.attrs["sigma2"] == pytest.approx(float(distances.median()), rel=1e-6)
+    again = rsm_probe.nearest(x, y, 7, matching, RBF(found.attrs["sigma2"]))
+    np.testing.assert_allclose(again["similarity"].values, found["similarity"].values, rtol=1e-6)
+    assert "sigma2" not in again.attrs
+
+
+@pytest.mark.parametrize("shortlist", [None, 8])
+def test_the_width_does_not_depend_on_what_groups_and_shortlists_leave_out(shortlist):
+    z, names = scattered(24, seed=1), [str(k % 3) for k in range(24)]
+    with pytest.warns(UserWarning, match=r"all 24 x 24 pairs, which are all matched.*RBF\(sigma2=\.\.\.\)"):
+        found = rsm_probe.nearest(z, z, 2, kernel="rbf", shortlist=shortlist, groups=(names, names))
+    full = rsm_probe.rsm(z, z, kernel="rbf").values
+    expected = np.take_along_axis(full, found["index"].values, axis=1)
+    np.testing.assert_allclose(found["similarity"].values, expected, rtol=1e-6)
+    assert found.attrs["matchings"] == 24 * 24
+    assert found.attrs["saved_matchings"] == 0
+    cheap = rsm_probe.nearest(z, z, 2, kernel=RBF(found.attrs["sigma2"]), shortlist=shortlist, groups=(names, names))
+    assert np.array_equal(cheap["index"].values, found["index"].values)
+    assert cheap.attrs["matchings"] < 24 * 24
+    assert cheap.attrs.get("recall") == found.attrs.get("recall")
+
+
+def test_a_width_that_needs_no_matching_warns_of_nothing(recwarn):
+    x, y = scattered(3, seed=1), scattered(9, seed=2)
+    rsm_probe.nearest(x, y, 2, "identity", "rbf")
+    rsm_probe.nearest(x, y, 2, "optimal", RBF(2.0))
+    rsm_probe.nearest(x, y, 2)
+    assert not recwarn.list
+
+
+def test_distances_that_do_not_fit_into_memory_are_refused_before_any_is_computed():
+    x, y = scattered(20, seed=1), scattered(300, seed=2)
+    with pytest.raises(CostError, match=r"median distance of 6,000 pairs.*above the memory.*give the width, as in RBF"):
+        rsm_probe.nearest(x, y, 2, kernel="rbf", memory="100KB")
+    rsm_probe.nearest(x[:2], y, 2, kernel=RBF(2.0), memory="100KB")
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -175,13 +229,23 @@ def test_images_of_a_querys_own_group_are_no_candidates(matching):
 
 def test_queries_with_too_few_candidates():
     x, y = scattered(3, seed=1), scattered(4, seed=2)
-    found = rsm_probe.nearest(x, y, 9, groups=(["a", "b", "c"], ["a", "a", "a", "b"]))
+    found = rsm_probe.nearest(x, y, 4, groups=(["a", "b", "c"], ["a", "a", "a", "b"]))
     assert (found["index"].values >= 0).sum(axis=1).tolist() == [1, 3, 4]
     assert found["neighbour"].values[0].tolist() == ["3", "", "", ""]
     assert np.isnan(found["similarity"].values[0, 1:]).all()
     none = rsm_probe.nearest(x, y, 2, groups=(["a"] * 3, ["a"] * 4))
     assert (none["index"].values == -1).all()
     assert none.attrs["pairs"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"shortlist": 100}, {"matching": "identity"}])
+def test_more_neighbours_than_images_are_refused(options):
+    x, y = tokens(3), tokens(9)
+    with pytest.raises(ComparisonError, match="k is 100, and the database holds 9 images"):
+        rsm_probe.nearest(x, y, 100, **options)
+    with pytest.raises(ComparisonError, match="k is 5, and the database holds 4 images"):
+        rsm_probe.nearest(x, y[:4], **options)
+    assert rsm_probe.nearest(x, y, 9, **options)["index"].shape == (3, 9)
 
 
 def test_a_shortlist_is_ranked_exactly_and_says_what_it_misses():
