@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.checks import require_seed, require_whole
 from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.devices import find_device
-from rsm_probe.checks import require_seed, require_whole
 from rsm_probe.errors import ImageError, ModelError, nearest
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import Layers
@@ -53,7 +53,7 @@ class Passing:
         models: name -> model.
         layers: see `Probe`; for all models, or model name -> layers.
         device: where to move the models; None leaves each where it is.
-        stack: on whose exit hooks come off and training flags go back.
+        stack: on whose exit training flags go back.
 
     Raises:
         LayerError: a name matches no layer; no hook was set then.
@@ -82,10 +82,9 @@ class Passing:
             if moved_to is not None:
                 model.module.to(moved_to)
             self.probes[name] = Probe(model.module, layers[name] if isinstance(layers, Mapping) else layers)
-        # Hooks go on only after every name of every model was found.
-        for name, model in models.items():
+        # Training flags change only after every name of every model was found.
+        for model in models.values():
             stack.enter_context(evaluating(model.module))
-            stack.enter_context(self.probes[name])
 
     def reduce(self, reducer: Callable[[str], Callable[[str, Representation], Any]]) -> None:
         """What becomes of each representation as soon as it is there, from now on: by model, see `Probe`."""
@@ -101,9 +100,10 @@ class Passing:
             key = id(model.preprocess)
             if key not in ready:
                 ready[key] = prepared(raw, model.preprocess, images, numbers)
-            with torch.no_grad():  # a copy for each, since a model may change its input in place
+            # Hooks are on only while their own model runs, since models may share modules. Each gets a copy of the
+            # batch, which it may change in place.
+            with torch.no_grad(), self.probes[name]:
                 model.module(ready[key].to(model.device, copy=True))
-            # Taken at once: two entries may share one module, whose next pass replaces what both probes hold.
             captured[name] = self.probes[name].representations
         return captured
 
