@@ -1,8 +1,8 @@
 """Centred kernel alignment between RSMs, for one pair and for any number at once.
 
 HSIC of either kind is an inner product of centred matrices. An estimator therefore turns each RSM into one row of
-numbers; a single matrix product of such rows gives all values between any number of RSMs. Mini-batch CKA divides sums of
-these values over batches, each times what its estimator divided it by, so that a batch counts by its pairs.
+numbers; a single matrix product of such rows gives all values between any number of RSMs. Mini-batch CKA divides sums
+of these values over batches, each times what its estimator divided it by, so that a batch counts by its pairs.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Unbiased(Estimator):
 
     @staticmethod
     def divisor(count: int) -> float:
-        """n (n-3)."""
+        """N (N-3)."""
         return float(count * (count - 3))
 
 
@@ -109,7 +109,7 @@ class Biased(Estimator):
 
     @staticmethod
     def divisor(count: int) -> float:
-        """(n-1)^2."""
+        """(N-1)^2."""
         return float((count - 1) ** 2)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from rsm_probe.checks import require_callable, require_number, require_seed, require_whole
 from rsm_probe.comparison.grid import label_grid, label_rsms, warn_undefined
 from rsm_probe.comparison.measures import CKA, get_measure
 from rsm_probe.comparison.protocol import Measure, cosines
@@ -49,6 +50,7 @@ def bootstrap(
         ComparisonError: as `compare`; a measure that cannot weigh images; repeats or level out of range; few images.
     """
     chosen = get_measure(measure)
+    check_level(level)
     rows, columns = label_rsms(rsms, others)
     pairs = [(rows.values, columns.values)]
     samples = bootstrap_samples(pairs, chosen, repeats, seed, on_repeat)
@@ -69,7 +71,7 @@ def bootstrap_samples(
 
     Args:
         batches: two stacks of RSMs (A, N, N) and (B, N, N) over the images of each batch; the same object twice for
-            RSMs among themselves. Several batches need CKA, whose HSICs are summed over them.
+            RSMs among themselves. Several batches need CKA, whose HSICs are summed over them, each by its pairs.
         measure: see `bootstrap`.
         repeats: how many draws.
         seed: of the draws.
@@ -82,10 +84,11 @@ def bootstrap_samples(
         ComparisonError: see `bootstrap`.
     """
     chosen = get_measure(measure)
-    if repeats < 2:
-        raise ComparisonError(f"a bootstrap needs at least 2 repeats, found {repeats}")
+    _check_draws(repeats, seed, on_repeat)
     if len(batches) > 1 and not isinstance(chosen, CKA):
         raise ComparisonError(f"{chosen.name} does not add up over mini-batches as CKA does; take RSMs of all images")
+    if len(batches) > 1:
+        batches = _of_one_size(batches)
     ready = [chosen.ready(a) for a, _ in batches]
     batches = [(first, first if b is a else chosen.ready(b)) for first, (a, b) in zip(ready, batches, strict=True)]
     rng, refused = np.random.default_rng(seed), 0
@@ -104,14 +107,26 @@ def bootstrap_samples(
     return np.stack(samples)
 
 
+def _of_one_size(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """RSMs times a power of two, the same in all batches, so that their squares stay numbers; CKA keeps every digit."""
+
+    def scaled(side: int) -> list[np.ndarray]:
+        largest = np.max([np.abs(pair[side]).max(axis=(1, 2), initial=0.0) for pair in batches], axis=0)
+        exponents = np.where(largest > 0, np.frexp(largest)[1], 0)
+        return [np.ldexp(pair[side], -exponents[:, None, None]) for pair in batches]
+
+    first = scaled(0)
+    second = first if all(a is b for a, b in batches) else scaled(1)
+    return list(zip(first, second, strict=True))
+
+
 def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> xr.Dataset:
     """A grid with the percentiles and the standard deviation of its bootstrap samples (repeats, A, B).
 
     Raises:
         ComparisonError: level out of range.
     """
-    if not 0 < level < 1:
-        raise ComparisonError(f"the level of an interval lies between 0 and 1, found {level}")
+    check_level(level)
     draws = (~np.isnan(samples)).sum(axis=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of comparisons that no draw defines
@@ -127,6 +142,23 @@ def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> x
         )
     found = _alike(grid, value=grid.values, low=low, high=high, std=std, draws=draws)
     return found.assign_attrs(level=level, repeats=len(samples))
+
+
+def check_level(level: float) -> None:
+    """Refuses levels of an interval outside of (0, 1).
+
+    Raises:
+        ComparisonError: not a number, or out of range.
+    """
+    require_number(level, "level", ComparisonError)
+    if not 0 < level < 1:
+        raise ComparisonError(f"the level of an interval lies between 0 and 1, found {level}")
+
+
+def _check_draws(repeats: int, seed: int, on_repeat: Callable[[int], object]) -> None:
+    require_whole(repeats, "repeats", 2, ComparisonError)
+    require_seed(seed, "seed", ComparisonError)
+    require_callable(on_repeat, "on_repeat", ComparisonError)
 
 
 def permutation_test(
@@ -153,11 +185,10 @@ def permutation_test(
         them.
 
     Raises:
-        ComparisonError: as `compare`; fewer than 2 repeats.
+        ComparisonError: as `compare`; repeats, seed or `on_repeat` of the wrong kind.
     """
     chosen = get_measure(measure)
-    if repeats < 2:
-        raise ComparisonError(f"a permutation test needs at least 2 repeats, found {repeats}")
+    _check_draws(repeats, seed, on_repeat)
     rows, columns = label_rsms(rsms, others)
     values = chosen.grid(rows.values, columns.values)
     warn_undefined(values, rows, columns, chosen)
@@ -216,9 +247,15 @@ def _drawn(
     if len(batches) == 1:
         return measure.grid(*batches[0], weights[0])
     assert isinstance(measure, CKA)
-    # Sums of HSIC are products of rows that are joined.
+    # Sums over pairs are products of rows that are joined: the rows of HSIC, without what it is divided by.
     first, second = (
-        np.concatenate([measure.rows(pair[side], w) for pair, w in zip(batches, weights, strict=True)], axis=1)
+        np.concatenate(
+            [
+                measure.rows(pair[side], w) * np.sqrt(measure.estimator.divisor(len(w)))
+                for pair, w in zip(batches, weights, strict=True)
+            ],
+            axis=1,
+        )
         for side in (0, 1)
     )
     return cosines(first, second)

@@ -41,12 +41,12 @@ from rsm_probe.studies.sums import Sums
 class Accumulator:
     """Collects RSMs batch by batch and compares every one with every other: layers, models, matchings, kernels.
 
-    Only sums are kept, so memory does not grow with the number of images. They run over pairs of images, so that batches
-    of different sizes count by their pairs. Pairs are matched by worker threads while the device computes the affinities
-    of further pairs and, where it is not the CPU, the next batch.
+    Only sums are kept, so memory does not grow with the number of images. They run over pairs of images: a batch counts
+    by its pairs. Pairs are matched by worker threads while the device computes the affinities of further pairs
+    and, where it is not the CPU, the next batch.
 
-    One last batch may be too small for an estimator (4 images for "unbiased", 2 for "biased"), as a data loader leaves
-    it: it is left out for all estimators, and of `images`, with a warning. A batch after it is an error.
+    One last batch may be too small for an estimator ("unbiased" needs 4 images, "biased" 2), as data loaders leave it:
+    it is left out for all estimators, and of `images`, with a warning. A batch after it is an error.
 
     Example:
         >>> accumulator = Accumulator(matchings=("identity", "optimal"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,9 +16,6 @@ from rsm_probe.storage.files import load_arrays, load_json, save_arrays, save_js
 from rsm_probe.storage.locks import sole_writer
 from rsm_probe.storage.settings import differences
 from rsm_probe.studies.result import BatchRsms, SweepResult
-
-# What a kill leaves of files that were being replaced.
-_UNFINISHED = re.compile(r"\.(?:settings\.json|(?:sums|means|rsms-\d{6})\.npz|result\.zarr)\.[0-9a-f]{8}")
 
 
 class Checkpoint:
@@ -95,11 +90,6 @@ class Checkpoint:
         Raises:
             StorageError: the folder cannot be written.
         """
-        for folder in (self.out, self.folder):
-            for left in folder.iterdir() if folder.is_dir() else ():
-                if _UNFINISHED.fullmatch(left.name):
-                    with suppress(OSError):
-                        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         save_json(self.folder / "settings.json", self.settings)
         self._claimed = self._identity()
 

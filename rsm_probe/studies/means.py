@@ -95,7 +95,7 @@ class Means:
         """Tokens (N, S, C) without the mean of their layer.
 
         Raises:
-            RepresentationError: the first pass did not see this layer; a difference beyond the tokens' range of numbers.
+            RepresentationError: the first pass did not see this layer; a difference beyond the range of numbers.
         """
         if (model, layer) not in self._sums:  # the first of several calls, seen before the others
             layer = f"{layer}#0"

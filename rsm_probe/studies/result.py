@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.comparison.statistics import bootstrap_samples, over_models, summarise
+from rsm_probe.comparison.statistics import bootstrap_samples, check_level, over_models, summarise
 from rsm_probe.errors import ComparisonError, StorageError, nearest
 from rsm_probe.storage.files import open_dataset, save_dataset
 
@@ -205,8 +205,9 @@ class SweepResult:
             Dimensions (rsm_a, rsm_b): `value`, `low`, `high`, `std`; see `rsm_probe.bootstrap`.
 
         Raises:
-            ComparisonError: no RSMs were kept.
+            ComparisonError: no RSMs were kept; repeats, level or seed of the wrong kind.
         """
+        check_level(level)
         if self.rsms is None:
             raise ComparisonError("this sweep kept no RSMs to draw from; name layers in keep=, or '*' for all")
         # Beyond a smaller batch there is NaN.

@@ -50,9 +50,9 @@ class Sums:
         """
         if self.left_out is not None:
             raise ComparisonError(
-                f"the batch before, number {self.batches + 1}, was left out: a batch of {self._words(self.left_out)}, and "
-                f"only the very last one may be too small. Begin again with drop_last=True in the DataLoader, or with "
-                f"another batch size"
+                f"the batch before, number {self.batches + 1}, was left out: a batch of {self._words(self.left_out)}, "
+                f"and only the very last one may be too small. Begin again with drop_last=True in the DataLoader, or "
+                f"with another batch size"
             )
 
     def too_small(self, count: int) -> bool:
@@ -69,8 +69,8 @@ class Sums:
             raise ComparisonError(f"a batch of {self._words(count)}; use larger batches")
         self.left_out = count
         warnings.warn(
-            f"a batch of {self._words(count)}: it is left out for all estimators, and of `images`; only the last batch may "
-            f"be. drop_last=True in the DataLoader, or another batch size, avoids it",
+            f"a batch of {self._words(count)}: it is left out for all estimators, and of `images`; only the last batch "
+            f"may be. drop_last=True in the DataLoader, or another batch size, avoids it",
             stacklevel=3,
         )
 
@@ -128,8 +128,8 @@ class Sums:
         found = []
         if self.left_out is not None:
             found.append(
-                f"CKA is over {self.images} images in {self.batches} batches; a last batch of {self.left_out} images was "
-                f"too small and is left out"
+                f"CKA is over {self.images} images in {self.batches} batches; a last batch of {self.left_out} images "
+                f"was too small and is left out"
             )
         for name, grid in self.grids().items():
             undefined = [
@@ -178,4 +178,5 @@ class Sums:
         self.left_out = None if left_out < 0 else left_out
         self.keys = [RsmKey.from_texts(texts) for texts in state["keys"]]
         self.smallest, self._exponents = np.array(state["smallest"]), np.array(state["exponents"], dtype=np.int64)
-        self._sums = {name: np.array(state[f"pairs_{name}"]) for name in names}
+        # In the order of the estimators, the first of which is the result's.
+        self._sums = {e.name: np.array(state[f"pairs_{e.name}"]) for e in self.estimators if e.name in names}

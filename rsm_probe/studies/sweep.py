@@ -62,7 +62,7 @@ def sweep(
     """Compares the RSMs of all layers of all models by mini-batch CKA (paper, appendix G).
 
     Images pass in one seeded permutation, the same for all models, in batches whose sizes differ by at most one. CKA
-    is the ratio of HSICs summed over batches, each weighted by its pairs. Fewer images than `batch_size` make one batch.
+    is the ratio of HSICs summed over batches, each by its pairs. Fewer images than `batch_size` make one batch.
 
     Args:
         models: a module, a `LoadedModel`, a name such as "timm:vit_tiny_patch16_224", a list of these, or name -> one

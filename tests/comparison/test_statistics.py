@@ -157,7 +157,7 @@ def test_wrong_settings_of_a_bootstrap():
     k, l = related()  # noqa: E741
     with pytest.raises(ComparisonError, match="bures cannot count an image more than once"):
         bootstrap({"k": k}, {"l": l}, "bures")
-    with pytest.raises(ComparisonError, match="at least 2 repeats, found 1"):
+    with pytest.raises(ComparisonError, match="repeats must be at least 2, found 1"):
         bootstrap({"k": k}, {"l": l}, repeats=1)
     with pytest.raises(ComparisonError, match="between 0 and 1, found 95"):
         bootstrap({"k": k}, {"l": l}, repeats=10, level=95)

@@ -7,7 +7,9 @@ import pytest
 import torch
 import xarray as xr
 
-from rsm_probe import Accumulator, Representation, SweepResult, bootstrap
+from rsm_probe import Accumulator, Representation, SweepResult, bootstrap, permutation_test
+from rsm_probe.comparison.measures import MEASURES
+from rsm_probe.comparison.statistics import _drawn
 from rsm_probe.errors import ComparisonError
 
 
@@ -95,3 +97,29 @@ def test_smaller_batches_are_told_by_their_values_not_by_names():
         return accumulator.result().bootstrap(repeats=30)
 
     assert kept("").equals(kept("last"))
+
+
+@pytest.mark.parametrize("estimators", [("unbiased",), ("biased",)])
+def test_batches_count_by_their_pairs_in_a_bootstrap_too(estimators):
+    accumulator = Accumulator(("identity",), estimators=estimators, keep=["*"])
+    for size in (14, 5, 4):
+        accumulator.update({k: Representation(v.tokens[:size], v.prefix[:size], None) for k, v in layers(size).items()})
+    batches = [(batch.values, batch.values) for batch in accumulator.kept]
+    once = [np.ones(len(batch[0])) for batch, _ in batches]
+    found = _drawn(batches, once, MEASURES["cka" if estimators[0] == "unbiased" else "cka-biased"])
+    np.testing.assert_allclose(found, accumulator.cka.values, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in ("repeats", "seed", "level") for value in (None, "2", True, float("nan"), -1, 1.5)]
+    + [("repeats", 1), ("level", 0), ("level", 1), ("seed", 2**63), ("on_repeat", 5)],
+)
+def test_arguments_of_a_bootstrap_are_checked(result, name, value):
+    rsms = dict(zip("ab", result.rsms.values[0, :2], strict=True))
+    for call in (result.bootstrap, lambda **options: bootstrap(rsms, **options)):
+        with pytest.raises(ComparisonError, match=name):
+            call(**{name: value})
+    if name != "level":
+        with pytest.raises(ComparisonError, match=name):
+            permutation_test(rsms, **{name: value})
