@@ -1,5 +1,6 @@
 """Configurations: what is wrong is said with its place and the nearest valid key."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -240,3 +241,161 @@ def test_configurations_that_come_with_the_project_are_valid(monkeypatch):
         config = STUDIES[data["study"]] if "study" in data else TrainingConfig
         parsed = config.parse(data, str(file))
         assert config.parse(yaml.safe_load(parsed.to_yaml())) == parsed
+
+
+# Files that would take long, or that hold what nothing can keep
+
+
+def of_file(text: str | bytes, folder: Path) -> str:
+    """The message with which a file of this content is refused."""
+    (folder / "c.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError, match=r"c\.yaml") as caught:
+        read_yaml(folder / "c.yaml")
+    assert len(str(caught.value)) < 5000
+    return str(caught.value)
+
+
+BILLIONS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BILLIONS, "more than 20000 values, those that aliases repeat included"),
+        (BILLIONS.replace("[", "{k: [").replace("]", "]}"), "more than 20000 values"),
+        ("a: [" + "1, " * 20_001 + "]", "more than 20000 values"),
+        ("a: " + "[" * 3000 + "]" * 3000, "more than 100 levels"),
+        ("a: " + "{b: " * 3000 + "1" + "}" * 3000, "more than 100 levels"),
+        ("".join(f"{'  ' * k}a:\n" for k in range(300)), "more than 100 levels"),
+        ("a: &x [1, *x]", "an alias within its own anchor"),
+        ("a: &x {b: *x}", "an alias within its own anchor"),
+        ("a: " + "7" * 5000, "a number of 5000 characters; at most 400"),
+        ("a: 1" + ":1" * 5000, "a number of 10001 characters"),
+        ("a: *" + "x" * 500_000, "undefined alias"),
+        ("a: !!" + "x" * 500_000 + " 1", "could not determine a constructor"),
+        ("a: 2024-99-99", "'2024-99-99' cannot be read as timestamp"),
+        ("a: !!int ''", "'' cannot be read as int"),
+        ("a: !!bool perhaps", "'perhaps' cannot be read as bool"),
+        ('a: "x\\0"', "NUL character"),
+        ('a: "x\\ud800"', "not valid Unicode"),
+        (b"a: x\0", "special characters are not allowed"),
+        ("a: 1\n---\na: 2\n", "expected a single document"),
+        ("? [1, 2]\n: 3", "unhashable key"),
+        ("!!seq x: 3", "expected a sequence node"),
+        ("a: 1".encode("utf-16"), "not UTF-8 text"),
+        (b"a: caf\xe9", "not UTF-8 text"),
+        (b"# much\n" * 160_000, "more than 1048576 bytes"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_file_that_no_configuration_looks_like_is_refused_at_once(text, expected, tmp_path):
+    assert expected in of_file(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line", "first"),
+    [
+        ("batch_size: 8\nseed: 1\nbatch_size: 16\n", "batch_size", 3, 1),
+        ("models:\n  - name: a\n    name: b\n", "name", 3, 2),
+        ("inner: {width: 1, width: 1}", "width", 1, 1),
+        ("on: 1\n\ntrue: 2\n", "True", 3, 1),
+        ("1: a\n0x1: b\n", "1", 2, 1),
+    ],
+)
+def test_a_repeated_key_is_refused_with_both_lines(text, key, line, first, tmp_path):
+    message = of_file(text, tmp_path)
+    shown = key if key[0] in "T1" else repr(key)
+    assert f"key {shown} is there twice, first in line {first}; keep one of the two" in message
+    assert f"line {line}" in message.partition("twice")[2]
+
+
+def test_keys_that_a_mapping_merges_may_be_repeated(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\nc: {<<: [*a, {z: 1}], x: 0}\nd: *a\n")
+    a = {"x": 1, "y": 2}
+    assert read_yaml(tmp_path / "c.yaml") == {"a": a, "b": {"x": 1, "y": 3}, "c": {"x": 0, "y": 2, "z": 1}, "d": a}
+
+
+def test_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbfname: x\n")
+    assert read_yaml(tmp_path / "c.yaml") == {"name": "x"}
+
+
+def test_what_is_not_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "c.yaml")
+    for path in (tmp_path / "c.yaml", "/dev/zero"):
+        with pytest.raises(ConfigError, match="it is not a regular file"):
+            read_yaml(path)
+
+
+@pytest.mark.parametrize("path", ["x" * 300 + ".yaml", "a\0b.yaml", "", 3, None], ids=str)
+def test_a_path_that_no_file_has_is_said(path):
+    with pytest.raises(ConfigError, match=r"configuration"):
+        read_yaml(path)
+
+
+def deep(levels: int) -> list:
+    value: list = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"name": "x", "rate": "y" * 1_000_000},
+        {"name": "x", "y" * 1_000_000: 1},
+        {"name": "x", "inner": {"y" * 1_000_000: 1}},
+        {"name": "x", "by_name": {"y" * 1_000_000: {"colour": "blue"}}},
+        {"name": "x", "rate": [1] * 1_000_000},
+        {"name": "x", "several": [{"width": 0}] * 1000},
+        {"name": "x", "rate": 10**5000},
+        {"name": "x", "inner": {"width": 10**5000, "colour": 10**5000}},
+        {"name": "x", "rate": deep(5000)},
+        {"name": deep(5000)},
+    ],
+    ids=["text", "key", "inner key", "place", "list", "many", "integer", "integers", "deep", "deep name"],
+)
+def test_what_was_found_does_not_flood_the_message(data):
+    assert len(refused(data)) < 6000
+
+
+def test_names_that_are_unknown_do_not_flood_the_message():
+    models = {"models": [{"source": "x"}], "images": {"source": "digits"}}
+    for key in ("matchings", "kernels", "estimators"):
+        assert len(refused({**models, key: ["x" * 1_000_000]}, SweepConfig)) < 1000
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite(number):
+    assert "rate: input should be a finite number" in refused({"name": "x", "rate": number})
+    sweep = {"models": [{"source": "x"}], "images": {"source": "digits"}, "max_hours": number}
+    assert "max_hours: input should be" in refused(sweep, SweepConfig)
+    for key in ("learning_rate", "weight_decay", "expected_accuracy"):
+        assert f"{key}: input should be" in refused({key: number}, TrainingConfig)
+
+
+@pytest.mark.parametrize("hours", [-1, -0.0, 0])
+def test_hours_are_positive(hours):
+    sweep = {"models": [{"source": "x"}], "images": {"source": "digits"}, "max_hours": hours}
+    assert "max_hours: input should be greater than 0" in refused(sweep, SweepConfig)
+
+
+@pytest.mark.parametrize("text", ["x\0", "\0", "caf\udce9"])
+def test_texts_that_results_cannot_keep_are_refused(text):
+    for data, place in (
+        ({"name": text}, "name"),
+        ({"name": "x", "by_name": {text: {}}}, "by_name"),
+    ):
+        message = refused(data)
+        assert place in message
+        assert "NUL" in message or "unicode" in message.lower()
+    message = refused({"models": [{"source": "x"}], "images": {"source": "digits"}, "keep": ["x", text]}, SweepConfig)
+    assert "keep" in message
+
+
+@pytest.mark.parametrize("data", [None, [1], "name", 3])
+def test_data_that_is_no_mapping_is_said(data):
+    assert f"must hold keys and values, found {data!r}" in refused(data)

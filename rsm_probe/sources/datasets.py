@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +97,7 @@ def class_folders(
     numbers = {label: number for number, label in enumerate(classes)}
     values = np.array([[numbers[label]] for label in labels])
     name = f"{root.absolute().name}/{place.name}"
-    images = replace(images, name=name, labels=labels, targets=Targets(values, len(classes)))
+    images = images.changed(name=name, labels=labels, targets=Targets(values, len(classes)))
     return images if count is None else images.sample(count, seed)
 
 
@@ -115,7 +114,7 @@ def resized(images: ImageSet, size: int) -> ImageSet:
             raise ImageError(f"only images can be resized, and {images.name} holds tensors")
         return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
-    return replace(images, load=load, content=lambda: f"{images.content()} size={size}")
+    return images.changed(load=load, content=lambda: f"{images.content()} size={size}")
 
 
 def _known(split: str) -> None:
