@@ -182,18 +182,10 @@ def _run_on_cluster(study: Any, folder: Path, progress: bool, address: str) -> A
 
 
 def _draw(study: Any, folder: Path) -> None:
-    from matplotlib import rc_context
+    from rsm_probe.studies.run_folder import save_figures
 
-    for name, figure in study.figures(folder).items():
-        for kind in ("png", "pdf"):
-            file = folder / "figures" / f"{name}.{kind}"
-            try:
-                file.parent.mkdir(exist_ok=True)
-                with rc_context({"pdf.fonttype": 42}):  # text stays text
-                    figure.savefig(file, dpi=300, bbox_inches="tight")
-            except OSError as error:
-                raise StorageError(f"cannot write {file}: {error}") from error
-        typer.echo(f"figure: {file.with_suffix('.png')} (and .pdf)")
+    for file in save_figures(study, folder):
+        typer.echo(f"figure: {file} (and .pdf)")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ ALLOWED = {
     "probe": {"errors", "checks", "arrays", "devices", "matching", "storage", "sources"},
     "similarity": {"errors", "checks", "arrays", "devices", "matching", "storage"},
     "comparison": {"errors", "checks", "arrays"},
-    "figures": {"errors"},
+    "figures": {"errors", "checks"},
     "studies": {
         "errors", "checks", "arrays", "config", "devices", "storage", "matching", "sources", "probe", "similarity", "comparison", "figures",
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rsm_probe.arrays import real_array
 from rsm_probe.errors import ComparisonError
 
 # So many bytes of counts are compared at a time.
@@ -24,9 +25,9 @@ def count_f1(query: np.ndarray, database: np.ndarray) -> np.ndarray:
         Shape (N, M), in [0, 1]; two images without any object agree: 1.
 
     Raises:
-        ComparisonError: other shapes or classes, negative counts.
+        ComparisonError: other shapes or classes, counts that are negative or not finite.
     """
-    shared, size_q, size_d = _shared(query, database)
+    shared, size_q, size_d = _shared(*_counts(query, database))
     # 2 TP + FN + FP is the number of objects in both images.
     both = size_q[:, None] + size_d[None, :]
     return np.divide(2 * shared, both, out=np.ones_like(shared), where=both > 0)
@@ -43,9 +44,9 @@ def class_iou(query: np.ndarray, database: np.ndarray) -> np.ndarray:
         Shape (N, M), in [0, 1]; two images without any object agree: 1.
 
     Raises:
-        ComparisonError: other shapes or classes, negative counts.
+        ComparisonError: other shapes or classes, counts that are negative or not finite.
     """
-    shared, size_q, size_d = _shared(np.asarray(query) > 0, np.asarray(database) > 0)
+    shared, size_q, size_d = _shared(*(part > 0 for part in _counts(query, database)))
     union = size_q[:, None] + size_d[None, :] - shared
     return np.divide(shared, union, out=np.ones_like(shared), where=union > 0)
 
@@ -53,16 +54,25 @@ def class_iou(query: np.ndarray, database: np.ndarray) -> np.ndarray:
 SCORES = {"f1": count_f1, "iou": class_iou}
 
 
-def _shared(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How many objects two images share, and how many each of them holds."""
-    first, second = (np.asarray(part, dtype=np.float64) for part in (query, database))
+def _counts(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Checked counts (N, K) and (M, K), float64."""
+    first, second = (
+        real_array(part, name, ComparisonError).astype(np.float64)
+        for part, name in ((query, "query"), (database, "database"))
+    )
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ComparisonError(
             f"counts have shapes (N, classes) and (M, classes) of the same classes, found {first.shape} and "
             f"{second.shape}"
         )
-    if not ((first >= 0).all() and (second >= 0).all()):
-        raise ComparisonError("counts of objects cannot be negative or NaN")
+    if not all(((part >= 0) & np.isfinite(part)).all() for part in (first, second)):
+        raise ComparisonError("counts of objects cannot be negative, infinite or NaN")
+    return first, second
+
+
+def _shared(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many objects two images share, and how many each of them holds."""
+    first, second = (part.astype(np.float64, copy=False) for part in (query, database))
     shared = np.empty((len(first), len(second)))
     step = max(1, _BLOCK_BYTES // (8 * max(1, second.size)))
     for start in range(0, len(first), step):

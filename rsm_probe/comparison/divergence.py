@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import entr, softmax
 
+from rsm_probe.arrays import real_array
 from rsm_probe.errors import ComparisonError
 
 # So many bytes of mixed probabilities are held at a time.
@@ -26,7 +27,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
         ComparisonError: another shape, a single class, values that are not finite, or values that are probabilities
             already.
     """
-    values = np.asarray(logits, dtype=np.float64)
+    values = real_array(logits, "logits", ComparisonError).astype(np.float64)
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise ComparisonError(f"logits have shape (images, classes), found {values.shape}")
     if values.shape[-1] == 1:
@@ -77,7 +78,7 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray | None = None) -> np.ndarray:
 
 def _distributions(values: np.ndarray, name: str) -> np.ndarray:
     """Probabilities (N, Q, K)."""
-    array = np.asarray(values, dtype=np.float64)
+    array = real_array(values, name, ComparisonError).astype(np.float64)
     array = array[:, None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape:
         raise ComparisonError(f"{name} must hold probabilities (images, classes), found shape {np.shape(values)}")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rsm_probe.arrays import real_array
+from rsm_probe.checks import require_number, require_seed, require_whole
 from rsm_probe.errors import ComparisonError
 
 # So many pairs of pairs are compared at a time.
@@ -21,8 +23,11 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
 
     Returns:
         In [0, 1], 0.5 by chance; ties count half. NaN where one of the kinds is empty.
+
+    Raises:
+        ComparisonError: similarities that are NaN, or not real numbers.
     """
-    first, second = np.ravel(positive), np.ravel(negative)
+    first, second = _known(positive, "positive"), _known(negative, "negative")
     if not (first.size and second.size):
         return float("nan")
     ordered = np.sort(second)
@@ -43,9 +48,21 @@ def auroc_samples(
 
     Returns:
         Shape (R,); NaN where a sample holds none of one kind.
+
+    Raises:
+        ComparisonError: similarities that are NaN, or not real numbers; weights of another shape.
     """
-    first, second = np.ravel(positive), np.ravel(negative)
-    counts = [np.asarray(part, dtype=np.float32) for part in (weights_positive, weights_negative)]
+    first, second = _known(positive, "positive"), _known(negative, "negative")
+    counts = [
+        real_array(part, name, ComparisonError).astype(np.float32)
+        for part, name in ((weights_positive, "weights_positive"), (weights_negative, "weights_negative"))
+    ]
+    shapes = [part.shape for part in counts]
+    if any(len(shape) != 2 for shape in shapes) or shapes != [(shapes[0][0], len(p)) for p in (first, second)]:
+        raise ComparisonError(
+            f"weights have shapes (samples, {len(first)}) and (samples, {len(second)}), found {shapes[0]} and "
+            f"{shapes[1]}"
+        )
     found = np.zeros(len(counts[0]))
     step = max(1, _BLOCK // max(1, first.size))
     for start in range(0, second.size, step):
@@ -57,8 +74,12 @@ def auroc_samples(
 
 
 def d_prime(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Distance of the means of two kinds of pairs, in units of their root mean variance; NaN where there is none."""
-    first, second = np.ravel(positive), np.ravel(negative)
+    """Distance of the means of two kinds of pairs, in units of their root mean variance; NaN where there is none.
+
+    Raises:
+        ComparisonError: similarities that are NaN, or not real numbers.
+    """
+    first, second = _known(positive, "positive"), _known(negative, "negative")
     if min(len(first), len(second)) < 2:
         return float("nan")
     spread = np.sqrt((first.var(ddof=1) + second.var(ddof=1)) / 2)
@@ -69,10 +90,11 @@ def draw_weights(count: int, repeats: int, seed: int = 0) -> np.ndarray:
     """How often each of `count` images occurs in samples of that size drawn with replacement, (repeats, count).
 
     Raises:
-        ComparisonError: nothing to draw from, or fewer than 2 repeats.
+        ComparisonError: nothing to draw from, fewer than 2 repeats, or no seed.
     """
-    if count < 1 or repeats < 2:
-        raise ComparisonError(f"a bootstrap needs images and at least 2 repeats, found {count} and {repeats}")
+    require_whole(count, "the number of images to draw from", 1, ComparisonError)
+    require_whole(repeats, "repeats", 2, ComparisonError)
+    require_seed(seed, "seed", ComparisonError)
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), repeats)
 
@@ -83,9 +105,10 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     Raises:
         ComparisonError: level out of range.
     """
-    if not 0 < level < 1:
-        raise ComparisonError(f"the level of an interval lies between 0 and 1, found {level}")
-    known = np.asarray(samples, dtype=np.float64)
+    require_number(level, "level", ComparisonError, above=0.0)
+    if level >= 1:
+        raise ComparisonError(f"level must be below 1, found {level}")
+    known = real_array(samples, "samples", ComparisonError).astype(np.float64)
     known = known[~np.isnan(known)]
     if not known.size:
         return float("nan"), float("nan")
@@ -116,14 +139,24 @@ def mean_interval(
         Mean, lower and upper end; NaN where there is no value.
 
     Raises:
-        ComparisonError: repeats or level out of range.
+        ComparisonError: repeats or level out of range, no seed, values or groups of another shape.
     """
-    every = np.asarray(values, dtype=np.float64)
+    every = real_array(values, "values", ComparisonError).astype(np.float64)
+    names = np.arange(len(every)) if groups is None else np.asarray(groups)
+    if every.ndim != 1 or names.shape != every.shape:
+        raise ComparisonError(f"values and groups have shape (N,), found {every.shape} and {names.shape}")
     known = every[~np.isnan(every)]
     if not known.size:
         return float("nan"), float("nan"), float("nan")
-    names = np.arange(len(every)) if groups is None else np.asarray(groups)
     places = np.unique(names[~np.isnan(every)], return_inverse=True)[1]
     drawn = draw_weights(int(places.max()) + 1, repeats, seed)
     samples = (drawn @ np.bincount(places, known)) / (drawn @ np.bincount(places))
     return float(known.mean()), *interval(samples, level)
+
+
+def _known(similarities: np.ndarray, name: str) -> np.ndarray:
+    """Similarities in one row; a NaN would be sorted above all others without a word."""
+    values = real_array(similarities, name, ComparisonError).ravel()
+    if np.isnan(values).any():
+        raise ComparisonError(f"{name} holds NaN, which is neither more nor less similar than anything")
+    return values

@@ -6,7 +6,8 @@ Nothing here computes or saves; every function draws on the Axes it is given and
 from rsm_probe.figures.curves import common_legend, diagonal_plot, interval_plot, panel_letter
 from rsm_probe.figures.distributions import distributions, joint_density, spreads
 from rsm_probe.figures.heatmaps import DIVERGING, SEQUENTIAL, cka_heatmap, difference_heatmap, rsm_heatmap
-from rsm_probe.figures.pictures import matched_locations, picture
+from rsm_probe.figures.pictures import displayed, matched_locations, picture
+from rsm_probe.figures.style import names_as_written
 
 __all__ = [
     "DIVERGING",
@@ -15,10 +16,12 @@ __all__ = [
     "common_legend",
     "diagonal_plot",
     "difference_heatmap",
+    "displayed",
     "distributions",
     "interval_plot",
     "joint_density",
     "matched_locations",
+    "names_as_written",
     "panel_letter",
     "picture",
     "rsm_heatmap",

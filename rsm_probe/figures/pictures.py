@@ -1,4 +1,4 @@
-"""Images, and which of their locations answer to each other."""
+"""Images of any kind, and which of their locations are matched."""
 
 from __future__ import annotations
 
@@ -7,6 +7,89 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from PIL import Image
+from torch import Tensor
+
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import ComparisonError, ImageError
+
+# Of grey images; those of colours ignore it.
+_SHADES: dict[str, Any] = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0}
+
+
+def displayed(image: Any) -> np.ndarray:
+    """An image as a screen shows it.
+
+    Bytes, and 16-bit numbers without sign, are shown by the range of their type; other numbers as they are where all
+    lie in [0, 1], and else stretched from the smallest to the largest value of the image. What is not finite is black.
+    One channel is grey; of two channels, the first is red and the second green; of four and more, the first three are
+    shown. Transparent pixels of a PIL image lie on white.
+
+    Args:
+        image: a tensor (C, H, W) or (H, W); a PIL image of any mode; an array (H, W), (H, W, C) with at most four
+            channels, or (C, H, W).
+
+    Returns:
+        Shape (H, W) or (H, W, 3), float64 in [0, 1].
+
+    Raises:
+        ImageError: it has no such shape, or no real numbers.
+    """
+    if isinstance(image, Tensor):
+        # NumPy lacks bfloat16.
+        plain = image.detach().cpu()
+        values = (plain.float() if plain.is_floating_point() else plain).numpy()
+        values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
+    elif isinstance(image, Image.Image):
+        values = _pixels(image)
+    else:
+        values = np.asarray(image)
+        if values.ndim == 3 and values.shape[2] > 4:
+            values = np.moveaxis(values, 0, -1)
+    if values.ndim not in (2, 3) or not values.size or values.dtype.kind not in "buif":
+        raise ImageError(
+            f"an image to show has shape (C, H, W) or (H, W) and real numbers, found {np.shape(values)} of "
+            f"{values.dtype}"
+        )
+    return _channels(_unit_range(values))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode in ("I", "F"):
+        return np.asarray(image)
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))
+    if image.mode == "LAB":  # of which PIL knows no colours
+        return np.asarray(image.getchannel("L"))
+    image = image.convert("LA") if image.mode == "La" else image
+    if {"A", "a"} & set(image.getbands()) or "transparency" in image.info:
+        opaque = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return np.asarray(Image.alpha_composite(white, opaque).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _unit_range(values: np.ndarray) -> np.ndarray:
+    if values.dtype in (np.uint8, np.uint16):
+        return values / np.iinfo(values.dtype).max
+    found = values.astype(np.float64)
+    known = np.isfinite(found)
+    low, high = (float(found[known].min()), float(found[known].max())) if known.any() else (0.0, 1.0)
+    if low < 0 or high > 1:
+        # Halves do not overflow where the whole would.
+        spread = high / 2 - low / 2
+        found = (np.where(known, found, low) / 2 - low / 2) / (spread or 1.0)
+    return np.where(known, found, 0.0)
+
+
+def _channels(values: np.ndarray) -> np.ndarray:
+    if values.ndim == 2:
+        return values
+    if values.shape[2] == 2:
+        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=2)
+    return values[..., 0] if values.shape[2] == 1 else values[..., :3]
 
 
 def matched_locations(
@@ -18,32 +101,46 @@ def matched_locations(
     most: int = 60,
     title: str = "",
 ) -> Axes:
-    """Two images side by side, with lines between locations that answer to each other (paper, Figure 1).
+    """Two images side by side, with lines between locations that are matched (paper, Figure 1).
 
     Args:
         ax: where to draw.
-        images: two pictures, (H, W, 3) or (H, W), of any size.
+        images: two images of any size; see `displayed`.
         grids: (rows, columns) of the locations of each, row by row.
         permutation: (S,), the partner of every location of the first image, -1 where it has none.
         affinities: (S,), what each pair adds to the similarity; it colours the line.
         most: how many lines to draw at most: those of the largest affinities.
         title: above the panel.
+
+    Raises:
+        ComparisonError: permutation and affinities are not of these grids, or `most` is below 0.
+        ImageError: see `displayed`.
     """
-    sizes = [picture.shape[:2] for picture in images]
+    require_whole(most, "most", 0, ComparisonError)
+    permutation, affinities = np.asarray(permutation), np.asarray(affinities)
+    locations = [int(np.prod(grid)) for grid in grids]
+    if permutation.shape != (locations[0],) or affinities.shape != permutation.shape:
+        raise ComparisonError(
+            f"a grid of {grids[0]} has {locations[0]} locations; permutation has shape {permutation.shape}, and "
+            f"affinities have {affinities.shape}"
+        )
+    if permutation.dtype.kind not in "iu" or not ((permutation >= -1) & (permutation < locations[1])).all():
+        raise ComparisonError(f"permutation must hold numbers of {locations[1]} locations, and -1 for unmatched ones")
+    pictures = [displayed(image) for image in images]
+    sizes = [picture.shape[:2] for picture in pictures]
     gap = 0.06 * max(width for _, width in sizes)
     offset = sizes[0][1] + gap
-    shades: dict[str, Any] = {"cmap": "gray"} if images[0].ndim == 2 else {}
-    for picture, (height, width), left in zip(images, sizes, (0.0, offset), strict=True):
-        ax.imshow(picture, extent=(left, left + width, height, 0), interpolation="nearest", **shades)
+    for shown, (height, width), left in zip(pictures, sizes, (0.0, offset), strict=True):
+        ax.imshow(shown, extent=(left, left + width, height, 0), interpolation="nearest", **_SHADES)
     matched = np.flatnonzero(permutation >= 0)
     # The strongest are drawn last, above the others.
-    shown = matched[np.argsort(affinities[matched], kind="stable")][-most:]
+    drawn = matched[np.argsort(affinities[matched], kind="stable")][max(0, len(matched) - most) :]
     ends = [_centres(grid, size) for grid, size in zip(grids, sizes, strict=True)]
-    segments = np.stack([ends[0][shown], ends[1][permutation[shown]] + [offset, 0]], axis=1)
-    lines = LineCollection(list(segments), cmap="plasma", linewidths=1.1, alpha=0.85, array=affinities[shown])
+    segments = np.stack([ends[0][drawn], ends[1][permutation[drawn]] + [offset, 0]], axis=1)
+    lines = LineCollection(list(segments), cmap="plasma", linewidths=1.1, alpha=0.85, array=affinities[drawn])
     ax.add_collection(lines)
     points = segments.reshape(-1, 2)
-    ax.scatter(points[:, 0], points[:, 1], s=5, c=np.repeat(affinities[shown], 2), cmap="plasma", zorder=3)
+    ax.scatter(points[:, 0], points[:, 1], s=5, c=np.repeat(affinities[drawn], 2), cmap="plasma", zorder=3)
     ax.set_xlim(0, offset + sizes[1][1])
     ax.set_ylim(max(height for height, _ in sizes), 0)
     ax.set_axis_off()
@@ -52,16 +149,19 @@ def matched_locations(
     return ax
 
 
-def picture(ax: Axes, image: np.ndarray, title: str = "", framed: bool = False) -> Axes:
+def picture(ax: Axes, image: Any, title: str = "", framed: bool = False) -> Axes:
     """One image, framed where it is the one in question.
 
     Args:
         ax: where to draw.
-        image: (H, W, 3) or (H, W).
+        image: see `displayed`.
         title: above it.
         framed: draw a frame.
+
+    Raises:
+        ImageError: see `displayed`.
     """
-    ax.imshow(image, cmap="gray" if image.ndim == 2 else None, interpolation="nearest")
+    ax.imshow(displayed(image), interpolation="nearest", **_SHADES)
     ax.set_xticks([])
     ax.set_yticks([])
     for side in ax.spines.values():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from tqdm import tqdm
 
 from rsm_probe.comparison.separation import draw_weights, interval
@@ -27,6 +27,7 @@ from rsm_probe.storage.files import Arrays
 from rsm_probe.studies.approximation_report import approximation_figures, approximation_report
 from rsm_probe.studies.entries import ImagesConfig
 from rsm_probe.studies.experiment import ExperimentConfig, Subject
+from rsm_probe.studies.fields import Count, Distinct, Images, Matchings, Ways
 from rsm_probe.studies.paper_numbers import TABLE5
 from rsm_probe.studies.tables import Row, TableResult
 from rsm_probe.studies.units import stacked
@@ -36,15 +37,19 @@ class ApproximationConfig(ExperimentConfig):
     """Matchings of random pairs of images, layer by layer: what share of the optimum they reach, in what time."""
 
     study: Literal["approximation"] = "approximation"
-    matchings: tuple[str, ...] = Field(
-        default=("identity", "topk-greedy", "greedy", "rewindowed"), description="methods beside the optimum"
+    matchings: Ways = Field(
+        default=("identity", "topk-greedy", "greedy", "rewindowed"),
+        min_length=1,
+        description="methods beside the optimum",
     )
-    windows: tuple[PositiveInt, ...] = Field(default=(128, 256, 512, 1024), description="of Batch-Optimal")
-    solvers: tuple[str, ...] = Field(
+    windows: Annotated[tuple[Count, ...], Distinct] = Field(
+        default=(128, 256, 512, 1024), description="of Batch-Optimal"
+    )
+    solvers: Matchings = Field(
         default=("scipy", "lap"), description="exact ones of others, timed beside ours, such as ortools"
     )
-    pairs: PositiveInt = Field(default=1000, description="random pairs of images of each layer")
-    solver_pairs: PositiveInt = Field(default=10, description="of these, how many other exact solvers are timed on")
+    pairs: Images = Field(default=1000, description="random pairs of images of each layer")
+    solver_pairs: Count = Field(default=10, description="of these, how many other exact solvers are timed on")
     centering: Literal["channel-mean"] | None = Field(
         default=None, description="a share of the optimum means something only where the mean is not taken per location"
     )
@@ -92,6 +97,10 @@ class ApproximationConfig(ExperimentConfig):
         if len(images) < 2:
             raise ImageError(f"pairs need at least 2 images, and {images.name} has {len(images)}")
         return {"images": images}
+
+    def matching_methods(self) -> list[Matching]:
+        """All methods that are compared."""
+        return list(self.methods.values())
 
     def compare(self, subject: Subject, progress: bool) -> list[Row]:
         """One row for each layer and method."""
@@ -169,16 +178,19 @@ class ApproximationConfig(ExperimentConfig):
         return {"values": values, "seconds": seconds}
 
     def _share(self, values: Mapping[str, np.ndarray], label: str) -> Row:
-        """The share of the optimum as a ratio of sums, its interval over pairs, and its spread from pair to pair."""
+        """The share of the optimum as a ratio of sums, its interval over pairs, and its spread from pair to pair.
+
+        Of what does not exceed 0 there is no share: NaN. Where the optimum is negative, a worse value has a larger one.
+        """
         best, mine = values["optimal"], values[label]
         known = ~np.isnan(mine)
         best, mine = best[known], mine[known]
         drawn = draw_weights(len(best), self.repeats, self.seed)
-        low, high = interval((drawn @ mine) / (drawn @ best), self.level) if len(best) > 1 else (np.nan, np.nan)
-        each = np.divide(mine, best, out=np.full_like(mine, np.nan), where=best > 0)
-        smallest, middle, largest = np.nanquantile(each, [0.05, 0.5, 0.95])
+        low, high = interval(_ratio(drawn @ mine, drawn @ best), self.level) if len(best) > 1 else (np.nan, np.nan)
+        each = _ratio(mine, best)
+        smallest, middle, largest = np.quantile(each[best > 0], [0.05, 0.5, 0.95]) if (best > 0).any() else [np.nan] * 3
         return {
-            "share": float(mine.sum() / best.sum()), "low": low, "high": high,
+            "share": float(_ratio(mine.sum(keepdims=True), best.sum(keepdims=True))[0]), "low": low, "high": high,
             "share_5": float(smallest), "share_median": float(middle), "share_95": float(largest), "pairs": len(best),
         }  # fmt: skip
 
@@ -189,3 +201,7 @@ class ApproximationConfig(ExperimentConfig):
     def figures(self, out: Path) -> dict[str, Figure]:
         """Figures 5 and 6 of the paper for every model."""
         return approximation_figures(self, self.open(out), out)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)

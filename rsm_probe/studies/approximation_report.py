@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
-from rsm_probe.figures import interval_plot, joint_density, spreads
-from rsm_probe.studies.experiment import slug
-from rsm_probe.studies.tables import TableResult, accuracy_line, markdown, shown, with_interval
+from rsm_probe.figures import interval_plot, joint_density, names_as_written, spreads
+from rsm_probe.studies.tables import TableResult, accuracy_line, escaped, markdown, shown, with_interval
 
 if TYPE_CHECKING:
     from rsm_probe.studies.approximation import ApproximationConfig
@@ -46,13 +46,16 @@ def approximation_report(config: ApproximationConfig, result: TableResult, accur
                 row["locations"],
                 row["method"],
                 share,
-                f"{row['share_5']:.3f} to {row['share_95']:.3f}",
+                "-" if math.isnan(row["share_5"]) else f"{row['share_5']:.3f} to {row['share_95']:.3f}",
             ]
             line += [f"{row['milliseconds']:.3g}", row["pairs"]]
             paper = [shown(row["paper_share"]), "-" if math.isnan(ms := row["paper_milliseconds"]) else f"{ms:.3g}"]
             lines.append(line + (paper if stated else []))
         headings = ["layer", "S", "matching", "share", "5 % to 95 %", "ms", "pairs"]
-        parts += [f"## {model}\n", markdown(headings + (["paper, share", "paper, ms"] if stated else []), lines)]
+        parts += [
+            f"## {escaped(model)}\n",
+            markdown(headings + (["paper, share", "paper, ms"] if stated else []), lines),
+        ]
     if stated:
         parts.append(
             "*paper*: Table 5, means over pairs of the ratio and of the time, of a ResNet-101 on another processor, "
@@ -65,18 +68,19 @@ def approximation_report(config: ApproximationConfig, result: TableResult, accur
     return "\n".join(part for part in parts if part) + "\n"
 
 
+@names_as_written()
 def approximation_figures(config: ApproximationConfig, result: TableResult, out: Path) -> dict[str, Figure]:
     """Figures 5 and 6 for every model."""
     figures = {}
     for subject in config.subjects(out):
-        figures[f"figure5-{slug(subject.title)}"] = _shares(config, result, subject.title)
+        figures[f"figure5-{subject.title}"] = _shares(config, result, subject.title)
         layers = list(subject.layers["images"].values())
         shown_ones = layers if len(layers) <= _MOST_LAYERS else [
             layers[k] for k in np.linspace(0, len(layers) - 1, _MOST_LAYERS).astype(int)
         ]  # fmt: skip
         values = {layer.name: config.measured(subject, layers.index(layer), layer, False)[0] for layer in shown_ones}
         if "identity" in config.matchings:
-            figures[f"figure6-{slug(subject.title)}"] = _anisotropy(values, subject.title)
+            figures[f"figure6-{subject.title}"] = _anisotropy(values, subject.title)
     return figures
 
 
@@ -97,6 +101,9 @@ def _shares(config: ApproximationConfig, result: TableResult, model: str) -> Fig
     interval_plot(quality, layers, lines, f"{model}: share of the optimum", "ratio of sums")
     interval_plot(cost, layers, times, "time of a pair on one core", "ms")
     cost.set_yscale("log")
+    # Matplotlib's own numbers of such an axis are mathematics, which names are not drawn as.
+    cost.yaxis.set_major_formatter(LogFormatter())
+    cost.yaxis.set_minor_formatter(LogFormatter())
     quality.legend(fontsize=6)
     cost.legend(fontsize=6, ncols=2)
     return figure

@@ -3,64 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.config import Config, read_yaml
-from rsm_probe.errors import ImageError, RsmProbeError
-from rsm_probe.matching.registry import get_matching
-from rsm_probe.similarity.kernels import get_kernel
+from rsm_probe.errors import ImageError, repeated
 from rsm_probe.sources.annotated import cityscapes, egoobjects
 from rsm_probe.sources.datasets import cifar100, class_folders, resized
 from rsm_probe.sources.embedded import EMBEDDED
 from rsm_probe.sources.images import ImageSet, folder
 from rsm_probe.sources.models import LoadedModel, load_model
 from rsm_probe.sources.training import TrainingConfig, load_trained, train_or_load
-from rsm_probe.storage.space import parse_bytes
+from rsm_probe.storage.places import file_name
+from rsm_probe.studies.fields import Count, Distinct, Edge, Images, Layers, Seed
 
 # Between what results call a network and how many of its stages are dilated.
 DILATED = "-dilated"
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "matchings": get_matching,
-    "kernels": get_kernel,
-    "estimators": get_estimator,
-    "memory": parse_bytes,
-}
-
-
-def known(value: Any, key: str) -> Any:
-    """What a configuration says under a key, if all names in it are known and amounts can be read.
-
-    Raises:
-        ValueError: they are not; the message holds the known ones.
-    """
-    try:
-        for item in value if isinstance(value, tuple) else (value,):
-            _CHECKS[key](item)
-    except RsmProbeError as error:
-        raise ValueError(str(error)) from None
-    return value
+# Half-trained networks lie beside the finished ones.
+_PARTIAL = ".partial"
+# Longer names fit in no figure.
+_LONGEST_NAME = 500
 
 
 class ModelConfig(Config):
     """A model by name, or a small network trained by a recipe, once for every seed."""
 
-    name: str = Field(default="", description="what results call it; with several seeds, the seed is appended")
+    name: str = Field(
+        default="",
+        max_length=_LONGEST_NAME,
+        description="what results call it; with several seeds, the seed is appended",
+    )
     source: str | None = Field(default=None, description="torchvision:NAME, timm:NAME, hf:NAME or a .safetensors file")
     weights: str | None = Field(
         default="default", description="default, a file with a state dict, or null for random weights"
     )
     part: str = Field(default="", description="submodule to use in place of the whole, such as an image tower")
-    layers: str | tuple[str, ...] | None = Field(default=None, description="of this model; else those of the study")
+    layers: Layers | None = Field(default=None, description="of this model; else those of the study")
     recipe: TrainingConfig | None = Field(default=None, description="train a small network instead of loading one")
-    seeds: tuple[NonNegativeInt, ...] = Field(
+    seeds: Annotated[tuple[Seed, ...], Distinct] = Field(
         default=(0,), min_length=1, description="of the recipe or of random weights; one model for each"
     )
-    dilated: tuple[Literal[0, 1, 2], ...] = Field(
+    dilated: Annotated[tuple[Literal[0, 1, 2], ...], Distinct] = Field(
         default=(0,),
         min_length=1,
         description="of a recipe: take the network once for each number, with so many of its last stages dilated in "
@@ -90,12 +76,25 @@ class ModelConfig(Config):
             raise ValueError("dilated: is for networks of a recipe")
         if self.control and not self.name:
             raise ValueError("control: needs a name:, by which results call the model and its control")
+        title = self.titled(self.seeds[0])
+        if base_title(title) != title:
+            raise ValueError(f"name: only what dilated: makes ends in {DILATED}1 or {DILATED}2; choose another name")
+        if self.recipe is not None and self.name.endswith(_PARTIAL):
+            raise ValueError(f"name: networks that are half trained end in {_PARTIAL}; choose another")
         return self
 
-    def titled(self, seed: int, default: str = "resnet") -> str:
-        """What results call the model of a seed; a source without a name is called as its library does."""
-        name = self.name or default
+    def titled(self, seed: int) -> str:
+        """What results call the model of a seed; a source without a name is called as `load_model` calls it."""
+        source = self.source or "resnet"
+        library, _, title = source.partition(":")
+        default = Path(source).stem if source.endswith(".safetensors") else (title or library).rstrip("/")
+        name = self.name or default.rsplit("/", 1)[-1]
         return f"{name}-{seed}" if len(self.seeds) > 1 else name
+
+    def titles(self) -> list[str]:
+        """What results call all models of this entry, in the order in which they are loaded."""
+        names = [self.titled(seed) for seed in self.seeds] + ([self.control_title] if self.control else [])
+        return [f"{name}{DILATED}{dilated}" if dilated else name for name in names for dilated in self.dilated]
 
     @property
     def control_title(self) -> str:
@@ -120,7 +119,7 @@ class ModelConfig(Config):
         for seed in self.seeds:
             if self.source is not None:
                 loaded = load_model(self.source, self.weights, self.name, seed, part=self.part)
-                yield self.titled(seed, loaded.name), loaded, None
+                yield self.titled(seed), loaded, None
             else:
                 assert self.recipe is not None
                 yield from self._trained(self.recipe, seed, self.titled(seed), networks, device, progress)
@@ -135,7 +134,7 @@ class ModelConfig(Config):
         self, recipe: TrainingConfig, seed: int, title: str, networks: Path, device: str | None, progress: bool
     ) -> Iterator[tuple[str, LoadedModel, float | None]]:
         """The network of a seed, once for each dilation."""
-        file = networks / f"{title}.safetensors"
+        file = networks / f"{file_name(title)}.safetensors"
         loaded, accuracy = train_or_load(recipe, seed, file, device, progress)
         for dilated in self.dilated:
             if dilated:
@@ -148,7 +147,8 @@ class ImagesConfig(Config):
     """Which images: an embedded set with its options, CIFAR-100, or a folder."""
 
     source: str = Field(
-        description="digits, scenes, cluttered, photos, cifar100, egoobjects, cityscapes, or the path of a folder"
+        min_length=1,
+        description="digits, scenes, cluttered, photos, cifar100, egoobjects, cityscapes, or the path of a folder",
     )
     split: Literal["all", "train", "test"] = Field(
         default="all",
@@ -159,12 +159,10 @@ class ImagesConfig(Config):
     annotations: str = Field(
         default="EgoObjectsV1_unified_eval.json", description="of egoobjects: the file of annotations within root:"
     )
-    frames: PositiveInt = Field(default=1, description="of scenes: so many in a row show the same digits")
-    size: PositiveInt | None = Field(default=None, description="edge in pixels; a folder's images keep theirs without")
-    count: PositiveInt | None = Field(
-        default=None, description="how many images; of a folder or CIFAR-100, a random sample"
-    )
-    seed: NonNegativeInt = Field(default=0, description="of drawing and sampling")
+    frames: Count = Field(default=1, description="of scenes: so many in a row show the same digits")
+    size: Edge | None = Field(default=None, description="edge in pixels; a folder's images keep theirs without")
+    count: Images | None = Field(default=None, description="how many images; of a folder or CIFAR-100, a random sample")
+    seed: Seed = Field(default=0, description="of drawing and sampling")
     strict: bool = Field(default=False, description="a broken file is an error instead of being left out")
 
     @model_validator(mode="after")
@@ -215,17 +213,17 @@ def base_title(title: str) -> str:
     return re.sub(f"{DILATED}[12]$", "", title)
 
 
+def _told_apart(models: Sequence[ModelConfig]) -> Sequence[ModelConfig]:
+    if (twice := repeated(title for model in models for title in model.titles())) is not None:
+        raise ValueError(f"two models are called {twice!r}; give each a name: of its own")
+    return models
+
+
+# Of a study: results tell its models apart by what they are called.
+ToldApart = AfterValidator(_told_apart)
+
+
 class SubjectConfig(ModelConfig):
     """A model of an experiment, which may see images of its own."""
 
     images: ImagesConfig | None = Field(default=None, description="what this model sees; else those of the study")
-
-    def is_called(self, title: str) -> bool:
-        """Whether results call a model of this entry so."""
-        name = base_title(title)
-        # A model of a library is called as the library calls it, see `load_model`.
-        default = Path((self.source or "").partition(":")[2] or self.source or "resnet").name
-        default = default.removesuffix(".safetensors")
-        return name in {self.titled(seed, default) for seed in self.seeds} or (
-            self.control and name == self.control_title
-        )

@@ -9,26 +9,33 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from rsm_probe.config import Config
 from rsm_probe.devices import find_device
-from rsm_probe.errors import ConfigError, ModelError, RsmProbeError
+from rsm_probe.errors import ConfigError, ModelError
+from rsm_probe.matching.protocol import Matching
 from rsm_probe.probe.capture import capture
-from rsm_probe.probe.layers import Layers
+from rsm_probe.probe.layers import Layers as Names
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.sources.models import LoadedModel
 from rsm_probe.storage.captures import Capture, CapturedLayer
 from rsm_probe.storage.files import save_json
-from rsm_probe.studies.entries import ImagesConfig, SubjectConfig, known
+from rsm_probe.storage.places import file_name
+from rsm_probe.studies.entries import ImagesConfig, SubjectConfig, ToldApart, base_title
+from rsm_probe.studies.fields import Count, Draws, Folder, Kernels, Layers, Level, Memory, Seed, Ways
+from rsm_probe.studies.loaded import check_models, load_models
 from rsm_probe.studies.provenance import provenance
-from rsm_probe.studies.run_folder import claim, load_models
+from rsm_probe.studies.run_folder import claimed, require_free, run_folder
 from rsm_probe.studies.tables import Row, TableResult
-from rsm_probe.studies.ways import Way, known_way, way
+from rsm_probe.studies.ways import Way, require_usable, way
+
+# Letters of a title in the name of a folder; no file system took more.
+_LONGEST_BEFORE = 200
 
 
 @dataclass(frozen=True)
@@ -58,42 +65,29 @@ class ExperimentConfig(Config):
     """The settings that all experiments share; each adds its own."""
 
     study: str
-    models: tuple[SubjectConfig, ...] = Field(min_length=1)
-    layers: str | tuple[str, ...] = Field(default="blocks", description="of models that name none of their own")
+    models: Annotated[tuple[SubjectConfig, ...], ToldApart] = Field(min_length=1)
+    layers: Layers = Field(default="blocks", description="of models that name none of their own")
     images: ImagesConfig
-    matchings: tuple[str, ...] = Field(
+    matchings: Ways = Field(
         default=("identity", "optimal", "pooled"),
         min_length=1,
         description="identity (spatio-semantic), optimal (semantic), pooled (means over locations), other matchings",
     )
-    kernels: tuple[str, ...] = Field(default=("cosine", "linear", "rbf"), min_length=1)
+    kernels: Kernels = Field(default=("cosine", "linear", "rbf"), min_length=1)
     centering: Centering | None = "location-mean"
-    seed: int = Field(default=0, ge=0, description="of what is drawn: images, pairs, bootstrap samples")
-    repeats: int = Field(default=1000, ge=2, description="bootstrap samples of each interval")
-    level: float = Field(default=0.95, gt=0, lt=1, description="of the intervals")
-    dtype: str = Field(default="float32", pattern="^(float32|float16|bfloat16)$", description="of tokens on disk")
-    batch_size: PositiveInt = Field(default=64, description="images per forward pass")
+    seed: Seed = Field(default=0, description="of what is drawn: images, pairs, bootstrap samples")
+    repeats: Draws = Field(default=1000, description="bootstrap samples of each interval")
+    level: Level = Field(default=0.95, description="of the intervals")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="of tokens on disk")
+    batch_size: Count = Field(default=64, description="images per forward pass")
     device: str | None = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
-    workers: PositiveInt | None = None
-    memory: str | int = "2GB"
-    networks: str | None = Field(default=None, description="folder of trained networks; else in the run folder")
+    workers: Count | None = None
+    memory: Memory = "2GB"
+    networks: Folder | None = Field(default=None, description="folder of trained networks; else in the run folder")
 
     _EXECUTION: ClassVar[set[str]] = {
         "device", "workers", "memory", "networks", "repeats", "level", "pictured", "paper",
     }  # fmt: skip
-
-    @field_validator("kernels", "memory")
-    @classmethod
-    def _known(cls, value: Any, info: Any) -> Any:
-        return known(value, info.field_name)
-
-    @field_validator("matchings")
-    @classmethod
-    def _known_ways(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            return tuple(known_way(name) for name in dict.fromkeys(names))
-        except RsmProbeError as error:
-            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> ExperimentConfig:
@@ -120,31 +114,54 @@ class ExperimentConfig(Config):
         Raises:
             RsmProbeError: whatever the loading of models and images, capturing and comparing raise.
         """
-        find_device(self.device, ModelError)  # before anything is loaded
-        begun = out / "parts" if (out / "parts").exists() else out / "captures"
-        claim(self, out, begun, self._EXECUTION)
-        # Before networks are trained: what is missing is said at once.
+        out = run_folder(out)
+        # Whatever can be refused is refused before the folder is claimed and networks are trained.
+        require_free(self, out, _has_begun, self._EXECUTION)
+        find_device(self.device, ModelError)
+        require_usable(self.matching_methods())
         sources = dict.fromkeys(entry.images or self.images for entry in self.models)
         drawn = {source: self.image_sets(source, progress) for source in sources}
         networks = out / "models" if self.networks is None else Path(self.networks)
-        models, layers, accuracies = load_models(self.models, self.layers, networks, self.device, progress)
-        rows: list[Row] = []
-        for number, (title, model) in enumerate(models.items()):
-            sets = drawn[self._entry(title).images or self.images]
-            subject = self._subject(out, number, title, model, layers[title], sets, progress)
-            rows += self.compare(subject, progress)
-        # Every row has the same keys, in the order of the first row that has them.
-        keys = list(dict.fromkeys(key for row in rows for key in row))
-        result = TableResult([{key: row.get(key, float("nan")) for key in keys} for row in rows], out)
-        result.save(self.report(result, accuracies))
-        if not (out / "provenance.json").exists():
-            counted = [
-                {"set": name, "of": images.name, "images": len(images), "skipped": len(images.skipped)}
-                for sets in drawn.values()
-                for name, images in sets.items()
-            ]
-            save_json(out / "provenance.json", {**provenance(), "images": counted, "accuracy": accuracies})
+        known = check_models(self.models, self.layers, networks)
+        for title, model in known.items():
+            self.check_model(title, model, drawn[self._entry(title).images or self.images])
+        with claimed(self, out, _has_begun, self._EXECUTION) as require_there:
+            models, layers, accuracies = load_models(self.models, self.layers, networks, self.device, progress, known)
+            rows: list[Row] = []
+            for number, (title, model) in enumerate(models.items()):
+                require_there()
+                sets = drawn[self._entry(title).images or self.images]
+                subject = self._subject(out, number, title, model, layers[title], sets, progress)
+                require_there()
+                rows += self.compare(subject, progress)
+            require_there()
+            # Every row has the same keys, in the order of the first row that has them.
+            keys = list(dict.fromkeys(key for row in rows for key in row))
+            result = TableResult([{key: row.get(key, float("nan")) for key in keys} for row in rows], out)
+            result.save(self.report(result, accuracies))
+            if not (out / "provenance.json").exists():
+                counted = [
+                    {"set": name, "of": images.name, "images": len(images), "skipped": len(images.skipped)}
+                    for sets in drawn.values()
+                    for name, images in sets.items()
+                ]
+                save_json(out / "provenance.json", {**provenance(), "images": counted, "accuracy": accuracies})
         return result
+
+    def require_free(self, out: Path) -> None:
+        """Makes sure that this study may run in a folder; nothing is written.
+
+        Raises:
+            StorageError: the folder holds something else, another study, or a run with other settings.
+        """
+        require_free(self, run_folder(out), _has_begun, self._EXECUTION)
+
+    def matching_methods(self) -> list[Matching]:
+        """All matchings that the study will use."""
+        return [found.matching for found in self.ways().values()]
+
+    def check_model(self, title: str, model: LoadedModel, sets: Mapping[str, ImageSet]) -> None:
+        """Refuses a model that the study cannot use, before anything is computed of it."""
 
     @staticmethod
     def open(out: Path) -> TableResult:
@@ -169,7 +186,7 @@ class ExperimentConfig(Config):
 
     @abstractmethod
     def figures(self, out: Path) -> dict[str, Figure]:
-        """The figures of a finished run by file name.
+        """The figures of a finished run by name.
 
         Raises:
             StorageError: the run is not finished.
@@ -187,7 +204,7 @@ class ExperimentConfig(Config):
         found, entries, drawn = [], set(), dict[ImagesConfig, dict[str, ImageSet]]()
         for number, title in enumerate(dict.fromkeys(row["model"] for row in self.open(out).table)):
             entry = self._entry(title)
-            kind = self.models.index(entry), title.startswith(entry.control_title) and entry.control
+            kind = self.models.index(entry), entry.control and base_title(title) == entry.control_title
             if kind in entries:
                 continue
             entries.add(kind)
@@ -211,7 +228,7 @@ class ExperimentConfig(Config):
         number: int,
         title: str,
         model: LoadedModel,
-        layers: Layers,
+        layers: Names,
         sets: Mapping[str, ImageSet],
         progress: bool,
     ) -> Subject:
@@ -240,21 +257,27 @@ class ExperimentConfig(Config):
             ConfigError: nothing.
         """
         for entry in self.models:
-            if entry.is_called(title):
+            if title in entry.titles():
                 return entry
-        raise ConfigError(f"no model of the configuration is called {title!r}; give each a name: of its own")
-
-
-def slug(title: str) -> str:
-    """A title as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", title)
+        raise ConfigError(f"no model of the configuration is called {title!r}, of which there are results")
 
 
 def capture_folder(out: Path, number: int, title: str, images: str) -> Path:
     """Where a run keeps what the layers of its model of that number answer to images of that name."""
-    return out / "captures" / f"{number:02d}-{slug(title)}-{images}.zarr"
+    return _numbered(out / "captures", number, title, f"-{images}.zarr")
 
 
 def subject_folder(out: Path, number: int, title: str) -> Path:
     """Where a run keeps what is computed of its model of that number."""
-    return out / "parts" / f"{number:02d}-{slug(title)}"
+    return _numbered(out / "parts", number, title, "")
+
+
+def _numbered(folder: Path, number: int, title: str, ending: str) -> Path:
+    # What earlier versions called it is found again.
+    before = folder / f"{number:02d}-{re.sub('[^A-Za-z0-9._-]+', '-', title)[:_LONGEST_BEFORE]}{ending}"
+    return before if before.is_dir() else folder / f"{number:02d}-{file_name(title)}{ending}"
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a run computed something: a capture that was refused has no layers."""
+    return any(out.glob("captures/*/layers")) or any(out.glob("parts/*/*"))

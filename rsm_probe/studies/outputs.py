@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from tqdm import tqdm
 
 from rsm_probe.comparison.divergence import jensen_shannon, probabilities
@@ -18,11 +18,13 @@ from rsm_probe.comparison.statistics import bootstrap_samples
 from rsm_probe.errors import ComparisonError, CostError, ImageError, ModelError, StorageError
 from rsm_probe.sources.answers import logits
 from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.models import LoadedModel
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.files import Arrays
 from rsm_probe.storage.space import format_bytes, parse_bytes
 from rsm_probe.studies.entries import ImagesConfig
 from rsm_probe.studies.experiment import ExperimentConfig, Subject
+from rsm_probe.studies.fields import Count, Draws, Layers
 from rsm_probe.studies.outputs_report import outputs_figures, outputs_report
 from rsm_probe.studies.paper_numbers import TABLE1, TABLE4_PEARSON, TABLE4_SPEARMAN, Numbers, correlation_number
 from rsm_probe.studies.similar import similarity_values
@@ -37,11 +39,9 @@ class OutputsConfig(ExperimentConfig):
     """The divergence of class probabilities of image pairs against the similarity of their representations."""
 
     study: Literal["outputs"] = "outputs"
-    layers: str | tuple[str, ...] = Field(
-        default="blocks", description="the last of these in forward order is the last hidden layer"
-    )
-    repeats: int = Field(default=200, ge=2, description="bootstrap samples of each interval; each sees all pairs")
-    tile: PositiveInt | None = Field(
+    layers: Layers = Field(default="blocks", description="the last of these in forward order is the last hidden layer")
+    repeats: Draws = Field(default=200, description="bootstrap samples of each interval; each sees all pairs")
+    tile: Count | None = Field(
         default=None, description="images on each side of a tile that has its own width of an RBF kernel; else all"
     )
     paper: Literal["table1", "table4"] | None = Field(
@@ -53,11 +53,24 @@ class OutputsConfig(ExperimentConfig):
 
         Raises:
             ImageError: they cannot be had, or are too few.
+            CostError: their similarities do not fit into memory.
         """
         images = source.load(progress)
         if len(images) < 4:
             raise ImageError(f"a correlation over pairs needs at least 4 images, and {images.name} has {len(images)}")
+        self._require_memory(len(images))
         return {"images": images}
+
+    def check_model(self, title: str, model: LoadedModel, sets: Mapping[str, ImageSet]) -> None:
+        """Refuses what is not a classifier, by its answers to two images.
+
+        Raises:
+            ModelError: it is none.
+        """
+        try:
+            probabilities(logits(model, sets["images"], np.arange(2)))
+        except ComparisonError as error:
+            raise ModelError(f"{title}: {error}") from error
 
     def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
         """The last one."""
@@ -83,7 +96,6 @@ class OutputsConfig(ExperimentConfig):
     def pairs(self, subject: Subject, progress: bool) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
         """The divergence of all pairs of images, (N, N), and their similarities by (matching, kernel)."""
         (layer,) = subject.layers["images"].values()
-        self._require_memory(len(layer))
         try:  # before hours of matching: whether the model is a classifier at all
             divergence = jensen_shannon(probabilities(self._logits(subject, progress)))
             if np.ptp(divergence) == 0:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from rsm_probe.figures import common_legend, interval_plot, joint_density
-from rsm_probe.studies.experiment import slug
-from rsm_probe.studies.tables import TableResult, accuracy_line, kernel_title, markdown, shown, with_interval
+from rsm_probe.figures import common_legend, interval_plot, joint_density, names_as_written
+from rsm_probe.studies.tables import TableResult, accuracy_line, escaped, kernel_title, markdown, shown, with_interval
 from rsm_probe.studies.ways import SEMANTIC, title
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def outputs_report(config: OutputsConfig, result: TableResult, accuracies: Mappi
     if stated:
         parts.append(
             "*paper*: what the paper states for the model of this name. The images here are those of "
-            f"{config.images.source}; which ones of ImageNet's test set the paper drew is not published."
+            f"{escaped(config.images.source)}; which ones of ImageNet's test set the paper drew is not published."
         )
     else:
         parts.append("Models or data are not those of the paper, so that its numbers do not stand beside these.")
@@ -80,10 +79,11 @@ def _sentence(result: TableResult, name: str, kernel: str) -> str:
         low, high = row[f"{name}_gain_low"], row[f"{name}_gain_high"]
         kind = "more negative" if high < 0 else "less negative" if low > 0 else "not told apart"
         groups[kind].append(row["model"])
-    listed = "; ".join(f"{kind}: {', '.join(models)}" for kind, models in groups.items() if models)
+    listed = "; ".join(f"{kind}: {', '.join(map(escaped, models))}" for kind, models in groups.items() if models)
     return f"- {kernel_title(kernel)}, PI against none: {listed}."
 
 
+@names_as_written()
 def outputs_figures(config: OutputsConfig, result: TableResult, out: Path) -> dict[str, Figure]:
     """A figure of pairs for each model, and one of all correlations."""
     figures = {"correlations": _correlations(result)}
@@ -100,7 +100,7 @@ def outputs_figures(config: OutputsConfig, result: TableResult, out: Path) -> di
                 about = f"{title(name)}: r = {row['pearson']:.2f}"
                 joint_density(ax, found[name, kernel][triangle], divergence[triangle], about, meanings)
         figure.suptitle(f"{subject.title}, {row['layer']}")
-        figures[f"pairs-{number:02d}-{slug(subject.title)}"] = figure
+        figures[f"pairs-{number:02d}-{subject.title}"] = figure
     return figures
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from rsm_probe import figures
 from rsm_probe.comparison.cka import cka
 from rsm_probe.config import Config
 from rsm_probe.devices import find_device
-from rsm_probe.errors import ComparisonError, ModelError, StorageError
+from rsm_probe.errors import ComparisonError, ModelError
+from rsm_probe.figures import names_as_written
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.capture import capture
 from rsm_probe.similarity.allpairs import all_pairs, open_pairs
@@ -28,13 +27,19 @@ from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.kernels import check_kernel, get_kernel
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.captures import CapturedLayer
-from rsm_probe.storage.files import load_json, save_json, save_text
-from rsm_probe.storage.places import absolute
+from rsm_probe.storage.files import save_json, save_text
+from rsm_probe.storage.places import absolute, file_name, is_url
 from rsm_probe.storage.space import parse_bytes
-from rsm_probe.studies.entries import ImagesConfig, ModelConfig, known
+from rsm_probe.studies.entries import ImagesConfig, ModelConfig, ToldApart
+from rsm_probe.studies.fields import Count, Folder, Hours, Kernels, Layers, Matchings, Memory, Place
+from rsm_probe.studies.loaded import check_models, load_models
 from rsm_probe.studies.provenance import provenance
-from rsm_probe.studies.run_folder import claim, load_models
+from rsm_probe.studies.run_folder import claimed, require_free, run_folder
+from rsm_probe.studies.tables import csv_text, load_table, save_table
+from rsm_probe.studies.ways import require_usable
 
+# After the title of a model, in the name of its capture of the database.
+_DATABASE = "-database"
 # Layers that fit on a figure.
 _MOST_ROWS = 8
 
@@ -76,35 +81,30 @@ class PairsConfig(Config):
     """All pairs: which models see which images, how their pairs are matched, and where it all goes."""
 
     study: Literal["pairs"] = "pairs"
-    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    models: Annotated[tuple[ModelConfig, ...], ToldApart] = Field(min_length=1)
     images: ImagesConfig
     database: ImagesConfig | None = Field(
         default=None,
         description="the images in the columns; else those in the rows, each pair of which is matched once",
     )
-    layers: str | tuple[str, ...] = "blocks"
-    matchings: tuple[str, ...] = Field(default=("identity", "optimal"), min_length=1)
-    kernels: tuple[str, ...] = Field(default=("cosine",), min_length=1)
+    layers: Layers = "blocks"
+    matchings: Matchings = Field(default=("identity", "optimal"), min_length=1)
+    kernels: Kernels = Field(default=("cosine",), min_length=1)
     centering: Centering | None = "location-mean"
     dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="of tokens on disk")
-    batch_size: PositiveInt = Field(default=64, description="images per forward pass")
-    tile: PositiveInt | None = Field(default=None, description="images on each side of a tile")
+    batch_size: Count = Field(default=64, description="images per forward pass")
+    tile: Count | None = Field(default=None, description="images on each side of a tile")
     permutations: bool = Field(default=False, description="also keep how locations were paired")
-    store: str | None = Field(
+    store: Place | None = Field(
         default=None, description="folder or URL for captures and pairs, which all workers see; else the run folder"
     )
     device: str | None = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
-    workers: PositiveInt | None = None
-    memory: str | int = "2GB"
-    max_hours: PositiveFloat | None = Field(default=None, description="for the pairs of a layer")
-    networks: str | None = Field(default=None, description="folder of trained networks; else in the run folder")
+    workers: Count | None = None
+    memory: Memory = "2GB"
+    max_hours: Hours | None = Field(default=None, description="for the pairs of a layer")
+    networks: Folder | None = Field(default=None, description="folder of trained networks; else in the run folder")
 
     _EXECUTION: ClassVar[set[str]] = {"device", "workers", "memory", "max_hours", "networks"}
-
-    @field_validator("matchings", "kernels", "memory")
-    @classmethod
-    def _known(cls, value: Any, info: Any) -> Any:
-        return known(value, info.field_name)
 
     @model_validator(mode="after")
     def _applicable(self) -> PairsConfig:
@@ -113,6 +113,9 @@ class PairsConfig(Config):
                 check_kernel(get_kernel(kernel), matching, get_matching(matching)[1].one_to_one)
         except ComparisonError as error:
             raise ValueError(str(error)) from None
+        titles = {title for model in self.models for title in model.titles()}
+        if self.database is not None and (twice := sorted(titles & {f"{title}{_DATABASE}" for title in titles})):
+            raise ValueError(f"models: captures of the database are called so, choose another name: than {twice[0]!r}")
         return self
 
     def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> PairsResult:
@@ -129,37 +132,47 @@ class PairsConfig(Config):
         Raises:
             RsmProbeError: whatever `capture`, `all_pairs` and the loading of models and images raise.
         """
-        find_device(self.device, ModelError)  # before anything is loaded
-        claim(self, out, out / ("config.yaml" if self.store else "captures"), self._EXECUTION)
+        out = run_folder(out)
+        # Whatever can be refused is refused before the folder is claimed and networks are trained.
+        require_free(self, out, self._has_begun, self._EXECUTION)
+        find_device(self.device, ModelError)
+        require_usable(get_matching(name)[1] for name in self.matchings)
         store = absolute(self.store or out)
         images = self.images.load(progress)
         database = None if self.database is None else self.database.load(progress)
         networks = out / "models" if self.networks is None else Path(self.networks)
-        models, layers, accuracies = load_models(self.models, self.layers, networks, self.device, progress)
-        table: list[dict[str, Any]] = []
-        for title, model in models.items():
-            how: dict[str, Any] = {
-                "dtype": self.dtype, "batch_size": self.batch_size, "device": self.device, "progress": progress,
-            }  # fmt: skip
-            rows = capture(model, images, layers[title], f"{store}/captures/{title}.zarr", **how)
-            columns = None
-            if database is not None:
-                columns = capture(model, database, layers[title], f"{store}/captures/{title}-database.zarr", **how)
-            for number, layer in enumerate(rows):
-                sides = rows[layer], None if columns is None else columns[layer]
-                table += self._layer(store, title, number, *sides, progress, executor)
-        result = PairsResult(table, store)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-        save_text(out / "pairs.csv", text.getvalue())
-        if not (out / "provenance.json").exists():
-            counted = {"images": len(images), "skipped": dict(images.skipped)}
-            save_json(out / "provenance.json", {**provenance(), **counted, "accuracy": accuracies})
-        # A run folder that holds its own pairs may be moved.
-        save_json(out / "pairs.json", {"folder": self.store and store, "table": table})
-        return result
+        known = check_models(self.models, self.layers, networks)
+        how: dict[str, Any] = {
+            "dtype": self.dtype, "batch_size": self.batch_size, "device": self.device, "progress": progress,
+        }  # fmt: skip
+        with claimed(self, out, self._has_begun, self._EXECUTION) as require_there:
+            models, layers, accuracies = load_models(self.models, self.layers, networks, self.device, progress, known)
+            table: list[dict[str, Any]] = []
+            for title, model in models.items():
+                require_there()
+                place = f"{store}/captures/{file_name(title)}"
+                rows = capture(model, images, layers[title], f"{place}.zarr", **how)
+                columns = None
+                if database is not None:
+                    columns = capture(model, database, layers[title], f"{place}{_DATABASE}.zarr", **how)
+                for number, layer in enumerate(rows):
+                    require_there()
+                    sides = rows[layer], None if columns is None else columns[layer]
+                    table += self._layer(store, title, number, *sides, progress, executor)
+            require_there()
+            save_text(out / "pairs.csv", csv_text(table))
+            if not (out / "provenance.json").exists():
+                counted = {"images": len(images), "skipped": dict(images.skipped)}
+                save_json(out / "provenance.json", {**provenance(), **counted, "accuracy": accuracies})
+            # A run folder that holds its own pairs may be moved.
+            save_table(out / "pairs.json", table, folder=self.store and store)
+        return PairsResult(table, store)
+
+    def _has_begun(self, out: Path) -> bool:
+        """Whether something was computed; behind a URL, captures and pairs themselves know of which settings."""
+        if self.store is not None and is_url(self.store):
+            return (out / "pairs.json").exists()
+        return any(Path(absolute(self.store or out)).glob("captures/*/layers"))
 
     def _layer(
         self,
@@ -174,7 +187,7 @@ class PairsConfig(Config):
         """The pairs of one layer under all matchings."""
         aligned: dict[str, RSM] = {}
         for matching in sorted(self.matchings, key=lambda name: name != "identity"):
-            path = f"pairs/{title}/{number:03d}-{matching}.zarr"
+            path = f"pairs/{file_name(title)}/{number:03d}-{matching}.zarr"
             pairs = all_pairs(
                 x, y, f"{store}/{path}", matching, self.centering, memory=self.memory, workers=self.workers,
                 executor=executor, tile=self.tile, permutations=self.permutations, device=self.device,
@@ -195,7 +208,7 @@ class PairsConfig(Config):
             yield {**row, "path": path}
 
     def figures(self, out: Path) -> dict[str, Figure]:
-        """The RSMs of a finished run by file name, one figure for each model; of one set of images only.
+        """The RSMs of a finished run by name, one figure for each model; of one set of images only.
 
         Raises:
             StorageError: the run is not finished.
@@ -219,13 +232,12 @@ class PairsConfig(Config):
         """The result of a finished run.
 
         Raises:
-            StorageError: the run is not finished.
+            StorageError: the run is not finished, or its result is damaged.
         """
-        if not (out / "pairs.json").exists():
-            raise StorageError(f"{out} holds no finished run of all pairs; run it again, it continues")
-        stored = load_json(out / "pairs.json")
-        return PairsResult(stored["table"], stored["folder"] or str(out))
+        table, about = load_table(out / "pairs.json")
+        return PairsResult(table, about.get("folder") or str(out))
 
+    @names_as_written()
     def _panels(self, result: PairsResult, title: str, layers: list[str]) -> Figure:
         figure = Figure(figsize=(4.4 * len(self.matchings) + 0.6, 3.9 * len(layers) + 0.6), layout="constrained")
         axes = figure.subplots(len(layers), len(self.matchings), squeeze=False)

@@ -11,9 +11,10 @@ from pydantic import Field, field_validator
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.storage.files import save_text
 from rsm_probe.studies.approximation import ApproximationConfig
+from rsm_probe.studies.fields import folder_names
 from rsm_probe.studies.outputs import OutputsConfig
 from rsm_probe.studies.retrieval import RetrievalConfig
-from rsm_probe.studies.run_folder import require_study
+from rsm_probe.studies.run_folder import claimed, require_free, run_folder
 from rsm_probe.studies.tables import TableResult
 from rsm_probe.studies.translation import TranslationConfig
 
@@ -42,11 +43,7 @@ class PaperConfig(Config):
         if not isinstance(studies, dict):
             return studies
         found = {}
-        for name, entry in studies.items():
-            if str(name) in _TAKEN or "/" in str(name) or str(name).startswith("."):
-                raise ValueError(
-                    f"names become folders: no '/', no '.' at the beginning, none of {_TAKEN}; found {name!r}"
-                )
+        for name, entry in folder_names(studies, _TAKEN).items():
             data = read_yaml(entry) if isinstance(entry, str) else entry
             kind = data.get("study") if isinstance(data, dict) else None
             if kind not in EXPERIMENTS:
@@ -63,15 +60,18 @@ class PaperConfig(Config):
         Raises:
             RsmProbeError: whatever the studies raise.
         """
-        require_study(out / "config.yaml", self.study)
-        save_text(out / "config.yaml", self.to_yaml())
-        networks = str(out / "models")
-        results = {}
+        out = run_folder(out)
+        require_free(self, out)
         for name, study in self.studies.items():
-            shared = study if study.networks is not None else study.model_copy(update={"networks": networks})
-            results[name] = shared.run(out / name, progress)
-        reports = [(result.folder / "report.md").read_text(encoding="utf-8") for result in results.values()]
-        save_text(out / "report.md", "\n".join(reports))
+            study.require_free(out / name)
+        results = {}
+        with claimed(self, out) as require_there:
+            for name, study in self.studies.items():
+                networks = study.networks or str(out / "models")
+                results[name] = study.model_copy(update={"networks": networks}).run(out / name, progress)
+                require_there()
+            reports = [(result.folder / "report.md").read_text(encoding="utf-8") for result in results.values()]
+            save_text(out / "report.md", "\n".join(reports))
         return results
 
     def figures(self, out: Path) -> dict[str, Figure]:

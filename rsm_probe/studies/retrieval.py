@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rsm_probe.comparison.counts import SCORES
 from rsm_probe.comparison.separation import mean_interval
 from rsm_probe.errors import ImageError
+from rsm_probe.figures import displayed
 from rsm_probe.similarity.kernels import RBF
 from rsm_probe.similarity.nearest import nearest
 from rsm_probe.sources.images import ImageSet
@@ -22,6 +23,8 @@ from rsm_probe.sources.models import LoadedModel
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.studies.entries import ImagesConfig
 from rsm_probe.studies.experiment import ExperimentConfig, Subject
+from rsm_probe.studies.fields import Count, Distinct, Images
+from rsm_probe.studies.fields import Seed as Place
 from rsm_probe.studies.paper_numbers import retrieval_number
 from rsm_probe.studies.retrieval_figures import retrieval_figures
 from rsm_probe.studies.retrieval_report import retrieval_report
@@ -38,8 +41,8 @@ class RetrievalConfig(ExperimentConfig):
     query_images: ImagesConfig | None = Field(
         default=None, description="where queries come from; else they are drawn from images:, apart from the database"
     )
-    queries: PositiveInt = Field(default=200, description="how many are drawn")
-    database_sizes: tuple[PositiveInt, ...] = Field(
+    queries: Images = Field(default=200, description="how many are drawn")
+    database_sizes: Annotated[tuple[Images, ...], Distinct] = Field(
         default=(500,),
         min_length=1,
         description="how many images are searched; a smaller database is part of a larger, whose mean centres all",
@@ -47,21 +50,23 @@ class RetrievalConfig(ExperimentConfig):
     score: Literal["f1", "iou"] = Field(
         default="f1", description="f1 of the objects class by class, or iou of the classes that are present"
     )
-    top: PositiveInt = Field(default=5, description="neighbours among which the best is also reported")
-    tile: PositiveInt | None = Field(
+    top: Count = Field(default=5, description="neighbours among which the best is also reported")
+    tile: Count | None = Field(
         default=None, description="images on each side of a tile that has its own width of an RBF kernel; else all"
     )
     exact_top: bool = Field(
         default=False,
         description="solve only the matchings that can be among the neighbours; one database size, no tile",
     )
-    pictured: tuple[int, ...] = Field(default=(0,), description="numbers of the queries whose neighbours are drawn")
+    pictured: Annotated[tuple[Place, ...], Distinct] = Field(
+        default=(0,), max_length=20, description="numbers of the queries whose neighbours are drawn"
+    )
 
     @model_validator(mode="after")
     def _one_search(self) -> RetrievalConfig:
         if self.exact_top and (self.tile is not None or len(self.database_sizes) > 1):
             raise ValueError("exact_top: finds neighbours in one database under one width; leave out tile: or sizes")
-        if any(not 0 <= number < self.queries for number in self.pictured):
+        if any(number >= self.queries for number in self.pictured):
             raise ValueError(f"pictured: there are {self.queries} queries, numbered from 0")
         return self
 
@@ -148,10 +153,10 @@ class RetrievalConfig(ExperimentConfig):
         return found
 
     def seen(self, subject: Subject) -> dict[str, np.ndarray]:
-        """What the model sees of the queries that are pictured and of their nearest images, as bytes (H, W, 3).
+        """What the model sees of the queries that are pictured and of their nearest images, in bytes.
 
         Preprocessing crops or pads, so that the locations of a layer do not lie on the image itself. Keys are `q` and
-        the number of a query, `d` and the place of an image in the database.
+        the number of a query, `d` and the place of an image in the database; each is (H, W) or (H, W, 3).
         """
         chosen = {f"q{query}": ("queries", query) for query in self.pictured}
         found = self.neighbours(subject, len(subject.layers["queries"]) - 1, False)
@@ -257,11 +262,9 @@ def _scores(truth: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _picture(model: LoadedModel, image: Any) -> np.ndarray:
-    """An image as the model takes it, stretched to the range of bytes."""
+    """An image as the model takes it, in bytes."""
     pixels = image if isinstance(image, Tensor) else model.preprocess(image)
-    values = pixels.float().movedim(0, -1).numpy()
-    low, high = float(values.min()), float(values.max())
-    return (255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)
+    return np.round(255 * displayed(pixels)).astype(np.uint8)
 
 
 def _require_counts(images: ImageSet) -> None:

@@ -10,20 +10,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rsm_probe.figures import common_legend, interval_plot, matched_locations, picture
+from rsm_probe.figures import common_legend, interval_plot, matched_locations, names_as_written, picture
 from rsm_probe.matching.match import match
 from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.studies.entries import DILATED, base_title
-from rsm_probe.studies.experiment import Subject, slug
+from rsm_probe.studies.experiment import Subject
 from rsm_probe.studies.tables import TableResult, kernel_title
 from rsm_probe.studies.ways import SEMANTIC, title
 
 if TYPE_CHECKING:
     from rsm_probe.studies.retrieval import RetrievalConfig
 
+# More neighbours than this do not fit side by side.
+_MOST_NEIGHBOURS = 10
 
+
+@names_as_written()
 def retrieval_figures(config: RetrievalConfig, result: TableResult, out: Path) -> dict[str, Figure]:
-    """All figures of a finished run by file name."""
+    """All figures of a finished run by name."""
     what = {"f1": "F1@1", "iou": "IoU@1"}[config.score]
     size = max(config.database_sizes)
     figures = {"figure3": _scores(result, size, what)}
@@ -34,7 +38,7 @@ def retrieval_figures(config: RetrievalConfig, result: TableResult, out: Path) -
         return figures
     subjects = config.subjects(out)
     for subject in subjects:
-        figures[f"neighbours-{slug(subject.title)}"] = _neighbours(config, subject, names)
+        figures[f"neighbours-{subject.title}"] = _neighbours(config, subject, names)
     # Models that see the same images.
     same = [subject for subject in subjects if subject.images is subjects[0].images]
     if len(same) > 1:
@@ -99,13 +103,14 @@ def _neighbours(config: RetrievalConfig, subject: Subject, names: Sequence[str])
     found, kernel = config.neighbours(subject, place, False), _kernel(config)
     size = max(config.database_sizes)
     rows = [(query, name) for query in config.pictured for name in names]
-    figure = Figure(figsize=(1.25 * (config.top + 1) + 3.2, 1.45 * len(rows)), layout="constrained")
-    grid = figure.add_gridspec(len(rows), config.top + 3)
+    top = min(config.top, _MOST_NEIGHBOURS)
+    figure = Figure(figsize=(1.25 * (top + 1) + 3.2, 1.45 * len(rows)), layout="constrained")
+    grid = figure.add_gridspec(len(rows), top + 3)
     for row, (query, name) in enumerate(rows):
         nearest = found[name, kernel][size][query]
-        axes = [figure.add_subplot(grid[row, column]) for column in range(config.top + 1)]
+        axes = [figure.add_subplot(grid[row, column]) for column in range(top + 1)]
         _line(axes, subject, query, nearest, f"query {query}, {title(name)}")
-        _matched(figure.add_subplot(grid[row, config.top + 1 :]), config, subject, query, int(nearest[0]), name)
+        _matched(figure.add_subplot(grid[row, top + 1 :]), config, subject, query, int(nearest[0]), name)
     figure.suptitle(f"{subject.title}, {list(subject.layers['queries'])[place]}, {kernel_title(kernel)}", fontsize=9)
     return figure
 
@@ -114,8 +119,9 @@ def _models(config: RetrievalConfig, subjects: Sequence[Subject], names: Sequenc
     """The nearest images of the same queries for all models (paper, Figures 13 and 14)."""
     kernel, size = _kernel(config), max(config.database_sizes)
     rows = [(query, subject, name) for query in config.pictured for subject in subjects for name in names]
-    figure = Figure(figsize=(1.3 * (config.top + 1), 1.45 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), config.top + 1, squeeze=False)
+    top = min(config.top, _MOST_NEIGHBOURS)
+    figure = Figure(figsize=(1.3 * (top + 1), 1.45 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), top + 1, squeeze=False)
     found = {s.title: config.neighbours(s, len(s.layers["queries"]) - 1, False) for s in subjects}
     for line, (query, subject, name) in zip(axes, rows, strict=True):
         nearest = found[subject.title][name, kernel][size][query]
@@ -130,10 +136,10 @@ def _kernel(config: RetrievalConfig) -> str:
 
 def _line(axes: Sequence[Axes], subject: Subject, query: int, nearest: np.ndarray, about: str) -> None:
     """A query and its nearest images; places without a candidate stay empty."""
-    picture(axes[0], np.asarray(subject.images["queries"][query]), about, framed=True)
+    picture(axes[0], subject.images["queries"][query], about, framed=True)
     for rank, (ax, index) in enumerate(zip(axes[1:], nearest, strict=False), start=1):
         if index >= 0:
-            picture(ax, np.asarray(subject.images["database"][int(index)]), str(rank))
+            picture(ax, subject.images["database"][int(index)], str(rank))
     for ax in axes:
         ax.set_axis_off() if not ax.images else None
 

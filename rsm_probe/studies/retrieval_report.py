@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rsm_probe.studies.entries import base_title
-from rsm_probe.studies.tables import Row, TableResult, accuracy_line, kernel_title, markdown, shown, with_interval
+from rsm_probe.studies.tables import (
+    Row,
+    TableResult,
+    accuracy_line,
+    escaped,
+    kernel_title,
+    markdown,
+    shown,
+    with_interval,
+)
 from rsm_probe.studies.ways import SEMANTIC, title
 
 if TYPE_CHECKING:
@@ -22,10 +31,11 @@ def retrieval_report(config: RetrievalConfig, result: TableResult, accuracies: M
     )
     parts = [
         f"# Retrieval (paper, section 4.2 and appendix D; Table {2 if config.score == 'f1' else 3})\n\n"
-        f"{config.queries} queries {drawn} of {config.images.source}. *{what}@1*: the {what} of each query's objects "
-        f"and those of its nearest image, with the interval ({config.level:.0%}) over queries; *best of {config.top}*: "
-        "the largest among the nearest. *none*: equal locations; *PI*: permutation-invariant. Differences are over the "
-        "same queries, and the intervals draw scenes or videos, whose frames are not independent.\n",
+        f"{config.queries} queries {drawn} of {escaped(config.images.source)}. "
+        f"*{what}@1*: the {what} of each query's objects and those of its nearest image, with the interval "
+        f"({config.level:.0%}) over queries; *best of {config.top}*: the largest among the nearest. *none*: equal "
+        "locations; *PI*: permutation-invariant. Differences are over the same queries, and the intervals draw scenes "
+        "or videos, whose frames are not independent.\n",
         accuracy_line(accuracies),
     ]
     for size in config.database_sizes:

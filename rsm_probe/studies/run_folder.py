@@ -1,84 +1,140 @@
-"""What studies have in common: a folder that is theirs, and the models that their configuration names."""
+"""The folder of a run: whose it is, that nothing leaves it, and its figures."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from rsm_probe.config import Config, read_yaml
-from rsm_probe.errors import ConfigError, StorageError
-from rsm_probe.probe.layers import Layers
-from rsm_probe.sources.models import LoadedModel
-from rsm_probe.storage.files import save_text
-from rsm_probe.studies.entries import ModelConfig
+from rsm_probe.errors import StorageError
+from rsm_probe.figures import names_as_written
+from rsm_probe.storage.files import replacing, save_text
+from rsm_probe.storage.locks import sole_writer
+from rsm_probe.storage.places import file_name, inside, local_folder
+
+# Where links are looked for: below lie arrays, which are not walked.
+_DEEPEST = 3
+# Pixels of the longer side of a figure at most; files of more than 2^16 cannot be written.
+_MOST_PIXELS, _DPI = 30_000, 300
 
 
-def require_study(file: Path, study: str) -> None:
-    """Makes sure that a run folder's configuration, where there is one, is of a study.
+def run_folder(out: Any) -> Path:
+    """The folder that a caller named for a run. Nothing is made.
 
     Raises:
-        StorageError: it is of another.
+        StorageError: it is a URL, a file, or a folder with links that lead out of it.
     """
-    if file.exists() and (found := read_yaml(file).get("study")) != study:
-        raise StorageError(f"{file.parent} holds a run of study {found!r}; choose another --out")
+    folder = local_folder(out)
+    try:
+        if folder.is_file():
+            raise StorageError(f"{folder} is a file; choose another --out")
+        if folder.is_dir():
+            _require_no_way_out(folder, folder, _DEEPEST)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"cannot read {folder}: {error}") from error
+    return folder
 
 
-def claim(config: Config, out: Path, begun: Path, execution: Collection[str]) -> None:
-    """Makes a folder a study's, or makes sure that it is, and writes its `config.yaml`.
+def require_free(
+    config: Config, out: Path, begun: Callable[[Path], bool] = lambda _: False, execution: Collection[str] = ()
+) -> None:
+    """Makes sure that a study may use a folder. Nothing is written.
 
     Args:
         config: of the study, with its name as `study`.
         out: the folder.
-        begun: what is there once something was computed. Until then the folder is free to change its settings.
+        begun: whether something was computed in it. Until then the folder is free to change its settings.
         execution: keys that may differ when a run is continued, because they decide how, not what.
 
     Raises:
-        StorageError: the folder holds something else, or a run with other settings.
+        StorageError: the folder holds something else, another study, or a run with other settings.
     """
-    file = out / "config.yaml"
-    require_study(file, config.model_dump()["study"])
-    if out.is_file():
-        raise StorageError(f"{out} is a file; choose another --out")
-    if begun.exists() and file.exists():
-        left_out = set(execution)
-        stored = config.parse(read_yaml(file), str(file)).model_dump(mode="json", exclude=left_out)
-        mine = config.model_dump(mode="json", exclude=left_out)
-        differing = [key for key in mine if mine[key] != stored[key]]
+    file, settings = out / "config.yaml", config.model_dump(mode="json")
+    if not file.exists():
+        if out.is_dir() and any(not f.name.startswith(".") for f in out.iterdir()):
+            raise StorageError(f"{out} is not empty and holds no run (there is no config.yaml); choose another --out")
+        return
+    found = read_yaml(file)
+    if found.get("study") != settings["study"]:
+        raise StorageError(f"{out} holds a run of study {found.get('study')!r}; choose another --out")
+    if begun(out):
+        stored = config.parse(found, str(file)).model_dump(mode="json")
+        differing = [key for key in settings if key not in execution and settings[key] != stored[key]]
         if differing:
             raise StorageError(
                 f"{out} holds a run with other {', '.join(differing)}; choose another --out or remove it"
             )
-    elif not file.exists() and out.is_dir() and any(not f.name.startswith(".") for f in out.iterdir()):
-        raise StorageError(f"{out} is not empty and holds no run (there is no config.yaml); choose another --out")
-    save_text(file, config.to_yaml())
 
 
-def load_models(
-    entries: Sequence[ModelConfig], layers: str | Sequence[str], networks: Path, device: str | None, progress: bool
-) -> tuple[dict[str, LoadedModel], dict[str, Layers], dict[str, float]]:
-    """The models of a configuration by title, the layers of each, and the accuracies of those trained here.
+@contextmanager
+def claimed(
+    config: Config, out: Path, begun: Callable[[Path], bool] = lambda _: False, execution: Collection[str] = ()
+) -> Iterator[Callable[[], None]]:
+    """Makes a folder a study's while it runs, and writes its `config.yaml`; see `require_free`.
 
-    Args:
-        entries: what the configuration says of them.
-        layers: of models that name none of their own.
-        networks: the folder of trained networks.
-        device: where to train.
-        progress: show bars.
+    Yields:
+        A function that raises StorageError where the folder was removed in the meantime.
 
     Raises:
-        ConfigError: two models of one title.
-        RsmProbeError: whatever loading and training raise.
+        StorageError: the folder is not free, another process runs in it, or it was removed during the run.
     """
-    models: dict[str, LoadedModel] = {}
-    chosen: dict[str, Layers] = {}
-    accuracies: dict[str, float] = {}
-    for entry in entries:
-        for title, loaded, accuracy in entry.load(networks, device, progress):
-            if title in models:
-                raise ConfigError(f"two models are called {title!r}; give each a name: of its own")
-            models[title] = loaded
-            if accuracy is not None:
-                accuracies[title] = accuracy
-            own = layers if entry.layers is None else entry.layers
-            chosen[title] = own if isinstance(own, str) else list(own)
-    return models, chosen, accuracies
+    require_free(config, out, begun, execution)  # before a lock is left in what is somebody else's
+    file = out / "config.yaml"
+
+    def require_there() -> None:
+        if not file.exists():
+            raise StorageError(
+                f"{out} was removed during the run (its config.yaml is gone); what is there now is incomplete: remove "
+                "it and run again"
+            )
+
+    with sole_writer(file):
+        require_free(config, out, begun, execution)
+        save_text(file, config.to_yaml())
+        try:
+            yield require_there
+        except Exception as error:
+            try:
+                require_there()
+            except StorageError as removed:
+                raise removed from error
+            raise
+        require_there()
+
+
+def save_figures(study: Any, out: Any) -> Iterator[Path]:
+    """Draws the figures of a finished run into its folder `figures`, as `.png` and `.pdf`.
+
+    A file is written beside its place and moved there: a link in its place is replaced, and not followed.
+
+    Yields:
+        The path of each `.png`, as soon as both are there.
+
+    Raises:
+        StorageError: the run is not finished, or a file cannot be written.
+    """
+    from matplotlib import rc_context
+
+    folder = run_folder(out)
+    figures: Mapping[str, Figure] = study.figures(folder)
+    for name, figure in figures.items():
+        dpi = min(_DPI, _MOST_PIXELS / max(figure.get_size_inches()))
+        for kind in ("pdf", "png"):
+            file = inside(folder, folder / "figures" / f"{file_name(name)}.{kind}")
+            with replacing(file) as fresh, names_as_written(), rc_context({"pdf.fonttype": 42}):  # text stays text
+                figure.savefig(fresh, format=kind, dpi=dpi, bbox_inches="tight")
+        yield file
+
+
+def _require_no_way_out(home: Path, folder: Path, depth: int) -> None:
+    for path in folder.iterdir():
+        if path.is_symlink() and path.is_dir():
+            inside(home, path / "file")
+        if depth > 1 and path.is_dir() and path.suffix != ".zarr":
+            _require_no_way_out(home, path, depth - 1)

@@ -19,7 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rsm_probe.errors import ComparisonError
-from rsm_probe.figures import cka_heatmap, diagonal_plot, difference_heatmap, panel_letter, rsm_heatmap
+from rsm_probe.figures import (
+    cka_heatmap,
+    diagonal_plot,
+    difference_heatmap,
+    names_as_written,
+    panel_letter,
+    rsm_heatmap,
+)
 from rsm_probe.studies.result import SweepResult
 
 # Inches of a panel at the size at which it is printed.
@@ -269,6 +276,7 @@ def _require_equal_numbers(results: Mapping[str, SweepResult]) -> None:
         raise ComparisonError(f"the sweeps of one figure need as many images in as many batches ({shown})")
 
 
+@names_as_written()
 def _rsm_panels(rsms: xr.DataArray, kernel: str) -> Figure:
     """The RSMs of the first mini-batch and the first model: a row per matching, a column per kept layer."""
     first = rsms.isel(batch=0)

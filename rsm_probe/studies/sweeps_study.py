@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +11,12 @@ from pydantic import Field, field_validator, model_validator
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import ConfigError
 from rsm_probe.storage.files import save_text
+from rsm_probe.studies.fields import folder_names
 from rsm_probe.studies.result import SweepResult
-from rsm_probe.studies.run_folder import require_study
+from rsm_probe.studies.run_folder import claimed, require_free, run_folder
 from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
-from rsm_probe.studies.sweep_study import SweepConfig
+from rsm_probe.studies.sweep_study import SweepConfig, open_result
+from rsm_probe.studies.tables import csv_text
 
 # What else a run folder holds.
 _TAKEN = ("figures", "config.yaml", "numbers.csv")
@@ -34,7 +34,8 @@ class SweepsConfig(Config):
     @field_validator("sweeps", mode="before")
     @classmethod
     def _from_file(cls, sweeps: Any) -> Any:
-        return read_yaml(sweeps).get("sweeps") if isinstance(sweeps, str) else sweeps
+        found = read_yaml(sweeps).get("sweeps") if isinstance(sweeps, str) else sweeps
+        return folder_names(found, _TAKEN)
 
     @model_validator(mode="after")
     def _comparable(self) -> SweepsConfig:
@@ -48,8 +49,6 @@ class SweepsConfig(Config):
         for key in ("kernels", "matchings", "estimators", "centering", "layers", "batch_size"):
             if any(getattr(sweep, key) != getattr(first, key) for sweep in self.sweeps.values()):
                 raise ValueError(f"{key}: must be the same in all sweeps of one figure")
-        if any("/" in data or data.startswith(".") or data in ("", *_TAKEN) for data in self.sweeps):
-            raise ValueError(f"sweeps: names become folders: no '/', no '.' at the beginning, none of {_TAKEN}")
         if self.figure == "figure17" and not any(len(row.trained) > 1 for row in first.architectures or ()):
             raise ValueError("seeds: figure17 compares networks that differ in their seed; give several")
         if "identity" not in first.matchings or len(first.matchings) < 2:
@@ -63,20 +62,21 @@ class SweepsConfig(Config):
             ConfigError: sweeps over different numbers of images.
             RsmProbeError: whatever `SweepConfig.run` raises.
         """
-        require_study(out / "config.yaml", self.study)
-        # Before hours are spent on what cannot stand side by side.
-        counts = {data: s.images.count or len(s.images.load(progress)) for data, s in self.sweeps.items()}
+        out = run_folder(out)
+        require_free(self, out)
+        for data, one in self.sweeps.items():
+            one.require_free(out / data)
+        # Before hours are spent on what is missing, or cannot stand side by side.
+        counts = {data: len(one.images.load(progress)) for data, one in self.sweeps.items()}
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{data}: {count}" for data, count in counts.items())
             raise ConfigError(f"CKA of different numbers of images cannot stand side by side ({shown}); set count:")
-        save_text(out / "config.yaml", self.to_yaml())
-        results = {data: sweep.run(out / data, progress) for data, sweep in self.sweeps.items()}
-        table = io.StringIO()
-        rows = figure_numbers(results, self._rows, *self._kind)
-        writer = csv.DictWriter(table, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        save_text(out / "numbers.csv", table.getvalue())
+        with claimed(self, out) as require_there:
+            results = {}
+            for data, one in self.sweeps.items():
+                results[data] = one.run(out / data, progress)
+                require_there()
+            save_text(out / "numbers.csv", csv_text(figure_numbers(results, self._rows, *self._kind)))
         return results
 
     def figures(self, out: Path) -> dict[str, Figure]:
@@ -85,7 +85,7 @@ class SweepsConfig(Config):
         Raises:
             StorageError: a sweep is not finished.
         """
-        results = {data: SweepResult.open(out / data / "result.zarr") for data in self.sweeps}
+        results = {data: open_result(out / data) for data in self.sweeps}
         draw = FIGURES[self.figure]
         figures: dict[str, Figure] = {self.figure: draw(results, self._rows, *self._kind)}
         controls = [Architecture(f"{row.name}, untrained", [row.control]) for row in self._rows if row.control]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +18,10 @@ from rsm_probe.errors import ComparisonError, StorageError
 from rsm_probe.storage.files import load_json, save_json, save_text
 
 Row = dict[str, Any]
+# What spreadsheets take for the beginning of a formula, also in the wide forms of East Asian text.
+_FORMULA = re.compile(r"\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20]|[\t\r\n]")
+# What Markdown takes for more than a letter; underscores within a word are none, and brackets only before an address.
+_MARKED = re.compile(r"[\\`*|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])")
 
 
 @dataclass(frozen=True)
@@ -34,29 +42,22 @@ class TableResult:
         Raises:
             StorageError: a file cannot be written.
         """
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.table[0]))
-        writer.writeheader()
-        writer.writerows(self.table)
-        save_text(self.folder / "table.csv", text.getvalue())
+        save_text(self.folder / "table.csv", csv_text(self.table))
         save_text(self.folder / "report.md", report)
-        save_json(self.folder / "result.json", {"table": [_plain(row) for row in self.table]})
+        save_table(self.folder / "result.json", self.table)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """The result of a finished run.
 
         Raises:
-            StorageError: the run is not finished.
+            StorageError: the run is not finished, or its result is damaged.
         """
-        if not (folder / "result.json").exists():
-            raise StorageError(f"{folder} holds no finished run; run it again, it continues")
-        rows = load_json(folder / "result.json")["table"]
-        return cls([{key: math.nan if value is None else value for key, value in row.items()} for row in rows], folder)
+        return cls(load_table(folder / "result.json")[0], folder)
 
     def select(self, **wanted: Any) -> list[Row]:
         """The rows that have these values."""
-        return [row for row in self.table if all(row[key] == value for key, value in wanted.items())]
+        return [row for row in self.table if all(row.get(key) == value for key, value in wanted.items())]
 
     def only(self, **wanted: Any) -> Row:
         """The one row that has these values.
@@ -75,6 +76,60 @@ class TableResult:
         )
 
 
+def save_table(file: Path, table: Sequence[Row], **about: Any) -> None:
+    """Writes the rows of a result, and what is said about them, as JSON that `load_table` reads.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    rows = [_plain(row) for row in table]
+    save_json(file, {**about, "table": rows, "digest": _digest(rows)})
+
+
+def load_table(file: Path) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of a result, of equal keys, and what else the file says.
+
+    Raises:
+        StorageError: the run is not finished, or the file is damaged.
+    """
+    if not file.exists():
+        raise StorageError(f"{file.parent} holds no finished run; run it again, it continues")
+    damaged = f"{file} is damaged; remove it and run again, which computes nothing that is there"
+    try:
+        stored = load_json(file)
+    except StorageError as error:
+        raise StorageError(f"{damaged} ({error})") from None
+    rows = stored.get("table")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise StorageError(damaged)
+    if any(row.keys() != rows[0].keys() for row in rows):
+        raise StorageError(damaged)
+    # Results from before there was a digest have none.
+    if stored.get("digest", _digest(rows)) != _digest(rows):
+        raise StorageError(damaged)
+    return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows], stored
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as CSV that spreadsheets open without running any of it.
+
+    Numbers stay as they are. Text that a spreadsheet would take for a formula begins with an apostrophe, which it does
+    not show.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([_inert(key) for key in rows[0]])
+    writer.writerows([[_inert(value) for value in row.values()] for row in rows])
+    return text.getvalue()
+
+
+def escaped(text: str) -> str:
+    """A name of a model, layer or image set as Markdown shows it letter by letter, in one line."""
+    line = "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text)
+    marked = _MARKED.sub(lambda found: f"\\{found[0]}", line)
+    return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def kernel_title(kernel: str) -> str:
     """What the paper calls a kernel in its tables."""
     return {"cosine": "Cosine Sim.", "linear": "Inner Product", "rbf": "RBF"}.get(kernel, kernel)
@@ -84,16 +139,16 @@ def accuracy_line(accuracies: Mapping[str, float]) -> str:
     """How well the networks that were trained for a study do what they were trained for."""
     if not accuracies:
         return ""
-    listed = ", ".join(f"{name} {value:.2f}" for name, value in accuracies.items())
+    listed = ", ".join(f"{escaped(name)} {value:.2f}" for name, value in accuracies.items())
     return f"Accuracy on held-out images: {listed}.\n"
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown; numbers are aligned to the right."""
+    """A table in Markdown; numbers are aligned to the right, and text is shown letter by letter."""
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = [all(isinstance(row[k], int | float) or _is_number(cells[r][k]) for r, row in enumerate(rows))
                for k in range(len(headings))]  # fmt: skip
-    lines = [list(headings), ["---:" if right else "---" for right in numeric], *cells]
+    lines = [[escaped(heading) for heading in headings], ["---:" if right else "---" for right in numeric], *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -111,11 +166,24 @@ def with_interval(row: Mapping[str, Any], value: str, low: str = "low", high: st
 
 
 def _cell(value: Any) -> str:
-    return shown(value) if isinstance(value, float) else str(value)
+    return shown(value) if isinstance(value, float) else escaped(str(value))
 
 
 def _is_number(text: str) -> bool:
     return text == "-" or (text[:1] in "-+.0123456789" and any(c.isdigit() for c in text))
+
+
+def _inert(value: Any) -> Any:
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    try:
+        return value if math.isfinite(float(value)) else f"'{value}"
+    except ValueError:
+        return f"'{value}"
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _plain(row: Row) -> Row:

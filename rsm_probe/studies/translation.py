@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from rsm_probe.comparison.separation import interval
@@ -21,7 +21,8 @@ from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.files import Arrays
 from rsm_probe.studies.crop_statistics import OVERLAPPING, UNRELATED, Crops
 from rsm_probe.studies.entries import ImagesConfig
-from rsm_probe.studies.experiment import ExperimentConfig, Subject, slug
+from rsm_probe.studies.experiment import ExperimentConfig, Subject
+from rsm_probe.studies.fields import AtLeastTwo, Edge, Images
 from rsm_probe.studies.tables import Row, TableResult, accuracy_line, kernel_title, markdown, shown, with_interval
 from rsm_probe.studies.translation_figures import figure2, separation_figure
 from rsm_probe.studies.units import stacked
@@ -41,13 +42,15 @@ class TranslationConfig(ExperimentConfig):
     """Two overlapping crops of each image; the similarities of crops of one image and of different images."""
 
     study: Literal["translation"] = "translation"
-    edge: PositiveInt = Field(default=84, description="of the images, in pixels")
-    crop: PositiveInt = Field(default=64, description="edge of the crops; the two share crop x (2 crop - edge) pixels")
-    batch: int = Field(default=10, ge=2, description="images in a mini-batch, whose RSM holds twice as many crops")
-    batches: PositiveInt = 20
+    edge: Edge = Field(default=84, description="of the images, in pixels")
+    crop: Edge = Field(default=64, description="edge of the crops; the two share crop x (2 crop - edge) pixels")
+    batch: AtLeastTwo = Field(default=10, description="images in a mini-batch, whose RSM holds twice as many crops")
+    batches: Images = 20
 
     @model_validator(mode="after")
     def _enough_images(self) -> TranslationConfig:
+        if not self.edge / 2 < self.crop < self.edge:
+            raise ValueError(f"crop: two crops overlap in part from edge: / 2 to edge: {self.edge}, found {self.crop}")
         if self.images.count is not None and self.images.count < self.batch * self.batches:
             raise ValueError(f"images.count: {self.batches} batches of {self.batch} need {self.batch * self.batches}")
         if self.images.source == "photos" and self.images.size not in (None, self.edge):
@@ -174,7 +177,7 @@ class TranslationConfig(ExperimentConfig):
                     values = self.similarities(subject, place, layer, self.ways()[name, kernel], False)
                     kinds = {f"{kind} crops": crops.values(values, kind) for kind in (OVERLAPPING, UNRELATED)}
                     panels.setdefault(layer.name, {})[name] = {"rsm": values[0], "kinds": kinds}
-            drawn[f"figure2-{slug(subject.title)}"] = figure2(panels, kernel)
+            drawn[f"figure2-{subject.title}"] = figure2(panels, kernel)
         models = list(dict.fromkeys(row["model"] for row in result.table))
         used = dict.fromkeys(of for _, of in self.ways())
         return drawn | {f"separation-{kernel}": separation_figure(result, kernel, models) for kernel in used}

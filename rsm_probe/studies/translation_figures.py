@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rsm_probe.figures import common_legend, distributions, interval_plot, rsm_heatmap
+from rsm_probe.figures import common_legend, distributions, interval_plot, names_as_written, rsm_heatmap
 from rsm_probe.studies.tables import TableResult, kernel_title
 from rsm_probe.studies.ways import title
 
@@ -18,6 +18,7 @@ _AGAINST = (("auroc", "low", "high", "other photographs"), ("apart", "apart_low"
 _MOST_LAYERS = 6
 
 
+@names_as_written()
 def figure2(panels: Mapping[str, Mapping[str, Mapping[str, Any]]], kernel: str) -> Figure:
     """RSMs of one mini-batch and the distributions over all of them, a layer a column (paper, Figure 2).
 
@@ -45,6 +46,7 @@ def figure2(panels: Mapping[str, Mapping[str, Mapping[str, Any]]], kernel: str) 
     return figure
 
 
+@names_as_written()
 def separation_figure(result: TableResult, kernel: str, models: list[str]) -> Figure:
     """How well overlapping crops are told from others, layer by layer, a model a row.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from rsm_probe.errors import MatchingError, nearest
 from rsm_probe.matching.identity import Identity
 from rsm_probe.matching.protocol import Matching
 from rsm_probe.matching.registry import get_matching, matching_names
 from rsm_probe.matching.scores import LateInteraction
+from rsm_probe.similarity.between import rsm
 from rsm_probe.similarity.kernels import RBF, Kernel, Linear, get_kernel
 
 # The mean over locations of each image, compared by the kernel: what a global average pooling sees.
@@ -68,6 +71,17 @@ def way(name: str, kernel: str, sigma2: float | None = None) -> Way | None:
     if isinstance(method, LateInteraction) and chosen.name == "cosine":
         return Way(name, LateInteraction(unit_length=True), Linear(), per_location=True)
     return None
+
+
+def require_usable(methods: Iterable[Matching]) -> None:
+    """Tries methods on two tiny images: one whose package is missing is refused before anything else is computed.
+
+    Raises:
+        MatchingError: a method cannot be used here.
+    """
+    tokens = torch.eye(4)[None].repeat(2, 1, 1)
+    for method in methods:
+        rsm(tokens, None, method, "linear", grid=(2, 2), workers=1)
 
 
 def title(name: str) -> str:

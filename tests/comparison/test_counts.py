@@ -50,7 +50,24 @@ def test_one_class_only_counts_objects_and_knows_one_set():
 def test_what_is_no_count_is_refused():
     with pytest.raises(ComparisonError, match=r"\(2, 3\) and \(2, 4\)"):
         count_f1(np.zeros((2, 3)), np.zeros((2, 4)))
-    with pytest.raises(ComparisonError, match="negative or NaN"):
+    with pytest.raises(ComparisonError, match="negative, infinite or NaN"):
         count_f1(np.array([[-1.0]]), np.array([[1.0]]))
-    with pytest.raises(ComparisonError, match="negative or NaN"):
+    with pytest.raises(ComparisonError, match="negative, infinite or NaN"):
         count_f1(np.array([[np.nan]]), np.array([[1.0]]))
+
+
+@pytest.mark.parametrize("score", [count_f1, class_iou])
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([[1, np.inf]], "negative, infinite or NaN"),
+        ([[1, np.nan]], "negative, infinite or NaN"),
+        ([[1, -1]], "negative, infinite or NaN"),
+        ([["a", "b"]], "query must hold real numbers"),
+        ([[1j, 0]], "complex"),
+        ([1, 2], "counts have shapes"),
+    ],
+)
+def test_counts_that_nobody_counted_are_refused(score, counts, message):
+    with pytest.raises(ComparisonError, match=message):
+        score(np.array(counts), np.array([[1, 2]]))

@@ -76,3 +76,13 @@ def test_what_is_no_logits_is_refused():
         jensen_shannon(np.array([[-0.5, 1.5]]))
     with pytest.raises(ComparisonError, match="questions and classes"):
         jensen_shannon(np.full((2, 2), 0.5), np.full((2, 4), 0.25))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [(np.array([["a", "b"]]), "must hold real numbers"), (np.array([[1j, 0]]), "complex"), (None, "real numbers")],
+)
+def test_what_is_no_number_is_refused(values, message):
+    for call in (probabilities, jensen_shannon):
+        with pytest.raises(ComparisonError, match=message):
+            call(values)

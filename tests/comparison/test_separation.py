@@ -67,9 +67,9 @@ def test_draws_are_repeatable_and_of_the_size_of_the_set():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ComparisonError, match="between 0 and 1"):
+    with pytest.raises(ComparisonError, match="level must be below 1"):
         interval(np.arange(3.0), 95)
-    with pytest.raises(ComparisonError, match="at least 2 repeats"):
+    with pytest.raises(ComparisonError, match="repeats must be at least 2"):
         draw_weights(3, 1)
 
 
@@ -81,3 +81,29 @@ def test_images_of_one_group_are_drawn_together():
     _, low, high = mean_interval(many, 2000)
     _, wide_low, wide_high = mean_interval(many, 2000, groups=groups)
     assert wide_high - wide_low > 2 * (high - low)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: auroc(np.array([1.0, np.nan]), np.ones(2)), "positive holds NaN"),
+        (lambda: auroc(np.ones(2), np.array(["a", "b"])), "negative must hold real numbers"),
+        (lambda: d_prime(np.ones(2), np.array([np.nan, 1.0])), "negative holds NaN"),
+        (lambda: auroc_samples(np.ones(2), np.ones(3), np.ones((4, 2)), np.ones((5, 3))), "weights have shapes"),
+        (lambda: auroc_samples(np.ones(2), np.ones(3), np.ones(2), np.ones((5, 3))), "weights have shapes"),
+        (lambda: draw_weights(0, 10), "images to draw from must be at least 1"),
+        (lambda: draw_weights(3, 1), "repeats must be at least 2"),
+        (lambda: draw_weights(3, 2.5), "repeats must be a whole number"),
+        (lambda: draw_weights(3, 10, -1), "seed must be at least 0"),
+        (lambda: interval(np.ones(3), np.nan), "level must be a finite number"),
+        (lambda: interval(np.ones(3), 1), "level must be below 1"),
+        (lambda: interval(np.ones(3), True), "level must be a number"),
+        (lambda: mean_interval(np.ones(3), groups=["a", "b"]), "values and groups have shape"),
+        (lambda: mean_interval(np.ones((3, 2))), "values and groups have shape"),
+        (lambda: mean_interval(np.ones(3), seed="x"), "seed must be a whole number"),
+        (lambda: mean_interval([1j, 2j]), "values holds complex numbers"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(call, message):
+    with pytest.raises(ComparisonError, match=message):
+        call()

@@ -334,7 +334,7 @@ def test_a_model_without_a_head_is_no_classifier():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda x: x, r"no classifier: to 6 images it answers with shape \(6, 4, 8, 8\)"),
+        (lambda x: x, r"no classifier: to 2 images it answers with shape \(2, 4, 8, 8\)"),
         (
             lambda x: {"features": x},
             "answers with dict, which holds no logits; take a model with a classification head",
@@ -353,11 +353,14 @@ def test_what_is_no_classifier_is_refused(tmp_path, monkeypatch, answer, message
     )
     loaded = LoadedModel("net", _Answers(answer).eval(), to_tensor)
     monkeypatch.setattr("rsm_probe.studies.entries.ImagesConfig.load", lambda self, progress=False: images)
+    monkeypatch.setattr("rsm_probe.studies.experiment.check_models", lambda *a, **k: {"net": loaded})
     monkeypatch.setattr(
         "rsm_probe.studies.experiment.load_models", lambda *a, **k: ({"net": loaded}, {"net": "conv"}, {})
     )
     with pytest.raises((ModelError, rsm_probe.errors.ComparisonError), match=message):
         config.run(tmp_path / "run")
+    if "alike" not in message:  # which only all images show
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
