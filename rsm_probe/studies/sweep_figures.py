@@ -23,16 +23,13 @@ from rsm_probe.figures import (
     cka_heatmap,
     diagonal_plot,
     difference_heatmap,
-    names_as_written,
     panel_letter,
-    rsm_heatmap,
 )
 from rsm_probe.studies.result import SweepResult
+from rsm_probe.studies.rsm_panels import rsm_panels
 
 # Inches of a panel at the size at which it is printed.
 _PANEL = 1.75
-# More RSMs than this do not fit side by side; some are then passed over, evenly.
-_MOST_LAYERS = 8
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def sweep_figures(result: SweepResult, rows: Sequence[Architecture] | None = Non
                 if name != "figure17" or any(len(row.trained) > 1 for row in rows):
                     figures[name + kind] = draw({"": result}, rows, kernel, semantic)
         if result.rsms is not None:
-            figures[f"rsms{suffix}"] = _rsm_panels(result.rsms, kernel)
+            figures[f"rsms{suffix}"] = rsm_panels(result.rsms, kernel)
     return figures
 
 
@@ -274,31 +271,3 @@ def _require_equal_numbers(results: Mapping[str, SweepResult]) -> None:
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{name}: {images} in {batches}" for name, (images, batches) in counts.items())
         raise ComparisonError(f"the sweeps of one figure need as many images in as many batches ({shown})")
-
-
-@names_as_written()
-def _rsm_panels(rsms: xr.DataArray, kernel: str) -> Figure:
-    """The RSMs of the first mini-batch and the first model: a row per matching, a column per kept layer."""
-    first = rsms.isel(batch=0)
-    labels = [str(label) for label in first["image_label"].values]
-    count = int(np.isfinite(first.values[0, 0]).sum())
-    order = sorted(range(count), key=lambda k: labels[k])
-    model = str(first["model"].values[0])
-    chosen = first.isel(rsm=np.flatnonzero((first["model"].values == model) & (first["kernel"].values == kernel)))
-    matchings = list(dict.fromkeys(str(name) for name in chosen["matching"].values))
-    layers = list(dict.fromkeys(str(name) for name in chosen["layer"].values))
-    layers = layers[:: -(-len(layers) // _MOST_LAYERS)]
-    figure = Figure(figsize=(4.4 * len(layers), 4.1 * len(matchings) + 0.4), layout="compressed")
-    axes = figure.subplots(len(matchings), len(layers), squeeze=False)
-    for line, matching in zip(axes, matchings, strict=True):
-        for ax, layer in zip(line, layers, strict=True):
-            mask = (chosen["matching"].values == matching) & (chosen["layer"].values == layer)
-            values = chosen.values[np.flatnonzero(mask)[0]][np.ix_(order, order)]
-            rsm_heatmap(
-                ax,
-                values,
-                [labels[k] for k in order],
-                f"{layer}, {'spatio-semantic' if matching == 'identity' else f'semantic ({matching})'}",
-            )
-    figure.suptitle(f"RSMs of {model}, one mini-batch sorted by label, {kernel} kernel")
-    return figure

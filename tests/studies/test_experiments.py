@@ -289,6 +289,30 @@ def test_a_query_without_candidates_of_another_video_does_not_count(tmp_path, mo
         retrieval_of(tmp_path, monkeypatch, pictures([{"counts": {"cup": 1}, "video": "a"}] * 5))
 
 
+def test_tensors_are_pictured(tmp_path, monkeypatch):
+    notes = [{"counts": {"cup": 1}}] * 5
+    result = retrieval_of(tmp_path, monkeypatch, pictures(notes), matchings=["identity"], kernels=["linear"])
+    config = read_study(tmp_path / "run" / "config.yaml")
+    figure = config.figures(tmp_path / "run")["neighbours-resnet"]
+    FigureCanvasAgg(figure).draw()
+    shown = [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
+    assert [picture.shape for picture in shown[:4]] == [(32, 32, 3)] * 4
+    query = config.subjects(tmp_path / "run")[0].images["queries"][0]
+    pixels = query.movedim(0, -1).numpy()
+    np.testing.assert_allclose(shown[0], (pixels - pixels.min()) / np.ptp(pixels), atol=1e-6)
+    assert len(result.table) == 1
+
+
+def test_a_share_of_what_does_not_exceed_0_is_no_share():
+    config = ApproximationConfig.parse({"models": [{"recipe": RECIPE}], "images": {"source": "digits"}, "repeats": 20})
+    values = {"optimal": np.array([-1.0, -2.0]), "greedy": np.array([-2.0, -3.0])}
+    found = config._share(values, "greedy")
+    assert all(np.isnan(found[key]) for key in ("share", "low", "high", "share_5", "share_95"))
+    mixed = config._share({"optimal": np.array([4.0, -1.0]), "greedy": np.array([3.0, -2.0])}, "greedy")
+    assert mixed["share"] == pytest.approx(1 / 3)
+    assert mixed["share_5"] == mixed["share_95"] == 0.75
+
+
 def test_images_whose_objects_nobody_knows(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match="nobody knows the objects in made"):
         retrieval_of(tmp_path, monkeypatch, pictures([{}] * 5))
