@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rsm_probe.errors import MatchingError
 
-# What the sums of one affinity may differ by, relative to the magnitudes that are added up.
-SUMS_DIFFER = 1e-12
+# What the sums of one affinity may differ by, relative to the magnitudes that are added up; and what the products of
+# two images may, relative to their norms, where a method works on tokens in float32.
+SUMS_DIFFER, PRODUCTS_DIFFER = 1e-12, 1e-5
 
 
 def matched_sum(affinity: np.ndarray, permutation: np.ndarray) -> float:
@@ -22,6 +23,11 @@ def matched_entries(affinity: np.ndarray, permutation: np.ndarray) -> np.ndarray
     """The affinities that a permutation picks; rows without a partner pick none."""
     rows = np.flatnonzero(permutation >= 0)
     return affinity[rows, permutation[rows]]
+
+
+def rounding_of(affinity: np.ndarray, permutation: np.ndarray) -> float:
+    """How far two sums of the affinities that a permutation picks can lie apart by rounding."""
+    return SUMS_DIFFER * float(np.abs(matched_entries(affinity, permutation)).sum(dtype=np.float64))
 
 
 def aligned_sums(affinities: np.ndarray | Tensor) -> np.ndarray:

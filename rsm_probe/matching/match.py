@@ -13,7 +13,7 @@ from rsm_probe.arrays import real_tensor
 from rsm_probe.devices import in_halves, require_memory
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
-from rsm_probe.matching.certificate import SUMS_DIFFER, bounds_above, identity_partners
+from rsm_probe.matching.certificate import SUMS_DIFFER, bounds_above, identity_partners, rounding_of
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
 from rsm_probe.matching.registry import get_matching
@@ -108,7 +108,7 @@ def match(
     def rows_of(rows: np.ndarray) -> np.ndarray:
         return (left[torch.from_numpy(rows)].double() @ right.T.double()).numpy()
 
-    unit, gap = unit_x * unit_y, answer.gap
+    unit, gap, found = unit_x * unit_y, answer.gap, answer.permutation
     answer = _in_float64(answer, left, right, unit)
     if method.reaches_identity(len(left), len(right)):
         identity = replace(answer, permutation=identity_partners(len(left), len(right)))
@@ -118,7 +118,7 @@ def match(
     rounding, finest = (scale * torch.finfo(kind).eps / 2 for kind in (dtype, torch.float64))
     loosest = sorted_norms_bound(images[0], 0, images[1], 0) * unit
     if certify:
-        proven = dual_bound(rows_of, len(right), answer.permutation) * unit + finest
+        proven = dual_bound(rows_of, len(right), found) * unit + finest
         own = loosest if answer.bound is None else answer.bound + rounding
         bound = min(proven, own, loosest)
     elif answer.bound is None or gap is None:
@@ -157,7 +157,7 @@ def match_affinity(
     if not len(batch):
         return []
     numbers = np.zeros(len(batch), int)
-    require_room(method, *batch.shape[1:], batch.element_size(), copies=0)
+    require_room(method, batch.shape[1], batch.shape[2], batch.element_size(), copies=0)
     stays = method.on_device(batch.device, batch.dtype, max(batch.shape[1:]), len(batch))
     try:
         pairs = Pairs(numbers, numbers, affinity=batch if stays else batch.cpu().numpy())
@@ -178,10 +178,10 @@ def match_affinity(
     for k in range(len(batch)):
         bound = answers[k].bound
         if certify:
-            matrix = batch[k].cpu().numpy()
-            bound = dual_bound(matrix.__getitem__, matrix.shape[1], solution.permutations[k])
-            bound = bound if answers[k].bound is None else min(bound, answers[k].bound)
-            bound = _above(bound, answers[k], SUMS_DIFFER * float(np.nansum(np.abs(given_each[k]))))
+            matrix, permutation = batch[k].cpu().numpy(), solution.permutations[k]
+            proven = dual_bound(matrix.__getitem__, matrix.shape[1], permutation)
+            proven = proven if bound is None else min(proven, bound)
+            bound = _above(proven, answers[k], rounding_of(matrix, permutation))
         answers[k] = replace(answers[k], bound=bound, affinities=given_each[k])
     return answers if given.ndim == 3 else answers[0]
 

@@ -214,11 +214,7 @@ class Matching(ABC):
     def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
         """Whether a batch of pairs is solved on the device that holds the tokens: affinities then stay there.
 
-        Args:
-            device: that holds them.
-            dtype: of the tokens.
-            locations: of the larger image.
-            pairs: of the batch.
+        `dtype` is the tokens', and `locations` those of the larger image.
         """
         return False
 
@@ -277,10 +273,8 @@ def solve_both_ways(method: Matching, pairs: Pairs) -> Solution:
 def _rounding(pairs: Pairs, solution: Solution, k: int) -> float:
     """How far rounding can leave the bound of a pair below its value."""
     if pairs.affinity is None or solution.permutations is None:
-        channels, dtype = (0, torch.float64) if pairs.x is None else (pairs.x.tokens.shape[2], pairs.x.tokens.dtype)
-        return float(channels * torch.finfo(dtype).eps * pairs.scales()[k])
-    entries = certificate.matched_entries(pairs.part(k, k + 1).affinities()[0], solution.permutations[k])
-    return float(certificate.SUMS_DIFFER * np.abs(entries).sum(dtype=np.float64))
+        return certificate.PRODUCTS_DIFFER * float(pairs.scales()[k])
+    return certificate.rounding_of(pairs.part(k, k + 1).affinities()[0], solution.permutations[k])
 
 
 def _from_both_sides(method: Matching, pairs: Pairs) -> Solution:

@@ -99,14 +99,14 @@ class Translation(Matching):
         return grids[0]
 
     def _grid_of(self, images: Locations) -> tuple[int, ...]:
+        if images.count == 1 and self.grid is None:
+            return (1,)  # a map of one location and a vector are shifted alike
         known = self.grid if self.grid is not None else images.grid
         if known is None:
-            if images.count == 1:
-                return (1,)
             raise MatchingError(
                 f"translation shifts images along their grid, and the grid of these {images.count} locations is not "
-                f"known: take Translation(grid=(H, W)), from rsm_probe.matching.translation, as the matching (match and "
-                f"rsm also take grid=(H, W))"
+                f"known: take Translation(grid=(H, W)), from rsm_probe.matching.translation, as the matching; match "
+                f"and rsm also take grid=(H, W)"
             )
         grid = checked_grid(known)
         if math.prod(grid) != images.count:

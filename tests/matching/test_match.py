@@ -11,14 +11,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from rsm_probe import Matching, RsmProbeError, match, match_affinity
+from rsm_probe import Matching, RsmProbeError, match, match_affinity, rsm
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.assignment import OrToolsAssignment
 from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.certificate import matched_sum
+from rsm_probe.matching.greedy import TopKGreedy
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.protocol import Locations
 from rsm_probe.matching.registry import get_matching, matching_names
+from rsm_probe.matching.rewindowed import Rewindowed
+from rsm_probe.matching.windows import BatchOptimal
 
 # name -> exact, symmetric, needs_affinity: what users of a method may rely on.
 PROPERTIES = {
@@ -477,3 +480,48 @@ def test_levels_that_ortools_cannot_count_in_are_refused(levels):
 def test_a_gap_that_is_no_number_is_refused():
     with pytest.raises(MatchingError, match=r"gap must lie in .*found 'a'"):
         Auction(gap="a")
+
+
+NEVER_BELOW_IDENTITY = ["optimal", "scipy", "lap", "ortools", "rewindowed", Rewindowed(4), "batch-optimal", "topk-greedy"]
+
+
+@pytest.mark.parametrize("mean", [1e4, 1e6])
+@pytest.mark.parametrize("method", NEVER_BELOW_IDENTITY, ids=str)
+@pytest.mark.parametrize("shape", [(9, 9), (7, 9), (9, 7)])
+def test_at_large_offsets_no_method_falls_below_the_identity(method, mean, shape):
+    pytest.importorskip("ortools")
+    if method == "topk-greedy" and shape[0] != shape[1]:
+        return  # of unequal images it does not hold all, and promises nothing
+    # Affinities in float32 cannot tell matchings apart here; sums in float64 can.
+    for seed in range(5):
+        x, y = (torch.randn(size, 32, generator=torch.Generator().manual_seed(k)) + mean
+                for size, k in zip(shape, (seed, seed + 100), strict=True))  # fmt: skip
+        found, identity = match(x, y, method), match(x, y, "identity")
+        assert found.value >= identity.value
+        assert found.bound >= found.value
+        assert_is_matching(found.permutation, *shape)
+        assert found.value == pytest.approx(np.nansum(found.affinities), rel=1e-15)
+        if get_matching(method)[1].needs_affinity and method != "topk-greedy":
+            affinity = x @ y.T
+            assert match_affinity(affinity, method).value >= match_affinity(affinity, "identity").value
+    # Windows read tokens, and rsm() takes the sum that they report.
+    z = torch.randn(6, shape[0], 32, generator=torch.Generator().manual_seed(0)) + mean
+    both = [rsm(z, matching=name, kernel="linear").values for name in (method, "identity")]
+    assert (both[0] >= both[1] * (1 - 1e-15)).all()
+
+
+def test_shifts_do_not_fall_below_the_identity_either():
+    for seed in range(5):
+        x, y = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(seed)) + 1e6
+        assert match(x, y, "translation", grid=(3, 3)).value >= match(x, y, "identity").value
+
+
+def test_methods_that_promise_nothing_keep_their_own_matching():
+    # The greedy choice loses to the identity here, and says so.
+    x = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    y = torch.tensor([[1.0, 0.0], [1.1, -9.0]])
+    assert match(x, y, "greedy").value <= match(x, y, "optimal").value
+    for method, promised in (("greedy", False), (BatchOptimal(2), False), (BatchOptimal(9), True), (TopKGreedy(8), False),
+                             (TopKGreedy(9), True), ("rewindowed", True), ("optimal", True), ("identity", False)):  # fmt: skip
+        assert get_matching(method)[1].reaches_identity(9, 9) == promised, method
+    assert not TopKGreedy(9).reaches_identity(7, 9)
