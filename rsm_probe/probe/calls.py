@@ -55,6 +55,8 @@ class Calls:
         for selection in self._selections:
             try:
                 captured += self._chosen(selection)
+                calls = enumerate(self._calls[selection.label])
+                skipped |= {f"{selection.label}#{k}": call.problem for k, call in calls if call.problem}
             except LayerError as error:
                 if selection.strict:
                     raise

@@ -12,9 +12,22 @@ from torch import Tensor
 
 # Frames, rows and columns are counted in 4096ths of their axis. Codes below 2^53 are exact in float64, which, unlike
 # integers, passes through every operation that moves data. They start at 1, so that what is filled with
-# zeros is nowhere.
+# zeros is nowhere. Codes below say more of what stands for no location of the images: a query, or a value of another
+# input of the model.
 EXTENT = 4096
 NOWHERE = 0.0
+QUERY = -1.0
+_INPUTS = -2.0
+
+
+def code_of_input(number: int) -> float:
+    """The code of values that depend on an input that is not followed, and on no image."""
+    return _INPUTS - number
+
+
+def input_of_code(code: float) -> int | None:
+    """The number of an input that is not followed, of the code of its values; None of other codes."""
+    return int(_INPUTS - code) if code <= _INPUTS else None
 
 
 def channel_axis(shape: Sequence[int]) -> int | None:
@@ -82,40 +95,3 @@ def decode(codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Image, frame, row and column of codes, each in whole numbers; meaningless where a code is `NOWHERE`."""
     whole = codes.long() - 1
     return whole // EXTENT**3, whole // EXTENT**2 % EXTENT, whole // EXTENT % EXTENT, whole % EXTENT
-
-
-def is_image_order(codes: Tensor) -> bool:
-    """Whether (N, *spatial) codes are those of images, row by row, apart from padding and what was cut off."""
-    inside = codes > NOWHERE
-    parts = decode(codes)
-    places = [parts[0], *parts[4 - (codes.ndim - 1) :]]
-    for axis, place in enumerate(places):
-        others = [a for a in range(codes.ndim) if a != axis]
-        lowest = torch.where(inside, place, EXTENT**4).amin(others)
-        highest = torch.where(inside, place, -1).amax(others)
-        present = highest >= 0
-        if not torch.equal(lowest[present], highest[present]) or (lowest[present].diff() < 0).any():
-            return False
-        if axis == 0 and not torch.equal(lowest, torch.arange(len(lowest), device=lowest.device)):
-            return False
-    return True
-
-
-def frames_of(codes: Tensor) -> Tensor | None:
-    """What codes (N, H, W) of later frames exceed those of the first frame by; None of first frames.
-
-    Raises:
-        ValueError: several frames lie side by side.
-    """
-    frames = decode(codes)[1][codes > NOWHERE].unique()
-    if len(frames) > 1:
-        raise ValueError("several frames side by side")
-    return frames.double() * EXTENT**2 if len(frames) and int(frames) else None
-
-
-def without_border(codes: Tensor, spatial: Sequence[int]) -> Tensor:
-    """Codes (B, ...) without what was put around a map (mirrored, repeated) so that a convolution lays out its size."""
-    for axis, size in enumerate(spatial, start=1):
-        surplus = codes.shape[axis] - size * max(1, codes.shape[axis] // size)
-        codes = codes.narrow(axis, surplus // 2, codes.shape[axis] - surplus)
-    return codes

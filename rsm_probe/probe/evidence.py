@@ -11,12 +11,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.inputs import Inputs, find_images, leaves, signature
-from rsm_probe.probe.origins import Lost, Origin
+from rsm_probe.probe.inputs import Inputs, OtherInput, find_images, leaves, other_inputs, signature
+from rsm_probe.probe.origins import Elsewhere, Lost, Origin
 from rsm_probe.probe.provenance import Provenance
-from rsm_probe.probe.reading import AS_THEY_ARE, JoinedLocationsError, Reading, read_origin
+from rsm_probe.probe.reading import (
+    AS_THEY_ARE,
+    JoinedLocationsError,
+    Reading,
+    UnfollowedInputError,
+    is_attention,
+    likely_layout,
+    not_followed,
+    read_origin,
+)
 from rsm_probe.probe.tokens import Grid, Layout, Representation, infer_layout, pick_tensor, to_representation
 
+# Reasons that begin so surprise nobody under a pattern: a text tower sees no image.
 INDEPENDENT = "its output does not depend on the images"
 # A text says why an output cannot be read.
 _Readers = dict[tuple[str, int], Reading | tuple[Layout, list[Grid]] | str]
@@ -36,7 +46,7 @@ class Evidence:
         self.notes: dict[str, str] = {}
         self.prefixes: dict[str, int] = {}
         self._provenance: Provenance | None = None
-        self._inputs = Inputs(0)
+        self._inputs, self._others = Inputs(0), list[OtherInput]()
         self._signature: tuple[Any, ...] = ()
         self._readers: dict[tuple[Any, ...], _Readers] = {}
         self._found: _Readers = {}
@@ -68,8 +78,11 @@ class Evidence:
         if self._signature not in self._readers:
             self._found = {}
             self._provenance = Provenance(self.batch)
+            self._others = other_inputs(args, kwargs, self._inputs)
             if self._inputs.images is not None:
                 self._provenance.start(self._inputs.images, self._inputs.grids)
+            for number, other in enumerate(self._others):
+                self._provenance.pass_by(other.tensor, number)
             self._provenance.__enter__()
 
     def end(self, calls: int) -> None:
@@ -119,7 +132,7 @@ class Evidence:
                     reading = read_origin(origin, self.batch) if isinstance(origin, Tensor) else None
                 except RepresentationError:
                     continue
-                if reading is not None and reading.grid is not None and not _is_attention(reading):
+                if reading is not None and reading.grid is not None and not is_attention(reading):
                     return place
         return None
 
@@ -154,7 +167,8 @@ class Evidence:
                 try:
                     self._found[label, call] = self._reader(label, call, output, args, module, layout)
                 except RepresentationError as error:
-                    self._found[label, call] = str(error)
+                    named = f"{label}#{call}" if call and "#" not in label else label
+                    self._found[label, call] = str(error).replace("<layer>", named)
             readers = self._found if self.following else self._readers[self._signature]
             reader = readers.get((label, call))
             if reader is None:
@@ -187,10 +201,12 @@ class Evidence:
             raise RepresentationError(self._inputs.problem)
         origin = provenance.of(output)
         if layout is not None:
-            return layout, self._grids_of(origin)
+            return self._proven(label, call, origin, layout) or (layout, [])
+        if isinstance(origin, Elsewhere):
+            raise self._of_other_inputs(origin, output, module)
         if isinstance(origin, Tensor):
             try:
-                reading = read_origin(origin, self.batch)
+                reading = self._read_origin(origin)
             except JoinedLocationsError:
                 if (given := self._as_given(output, args)) is None:
                     raise
@@ -204,9 +220,9 @@ class Evidence:
         if isinstance(origin, Lost):
             if (given := self._as_given(output, args)) is not None:
                 return given
-            raise _not_followed(output, origin.operation)
+            raise not_followed(tuple(output.shape), origin.operation)
         if provenance.started and provenance.blind:
-            raise _not_followed(output, provenance.blind)
+            raise not_followed(tuple(output.shape), provenance.blind)
         if provenance.started:
             raise RepresentationError(INDEPENDENT)
         if not self.batch:
@@ -226,16 +242,36 @@ class Evidence:
             return replace(reading, note=note)
         return reading
 
-    def _grids_of(self, origin: Origin) -> list[Grid]:
-        """Grids that may lie behind a sequence of which the layout was said."""
+    def _read_origin(self, origin: Tensor) -> Reading:
+        return read_origin(origin, self.batch, [str(other) for other in self._others])
+
+    def _proven(self, label: str, call: int, origin: Origin, layout: Layout) -> Reading | None:
+        """The reading of a sequence whose layout was said, where the pass shows the same axes, and a grid."""
         assert self._provenance is not None
-        if not isinstance(origin, Tensor):
-            return list(self._provenance.grids)
+        if not isinstance(origin, Tensor) or layout not in ("NTC", "TNC", "NCT"):
+            return None
         try:
-            grid = read_origin(origin, self.batch).grid
+            reading = self._read_origin(origin)
+            reading = self._picked(label, call, reading) if self._provenance.by_index else reading
         except RepresentationError:
-            return []
-        return [grid] if grid is not None else []
+            return None
+        is_said = reading.axes == tuple(layout.index(axis) for axis in "NTC")
+        return reading if is_said and reading.grid is not None else None
+
+    def _of_other_inputs(self, origin: Elsewhere, output: Tensor, module: nn.Module) -> RepresentationError:
+        """Says what an output depends on that sees no image."""
+        assert self._provenance is not None
+        others = [self._others[number] for number in origin.inputs]
+        names = ", ".join(str(other) for other in ([o for o in others if o.is_image] or others)[:3])
+        try:
+            layout: str = infer_layout(output, self.batch, self._provenance.grids, module)
+        except RepresentationError:
+            layout = likely_layout(tuple(output.shape))
+        if any(other.is_image for other in others):
+            return UnfollowedInputError(tuple(output.shape), names, layout)
+        return RepresentationError(
+            f"{INDEPENDENT}, but on {names}; layouts={{'<layer>': {layout!r}}} takes its vectors as they are"
+        )
 
     def _as_given(self, output: Tensor, args: tuple[Any, ...]) -> Reading | None:
         """A layer that mixes locations, and returns the shape that it was given, keeps its input's axes."""
@@ -244,23 +280,10 @@ class Evidence:
             origin = self._provenance.of(value) if isinstance(value, Tensor) else None
             if isinstance(origin, Tensor) and origin.shape == output.shape:
                 try:
-                    return read_origin(origin, self.batch)
+                    return self._read_origin(origin)
                 except RepresentationError:
                     continue
         return None
-
-
-def _not_followed(output: Tensor, operation: str) -> RepresentationError:
-    return RepresentationError(
-        f"its output has shape {tuple(output.shape)}, and the locations that its values belong to were lost in the "
-        f"operation {operation!r}; say how to read it with layouts={{'<layer>': 'NTC'}} (or 'NCHW', 'NHWC', ...)"
-    )
-
-
-def _is_attention(reading: Reading) -> bool:
-    """Whether an output weighs locations along its last axis, for queries and heads along others."""
-    entries = [axis for axis in reading.axes if axis not in reading.channel_axes and reading.shape[axis] > 1]
-    return [axis for axis in entries if axis > 0] == [len(reading.shape) - 1]
 
 
 def declared_prefix(model: nn.Module) -> int | None:

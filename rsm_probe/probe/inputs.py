@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,54 @@ class Inputs:
     images: Tensor | list[Tensor] | None = None
     grids: Tensor | None = None
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class OtherInput:
+    """A tensor among a model's inputs, beside the images.
+
+    Attributes:
+        name: where it is: `args[1]` of positional, `'depth'` of named arguments, `args[0]['depth']` inside of one.
+        tensor: what it is.
+        is_image: whether it looks like images, maps, masks or videos, and not like texts, vectors or numbers.
+    """
+
+    name: str
+    tensor: Tensor
+    is_image: bool
+
+    def __str__(self) -> str:
+        return f"the input {self.name} of shape {tuple(self.tensor.shape)}"
+
+
+def other_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], inputs: Inputs) -> list[OtherInput]:
+    """The tensors among a model's arguments that are not its images."""
+    if inputs.images is None:
+        return []
+    images = inputs.images if isinstance(inputs.images, list) else [inputs.images]
+    followed = {id(tensor) for tensor in (*images, inputs.grids)}
+    sides = tuple(images[0].shape[-2:])
+    found: list[OtherInput] = []
+    named = [(f"args[{place}]", value) for place, value in enumerate(args)]
+    for argument, value in (*named, *((repr(name), value) for name, value in kwargs.items())):
+        for name, tensor, in_list in _named_tensors(argument, value):
+            if id(tensor) not in followed:
+                looks = tensor.ndim >= 4 or (tensor.ndim == 3 and (tensor.shape[1:] == sides or in_list))
+                found.append(OtherInput(name, tensor, looks))
+    return found
+
+
+def _named_tensors(name: str, value: Any, in_list: bool = False) -> Iterator[tuple[str, Tensor, bool]]:
+    """Tensors, the names of their places, and whether they are items of a list."""
+    if isinstance(value, Tensor):
+        if not value.is_nested:  # which has no shape
+            yield name, value, in_list
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _named_tensors(f"{name}[{key!r}]", item)
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _named_tensors(f"{name}[{place}]", item, True)
 
 
 def find_images(values: tuple[Any, ...]) -> Inputs:

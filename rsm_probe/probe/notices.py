@@ -63,7 +63,7 @@ class Notices:
             prefixes: number of prefix tokens of layers that give token sequences.
         """
         # Text towers are expected to be skipped.
-        skipped = {layer: reason for layer, reason in skipped.items() if reason != INDEPENDENT}
+        skipped = {layer: reason for layer, reason in skipped.items() if not reason.startswith(INDEPENDENT)}
         declared = declared_prefix(self._model)
         other = [layer for layer, found in prefixes.items() if declared is not None and found != declared]
         messages = [

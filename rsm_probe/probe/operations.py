@@ -23,10 +23,11 @@ INDEXES = {
 RESHAPES = {"transpose", "t", "squeeze", "unsqueeze", "as_strided"}
 # Each step of a sequence answers for itself.
 RECURRENT = {"mkldnn_rnn_layer", "_cudnn_rnn", "_thnn_fused_lstm_cell", "miopen_rnn"}
+ATTENTION = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "linear", "matmul"}
 GRIDS = (
     *("convolution", "_convolution", "max_pool", "avg_pool", "_adaptive_avg_pool", "adaptive_", "upsample_"),
-    *("_upsample_", "pixel_shuffle"),
+    *("_upsample_", "pixel_shuffle", "max_unpool", "torchvision::deform_conv2d"),
 )
 REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "norm", "linalg_vector_norm"}
 REDUCTIONS |= {"argmax", "argmin", "any", "all", "logsumexp"}
@@ -34,7 +35,7 @@ REDUCTIONS |= {"argmax", "argmin", "any", "all", "logsumexp"}
 _KEEPS = {
     *("clone", "_to_copy", "lift_fresh", "hardswish", "gelu", "polar", "complex", "log_sigmoid_forward", "masked_fill"),
     *("fake_quantize_per_tensor_affine", "rrelu_with_noise", "cumsum", "tril", "triu"),
-    *("_transformer_encoder_layer_fwd", "_native_multi_head_attention"),
+    *ATTENTION,
 }
 _KEEPING_KINDS = ("norm", "softmax", "dropout", "prelu")
 FILLS = {"fill", "zero", "normal", "uniform"}

@@ -73,7 +73,8 @@ def _require_layouts(layouts: Mapping[str, Layout], selections: Sequence[Selecti
     for pattern, layout in layouts.items():
         require_text(pattern, "a layer's name in layouts", LayerError)
         module = _OF_A_CALL.sub("", pattern)
-        if not any(_is_named(s, None, pattern) or (s.call is None and s.label == module) for s in selections):
+        uncalled = [selection.label for selection in selections if selection.call is None]
+        if not any(_is_named(s, None, pattern) for s in selections) and not fnmatch.filter(uncalled, module):
             near = nearest(pattern, [selection.label for selection in selections])
             raise LayerError(f"layouts: no probed layer answers to {pattern!r}{near}")
         if not isinstance(layout, str) or layout not in get_args(Layout):

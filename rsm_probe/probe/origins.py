@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rsm_probe.probe.codes import NOWHERE
+from rsm_probe.probe.codes import NOWHERE, code_of_input
 
 
 @dataclass(frozen=True)
@@ -24,29 +24,29 @@ class Lost:
     operation: str
 
 
-Origin = Tensor | Lost | None
+@dataclass(frozen=True)
+class Elsewhere:
+    """The origin of what depends on inputs of the model that are not followed, by their numbers, and on no image."""
+
+    inputs: tuple[int, ...]
+
+    @property
+    def code(self) -> float:
+        """What stands for such values beside those of images."""
+        return code_of_input(self.inputs[0])
 
 
-def mixes_one_axis(codes: Tensor, axis: int) -> bool:
-    """Whether what is summed over an axis of a matrix or map are locations, each once, while channels lie elsewhere.
-
-    Channels lie elsewhere where every vector along the axis occurs several times; patches that become vectors differ.
-    """
-    vectors = held_once(codes).movedim(axis, -1)
-    if vectors.shape[-1] == 1:
-        return False
-    repeated = codes.numel() // vectors.numel() > 1
-    vectors = vectors.flatten(0, -2)
-    counts = vectors.unique(dim=0, return_counts=True)[1]
-    if not repeated and int(counts.min()) < 2:
-        return False
-    ordered = vectors.sort(dim=1).values
-    return bool((ordered.diff(dim=1) > 0).all())
+Origin = Tensor | Lost | Elsewhere | None
 
 
-def nowhere(shape: Sequence[int], device: torch.device) -> Tensor:
+def nowhere(shape: Sequence[int], device: torch.device, code: float = NOWHERE) -> Tensor:
     """The origin of what stands for no location."""
-    return torch.full((), NOWHERE, dtype=torch.float64, device=device).expand(tuple(shape))
+    return torch.full((), code, dtype=torch.float64, device=device).expand(tuple(shape))
+
+
+def among_images(origin: Origin, tensor: Tensor) -> Origin:
+    """The origin of a tensor that meets images: values of inputs that are not followed have a code of their own."""
+    return nowhere(tensor.shape, tensor.device, origin.code) if isinstance(origin, Elsewhere) else origin
 
 
 def held_once(origin: Tensor) -> Tensor:
@@ -78,16 +78,22 @@ def first_location(origin: Tensor, axis: int) -> Tensor:
     narrow = held_once(origin)
     if narrow.shape[axis] > 1:
         joined = torch.where(narrow <= NOWHERE, torch.inf, narrow).amin(axis, keepdim=True)
-        narrow = torch.where(joined.isinf(), NOWHERE, joined)
+        narrow = torch.where(joined.isinf(), narrow.amin(axis, keepdim=True), joined)
     shape = list(origin.shape)
     shape[axis] = 1
     return narrow.expand(shape)
 
 
 def moved(
-    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], known: dict[int, Origin], output: Tensor
+    func: Any,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    known: dict[int, Origin],
+    output: Tensor,
+    learned: float = NOWHERE,
 ) -> Sequence[Origin]:
-    """What an operation that moves data makes of the origins."""
+    """What an operation that moves data makes of the origins; `learned` is the code of what depends on no input."""
 
     def origin_of(leaf: Any) -> Any:
         # Whole numbers say where to; except where images are made of them, they are moved by no operation here.
@@ -96,7 +102,7 @@ def moved(
         origin = known[id(leaf)]
         if isinstance(origin, Lost):
             raise ValueError("a part of what is moved was lost")
-        return nowhere(leaf.shape, leaf.device) if origin is None else origin
+        return nowhere(leaf.shape, leaf.device, learned) if origin is None else among_images(origin, leaf)
 
     args, kwargs = tree_map(origin_of, (args, kwargs))
     if name == "constant_pad_nd" or name.startswith(("reflection_pad", "replication_pad")):
@@ -143,16 +149,22 @@ def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) ->
     )
 
 
-def finest(origins: Sequence[Tensor]) -> Tensor:
-    """The operand that tells the most locations apart: the one that the others act upon."""
+def finest(origins: Sequence[Tensor]) -> Tensor | None:
+    """The operand that tells the most locations apart: the one that the others act upon.
+
+    Returns:
+        None where operands of as many locations name others.
+
+    Raises:
+        ValueError: their locations lie along different axes.
+    """
     best = max(origins, key=lambda origin: prod(held_once(origin).shape))
-    codes = held_once(best)
+    codes, agree = held_once(best), True
     for other in map(held_once, origins):
         if any(size > 1 and own == 1 for size, own in zip(other.shape, codes.shape, strict=True)):
             raise ValueError("operands whose locations lie along different axes")
-        if other.shape == codes.shape and not _agree(other, codes):
-            raise ValueError("operands of different locations")
-    return best
+        agree = agree and (other.shape != codes.shape or _agree(other, codes))
+    return best if agree else None
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
@@ -172,15 +184,6 @@ def same_codes(one: Origin, other: Origin) -> bool:
         return False
     narrow = held_once(one), held_once(other)
     return narrow[0].shape == narrow[1].shape and torch.equal(*narrow)
-
-
-def of_rows(origin: Origin, output: Tensor) -> Origin:
-    """Each row of the output answers for a row of the first factor (attention: for a query)."""
-    if isinstance(origin, Lost):
-        return origin
-    if origin is None:  # queries that are learned: the images are in what they pick up, but no location is
-        return nowhere(output.shape, output.device)
-    return first_location(origin, -1).expand(output.shape)
 
 
 def of_reduction(origin: Tensor, dims: Any, shape: Sequence[int]) -> Origin:

@@ -20,18 +20,11 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rsm_probe.probe.codes import (
-    EXTENT,
-    NOWHERE,
-    channel_axis,
-    codes_of_grid,
-    codes_of_patches,
-    frames_of,
-    is_image_order,
-    without_border,
-)
+from rsm_probe.probe.codes import EXTENT, NOWHERE, QUERY, channel_axis, codes_of_grid, codes_of_patches
 from rsm_probe.probe.ledger import Ledger, followable
+from rsm_probe.probe.maps import Grids, one_map
 from rsm_probe.probe.operations import (
+    ATTENTION,
     FILLS,
     GRIDS,
     INDEXES,
@@ -44,19 +37,19 @@ from rsm_probe.probe.operations import (
     is_arithmetic,
 )
 from rsm_probe.probe.origins import (
+    Elsewhere,
     Lost,
     Origin,
+    among_images,
     compact,
     finest,
-    first_location,
     held_once,
-    mixes_one_axis,
     moved,
     of_reduction,
-    of_rows,
     same_codes,
     spread,
 )
+from rsm_probe.probe.products import of_product, of_rows
 
 
 class Provenance(TorchDispatchMode):
@@ -67,7 +60,6 @@ class Provenance(TorchDispatchMode):
 
     Attributes:
         started: whether the model's input was marked.
-        grids: (H, W) of every map that a convolution or pooling laid out, in order.
         by_index: whether locations were picked by an index tensor: their order may differ from pass to pass.
         blind: an operation whose results depend on the images and have no plain memory, or "".
     """
@@ -78,11 +70,10 @@ class Provenance(TorchDispatchMode):
         super().__init__()
         self.batch = batch
         self.started = False
-        self.grids: list[tuple[int, int]] = []
         self.by_index = False
         self.blind = ""
         self._ledger = Ledger()
-        self._laid: dict[tuple[int, ...], Tensor] = {}
+        self._grids = Grids(batch)
 
     def start(self, images: Tensor | Sequence[Tensor], grids: Tensor | None = None) -> None:
         """Marks the model's input, if it says which of its axes is which.
@@ -101,10 +92,20 @@ class Provenance(TorchDispatchMode):
             self._ledger.put(images, codes_of_patches(images, grids).unsqueeze(2).expand(images.shape))
         elif (axis := channel_axis(images.shape)) is not None:
             spatial = [size for k, size in enumerate(images.shape) if k not in (0, axis)]
-            self._ledger.put(images, self._whole(spatial, images.device).unsqueeze(axis).expand(images.shape))
+            self._ledger.put(images, self._grids.whole(spatial, images.device).unsqueeze(axis).expand(images.shape))
         else:
             return
         self.started = True
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """(H, W) of every map that a convolution, pooling or enlargement laid out, in order."""
+        return self._grids.found
+
+    def pass_by(self, tensor: Tensor, number: int) -> None:
+        """Marks an input whose locations are not followed; `number` names it."""
+        if self.of(tensor) is None:
+            self._ledger.put(tensor, Elsewhere((number,)))
 
     def of(self, tensor: Tensor) -> Origin:
         """The origin of a tensor, of its shape; None where it does not depend on the images."""
@@ -123,11 +124,15 @@ class Provenance(TorchDispatchMode):
         # Before the operation, which may change what its operands are.
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = {id(tensor): self.of(tensor) for tensor in inputs}
+        attended = any(self._ledger.is_attended(tensor) for tensor in inputs)
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if outputs:
             with torch.no_grad():
                 self._follow(func, name, args, kwargs, known, outputs)
+            if attended or _is_attention(name, args, known):
+                for output in outputs:
+                    self._ledger.note_attended(output)
         return result
 
     def _follow(
@@ -150,10 +155,12 @@ class Provenance(TorchDispatchMode):
             return
         # Inputs that are no images by their shape are followed from the first convolution on.
         begins = not self.started and name.startswith(GRIDS)
-        if all(origin is None for origin in known.values()) and not begins:
-            for output in [] if in_place or is_view else outputs:
-                self._ledger.forget(output)
-            return
+        if not any(isinstance(origin, Tensor | Lost) for origin in known.values()):
+            others = {number for origin in known.values() if isinstance(origin, Elsewhere) for number in origin.inputs}
+            if others or not begins:
+                makes = others and not _makes_new(name)
+                self._pass_on(Elsewhere(tuple(sorted(others))) if makes else None, name, in_place, is_view, outputs)
+                return
         try:
             origins = self._origins_of_results(func, name, is_view, args, kwargs, known, outputs)
         except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError, ValueError):
@@ -170,6 +177,16 @@ class Provenance(TorchDispatchMode):
             elif not same_codes(origin, known[id(output)]):
                 self._ledger.write(output, origin)
 
+    def _pass_on(self, origin: Origin, name: str, in_place: bool, is_view: bool, outputs: list[Tensor]) -> None:
+        """Notes the origin of results that depend on no image."""
+        for output in outputs:
+            if in_place and origin is not None and name not in RESHAPES:
+                self._ledger.write(output, origin)
+                continue
+            if not in_place and not is_view:
+                self._ledger.forget(output)
+            self._ledger.put(output, origin)
+
     def _origins_of_results(
         self,
         func: Any,
@@ -182,10 +199,11 @@ class Provenance(TorchDispatchMode):
     ) -> Sequence[Origin]:
         """One origin for each result of an operation of whose inputs at least one has one."""
         first, others = outputs[0], [None] * (len(outputs) - 1)
-        if name.startswith("new_") or name.endswith("_like"):
+        if _makes_new(name):
             return [None for _ in outputs]
         if name.startswith(GRIDS):
-            return [self._on_a_grid(args[0], known[id(args[0])], first, "pool" in name), *others]
+            maps, begins = among_images(known[id(args[0])], args[0]), not self.started
+            return [self._grids.lay(args[0], maps, first, begins=begins, pools="pool" in name), *others]
         if name == "embedding":
             return [known[id(args[1])].unsqueeze(-1).expand(first.shape)]  # type: ignore[union-attr]
         if name == "index_add" and known[id(args[3])] is None:
@@ -194,9 +212,15 @@ class Provenance(TorchDispatchMode):
             raise ValueError("patches that overlap are summed")
         if is_view or name in MOVES or name in INDEXES or (name in RESHAPES and name != "as_strided"):
             self.by_index |= name in INDEXES
-            if name in INDEXES and known[id(args[0])] is None and name not in WRITES:
+            if name in INDEXES and not isinstance(known[id(args[0])], Tensor | Lost) and name not in WRITES:
                 raise ValueError("a table is looked up at places that depend on the images")
-            return moved(func, name, args, kwargs, known, first)
+            if name == "cat":
+                axis = args[1] if len(args) > 1 else 0
+                if (joined := one_map([known[id(part)] for part in args[0]], axis)) is not None:
+                    return [joined.expand(first.shape)]
+            learned = QUERY if name == "cat" and self._joins_queries(*args[:2], known=known) else NOWHERE
+            found = moved(func, name, args, kwargs, known, first, learned)
+            return [self._grids.enlarged(found[0], known.get(id(args[0])))] if len(found) == 1 else found
         if name == "as_strided" and isinstance(origin := known[id(args[0])], Tensor) and origin.shape == first.shape:
             return [origin]  # only the strides of axes of size 1 change
         followed = [origin for origin in known.values() if isinstance(origin, Tensor)]
@@ -204,7 +228,8 @@ class Provenance(TorchDispatchMode):
             raise ValueError("nothing is known of what this depends on")
         if name in PRODUCTS:
             left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
-            return [self._of_product(known[id(left)], None if name == "linear" else known[id(right)], first), *others]
+            rows = among_images(known[id(left)], left)
+            return [of_product(rows, None if name == "linear" else known[id(right)], first, self.batch), *others]
         if name in RECURRENT or "scaled_dot_product" in name:
             return [of_rows(known[id(args[0])], first), *others]
         if name == "copy":
@@ -217,75 +242,43 @@ class Provenance(TorchDispatchMode):
             return [compact(followed[0].narrow(axis, 0, first.shape[axis]))]
         if not is_arithmetic(func, name):
             raise ValueError("what this does to locations is not known")
-        best = finest([spread(origin, first.shape) for origin in followed])
+        operands = [spread(origin, first.shape) for origin in followed]
+        best = finest(operands)
+        for axis in (1, -1) if best is None else ():
+            best = one_map(operands, axis) if best is None else best
+        if best is None:
+            raise ValueError("operands of different locations")
+        best = spread(best, first.shape)
         return [best if output.shape == first.shape else None for output in outputs]
 
-    def _whole(self, spatial: Sequence[int], device: torch.device) -> Tensor:
-        """Codes of whole images, the same tensor for the same grid."""
-        key = tuple(spatial)
-        if key not in self._laid or self._laid[key].device != device:
-            self._laid[key] = codes_of_grid(self.batch, key, device)
-        return self._laid[key]
+    def _joins_queries(self, parts: Sequence[Tensor], axis: int = 0, *, known: dict[int, Origin]) -> bool:
+        """Whether what is learned and joins a sequence are queries: of no location, yet no class or register tokens.
 
-    def _on_a_grid(self, images: Tensor, origin: Origin, output: Tensor, pools: bool) -> Origin:
-        """Convolutions, poolings, resizing: (B, C, ...) -> (B, C', ...)."""
-        spatial = output.shape[2:]
-        if images.ndim != output.ndim or output.ndim < 3:
-            raise ValueError("images without a batch")
-        whole, frames = output.shape[0] == self.batch and len(spatial) > 1, None
-        if isinstance(origin, Tensor):
-            origin = first_location(origin, 1).squeeze(1)
-            laid = self._laid.get(tuple(images.shape[2:]))
-            if not (laid is not None and _same(laid, origin)):
-                inside = without_border(origin, spatial)
-                whole = whole and (is_image_order(origin) or is_image_order(inside))
-                # One window may hold a map and its padding, which goes again: its locations stay where they are.
-                whole = whole and not (pools and bool((inside <= NOWHERE).any()))
-                frames = frames_of(origin) if whole and len(spatial) == 2 else None
-        if whole and (isinstance(origin, Tensor) or (origin is None and not self.started)):
-            self.grids += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
-            codes = self._whole(spatial, output.device)
-            return (codes if frames is None else codes + frames).unsqueeze(1).expand(output.shape)
-        if not isinstance(origin, Tensor):
-            return origin
-        for axis, size in enumerate(spatial, start=1):
-            before = origin.shape[axis]
-            if before != size:
-                nearest = torch.arange(size, device=origin.device) * before // size
-                origin = origin.index_select(axis, nearest)
-        return compact(origin).unsqueeze(1).expand(output.shape)
+        Those join before attention does. Only a class token may come later (CaiT), alone or with one for distillation
+        where the sequence has none of its own.
+        """
+        located = [part for part in parts if isinstance(known[id(part)], Tensor)]
+        origins = [held_once(known[id(part)]) for part in located]  # type: ignore[arg-type]
+        along = any(origin.shape[axis] > 1 for origin in origins)  # and not their channels
+        if not along or not any(self._ledger.is_attended(part) for part in located):
+            return False
+        count = sum(part.shape[axis] for part in parts if known[id(part)] is None)
+        return count > 2 or (count == 2 and any(bool((origin <= NOWHERE).any()) for origin in origins))
 
-    def _of_product(self, left: Origin, right: Origin, output: Tensor) -> Origin:
-        """Rows keep the origin of the left factor's rows; where these are no locations, columns that of the right's."""
-        for factor in (left, right):
-            if isinstance(factor, Lost):
-                return factor
-        assert not isinstance(left, Lost)
-        assert not isinstance(right, Lost)
-        if right is None or left is None:
-            factor, axis = (left, -1) if right is None else (right, -2 if right.ndim > 1 else 0)
-            assert factor is not None
-            if mixes_one_axis(factor, axis) and not self._joins_locations(first_location(factor, axis)):
-                if factor.shape == output.shape:
-                    return factor  # mixed, but as many as before
-                raise ValueError("locations along one axis became another number of mixtures")
-            return spread(compact(first_location(factor, axis)), output.shape)
-        across = -2 if right.ndim > 1 else 0
-        rows, columns = compact(first_location(left, -1)), compact(first_location(right, across))
-        # What is summed over many locations belongs to none of them.
-        mixed = held_once(left).shape[-1] > 1, held_once(right).shape[across] > 1
-        by_columns = mixed == (True, False) or (self._joins_locations(rows) and not self._joins_locations(columns))
-        return spread(columns if by_columns else rows, output.shape)
 
-    def _joins_locations(self, origin: Tensor) -> bool:
-        """Whether all locations of an image became one; class tokens, which stand for none, are another matter."""
-        codes = held_once(origin)
-        return 0 < len(codes[codes > NOWHERE].unique()) <= self.batch
+def _makes_new(name: str) -> bool:
+    """Whether an operation takes no more than the shape of what it is given."""
+    return name.startswith("new_") or name.endswith("_like")
+
+
+def _is_attention(name: str, args: tuple[Any, ...], known: dict[int, Origin]) -> bool:
+    """Whether locations exchange by what they hold: attention, or a product of what depends on the images with such."""
+    if name in PRODUCTS:
+        factors = [known.get(id(factor)) for factor in args if isinstance(factor, Tensor)]
+        return sum(isinstance(factor, Tensor) for factor in factors) > 1
+    first = known.get(id(args[0])) if args else None
+    return ("scaled_dot_product" in name or name in ATTENTION) and isinstance(first, Tensor)
 
 
 def _lost(name: str, known: dict[int, Origin]) -> Lost:
     return next((origin for origin in known.values() if isinstance(origin, Lost)), Lost(name))
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()

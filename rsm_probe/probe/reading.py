@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.codes import EXTENT, NOWHERE, decode
+from rsm_probe.probe.codes import EXTENT, NOWHERE, decode, input_of_code
 from rsm_probe.probe.origins import first_location, held_once
 from rsm_probe.probe.tokens import Grid, Representation
 
@@ -18,6 +19,21 @@ AS_THEY_ARE = "layouts={'<layer>': 'NTC'} (or 'NCHW', 'NHWC', ...) takes the vec
 
 class JoinedLocationsError(RepresentationError):
     """Every value of an output joins all locations of an image."""
+
+
+class UnfollowedInputError(RepresentationError):
+    """An output belongs to an input of the model other than the images that are followed."""
+
+    def __init__(self, shape: tuple[int, ...], others: str, layout: str) -> None:
+        super().__init__(
+            f"its output has shape {shape} and belongs to {others}, and a probe follows the locations of one input "
+            f"only; layouts={{'<layer>': {layout!r}}} reads it as it is (or the layout that its axes have)"
+        )
+
+
+def likely_layout(shape: tuple[int, ...]) -> str:
+    """What the axes of an output mostly are."""
+    return {2: "NC", 4: "NCHW", 5: "NCTHW"}.get(len(shape), "NTC")
 
 
 # Where tokens stand: at the same places of each image's sequence, one after the other, which is a view; or anywhere in
@@ -36,7 +52,7 @@ class Reading:
         channel_axes: those of more than one value that hold channels.
         channels: C.
         locations: where the tokens stand, row by row of the image.
-        prefix: where those before them stand that stand for no location.
+        prefix: where class, distillation and register tokens stand before them.
         grid: as in `Representation`.
         stands_for: codes (S,) of the locations within an image.
         note: what a user should know of how the output was read, or "".
@@ -56,7 +72,7 @@ class Reading:
     @property
     def prefix_count(self) -> int:
         """P."""
-        return self.prefix.stop if isinstance(self.prefix, slice) else self.prefix.shape[1]
+        return self.prefix.stop - self.prefix.start if isinstance(self.prefix, slice) else self.prefix.shape[1]
 
     def apply(self, output: Tensor, dtype: torch.dtype, copy: bool = True) -> Representation:
         """What an output holds, as a copy or, where it can be, as a view; nothing is copied twice."""
@@ -73,12 +89,27 @@ class Reading:
         return ordered.reshape(-1, self.channels)[places.to(ordered.device)]
 
 
-def read_origin(origin: Tensor, batch: int) -> Reading:
+def not_followed(shape: tuple[int, ...], operation: str) -> RepresentationError:
+    """Says where the locations of an output were lost."""
+    return RepresentationError(
+        f"its output has shape {shape}, and the locations that its values belong to were lost in the "
+        f"operation {operation!r}; say how to read it with layouts={{'<layer>': 'NTC'}} (or 'NCHW', 'NHWC', ...)"
+    )
+
+
+def is_attention(reading: Reading) -> bool:
+    """Whether an output weighs locations along its last axis, for queries and heads along others."""
+    entries = [axis for axis in reading.axes if axis not in reading.channel_axes and reading.shape[axis] > 1]
+    return [axis for axis in entries if axis > 0] == [len(reading.shape) - 1]
+
+
+def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Reading:
     """Finds which axes hold images, locations and channels, and the order of the locations.
 
     Args:
         origin: of a layer's output.
         batch: number of images in the forward pass.
+        inputs: of the model that are not followed, in words.
 
     Raises:
         RepresentationError: the vectors stand for no location or for several at once, or every image has others.
@@ -95,16 +126,17 @@ def read_origin(origin: Tensor, batch: int) -> Reading:
         entry_axes.sort(key=lambda axis: axis != image_axis)
     codes = origin.permute(*entry_axes, *channel_axes).reshape(-1).cpu()
     if not bool((codes > NOWHERE).any()):
-        return _of_no_location(shape, entry_axes, channel_axes, batch)
+        return _of_no_location(codes, shape, batch, inputs)
     if len(channel_axes) > 1 and prod(shape[axis] for axis in entry_axes) == batch:
         raise JoinedLocationsError(
             f"its output has shape {shape}, and each value joins all locations of an image, so that nothing says which "
             f"axis holds the channels; {AS_THEY_ARE}"
         )
     locations, grid, stands_for = _locations(codes, shape, batch)
-    empty = codes <= NOWHERE
-    prefix, left_out = _prefix(empty, batch, image_axis is not None)
-    note = f"{left_out} vectors an image stand for no location and are left out" if left_out else ""
+    if locations.shape[1] == 1 and len(shape) in (4, 5) and len(codes) == batch:
+        grid = (1,) * (len(shape) - 2)  # a map that was pooled whole
+    prefix, left_out = _prefix(codes, batch, image_axis is not None)
+    note = _note(left_out, batch, inputs)
     axes = (*entry_axes, *channel_axes)
     channels = prod(shape[axis] for axis in channel_axes)
     length = len(codes) // batch if len(codes) % batch == 0 else 0
@@ -152,13 +184,16 @@ def _image_axis(origin: Tensor, batch: int, channel_axes: list[int]) -> int | No
     return None
 
 
-def _of_no_location(shape: tuple[int, ...], entries: list[int], channels: list[int], batch: int) -> Reading:
+def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: Sequence[str]) -> Reading:
     """Class tokens and what is made of them: one vector an image."""
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1 and axis > 0]
     if shape[0] == batch and len(axes) <= 1:
         order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
         count, none = prod(shape[axis] for axis in axes), torch.empty(0)
         return Reading(shape, batch, order, tuple(axes), count, slice(0, 1), slice(0, 0), None, none)
+    found = {input_of_code(code) for code in codes.unique().tolist()}
+    if others := [inputs[number] for number in sorted(n for n in found if n is not None) if number < len(inputs)]:
+        raise UnfollowedInputError(shape, ", ".join(others), likely_layout(shape))
     raise RepresentationError(
         f"its output has shape {shape}, and its vectors stand for no location of the images (queries?); {AS_THEY_ARE}"
     )
@@ -191,12 +226,24 @@ def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tenso
     return order.view(batch, -1), grid, where[0]
 
 
-def _prefix(empty: Tensor, batch: int, by_image: bool) -> tuple[Tensor, int]:
-    """What stands before the first location in each image's sequence, and how many other vectors have no location."""
-    none = torch.zeros(batch, 0, dtype=torch.long)
+def _prefix(codes: Tensor, batch: int, by_image: bool) -> tuple[Tensor, Tensor]:
+    """Where class and register tokens stand, and the codes of all other vectors that have no location."""
     if not by_image:
-        return none, int(empty.sum()) // batch
-    rows = empty.view(batch, -1)
-    before = int((~rows[0]).int().argmax())
-    places = torch.arange(batch)[:, None] * rows.shape[1] + torch.arange(before)
-    return places, int(rows[0].sum()) - before
+        return torch.zeros(batch, 0, dtype=torch.long), codes[codes <= NOWHERE]
+    rows = codes.view(batch, -1)
+    before = torch.arange(rows.shape[1]) < (rows[0] > NOWHERE).int().argmax()
+    prefix = before & (rows[0] == NOWHERE)  # queries and what is of other inputs have codes of their own
+    places = torch.arange(batch)[:, None] * rows.shape[1] + prefix.nonzero().flatten()
+    return places, rows[:, ~prefix & (rows[0] <= NOWHERE)].flatten()
+
+
+def _note(left_out: Tensor, batch: int, inputs: Sequence[str]) -> str:
+    """What a user should know of vectors that are left out, by their codes."""
+    said: dict[str, int] = {}
+    for code, count in zip(*(found.tolist() for found in left_out.unique(return_counts=True)), strict=True):
+        number = input_of_code(code)
+        why = "stand for no location"
+        if number is not None and number < len(inputs):
+            why = f"belong to {inputs[number]}, which is not followed,"
+        said[why] = said.get(why, 0) + count
+    return "; ".join(f"{count // batch} vectors per image {why} and are left out" for why, count in said.items())

@@ -6,7 +6,6 @@ the same pass; class and register tokens are what a token sequence holds beyond 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -39,8 +38,8 @@ class Representation:
     Attributes:
         tokens: concept vectors, shape (N images, S locations, C channels).
         prefix: class, distillation and register tokens, shape (N, P, C); P may be 0.
-        grid: (H, W) with H * W = S, of videos (T, H, W) with T * H * W = S, or None where locations have no grid
-            (pooled outputs).
+        grid: (H, W) with H * W = S, of videos (T, H, W) with T * H * W = S; (1, 1) of a map that was pooled whole; None
+            where locations have no grid: vectors (N, C), sequences of one token, tokens picked here and there.
     """
 
     tokens: Tensor
@@ -181,7 +180,7 @@ def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid], *, 
         output: what a layer returned.
         layout: the meaning of its axes.
         grids: (H, W) of the maps that were seen before.
-        given: the layout was said, not found: then a sequence that fits no grid is taken as it is.
+        given: the layout was said, not found: then a sequence is taken as it is, without a grid or a prefix.
 
     Raises:
         RepresentationError: the layout does not fit the shape, or a token sequence fits no grid.
@@ -192,21 +191,16 @@ def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid], *, 
         raise RepresentationError(f"its output has shape {tuple(output.shape)}, which layout {layout!r} does not fit")
     if layout in ("NCHW", "NCTHW"):
         grid = tuple(output.shape[2:])
-        return _without_prefix(output.flatten(2).transpose(1, 2), None if math.prod(grid) == 1 else grid)
+        return _without_prefix(output.flatten(2).transpose(1, 2), grid)
     if layout in ("NHWC", "NTHWC"):
         grid = tuple(output.shape[1:-1])
-        return _without_prefix(output.flatten(1, -2), None if math.prod(grid) == 1 else grid)
+        return _without_prefix(output.flatten(1, -2), grid)
     if layout == "NC":
         return _without_prefix(output.unsqueeze(1), None)
     tokens = {"NTC": output, "TNC": output.transpose(0, 1), "NCT": output.transpose(1, 2)}[layout]
-    if tokens.shape[1] == 1:
+    if given or tokens.shape[1] == 1:
         return _without_prefix(tokens, None)
-    try:
-        grid = _grid_of_sequence(tokens.shape[1], grids)
-    except RepresentationError:
-        if given:
-            return _without_prefix(tokens, None)
-        raise
+    grid = _grid_of_sequence(tokens.shape[1], grids, layout)
     prefix = tokens.shape[1] - grid[0] * grid[1]
     return Representation(tokens[:, prefix:], tokens[:, :prefix], grid)
 
@@ -215,14 +209,14 @@ def _without_prefix(tokens: Tensor, grid: Grid | None) -> Representation:
     return Representation(tokens, tokens[:, :0], grid)
 
 
-def _grid_of_sequence(length: int, grids: Sequence[Grid]) -> Grid:
+def _grid_of_sequence(length: int, grids: Sequence[Grid], layout: Layout) -> Grid:
     """The grid behind a token sequence: of those seen, the one that leaves the fewest prefix tokens."""
     fitting = [g for g in _with_halvings(grids[::-1]) if 0 <= length - g[0] * g[1] <= _MAX_PREFIX and max(g) > 1]
     if not fitting:
         seen = ", ".join(f"{h}x{w}" for h, w in dict.fromkeys(grids)) or "none"
         raise RepresentationError(
             f"its output holds {length} tokens, which is no grid seen in this forward pass (seen: {seen}) plus at most "
-            f"{_MAX_PREFIX} prefix tokens"
+            f"{_MAX_PREFIX} prefix tokens; layouts={{'<layer>': {layout!r}}} takes them as they are"
         )
     return min(fitting, key=lambda g: length - g[0] * g[1])
 

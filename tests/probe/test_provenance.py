@@ -99,7 +99,7 @@ def test_tokens_that_stand_behind_the_locations_are_left_out_and_noted():
         probe = captured(model, "encoder.layer.1", pictures(64))
     kept = probe.representations["encoder.layer.1"]
     assert (kept.tokens.shape[1], kept.prefix.shape[1], kept.grid) == (16, 1, (4, 4))
-    assert "10 vectors an image" in probe.notes["encoder.layer.1"]
+    assert "10 vectors per image" in probe.notes["encoder.layer.1"]
     with torch.no_grad():
         expected = model(pictures(64), output_hidden_states=True).hidden_states[2][:, :17]
     torch.testing.assert_close(torch.cat([kept.prefix, kept.tokens], 1), expected, rtol=0, atol=1e-6)

@@ -232,11 +232,11 @@ def _convnext_stages():
     return [CNBlockConfig(16, 24, 1), CNBlockConfig(24, None, 1)]
 
 
-@pytest.mark.parametrize("layer", ["avgpool", "fc", ""])
-def test_pooled_outputs_are_one_location_without_a_grid(layer):
+@pytest.mark.parametrize(("layer", "grid"), [("avgpool", (1, 1)), ("fc", None), ("", None)])
+def test_pooled_outputs_are_one_location(layer, grid):
     model = torchvision.models.resnet18(num_classes=7).eval()
     kept, raw = probed(model, layer, torch.randn(2, 3, 32, 32))
-    assert kept[layer].grid is None
+    assert kept[layer].grid == grid
     assert kept[layer].prefix.shape[1] == 0
     close(kept[layer].tokens, raw[layer].flatten(1).unsqueeze(1))
 

@@ -193,7 +193,7 @@ def _timm_row(
 
 _TORCHVISION: list[tuple[str, str, dict[str, Any], int, str, str, str, int, int, tuple[int, ...] | None, int]] = [
     ("ResNet", "resnet50", {}, 64, "layer2.0", "layer2.0.relu_2", "NCHW", 64, 512, (8, 8), 0),
-    ("ResNet", "resnet18", {}, 64, "avgpool", "avgpool", "NCHW", 1, 512, None, 0),
+    ("ResNet", "resnet18", {}, 64, "avgpool", "avgpool", "NCHW", 1, 512, (1, 1), 0),
     ("ViT", "vit_b_16", {"image_size": 64}, 64, "encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_1.add_1", "NTC", 16, 768, (4, 4), 1),
     ("Swin", "swin_t", {}, 64, "features.3.1", "features.3.1.add_1", "NHWC", 64, 192, (8, 8), 0),
     ("Swin", "swin_t", {}, 96, "features.1.1.attn", "features.1.1.attn", "NHWC", 576, 96, (24, 24), 0),

@@ -15,7 +15,7 @@ HEAD = """# Models
 
 A `Probe` holds no list of models. It follows the first forward pass operation by operation and keeps, for every value, which location of which image it belongs to:
 convolutions lay out a grid, views and indices move locations, attention answers for its queries, arithmetic changes nothing. From this it reads which axis of an output
-holds images, locations and channels, which tokens stand for no location (class, distillation, register and detection tokens), and in which order the others stand.
+holds images, locations and channels, which tokens stand for no location (class, distillation, register and detection tokens, queries), and in which order the others stand.
 Windows, units and shuffled tokens are put back in the order of the image. Later passes over inputs of the same shapes, whole numbers and flags are read alike, at no cost; passes in which
 index tensors pick locations are followed each time. An operation of which it is not known what it does to locations (sorting, merging tokens, a Fourier transform) loses them: what was lost is
 refused, not guessed, unless a layer returns the shape that it was given, which is then read like its input.
@@ -40,13 +40,19 @@ Where nothing settles how an output is to be read, a named layer raises, and a l
 TAIL = """
 ## Flagged
 
-- Tokens behind the locations (YOLOS) and padding inside windows are left out; `Probe.notes` says how many, and a warning says so once.
+- The prefix holds class, distillation and register tokens: what stands before the locations and joined them before any attention, or one token that joined later (CaiT, XCiT; two where the sequence had none).
+  Several tokens that join after attention are queries (EoMT, prompts of deep layers). These, tokens behind the locations (YOLOS) and padding inside windows are left out; `Probe.notes` says how many, and a warning says so once.
+- A map that was pooled whole, (N, C, 1, 1), has the grid (1, 1); vectors (N, C) and sequences of one token have none.
+- Maps that are joined along their channels or added lie on top of each other even where one of them was cut or padded to fit (U-Nets); if their order differs, they are refused. Enlarged maps get a location for each of their values.
+- One input is followed: the first with three channels, else the first of four axes. A layer of another input (a second view, depth, a mask) is refused with the name of that input, and `layouts={'<layer>': 'NCHW'}` reads it;
+  under a pattern it is listed in `Probe.skipped`, with a warning. Layers that depend on no image but on texts or vectors are skipped without one. Words that stand in one sequence with the patches (ViLT) are left out, with a note.
+- `layouts=` of a token sequence keeps grid and prefix where the pass proves them; where locations were lost, all tokens stay tokens, without a grid or a prefix.
 - Images of which each keeps other locations are refused, and so is a choice that differs from pass to pass; one that is always the same is kept, without a grid. An image that is alone in its batch shows
   no other choices: a note says so.
 - Inputs that are no images by their shape (12 channels, features handed to a part of a model) are followed from the first convolution on; without one, `layouts=` says how to read. A map whose last axis is
   1, 3 or 4 wide counts as channels-last only where that gives the likelier form: (N, 256, 4, 4) are 256 features.
 - A layer that mixes locations along one axis only (ViP, strip pooling) keeps its input's axes if it returns as many; mixtures of another number are refused.
-- Images of several sizes in one batch (detectors) have other locations each, and are refused; so are models that take the patches of all images in one sequence (Qwen2-VL).
+- Detectors that resize every image are followed; images that still differ in size within one batch have other locations each, and are refused; so are models that take the patches of all images in one sequence (Qwen2-VL).
 - Methods other than the model's own forward (`forward_features`) are not captured: a warning says so. A module that is itself named `blocks` or `all` goes by `regex:^blocks$`.
 
 What is not seen: views that change from pass to pass though the inputs do not, such as rolling by a random amount; custom kernels and NumPy round trips, whose results seem to depend on no image
