@@ -23,15 +23,7 @@ from rsm_probe.probe.tokens import Representation, require_finite
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.pairs import PairMatcher
 from rsm_probe.studies.means import Means
-from rsm_probe.studies.names import (
-    check_kept,
-    first_difference,
-    is_kept,
-    kept_names,
-    require_distinct,
-    rsm_keys,
-    several,
-)
+from rsm_probe.studies.names import check_kept, is_kept, kept_names, require_distinct, require_same, rsm_keys, several
 from rsm_probe.studies.probed import Probed, TakenPasses, naming, require_one_batch, walk
 from rsm_probe.studies.result import BatchRsms, SweepResult
 from rsm_probe.studies.submitted import Batch, Submitted
@@ -218,13 +210,21 @@ class Accumulator:
             products = self._matcher.submit(centred, None, self.methods, kept.grid)
         return Submitted(self, model, layer, count, None, ahead, products)
 
+    def rehearse(self, probed: Probed) -> None:
+        """Matches one pair of images of every layer and keeps nothing, so that what cannot be matched is refused early.
+
+        Raises:
+            MatchingError: a matching cannot take a layer; the message names it.
+            CostError: one affinity alone exceeds the memory budget.
+        """
+        for model, layer, kept in walk(probed):
+            with naming(model, layer):
+                self._matcher.submit(kept.tokens[:2], None, self.methods, kept.grid).result()
+
     def _new_keys(self, layers: list[tuple[str, str]]) -> list[RsmKey]:
         """What the RSMs of a batch will be, which is the same for all batches."""
         keys = rsm_keys(layers, list(self.methods), [kernel.name for kernel in self.kernels])
-        if self._keys and keys != self._keys:
-            raise ComparisonError(
-                f"this batch has other layers than the ones before: {first_difference(self._keys, keys)}"
-            )
+        require_same(self._keys or keys, keys)
         check_kept(self.keep, {layer for _, layer in layers})
         return keys
 

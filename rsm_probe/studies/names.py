@@ -95,9 +95,13 @@ def rsm_keys(layers: Sequence[tuple[str, str]], matchings: Sequence[str], kernel
     return keys
 
 
-def first_difference(before: list[RsmKey], now: list[RsmKey]) -> str:
-    """Words for the first of two lists' entries that differ."""
-    for a, b in zip(before, now, strict=False):
-        if a != b:
-            return f"{a.label()} became {b.label()}"
-    return f"{len(before)} RSMs became {len(now)}"
+def require_same(before: list[RsmKey], now: list[RsmKey]) -> None:
+    """Refuses a batch of other RSMs than the ones before.
+
+    Raises:
+        ComparisonError: names the first that differs.
+    """
+    if before != now:
+        differing = [f"{a.label()} became {b.label()}" for a, b in zip(before, now, strict=False) if a != b]
+        counts = f"{len(before)} RSMs became {len(now)}"
+        raise ComparisonError(f"this batch has other layers than the ones before: {(differing or [counts])[0]}")

@@ -138,10 +138,13 @@ def sweep(
         if checkpoint is not None and begun:  # or a sweep that runs there would be noticed late
             stack.enter_context(checkpoint.held())
         passing = Passing(loaded, layers, device, stack)
-        cost = _preflight(passing, chosen, batches, accumulator, centering)
+        sample = passing.forward(chosen, batches[0][:_SAMPLE])
+        cost = _preflight(sample, passing, chosen, batches, accumulator, centering)
         if progress:
             tqdm.write(f"sweep: {cost}", file=sys.stderr)
         cost.require(max_hours, available_memory())
+        accumulator.rehearse(sample)
+        del sample
         if checkpoint is not None:
             if not begun:
                 stack.enter_context(checkpoint.held())
@@ -186,11 +189,15 @@ def name_models(models: Any) -> dict[str, LoadedModel]:
 
 
 def _preflight(
-    passing: Passing, images: ImageSet, batches: list[np.ndarray], accumulator: Accumulator, centering: str | None
+    sample: Mapping[str, Mapping[str, Any]],
+    passing: Passing,
+    images: ImageSet,
+    batches: list[np.ndarray],
+    accumulator: Accumulator,
+    centering: str | None,
 ) -> Cost:
-    """Shows a few images to the models, so that unusable layers fail now and the cost is known."""
+    """Checks what the models answered to a few images, and shows these again, so that the cost is known."""
     numbers, methods, kernel_count = batches[0][:_SAMPLE], accumulator.methods, len(accumulator.kernels)
-    sample = passing.forward(images, numbers)
     for model, layer, kept in walk(sample):
         require_finite(model, layer, first_nonfinite(kept.tokens), [images.ids[k] for k in numbers])
     names = [layer for _, layer, _ in walk(sample)]
