@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from rsm_probe.probe.layers import Selection
 from rsm_probe.probe.options import Options
 from rsm_probe.probe.tokens import Representation, pick_tensor
 
+_PART_OF_LAYER = re.compile(r"<layer>\[([^\]]+)\]")
 Reduce = Callable[[str, Representation], Any]
 
 
@@ -66,9 +68,10 @@ class ForwardPass:
             layout, copy = self._options.layout(selection, index), self._reduce is None
             kept: Any = self._evidence.read(label, index, tensor, dtype, args, module, layout, copy)
         except RepresentationError as error:
+            problem = _named(str(error), selection, index)
             if selection.strict:
-                raise RepresentationError(f"layer {label!r} ({kind}): {error}") from None
-            self._calls.add(label, NOTHING, str(error))
+                raise RepresentationError(f"layer {label!r} ({kind}): {problem}") from None
+            self._calls.add(label, NOTHING, problem)
             return
         if self._reduce is not None:
             with torch.no_grad(), _disable_current_modes():
@@ -101,3 +104,11 @@ class ForwardPass:
             LayerError: see `Calls.collect`.
         """
         return self._calls.collect()
+
+
+def _named(problem: str, selection: Selection, index: int) -> str:
+    """A message that says what to write, with the layer's name for `<layer>`; parts and calls as a probe takes them."""
+    call = f"#{selection.call or index}" if selection.call is not None or index else ""
+    holder = "" if selection.key is None else f"{selection.key}."
+    problem = _PART_OF_LAYER.sub(lambda part: f"{selection.module_name}[{holder}{part[1]}]{call}", problem)
+    return problem.replace("<layer>", selection.label if selection.call is not None else f"{selection.label}{call}")
