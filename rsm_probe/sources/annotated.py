@@ -14,6 +14,7 @@ from PIL import Image
 
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.pixels import to_rgb
 
 _EGOOBJECTS = "https://github.com/facebookresearch/EgoObjects"
 # Frames of 16:9, and the size to which all of them are brought (paper, appendix D.1, which says 1028 for 1080).
@@ -64,7 +65,7 @@ def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObje
 
     def load(index: int) -> Image.Image:
         with Image.open(place / "images" / kept[index]["name"]) as image:
-            frame = image.convert("RGB")
+            frame = to_rgb(image)
         return frame if frame.size == _FRAME else frame.resize(_FRAME, Image.Resampling.BICUBIC)
 
     notes = [_note(frame, frames[frame["id"]]) for frame in kept]
@@ -195,7 +196,7 @@ def cityscapes(root: str | Path, split: str, progress: bool = False) -> ImageSet
 
     def load(index: int) -> Image.Image:
         with Image.open(files[index]) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
 
     return ImageSet(
         "cityscapes",

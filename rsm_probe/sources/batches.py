@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.pixels import to_rgb
 
 # So many bytes of decoded images are kept.
 MEMORY = 2 * 10**9
@@ -108,7 +109,7 @@ def augmented(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 def _decoded(images: ImageSet, number: int) -> Tensor:
     image = images[number]
     assert isinstance(image, Image.Image)  # as in all sets that a recipe can name
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
 def _due(ahead: deque[tuple[np.ndarray, list[Future[Tensor]]]]) -> tuple[np.ndarray, Tensor]:

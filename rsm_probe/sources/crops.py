@@ -9,6 +9,7 @@ from PIL import Image
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.datasets import resized
 from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.limits import require_edge
 
 
 def crop_pairs(images: ImageSet, edge: int, crop: int) -> ImageSet:
@@ -27,8 +28,10 @@ def crop_pairs(images: ImageSet, edge: int, crop: int) -> ImageSet:
         2 N images named `<image>/upper` and `<image>/lower`, with the labels and annotations of their images.
 
     Raises:
-        ImageError: crops that do not overlap, or cover the image.
+        ImageError: crops that do not overlap, or cover the image; edges out of range.
     """
+    require_edge(edge, "edge")
+    require_edge(crop, "crop")
     if not edge / 2 < crop < edge:
         raise ImageError(
             f"two crops of {crop} pixels overlap in part only where the image has more than {crop} and fewer than "

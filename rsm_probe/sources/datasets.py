@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images import ImageSet, Targets, folder
+from rsm_probe.sources.limits import require_edge
+from rsm_probe.sources.pixels import to_rgb
 
 # Where the folders of classes of each split may lie; of several, the first counts.
 _SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
@@ -105,14 +107,15 @@ def resized(images: ImageSet, size: int) -> ImageSet:
     """The same images with a short side of `size` pixels, cropped about the centre to `size` x `size`.
 
     Raises:
-        ImageError: when an image is loaded that is a tensor, ready for a model.
+        ImageError: a size out of range; and when an image is loaded that is a tensor, ready for a model.
     """
+    require_edge(size)
 
     def load(index: int) -> Image.Image:
         image = images.load(index)
         if not isinstance(image, Image.Image):
             raise ImageError(f"only images can be resized, and {images.name} holds tensors")
-        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return ImageOps.fit(to_rgb(image), (size, size), Image.Resampling.BICUBIC)
 
     return images.changed(load=load, content=lambda: f"{images.content()} size={size}")
 

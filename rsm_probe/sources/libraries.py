@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rsm_probe.errors import ModelError, nearest
+from rsm_probe.sources.folders import is_there
+from rsm_probe.sources.pixels import to_rgb
 from rsm_probe.sources.weights import fetched
 
 Preprocess = Callable[[Image.Image], Tensor]
@@ -41,7 +43,8 @@ def _torchvision(title: str, pretrained: bool, trust_remote_code: bool) -> tuple
     module = fetched(
         f"torchvision:{title}", lambda: torchvision.models.get_model(title, **options), f"{weights.url} into {cache}"
     )
-    return module, weights.transforms()
+    transform = weights.transforms()
+    return module, lambda image: transform(to_rgb(image))
 
 
 def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
@@ -53,7 +56,8 @@ def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Mod
     repository = known.hf_hub_id if known is not None else None
     instructions = _hub_instructions(repository) if repository else ""
     module = fetched(f"timm:{title}", lambda: timm.create_model(title, pretrained=pretrained), instructions)
-    return module, timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
+    return module, lambda image: transform(to_rgb(image))
 
 
 def _huggingface(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
@@ -71,7 +75,7 @@ def _classifier(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[
 def _transformers(auto: Any, title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
     from transformers import AutoConfig, AutoImageProcessor
 
-    local = Path(title).is_dir()
+    local = is_there(Path(title)) and Path(title).is_dir()
     if not local and (title.startswith((".", "/", "~")) or title.count("/") > 1):
         raise ModelError(f"no folder at {title}; a model of the hub is written hf:organisation/name")
 
@@ -83,16 +87,17 @@ def _transformers(auto: Any, title: str, pretrained: bool, trust_remote_code: bo
 
     instructions = "" if local else _hub_instructions(title)
     # Random weights need the configuration, and both the preprocessing.
-    module = fetched(f"hf:{title}", build, instructions, random_weights=pretrained and local)
+    module = fetched(f"hf:{title}", build, instructions, random_weights=pretrained and local, local=local)
     processor = fetched(
         f"hf:{title}",
         lambda: AutoImageProcessor.from_pretrained(title, trust_remote_code=trust_remote_code),
         instructions,
         random_weights=False,
+        local=local,
     )
 
     def preprocess(image: Image.Image) -> Tensor:
-        return processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return processor(images=to_rgb(image), return_tensors="pt")["pixel_values"][0]
 
     return module, preprocess
 

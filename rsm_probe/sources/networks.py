@@ -7,8 +7,13 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
+from rsm_probe.checks import brief
 from rsm_probe.config import Config
+from rsm_probe.sources.limits import in_bytes
 
+# A thousand blocks take seconds to build; a thousand million weights take 16 GB to train.
+_MOST_BLOCKS = 1000
+_MOST_WEIGHTS = 10**9
 # Blocks of the four stages; ResNet-101 is made of bottlenecks, whose outputs are four times as wide as `widths` says.
 ARCHITECTURES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
@@ -49,7 +54,29 @@ class NetworkConfig(Config):
             )
         if self.narrow_stem and self.architecture == "resnet101":
             raise ValueError("narrow_stem: is for networks of basic blocks, and resnet101 is made of bottlenecks")
+        if sum(self.blocks) > _MOST_BLOCKS:
+            raise ValueError(f"blocks: {brief(sum(self.blocks))} blocks in all, and at most {_MOST_BLOCKS} are built")
+        if self.weights > _MOST_WEIGHTS:
+            raise ValueError(
+                f"blocks: and widths: make a network of about {brief(self.weights)} weights, which take "
+                f"{in_bytes(16 * self.weights)} to train, and at most {_MOST_WEIGHTS} are built"
+            )
         return self
+
+    @property
+    def weights(self) -> int:
+        """About how many weights its convolutions have."""
+        deep = self.architecture == "resnet101"
+        expansion, total = 4 if deep else 1, 0
+        incoming = self.widths[0] if self.narrow_stem else 64
+        for count, width in zip(self.blocks, self.widths, strict=True):
+            out = expansion * width
+            inner = 9 * width**2 + width * out if deep else 9 * width**2
+            total += incoming * out + count * inner
+            # What a block reads: the first one what the stage before gives, the others what their own stage does.
+            total += (1 if deep else 9) * width * (incoming + (count - 1) * out)
+            incoming = out
+        return total
 
 
 def build_network(config: NetworkConfig, outputs: int, dilated: int = 0) -> nn.Module:

@@ -13,7 +13,8 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from rsm_probe.storage.files import replacing
+from rsm_probe.errors import ModelError
+from rsm_probe.sources.stored import read_tensors, save_tensors
 
 
 def save_partial(
@@ -37,47 +38,29 @@ def save_partial(
 def load_partial(path: Path, owner: Mapping[str, str], module: nn.Module, optimiser: torch.optim.SGD) -> int:
     """Continues where `save_partial` stopped: fills network and momentum and says how many steps are done.
 
-    Without a file, that is 0. A file that is damaged or of another network changes nothing, gives 0 and a warning.
+    Without a file, that is 0. A file that is damaged (a checksum tells) or of another network changes nothing, gives 0
+    and a warning.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         return 0
     try:
-        with safe_open(path, "pt") as stored:
-            found = stored.metadata() or {}
-            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        return _anew(path, f"cannot be read ({error})")
+        state, found = read_tensors(path)
+    except ModelError as error:
+        return _start_over(f"{error}")
     if not owner.items() <= found.items():
-        return _anew(path, "is of another recipe, seed or set of images")
+        return _start_over(f"{path} is of another recipe, seed or set of images")
     parameters = dict(module.named_parameters())
-    wanted = {f"network.{name}": tensor.shape for name, tensor in module.state_dict().items()}
-    wanted |= {f"momentum.{name}": tensor.shape for name, tensor in parameters.items()}
-    if {name: tensor.shape for name, tensor in state.items()} != wanted or not found.get("step", "").isdecimal():
-        return _anew(path, "does not hold what it should")
+    expected = {f"network.{name}": tensor for name, tensor in module.state_dict().items()}
+    expected |= {f"momentum.{name}": tensor for name, tensor in parameters.items()}
+    kinds, wanted = ({n: (t.shape, t.dtype) for n, t in part.items()} for part in (state, expected))
+    if kinds != wanted or not _is_step(found.get("step", "")):
+        return _start_over(f"{path} does not hold what it should")
     module.load_state_dict({name: state[f"network.{name}"] for name in module.state_dict()})
     for name, parameter in parameters.items():
         # A copy into the layout of the parameter: in another, sums over it could be rounded otherwise.
         momentum = torch.empty_like(parameter, requires_grad=False).copy_(state[f"momentum.{name}"])
         optimiser.state[parameter]["momentum_buffer"] = momentum
     return int(found["step"])
-
-
-def save_tensors(path: Path, state: Mapping[str, Tensor], about: dict[str, str]) -> None:
-    """Writes tensors and text about them as one `.safetensors` file, atomically.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with replacing(path) as fresh:
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, fresh, metadata=about)
-        except SafetensorError as error:  # a full disk, among others
-            raise OSError(str(error)) from error
 
 
 @contextmanager
@@ -117,6 +100,10 @@ def _state(module: nn.Module, optimiser: torch.optim.SGD) -> dict[str, Tensor]:
     return state
 
 
-def _anew(path: Path, problem: str) -> int:
-    warnings.warn(f"{path} {problem}; training starts anew and replaces it", stacklevel=3)
+def _is_step(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 16
+
+
+def _start_over(problem: str) -> int:
+    warnings.warn(f"{problem}; training starts anew and replaces it", stacklevel=3)
     return 0

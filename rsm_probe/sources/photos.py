@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rsm_probe.checks import require_seed
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images import ImageSet, Targets
+from rsm_probe.sources.limits import require_drawn, require_edge
 
 # Left share of each photograph that training sees; crops for testing come from beyond it.
 _TRAINING_SHARE = 0.55
@@ -38,8 +40,11 @@ def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) 
         seed: crop k of a seed never changes, whatever the count.
 
     Raises:
-        ImageError: unknown split, or crops larger than that part of the photographs.
+        ImageError: unknown split, crops larger than that part of the photographs; a size, count or seed out of range.
     """
+    require_edge(size)
+    require_drawn(count)
+    require_seed(seed, "seed", ImageError)
     names = [name for _, files in _PHOTOS.values() for name in files.split()]
     boxes = [_photo_box(np.random.default_rng([seed, k]), names[k % len(names)], split, size) for k in range(count)]
 

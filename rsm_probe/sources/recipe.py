@@ -6,13 +6,18 @@ import os
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from rsm_probe.checks import brief
 from rsm_probe.config import Config
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.datasets import cifar100, class_folders, resized
 from rsm_probe.sources.embedded import EMBEDDED
 from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.limits import in_bytes, require_drawn, require_edge
 from rsm_probe.sources.networks import NetworkConfig
 
+# A step takes a millisecond at least.
+_MOST_STEPS = 10**8
+_MOST_BATCH_BYTES = 10**11
 # How many scenes or crops are drawn unless a recipe says otherwise.
 _DRAWN = 4000
 
@@ -64,7 +69,30 @@ class TrainingConfig(Config):
     def _warm_up_fits(cls, steps: int) -> int:
         if 0 < steps < 10:
             raise ValueError("must be 0 or at least 10, so that the schedule has a warm-up")
+        if steps > _MOST_STEPS:
+            raise ValueError(f"must be at most {_MOST_STEPS}: a day has time for 86 million steps of a millisecond")
         return steps
+
+    @field_validator("size")
+    @classmethod
+    def _size_fits_memory(cls, size: int) -> int:
+        require_edge(size)
+        return size
+
+    @field_validator("count")
+    @classmethod
+    def _count_fits_memory(cls, count: int) -> int:
+        require_drawn(count)
+        return count
+
+    @model_validator(mode="after")
+    def _batch_fits_memory(self) -> TrainingConfig:
+        if (taken := 12 * self.batch_size * self.size**2) > _MOST_BATCH_BYTES:
+            raise ValueError(
+                f"batch_size: {brief(self.batch_size)} images of {self.size} x {self.size} take {in_bytes(taken)} at "
+                f"once, and at most {in_bytes(_MOST_BATCH_BYTES)} are tried"
+            )
+        return self
 
     @model_validator(mode="after")
     def _all_images_are_used(self) -> TrainingConfig:

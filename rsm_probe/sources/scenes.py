@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rsm_probe.checks import require_seed, require_whole
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images import ImageSet, Targets
+from rsm_probe.sources.limits import require_drawn, require_edge
 
 # Every fifth digit is held out from training: the set interleaves its writers, so both parts hold all of them.
 _HELD_OUT = 5
@@ -31,8 +33,9 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
         seed: of the sample.
 
     Raises:
-        ImageError: unknown split.
+        ImageError: unknown split, or a size, count or seed out of range.
     """
+    require_edge(size)
     pixels, labels = _digit_data()
     chosen = _split_indices(len(pixels), split)
 
@@ -62,9 +65,10 @@ def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0,
             among other fragments.
 
     Raises:
-        ImageError: unknown split, or a canvas too small for the digits.
+        ImageError: unknown split, a canvas too small for the digits, or a size, count or seed out of range.
     """
-    _require_canvas("scenes", size)
+    _require_canvas("scenes", size, count, seed)
+    require_whole(frames, "frames", 1, ImageError)
     source = _split_indices(len(_digit_data()[0]), split)
     if frames == 1:
         layouts = [_scene_layout(np.random.default_rng([seed, k]), source, size) for k in range(count)]
@@ -103,9 +107,9 @@ def cluttered(split: str = "all", size: int = 64, count: int = 1000, seed: int =
         seed: image k of a seed never changes, whatever the count.
 
     Raises:
-        ImageError: unknown split, or a canvas too small for the digits.
+        ImageError: unknown split, a canvas too small for the digits, or a size, count or seed out of range.
     """
-    _require_canvas("cluttered", size)
+    _require_canvas("cluttered", size, count, seed)
     source = _split_indices(len(_digit_data()[0]), split)
     layouts = [_scene_layout(np.random.default_rng([seed, k]), source, size, (1, 1)) for k in range(count)]
     digits_shown = np.array([layout[0]["digit"] for layout in layouts])
@@ -145,7 +149,10 @@ def _grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray((values * 255).round().astype(np.uint8), mode=None)
 
 
-def _require_canvas(name: str, size: int) -> None:
+def _require_canvas(name: str, size: int, count: int, seed: int) -> None:
+    require_edge(size)
+    require_drawn(count)
+    require_seed(seed, "seed", ImageError)
     if size < 48:
         raise ImageError(f"{name} need a canvas of at least 48 pixels, found size={size}")
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
+import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,15 +19,18 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
+from rsm_probe.checks import require_seed
 from rsm_probe.devices import find_device
 from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.sources.batches import augmented, batches, in_memory, shuffled
 from rsm_probe.sources.embedded import EMBEDDED
 from rsm_probe.sources.images import ImageSet
-from rsm_probe.sources.models import LoadedModel, to_tensor
+from rsm_probe.sources.models import LoadedModel
 from rsm_probe.sources.networks import NetworkConfig, build_network
-from rsm_probe.sources.partial import load_partial, save_partial, save_tensors, whole_steps
+from rsm_probe.sources.partial import load_partial, save_partial, whole_steps
 from rsm_probe.sources.recipe import TrainingConfig, splits
+from rsm_probe.sources.trained import AGAIN, Trained, load_trained, made_by, network_of, normalise, stored_network
+from rsm_probe.storage.places import local_folder
 
 __all__ = [
     "NetworkConfig",
@@ -43,30 +45,6 @@ __all__ = [
 
 # Seconds between two writings of the half-trained network.
 CHECKPOINT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A network, the accuracy it reached on held-out images, and the seed and recipe that made it."""
-
-    module: nn.Module
-    accuracy: float
-    seed: int
-    config: TrainingConfig
-
-    @property
-    def as_expected(self) -> bool:
-        """Whether the accuracy reaches what the recipe promises."""
-        return self.accuracy >= self.config.expected_accuracy
-
-    def save(self, path: str | Path) -> None:
-        """Writes weights and recipe as one `.safetensors` file that `load_model` reads.
-
-        Raises:
-            StorageError: the file cannot be written.
-        """
-        recipe = {"recipe": self.config.model_dump_json(), "seed": str(self.seed), "accuracy": repr(self.accuracy)}
-        save_tensors(Path(path), self.module.state_dict(), recipe)
 
 
 def train(
@@ -88,9 +66,10 @@ def train(
 
     Raises:
         ImageError: images are missing or broken, or the recipe does not fit them.
-        ModelError: the loss became NaN or infinite.
+        ModelError: the loss became NaN or infinite; the seed is not a whole number in [0, 2^63).
         StorageError: `partial` cannot be written.
     """
+    require_seed(seed, "seed", ModelError)
     images, held_out, pixels = _training_images(config, progress)
     assert images.targets is not None  # every set that a recipe can name has them
     questions, choices = images.targets.values.shape[1], images.targets.choices
@@ -153,11 +132,13 @@ def train_or_load(
 
     Raises:
         ImageError: images are missing or broken, or the recipe does not fit them.
-        ModelError: the file is damaged, or the loss became NaN or infinite.
+        ModelError: the file is damaged, or the loss became NaN or infinite; a seed outside of [0, 2^63).
         StorageError: the file holds the network of another recipe or seed, or cannot be written.
     """
-    path = Path(path)
-    if path.is_file() and not _made_by(config, seed, _metadata(path)):
+    require_seed(seed, "seed", ModelError)
+    path = local_folder(path, "the file of a network")
+    _require_place(path)
+    if path.is_file() and not made_by(config, seed, stored_network(path)[1]):
         raise StorageError(
             f"{path} holds a network of another recipe or seed; choose another folder or remove the file"
         )
@@ -172,51 +153,27 @@ def train_or_load(
                 f"what its layers show may be that of an untrained network; train for more steps or change the rate",
                 stacklevel=2,
             )
-    return load_trained(path), float(_metadata(path)["accuracy"])
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
+    state, about = stored_network(path)
     try:
-        with safe_open(path, "pt") as stored:
-            return stored.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no readable safetensors file: {error}") from error
+        accuracy = float(about["accuracy"])
+    except (KeyError, ValueError):
+        raise ModelError(f"{path} does not say its accuracy; {AGAIN}") from None
+    return network_of(path, state, about), accuracy
 
 
-def load_trained(path: str | Path, pretrained: bool = True, dilated: int = 0) -> LoadedModel:
-    """Reads a network that `Trained.save` wrote; its recipe says how to build it.
-
-    Args:
-        path: the file.
-        pretrained: whether to take its weights; without them, the network is a random one of the same shape.
-        dilated: how many of the last stages keep their resolution; see `build_network`.
+def _require_place(path: Path) -> None:
+    """Makes sure, before hours of training, that a file can be written at its end.
 
     Raises:
-        ModelError: the file is missing, damaged, or was not written by this recipe.
+        StorageError: it cannot.
     """
-    from safetensors.torch import load_file
-
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"no trained network at {path}; `rsm-probe train` makes one")
-    recipe, state = _metadata(path), load_file(path)
-    if "recipe" not in recipe:
-        raise ModelError(f"{path} names no recipe; load it as weights= of a model instead")
-    try:
-        config = TrainingConfig.parse(json.loads(recipe["recipe"]), f"the recipe in {path}")
-        module = build_network(config.network, state["fc.weight"].shape[0], dilated)
-        if pretrained:
-            module.load_state_dict(state)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path} holds weights that its recipe does not make: {error}") from error
-    return LoadedModel(path.stem, module.eval(), normalise, config.questions)
-
-
-def normalise(image: object) -> Tensor:
-    """PIL image -> (3, H, W) with zero mean and unit deviation for typical images."""
-    return (to_tensor(image) - 0.5) / 0.25  # type: ignore[arg-type]
+    if path.exists() and not path.is_file():
+        raise StorageError(
+            f"cannot write {path}: a folder or device is in its place; remove it or choose another folder"
+        )
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StorageError(f"cannot write {path}: {folder} is not a folder that may be written into")
 
 
 def _normalised(pixels: Tensor) -> Tensor:
@@ -245,16 +202,6 @@ def _owner(config: TrainingConfig, seed: int, images: ImageSet) -> dict[str, str
     """What a half-trained network is of. Where CIFAR-100 lies makes no difference; which files a folder holds does."""
     ids = hashlib.sha256("\n".join(images.ids).encode()).hexdigest()
     return {"recipe": config.model_dump_json(exclude={"root"}), "seed": str(seed), "images": ids}
-
-
-def _made_by(config: TrainingConfig, seed: int, about: dict[str, str]) -> bool:
-    """Whether a stored network is of a recipe and a seed; a recipe from before a key existed has its default."""
-    try:
-        stored = TrainingConfig.parse(json.loads(about["recipe"]))
-    except (KeyError, TypeError, ValueError):
-        return False
-    same = stored.model_dump(exclude={"root"}) == config.model_dump(exclude={"root"})
-    return same and about.get("seed") == str(seed)
 
 
 def _schedule(optimiser: torch.optim.SGD, config: TrainingConfig, done: int) -> OneCycleLR:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rsm_probe.errors import ModelError
+from rsm_probe.sources.fingerprints import require_weights
+from rsm_probe.sources.folders import is_there
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt")
 _NETWORK_SECONDS = 3.0
@@ -37,19 +39,29 @@ def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> N
             f"weights must be 'default', None, a .safetensors file or a checkpoint ({', '.join(_CHECKPOINTS)}), "
             f"found {str(path)!r}"
         )
-    if not path.is_file():
+    if not is_there(path) or not path.is_file():
         raise ModelError(f"no weights at {path}")
     state = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path, allow_pickle)
     if state and all(str(name).startswith("module.") for name in state):  # saved from DataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    require_weights(module, type(module).__name__)
     own = module.state_dict()
     missing, surplus = [n for n in own if n not in state], [n for n in state if n not in own]
-    other = [n for n in own if n in state and getattr(state[n], "shape", None) != own[n].shape]
-    problems = [("missing", missing), ("unknown", surplus), ("of another shape", other)]
+    other = [n for n in own if n in state and getattr(state[n], "shape", None) != getattr(own[n], "shape", None)]
+    # Whole numbers in place of others are quantised weights, of which the scale is missing.
+    kinds = [n for n in own if n in state and n not in other and _is_whole(state[n]) and not _is_whole(own[n])]
+    problems = [("missing", missing), ("unknown", surplus), ("of another shape", other), ("whole numbers", kinds)]
     if any(names for _, names in problems):  # before anything is changed
         said = "; ".join(f"{what}: {', '.join(map(str, names[:5]))}" for what, names in problems if names)
         raise ModelError(f"the weights in {path} do not fit {type(module).__name__} ({said})")
-    module.load_state_dict(state)
+    try:
+        module.load_state_dict(state)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"the weights in {path} do not fit {type(module).__name__}: {error}") from error
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
@@ -58,8 +70,8 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path} is no .safetensors file: {error}") from error
+    except (SafetensorError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as a .safetensors file: {error}") from error
 
 
 def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
@@ -85,7 +97,9 @@ def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
     return found
 
 
-def fetched(what: str, build: Callable[[], _T], instructions: str = "", random_weights: bool = True) -> _T:
+def fetched(
+    what: str, build: Callable[[], _T], instructions: str = "", random_weights: bool = True, local: bool = False
+) -> _T:
     """Builds something of which parts may have to be fetched; failures become one message that says what to do.
 
     Args:
@@ -93,21 +107,37 @@ def fetched(what: str, build: Callable[[], _T], instructions: str = "", random_w
         build: loads it.
         instructions: what to fetch, and where it belongs.
         random_weights: whether random weights would need nothing of it.
+        local: whether all of it lies in a folder of this machine.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: it cannot be had, or consists of code that nobody has trusted.
     """
-    with _offline_where_unreachable():
+    from safetensors import SafetensorError
+
+    with nullcontext() if local else _offline_where_unreachable():
         try:
             return build()
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            where = f" ({instructions})" if instructions else ""
-            otherwise = ", or use weights=None for random weights" if random_weights else ""
-            raise ModelError(
-                f"cannot load {what}: {reason}; check the network, or put the files into the library's cache from a "
-                f"machine that has one{where}{otherwise}"
-            ) from error
+        # What comes with a model of others may be damaged in any way, or need what is not installed.
+        except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            problem: Exception = error
+        except SafetensorError as error:
+            problem = error
+    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    otherwise = ", or use weights=None for random weights" if random_weights else ""
+    if "trust_remote_code" in str(problem):
+        raise ModelError(
+            f"cannot load {what}: it comes with Python code of its own, which could do anything and is not run by "
+            f"default; if you trust where it is from, say trust_remote_code=True in load_model, or --trust-remote-code "
+            f"to `rsm-probe layers` (a configuration runs no code)"
+        ) from problem
+    if local:
+        todo = "check the files in this folder"
+    elif isinstance(problem, OSError | RuntimeError | ValueError):
+        where = f" ({instructions})" if instructions else ""
+        todo = f"check the network, or put the files into the library's cache from a machine that has one{where}"
+    else:
+        reason, todo = f"{type(problem).__name__}: {reason}", "its library fails on it"
+    raise ModelError(f"cannot load {what}: {reason}; {todo}{otherwise}") from problem
 
 
 @contextmanager

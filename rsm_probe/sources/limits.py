@@ -1,0 +1,58 @@
+"""Sizes that are refused from what is declared, before anything of them is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import ImageError
+
+# An image of this edge takes 0.8 GB as a model sees it: three channels of four bytes.
+MOST_PIXELS = 8192
+# Sets that are drawn keep about 2 kB for each of their images.
+MOST_DRAWN = 10**6
+
+
+def require_edge(size: Any, name: str = "size") -> None:
+    """Refuses an edge of square images that no memory holds.
+
+    Args:
+        size: in pixels.
+        name: of the argument.
+
+    Raises:
+        ImageError: not a whole number, below 1, or more than 8 192.
+    """
+    require_whole(size, name, 1, ImageError)
+    if size > MOST_PIXELS:
+        raise ImageError(
+            f"{name} must be at most {MOST_PIXELS} pixels: an image of {size} x {size} takes "
+            f"{in_bytes(12 * int(size) ** 2)} in a model's input"
+        )
+
+
+def require_drawn(count: Any, name: str = "count") -> None:
+    """Refuses a number of images to draw that no memory holds.
+
+    Args:
+        count: of images.
+        name: of the argument.
+
+    Raises:
+        ImageError: not a whole number, below 1, or more than a million.
+    """
+    require_whole(count, name, 1, ImageError)
+    if count > MOST_DRAWN:
+        raise ImageError(
+            f"{name} must be at most {MOST_DRAWN} images to draw: {count} take {in_bytes(2000 * int(count))} for what "
+            f"is in them alone; draw several sets with seeds of their own"
+        )
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes as people write it."""
+    # Numbers of any size: some are far beyond a float.
+    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB")):
+        if count >= 10**power:
+            return f"{count // 10**power} {unit}"
+    return f"{count // 1000} kB"
