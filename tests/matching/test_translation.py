@@ -1,10 +1,13 @@
 """The best circular shift against all shifts one by one, on square and other grids, and where there is no grid."""
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from rsm_probe import Accumulator, Representation, match, match_affinity, rsm
+from rsm_probe import Accumulator, Representation, all_pairs, match, match_affinity, nearest, rsm
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching import translation
 from rsm_probe.matching.protocol import Locations
@@ -51,7 +54,7 @@ def test_the_value_is_exact_where_float32_would_lose_it():
     x = np.full((9, 1), 2.0**12, np.float32)
     x[0] = 1.0
     # The next float32 below is 8 * 2^24.
-    assert match(x, x, "translation").value == pytest.approx(8 * 2.0**24 + 1.0, rel=1e-12)
+    assert match(x, x, "translation", grid=(3, 3)).value == pytest.approx(8 * 2.0**24 + 1.0, rel=1e-12)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 7)])
@@ -98,29 +101,74 @@ def test_the_accumulator_takes_the_grid_that_a_probe_found():
     np.testing.assert_allclose(found, [[max(all_shifts(a, b, (2, 6)))[0] for b in z] for a in z], rtol=1e-9)
 
 
-@pytest.mark.parametrize("locations", [2, 6, 15])
-def test_locations_that_form_no_square_need_a_grid(locations):
-    x, y = images((1, locations))
-    for use in (lambda: match(x, y, "translation"), lambda: rsm(x[None], matching="translation")):
-        with pytest.raises(MatchingError, match=rf"{locations} locations form no square.*Translation\(grid=\(H, W\)\)"):
-            use()
+@pytest.mark.parametrize("locations", [2, 6, 9, 49])
+def test_a_grid_that_is_not_known_is_not_guessed(locations, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "similarity"))
+    stores = importlib.import_module("stores")
+    # 49 locations may be 7 x 7, or a sequence.
+    z = torch.from_numpy(images((1, locations), count=4))
+    layer = stores.captured(tmp_path / "c.zarr", z)
+    bare = Representation(z, z[:, :0], None)
+
+    def accumulated(method):
+        with Accumulator(matchings=(method,), keep=["a"], kernels=("linear",)) as accumulator:
+            accumulator.update({"a": bare})
+            return accumulator.result().rsms.values[0, 0]
+
+    uses = {
+        "match": lambda method: match(z[0], z[1], method),
+        "rsm": lambda method: rsm(z, matching=method),
+        "nearest": lambda method: nearest(z[:2], z, 2, method),
+        "all_pairs": lambda method: all_pairs(layer, matching=method),
+        "nearest of captures": lambda method: nearest(layer, layer, 2, method),
+        "accumulator": accumulated,
+    }
+    for use in uses.values():
+        with pytest.raises(MatchingError, match=rf"the grid of these {locations} locations is not known"):
+            use("translation")
+        use(Translation(grid=(1, locations)))  # what the message says
+    match(z[0], z[1], "translation", grid=(1, locations))
+    rsm(z, matching="translation", grid=(1, locations))
+
+
+def test_one_location_needs_no_grid():
+    z = torch.randn(4, 1, 3)
+    expected = (z[:, 0].double() @ z[:, 0].double().T).numpy()
+    assert match(z[0], z[1], "translation").value == pytest.approx(expected[0, 1])
+    np.testing.assert_allclose(rsm(z, matching="translation", kernel="linear").values, expected, rtol=1e-6)
+    assert nearest(z[:2], z, 2, "translation")["index"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("grid", [(2, 3, 4), (4, 1, 3), (1, 1, 1), (6,), (2, 2, 2, 2)])
+def test_videos_and_sequences_move_along_all_axes(grid):
+    x, y = np.random.default_rng(0).normal(size=(2, np.prod(grid), 3)).astype(np.float32)
+    axes = tuple(range(len(grid)))
+    pictures = [side.reshape(*grid, 3).astype(np.float64) for side in (x, y)]
+    shifts = list(np.ndindex(grid))
+    values = [(pictures[0] * np.roll(pictures[1], [-by for by in shift], axes)).sum() for shift in shifts]
+    for found in (match(x, y, "translation", grid=grid), match(x, y, Translation(grid))):
+        assert found.value == pytest.approx(max(values), rel=1e-9)
+        moved = np.roll(np.arange(len(x)).reshape(grid), [-by for by in shifts[int(np.argmax(values))]], axes)
+        assert found.permutation.tolist() == moved.ravel().tolist()
+    both = rsm(x[None], y[None], matching="translation", kernel="linear", grid=grid).values
+    assert both[0, 0] == pytest.approx(max(values), rel=1e-6)
 
 
 @pytest.mark.parametrize("grid", [(2, 3), (5, 5), (0, 16), (-4, -4)])
 def test_a_grid_that_does_not_hold_the_locations_is_refused(grid):
     x, y = images((4, 3))
-    with pytest.raises(MatchingError, match=r"grid (of .* does not hold 12 locations|is two whole numbers)"):
+    with pytest.raises(MatchingError, match=r"grid (of .* does not hold 12 locations|must be at least 1)"):
         match(x, y, "translation", grid=grid)
-    with pytest.raises(MatchingError, match=r"grid of .* does not hold 12 locations|a grid is two whole numbers"):
+    with pytest.raises(MatchingError, match=r"grid of .* does not hold 12 locations|grid must be at least 1"):
         rsm(x[None], matching=Translation(grid))
 
 
 @pytest.mark.parametrize("options", [{}, {"grid": (3, 3)}, {"grid": (4, 4)}])
 def test_images_of_different_sizes_have_no_shift(options):
     x, y = images((3, 3))[0], images((4, 4))[0]
-    with pytest.raises(MatchingError, match=r"shifts need equal grids|does not hold"):
+    with pytest.raises(MatchingError, match=r"shifts need equal grids|does not hold|is not known"):
         match(x, y, "translation", **options)
-    with pytest.raises(MatchingError, match=r"shifts need equal grids|does not hold"):
+    with pytest.raises(MatchingError, match=r"shifts need equal grids|does not hold|is not known"):
         rsm(x[None], y[None], matching="translation", **options)
 
 
@@ -132,22 +180,30 @@ def test_an_affinity_alone_is_refused_with_what_to_use_instead():
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_the_scale_of_tokens_does_not_change_the_shift(scale):
     x, y = images((4, 4), 6)
-    found, expected = match(x * np.float32(scale), y * np.float32(scale), "translation"), match(x, y, "translation")
+    scaled, method = np.float32(scale), Translation((4, 4))
+    found, expected = match(x * scaled, y * scaled, method), match(x, y, method)
     assert found.permutation.tolist() == expected.permutation.tolist()
     assert found.value == pytest.approx(expected.value * scale**2, rel=1e-5)
 
 
 def test_dead_and_constant_images_have_finite_values():
     z = np.stack([np.zeros((9, 2)), np.ones((9, 2)), -np.ones((9, 2))])
-    np.testing.assert_allclose(rsm(z, matching="translation").values, [[0, 0, 0], [0, 1, -1], [0, -1, 1]], atol=1e-12)
-    assert sorted(match(z[0], z[1], "translation").permutation.tolist()) == list(range(9))
+    np.testing.assert_allclose(rsm(z, matching=Translation((3, 3))).values, [[0, 0, 0], [0, 1, -1], [0, -1, 1]], atol=1e-12)
+    assert sorted(match(z[0], z[1], Translation((3, 3))).permutation.tolist()) == list(range(9))
 
 
-@pytest.mark.parametrize("grid", [[3, 4], (-3, -4), (3, 4, 1), (2.4, 5.0)])
-def test_whatever_is_no_pair_of_positive_integers_is_taken_or_refused_in_words(grid):
+@pytest.mark.parametrize("grid", [[3, 4], np.array([3, 4]), (np.int64(3), 4), torch.Size([3, 4])])
+def test_any_sequence_of_whole_numbers_is_a_grid(grid):
     x, y = images((3, 4))
-    if isinstance(grid, list):
-        assert match(x, y, "translation", grid=grid).value == match(x, y, "translation", grid=(3, 4)).value
-    else:
-        with pytest.raises(MatchingError):
-            match(x, y, "translation", grid=grid)
+    assert match(x, y, "translation", grid=grid).value == match(x, y, "translation", grid=(3, 4)).value
+    assert Translation(grid) == Translation((3, 4))
+    assert repr(Translation(grid)) == "Translation(grid=(3, 4))"
+
+
+@pytest.mark.parametrize("grid", [(-3, -4), (2.4, 5.0), (), 12, "34", ("a", 4), (True, 12), (None, 12), {3: 4}, np.nan])
+def test_anything_else_is_refused_in_words(grid):
+    x, y = images((3, 4))
+    for use in (lambda: match(x, y, "translation", grid=grid), lambda: match(x, y, "identity", grid=grid),
+                lambda: Translation(grid)):  # fmt: skip
+        with pytest.raises(MatchingError, match="grid"):
+            use()

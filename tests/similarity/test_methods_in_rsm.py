@@ -2,6 +2,7 @@
 
 import threading
 from functools import cache
+from math import isqrt
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +27,11 @@ ONE_TO_ONE = [m for m in METHODS if get_matching(m)[1].one_to_one]
 
 def label(method):
     return method if isinstance(method, str) else f"{method.name}-small"
+
+
+def on_square(method, locations=16):
+    """The method; shifts need a grid, which tokens alone do not have."""
+    return Translation((isqrt(locations),) * 2) if method == "translation" else method
 
 
 def tokens(images=5, locations=16, channels=6, seed=0, dtype=np.float32):
@@ -54,7 +60,7 @@ def optimal_products(locations, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("method", METHODS, ids=label)
 def test_rsm_is_symmetric_and_equals_match_pair_by_pair(method, dtype):
-    z, other = tokens(4, dtype=dtype), tokens(3, seed=1, dtype=dtype)
+    z, other, method = tokens(4, dtype=dtype), tokens(3, seed=1, dtype=dtype), on_square(method)
     alone = rsm(z, matching=method, kernel="linear")
     np.testing.assert_array_equal(alone.values, alone.values.T)
     expected = np.array([[match(x, y, method).value for y in z] for x in z])
@@ -81,7 +87,7 @@ def test_rsm_with_a_database_of_other_sizes_equals_match_pair_by_pair(method, lo
 
 @pytest.mark.parametrize("method", METHODS, ids=label)
 def test_workers_and_memory_change_no_bit(method):
-    z = tokens(6)
+    z, method = tokens(6), on_square(method)
     first = rsm(z, matching=method, kernel="linear", workers=1).values
     for options in ({"workers": 3}, {"workers": 3, "memory": 16 * 16 * 4}, {"workers": 1, "memory": "2KB"}):
         np.testing.assert_array_equal(rsm(z, matching=method, kernel="linear", **options).values, first)
@@ -95,13 +101,13 @@ def test_workers_and_memory_change_no_bit(method):
 @pytest.mark.parametrize("method", METHODS, ids=label)
 def test_one_image_is_compared_with_itself(method):
     for shape in ((1, 16, 3), (1, 1, 3), (1, 16, 1), (1, 1, 1)):
-        z = np.random.default_rng(2).normal(size=shape)
-        found = rsm(z, matching=method, kernel="linear").values
+        z, used = np.random.default_rng(2).normal(size=shape), on_square(method, shape[1])
+        found = rsm(z, matching=used, kernel="linear").values
         assert found.shape == (1, 1)
-        if get_matching(method)[1].one_to_one:
+        if get_matching(used)[1].one_to_one:
             assert found[0, 0] == pytest.approx((z**2).sum(), rel=1e-12)
-            assert rsm(z, matching=method).values[0, 0] == pytest.approx(1.0, rel=1e-12)
-            assert rsm(z, matching=method, kernel="rbf").values[0, 0] == 1.0
+            assert rsm(z, matching=used).values[0, 0] == pytest.approx(1.0, rel=1e-12)
+            assert rsm(z, matching=used, kernel="rbf").values[0, 0] == 1.0
 
 
 @pytest.mark.parametrize("method", METHODS, ids=label)
@@ -115,7 +121,7 @@ def test_with_one_location_everything_is_the_inner_product(method):
 @pytest.mark.parametrize("locations", [4, 16])
 @pytest.mark.parametrize("method", ONE_TO_ONE, ids=label)
 def test_no_method_exceeds_the_optimum_and_exact_ones_reach_it(method, locations, dtype):
-    z = tokens(locations=locations, dtype=dtype)
+    z, method = tokens(locations=locations, dtype=dtype), on_square(method, locations)
     values = rsm(z, matching=method, kernel="linear").values
     assert (values <= optimal_products(locations, dtype) + 1e-6 * product_scales(z, z)).all()
     if get_matching(method)[1].exact:
@@ -207,7 +213,7 @@ def test_threads_of_pytorch_are_what_they_were_after_an_rsm(method, before):
     seen = []
     try:
         torch.set_num_threads(before)
-        rsm(tokens(4), matching=method, workers=3)
+        rsm(tokens(4), matching=on_square(method), workers=3)
         assert torch.get_num_threads() == before
         thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         thread.start()

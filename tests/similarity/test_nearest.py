@@ -13,6 +13,7 @@ from stores import captured, tokens
 
 import rsm_probe
 from rsm_probe.errors import ComparisonError, CostError, MatchingError, RepresentationError
+from rsm_probe.matching.translation import Translation
 from rsm_probe.similarity.database import Reading
 from rsm_probe.similarity.kernels import RBF
 from rsm_probe.storage.captures import CapturedLayer
@@ -39,7 +40,7 @@ def brute_force(x, y, k, **options):
 
 @pytest.mark.parametrize("kernel", ["linear", "cosine", RBF(3.0)])
 @pytest.mark.parametrize("centering", [None, "location-mean", "channel-mean"])
-@pytest.mark.parametrize("matching", ["optimal", "identity", "greedy", "batch-optimal", "translation", "scipy"])
+@pytest.mark.parametrize("matching", ["optimal", "identity", "greedy", "batch-optimal", Translation((4, 4)), "scipy"])
 def test_as_brute_force(kernel, centering, matching):
     x, y = scattered(7, seed=1), scattered(40, seed=2)
     found = rsm_probe.nearest(x, y, 6, matching, kernel, centering)
