@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rsm_probe.arrays import first_nonfinite
-from rsm_probe.checks import require_whole
+from rsm_probe.checks import brief, require_texts, require_whole
 from rsm_probe.devices import find_device
 from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, StorageError, repeated
 from rsm_probe.matching.identity import squared_norms
@@ -26,12 +26,12 @@ from rsm_probe.sources.images import ImageSet, as_images
 from rsm_probe.sources.loading import prepared
 from rsm_probe.sources.models import LoadedModel, load_model
 from rsm_probe.storage.capture_writer import CaptureWriter
-from rsm_probe.storage.captures import KIND, Capture, is_whole
+from rsm_probe.storage.captures import DTYPES, KIND, Capture, is_whole
 from rsm_probe.storage.chunks import ChunkStore
+from rsm_probe.storage.places import place
 from rsm_probe.storage.settings import differences, other_image
 from rsm_probe.storage.space import require_space
 
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 # Images that show the shapes of the layers; a prime, so that it is no number of locations.
 _SAMPLE = 11
 
@@ -74,28 +74,38 @@ def capture(
         StorageError: `out` holds another capture (the message says what differs), is being written by another process,
             cannot be written, or the disk is too small.
     """
-    loaded, chosen = load_model(model), as_images(images)
-    stored_as = _DTYPES.get(str(dtype).removeprefix("torch."))
+    where = place(out)
+    stored_as = DTYPES.get(str(dtype).removeprefix("torch."))
     if stored_as is None:
-        raise RepresentationError(f"a capture is of dtype {', '.join(_DTYPES)}, found {dtype!r}")
+        raise RepresentationError(f"a capture is of dtype {', '.join(DTYPES)}, found {brief(dtype)}")
     require_whole(batch_size, "batch_size", 1, RepresentationError)
+    layers = layers if isinstance(layers, str) else require_texts(layers, "layers", LayerError)
+    loaded, chosen = load_model(model), as_images(images)
+    require_texts(chosen.ids, "ids", ImageError)
+    require_texts(chosen.labels, "labels", ImageError)
     if (twice := repeated(chosen.ids)) is not None:
         raise ImageError(f"{chosen.name} names image {twice!r} more than once")
     moved_to = None if device is None else find_device(device, ModelError)
     settings = _settings(
         loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size, (moved_to or loaded.device).type
     )
-    with ChunkStore.writing(out, KIND) as store:
+    # What is there is refused, or read, without a lock and without writing.
+    found = ChunkStore.existing(where, KIND)
+    if found is not None:
+        _require_same(found, settings, chosen)
+        if is_whole(found, chosen.ids, chosen.labels):
+            return Capture(found)
+    with ChunkStore.writing(where, KIND) as store:
         _require_same(store, settings, chosen)
-        if store.attributes.get("settings") == settings:  # names may have been lost
-            CaptureWriter(store, chosen.ids, chosen.labels, batch_size)
-        if is_whole(store):
-            return Capture.open(out)
-        if moved_to is not None:
-            loaded.module.to(moved_to)
-        with evaluating(loaded.module), Probe(loaded.module, layers) as probe:
-            _Capturing(probe, loaded, chosen, store, stored_as, batch_size).run(settings, progress)
-    return Capture.open(out)
+        writer = CaptureWriter(store, chosen.ids, chosen.labels, batch_size)
+        if store.finished:  # names may have been lost, and nothing else
+            writer.put_names()
+        if not is_whole(store, chosen.ids, chosen.labels):
+            if moved_to is not None:
+                loaded.module.to(moved_to)
+            with evaluating(loaded.module), Probe(loaded.module, layers) as probe:
+                _Capturing(probe, loaded, chosen, writer, stored_as, batch_size).run(settings, progress)
+    return Capture.open(where)
 
 
 class _Capturing:
@@ -106,14 +116,14 @@ class _Capturing:
         probe: Probe,
         model: LoadedModel,
         images: ImageSet,
-        store: ChunkStore,
+        writer: CaptureWriter,
         dtype: torch.dtype,
         batch_size: int,
     ) -> None:
-        self.probe, self.model, self.images, self.store, self.dtype = probe, model, images, store, dtype
+        self.probe, self.model, self.images, self.writer, self.dtype = probe, model, images, writer, dtype
+        self.store = writer.store
         self.batch_size = batch_size
         self.shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
-        self.writer = CaptureWriter(store, images.ids, images.labels, batch_size)
 
     def run(self, settings: dict[str, Any], progress: bool) -> None:
         self._forward(np.arange(min(_SAMPLE, len(self.images))))
@@ -184,6 +194,7 @@ class _Capturing:
         if missing:
             raise LayerError(f"layer {missing[0]!r} did not run for image {names[0]!r}, as it did for the first one")
         self.writer.end_batch(start, norms)
+        self.store.claimed = True
         return len(numbers)
 
     def _forward(self, numbers: np.ndarray) -> None:
@@ -211,11 +222,15 @@ def _settings(
 
 
 def _require_same(store: ChunkStore, settings: dict[str, Any], images: ImageSet) -> None:
-    stored = store.attributes.get("settings")
-    if stored is None or stored == settings:
+    if "settings" not in store.attributes:
+        if store.finished:
+            raise store.damaged("its attribute 'settings' is missing")
+        return
+    stored = store.attribute("settings", dict)
+    if stored == settings:
         return
     changes = differences(stored, settings)
-    if stored["content"] != settings["content"]:
+    if stored.get("content") != settings["content"] and "image" in store:
         other = other_image([str(name) for name in store.read("image")], images.ids)
         changes = other or f"images of the same names have other content; {changes}"
     raise StorageError(f"{store.where} is another capture ({changes}); choose another place or remove it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from concurrent.futures import Executor
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from rsm_probe.checks import require_whole
+from rsm_probe.checks import brief, require_number, require_whole
 from rsm_probe.devices import find_device
 from rsm_probe.errors import CostError, RepresentationError, StorageError
 from rsm_probe.matching.protocol import Matching
@@ -24,21 +23,23 @@ from rsm_probe.similarity.estimate import seconds_per_pair
 from rsm_probe.similarity.executors import device_workers, finished, one_thread, threads
 from rsm_probe.similarity.images import centred_tokens, warn_of_other_layer
 from rsm_probe.similarity.pairs import available_cores
+from rsm_probe.similarity.pairs_settings import about, own_tile, settings_of
 from rsm_probe.similarity.plan import Plan
 from rsm_probe.similarity.tiles import (
     KIND,
     Job,
     Source,
+    array_names,
     compute,
     create_arrays,
     forget_tokens,
+    holds_all,
     permutation_dtype,
 )
 from rsm_probe.storage.captures import CapturedLayer
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.files import open_dataset
-from rsm_probe.storage.places import absolute
-from rsm_probe.storage.settings import differences, other_image
+from rsm_probe.storage.places import absolute, place
 from rsm_probe.storage.space import format_bytes, format_seconds, parse_bytes, require_space
 
 
@@ -100,10 +101,16 @@ def all_pairs(
     """
     label, method = get_matching(matching)
     centering = check_centering(centering)
+    wanted = None if out is None else place(out)
     if not isinstance(x, CapturedLayer) or not isinstance(y, CapturedLayer | None):
         raise RepresentationError("all_pairs takes layers of captures; rsm_probe.capture makes them")
-    # Which devices the workers of an executor have is not known here.
-    where = find_device(device) if executor is None else torch.device("cpu" if device in ("auto", None) else device)
+    if not isinstance(executor, Executor | None):
+        raise CostError(f"executor must be a concurrent.futures.Executor, found {brief(executor)}")
+    if not isinstance(permutations, bool):
+        raise RepresentationError(f"permutations must be True or False, found {brief(permutations)}")
+    if max_hours is not None:
+        require_number(max_hours, "max_hours", CostError, least=0)
+    where = _device(device, executor)
     workers = available_cores() if workers is None else workers
     require_whole(workers, "workers", 1, CostError)
     if tile is not None:
@@ -117,47 +124,47 @@ def all_pairs(
     stays = method.on_device(where, torch.float32, locations, pairs)
     workers = min(workers, device_workers(where)) if stays else workers
     plan = Plan.of(x, x if y is None else y, method, parse_bytes(memory), workers, permutations, stays)
-    settings = _settings(x, y, label, method, centering, permutations)
-    if out is None and executor is not None:
+    settings = settings_of(x, y, label, method, centering, permutations)
+    if wanted is None and executor is not None:
         raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
-    with TemporaryDirectory(prefix="rsm-probe-") if out is None else nullcontext() as temporary:
-        place = f"{temporary}/pairs.zarr" if out is None else absolute(out)
-        with ChunkStore.writing(place, KIND) as store:
-            side = _own_tile(store, settings, tile or plan.tile, x, y)
+    with TemporaryDirectory(prefix="rsm-probe-") if wanted is None else nullcontext() as temporary:
+        folder = f"{temporary}/pairs.zarr" if wanted is None else absolute(wanted)
+
+        def run_on(store: ChunkStore) -> _Run:
+            side = own_tile(store, settings, tile or plan.tile, x, y)
             plan.require_memory(side)
-            job = Job(
-                Source.of(x),
-                None if y is None else Source.of(y),
-                place,
-                method,
-                centering,
-                str(where),
-                permutations,
-                side,
-                pairs,
-            )
-            run = _Run(store, job, x, x if y is None else y, plan, settings, progress)
+            sources = Source.of(x), None if y is None else Source.of(y)
+            job = Job(*sources, folder, method, centering, str(where), permutations, side, pairs)
+            return _Run(store, job, x, x if y is None else y, plan, settings, progress)
+
+        # What is there is refused, or read, without a lock and without writing.
+        found = ChunkStore.existing(folder, KIND)
+        if found is not None and run_on(found).is_whole():
+            return open_pairs(folder)
+        with ChunkStore.writing(folder, KIND) as store:
+            run = run_on(store)
             run.find_left()
             if run.left:
                 run.begin(max_hours if executor is None else None)
                 try:
-                    with nullcontext(executor) if executor is not None else threads(plan.workers(side), where) as pool:
+                    slots = plan.workers(run.job.tile)
+                    with nullcontext(executor) if executor is not None else threads(slots, where) as pool:
                         run.compute(pool)
                 finally:
                     forget_tokens()
-            store.set({"finished": True})
-        dataset = open_pairs(place)
-        return dataset.load() if out is None else dataset
+            store.finish({}, array_names(run.job))
+        dataset = open_pairs(folder)
+        return dataset.load() if wanted is None else dataset
 
 
 def open_pairs(where: str | Path) -> xr.Dataset:
     """Opens what `all_pairs` wrote; arrays are read when they are used.
 
     Raises:
-        StorageError: there is no finished result.
+        StorageError: there is no finished result; a file of it is missing or damaged (the message names it).
     """
     store = ChunkStore.open(where, KIND)
-    if not store.attributes.get("finished"):
+    if not store.finished:
         raise StorageError(f"{where} is not finished; run the same work on it again, it continues")
     return open_dataset(where)
 
@@ -181,11 +188,26 @@ class _Run:
         self.left = self.tasks
 
     def find_left(self) -> None:
-        """Reads what is there: tiles that are missing or damaged are left to do."""
+        """Reads what is there: tiles that are missing or damaged are left to do.
+
+        Raises:
+            StorageError: an array lost its metadata.
+        """
         if "product" in self.store:
             create_arrays(self.store, self.job, self.x, self.y)  # names may have been lost
             bar = tqdm(self.tasks, "checking tiles", unit="tile", disable=not self.progress, leave=False)
             self.left = [task for task in bar if not task.is_there(self.store)]
+
+    def is_whole(self) -> bool:
+        """Whether all tiles are there, and the result says so; all of them are read.
+
+        Raises:
+            StorageError: an array lost its metadata.
+        """
+        if not self.store.finished or not holds_all(self.store, self.job, self.x, self.y):
+            return False
+        bar = tqdm(self.tasks, "checking tiles", unit="tile", disable=not self.progress, leave=False)
+        return all(task.is_there(self.store) for task in bar)
 
     def begin(self, max_hours: float | None) -> None:
         """Says what is left will need, refuses what does not fit, and makes the arrays.
@@ -217,7 +239,8 @@ class _Run:
                 f"memory, {disk}",
                 file=sys.stderr,
             )
-        self.store.set({"settings": self.settings, "tile": self.job.tile, **_about(self.job, self.settings)})
+        self.store.set({"settings": self.settings, "tile": self.job.tile, **about(self.job, self.settings)})
+        self.store.claimed = True
         create_arrays(self.store, self.job, self.x, self.y)
 
     def compute(self, executor: Executor) -> None:
@@ -243,46 +266,15 @@ class _Run:
             return seconds_per_pair(tokens, self.job.method, at_once=self.job.pairs)
 
 
-def _own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: CapturedLayer, y: CapturedLayer | None) -> int:
-    """Makes sure that a store is of these settings; returns its tile size.
+def _device(device: Any, executor: Executor | None) -> torch.device:
+    """Where this process computes; which devices the workers of an executor have is not known here.
 
     Raises:
-        StorageError: it is of others.
+        CostError: not the name of a device, or one that is not there.
     """
-    stored = store.attributes.get("settings")
-    if stored is None:
-        return tile
-    stored = {key: value for key, value in stored.items() if key != "device"}  # which was once a part of them
-    changes = differences(stored, settings)
-    if changes:
-        for name, layer in (("image_a", x), ("image_b", x if y is None else y)):
-            if name in store and (other := other_image([str(found) for found in store.read(name)], layer.ids)):
-                changes = f"{other}; {changes}"
-                break
-        raise StorageError(f"{store.where} is another result ({changes}); choose another place or remove it")
-    return int(store.attributes["tile"])
-
-
-def _settings(
-    x: CapturedLayer,
-    y: CapturedLayer | None,
-    label: str,
-    method: Matching,
-    centering: Centering | None,
-    permutations: bool,
-) -> dict[str, Any]:
-    """Everything that decides the values, as JSON gives it back."""
-    sides = {"x": x.about, "y": y and y.about}
-    how = {"matching": label, "method": repr(method), "centering": centering, "permutations": permutations}
-    return dict(json.loads(json.dumps({**sides, **how})))
-
-
-def _about(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
-    """Attributes that an RSM reads."""
-    return {
-        "matching": settings["matching"],
-        "one_to_one": int(job.method.one_to_one),
-        "centering": str(job.centering),
-        "image_sets": 1 if job.y is None else 2,
-        "layer": job.x.layer,
-    }
+    if executor is None:
+        return find_device(device)
+    try:
+        return torch.device("cpu" if device in ("auto", None) else device)
+    except (RuntimeError, TypeError, ValueError):
+        raise CostError(f"device must be 'auto', 'cpu', 'cuda' or the like, found {brief(device)}") from None

@@ -22,7 +22,7 @@ from rsm_probe.similarity.images import centred_tokens
 from rsm_probe.similarity.matched import Tile, match_tile
 from rsm_probe.similarity.moved import Moved
 from rsm_probe.storage.captures import KIND as CAPTURE
-from rsm_probe.storage.captures import Capture, CapturedLayer
+from rsm_probe.storage.captures import Capture, CapturedLayer, layers_of
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.places import absolute
 
@@ -60,7 +60,7 @@ class Source:
             StorageError: the capture is gone, damaged, or another one.
         """
         store = ChunkStore.open(self.where, CAPTURE)
-        digests = {layer["name"]: layer["digest"] for layer in store.attributes.get("layers", ())}
+        digests = {layer["name"]: layer["digest"] for layer in layers_of(store)}
         if digests.get(self.layer) != self.digest:
             raise StorageError(f"the capture at {self.where} was replaced by another while it was being used")
         return _opened(self)
@@ -147,6 +147,25 @@ class Task:
 def forget_tokens() -> None:
     """Gives back the memory of devices that tokens of tiles were kept in."""
     _moved.clear()
+
+
+def array_names(job: Job) -> list[str]:
+    """All arrays of a finished result."""
+    sides = [f"{part}_{side}" for side in "ab" for part in ("image", "label", "norm")]
+    return [*sides, "product", "bound", *(["permutation"] if job.permutations else [])]
+
+
+def holds_all(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -> bool:
+    """Whether a result has all its arrays, and the names of these images.
+
+    Raises:
+        StorageError: an array lost its metadata.
+    """
+    named = all(
+        store.holds_names(f"image_{side}", layer.ids) and store.holds_names(f"label_{side}", layer.labels)
+        for side, layer in (("a", x), ("b", y))
+    )
+    return named and all(name in store for name in array_names(job))
 
 
 def create_arrays(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -> None:

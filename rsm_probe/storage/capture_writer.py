@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.captures import layer_place
+from rsm_probe.storage.captures import array_names, layer_place, layers_of
 from rsm_probe.storage.chunks import ChunkStore
 
 # Tensors of this kind are stored as their bits, since NumPy lacks it; the fill value is one of its NaNs.
@@ -34,11 +34,19 @@ class CaptureWriter:
     def __init__(self, store: ChunkStore, ids: Sequence[str], labels: Sequence[str], batches: int) -> None:
         self.store = store
         self._count, self._batch = len(ids), batches
-        store.put_names("image", ids, "image")
-        store.put_names("label", labels, "image")
+        self._ids, self._labels = ids, labels
+
+    def put_names(self) -> None:
+        """Writes the names of the images, where they are not there.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        self.store.put_names("image", self._ids, "image")
+        self.store.put_names("label", self._labels, "image")
 
     def begin(self, layers: Mapping[str, Any], dtype: torch.dtype) -> None:
-        """Makes the arrays of all layers, or finds them there.
+        """Makes the arrays of all layers, or finds them there. Where one had to be made, no batch is there.
 
         Args:
             layers: name -> representation of some images, with tokens (n, S, C), prefix (n, P, C) and grid.
@@ -47,7 +55,9 @@ class CaptureWriter:
         Raises:
             StorageError: they cannot be written; other layers or shapes are there.
         """
-        about = []
+        self.put_names()
+        about, made = [], []
+        self._prefixed = [number for number, kept in enumerate(layers.values()) if kept.prefix.shape[1]]
         for number, (name, kept) in enumerate(layers.items()):
             shapes = {"tokens": kept.tokens.shape[1:], "prefix": kept.prefix.shape[1:]}
             about.append(
@@ -60,10 +70,10 @@ class CaptureWriter:
             )
             for part, (rows, channels) in shapes.items():
                 if rows:
-                    self._create(f"{layer_place(number)}/{part}", (rows, channels), dtype)
+                    made.append(self._create(f"{layer_place(number)}/{part}", (rows, channels), dtype))
             rows, channels = shapes["tokens"]
             for part, shape in (("squared_norm", ()), ("pooled", (channels,))):
-                self.store.create(
+                created = self.store.create(
                     f"{layer_place(number)}/{part}",
                     (self._count, *shape),
                     (self._batch, *shape),
@@ -71,18 +81,20 @@ class CaptureWriter:
                     np.nan,
                     ("image", "channel")[: 1 + len(shape)],
                 )
-        stored = [{**layer, "digest": ""} for layer in self.store.attributes.get("layers", about)]
-        if stored != about:
+                made.append(created)
+        stored = layers_of(self.store) if "layers" in self.store.attributes else about
+        if [{**layer, "digest": ""} for layer in stored] != about:
             raise StorageError(f"{self.store.where} holds other layers; choose another place for this capture")
         self.store.set({"layers": about, "finished": False})
         self._names = list(layers)
+        self._nothing_there = any(made)
 
-    def _create(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    def _create(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> bool:
         fit = max(1, self._CHUNK_BYTES // (shape[0] * shape[1] * dtype.itemsize))
         # The largest divisor of the batch that fits.
         images = next(k for k in range(min(fit, self._batch), 0, -1) if self._batch % k == 0)
         halves = dtype == torch.bfloat16
-        self.store.create(
+        return self.store.create(
             name,
             (self._count, *shape),
             (images, *shape),
@@ -93,6 +105,8 @@ class CaptureWriter:
 
     def batch_is_there(self, start: int) -> bool:
         """Whether a batch was written as a whole; its tokens are not read."""
+        if self._nothing_there:
+            return False
         return self.store.intact(f"{layer_place(len(self._names) - 1)}/squared_norm", (self._rows(start),))
 
     def write_layer(self, start: int, name: str, tokens: Tensor, prefix: Tensor) -> None:
@@ -134,11 +148,11 @@ class CaptureWriter:
         Raises:
             StorageError: means or attributes cannot be written.
         """
-        layers = [dict(layer) for layer in self.store.attributes["layers"]]
+        layers = [dict(layer) for layer in layers_of(self.store)]
         for number, layer in enumerate(layers):
             place, digest = layer_place(number), hashlib.sha256()
             total = torch.zeros(self.store.array(f"{place}/tokens").shape[1:], dtype=torch.float64)
-            others = [part for part in ("prefix", "pooled", "squared_norm") if f"{place}/{part}" in self.store]
+            others = ["pooled", "squared_norm", *(["prefix"] if number in self._prefixed else [])]
             for start in range(0, self._count, self._batch):
                 where = (self._rows(start),)
                 try:
@@ -153,7 +167,7 @@ class CaptureWriter:
                 total += tokens.sum(dim=0, dtype=torch.float64)
             layer["digest"] = digest.hexdigest()
             self.store.put(f"{place}/mean", (total / self._count).numpy(), ("location", "channel"))
-        self.store.set({"layers": layers, "finished": True})
+        self.store.finish({"layers": layers}, array_names(len(layers), self._prefixed))
         return None
 
 

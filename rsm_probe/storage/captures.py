@@ -9,7 +9,8 @@ images have passed, `mean` (location, channel).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.checks import brief
 from rsm_probe.errors import LayerError, StorageError, nearest
 from rsm_probe.storage.chunks import ChunkStore
 
 KIND = "capture"
+# Of tokens on disk.
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 
 
 class Capture(Mapping[str, "CapturedLayer"]):
@@ -36,14 +40,13 @@ class Capture(Mapping[str, "CapturedLayer"]):
 
     def __init__(self, store: ChunkStore) -> None:
         self.where = store.where
-        self.about: dict[str, Any] = store.attributes["settings"]
+        self.about: dict[str, Any] = store.attribute("settings", dict)
         self.ids = [str(name) for name in store.read("image")]
         self.labels = [str(label) for label in store.read("label")]
-        if len(set(self.ids)) < len(self.ids):
+        if len(set(self.ids)) < len(self.ids) or len(self.labels) != len(self.ids):
             raise StorageError(f"{self.where} has lost the names of its images; capture again into the same place")
         self._layers = {
-            layer["name"]: CapturedLayer(self, store, layer, number)
-            for number, layer in enumerate(store.attributes["layers"])
+            layer["name"]: CapturedLayer(self, store, layer, number) for number, layer in enumerate(layers_of(store))
         }
 
     @classmethod
@@ -57,7 +60,7 @@ class Capture(Mapping[str, "CapturedLayer"]):
             StorageError: there is none, it is not finished, or it is damaged.
         """
         store = ChunkStore.open(where, KIND)
-        if not store.attributes.get("finished"):
+        if not store.finished:
             raise StorageError(f"the capture at {where} is not finished; run rsm_probe.capture on it again")
         return cls(store)
 
@@ -100,12 +103,23 @@ class CapturedLayer:
         self.dtype: torch.dtype = getattr(torch, about["dtype"])
         self._store = store
         self._place = layer_place(number)
+        names = store.attribute("arrays", list, [])
+        # Stores of earlier versions do not list their arrays.
+        self._has_prefix = f"{self._place}/prefix" in (names or store)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
-        """Images, locations, channels."""
-        images, locations, channels = self._store.array(f"{self._place}/tokens").shape
-        return images, locations, channels
+        """Images, locations, channels.
+
+        Raises:
+            StorageError: the tokens are missing, or of another number of images or locations than the capture's.
+        """
+        shape = self._store.array(f"{self._place}/tokens").shape
+        if len(shape) != 3 or shape[0] != len(self) or (self.grid and shape[1] != math.prod(self.grid)):
+            raise self._store.damaged(
+                f"it has {len(self)} images and a grid of {self.grid}, and {self._place}/tokens declares {shape}"
+            )
+        return shape[0], shape[1], shape[2]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,7 +143,7 @@ class CapturedLayer:
         Raises:
             StorageError: as `tokens`.
         """
-        if f"{self._place}/prefix" in self._store:
+        if self._has_prefix:
             return self._tensor("prefix", images)
         return torch.empty(len(range(len(self))[images]), 0, self.shape[2])
 
@@ -140,7 +154,7 @@ class CapturedLayer:
         Raises:
             StorageError: it is missing or damaged.
         """
-        return torch.from_numpy(self._store.read(f"{self._place}/mean"))
+        return torch.from_numpy(self._whole("mean", self.shape[1:]))
 
     @cached_property
     def squared_norms(self) -> np.ndarray:
@@ -149,7 +163,7 @@ class CapturedLayer:
         Raises:
             StorageError: a chunk is missing or damaged.
         """
-        return self._store.read(f"{self._place}/squared_norm")
+        return self._whole("squared_norm", (len(self),))
 
     @cached_property
     def pooled(self) -> Tensor:
@@ -158,15 +172,21 @@ class CapturedLayer:
         Raises:
             StorageError: a chunk is missing or damaged.
         """
-        return torch.from_numpy(self._store.read(f"{self._place}/pooled"))
+        return torch.from_numpy(self._whole("pooled", (len(self), self.shape[2])))
+
+    def _whole(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        found = self._store.array(f"{self._place}/{name}").shape
+        if found != shape:
+            raise self._store.damaged(f"{self._place}/{name} is declared as {found}, and should be {shape}")
+        return self._store.read(f"{self._place}/{name}")
 
     def _tensor(self, name: str, images: slice) -> Tensor:
-        try:
-            values = torch.from_numpy(self._store.read(f"{self._place}/{name}", (images,)))
-        except StorageError as error:
-            raise StorageError(
-                f"{error}; remove that file and capture again into the same place, which makes only its batch anew"
-            ) from None
+        found, wanted = self._store.array(f"{self._place}/{name}"), self.shape
+        if (found.ndim, found.shape[0], found.shape[-1]) != (3, wanted[0], wanted[2]):
+            raise self._store.damaged(f"{self._place}/{name} is declared as {found.shape} beside tokens of {wanted}")
+        if found.dtype != _stored_as(self.dtype):
+            raise self._store.damaged(f"{self._place}/{name} is declared as {found.dtype}, and should be {self.dtype}")
+        values = torch.from_numpy(self._store.read(f"{self._place}/{name}", (images,)))
         values = values.view(torch.bfloat16) if self.dtype == torch.bfloat16 else values
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -185,10 +205,58 @@ def layer_place(number: int) -> str:
     return f"layers/{number:03d}"
 
 
-def is_whole(store: ChunkStore) -> bool:
-    """Whether a capture is finished and none of its chunks has gone missing since; they are not read."""
-    if not store.attributes.get("finished"):
+def array_names(layers: int, with_prefix: Collection[int]) -> list[str]:
+    """All arrays of a finished capture.
+
+    Args:
+        layers: how many.
+        with_prefix: numbers of those that have class or register tokens.
+    """
+    parts = ("tokens", "pooled", "squared_norm", "mean")
+    names = [f"{layer_place(number)}/{part}" for number in range(layers) for part in parts]
+    return ["image", "label", *names, *(f"{layer_place(number)}/prefix" for number in with_prefix)]
+
+
+def layers_of(store: ChunkStore) -> list[dict[str, Any]]:
+    """What a capture knows of its layers: `name`, `dtype`, `grid` and `digest` of each.
+
+    Raises:
+        StorageError: that is damaged.
+    """
+    layers = store.attribute("layers", list)
+    for layer in layers:
+        kinds = {"name": str, "dtype": str, "digest": str}
+        if not isinstance(layer, dict) or any(not isinstance(layer.get(key), kind) for key, kind in kinds.items()):
+            raise store.damaged(f"an entry of its attribute 'layers' is {brief(layer)}")
+        grid = layer.get("grid")
+        whole = isinstance(grid, list) and len(grid) in (2, 3) and all(type(side) is int and side > 0 for side in grid)
+        if layer["dtype"] not in DTYPES or not (grid is None or whole) or "grid" not in layer:
+            raise store.damaged(f"layer {brief(layer['name'])} has dtype {brief(layer['dtype'])}, grid {brief(grid)}")
+    if len({layer["name"] for layer in layers}) < len(layers):
+        raise store.damaged("its attribute 'layers' names one more than once")
+    return layers
+
+
+def is_whole(store: ChunkStore, ids: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether a capture is finished, of these images, and none of its chunks has gone missing since.
+
+    Chunks are not read. What is left of an array that lost its metadata is an error.
+
+    Raises:
+        StorageError: names what is damaged.
+    """
+    if not store.finished or not (store.holds_names("image", ids) and store.holds_names("label", labels)):
         return False
-    parts = ("tokens", "prefix", "pooled", "squared_norm", "mean")
-    names = [f"{layer_place(number)}/{part}" for number in range(len(store.attributes["layers"])) for part in parts]
-    return all(store.complete(name) for name in names if name in store or name.endswith("tokens"))
+    layers = layers_of(store)
+    required = array_names(len(layers), ())
+    names = store.attribute("arrays", list, required)
+    # Those of earlier versions do not say whether there are prefix tokens.
+    optional = [f"{layer_place(number)}/prefix" for number in range(len(layers))]
+    return all(name in store and store.complete(name) for name in {*required, *map(str, names)}) and all(
+        store.complete(name) for name in optional if name in store
+    )
+
+
+def _stored_as(dtype: torch.dtype) -> np.dtype:
+    # NumPy lacks bfloat16: its bits are stored.
+    return np.dtype(np.uint16 if dtype == torch.bfloat16 else str(dtype).removeprefix("torch."))

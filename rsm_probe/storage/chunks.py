@@ -6,31 +6,24 @@ an interruption can be told from what is not, and what a disk damaged from what 
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from rsm_probe.checks import brief
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.files import require_plain
-from rsm_probe.storage.locks import sole_writer
-from rsm_probe.storage.places import is_url, located
+from rsm_probe.storage.checksums import ATTRIBUTE, covered, require_signed, signed
+from rsm_probe.storage.declared import chunk_keys, first_missing, is_harmless, require_plain
+from rsm_probe.storage.group import METADATA, UNFINISHED, StoredGroup
+from rsm_probe.storage.listing import Files, storing
 
 Selection = tuple[slice, ...]
-# What storage answers with: files, the network, checksums that do not match, metadata that is none. The errors of
-# object stores have nothing in common but this.
-_PROBLEMS = (Exception,)
-# How Zarr calls a file that is being written; of other people's files none is called so.
-_UNFINISHED = re.compile(r".*\.[0-9a-f]{32}\.partial")
 
 
-class ChunkStore:
+class ChunkStore(StoredGroup):
     """A Zarr group (format 3) of arrays with checksummed chunks, and attributes.
 
     Args:
@@ -39,103 +32,35 @@ class ChunkStore:
     """
 
     def __init__(self, group: zarr.Group, where: str) -> None:
-        self.group = group
-        self.where = where
+        super().__init__(group, where)
         self._arrays: dict[str, zarr.Array] = {}
 
-    @classmethod
-    def open(cls, where: str | Path, kind: str, writable: bool = False) -> ChunkStore:
-        """Opens a group that is there.
-
-        Args:
-            where: path, or URL of a file system that fsspec knows.
-            kind: what it must be a store of.
-            writable: whether chunks will be written.
-
-        Raises:
-            StorageError: there is none, it cannot be read, or it is of another kind.
-        """
-        where = located(where)
-        try:
-            group = zarr.open_group(where, mode="r+" if writable else "r")
-            found = group.attrs.get("kind")
-        except FileNotFoundError:
-            raise StorageError(f"no {kind} at {where}") from None
-        except _PROBLEMS as error:
-            raise StorageError(f"cannot open {where}: {error}") from error
-        if found != kind:
-            raise StorageError(f"{where} is no {kind}" + (f" but a {found}" if found else ""))
-        return cls(group, where)
-
-    @classmethod
-    def open_or_create(cls, where: str | Path, kind: str) -> ChunkStore:
-        """Opens a group for writing; where there is none, it begins empty.
-
-        Raises:
-            StorageError: it cannot be written, is of another kind, or another kind of thing is in its place.
-        """
-        where, path = located(where), Path(located(where))
-        if not is_url(where) and path.exists() and not (path / "zarr.json").exists():
-            if not _is_empty(path):
-                raise StorageError(f"{where} holds something else; choose another place for the {kind}")
-            _remove_unfinished(path)
-        try:
-            group = zarr.open_group(where, mode="a", zarr_format=3)
-            found = group.attrs.get("kind")
-            if found is None and not list(group.keys()):
-                group.attrs["kind"] = found = kind
-        except _PROBLEMS as error:
-            raise StorageError(f"cannot write {where}: {error}") from error
-        if found != kind:
-            raise StorageError(f"{where} is no {kind}; choose another place")
-        return cls(group, where)
-
-    @classmethod
-    @contextmanager
-    def writing(cls, where: str | Path, kind: str) -> Iterator[ChunkStore]:
-        """Opens a group as its only writer; where there is none, it begins empty.
-
-        Raises:
-            StorageError: as `open_or_create` and `sole_writer`.
-        """
-        with sole_writer(where):
-            store = cls.open_or_create(where, kind)
-            if not is_url(where):
-                _remove_unfinished(Path(store.where))
-            yield store
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What is known of the whole."""
-        return dict(self.group.attrs)
-
-    def set(self, attributes: Mapping[str, Any]) -> None:
-        """Adds or replaces attributes, in one step.
-
-        Raises:
-            StorageError: they cannot be written.
-        """
-        try:
-            self.group = self.group.update_attributes(dict(attributes))
-        except _PROBLEMS as error:
-            raise StorageError(f"cannot write {self.where}: {error}") from error
-
     def __contains__(self, name: str) -> bool:
-        return name in self.group
+        """Whether there is an array of that name.
+
+        Raises:
+            StorageError: there was one; its metadata are missing.
+        """
+        if self.files.size(f"{name}/{METADATA}") is not None:
+            return True
+        if any(not UNFINISHED.fullmatch(file) for file in self.files.sizes(name)):
+            raise StorageError(f"{self.where}/{name}/{METADATA} is missing; {self._remove(name)}")
+        return False
 
     def array(self, name: str) -> zarr.Array:
         """An array as Zarr opens it.
 
         Raises:
-            StorageError: there is none of that name.
+            StorageError: there is none of that name, or its metadata are damaged.
         """
         if name not in self._arrays:
-            try:
+            file = f"{self.where}/{name}/{METADATA}"
+            with storing(f"{file} is damaged", self._remove(name)):
+                require_signed(self.files.document(f"{name}/{METADATA}", self._remove(name)), file, self._remove(name))
                 found = self.group[name]
-            except _PROBLEMS as error:
-                raise StorageError(f"{self.where} is damaged: it holds no readable {name}") from error
-            assert isinstance(found, zarr.Array)
-            require_plain(found, self.where)
+                if not isinstance(found, zarr.Array):
+                    raise StorageError(f"{file} is damaged: it is not of an array; {self._remove(name)}")
+                require_plain(found, self.where)
             self._arrays[name] = found
         return self._arrays[name]
 
@@ -147,7 +72,7 @@ class ChunkStore:
         dtype: np.dtype | type,
         fill: float,
         dimensions: tuple[str, ...],
-    ) -> None:
+    ) -> bool:
         """Makes an array, if it is not there.
 
         Args:
@@ -158,24 +83,37 @@ class ChunkStore:
             fill: a value that no chunk will hold; it stands for chunks that were not written.
             dimensions: their names, which xarray reads.
 
+        Returns:
+            Whether it was made.
+
         Raises:
-            StorageError: it cannot be written.
+            StorageError: it cannot be written; one of another shape or type is there.
         """
+        chunks = tuple(max(1, min(chunk, size)) for chunk, size in zip(chunks, shape, strict=True))
         if name in self:
-            return
-        try:
-            self.group.create_array(
+            found = self.array(name)
+            there, wanted = (found.shape, found.chunks, found.dtype), (shape, chunks, np.dtype(dtype))
+            if there != wanted:
+                raise StorageError(
+                    f"{self.where}/{name}/{METADATA} is damaged: it is of {brief(there)}, not {brief(wanted)}; "
+                    f"{self._remove(name)}"
+                )
+            if not self._is_signed(found):  # killed in between, or of an earlier version
+                self._sign(name, found)
+            return False
+        with storing(f"cannot write {self.where}/{name}"):
+            array = self.group.create_array(
                 name,
                 shape=shape,
-                chunks=tuple(max(1, min(chunk, size)) for chunk, size in zip(chunks, shape, strict=True)),
+                chunks=chunks,
                 dtype=np.dtype(dtype),
                 fill_value=fill,
                 # Representations hold digits that do not compress; uncompressed chunks are read fastest.
                 compressors=[Crc32cCodec()],
                 dimension_names=dimensions,
             )
-        except _PROBLEMS as error:
-            raise StorageError(f"cannot write {self.where}/{name}: {error}") from error
+            self._sign(name, array)
+        return True
 
     def put(self, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
         """Writes a small array as one chunk, replacing what is there.
@@ -184,9 +122,9 @@ class ChunkStore:
             StorageError: it cannot be written.
         """
         self._arrays.pop(name, None)
-        try:
+        with storing(f"cannot write {self.where}/{name}"):
             data = values.astype(np.dtypes.StringDType()) if values.dtype.kind == "U" else values
-            self.group.create_array(
+            array = self.group.create_array(
                 name,
                 data=data,
                 chunks=tuple(max(1, size) for size in values.shape),
@@ -194,9 +132,15 @@ class ChunkStore:
                 fill_value=np.nan if data.dtype.kind == "f" else None,
                 dimension_names=dimensions,
                 overwrite=True,
+                # Texts that are all empty are no different from others.
+                config={"write_empty_chunks": True},
             )
-        except _PROBLEMS as error:
-            raise StorageError(f"cannot write {self.where}/{name}: {error}") from error
+            self._sign(name, array)
+
+    def _sign(self, name: str, array: zarr.Array) -> None:
+        """Adds the checksum to the metadata of an array that was just made."""
+        document = self.files.document(f"{name}/{METADATA}", self._remove(name))
+        array.update_attributes(signed(document.get("attributes", {}), covered(document)))
 
     def put_names(self, name: str, names: Sequence[str], dimension: str) -> None:
         """Makes sure that an array holds these names.
@@ -204,12 +148,15 @@ class ChunkStore:
         Raises:
             StorageError: it cannot be written.
         """
-        try:
-            there = name in self and [str(found) for found in self.read(name)] == list(names)
-        except StorageError:  # damaged
-            there = False
-        if not there:
+        if not (self.holds_names(name, names) and self._is_signed(self.array(name))):
             self.put(name, np.array(list(names), np.str_), (dimension,))
+
+    def holds_names(self, name: str, names: Sequence[str]) -> bool:
+        """Whether an array holds these names, and none of them is lost."""
+        try:
+            return name in self and [str(found) for found in self.read(name)] == list(names)
+        except StorageError:  # damaged
+            return False
 
     def write(self, name: str, where: Selection, values: np.ndarray) -> None:
         """Writes whole chunks.
@@ -217,10 +164,9 @@ class ChunkStore:
         Raises:
             StorageError: they cannot be written (disk full, read-only folder).
         """
-        try:
-            self.array(name)[where] = values
-        except _PROBLEMS as error:
-            raise StorageError(f"cannot write {self._place(name, where)}: {error}") from error
+        array = self.array(name)
+        with storing(f"cannot write {self._place(array, name, where)}"):
+            array[where] = values
 
     def read(self, name: str, where: Selection | None = None) -> np.ndarray:
         """Reads a part of an array, or all of it.
@@ -229,48 +175,70 @@ class ChunkStore:
             StorageError: a chunk is missing or damaged; the message names its file.
         """
         array = self.array(name)
-        values, problem = self._tried(array, where)
+        values, problem = self._tried(array, name, where)
         if values is None:
-            bad = next((part for part in _chunks(array, where) if self._tried(array, part)[0] is None), where)
-            raise StorageError(f"{self._place(name, bad)} is {problem}")
+            for key in chunk_keys(array, where):
+                if (found := self._tried(array, name, _part(array, key)))[0] is None:
+                    raise StorageError(f"{self.where}/{name}/{key} is {found[1]}; {self._again()}")
+            raise StorageError(f"{self._place(array, name, where)} is {problem}; {self._again()}")
         return values
 
     def intact(self, name: str, where: Selection) -> bool:
         """Whether all chunks of a part are there and pass their checksums."""
-        return self._tried(self.array(name), where)[0] is not None
+        return self._tried(self.array(name), name, where)[0] is not None
 
     def complete(self, name: str) -> bool:
         """Whether all chunks of an array are there, without reading them."""
         array = self.array(name)
-        return bool(array.nchunks_initialized == array.nchunks)
+        if not self._is_signed(array) and array.dtype.kind == "T":  # once, texts that were all empty had no file
+            return True
+        return first_missing(array, self.files.sizes(name)) is None
 
-    def _tried(self, array: zarr.Array, where: Selection | None) -> tuple[np.ndarray | None, str]:
+    def _tried(self, array: zarr.Array, name: str, where: Selection | None) -> tuple[np.ndarray | None, str]:
         """The values, or None and what is wrong."""
+        texts = array.dtype.kind == "T"
+        if not is_harmless(array, where) or (texts and self._is_signed(array)):
+            sizes = _OnDemand(self.files, name)
+            if first_missing(array, sizes, where) is not None:
+                return None, "missing or torn"
+            # A text takes four bytes at least.
+            if texts and 4 * array.size > sum(sizes[key] or 0 for key in chunk_keys(array, where)):
+                return None, "damaged: it is too small for what is declared"
         try:
-            values = np.asarray(array[...] if where is None else array[where])
-        except _PROBLEMS as error:
-            return None, f"damaged: {error}"
+            with storing("damaged"):
+                values = np.asarray(array[...] if where is None else array[where])
+        except StorageError as error:
+            return None, str(error)
         return (None, "missing") if _unwritten(values, array.fill_value) else (values, "")
 
-    def _place(self, name: str, where: Selection | None) -> str:
+    @staticmethod
+    def _is_signed(array: zarr.Array) -> bool:
+        return ATTRIBUTE in array.attrs
+
+    def _place(self, array: zarr.Array, name: str, where: Selection | None) -> str:
         """The file of the first chunk of a part."""
-        array = self.array(name)
-        first = [0] * array.ndim if where is None else [part.start or 0 for part in where]
-        first += [0] * (array.ndim - len(first))
-        numbers = [str(start // size) for start, size in zip(first, array.chunks, strict=True)]
-        return "/".join([self.where, name, "c", *numbers])
+        return f"{self.where}/{name}/{next(chunk_keys(array, where), 'c')}"
+
+    def _again(self) -> str:
+        return "remove that file, if it is there, and run the same work again: only what is missing is made again"
+
+    def _remove(self, name: str) -> str:
+        return f"remove {self.where}/{name}, if it is there, and run the same work again, which makes it again"
 
 
-def _is_empty(path: Path) -> bool:
-    # What a kill leaves of the very first write is no content.
-    return path.is_dir() and all(_UNFINISHED.fullmatch(file.name) for file in path.iterdir())
+class _OnDemand(dict[str, int | None]):
+    """Sizes of the files of an array, asked for one by one."""
 
+    def __init__(self, files: Files, name: str) -> None:
+        super().__init__()
+        self._files, self._name = files, name
 
-def _remove_unfinished(path: Path) -> None:
-    """Removes what writers that were killed left of single files."""
-    for file in path.rglob("*.partial"):
-        if _UNFINISHED.fullmatch(file.name):
-            file.unlink(missing_ok=True)
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key]
+
+    def __missing__(self, key: str) -> int | None:
+        self[key] = self._files.size(f"{self._name}/{key}")
+        return self[key]
 
 
 def _unwritten(values: np.ndarray, fill: Any) -> bool:
@@ -279,11 +247,7 @@ def _unwritten(values: np.ndarray, fill: Any) -> bool:
     return values.dtype.kind in "iu" and bool((values == fill).any())
 
 
-def _chunks(array: zarr.Array, where: Selection | None) -> Iterator[Selection]:
-    """The chunks of an array that a part touches."""
-    axes = []
-    for axis, (size, chunk) in enumerate(zip(array.shape, array.chunks, strict=True)):
-        part = where[axis] if where is not None and axis < len(where) else slice(None)
-        start, stop, _ = part.indices(size)
-        axes.append([slice(k, min(k + chunk, size)) for k in range(start // chunk * chunk, stop, chunk)])
-    yield from itertools.product(*axes)
+def _part(array: zarr.Array, key: str) -> Selection:
+    """The part of an array that a chunk holds, by its file."""
+    numbers = [int(number) for number in key.split("/")[1:]]
+    return tuple(slice(k * chunk, (k + 1) * chunk) for k, chunk in zip(numbers, array.chunks, strict=True))

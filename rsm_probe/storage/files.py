@@ -6,14 +6,12 @@ folder in two, between which a kill leaves the old one beside its place under a 
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import shutil
-import uuid
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,11 @@ import xarray as xr
 import zarr
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.places import is_url, located
+from rsm_probe.storage.checksums import ATTRIBUTE, MANIFEST, require_manifest, write_manifest
+from rsm_probe.storage.declared import require_documents, require_held, require_plain
+from rsm_probe.storage.listing import Files, storing
+from rsm_probe.storage.places import is_url, local_folder, place
+from rsm_probe.storage.replacing import replacing as replacing
 
 Arrays = dict[str, np.ndarray]
 
@@ -30,58 +32,62 @@ Arrays = dict[str, np.ndarray]
 def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
     """Writes a dataset as a Zarr group, replacing what is there.
 
+    Beside Zarr's own files lies `checksums.json` with the SHA-256 of each, by which `open_dataset` finds damage.
+
     Raises:
         StorageError: the folder cannot be written, or the dataset holds what Zarr cannot store.
     """
-    with replacing(Path(path)) as fresh:
+    with replacing(local_folder(path, "path")) as fresh:
         # Format 2 has a specification for text; format 3 still warns that it has none.
-        dataset.drop_encoding().to_zarr(fresh, mode="w", zarr_format=2, consolidated=True)
+        dataset.drop_encoding().to_zarr(fresh, mode="w", zarr_format=2, consolidated=True, write_empty_chunks=True)
+        write_manifest(fresh)
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:
-    """Opens a Zarr group written by `save_dataset`, or one of all pairs; arrays are read when they are used.
+    """Opens a Zarr group written by `save_dataset`, or one of all pairs, whose arrays are read when they are used.
 
     Args:
         path: a folder, or a URL of a file system that fsspec knows.
 
     Raises:
-        StorageError: there is no dataset at the path, or it is damaged.
+        StorageError: there is no dataset at the path; a file of it is missing or damaged (the message names it); it
+            declares more than its files hold, or more than fits into memory.
     """
-    path = located(path)
-    if not is_url(path) and not Path(path).is_dir():
-        raise StorageError(f"no stored dataset at {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            for _, array in zarr.open_group(path, mode="r").arrays():
-                require_plain(array, path)
-            dataset = xr.open_zarr(path, chunks=None)
-            # Text of any length, which much of NumPy does not take yet.
-            texts = {name: part for name, part in dataset.variables.items() if part.dtype.kind == "T"}
-            fixed = {name: (part.dims, np.array(list(part.values), np.str_)) for name, part in texts.items()}
-            return dataset.assign_coords(fixed)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise StorageError(f"{path} is no readable Zarr dataset: {error}") from error
-
-
-def require_plain(array: zarr.Array, where: str | Path) -> None:
-    """Makes sure that reading an array runs no code of whoever wrote it.
-
-    Raises:
-        StorageError: its values are pickled.
-    """
-    codecs = [*array.filters, *array.compressors, array.serializer]
-    if any("pickle" in repr(codec).lower() for codec in codecs):
-        raise StorageError(f"{where} holds pickled values ({array.name}), which can run any code; they are not read")
+    where = place(path, "path")
+    if not is_url(where) and not Path(where).is_dir():
+        raise StorageError(f"no stored dataset at {where}")
+    files = Files(where)
+    sizes = files.sizes()
+    advice = f"restore that file, or remove {where} and make it again"
+    if "zarr.json" in sizes:  # all pairs
+        advice = "remove that file, if it is there, and run the same work again: only what is missing is made again"
+    if MANIFEST in sizes:
+        require_manifest(files, sizes, advice)
+    require_documents(files, sizes, advice)
+    with storing(f"{where} is no readable Zarr dataset", advice), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        group = zarr.open_group(where, mode="r")
+        for _, array in group.arrays():
+            require_plain(array, where)
+        require_held(dict(group.arrays()), group.attrs.get("arrays"), sizes, where, advice)
+        dataset = xr.open_zarr(where, chunks=None)
+        for marked in (dataset, *dataset.variables.values()):
+            for key in (ATTRIBUTE, "arrays"):
+                marked.attrs.pop(key, None)
+        # Text of any length, which much of NumPy does not take yet.
+        texts = {name: part for name, part in dataset.variables.items() if part.dtype.kind == "T"}
+        fixed = {name: (part.dims, np.array(list(part.values), np.str_)) for name, part in texts.items()}
+        # Chunks of format 3 are checked when they are read; those of format 2 were, and may be decoded now.
+        return dataset.assign_coords(fixed) if group.metadata.zarr_format == 3 else dataset.load()
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes plain arrays as one file (`.npz`), atomically and synced to disk.
+    """Writes plain arrays as one file (`.npz`), atomically and synced to disk; each has a checksum.
 
     Raises:
         StorageError: the file cannot be written (disk full, read-only folder), or an array holds objects.
     """
-    with replacing(Path(path)) as fresh, fresh.open("wb") as stream:
+    with replacing(local_folder(path, "path")) as fresh, fresh.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
         stream.flush()
         os.fsync(stream.fileno())
@@ -93,14 +99,36 @@ def load_arrays(path: str | Path) -> Arrays:
     Raises:
         StorageError: the file is missing, damaged, or holds something other than plain arrays.
     """
-    try:
-        with open(path, "rb") as stream:
-            stored = np.load(stream, allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise StorageError(f"cannot read {path}: {error}; remove it to compute it anew") from error
+    file = local_folder(path, "path")
+    with storing(f"cannot read {path}", "remove it to compute it again"):
+        held = file.stat().st_size
+        with zipfile.ZipFile(file) as archive:
+            return {entry.filename.removesuffix(".npy"): _array(archive, entry, held) for entry in archive.infolist()}
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, held: int) -> np.ndarray:
+    """One array of an archive of so many bytes. What it declares is compared with what is there before it is made.
+
+    Raises:
+        ValueError: it declares other than it holds, or objects.
+    """
+    # NumPy reads as many bytes as the header asks for: of fewer than there are, nobody would check the sum.
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > held or entry.flag_bits & 1:
+        raise ValueError(f"{entry.filename} is compressed, encrypted, or larger than the file")
+    content = archive.read(entry)
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise ValueError(f"{entry.filename} is of format {version}")
+    shape, fortran, dtype = read_header[version](stream)
+    if dtype.hasobject:
+        raise ValueError(f"{entry.filename} holds objects, which can run any code; they are not read")
+    count, rest = int(np.prod([int(size) for size in shape], dtype=object)), len(content) - stream.tell()
+    if count * dtype.itemsize != rest or count < 0:
+        raise ValueError(f"{entry.filename} declares {count * dtype.itemsize} bytes and holds {rest}")
+    values = np.frombuffer(content, dtype, count, stream.tell()) if rest else np.empty(count, dtype)
+    return values.reshape(shape, order="F" if fortran else "C").copy(order="K")
 
 
 def save_text(path: str | Path, text: str) -> None:
@@ -126,42 +154,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
     """Reads a mapping written by `save_json`.
 
     Raises:
-        StorageError: the file is missing or no JSON object.
+        StorageError: the file is missing, larger than any that `save_json` writes, or not a JSON object.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
-    if not isinstance(data, dict):
-        raise StorageError(f"{path} must hold a JSON object")
-    return data
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A place beside a path, to be written and then moved there; whatever goes wrong, the old content stays.
-
-    Raises:
-        StorageError: the place cannot be written or moved.
-    """
-    fresh, stale = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}") for _ in range(2))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield fresh
-        if path.is_dir():  # a folder cannot be replaced in one step
-            if not (fresh.is_dir() and (path / ".zgroup").is_file()):
-                raise OSError("a folder with other content is in its place")
-            path.rename(stale)
-            try:
-                fresh.rename(path)
-            except OSError:
-                stale.rename(path)
-                raise
-        else:
-            fresh.replace(path)
-    except (OSError, TypeError, ValueError) as error:
-        raise StorageError(f"cannot write {path}: {error}") from error
-    finally:
-        for left in (fresh, stale):
-            with suppress(OSError):
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    file = local_folder(path, "path")
+    return Files(str(file.parent)).document(file.name, "restore it, or remove it to compute it again")

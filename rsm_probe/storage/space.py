@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from numbers import Integral
 from pathlib import Path
 
+from rsm_probe.checks import brief
 from rsm_probe.errors import CostError, StorageError
 from rsm_probe.storage.places import is_url, located
 
@@ -18,15 +21,15 @@ def parse_bytes(amount: str | int) -> int:
     Raises:
         CostError: no amount above 0.
     """
-    if isinstance(amount, int):
-        found_bytes = amount
+    if isinstance(amount, Integral) and not isinstance(amount, bool):
+        found_bytes = int(amount)
     else:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(amount), re.IGNORECASE)
+        found = re.fullmatch(r"\s*(\d{1,30}(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", amount if isinstance(amount, str) else "", re.IGNORECASE)
         if not found:
-            raise CostError(f"memory must be a number of bytes or text such as '2GB', found {amount!r}")
+            raise CostError(f"memory must be a number of bytes or text such as '2GB', found {brief(amount)}")
         found_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])
     if found_bytes <= 0:
-        raise CostError(f"memory must be above 0, found {amount!r}")
+        raise CostError(f"memory must be above 0, found {brief(amount)}")
     return found_bytes
 
 
@@ -38,6 +41,20 @@ def format_bytes(amount: float) -> str:
         amount /= 1000
         units.pop(0)
     return f"{amount:.3g} {units[0]}"
+
+
+def available_bytes() -> int:
+    """Memory that new work may take on this machine; of machines that do not say, all of it."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62
 
 
 def require_space(where: str | Path, needed: float) -> str:

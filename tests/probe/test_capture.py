@@ -144,7 +144,7 @@ def test_a_damaged_chunk_is_named_and_repaired_after_its_removal(tmp_path):
     file = tmp_path / "c.zarr" / "layers" / "000" / "tokens" / "c" / "2" / "0" / "0"
     file.write_bytes(file.read_bytes()[:-9])
     found["first"].tokens(slice(0, 16))
-    with pytest.raises(StorageError, match=r"tokens/c/2/0/0 is damaged.*remove that file and capture again"):
+    with pytest.raises(StorageError, match=r"tokens/c/2/0/0 is damaged.*remove that file.*run the same work again"):
         found["first"].tokens()
     file.unlink()
     with pytest.raises(StorageError, match=r"tokens/c/2/0/0 is missing"):
@@ -216,9 +216,8 @@ def test_lost_names_are_noticed_and_written_again(tmp_path, name):
     rsm_probe.capture(Counting(), chosen, ["first"], tmp_path / "c.zarr")
     before = files(tmp_path / "c.zarr")
     (tmp_path / "c.zarr" / name / "c" / "0").unlink()
-    if name == "image":
-        with pytest.raises(StorageError, match="has lost the names of its images"):
-            Capture.open(tmp_path / "c.zarr")
+    with pytest.raises(StorageError, match=rf"c\.zarr/{name}/c/0 is missing"):
+        Capture.open(tmp_path / "c.zarr")
     again = Counting()
     rsm_probe.capture(again, chosen, ["first"], tmp_path / "c.zarr")
     assert again.seen == 0

@@ -1,0 +1,170 @@
+"""What the metadata of a Zarr group declare, checked against the files that are there before anything is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from rsm_probe.errors import StorageError
+from rsm_probe.storage.checksums import ATTRIBUTE, require_signed
+from rsm_probe.storage.listing import LARGEST_TEXT, Files
+from rsm_probe.storage.space import available_bytes, format_bytes
+
+# Metadata of formats 2 and 3.
+_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+# Less does no harm, whatever it turns out to be.
+_HARMLESS_BYTES, _HARMLESS_CHUNKS = 64 << 20, 4096
+# No codec in use makes chunks smaller than this; the values of a constant array come close.
+_MOST_COMPRESSED = 1 << 16
+_TEXT_BYTES = 16
+_CHECKSUM_BYTES = 4
+
+
+def require_plain(array: zarr.Array, where: Any) -> None:
+    """Makes sure that reading an array runs no code from the store.
+
+    Raises:
+        StorageError: its values are pickled.
+    """
+    codecs = [*array.filters, *array.compressors, array.serializer]
+    if any("pickle" in repr(codec).lower() for codec in codecs):
+        raise StorageError(f"{where} holds pickled values ({array.name}), which can run any code; they are not read")
+
+
+def require_documents(files: Files, sizes: Mapping[str, int], advice: str) -> None:
+    """Makes sure that the metadata of a group are all there, of a size that can be read, and as they were written.
+
+    Args:
+        files: of the group.
+        sizes: of all its files.
+        advice: what to do, for messages.
+
+    Raises:
+        StorageError: names the file.
+    """
+    folders: set[str] = set()
+    for name, size in sizes.items():
+        folder, _, last = name.rpartition("/")
+        if last in _DOCUMENTS:
+            folders.add(folder)
+            if size > LARGEST_TEXT:
+                raise StorageError(f"{files.where}/{name} holds {size} bytes, more than any file of its kind; {advice}")
+        if last == "zarr.json":
+            require_signed(files.document(name, advice), f"{files.where}/{name}", advice)
+    if not folders:  # of no group at all Zarr says it better
+        return
+    arrays = {name.split("/", 1)[0] for name in sizes if "/" in name}
+    kind = "zarr.json" if "zarr.json" in sizes else ".zarray"
+    for name in sorted(arrays - {folder.split("/", 1)[0] for folder in folders}):
+        raise StorageError(f"{files.where}/{name}/{kind} is missing; {advice}")
+
+
+def require_held(
+    arrays: Mapping[str, zarr.Array], names: Any, sizes: Mapping[str, int], where: str, advice: str
+) -> None:
+    """Makes sure that the files of a group can hold what its arrays declare.
+
+    Args:
+        arrays: by name.
+        names: of the arrays that the group had once it was finished, where that is known.
+        sizes: of all its files.
+        where: the group, for messages.
+        advice: what to do, for messages.
+
+    Raises:
+        StorageError: names the array or file.
+    """
+    for name in names if isinstance(names, list) else ():
+        if name not in arrays:
+            raise StorageError(f"{where}/{name}/zarr.json is missing; {advice}")
+    total = 0
+    for name, array in arrays.items():
+        mine = {file[len(name) + 1 :]: size for file, size in sizes.items() if file.startswith(f"{name}/")}
+        complete = chunk_bytes(array) is not None or ATTRIBUTE in array.attrs
+        if array.metadata.zarr_format == 3 and complete:
+            # Every chunk was written. Values themselves are read where they are used.
+            if (missing := first_missing(array, mine)) is not None:
+                raise StorageError(f"{where}/{name}/{missing} is missing or torn; {advice}")
+            if chunk_bytes(array) is not None:
+                continue
+        declared = declared_bytes(array)
+        held = sum(mine.values())
+        chunks = sum(not file.endswith(_DOCUMENTS) for file in mine)
+        # A chunk of fill values alone may be left out, but hardly most of them.
+        if declared > max(_HARMLESS_BYTES, min(held * _MOST_COMPRESSED, 2 * chunks * _per_chunk(array))):
+            raise StorageError(
+                f"{where}/{name} declares {format_bytes(declared)}, which its files of {format_bytes(held)} cannot "
+                f"hold; {advice}"
+            )
+        total += declared
+    if total > (free := available_bytes()):
+        raise StorageError(
+            f"{where} declares {format_bytes(total)}, and {format_bytes(free)} of memory are available; {advice}"
+        )
+
+
+def declared_bytes(array: zarr.Array, shape: Sequence[int] | None = None) -> int:
+    """Memory that an array takes, or a part of it of some shape; of text, without its letters."""
+    return math.prod(array.shape if shape is None else shape) * (array.dtype.itemsize or _TEXT_BYTES)
+
+
+def chunk_bytes(array: zarr.Array) -> int | None:
+    """Bytes of a chunk's file where every chunk takes the same, as this package writes numbers; None of others."""
+    codecs = [*array.filters, array.serializer, *array.compressors]
+    if [type(codec) for codec in codecs] != [BytesCodec, Crc32cCodec]:
+        return None
+    return _per_chunk(array) + _CHECKSUM_BYTES
+
+
+def first_missing(array: zarr.Array, sizes: Mapping[str, int], where: tuple[slice, ...] | None = None) -> str | None:
+    """The first chunk without a file, or whose file is of a wrong size; None where all are there.
+
+    Args:
+        array: whose chunks.
+        sizes: bytes of its files by name, such as "c/0/3".
+        where: only the chunks that this part touches.
+    """
+    expected = chunk_bytes(array)
+    # Ends at the first one, so that it takes no longer than there are files.
+    for key in chunk_keys(array, where):
+        size = sizes.get(key)
+        if size is None or (expected is not None and size != expected):
+            return key
+    return None
+
+
+def chunk_keys(array: zarr.Array, where: tuple[slice, ...] | None = None) -> Iterator[str]:
+    """The files of the chunks that a part of an array touches, in order; one by one, however many there are."""
+    axes = _touched(array, where)
+    for number in range(math.prod(count for _, count in axes)):
+        places = []
+        for first, count in reversed(axes):
+            number, place = divmod(number, count)
+            places.append(first + place)
+        yield array.metadata.encode_chunk_key(tuple(reversed(places)))
+
+
+def is_harmless(array: zarr.Array, where: tuple[slice, ...] | None) -> bool:
+    """Whether a part is so small that reading it needs no check of what is declared."""
+    axes = _touched(array, where)
+    chunks = math.prod(count for _, count in axes)
+    # Chunks are decoded as a whole.
+    return chunks <= _HARMLESS_CHUNKS and chunks * _per_chunk(array) <= _HARMLESS_BYTES
+
+
+def _touched(array: zarr.Array, where: tuple[slice, ...] | None) -> list[tuple[int, int]]:
+    """Along each axis the first chunk that a part touches, and how many."""
+    axes = []
+    for axis, (size, chunk) in enumerate(zip(array.shape, array.chunks, strict=True)):
+        part = where[axis] if where is not None and axis < len(where) else slice(None)
+        start, stop, _ = part.indices(size)
+        axes.append((start // chunk, -(-stop // chunk) - start // chunk if stop > start else 0))
+    return axes
+
+
+def _per_chunk(array: zarr.Array) -> int:
+    return declared_bytes(array, array.chunks)

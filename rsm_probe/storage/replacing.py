@@ -1,0 +1,129 @@
+"""Writing beside a destination and moving there: what is in a place is complete, and old content stays until then."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+
+from rsm_probe.errors import StorageError
+from rsm_probe.storage.places import local_folder
+
+# What this process is writing just now.
+_under_way: set[Path] = set()
+_lock = threading.Lock()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside a path, to be written and then moved there; whatever goes wrong, the old content stays.
+
+    A link at the path is replaced and not followed. What a killed process left of an earlier attempt is removed.
+
+    Raises:
+        StorageError: the place cannot be written or moved.
+    """
+    path = local_folder(path, "path")
+    made: list[Path] = []
+    done = False
+    fresh, stale = _beside(path), _beside(path)
+    try:
+        made = make_parents(path)
+        _clear_stale(path)
+        yield fresh
+        if path.is_symlink() and fresh.is_dir():  # which takes no link's place
+            path.rename(stale)
+        elif path.is_dir() and not path.is_symlink():  # a folder cannot be replaced in one step
+            if not (fresh.is_dir() and (path / ".zgroup").is_file()):
+                raise OSError("a folder with other content is in its place")
+            path.rename(stale)
+        try:
+            fresh.replace(path)
+        except OSError:
+            if stale.is_symlink() or stale.exists():
+                stale.rename(path)
+            raise
+        done = True
+    except (OSError, TypeError, ValueError) as error:
+        raise StorageError(f"cannot write {path}: {error}") from error
+    finally:
+        for left in (fresh, stale):
+            _remove(left)
+            with _lock:
+                _under_way.discard(left)
+        if not done:
+            remove_empty(made)
+
+
+def make_parents(path: Path) -> list[Path]:
+    """Makes the folders that a path lies in.
+
+    Returns:
+        Those that were not there, the outermost first.
+
+    Raises:
+        OSError: one cannot be made; none is left then.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()][::-1]
+    made: list[Path] = []
+    try:
+        for folder in missing:
+            folder.mkdir(exist_ok=True)
+            made.append(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)  # raises where something else is in its place
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Removes folders that `make_parents` made and nothing was put into."""
+    for folder in reversed(folders):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _beside(path: Path) -> Path:
+    """A name beside a path that says which process uses it: six digits of the process, and two by chance."""
+    with _lock:
+        while True:
+            found = path.with_name(f".{path.name}.{os.getpid() & 0xFFFFFF:06x}{token_hex(1)}")
+            if found not in _under_way and not found.exists():
+                _under_way.add(found)
+                return found
+
+
+def _clear_stale(path: Path) -> None:
+    """Removes what processes that are gone left beside a path."""
+    pattern = re.compile(re.escape(f".{path.name}.") + "([0-9a-f]{6})[0-9a-f]{2}")
+    with suppress(OSError):
+        for file in list(path.parent.iterdir()):
+            found = pattern.fullmatch(file.name)
+            if found and not _is_used(path.with_name(file.name), int(found[1], 16)):
+                _remove(file)
+
+
+def _is_used(file: Path, process: int) -> bool:
+    if process == os.getpid() & 0xFFFFFF:
+        with _lock:
+            return file in _under_way
+    if os.name != "posix":  # elsewhere, asking for a process may end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
