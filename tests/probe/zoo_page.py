@@ -53,7 +53,7 @@ TAIL = """
   1, 3 or 4 wide counts as channels-last only where that gives the likelier form: (N, 256, 4, 4) are 256 features.
 - A layer that mixes locations along one axis only (ViP, strip pooling) keeps its input's axes if it returns as many; mixtures of another number are refused.
 - Detectors that resize every image are followed; images that still differ in size within one batch have other locations each, and are refused; so are models that take the patches of all images in one sequence (Qwen2-VL).
-- Methods other than the model's own forward (`forward_features`) are not captured: a warning says so. A module that is itself named `blocks` or `all` goes by `regex:^blocks$`.
+- Methods other than the model's own forward (`forward_features`, `encode_image`) are not captured: they empty the probe, and a warning says so once. A module that is itself named `blocks` or `all` goes by `regex:^blocks$`.
 
 What is not seen: views that change from pass to pass though the inputs do not, such as rolling by a random amount; custom kernels and NumPy round trips, whose results seem to depend on no image
 and are refused; maps of more than 4 096 rows or columns; forward passes in other threads.
@@ -65,7 +65,8 @@ and are refused; maps of more than 4 096 rows or columns; forward passes in othe
 | `torch.compile`, `module.compile()` | runs eagerly inside the `with` block, compiled again outside |
 | `DataParallel`, `DistributedDataParallel` on one device | probed as the model inside, by its plain names |
 | `DataParallel` on several devices | refused: no hook sees a whole batch; probe and call `model.module` |
-| scripted, traced | refused: such modules run no hooks; probe the model that they were made from |
+| scripted, traced, exported | refused: such modules run no hooks; probe the model that they were made from |
+| lazy modules, the meta device | refused before they have values: call the model on images first, or load its weights |
 | operations that are no modules (residual sums) | `"fx:layer1.0.add"` where `torch.fx` can trace the model, at the price of a second forward pass |
 | half precision | captured in float32; `Probe(..., dtype=torch.float16)` keeps less |
 """
