@@ -20,8 +20,8 @@ from rsm_probe.probe.describe import describe_layers
 SOURCES = Path(rsm_probe.__file__).parent / "probe"
 # What tells a text of advice from others.
 ADVICE = re.compile(
-    r"layouts=|(?<!layer )names? (its|modules)|are: |(?<!a )\bwrite\b|turn that off|eval\(\)|images? shows it|; \w+ it\b|"
-    r"\b(give|choose|leave|use|return|call the|open a)\b|(or|and|;|:) probe|probe (the|it|them|a|one|\{)"
+    r"layouts=|(?<!layer )names? (its|modules)|are: |(?<!a )\bwrite\b|turn that off|eval\(\)|; \w+ it\b|"
+    r"images? shows it|\b(give|choose|leave|use|return|call the|open a)\b|(or|and|;|:) probe|probe (the|it|them|a|one|\{)"
 )
 
 
