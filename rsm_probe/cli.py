@@ -7,14 +7,32 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
+from rsm_probe.storage.places import local_folder
 
+
+class _Commands(TyperGroup):
+    """The commands, of which each ends an interruption with a sentence and the exit code of shells."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from None
+
+
+_Seeds = Annotated[list[int], typer.Option("--seed", min=0, max=2**63 - 1, help="repeat for several networks")]
 app = typer.Typer(
+    cls=_Commands,
     help="Shows what vision models consider similar.\n\n"
     "Start with `rsm-probe run configs/quickstart.yaml`: it trains three small networks, compares their "
     "layers with spatio-semantic and semantic RSMs, and draws the figures into runs/quickstart.\n\n"
@@ -29,7 +47,7 @@ app = typer.Typer(
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")],
-    out: Annotated[Path | None, typer.Option(help="run folder; by default runs/ and the name of the file")] = None,
+    out: Annotated[str | None, typer.Option(help="run folder; by default runs/ and the name of the file")] = None,
     progress: Annotated[bool, typer.Option(help="show bars for images and pairs")] = True,
     figures: Annotated[bool, typer.Option(help="draw the figures at the end")] = True,
     cluster: Annotated[
@@ -46,7 +64,8 @@ def run(
     from rsm_probe.studies.registry import read_study
 
     study = read_study(config)
-    folder = out or Path("runs") / config.stem
+    # As text: a path swallows the second slash of a URL, by which it is known.
+    folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
     with _continuable():
         if cluster is None:
             result = study.run(folder, progress=progress)
@@ -60,13 +79,14 @@ def run(
 
 
 @app.command()
-def figures(run_folder: Annotated[Path, typer.Argument(help="the folder of a finished run")]) -> None:
+def figures(run_folder: Annotated[str, typer.Argument(help="the folder of a finished run")]) -> None:
     """Draw the figures of a finished run again."""
     from rsm_probe.studies.registry import read_study
 
-    if not (run_folder / "config.yaml").is_file():
-        raise StorageError(f"{run_folder} is no run folder (there is no config.yaml in it)")
-    _draw(read_study(run_folder / "config.yaml"), run_folder)
+    folder = local_folder(run_folder, "the run folder")
+    if not (folder / "config.yaml").is_file():
+        raise StorageError(f"{folder} is no run folder (there is no config.yaml in it)")
+    _draw(read_study(folder / "config.yaml"), folder)
 
 
 @app.command()
@@ -146,8 +166,8 @@ def layers(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="a YAML file with a training recipe; see configs/train_digits.yaml")],
-    out: Annotated[Path, typer.Option(help="folder for the .safetensors files")] = Path("runs/models"),
-    seeds: Annotated[list[int], typer.Option("--seed", help="repeat for several networks")] = [0, 1, 2],  # noqa: B006
+    out: Annotated[str, typer.Option(help="folder for the .safetensors files")] = "runs/models",
+    seeds: _Seeds = [0, 1, 2],  # noqa: B006
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1 or mps")] = "auto",
     progress: Annotated[bool, typer.Option(help="show bars")] = True,
 ) -> None:
@@ -162,9 +182,10 @@ def train(
     from rsm_probe.sources.training import TrainingConfig, train_or_load
 
     find_device(device, ModelError)
+    folder = local_folder(out, "--out")
     recipe = TrainingConfig.parse(read_yaml(config), str(config))
     for seed in seeds:
-        file = out / f"{config.stem}-{seed}.safetensors"
+        file = folder / f"{config.stem}-{seed}.safetensors"
         with _continuable():
             _, accuracy = train_or_load(recipe, seed, file, device, progress)
         typer.echo(f"{file}: accuracy {accuracy:.3f} on held-out images")
@@ -200,6 +221,9 @@ def _continuable() -> Iterator[None]:
 
 def main() -> None:
     """The entry point: errors of the project become one message, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest: typer.echo(f"warning: {message}", err=True)
         try:

@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, NoReturn, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -92,13 +92,13 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         before = self._count
         if self._depth > _DEEPEST:
-            raise yaml.composer.ComposerError(None, None, f"more than {_DEEPEST} levels", event.start_mark)
+            self._refuse(f"more than {_DEEPEST} levels", event.start_mark)
         self._count += 1
         self._require_few(event)
         node = super().compose_node(parent, index)
         if isinstance(event, yaml.AliasEvent):
             if node not in self._sizes:
-                raise yaml.composer.ComposerError(None, None, "an alias within its own anchor", event.start_mark)
+                self._refuse("an alias within its own anchor", event.start_mark)
             self._count += self._sizes[node]
             self._require_few(event)
         elif getattr(event, "anchor", None) is not None and node is not None:
@@ -106,11 +106,12 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def _require_few(self, event: yaml.Event) -> None:
+    def _require_few(self, event: Any) -> None:
         if self._count > _MOST_VALUES:
-            raise yaml.composer.ComposerError(
-                None, None, f"more than {_MOST_VALUES} values, those that aliases repeat included", event.start_mark
-            )
+            self._refuse(f"more than {_MOST_VALUES} values, those that aliases repeat included", event.start_mark)
+
+    def _refuse(self, problem: str, mark: Any) -> NoReturn:
+        raise yaml.composer.ComposerError(None, None, problem, mark)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Keys and values; here, since constructing mixes in the keys that `<<` merges, which may be repeated."""

@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import signal
 import subprocess
@@ -267,3 +268,166 @@ def test_what_nobody_expected_is_a_sentence_too(tmp_path, monkeypatch):
     monkeypatch.setenv("RSM_PROBE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         cli("run", SMOKE)
+
+
+# Hostile words
+
+
+def own_model(folder: Path, code: str) -> str:
+    (folder / "m.py").write_text(f"from torch import nn\n{code}\n")
+    return f"{folder / 'm.py'}:g"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "def g(): raise ValueError('no such width')",
+            "g in .*m.py failed to build a model: ValueError: no such width",
+        ),
+        ("def g(): raise KeyError('x')", "g in .*m.py failed to build a model: KeyError: 'x'"),
+        ("def g(): assert False", "g in .*m.py failed to build a model: AssertionError"),
+        ("def g(): import sys; sys.exit(3)", r"g in .*m.py failed .*ended the program \(sys.exit\(3\)\)"),
+        ("def g(width): return nn.Linear(width, 1)", "g in .*m.py failed .*TypeError: .*missing 1 required"),
+        ("def g(): return None", "g in .*m.py must return a torch.nn.Module, found NoneType"),
+        ("def g(): return nn.Linear", "g in .*m.py must return a torch.nn.Module, found type"),
+        ("async def g(): return nn.Linear(1, 1)", "g in .*m.py must return a torch.nn.Module, found coroutine"),
+        ("def g(): return g()", "g in .*m.py failed to build a model: RecursionError"),
+        ("g = 3", "m.py has no function 'g'"),
+        ("def g(:", "m.py cannot be imported: SyntaxError"),
+        ("import nothing_of_that_name", "m.py cannot be imported: ModuleNotFoundError"),
+        ("1 / 0", "m.py cannot be imported: ZeroDivisionError"),
+        ("raise SystemExit", r"m.py cannot be imported: it ended the program \(sys.exit\(None\)\)"),
+        ("\0", "m.py cannot be imported: "),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_functions_that_build_no_model_are_named_with_their_file(tmp_path, code, said):
+    message = refused("layers", own_model(tmp_path, code))
+    assert re.search(said, message), message
+    assert "unexpected" not in message
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "x" * 300 + ".safetensors",
+        "x" * 300 + ".py:g",
+        "a\0.safetensors",
+        "a\0.py:g",
+        "hf:" + "x" * 300,
+        "hf:./a\0",
+        "",
+        ":",
+    ],
+)
+def test_models_that_no_file_is_called_are_refused(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "unexpected" not in refused("layers", model)
+
+
+LONG, NUL = "x" * 300, "a\0b"
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        (LONG, "--out is too long"),
+        (NUL, "--out holds a NUL character"),
+        ("", "--out is empty"),
+        ("s3://bucket/run", "--out must be a folder or file of this machine"),
+        ("http://host/run", "--out must be a folder or file of this machine"),
+        ("file:/run", "--out must be a folder or file of this machine"),
+    ],
+    ids=["long", "NUL", "empty", "s3", "http", "file"],
+)
+def test_folders_that_cannot_be_written_are_refused_before_any_work(tmp_path, monkeypatch, out, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("steps: 10\nsize: 8\n")
+    for words in (("run", SMOKE), ("train", "recipe.yaml")):
+        assert said in refused(*words, "--out", out)
+    assert said.replace("--out", "the run folder") in refused("figures", out)
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63), "9" * 5000, "1.5", "one"])
+def test_seeds_out_of_range_are_refused_before_any_training(tmp_path, seed):
+    (tmp_path / "recipe.yaml").write_text("steps: 10\nsize: 8\n")
+    done = cli("train", tmp_path / "recipe.yaml", "--out", tmp_path / "out", "--seed", 0, "--seed", seed, check=False)
+    assert done.returncode == 2
+    assert "--seed" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_place_of_a_network_is_refused_before_any_training(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("steps: 10\nsize: 8\n")
+    (tmp_path / "recipe-0.safetensors").mkdir()
+    assert "a folder or device is in its place" in refused(
+        "train", tmp_path / "recipe.yaml", "--out", tmp_path, "--seed", 0
+    )
+    message = refused("train", tmp_path / "recipe.yaml", "--out", tmp_path / "recipe.yaml", "--seed", 0)
+    assert "is not a folder that may be written into" in message
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "foreign", "binary", "file"])
+def test_figures_of_what_is_not_a_run_are_refused(tmp_path, kind):
+    folder = tmp_path / "run"
+    if kind == "file":
+        folder.write_text("text")
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "foreign":
+        (folder / "config.yaml").write_text("name: of another tool\n")
+    elif kind == "binary":
+        (folder / "config.yaml").write_bytes(bytes(range(256)))
+    message = refused("figures", folder)
+    assert str(folder) in message
+    assert "unexpected" not in message
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "binary", "long"])
+def test_configurations_that_are_not_files_of_text_are_refused(tmp_path, command, kind):
+    path: Path | str = tmp_path / "c.yaml"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "binary":
+        path.write_bytes(bytes(range(256)) * 10)
+    elif kind != "missing":
+        path = f"{LONG}.yaml"
+    message = refused(command, path, "--out", tmp_path / "out")
+    assert "configuration" in message
+    assert "unexpected" not in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("run", SMOKE), "rsm_probe.studies.registry.read_study"),
+        (("figures", "{folder}"), "rsm_probe.studies.registry.read_study"),
+        (("layers", "timm:test_vit"), "rsm_probe.sources.models.load_model"),
+        (("train", "{folder}/config.yaml"), "rsm_probe.config.read_yaml"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_an_interruption_anywhere_is_a_sentence(tmp_path, monkeypatch, words, where):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    (tmp_path / "config.yaml").write_text("")
+    monkeypatch.setattr(where, interrupt)
+    done = cli(*(str(word).format(folder=tmp_path) for word in words), check=False)
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+
+
+def test_names_that_are_not_utf8_are_shown(tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    out.mkdir()
+    (out / "config.yaml").write_text("study: none\n")
+    command = [sys.executable, "-m", "rsm_probe.cli", "figures", os.fsencode(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"}, check=False)
+    assert done.returncode == 2
+    assert r"caf\udce9" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -28,7 +28,7 @@ ALLOWED = {
     "studies": {
         "errors", "checks", "arrays", "config", "devices", "storage", "matching", "sources", "probe", "similarity", "comparison", "figures",
     },
-    "cli": {"errors", "checks", "arrays", "config", "devices", "studies", "sources", "probe", "similarity"},
+    "cli": {"errors", "checks", "arrays", "config", "devices", "storage", "studies", "sources", "probe", "similarity"},
 }  # fmt: skip
 PURE = ["matching", "comparison", "similarity/kernels.py", "similarity/centering.py"]
 IMPURE_MODULES = {"pathlib", "os", "matplotlib", "tqdm", "logging", "rsm_probe.storage"}

@@ -126,5 +126,5 @@ def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
     some = np.unique(np.linspace(0, count - 1, _KNOWN_BY).astype(int))
     content = lambda: digest(pixel_bytes(images[int(index)]) for index in some)  # noqa: E731
     ids = [str(k) for k in range(count)]
-    images = ImageSet(title, ids, lambda index: dataset[index], labels=labels_of(dataset), content=content)
+    images: ImageSet = ImageSet(title, ids, lambda index: dataset[index], labels=labels_of(dataset), content=content)
     return images

@@ -60,5 +60,5 @@ def _checksum(state: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     for name in sorted(state):
         tensor = state[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
