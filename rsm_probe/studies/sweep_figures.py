@@ -48,7 +48,7 @@ class Architecture:
 
 
 def sweep_figures(result: SweepResult, rows: Sequence[Architecture] | None = None) -> dict[str, Figure]:
-    """The figures of one sweep by file name: Figures 15, 16 and 17, and the kept RSMs sorted by label.
+    """The figures of one sweep by name: Figures 15, 16 and 17, and the kept RSMs sorted by label.
 
     Without `rows`, every model has a row of its own: equal layers do not make it a seed of another.
     """
