@@ -21,7 +21,8 @@ SOURCES = Path(rsm_probe.__file__).parent / "probe"
 # What tells a text of advice from others.
 ADVICE = re.compile(
     r"layouts=|(?<!layer )names? (its|modules)|are: |(?<!a )\bwrite\b|turn that off|eval\(\)|; \w+ it\b|"
-    r"images? shows it|\b(give|choose|leave|use|return|call the|open a)\b|(or|and|;|:) probe|probe (the|it|them|a|one|\{)"
+    r"images? shows it|\b(give|choose|leave|use|return|call the|open a)\b|"
+    r"(or|and|;|:) probe|probe (the|it|them|a|one|\{)"
 )
 
 
