@@ -102,7 +102,10 @@ def require_texts(values: Any, name: str, error: type[RsmProbeError]) -> list[st
     """
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise error(f"{name} must be a sequence of texts, found {brief(values)} ({type(values).__name__})")
-    texts = list(values)
+    try:
+        texts = list(values)
+    except TypeError:  # a tensor of a single number, for one
+        raise error(f"{name} must be a sequence of texts, found {brief(values)} ({type(values).__name__})") from None
     # Millions of ids are checked at once; only where something is wrong, one by one for its place.
     if all(type(text) is str for text in texts):
         together = "".join(texts)

@@ -113,7 +113,7 @@ def find_device(device: str | torch.device | None, error: type[RsmProbeError] = 
         if found.type == "meta":
             raise RuntimeError("it holds no values")
         torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError) as problem:
+    except (RuntimeError, AssertionError, ValueError, OverflowError) as problem:
         reason = str(problem).splitlines()[0]
         raise error(
             f'cannot run on device {str(device)!r}; give "cpu", or "auto" for what is there: {reason}'

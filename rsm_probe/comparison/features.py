@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 
+from rsm_probe.arrays import real_array
+from rsm_probe.checks import brief, require_seed, require_whole
 from rsm_probe.comparison.cka import cka
 from rsm_probe.comparison.protocol import About
 from rsm_probe.errors import ComparisonError
@@ -37,7 +39,9 @@ def sampled(tokens: Any, count: int, seed: int = 0) -> np.ndarray:
     """
     values = _tokens(tokens)
     rows = values.reshape(-1, values.shape[2])
-    if not 0 < count <= len(rows):
+    require_whole(count, "count", 1, ComparisonError)
+    require_seed(seed, "seed", ComparisonError)
+    if count > len(rows):
         raise ComparisonError(f"there are {len(rows)} tokens, from which {count} cannot be sampled")
     return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
 
@@ -85,8 +89,8 @@ def svcca(x: Any, y: Any, variance: float = 0.99) -> float:
     Raises:
         ComparisonError: as `linear_cka`; a share out of range.
     """
-    if not 0 < variance <= 1:
-        raise ComparisonError(f"variance is a share in (0, 1], found {variance}")
+    if isinstance(variance, bool) or not isinstance(variance, Real) or not 0 < variance <= 1:
+        raise ComparisonError(f"variance is a share in (0, 1], found {brief(variance)}")
     x, y = _centred(x, y)
     return float(_canonical(_basis(x, variance)[0], _basis(y, variance)[0])[0].mean())
 
@@ -119,7 +123,7 @@ def procrustes(x: Any, y: Any, normalised: bool = True) -> float:
     Raises:
         ComparisonError: as `linear_cka`.
     """
-    x, y = _centred(x, y)
+    x, y = _centred(x, y, any_size=normalised)
     if normalised:
         x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
     # Rotated to their principal axes, which are no more than images.
@@ -149,10 +153,11 @@ FEATURE_MEASURES: dict[str, tuple[Callable[..., float], About]] = {
 }
 
 
-def _centred(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+def _centred(x: Any, y: Any, any_size: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Features less their mean; those whose squares leave the range of numbers in another unit, where none counts."""
     arrays = []
     for name, values in (("first", x), ("second", y)):
-        array = _array(values)
+        array = real_array(values, f"the {name} features", ComparisonError).astype(np.float64)
         if array.ndim == 3:
             raise ComparisonError(
                 f"the {name} features are tokens {array.shape}; take pooled(tokens) or sampled(tokens, count)"
@@ -161,6 +166,9 @@ def _centred(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
             raise ComparisonError(f"the {name} features have shape {array.shape}; expected (N, C)")
         if not np.isfinite(array).all():
             raise ComparisonError(f"the {name} features hold NaN or infinity, first in image {_first_bad(array)}")
+        largest = np.abs(array).max()
+        if any_size and largest and not 1e-100 < largest < 1e100:
+            array = array / largest
         centred = array - array.mean(axis=0)
         # What varies by rounding alone is constant.
         if np.linalg.norm(centred) <= 1e-12 * np.linalg.norm(array):
@@ -172,18 +180,12 @@ def _centred(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tokens(tokens: Any) -> np.ndarray:
-    array = _array(tokens)
+    array = real_array(tokens, "tokens", ComparisonError).astype(np.float64)
     if array.ndim != 3 or 0 in array.shape:
         raise ComparisonError(f"tokens have shape (N, S, C), found {array.shape}")
     if not np.isfinite(array).all():
         raise ComparisonError(f"the tokens hold NaN or infinity, first in image {_first_bad(array)}")
     return array
-
-
-def _array(values: Any) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().double()
-    return np.asarray(values, dtype=np.float64)
 
 
 def _first_bad(array: np.ndarray) -> int:

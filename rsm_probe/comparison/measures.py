@@ -7,12 +7,14 @@ in `MEASURES`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from scipy.linalg import svdvals
 from scipy.spatial.distance import cdist
 
+from rsm_probe.checks import brief
 from rsm_probe.comparison.cka import Biased, Estimator, Unbiased
 from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
 from rsm_probe.comparison.inputs import stack_rsms
@@ -149,9 +151,9 @@ def _where_ordered(grid: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray
 def _ranked(rsms: np.ndarray, neighbours: int, name: str) -> np.ndarray:
     """Per image, 1 for the nearest other image up to `neighbours`, 0 for those that are farther: (R, N, N)."""
     count = rsms.shape[-1]
-    if not 0 < neighbours < count:
+    if isinstance(neighbours, bool) or not isinstance(neighbours, Integral) or not 0 < neighbours < count:
         raise ComparisonError(
-            f"{name} needs between 1 and {count - 1} neighbours for {count} images, found {neighbours}"
+            f"{name} needs between 1 and {count - 1} neighbours for {count} images, found {brief(neighbours)}"
         )
     others = np.where(np.eye(count, dtype=bool), -np.inf, rsms)
     order = np.argsort(-others, axis=2, kind="stable")[:, :, :neighbours]

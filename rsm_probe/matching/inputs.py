@@ -26,7 +26,7 @@ def each_rescaled(tokens: Tensor) -> tuple[Tensor, np.ndarray]:
 
     Each image has its own unit: one for the whole set would let the small images beside a large one vanish. Scaling by
     powers of two changes no digit. Images of ordinary size keep a unit of 1, and a set of such images is returned as it
-    is. Locations far smaller than the largest of their own image may still vanish: less than 1e-20 of its norm.
+    is. Locations far smaller than the largest of their own image may still vanish: less than 1e-14 of the norms.
 
     Raises:
         MatchingError: the squares of the tokens of an image do not fit into 64 bits.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.checks import brief, require_whole
 from rsm_probe.devices import find_device
 from rsm_probe.errors import ComparisonError, RepresentationError
 from rsm_probe.matching.protocol import Matching
@@ -52,7 +54,7 @@ def rsm(
         centering: None; "location-mean", subtracting the mean over images at each location, as the paper does; or
             "channel-mean", over images and locations, which keeps the invariance to permutations. The mean is the
             database's where `other` is given.
-        grid: (H, W) of the locations, for `matching="translation"`; a square where it is not given.
+        grid: (H, W) of the locations, for `matching="translation"`, which needs it; it is not guessed.
         ids: names of the images of z.
         other_ids: names of the images of `other`.
         workers: CPU threads that match; None for all cores.
@@ -94,6 +96,7 @@ def rsm(
     x, names = checked_tokens(z, "z", ids)
     x = x if device is None else x.to(find_device(device))
     y, other_names = (None, None) if other is None else checked_tokens(other, "other", other_ids)
+    _require_grid(grid)
     if y is not None and y.shape[2] != x.shape[2]:
         raise RepresentationError(f"z has {x.shape[2]} channels and other has {y.shape[2]}: not one layer's")
     if y is not None:
@@ -114,3 +117,17 @@ def rsm(
             matching=label, one_to_one=int(method.one_to_one), kernel=chosen.name, centering=str(centering)
         )
     )
+
+
+def _require_grid(grid: Any) -> None:
+    """Refuses anything but None, or the sides of a grid.
+
+    Raises:
+        RepresentationError: not a sequence of whole numbers above 0.
+    """
+    if grid is None:
+        return
+    if isinstance(grid, str | bytes) or not isinstance(grid, Sequence | np.ndarray) or not np.ndim(grid):
+        raise RepresentationError(f"grid must be the sides (H, W) of the locations, found {brief(grid)}")
+    for side in grid:
+        require_whole(side, "each side of grid", 1, RepresentationError)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.arrays import first_nonfinite, real_tensor
+from rsm_probe.checks import brief
 from rsm_probe.errors import ComparisonError, RepresentationError, StorageError
 from rsm_probe.similarity.centering import Centering, subtract_mean
 from rsm_probe.similarity.rsm import image_names
@@ -130,7 +131,9 @@ def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[T
         ComparisonError: wrong number of ids.
     """
     if not isinstance(values, Tensor | np.ndarray):
-        raise RepresentationError(f"{name} must be an array of tokens (N, S, C), found {type(values).__name__}")
+        raise RepresentationError(
+            f"{name} must be an array of tokens (N, S, C), found {type(values).__name__}{_tokens_of(values)}"
+        )
     tokens = real_tensor(values, name, RepresentationError)
     if tokens.ndim != 3 or 0 in tokens.shape:
         raise RepresentationError(f"{name} must hold tokens (N, S, C), found shape {tuple(tokens.shape)}")
@@ -139,6 +142,22 @@ def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[T
     if bad is not None:
         raise RepresentationError(f"{name} holds NaN or infinity, first in image {names[bad]}")
     return tokens, names
+
+
+def _tokens_of(values: Any) -> str:
+    """Where the tokens are in what was given instead: the end of a message."""
+    if hasattr(values, "tokens"):
+        return f"; give its .tokens{'()' if callable(values.tokens) else ''}"
+    if hasattr(values, "representations"):
+        return "; give those of one layer, as in probe.representations['layer'].tokens"
+    if isinstance(values, Mapping):
+        known = ", ".join(brief(key, 40) for key in [*values][:3])
+        return f"; give one of its entries ({known}), and of a Representation its .tokens"
+    if isinstance(values, list | tuple):
+        return "; of one array (S, C) per image, give numpy.stack(...) or torch.stack(...)"
+    if hasattr(values, "dataset") and hasattr(values, "ids"):
+        return ", which is what tokens become; compare RSMs by rsm_probe.cka or rsm_probe.compare"
+    return ""
 
 
 def centred_tokens(images: Images, numbers: slice, reference: Images, centering: Centering | None) -> Tensor:

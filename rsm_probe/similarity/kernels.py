@@ -6,6 +6,7 @@ A permutation keeps norms, so with `g = <x, P y>` and squared norms `n`: linear 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
@@ -13,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from rsm_probe.checks import brief
 from rsm_probe.errors import ComparisonError, look_up
 
 # What rounding leaves of a distance of 0, relative to the norms that it is the difference of: affinities are float32.
@@ -84,8 +86,11 @@ class RBF(Kernel):
     sigma2: float | None = None
 
     def __post_init__(self) -> None:
-        if self.sigma2 is not None and not (isinstance(self.sigma2, Real) and self.sigma2 > 0):
-            raise ComparisonError(f"sigma2 of the RBF kernel must be a number above 0, found {self.sigma2!r}")
+        width = self.sigma2
+        if width is None:
+            return
+        if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width < math.inf:
+            raise ComparisonError(f"sigma2 of the RBF kernel must be a number above 0, found {brief(width)}")
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Turns products into squared distances, clamped at 0, and those into similarities."""

@@ -114,6 +114,7 @@ def nearest(
         raise ComparisonError(f"k is {k}, and the database holds {len(images)} images")
     if shortlist is not None:
         require_whole(shortlist, "shortlist", k, ComparisonError)
+        shortlist = int(shortlist)  # FAISS does not take NumPy's
     workers = available_cores() if workers is None else workers
     require_whole(workers, "workers", 1, CostError)
     own = _own_groups(groups, len(queries), len(images))

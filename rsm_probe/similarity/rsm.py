@@ -196,7 +196,14 @@ class RSM:
             return cls.from_pairs(dataset)
         if "similarity" not in dataset:
             raise StorageError(f"{path} holds no RSM; it has {', '.join(map(str, dataset.data_vars)) or 'no arrays'}")
-        return cls(dataset.load())
+        lost = [name for name in ("image_a", "image_b") if name not in dataset.coords]
+        if lost or dataset["similarity"].dims != ("image_a", "image_b"):
+            what = f"no {lost[0]}" if lost else f"similarities along {dataset['similarity'].dims}"
+            raise StorageError(f"{path} is not what RSM.save writes: it has {what}")
+        dataset = dataset.load()
+        if not np.isfinite(dataset["similarity"].values).all():
+            raise StorageError(f"similarities in {path} are missing or not finite; make the RSM again")
+        return cls(dataset)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype, copy=copy)

@@ -200,10 +200,10 @@ class Search:
     def _all_products(self, block: Block) -> np.ndarray:
         """Of some queries with the whole database (n, M)."""
         if not (is_identity(self.method, block.images, self._database.block(0).images) or self.method.at_once):
-            shape = len(block.images), len(self.images)
-            found = Found(np.full(shape, np.inf), len(self.images))
-            self._match(block, *(part.ravel() for part in np.indices(shape)), found)
-            return found.products
+            everything = Found(np.full((len(block.images), len(self.images)), np.inf), len(self.images))
+            rows, columns = np.indices(everything.bounds.shape).reshape(2, -1)
+            self._match(block, rows, columns, everything)
+            return everything.products
         products = np.empty((len(block.images), len(self.images)))
         for start in self._database.starts:
             other = self._database.block(start)
