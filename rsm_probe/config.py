@@ -6,10 +6,10 @@ import re
 import stat
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self, get_args
+from typing import Any, NoReturn, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from rsm_probe.checks import brief, require_text
 from rsm_probe.errors import ConfigError, nearest
@@ -22,9 +22,6 @@ _DEEPEST = 100
 _MOST_DIGITS = 400
 # Mistakes listed at once, and characters of each.
 _MOST_LINES, _LONGEST_LINE = 20, 2000
-
-# What PyTorch and NumPy both take.
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Config(BaseModel):

@@ -23,7 +23,7 @@ from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.tokens import Representation, require_finite
 from rsm_probe.probe.wrappers import evaluating
 from rsm_probe.sources.images import ImageSet, as_images
-from rsm_probe.sources.loading import prepared
+from rsm_probe.sources.loading import prepared, warn_of_plain_pixels
 from rsm_probe.sources.models import LoadedModel, load_model
 from rsm_probe.storage.capture_writer import CaptureWriter
 from rsm_probe.storage.captures import DTYPES, KIND, Capture, is_whole
@@ -101,6 +101,7 @@ def capture(
         if store.finished:  # names may have been lost, and nothing else
             writer.put_names()
         if not is_whole(store, chosen.ids, chosen.labels):
+            warn_of_plain_pixels([loaded], chosen)
             if moved_to is not None:
                 loaded.module.to(moved_to)
             with evaluating(loaded.module), Probe(loaded.module, layers) as probe:

@@ -45,7 +45,8 @@ def as_images(images: Any) -> ImageSet:
         return EMBEDDED[images]()
     if isinstance(images, str | Path):
         path = Path(images)
-        if len(path.parts) == 1 and not is_there(path):
+        # Of an empty name, pathlib makes the working folder.
+        if images == "" or (len(path.parts) == 1 and not is_there(path)):
             hint = nearest(str(images), EMBEDDED)
             raise ImageError(
                 f"no folder and no embedded image set {brief(str(images))}{hint} (embedded: {', '.join(EMBEDDED)})"

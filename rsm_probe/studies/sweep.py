@@ -24,6 +24,7 @@ from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.similarity.pairs import available_cores
 from rsm_probe.sources.images import ImageSet, as_images
+from rsm_probe.sources.loading import warn_of_plain_pixels
 from rsm_probe.sources.models import LoadedModel, load_model
 from rsm_probe.storage.places import local_folder
 from rsm_probe.studies.accumulator import Accumulator
@@ -138,6 +139,7 @@ def sweep(
         if checkpoint is not None and begun:  # or a sweep that runs there would be noticed late
             stack.enter_context(checkpoint.held())
         passing = Passing(loaded, layers, device, stack)
+        warn_of_plain_pixels(loaded.values(), chosen)
         sample = passing.forward(chosen, batches[0][:_SAMPLE])
         cost = _preflight(sample, passing, chosen, batches, accumulator, centering)
         if progress:

@@ -1,0 +1,337 @@
+"""Data sets of one's own: the labels that are known, and what is said of items that are not images."""
+
+import io
+import os
+from collections import UserDict
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, random_split
+
+import rsm_probe
+from rsm_probe.errors import ImageError
+from rsm_probe.sources.images import ImageSet, as_images, folder, from_dataset, from_tensor
+
+IMAGES = torch.rand(6, 3, 4, 4)
+PICTURE = Image.new("RGB", (4, 4), (10, 20, 30))
+ARRAY = np.asarray(PICTURE)
+
+
+class Plain:
+    """A data set that says nothing about itself."""
+
+    def __init__(self, *items, **known):
+        self.items = items
+        vars(self).update(known)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def encoded() -> bytes:
+    stream = io.BytesIO()
+    PICTURE.save(stream, "PNG")
+    return stream.getvalue()
+
+
+# Labels
+
+
+NUMBERS = torch.tensor([3, 1, 2, 0, 1, 2])
+WITH_NAMES = Plain(*IMAGES, targets=[3, 1, 2, 0, 1, 2], classes=["a", "b", "c", "d"])
+TENSORS = TensorDataset(IMAGES, NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels"),
+    [
+        (TENSORS, "312012"),
+        (TensorDataset(IMAGES, NUMBERS.to(torch.uint8), torch.rand(6)), "312012"),
+        (TensorDataset(IMAGES), [""] * 6),
+        (TensorDataset(IMAGES, torch.rand(6)), [""] * 6),
+        (TensorDataset(IMAGES, torch.ones(6, 2, dtype=torch.int64)), [""] * 6),
+        (Subset(TENSORS, [5, 0]), "23"),
+        (Subset(TENSORS, np.array([-1, 0])), "23"),
+        (Subset(TENSORS, torch.tensor([5, 0])), "23"),
+        (Subset(Subset(WITH_NAMES, [4, 5, 0]), [2, 0]), "db"),
+        (Subset(Plain(*IMAGES), [1, 2]), ["", ""]),
+        (
+            Subset(ImageSet("own", list("xyz"), IMAGES.__getitem__, labels=["cat", "dog", "cat"]), [1, 2]),
+            ["dog", "cat"],
+        ),
+        (ConcatDataset([Subset(TENSORS, [2]), Plain(*IMAGES[:2]), Subset(WITH_NAMES, [0])]), ["2", "", "", "d"]),
+        (ConcatDataset([Plain(*IMAGES[:2]), Plain(*IMAGES)]), [""] * 8),
+        (Subset(ConcatDataset([TENSORS, WITH_NAMES]), [6, 1]), "d1"),
+        ([(PICTURE, "cat"), (PICTURE, 3)], ["cat", "3"]),
+        ([(PICTURE, "cat"), PICTURE], ["", ""]),
+        ([(PICTURE, PICTURE), (PICTURE, PICTURE)], ["", ""]),
+        (Plain(*IMAGES, targets=lambda: NUMBERS), [""] * 6),
+        (Plain(*IMAGES, targets=[1, 2]), [""] * 6),
+        (Plain(*IMAGES, targets=torch.ones(6, 4)), [""] * 6),
+        (Plain(*IMAGES, targets=[[1, 2]] * 6), [""] * 6),
+        (Plain(*IMAGES, targets=[None] * 6), [""] * 6),
+        (Plain(*IMAGES, targets=dict.fromkeys(range(6), 1)), [""] * 6),
+        (Plain(*IMAGES, targets=[torch.tensor(2), np.int64(1), 0, 0, 0, 0], classes=["a", "b", "c"]), "cbaaaa"),
+        (Plain(*IMAGES, targets=[0, -1, 7, 0, 0, 0], classes=["a", "b"]), ["a", "-1", "7", "a", "a", "a"]),
+        (Plain(*IMAGES, targets=[0, 1, 0, 0, 0, 0], classes=lambda: "ab"), "010000"),
+        (Plain(*IMAGES, labels=np.array([0, 1, -1, 0, 0, 0])), ["0", "1", "-1", "0", "0", "0"]),
+        (Plain(*IMAGES, labels=["cat"] * 6), ["cat"] * 6),
+    ],
+)
+def test_labels_are_those_that_are_known_without_reading(dataset, labels):
+    assert list(as_images(dataset).labels) == list(labels)
+
+
+def test_labels_and_images_of_a_random_split_belong_together():
+    part = random_split(TENSORS, [4, 2], torch.Generator().manual_seed(0))[0]
+    images = as_images(part)
+    for index in range(4):
+        image, number = part[index]
+        assert torch.equal(images[index], image)
+        assert images.labels[index] == str(int(number))
+
+
+# Items that are not images
+
+
+ITEMS = {
+    "dict": ({"label": 3, "image": PICTURE}, "a mapping with the keys 'label', 'image'", 'data[k]["image"]'),
+    "user dict": (UserDict(pixels=IMAGES[0]), "a mapping with the keys 'pixels'", 'data[k]["pixels"]'),
+    "dict of bytes": (
+        {"bytes": encoded(), "path": "x.png"},
+        "a mapping",
+        'PIL.Image.open(io.BytesIO(data[k]["bytes"]))',
+    ),
+    "nested": ({"a": {"b": (0, PICTURE)}}, "a mapping", 'data[k]["a"]["b"][1]'),
+    "label first": ((3, PICTURE), "a tuple (int, Image)", "data[k][1]"),
+    "list, label first": (["cat", IMAGES[0]], "a list (str, Tensor)", "data[k][1]"),
+    "label tensor first": ((torch.tensor(3), IMAGES[0]), "a tuple (Tensor, Tensor)", "data[k][1]"),
+    "array": (ARRAY, "ndarray of shape (4, 4, 3) and dtype uint8", "PIL.Image.fromarray(data[k])"),
+    "array and label": ((ARRAY, 3), "a tuple (ndarray, int)", "PIL.Image.fromarray(data[k][0])"),
+    "grey array": (ARRAY[..., 0], "ndarray of shape (4, 4)", "PIL.Image.fromarray(data[k])"),
+    "float array": (ARRAY.transpose(2, 0, 1) / 255, "ndarray of shape (3, 4, 4)", "torch.as_tensor(data[k])"),
+    "grey tensor": (IMAGES[0, 0], "Tensor of shape (4, 4)", "data[k][None]"),
+    "bytes": (encoded(), "bytes", "PIL.Image.open(io.BytesIO(data[k]))"),
+    "views": (((PICTURE, PICTURE), 3), "a tuple (tuple, int)", "data[k][0][0]"),
+}
+
+
+@pytest.mark.parametrize("name", ITEMS)
+def test_an_item_that_is_not_an_image_is_named_with_what_reads_it(name):
+    item, found, reading = ITEMS[name]
+    data = Plain(PICTURE, item)
+    with pytest.raises(ImageError) as caught:
+        as_images(data)[1]
+    message = str(caught.value).replace("'", '"')
+    assert message.startswith('Plain: cannot read image "1": found ' + found.replace("'", '"'))
+    assert f"lambda k: {reading}" in message
+    # The way out is tried as it is written.
+    load = eval(f"lambda k: {reading}", {"data": [item], "PIL": PIL, "io": io, "torch": torch})
+    image = rsm_probe.ImageSet("mine", ["only"], load)[0]
+    assert (image.shape if isinstance(image, torch.Tensor) else (3, *image.size[::-1])) in ((3, 4, 4), (1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [
+        (None, "None"),
+        (3, "int 3"),
+        ((), r"a tuple \(\)"),
+        ([], r"a list \(\)"),
+        ({}, "a mapping"),
+        (torch.tensor(3), r"Tensor of shape \(\)"),
+        (torch.zeros(0, 3, 3), r"Tensor of shape \(0, 3, 3\)"),
+        (object(), "object"),
+        ((None, 3), r"a tuple \(NoneType, int\)"),
+        (torch.rand(3, 4, 4).to_sparse(), r"is sparse .*give .to_dense\(\)"),
+        (torch.zeros(3, 4, 4, device="meta"), "on the meta device"),
+        (torch.zeros(3, 4, 4, dtype=torch.complex64), "complex"),
+    ],
+)
+def test_an_item_that_nothing_reads_is_named(item, found):
+    with pytest.raises(ImageError, match=f"Plain: cannot read image '0': .*{found}"):
+        as_images(Plain(item))[0]
+    with pytest.raises(ImageError, match=f"own: cannot read image 'a': .*{found}"):
+        ImageSet("own", ["a"], lambda index: item)[0]
+
+
+@pytest.mark.parametrize("path", [str, Path])
+def test_paths_are_named_with_what_reads_them(tmp_path, path):
+    PICTURE.save(tmp_path / "a.png")
+    data = [path(tmp_path / "a.png")]
+    with pytest.raises(ImageError, match=r"cannot read image '0': found .*lambda k: PIL.Image.open\(data\[k\]\)"):
+        as_images(data)[0]
+    assert ImageSet("mine", ["a"], lambda k: PIL.Image.open(data[k]))[0].size == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("image"),
+        IndexError("9"),
+        TypeError("no"),
+        AttributeError("no"),
+        RuntimeError("no"),
+        ZeroDivisionError(),
+    ],
+)
+def test_errors_of_a_data_set_name_the_image(error):
+    class Failing(Plain):
+        def __getitem__(self, index):
+            raise error
+
+    with pytest.raises(ImageError, match=r"Failing: cannot read image '1': .+") as caught:
+        as_images(Failing(1, 2))[1]
+    assert caught.value.__cause__ is error
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(IMAGES)
+
+
+class Endless(Plain):
+    def __len__(self):
+        return 10**12
+
+
+class Unsure(Plain):
+    def __len__(self):
+        raise TypeError("unknown length")
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (DataLoader(TENSORS), r"cannot take images from DataLoader; give its data set \(loader.dataset\)"),
+        ({"a": IMAGES}, "cannot take images from dict; give one of its values"),
+        ((image for image in IMAGES), "cannot take images from generator; .* give a list"),
+        (iter([PICTURE]), "cannot take images from list_iterator; .* give a list"),
+        ({1, 2}, "cannot take images from set; .* give a list"),
+        (Stream(), "cannot take images from Stream; .* give a list"),
+        (b"digits", "cannot take images from bytes"),
+        (Endless(), "Endless holds 1000000000000 images, and at most 100000000"),
+        (Unsure(), "Unsure does not say how many images it holds: unknown length"),
+        ([], "list holds no images"),
+        (np.array([object()]), "must hold real numbers, found dtype object"),
+        (np.zeros((2, 3, 4, 4), np.longdouble), r"give .astype\(numpy.float64\)"),
+        (np.zeros((2, 3, 4, 4), np.complex64), "complex"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"found torch.uint8: give `.float\(\)`"),
+        (torch.rand(2, 3, 4, 4).to_sparse(), r"give .to_dense\(\)"),
+        (torch.rand(2, 3, 4, 4, device="meta"), "meta device"),
+        (torch.rand(2, 3, 4, 4).to(torch.float8_e4m3fn), r"give .float\(\)"),
+        ("x" * 300, "no folder and no embedded image set 'x"),
+        ("a/" + "x" * 300, "no image folder at a/x"),
+        ("a\0b", "no folder and no embedded image set"),
+        ("", "no folder and no embedded image set"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else value[:20],
+)
+def test_what_is_not_a_set_of_images_is_answered_with_what_is(images, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageError, match=said) as caught:
+        as_images(images)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "array", [np.ones((2, 3, 4, 4), ">f4"), np.ones((2, 3, 4, 4))[:, ::-1], np.ones((2, 3, 4, 4), np.float16)]
+)
+def test_arrays_of_any_layout_are_taken(array):
+    assert as_images(array)[1].eq(1).all()
+
+
+# Names and labels that stores keep
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([1, 2], r"ids\[0\] must be text, found 1 \(int\); write '1'"),
+        (["a", None], r"ids\[1\] must be text, found None"),
+        (["a", "b\0"], r"ids\[1\] holds a NUL character"),
+        (["a", "caf\udce9"], r"ids\[1\] is not valid Unicode"),
+        (["a", "a"], "id 'a' names more than one image"),
+        ("ab", "ids must be a sequence of texts"),
+        ({"a": 1, "b": 2}, "ids must be a sequence of texts"),
+        (3, "ids must be a sequence of texts"),
+    ],
+)
+def test_ids_that_no_store_keeps_are_refused(ids, said):
+    with pytest.raises(ImageError, match=said):
+        from_tensor(IMAGES[:2], ids=ids)
+    with pytest.raises(ImageError, match=f"own: {said}"):
+        ImageSet("own", ids, IMAGES.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([1, 2], r"labels\[0\] must be text, found 1 \(int\); write '1'"),
+        (["a", None], r"labels\[1\] must be text"),
+        (["a", "b\0"], r"labels\[1\] holds a NUL"),
+        ("ab", "labels must be a sequence"),
+        (["a"], "1 labels for 2 images"),
+        (np.array([0, 1]), r"labels\[0\] must be text"),
+    ],
+)
+def test_labels_that_no_store_keeps_are_refused(labels, said):
+    with pytest.raises(ImageError, match=said):
+        from_tensor(IMAGES[:2], labels=labels)
+    with pytest.raises(ImageError, match=f"own: {said}"):
+        ImageSet("own", ["x", "y"], IMAGES.__getitem__, labels=labels)
+
+
+def test_texts_of_numpy_are_taken_as_text():
+    images = ImageSet("own", np.array(["x", "y"]), IMAGES.__getitem__, labels=np.array(["cat", "dog"]))
+    assert (images.ids, images.labels) == (["x", "y"], ["cat", "dog"])
+    assert {type(text) for text in (*images.ids, *images.labels)} == {str}
+
+
+@pytest.mark.parametrize(
+    ("indices", "error"),
+    [
+        ([True, False, True, False, False, False], r"numpy.flatnonzero\(mask\)"),
+        (np.array([True] * 6), r"numpy.flatnonzero\(mask\)"),
+        ([0.5], "whole numbers"),
+        (["0"], "whole numbers"),
+        ([[0, 1]], "whole numbers"),
+    ],
+)
+def test_a_subset_by_anything_but_numbers_is_refused(indices, error):
+    images = from_tensor(IMAGES)
+    with pytest.raises(ImageError, match=error):
+        images.subset(indices)
+    assert images.subset(np.flatnonzero([True, False, True])).ids == ["0", "2"]
+    assert images.subset([-1]).ids == ["5"]
+    assert torch.equal(images.subset([-1])[0], IMAGES[5])
+
+
+@pytest.mark.parametrize(("count", "seed"), [(-1, 0), (2.5, 0), ("2", 0), (2, -1), (2, 2**63), (2, 0.5)])
+def test_a_sample_of_no_number_is_refused(count, seed):
+    with pytest.raises(ImageError, match=r"count|seed"):
+        from_tensor(IMAGES).sample(count, seed)
+
+
+def test_file_names_that_are_not_utf8_are_read_and_can_be_stored(tmp_path):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    root.mkdir()
+    for k, name in enumerate([b"a\xff.png", b"b.png"]):
+        Image.new("RGB", (2, 2), (k, k, k)).save(root / os.fsdecode(name))
+    images = folder(root)
+    assert images.name == r"caf\xe9"
+    assert images.ids == [r"a\xff.png", "b.png"]
+    assert [np.asarray(image).max() for image in images] == [0, 1]
+    assert images.fingerprint() == folder(root).fingerprint()
+
+
+def test_fingerprints_of_items_that_are_not_images_name_them():
+    with pytest.raises(ImageError, match="Plain: cannot read image '0': found a mapping"):
+        from_dataset(Plain({"image": PICTURE})).fingerprint()
