@@ -79,6 +79,8 @@ def require_signed(document: Mapping[str, Any], file: str, advice: str) -> bool:
     Raises:
         StorageError: they are damaged.
     """
+    if document.get("node_type") not in ("array", "group"):
+        raise StorageError(f"{file} is damaged: it must say 'array' or 'group' as its node_type; {advice}")
     attributes = document.get("attributes", {})
     if not isinstance(attributes, dict):
         raise StorageError(f"{file} is damaged: its attributes must be a JSON object; {advice}")

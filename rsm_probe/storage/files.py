@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from rsm_probe.storage.places import is_url, local_folder, place
 from rsm_probe.storage.replacing import replacing as replacing
 
 Arrays = dict[str, np.ndarray]
+# Signature, numbers of disks, entries on this disk and in all, size and place of their list, length of a comment.
+_END_OF_ARCHIVE = struct.Struct("<4s4H2LH")
 
 
 def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
@@ -67,16 +70,21 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     with storing(f"{where} is no readable Zarr dataset", advice), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         group = zarr.open_group(where, mode="r")
-        for _, array in group.arrays():
+        arrays = dict(group.arrays())
+        for array in arrays.values():
             require_plain(array, where)
-        require_held(dict(group.arrays()), group.attrs.get("arrays"), sizes, where, advice)
+        require_held(arrays, group.attrs.get("arrays"), sizes, where, advice)
+        texts = {}
+        for name, array in arrays.items():
+            if array.dtype.kind == "T":  # which xarray may read already, without a name in its errors
+                with storing(f"{where}/{name} is damaged", advice):
+                    texts[name] = np.array(list(np.asarray(array[...])), np.str_)
         dataset = xr.open_zarr(where, chunks=None)
         for marked in (dataset, *dataset.variables.values()):
             for key in (ATTRIBUTE, "arrays"):
                 marked.attrs.pop(key, None)
         # Text of any length, which much of NumPy does not take yet.
-        texts = {name: part for name, part in dataset.variables.items() if part.dtype.kind == "T"}
-        fixed = {name: (part.dims, np.array(list(part.values), np.str_)) for name, part in texts.items()}
+        fixed = {name: (dataset[name].dims, values) for name, values in texts.items()}
         # Chunks of format 3 are checked when they are read; those of format 2 were, and may be decoded now.
         return dataset.assign_coords(fixed) if group.metadata.zarr_format == 3 else dataset.load()
 
@@ -103,7 +111,22 @@ def load_arrays(path: str | Path) -> Arrays:
     with storing(f"cannot read {path}", "remove it to compute it again"):
         held = file.stat().st_size
         with zipfile.ZipFile(file) as archive:
+            _require_count(file, len(archive.infolist()))
             return {entry.filename.removesuffix(".npy"): _array(archive, entry, held) for entry in archive.infolist()}
+
+
+def _require_count(file: Path, found: int) -> None:
+    """Makes sure that no entry was swallowed by a damaged one before it, which the zip module does not notice.
+
+    Raises:
+        ValueError: the end of the file names another number.
+    """
+    with file.open("rb") as stream:
+        stream.seek(-_END_OF_ARCHIVE.size, os.SEEK_END)
+        signature, *_, count, _, _, _ = _END_OF_ARCHIVE.unpack(stream.read())
+    # Beyond 65534 entries the number stands elsewhere.
+    if signature != b"PK\5\6" or (count != found and count != 0xFFFF):
+        raise ValueError(f"it holds {found} arrays, and its end says otherwise")
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, held: int) -> np.ndarray:

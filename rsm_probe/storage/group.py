@@ -70,13 +70,13 @@ class StoredGroup:
         files = Files(where)
         if files.size(METADATA) is None:
             return None
-        with storing(f"cannot open {where}", _replace(where)):
+        with storing(f"cannot open {where}/{METADATA}", _replace(where)):
             document = files.document(METADATA, _replace(where))
             require_signed(document, f"{where}/{METADATA}", _replace(where))
             found = document.get("attributes", {}).get("kind")
             if found != kind and (found is not None or not writable or len(files.sizes()) > 1):
-                but = f" but a {brief(found)}" if found else ""
-                raise StorageError(f"{where} is no {kind}{but}; choose another place")
+                but = f" but a {brief(found)}" if found else f" ({where}/{METADATA} does not say what it is)"
+                raise StorageError(f"{where} is no {kind}{but}; choose another place, or remove {where}")
             store = cls(zarr.open_group(where, mode="r+" if writable else "r"), where)
         if found is None:  # killed before it knew what it was
             store.set({"kind": kind})
@@ -97,7 +97,7 @@ class StoredGroup:
             if not _is_empty(path):
                 raise StorageError(
                     f"{where} holds something else ({where}/{METADATA} is missing); choose another place for the "
-                    f"{kind}, or remove it if it was one"
+                    f"{kind}, or, if it was one, remove {where}"
                 )
             _remove_unfinished(path)
         with storing(f"cannot write {where}"):

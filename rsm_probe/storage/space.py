@@ -24,7 +24,9 @@ def parse_bytes(amount: str | int) -> int:
     if isinstance(amount, Integral) and not isinstance(amount, bool):
         found_bytes = int(amount)
     else:
-        found = re.fullmatch(r"\s*(\d{1,30}(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", amount if isinstance(amount, str) else "", re.IGNORECASE)
+        found = re.fullmatch(
+            r"\s*(\d{1,30}(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", amount if isinstance(amount, str) else "", re.IGNORECASE
+        )
         if not found:
             raise CostError(f"memory must be a number of bytes or text such as '2GB', found {brief(amount)}")
         found_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])

@@ -82,7 +82,7 @@ def test_small_arrays_may_hold_zeros(tmp_path):
 def test_a_store_is_of_one_kind(store, tmp_path):
     with pytest.raises(StorageError, match="is no capture but a 'numbers'"):
         ChunkStore.open(tmp_path / "numbers.zarr", "capture")
-    with pytest.raises(StorageError, match="is no capture but a 'numbers'; choose another place"):
+    with pytest.raises(StorageError, match="is no capture but a 'numbers'; choose another place, or remove"):
         ChunkStore.open_or_create(tmp_path / "numbers.zarr", "capture")
 
 
