@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,10 +97,25 @@ def _transformers(auto: Any, title: str, pretrained: bool, trust_remote_code: bo
         local=local,
     )
 
+    if not trust_remote_code:
+        _warn_of_other_code(title, auto.__name__, module.config, "model")
+        _warn_of_other_code(title, "AutoImageProcessor", processor, "preprocessing")
+
     def preprocess(image: Image.Image) -> Tensor:
         return processor(images=to_rgb(image), return_tensors="pt")["pixel_values"][0]
 
     return module, preprocess
+
+
+def _warn_of_other_code(title: str, key: str, holder: Any, what: str) -> None:
+    """Says where transformers took code of its own for a model that names other code."""
+    named = getattr(holder, "auto_map", None)
+    if isinstance(named, dict) and key in named:
+        warnings.warn(
+            f"hf:{title} names Python code of its own for its {what}, which is not run; the code of transformers for "
+            f"models of this type is used in its place; if you trust the model's, say trust_remote_code=True",
+            stacklevel=2,
+        )
 
 
 def _hub_instructions(repository: str) -> str:

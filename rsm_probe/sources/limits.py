@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rsm_probe.checks import require_whole
+from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import ImageError
 
 # An image of this edge takes 0.8 GB as a model sees it: three channels of four bytes.
@@ -26,7 +26,7 @@ def require_edge(size: Any, name: str = "size") -> None:
     require_whole(size, name, 1, ImageError)
     if size > MOST_PIXELS:
         raise ImageError(
-            f"{name} must be at most {MOST_PIXELS} pixels: an image of {size} x {size} takes "
+            f"{name} must be at most {MOST_PIXELS} pixels: an image of {brief(size)} x {brief(size)} takes "
             f"{in_bytes(12 * int(size) ** 2)} in a model's input"
         )
 
@@ -44,14 +44,15 @@ def require_drawn(count: Any, name: str = "count") -> None:
     require_whole(count, name, 1, ImageError)
     if count > MOST_DRAWN:
         raise ImageError(
-            f"{name} must be at most {MOST_DRAWN} images to draw: {count} take {in_bytes(2000 * int(count))} for what "
-            f"is in them alone; draw several sets with seeds of their own"
+            f"{name} must be at most {MOST_DRAWN} images to draw: what is in {brief(count)} images takes "
+            f"{in_bytes(2000 * int(count))}; draw several sets with seeds of their own"
         )
 
 
 def in_bytes(count: int) -> str:
     """A number of bytes as people write it."""
-    # Numbers of any size: some are far beyond a float.
+    if count >= 10**24:
+        return "more than all machines have"
     for power, unit in ((12, "TB"), (9, "GB"), (6, "MB")):
         if count >= 10**power:
             return f"{count // 10**power} {unit}"

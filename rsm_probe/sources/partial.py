@@ -47,7 +47,7 @@ def load_partial(path: Path, owner: Mapping[str, str], module: nn.Module, optimi
         state, found = read_tensors(path)
     except ModelError as error:
         return _start_over(f"{error}")
-    if not owner.items() <= found.items():
+    if {key: text for key, text in found.items() if key != "step"} != dict(owner):
         return _start_over(f"{path} is of another recipe, seed or set of images")
     parameters = dict(module.named_parameters())
     expected = {f"network.{name}": tensor for name, tensor in module.state_dict().items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from rsm_probe.checks import brief
 from rsm_probe.errors import ModelError
 from rsm_probe.sources.folders import is_there
 from rsm_probe.sources.models import LoadedModel, to_tensor
@@ -17,6 +18,8 @@ from rsm_probe.sources.recipe import TrainingConfig
 from rsm_probe.sources.stored import read_tensors, save_tensors
 
 AGAIN = "remove it; `rsm-probe train`, or the study that made it, makes it again"
+# What is written beside the weights; "format" is what other programs add.
+_TEXTS = {"recipe", "seed", "accuracy", "format"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ def network_of(
     """
     if "recipe" not in about:
         raise ModelError(f"{path} names no recipe; load it as weights= of a model instead")
+    # A damaged name of the checksum would make the file one from before there were any.
+    if surplus := sorted(set(about) - _TEXTS):
+        raise ModelError(
+            f"{path} is damaged or of another program: it holds a text called {brief(surplus[0])}; {AGAIN}"
+        )
     try:
         config = TrainingConfig.parse(json.loads(about["recipe"]), f"the recipe in {path}")
         module = build_network(config.network, state["fc.weight"].shape[0], dilated)

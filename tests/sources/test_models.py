@@ -1,5 +1,6 @@
 """Models by name, from local folders and files, and as they are, with their preprocessing."""
 
+import json
 import socket
 import time
 
@@ -418,3 +419,261 @@ def test_fingerprint_knows_weights_buffers_and_class_again():
     half = model(0).half()
     other_class = nn.ModuleList(model(0).children())
     assert len({fingerprint(m) for m in (one, model(1), changed, half, other_class)}) == 5
+
+
+# State that is not plain tensors
+
+
+def print_of(module: nn.Module) -> str:
+    return LoadedModel("m", module, to_tensor).fingerprint
+
+
+class Quantised(nn.Module):
+    """What PyTorch's quantised layers keep: packed tuples of tensors, numbers, and a dtype."""
+
+    def __init__(self, scale: float = 0.1, value: float = 1.0) -> None:
+        super().__init__()
+        self.weight = torch.quantize_per_tensor(torch.full((2, 2), value), scale, 0, torch.qint8)
+
+    def get_extra_state(self):
+        return (
+            self.weight,
+            None,
+            torch.quantize_per_channel(self.weight.dequantize(), torch.ones(2), torch.zeros(2), 0, torch.qint8),
+        )
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*quant")
+def test_fingerprints_of_quantised_weights_follow_their_values():
+    found = [print_of(Quantised()), print_of(Quantised()), print_of(Quantised(0.3)), print_of(Quantised(value=0.5))]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+class Extra(nn.Module):
+    """A module with state of its own."""
+
+    def __init__(self, state) -> None:
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ({"a": torch.ones(2)}, {"a": torch.zeros(2)}),
+        ([torch.ones(2)], [torch.zeros(2)]),
+        (torch.eye(2).to_sparse(), (2 * torch.eye(2)).to_sparse()),
+        (torch.ones(2, dtype=torch.complex64), 1j * torch.ones(2, dtype=torch.complex64)),
+        (torch.ones(2).to(torch.float8_e4m3fn), torch.zeros(2).to(torch.float8_e4m3fn)),
+        (3, 4),
+        (torch.float16, torch.float32),
+    ],
+    ids=["mapping", "list", "sparse", "complex", "float8", "number", "dtype"],
+)
+def test_fingerprints_of_any_state_follow_its_values(pair):
+    one, other = (print_of(Extra(state)) for state in pair)
+    assert one == print_of(Extra(pair[0]))
+    assert one != other
+
+
+def test_fingerprints_do_not_follow_places_in_memory():
+    class Acting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = lambda x: x
+
+        def extra_repr(self):
+            return f"act={self.act}"
+
+    assert print_of(Acting()) == print_of(Acting())
+    assert print_of(Extra(object())) == print_of(Extra(object()))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_fingerprints_of_scripted_modules_and_of_modules_without_parameters():
+    torch.manual_seed(0)
+    one, other = (torch.jit.trace(nn.Linear(3, 2).eval(), torch.zeros(1, 3)) for _ in range(2))
+    assert print_of(one) == print_of(one)
+    assert print_of(one) != print_of(other)
+    assert print_of(nn.ReLU()) == print_of(nn.ReLU())
+    assert print_of(nn.Sequential()) != print_of(nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: nn.Sequential(nn.LazyConv2d(4, 3)),
+            "0.weight belongs to a lazy module.*call the model on images first",
+        ),
+        (lambda: nn.Sequential(nn.LazyBatchNorm2d()), "0.weight belongs to a lazy module"),
+        (lambda: nn.Linear(3, 2, device="meta"), r"weight is on the meta device.*to_empty\(device='cpu'\)"),
+        (lambda: nn.BatchNorm2d(3, affine=False, device="meta"), "running_mean is on the meta device"),
+    ],
+    ids=["lazy", "lazy norm", "meta", "meta buffer"],
+)
+def test_weights_without_values_are_named(make, said, tmp_path):
+    with pytest.raises(ModelError, match=f"m: {said}"):
+        print_of(make())
+    with pytest.raises(ModelError, match=said):
+        load_model(make(), weights=saved(nn.Linear(3, 2), tmp_path / "w.safetensors"))
+
+
+def test_the_ways_out_for_weights_without_values_work(tmp_path):
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3))
+    lazy(torch.zeros(1, 3, 8, 8))
+    trained = nn.Sequential(nn.Conv2d(3, 4, 3))
+    path = saved(trained, tmp_path / "w.safetensors")
+    assert same_weights(load_model(lazy, weights=path).module, trained)
+    meta = nn.Sequential(nn.Conv2d(3, 4, 3, device="meta"))
+    assert same_weights(load_model(meta.to_empty(device="cpu"), weights=path).module, trained)
+    assert print_of(meta) != print_of(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+
+def test_whole_numbers_in_place_of_weights_are_refused(tmp_path):
+    save_file({"weight": torch.ones(2, 3, dtype=torch.int8), "bias": torch.zeros(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"do not fit Linear \(whole numbers: weight\)"):
+        load_model(nn.Linear(3, 2), weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", bytes(8), (10**13).to_bytes(8, "little") + b"{}", (4).to_bytes(8, "little") + b"null", bytes(range(256))],
+    ids=["empty", "zeros", "header", "null", "garbage"],
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_weights_of_any_damage_are_refused_by_name(content, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=name):
+        load_model(nn.Linear(3, 2), weights=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**64}, "seed must be"),
+        ({"seed": "1"}, "seed must be"),
+        ({"part": 3}, "part must be text"),
+        ({"name": 3}, "name must be text, found 3"),
+        ({"name": "a\0"}, "name holds a NUL"),
+        ({"weights": 3}, "weights must be 'default'"),
+        ({"weights": torch.ones(2)}, "weights must be 'default'"),
+        ({"weights": "x" * 300 + ".pth"}, "no weights at x"),
+        ({"weights": "a\0.pth"}, "no weights at a"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_arguments_of_the_wrong_kind_are_named(options, said):
+    with pytest.raises(ModelError, match=said):
+        load_model(nn.Linear(3, 2), **options)
+
+
+@pytest.mark.parametrize("source", [3, None, b"timm:resnet18", ["timm:resnet18"], torch.ones(2)])
+def test_what_is_not_a_model_is_named(source):
+    with pytest.raises(ModelError, match="a model is a name, a path, a module or a function, found"):
+        load_model(source)
+
+
+# Code that comes with a model
+
+
+@pytest.fixture
+def coded_folder(tmp_path, monkeypatch):
+    """A folder of transformers with a model and a preprocessing of its own, which leave a mark when they are run."""
+    import transformers.dynamic_module_utils as dynamic
+
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, mark = tmp_path / "org" / "coded", tmp_path / "ran"
+    folder.mkdir(parents=True)
+    (folder / "modelling.py").write_text(
+        f"open({str(mark)!r}, 'a').write('x')\n"
+        "import torch\n"
+        "from transformers import PretrainedConfig, PreTrainedModel\n"
+        "class Config(PretrainedConfig):\n"
+        "    model_type = 'coded'\n"
+        "class Model(PreTrainedModel):\n"
+        "    config_class = Config\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__(config)\n"
+        "        self.conv = torch.nn.Conv2d(3, 4, 2)\n"
+        "        self.post_init()\n"
+        "    def forward(self, pixel_values):\n"
+        "        return self.conv(pixel_values)\n"
+    )
+    (folder / "processing.py").write_text(
+        f"open({str(mark)!r}, 'a').write('x')\n"
+        "from transformers import ViTImageProcessor\n"
+        "class Processor(ViTImageProcessor):\n"
+        "    pass\n"
+    )
+    model = {"AutoConfig": "modelling.Config", "AutoModel": "modelling.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "coded", "auto_map": model}))
+    processor = {"auto_map": {"AutoImageProcessor": "processing.Processor"}, "size": {"height": 8, "width": 8}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder, mark
+
+
+@pytest.mark.parametrize("weights", [None, "default"])
+@pytest.mark.parametrize("part", ["model", "preprocessing"])
+def test_code_that_comes_with_a_model_is_named_and_not_run(coded_folder, weights, part):
+    folder, mark = coded_folder
+    if part == "preprocessing":  # a model that transformers knows, and for which it knows no preprocessing
+        from transformers import BertConfig, BertModel
+
+        config = BertConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
+        )
+        BertModel(config).save_pretrained(folder)
+    with pytest.raises(
+        ModelError, match=r"Python code of its own.*trust_remote_code=True.*--trust-remote-code"
+    ) as caught:
+        load_model(f"hf:{folder}", weights=weights)
+    assert "network" not in str(caught.value)
+    assert not mark.exists()
+
+
+def test_code_of_transformers_in_place_of_the_models_own_is_warned_of(coded_folder, vit):
+    folder, mark = coded_folder
+    vit.save_pretrained(folder)
+    with pytest.warns(UserWarning, match=r"coded names Python code of its own for its preprocessing, which is not run"):
+        loaded = load_model(f"hf:{folder}")
+    assert type(loaded.module).__name__ == "ViTModel"
+    assert not mark.exists()
+
+
+def test_code_that_somebody_trusts_is_run(coded_folder):
+    folder, mark = coded_folder
+    loaded = load_model(f"hf:{folder}", weights=None, trust_remote_code=True)
+    assert mark.exists()
+    assert loaded.preprocess(Image.new("RGB", (9, 9))).shape == (3, 8, 8)
+    assert loaded.module(loaded.blank_input()).shape == (1, 4, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", "no JSON"),
+        ("config.json", '{"model_type": "of tomorrow"}'),
+        ("preprocessor_config.json", "3"),
+        ("model.safetensors", "garbage"),
+        ("model.safetensors", ""),
+    ],
+)
+def test_a_damaged_folder_is_said_to_be_damaged_not_far_away(vit, vit_folder, name, content):
+    vit.save_pretrained(vit_folder)
+    (vit_folder / name).write_text(content)
+    with pytest.raises(ModelError, match=r"cannot load hf:.*tiny-vit: .*check the files in this folder") as caught:
+        load_model(f"hf:{vit_folder}")
+    assert "network" not in str(caught.value)
