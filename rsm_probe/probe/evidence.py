@@ -83,13 +83,13 @@ class Evidence:
                 self._provenance.start(self._inputs.images, self._inputs.grids)
             for number, other in enumerate(self._others):
                 self._provenance.pass_by(other.tensor, number)
-            self._provenance.__enter__()
+            self._provenance.begin()
 
     def end(self, calls: int) -> None:
         """The pass, with so many calls of layers, is over: what it showed is kept."""
         self._calls[self._signature] = calls
         if self._provenance is not None:
-            self._provenance.__exit__(None, None, None)
+            self._provenance.end()
             if not self._provenance.by_index:
                 self._readers[self._signature] = self._found
             self._provenance = None
@@ -98,7 +98,7 @@ class Evidence:
     def forget(self) -> None:
         """A pass that was followed failed: nothing that it showed is kept."""
         if self._provenance is not None:
-            self._provenance.__exit__(None, None, None)
+            self._provenance.end()
             self._provenance = None
         self._follow_again_if_needed()
 

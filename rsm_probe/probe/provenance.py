@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rsm_probe.probe.codes import EXTENT, NOWHERE, QUERY, channel_axis, codes_of_grid, codes_of_patches
 from rsm_probe.probe.ledger import Ledger, followable
 from rsm_probe.probe.maps import Grids, one_map
+from rsm_probe.probe.modes import PassMode
 from rsm_probe.probe.operations import (
     ATTENTION,
     FILLS,
@@ -52,7 +52,7 @@ from rsm_probe.probe.origins import (
 from rsm_probe.probe.products import of_product, of_rows
 
 
-class Provenance(TorchDispatchMode):
+class Provenance(PassMode):
     """Follows origins while it is active; what the operations compute stays as it is.
 
     Args:
@@ -115,6 +115,8 @@ class Provenance(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.ended:
+            return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::") if isinstance(func, OpOverload) else func.name()
         # In inference mode, operations that are made of others arrive whole.
         composite = isinstance(func, OpOverload) and not name.startswith(GRIDS)

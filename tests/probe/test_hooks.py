@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch._C import _len_torch_dispatch_stack
 
 from rsm_probe import Probe
 from rsm_probe.errors import LayerError, RepresentationError
@@ -726,6 +727,23 @@ def test_two_probes_on_one_model_do_not_disturb_each_other(resnet18, images):
     assert inner.representations["layer2"].tokens.shape[0] == 3
     assert outer.representations["layer1"].tokens.shape[0] == 1
     assert not hooks_in(resnet18)
+    assert not _len_torch_dispatch_stack()
+
+
+@pytest.mark.parametrize("specs", [("layer1", "fx:layer1.0.add"), ("fx:layer1.0.add", "layer1"), ("layer1", "layer1")])
+def test_probes_that_end_in_the_order_in_which_they_began_follow_to_their_own_ends(resnet18, images, specs):
+    alone = []
+    for spec in specs:
+        with torch.no_grad(), Probe(resnet18, spec) as probe:
+            resnet18(images)
+        alone.append(probe.representations[spec])
+    with torch.no_grad(), Probe(resnet18, specs[0]) as first, Probe(resnet18, specs[1]) as second:
+        resnet18(images)
+        assert not _len_torch_dispatch_stack()
+    for probe, spec, expected in zip((first, second), specs, alone, strict=True):
+        found = probe.representations[spec]
+        assert found.grid == expected.grid
+        assert torch.equal(found.tokens, expected.tokens)
 
 
 # Refused at entry

@@ -1,0 +1,44 @@
+"""Dispatch modes that last from the start of a forward pass to its end, in whatever order several of them end."""
+
+from __future__ import annotations
+
+import threading
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class PassMode(TorchDispatchMode):
+    """Sees this thread's operations between `begin` and `end`.
+
+    PyTorch takes modes off in the reverse order of their beginning, but probes of one model end in the order in which
+    their hooks run. A mode that ends below another one stays where it is, without effect, until that one ends.
+
+    Attributes:
+        ended: whether the mode is to pass operations on as they are.
+    """
+
+    _threads = threading.local()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = False
+
+    def begin(self) -> None:
+        """Sees operations from now on."""
+        self._begun().append(self)
+        self.__enter__()
+
+    def end(self) -> None:
+        """Sees no more."""
+        self.ended = True
+        begun = self._begun()
+        while begun and begun[-1].ended:
+            begun.pop().__exit__(None, None, None)
+
+    @classmethod
+    def _begun(cls) -> list[PassMode]:
+        """The modes of this thread, outermost first."""
+        if not hasattr(cls._threads, "begun"):
+            cls._threads.begun = []
+        begun: list[PassMode] = cls._threads.begun
+        return begun
