@@ -25,10 +25,11 @@ def require_whole(value: Any, name: str, least: int, error: type[RsmProbeError],
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise error(f"{name} must be a whole number, found {brief(value)}")
-    if value < least:
-        raise error(f"{name} must be at least {least}, found {brief(int(value))}")
-    if most is not None and value > most:
-        raise error(f"{name} must be at most {most}, found {brief(int(value))}")
+    whole = int(value)
+    if whole < least:
+        raise error(f"{name} must be at least {least}, found {brief(whole)}")
+    if most is not None and whole > most:
+        raise error(f"{name} must be at most {most}, found {brief(whole)}")
 
 
 def require_seed(value: Any, name: str, error: type[RsmProbeError]) -> None:
@@ -64,13 +65,17 @@ def require_number(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise error(f"{name} must be a number, found {brief(value)}")
-    if not math.isfinite(value):
-        raise error(f"{name} must be a finite number, found {value}")
-    if above is not None and not value > above:
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond float64
+        number = math.inf
+    if not math.isfinite(number):
+        raise error(f"{name} must be a finite number, found {brief(value)}")
+    if above is not None and not number > above:
         raise error(f"{name} must be above {above}, found {value}")
-    if least is not None and value < least:
+    if least is not None and number < least:
         raise error(f"{name} must be at least {least}, found {value}")
-    if most is not None and value > most:
+    if most is not None and number > most:
         raise error(f"{name} must be at most {most}, found {value}")
 
 

@@ -26,7 +26,8 @@ ALLOWED = {
     "comparison": {"errors", "checks", "arrays"},
     "figures": {"errors", "checks"},
     "studies": {
-        "errors", "checks", "arrays", "config", "devices", "storage", "matching", "sources", "probe", "similarity", "comparison", "figures",
+        "errors", "checks", "arrays", "config", "devices", "storage", "matching", "sources", "probe", "similarity",
+        "comparison", "figures",
     },
     "cli": {"errors", "checks", "arrays", "config", "devices", "storage", "studies", "sources", "probe", "similarity"},
 }  # fmt: skip

@@ -22,6 +22,8 @@ def no_downloads():
 def test_layer_of_a_real_model_agrees_with_an_independent_route(row):
     torch.manual_seed(0)
     model = row.build().eval()
+    if row.route == "forward_intermediates" and not hasattr(model, row.route):
+        pytest.skip(f"this release of timm has no independent route through {row.model}")
     with torch.no_grad():
         with Probe(model, row.layer) as probe:
             call(model, row.inputs)
