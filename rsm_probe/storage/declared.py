@@ -120,7 +120,7 @@ def chunk_bytes(array: zarr.Array) -> int | None:
     return _per_chunk(array) + _CHECKSUM_BYTES
 
 
-def first_missing(array: zarr.Array, sizes: Mapping[str, int], where: tuple[slice, ...] | None = None) -> str | None:
+def first_missing(array: zarr.Array, sizes: Mapping[str, Any], where: tuple[slice, ...] | None = None) -> str | None:
     """The first chunk without a file, or whose file is of a wrong size; None where all are there.
 
     Args:

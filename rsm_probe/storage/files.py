@@ -40,7 +40,7 @@ def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
     Raises:
         StorageError: the folder cannot be written, or the dataset holds what Zarr cannot store.
     """
-    with replacing(local_folder(path, "path")) as fresh:
+    with replacing(path) as fresh:
         # Format 2 has a specification for text; format 3 still warns that it has none.
         dataset.drop_encoding().to_zarr(fresh, mode="w", zarr_format=2, consolidated=True, write_empty_chunks=True)
         write_manifest(fresh)
@@ -95,7 +95,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         StorageError: the file cannot be written (disk full, read-only folder), or an array holds objects.
     """
-    with replacing(local_folder(path, "path")) as fresh, fresh.open("wb") as stream:
+    with replacing(path) as fresh, fresh.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
         stream.flush()
         os.fsync(stream.fileno())
@@ -160,7 +160,7 @@ def save_text(path: str | Path, text: str) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    with replacing(Path(path)) as fresh:
+    with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
 

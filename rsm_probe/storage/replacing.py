@@ -20,7 +20,7 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     """A place beside a path, to be written and then moved there; whatever goes wrong, the old content stays.
 
     A link at the path is replaced and not followed. What a killed process left of an earlier attempt is removed.
@@ -29,6 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         StorageError: the place cannot be written or moved.
     """
     path = local_folder(path, "path")
+    if path.name in ("", ".."):
+        raise StorageError(f"cannot write {path}: it is a folder that cannot be replaced; add a name")
     made: list[Path] = []
     done = False
     fresh, stale = _beside(path), _beside(path)
