@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ SCALARS = {"size": "i32", "order_stride": "i32", "gap": "fp32", "bids_per_row": 
 SIZES = [64, 256, 512, 1024, 4096]
 
 
-def compiled(block: int, capability: int) -> object:
+def compiled(block: int, capability: int) -> Any:
     """The kernel for so many locations, as PyTorch's allocations are aligned."""
     aligned = {(k,): [["tt.divisibility", 16]] for k in range(len(POINTERS) + 2)}
     source = ASTSource(solve_pairs, POINTERS | SCALARS, {(len(POINTERS) + len(SCALARS) - 1,): block}, aligned)
@@ -39,28 +40,44 @@ def compiled(block: int, capability: int) -> object:
 
 
 def of_a_bid(code: str) -> int:
-    """Instructions between the start and the end of the loop that reduces over columns: one bid."""
+    """Instructions between the start and the end of the first loop that reduces over columns: one bid.
+
+    A warp reduces by one instruction (REDUX) or by five exchanges (SHFL), as the version of Triton has it.
+    """
     lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", code)]
-    first = next(at for at, text in lines if "REDUX" in text)
-    jumps = [(at, int(to, 16)) for at, text in lines for to in re.findall(r"BRA.* 0x([0-9a-f]+)", text)]
-    start, end = min(((to, at) for at, to in jumps if to < first < at), key=lambda loop: loop[1] - loop[0])
+    reductions = [at for at, text in lines if "REDUX" in text or "SHFL" in text]
+    jumps = [(int(to, 16), at) for at, text in lines for to in re.findall(r"BRA.* 0x([0-9a-f]+)", text)]
+    loops = [(to, at) for to, at in jumps if any(to < reduction < at for reduction in reductions)]
+    first = min(reduction for reduction in reductions if any(to < reduction < at for to, at in loops))
+    start, end = min(((to, at) for to, at in loops if to < first < at), key=lambda loop: loop[1] - loop[0])
     return sum(start <= at <= end for at, _ in lines)
+
+
+def layouts_changed(ttgir: str) -> int:
+    """How often values move between threads in other ways than reductions within a bid: through shared memory."""
+    bid = ttgir[ttgir.index("scf.while") :]
+    bid = bid[bid.index("scf.while", 1) :]
+    return bid[: bid.index("scf.yield")].count("convert_layout")
 
 
 def count_code(capability: int) -> None:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    print("| S | warps | registers | bytes of spills | shared bytes | instructions of a bid and warp |")
-    print("|---|---|---|---|---|---|")
+    print(f"Triton {triton.__version__}, compute capability {capability / 10}\n")
+    print("| S | warps | registers | bytes of spills | shared bytes | instructions of a bid and warp | reductions by "
+          "one instruction | changes of layout in a bid |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
     for block in SIZES:
+        code = compiled(block, capability).asm
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled(block, capability).asm["cubin"])
+            file.write(code["cubin"])
             file.flush()
             run = [
                 subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
                 for option in ("--dump-resource-usage", "-sass")
             ]
         registers, stack, shared = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", run[0]).groups()
-        print(f"| {block} | {warps_of(block)} | {registers} | {stack} | {shared} | {of_a_bid(run[1])} |")
+        print(f"| {block} | {warps_of(block)} | {registers} | {stack} | {shared} | {of_a_bid(run[1])} "
+              f"| {code['ptx'].count('redux.sync')} | {layouts_changed(code['ttgir'])} |")  # fmt: skip
 
 
 def count_bids() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.arrays import real_tensor
+from rsm_probe.arrays import real_tensor, require_dense
 from rsm_probe.devices import in_halves, require_memory
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
@@ -212,22 +212,19 @@ def _above(bound: float, answer: Match, rounding: float) -> float:
 
 def _require_room_to_convert(affinity: Tensor | np.ndarray) -> None:
     """Refuses what would not fit into memory in the precision, and the order, in which it can be computed with."""
-    shape, itemsize = getattr(affinity, "shape", ()), getattr(getattr(affinity, "dtype", None), "itemsize", 8)
-    require_memory(
-        max(4, itemsize) * math.prod(shape) if _is_copied(affinity) else 0,
-        f"a copy of the affinity of shape {tuple(shape)}",
-        "give a contiguous one in float32 or float64, or match(x, y, 'rewindowed') the tokens, which needs none",
-    )
-
-
-def _is_copied(affinity: Tensor | np.ndarray) -> bool:
     if isinstance(affinity, Tensor):
-        return affinity.layout == torch.strided and not (
-            affinity.is_contiguous() and affinity.dtype in (torch.float32, torch.float64)
+        require_dense(affinity, "affinity", MatchingError)
+        copied = not (affinity.is_contiguous() and affinity.dtype in (torch.float32, torch.float64))
+    elif isinstance(affinity, np.ndarray):
+        copied = not (affinity.flags.c_contiguous and affinity.dtype in (np.float32, np.float64))
+    else:
+        return
+    if copied:
+        require_memory(
+            max(4, affinity.dtype.itemsize) * math.prod(affinity.shape),
+            f"a copy of the affinity of shape {tuple(affinity.shape)}",
+            "give a contiguous one in float32 or float64, or match(x, y, 'rewindowed') the tokens, which needs none",
         )
-    if isinstance(affinity, np.ndarray):
-        return not (affinity.flags.c_contiguous and affinity.dtype in (np.float32, np.float64))
-    return False
 
 
 def _tokens(values: Tensor | np.ndarray, name: str) -> Tensor:

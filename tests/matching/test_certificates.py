@@ -38,7 +38,8 @@ def test_the_exact_optimum_is_that_of_all_permutations(certificates):
 
 # The interpreter takes a millisecond for a bid.
 @pytest.mark.parametrize(
-    ("where", "count", "most"), [("cpu", 600, 7), ("device", 2000, 7) if torch.cuda.is_available() else ("device", 40, 4)]
+    ("where", "count", "most"),
+    [("cpu", 600, 7), ("device", 2000, 7) if torch.cuda.is_available() else ("device", 40, 4)],
 )
 def test_no_certificate_is_violated(certificates, where, count, most):
     tally = certificates.counted(where, count, 23, most)
@@ -93,8 +94,8 @@ def test_a_bound_below_the_value_is_refused_unless_rounding_explains_it():
         assert found.gap >= 0
 
 
-# Entries above 1e15, or all of them below 1e-15, are not for the device's kernel; float32 is rescaled on the CPU as well
-# below 1e-15 and above 1e25.
+# Entries above 1e15, or all of them below 1e-15, are not for the device's kernel; below 1e-15 and above 1e25, the CPU
+# rescales float32.
 @pytest.mark.parametrize("size", [3e16, 1e22, 1e27, 1e-17, 1e-24, 1e-36])
 @pytest.mark.parametrize("where", ["cpu", "device"])
 def test_bounds_lie_above_the_optimum_where_the_value_does_not(certificates, where, size):
@@ -125,5 +126,9 @@ def test_a_gap_that_was_proved_is_not_closed_by_rounding():
         found = match(x, y, method)
         above += found.value > rounded.bounds[0]
         assert found.gap >= (rounded.bounds - rounded.values)[0] * (1 - 1e-6) > 0
-        assert found.value <= match_affinity(x.double() @ y.double().T, "scipy").value <= match(x, y, method, certify=True).bound
+        assert (
+            found.value
+            <= match_affinity(x.double() @ y.double().T, "scipy").value
+            <= match(x, y, method, certify=True).bound
+        )
     assert above, "no value lies above a bound: this test could not fail"

@@ -173,7 +173,7 @@ def test_an_extra_that_is_missing_is_named(name, module, extra, monkeypatch):
 
 @pytest.mark.parametrize("regularisation", [0, -1, float("nan")])
 def test_regularisation_must_be_above_zero(regularisation):
-    with pytest.raises(MatchingError, match="regularisation must be (above 0|a finite number)"):
+    with pytest.raises(MatchingError, match=r"regularisation must be (above 0|a finite number)"):
         SoftMatching(regularisation)
 
 

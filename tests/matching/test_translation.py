@@ -188,7 +188,9 @@ def test_the_scale_of_tokens_does_not_change_the_shift(scale):
 
 def test_dead_and_constant_images_have_finite_values():
     z = np.stack([np.zeros((9, 2)), np.ones((9, 2)), -np.ones((9, 2))])
-    np.testing.assert_allclose(rsm(z, matching=Translation((3, 3))).values, [[0, 0, 0], [0, 1, -1], [0, -1, 1]], atol=1e-12)
+    np.testing.assert_allclose(
+        rsm(z, matching=Translation((3, 3))).values, [[0, 0, 0], [0, 1, -1], [0, -1, 1]], atol=1e-12
+    )
     assert sorted(match(z[0], z[1], Translation((3, 3))).permutation.tolist()) == list(range(9))
 
 
