@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rsm_probe.arrays import first_nonfinite
 from rsm_probe.checks import brief, require_texts, require_whole
 from rsm_probe.devices import find_device
-from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, StorageError, repeated
+from rsm_probe.errors import LayerError, ModelError, RepresentationError, StorageError
 from rsm_probe.matching.identity import squared_norms
 from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import Layers
@@ -81,10 +81,6 @@ def capture(
     require_whole(batch_size, "batch_size", 1, RepresentationError)
     layers = layers if isinstance(layers, str) else require_texts(layers, "layers", LayerError)
     loaded, chosen = load_model(model), as_images(images)
-    require_texts(chosen.ids, "ids", ImageError)
-    require_texts(chosen.labels, "labels", ImageError)
-    if (twice := repeated(chosen.ids)) is not None:
-        raise ImageError(f"{chosen.name} names image {twice!r} more than once")
     moved_to = None if device is None else find_device(device, ModelError)
     settings = _settings(
         loaded, chosen, layers, str(stored_as).removeprefix("torch."), batch_size, (moved_to or loaded.device).type

@@ -224,12 +224,6 @@ def test_lost_names_are_noticed_and_written_again(tmp_path, name):
     assert files(tmp_path / "c.zarr") == before
 
 
-def test_two_images_of_one_name(tmp_path):
-    chosen = ImageSet("twins", ["a", "b", "a"], lambda k: torch.rand(3, 16, 16))
-    with pytest.raises(ImageError, match="twins names image 'a' more than once"):
-        rsm_probe.capture(Counting(), chosen, ["first"], tmp_path / "c.zarr")
-
-
 def test_what_half_precision_cannot_hold_is_refused(tmp_path):
     model = Counting()
     with torch.no_grad():

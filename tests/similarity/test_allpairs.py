@@ -278,7 +278,7 @@ def test_a_capture_made_anew_of_other_weights_is_another_one(layer, tmp_path):
     out = tmp_path / "p.zarr"
     all_pairs(layer, out=out)
     shutil.rmtree(layer.where)
-    again = captured(Path(layer.where), tokens())
+    again = captured(Path(layer.where), tokens(), grid=layer.grid)
     all_pairs(again, out=out)  # the same images through the same weights
     shutil.rmtree(layer.where)
     with pytest.raises(StorageError, match="is another result"):
