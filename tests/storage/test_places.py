@@ -16,7 +16,7 @@ NO_PLACES = [
     True,
     ["runs"],
     {},
-    object(),
+    ...,
     "",
     "  ",
     "a\0b",
