@@ -113,6 +113,7 @@ def test_all_that_is_kept_is_needed(part, every_step, monkeypatch, path, kept, u
     interrupted(monkeypatch, path, 7, power_cut, Power)
     with safe_open(kept, "pt") as stored:
         about = stored.metadata()
+    del about["sha256"]  # or the change would be noticed
     state = load_file(kept)
     save_file({k: torch.zeros_like(v) if part in k else v for k, v in state.items()}, kept, metadata=about)
     assert not equal(train_or_load(RECIPE, 2, path)[0].module, uninterrupted)
