@@ -36,7 +36,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
     fresh, stale = _beside(path), _beside(path)
     try:
         made = make_parents(path)
-        _clear_stale(path)
         yield fresh
         if path.is_symlink() and fresh.is_dir():  # which takes no link's place
             path.rename(stale)
@@ -51,6 +50,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 stale.rename(path)
             raise
         done = True
+        _clear_stale(path)  # not before: it may be all that a kill left of the old content
     except (OSError, TypeError, ValueError) as error:
         raise StorageError(f"cannot write {path}: {error}") from error
     finally:

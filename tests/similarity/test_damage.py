@@ -182,6 +182,14 @@ def test_an_rsm_that_declares_more_than_its_files_hold(tmp_path, zarr_format, wr
         RSM.open(tmp_path / "r.zarr")
 
 
+def test_results_that_exceed_the_memory_are_not_decoded(result, monkeypatch):
+    where, content, _ = result
+    restore(where, content)
+    monkeypatch.setattr("rsm_probe.storage.declared.available_bytes", lambda: 100)
+    with pytest.raises(StorageError, match=r"r\.zarr declares .*, and 100 B of memory are available"):
+        RSM.open(where)
+
+
 def test_names_of_two_gigabytes(tmp_path):
     group = zarr.create_group(tmp_path / "r.zarr", zarr_format=2)
     group.create_array("image_a", shape=(4,), dtype="<U500000000", attributes={"_ARRAY_DIMENSIONS": ["image_a"]})
