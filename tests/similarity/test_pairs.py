@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from rsm_probe.arrays import first_nonfinite
 from rsm_probe.errors import CostError
 from rsm_probe.matching.assignment import LapAssignment, ScipyAssignment
 from rsm_probe.matching.identity import Identity, squared_norms
-from rsm_probe.arrays import first_nonfinite
 from rsm_probe.matching.match import match
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity import affinity as affinities
