@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import LayerError, StorageError, nearest
+from rsm_probe.storage.checksums import ARRAYS
 from rsm_probe.storage.chunks import ChunkStore
 
 KIND = "capture"
@@ -103,7 +104,7 @@ class CapturedLayer:
         self.dtype: torch.dtype = getattr(torch, about["dtype"])
         self._store = store
         self._place = layer_place(number)
-        names = store.attribute("arrays", list, [])
+        names = store.attribute(ARRAYS, list, [])
         # Stores of earlier versions do not list their arrays.
         self._has_prefix = f"{self._place}/prefix" in (names or store)
 
@@ -249,7 +250,7 @@ def is_whole(store: ChunkStore, ids: Sequence[str], labels: Sequence[str]) -> bo
         return False
     layers = layers_of(store)
     required = array_names(len(layers), ())
-    names = store.attribute("arrays", list, required)
+    names = store.attribute(ARRAYS, list, required)
     # Those of earlier versions do not say whether there are prefix tokens.
     optional = [f"{layer_place(number)}/prefix" for number in range(len(layers))]
     return all(name in store and store.complete(name) for name in {*required, *map(str, names)}) and all(

@@ -15,6 +15,8 @@ from rsm_probe.storage.listing import LARGEST_TEXT, Files, parsed
 MANIFEST = "checksums.json"
 # The attribute of a metadata document that holds the checksum of the rest.
 ATTRIBUTE = "_checksum"
+# The attribute of a finished group that names its arrays; whatever has it has a checksum, too.
+ARRAYS = "arrays"
 
 
 def checksum(parts: Iterable[str | bytes | memoryview]) -> str:
@@ -85,6 +87,8 @@ def require_signed(document: Mapping[str, Any], file: str, advice: str) -> bool:
     if not isinstance(attributes, dict):
         raise StorageError(f"{file} is damaged: its attributes must be a JSON object; {advice}")
     if ATTRIBUTE not in attributes:
+        if ARRAYS in attributes:
+            raise StorageError(f"{file} is damaged: its checksum is missing; {advice}")
         return False
     plain = {key: value for key, value in attributes.items() if key != ATTRIBUTE}
     if attributes[ATTRIBUTE] != _of_document(plain, covered(document)):

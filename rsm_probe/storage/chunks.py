@@ -56,7 +56,9 @@ class ChunkStore(StoredGroup):
         if name not in self._arrays:
             file = f"{self.where}/{name}/{METADATA}"
             with storing(f"{file} is damaged", self._remove(name)):
-                require_signed(self.files.document(f"{name}/{METADATA}", self._remove(name)), file, self._remove(name))
+                document = self.files.document(f"{name}/{METADATA}", self._remove(name))
+                if not require_signed(document, file, self._remove(name)) and document.get("attributes"):
+                    raise StorageError(f"{file} is damaged: its checksum is missing; {self._remove(name)}")
                 found = self.group[name]
                 if not isinstance(found, zarr.Array):
                     raise StorageError(f"{file} is damaged: it is not of an array; {self._remove(name)}")

@@ -21,8 +21,9 @@ import xarray as xr
 import zarr
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.checksums import ATTRIBUTE, MANIFEST, require_manifest, write_manifest
+from rsm_probe.storage.checksums import ARRAYS, ATTRIBUTE, MANIFEST, require_manifest, write_manifest
 from rsm_probe.storage.declared import require_documents, require_held, require_plain
+from rsm_probe.storage.lazy import read_when_used
 from rsm_probe.storage.listing import Files, storing
 from rsm_probe.storage.places import is_url, local_folder, place
 from rsm_probe.storage.replacing import replacing as replacing
@@ -73,7 +74,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         arrays = dict(group.arrays())
         for array in arrays.values():
             require_plain(array, where)
-        require_held(arrays, group.attrs.get("arrays"), sizes, where, advice)
+        require_held(arrays, group.attrs.get(ARRAYS), sizes, where, advice)
         texts = {}
         for name, array in arrays.items():
             if array.dtype.kind == "T":  # which xarray may read already, without a name in its errors
@@ -81,12 +82,15 @@ def open_dataset(path: str | Path) -> xr.Dataset:
                     texts[name] = np.array(list(np.asarray(array[...])), np.str_)
         dataset = xr.open_zarr(where, chunks=None)
         for marked in (dataset, *dataset.variables.values()):
-            for key in (ATTRIBUTE, "arrays"):
+            for key in (ATTRIBUTE, ARRAYS):
                 marked.attrs.pop(key, None)
         # Text of any length, which much of NumPy does not take yet.
         fixed = {name: (dataset[name].dims, values) for name, values in texts.items()}
-        # Chunks of format 3 are checked when they are read; those of format 2 were, and may be decoded now.
-        return dataset.assign_coords(fixed) if group.metadata.zarr_format == 3 else dataset.load()
+        dataset = dataset.assign_coords(fixed)
+        if group.metadata.zarr_format == 2:  # its files were checked as a whole
+            return dataset.load()
+        large = {name: array for name, array in arrays.items() if name not in fixed and name not in dataset.indexes}
+        return dataset.assign({name: read_when_used(dataset[name].variable, large[name], where) for name in large})
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -15,7 +15,7 @@ import zarr
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.checksums import ATTRIBUTE, require_signed, signed
+from rsm_probe.storage.checksums import ARRAYS, ATTRIBUTE, require_signed, signed
 from rsm_probe.storage.listing import Files, storing
 from rsm_probe.storage.locks import sole_writer
 from rsm_probe.storage.places import is_url, place
@@ -177,7 +177,7 @@ class StoredGroup:
         Raises:
             StorageError: it cannot be written.
         """
-        wanted = {**attributes, "finished": True, "arrays": sorted(arrays)}
+        wanted = {**attributes, "finished": True, ARRAYS: sorted(arrays)}
         if any(self.attributes.get(key) != value for key, value in wanted.items()):
             self.set(wanted)
 
