@@ -89,6 +89,10 @@ def test_a_killed_process_lets_go_and_leaves_nothing_unfinished(tmp_path):
     assert left <= {".checkpoint.lock"}
 
 
+# Images that are loaded before the start: one to see what kind they are, and two batches.
+BEFORE = 1 + 2 * 4
+
+
 def in_between(monkeypatch, happens):
     """Something that happens in the folder after a sweep has checked it, and before it claims it."""
     preflight = sweep_module._preflight
@@ -113,7 +117,7 @@ def test_of_two_alike_that_begin_at_once_the_later_returns_what_the_earlier_foun
     loaded = []
     images = replace(pictures(), load=lambda k: loaded.append(k) or pictures()[k])
     np.testing.assert_array_equal(sweep(tmp_path / "run", images).cka.values, sweep().cka.values)
-    assert len(loaded) == 2 * 4, "only the images that are shown before the start"
+    assert len(loaded) == BEFORE, "only the images that are shown before the start"
 
 
 def test_one_that_begins_while_another_has_just_begun_is_refused(tmp_path, monkeypatch):
@@ -132,7 +136,7 @@ def test_a_folder_that_is_removed_while_it_is_written_is_named_and_not_made_agai
 
     def load(index):
         loaded.append(index)
-        if len(loaded) == 2 * 4 + 8:  # after the batches before the start, two batches
+        if len(loaded) == BEFORE + 8:  # after the batches before the start, two batches
             shutil.rmtree(out)
             if replaced:
                 sweep(out, seed=1)
