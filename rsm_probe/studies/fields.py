@@ -12,13 +12,13 @@ from rsm_probe.comparison.cka import get_estimator
 from rsm_probe.errors import ConfigError, RsmProbeError
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.kernels import get_kernel
+from rsm_probe.sources.limits import MOST_PIXELS
 from rsm_probe.storage.places import file_name, local_folder, place
 from rsm_probe.storage.space import parse_bytes
 from rsm_probe.studies.ways import known_way
 
 # Larger numbers of images, or of draws, would fill the memory with their names or weights alone.
 _MOST_IMAGES, _MOST_DRAWS = 10_000_000, 1_000_000
-_LONGEST_EDGE = 16_384
 
 
 def _checked(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -96,7 +96,7 @@ Distinct = AfterValidator(_distinct)
 Count = Annotated[int, Field(ge=1), _Number]
 Images = Annotated[int, Field(ge=1, le=_MOST_IMAGES), _Number]
 AtLeastTwo = Annotated[int, Field(ge=2, le=_MOST_IMAGES), _Number]
-Edge = Annotated[int, Field(ge=1, le=_LONGEST_EDGE), _Number]
+Edge = Annotated[int, Field(ge=1, le=MOST_PIXELS), _Number]
 Draws = Annotated[int, Field(ge=2, le=_MOST_DRAWS), _Number]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1), _Number]
 Level = Annotated[float, Field(gt=0, lt=1), _Number]
