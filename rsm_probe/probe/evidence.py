@@ -15,10 +15,10 @@ from rsm_probe.probe.inputs import Inputs, OtherInput, find_images, leaves, othe
 from rsm_probe.probe.origins import Elsewhere, Lost, Origin
 from rsm_probe.probe.provenance import Provenance
 from rsm_probe.probe.reading import (
-    AS_THEY_ARE,
     JoinedLocationsError,
     Reading,
     UnfollowedInputError,
+    as_they_are,
     is_attention,
     likely_layout,
     not_followed,
@@ -235,7 +235,7 @@ class Evidence:
         if not torch.equal(before, reading.stands_for):
             raise RepresentationError(
                 f"its {len(before)} tokens stand for other locations in every forward pass (dropped at random, or "
-                f"picked by what the images show); turn that off in the model, or {AS_THEY_ARE}"
+                f"picked by what the images show); turn that off in the model, or {as_they_are(reading.shape)}"
             )
         if self.batch == 1 and reading.grid is None and len(before) > 1:
             note = "its tokens were picked by index, maybe others of each image; a batch of several images shows it"

@@ -47,6 +47,8 @@ class GraphLayers:
                 )
         self.names = {named[name]: name for name in names}
         self._module = fx.GraphModule(tracer.root, graph)
+        # Modules that the model calls, by which a run of its operations outside of a pass is noticed.
+        self.modules = {str(node.target) for node in graph.nodes if node.op == "call_module"}
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Callable[[str, Any], None]) -> None:
         """Runs the graph, and hands over each operation's result before others can change it."""

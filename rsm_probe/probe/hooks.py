@@ -145,7 +145,8 @@ class Probe:
                 plain = self._plain
                 opened.callback(plain.register_forward_pre_hook(self._on_start, with_kwargs=True).remove)
                 opened.enter_context(self._called.watching(self._follows))
-                for name in self._by_module:
+                operations = set() if self._graph is None else self._graph.modules & self._modules.keys()
+                for name in {**self._by_module, **dict.fromkeys(sorted(operations))}:
                     opened.callback(self._modules[name].register_forward_hook(self._capturing(name)).remove)
                 opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
                 opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
@@ -211,13 +212,15 @@ class Probe:
         self._evidence.forget()
 
     def _capturing(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        selections, own = self._by_module[name], self._modules[name]
+        selections, own = self._by_module.get(name, []), self._modules[name]
 
         def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if not self._follows(module, own):
                 return
             if self._pass is None:
                 self._on_layer_outside(name)
+                return
+            if not selections:  # called by a model of which only operations are probed
                 return
             for selection in selections:
                 self._pass.take(selection, module, type(module).__name__, args, output)

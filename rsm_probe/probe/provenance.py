@@ -256,8 +256,8 @@ class Provenance(PassMode):
     def _joins_queries(self, parts: Sequence[Tensor], axis: int = 0, *, known: dict[int, Origin]) -> bool:
         """Whether what is learned and joins a sequence are queries: of no location, yet no class or register tokens.
 
-        Those join before attention does. Only a class token may come later (CaiT), alone or with one for distillation
-        where the sequence has none of its own.
+        Those join before attention does. Only a class token may come later (CaiT), alone or with one for distillation,
+        and only where the sequence has none of its own.
         """
         located = [part for part in parts if isinstance(known[id(part)], Tensor)]
         origins = [held_once(known[id(part)]) for part in located]  # type: ignore[arg-type]
@@ -265,7 +265,7 @@ class Provenance(PassMode):
         if not along or not any(self._ledger.is_attended(part) for part in located):
             return False
         count = sum(part.shape[axis] for part in parts if known[id(part)] is None)
-        return count > 2 or (count == 2 and any(bool((origin <= NOWHERE).any()) for origin in origins))
+        return count > 2 or (count > 0 and any(bool((origin <= NOWHERE).any()) for origin in origins))
 
 
 def _makes_new(name: str) -> bool:

@@ -14,8 +14,6 @@ from rsm_probe.probe.codes import EXTENT, NOWHERE, decode, input_of_code
 from rsm_probe.probe.origins import first_location, held_once
 from rsm_probe.probe.tokens import Grid, Representation
 
-AS_THEY_ARE = "layouts={'<layer>': 'NTC'} (or 'NCHW', 'NHWC', ...) takes the vectors as they are"
-
 
 class JoinedLocationsError(RepresentationError):
     """Every value of an output joins all locations of an image."""
@@ -34,6 +32,16 @@ class UnfollowedInputError(RepresentationError):
 def likely_layout(shape: tuple[int, ...]) -> str:
     """What the axes of an output mostly are."""
     return {2: "NC", 4: "NCHW", 5: "NCTHW"}.get(len(shape), "NTC")
+
+
+def as_they_are(shape: tuple[int, ...]) -> str:
+    """How the vectors of such an output are taken without their locations, in words."""
+    return f"{_given_layout(shape)} takes the vectors as they are"
+
+
+def _given_layout(shape: tuple[int, ...]) -> str:
+    others = {2: "", 3: " (or 'TNC', 'NCT')", 4: " (or 'NHWC')", 5: " (or 'NTHWC')"}.get(len(shape), "")
+    return f"layouts={{'<layer>': {likely_layout(shape)!r}}}{others}"
 
 
 # Where tokens stand: at the same places of each image's sequence, one after the other, which is a view; or anywhere in
@@ -93,7 +101,7 @@ def not_followed(shape: tuple[int, ...], operation: str) -> RepresentationError:
     """Says where the locations of an output were lost."""
     return RepresentationError(
         f"its output has shape {shape}, and the locations that its values belong to were lost in the "
-        f"operation {operation!r}; say how to read it with layouts={{'<layer>': 'NTC'}} (or 'NCHW', 'NHWC', ...)"
+        f"operation {operation!r}; say how to read it with {_given_layout(shape)}"
     )
 
 
@@ -130,7 +138,7 @@ def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Readi
     if len(channel_axes) > 1 and prod(shape[axis] for axis in entry_axes) == batch:
         raise JoinedLocationsError(
             f"its output has shape {shape}, and each value joins all locations of an image, so that nothing says which "
-            f"axis holds the channels; {AS_THEY_ARE}"
+            f"axis holds the channels; {as_they_are(shape)}"
         )
     locations, grid, stands_for = _locations(codes, shape, batch)
     if locations.shape[1] == 1 and len(shape) in (4, 5) and len(codes) == batch:
@@ -195,7 +203,8 @@ def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: S
     if others := [inputs[number] for number in sorted(n for n in found if n is not None) if number < len(inputs)]:
         raise UnfollowedInputError(shape, ", ".join(others), likely_layout(shape))
     raise RepresentationError(
-        f"its output has shape {shape}, and its vectors stand for no location of the images (queries?); {AS_THEY_ARE}"
+        f"its output has shape {shape}, and its vectors stand for no location of the images (queries?); "
+        f"{as_they_are(shape)}"
     )
 
 
@@ -213,13 +222,13 @@ def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tenso
     if bool((where.diff(dim=1) == 0).any()):
         raise RepresentationError(
             f"its output has shape {shape}, in which several vectors stand for the same location (several scales or "
-            f"branches side by side?); probe them where they are apart, or {AS_THEY_ARE}"
+            f"branches side by side?); probe them where they are apart, or {as_they_are(shape)}"
         )
     if not bool((where == where[0]).all()):
         raise RepresentationError(
             f"its {where.shape[1]} tokens stand for other locations in every image (images of different sizes, or "
             f"tokens shuffled, dropped at random or picked by what they hold), so that no grid holds them; give images "
-            f"of one size, turn that off in the model, or {AS_THEY_ARE}"
+            f"of one size, turn that off in the model, or {as_they_are(shape)}"
         )
     sizes = tuple(len(places.unique()) for places in decode(where[0] + 1)[1:])
     grid = None if where.shape[1] == 1 or prod(sizes) != where.shape[1] else sizes if sizes[0] > 1 else sizes[1:]

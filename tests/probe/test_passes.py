@@ -235,6 +235,17 @@ def test_a_second_pass_for_operations_does_not_disturb_another_probe():
         torch.testing.assert_close(kept.tokens, expected)
 
 
+def test_operations_are_not_held_once_the_model_ran_in_another_way():
+    model = Tower().eval()
+    with torch.no_grad(), Probe(model, "fx:last") as probe:
+        model(pictures())
+        with pytest.warns(UserWarning, match="ran outside of the forward of Tower"):
+            model.last(model.stem(pictures(3)))
+        assert probe.representations == {}
+        model(pictures(3))
+        assert (probe.passes, len(probe.representations["fx:last"].tokens)) == (2, 3)
+
+
 def test_boundaries_are_gone_in_whatever_order_probes_are_left(clip):
     first, second = Probe(clip, "visual.stem"), Probe(clip, "visual.last", stop_early=True)
     expected = clip(pictures(), words())

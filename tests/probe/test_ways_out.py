@@ -138,6 +138,10 @@ def lost(x):
     return torch.fft.fft2(x).real.contiguous().flatten(2).mT
 
 
+def lost_map(x):
+    return torch.fft.fft2(x).real.contiguous()
+
+
 def two_scales(x):
     return torch.cat([x.flatten(2), nn.functional.avg_pool2d(x, 2).flatten(2)], 2).mT
 
@@ -399,7 +403,15 @@ WAYS = [
     ),
     Way("give at least one image", lambda: probed(Net(), "head", pictures(0)), stem),
     Way("ones, or probe another layer", lambda: head(lambda x: x[:, :0]), stem),
-    Way("say how to read it with layouts={'<layer>': 'NTC'} (or", lambda: head(lost), read(lost)),
+    *(
+        Way("layouts={'<layer>': {}}{}", lambda answer=answer: head(answer), read(answer))
+        for answer in (
+            lost,
+            lambda x: lost_map(x)[:, :3],
+            lambda x: lost_map(x).flatten(1),
+            lambda x: lost_map(x)[:, :, None],
+        )
+    ),
     Way("takes the vectors as they are", lambda: head(two_scales), read(two_scales)),
     Way("probe them where they are apart", lambda: head(two_scales), stem),
     Way("turn that off in the model", lambda: head(other_in_every_image), read(other_in_every_image)),

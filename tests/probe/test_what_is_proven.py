@@ -65,8 +65,11 @@ class Joining(nn.Module):
 @pytest.mark.parametrize("place", ["before", "between", "behind"])
 @pytest.mark.parametrize(
     ("early", "late", "queries"),
-    [(0, 0, 0), (1, 0, 0), (5, 0, 0), (0, 1, 0), (0, 2, 0), (0, 3, 3), (1, 2, 2), (1, 5, 5), (5, 7, 7), (0, 100, 100)],
-)
+    [
+        (0, 0, 0), (1, 0, 0), (5, 0, 0), (0, 1, 0), (0, 2, 0), (0, 3, 3), (1, 1, 1), (5, 1, 1), (1, 2, 2), (1, 5, 5),
+        (5, 7, 7), (0, 100, 100),
+    ],
+)  # fmt: skip
 def test_what_joins_before_attention_is_prefix_and_what_joins_later_are_queries(early, late, queries, place):
     model = Joining(early, late, place)
     output = []
