@@ -20,6 +20,8 @@ _MOST_VALUES = 20_000
 _DEEPEST = 100
 # Of a number; the time to read one grows with the square of its length.
 _MOST_DIGITS = 400
+# No path is longer, and no name; messages repeat a text where it is used.
+_LONGEST_TEXT = 4096
 # Mistakes listed at once, and characters of each.
 _MOST_LINES, _LONGEST_LINE = 20, 2000
 
@@ -32,10 +34,12 @@ class Config(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _texts_can_be_stored(cls, value: Any) -> Any:
-        """Texts become names of files and entries of results, which keep no NUL characters."""
+        """Texts become names of files, entries of results and parts of messages: no NUL characters, and short."""
         for text in value if isinstance(value, tuple | list | dict) else (value,):
             if isinstance(text, str):
                 require_text(text, "text", ConfigError)
+                if len(text) > _LONGEST_TEXT:
+                    raise ValueError(f"must have at most {_LONGEST_TEXT} characters, and has {len(text)}")
         return value
 
     @classmethod

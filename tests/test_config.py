@@ -12,7 +12,7 @@ import rsm_probe
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import ConfigError
 from rsm_probe.sources.training import TrainingConfig
-from rsm_probe.studies.registry import STUDIES
+from rsm_probe.studies.registry import STUDIES, read_study
 from rsm_probe.studies.sweep_study import SweepConfig
 
 
@@ -399,3 +399,22 @@ def test_texts_that_results_cannot_keep_are_refused(text):
 @pytest.mark.parametrize("data", [None, [1], "name", 3])
 def test_data_that_is_no_mapping_is_said(data):
     assert f"must hold keys and values, found {data!r}" in refused(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "study: {long}",
+        "study: [{long}]",
+        "study: sweep\nimages: {{source: ./{long}}}\nmodels: [{{recipe: {{}}}}]",
+        "study: sweep\nimages: {{source: digits}}\nmodels: [{{source: 'timm:{long}'}}]",
+        "study: sweep\nimages: {{source: digits}}\nmodels: [{{recipe: {{}}, layers: [a, {long}]}}]",
+        "study: sweep\nimages: {{source: digits}}\nmodels: [{{recipe: {{}}}}]\nlayers: {long}",
+        "study: sweep\nimages: {{source: digits}}\nmodels: [{{recipe: {{}}}}]\ndevice: {long}",
+    ],
+)
+def test_no_message_repeats_a_text_of_any_length(text, tmp_path):
+    (tmp_path / "c.yaml").write_text(text.format(long="x" * 300_000))
+    with pytest.raises(ConfigError) as caught:  # if not here, the text itself comes in a later message
+        read_study(tmp_path / "c.yaml")
+    assert len(str(caught.value)) < 5000

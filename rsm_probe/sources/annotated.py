@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rsm_probe.errors import ImageError
+from rsm_probe.sources.folders import is_there
 from rsm_probe.sources.images import ImageSet
 from rsm_probe.sources.pixels import to_rgb
 
@@ -46,8 +47,9 @@ def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObje
         f"download images and annotations of EgoObjects ({_EGOOBJECTS}) and place them as {file} and "
         f"{place / 'images'}/<name as in the annotations>"
     )
-    if not file.is_file() or not (place / "images").is_dir():
-        missing = place / "images" if file.is_file() else file
+    listed_there = is_there(file) and file.is_file()
+    if not listed_there or not (place / "images").is_dir():
+        missing = place / "images" if listed_there else file
         raise ImageError(f"there is no {missing}: {layout}")
     listed, frames = _annotated_frames(file)
     if split != "all":

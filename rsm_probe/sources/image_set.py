@@ -107,7 +107,7 @@ class ImageSet:
         index = range(len(self))[index]
         try:
             return image_of(self.load(index))
-        except UNREADABLE as error:
+        except Exception as error:  # a data set of one's own raises what it likes
             said = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not str(error) else error
             raise ImageError(f"{self.name}: cannot read image {brief(self.ids[index])}: {said}") from error
 

@@ -17,6 +17,7 @@ _SIXTEEN_IN_32 = ("PNG", "PPM")
 # Formats whose 16-bit modes begin at black and have no sign; a picture made in memory has no format.
 _UNSIGNED = (None, "PNG", "TIFF", "JPEG2000")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -37,6 +38,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
             f"mode {image.mode!r} holds {kind}, and nothing says which of them is white; scale the values to [0, 255] "
             f"and save 8 bits, as in Image.fromarray(values.round().astype('uint8')), or give tensors"
         )
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.format == "TIFF" and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        # Pillow reads -5 as 251.
+        raise ImageError("this TIFF file holds signed numbers, and nothing says which of them is white; save it as PNG")
     if image.mode == "La":  # Pillow converts these in two steps only
         image = image.convert("LA")
     try:

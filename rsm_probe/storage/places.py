@@ -51,7 +51,7 @@ def local_folder(where: Any, name: str = "out") -> Path:
     text = _text(where, name)
     if text[:8] == "file:///":
         text = text[7:]
-    if _LIKE_URL.match(text):
+    if _LIKE_URL.match(text.lstrip()):
         raise StorageError(
             f"{name} must be a folder or file of this machine, found the URL {brief(where)}; write its path (for one "
             f"that is really called so, the absolute path)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rsm_probe.checks import brief
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError, nearest
 from rsm_probe.studies.pairs_study import PairsConfig
@@ -30,6 +31,6 @@ def read_study(path: str | Path) -> Study:
     data = read_yaml(path)
     name = data.get("study")
     if not isinstance(name, str) or name not in STUDIES:
-        found = f"found {name!r}{nearest(str(name), STUDIES)}" if "study" in data else "but it is missing"
+        found = f"found {brief(name)}{nearest(brief(name), STUDIES)}" if "study" in data else "but it is missing"
         raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {found}")
     return STUDIES[name].parse(data, str(path))

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rsm_probe.checks import brief
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import StorageError
 from rsm_probe.figures import names_as_written
@@ -62,7 +63,7 @@ def require_free(
         return
     found = read_yaml(file)
     if found.get("study") != settings["study"]:
-        raise StorageError(f"{out} holds a run of study {found.get('study')!r}; choose another --out")
+        raise StorageError(f"{out} holds a run of study {brief(found.get('study'))}; choose another --out")
     if begun(out):
         stored = config.parse(found, str(file)).model_dump(mode="json")
         differing = [key for key in settings if key not in execution and settings[key] != stored[key]]

@@ -180,6 +180,9 @@ def test_paths_are_named_with_what_reads_them(tmp_path, path):
         AttributeError("no"),
         RuntimeError("no"),
         ZeroDivisionError(),
+        AssertionError("no"),
+        StopIteration(),
+        type("TheirError", (Exception,), {})("no"),
     ],
 )
 def test_errors_of_a_data_set_name_the_image(error):

@@ -123,6 +123,12 @@ def test_values_whose_white_nothing_says_are_refused_by_name(make, named, tmp_pa
     assert torch.equal(as_images(tensor)[0], tensor[0])
 
 
+def test_signed_numbers_of_8_bits_are_refused():
+    with pytest.raises(ImageError, match="signed numbers"):
+        to_rgb(Image.open(io.BytesIO(tiff(bytes([0, 5, 128, 251]), 8, sign=2))))
+    assert to_rgb(Image.open(io.BytesIO(tiff(bytes([0, 5, 128, 251]), 8)))).getpixel((1, 1)) == (251,) * 3
+
+
 def test_a_file_that_is_left_out_for_its_mode_is_named_with_the_reason(tmp_path):
     Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "depth.tif")
     Image.new("RGB", (2, 2)).save(tmp_path / "good.png")

@@ -32,6 +32,7 @@ URLS = [
     "memory://x",
     "gs://b",
     "s3:/x",
+    " s3://bucket/x",
     "S3://x",
     "zip::s3://b/x",
     "file:/x",
