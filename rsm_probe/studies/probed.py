@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from rsm_probe.arrays import real_tensor
 from rsm_probe.checks import require_text
@@ -103,10 +103,11 @@ def require_one_batch(counts: Sequence[tuple[str, str, int]], ids: Sequence[str]
 
 
 class TakenPasses:
-    """The last pass of each probe that was taken: every pass counts once."""
+    """The last pass of each probe that was taken, also where what it held was given: every pass counts once."""
 
     def __init__(self) -> None:
         self._last: WeakKeyDictionary[Probe, int] = WeakKeyDictionary()
+        self._held: list[ref[Representation]] = []
 
     def require_new(self, probed: Probed) -> None:
         """Refuses probes that still hold the pass that was taken last.
@@ -114,8 +115,9 @@ class TakenPasses:
         Raises:
             LayerError: names the model.
         """
+        taken = {id(kept) for held in self._held if (kept := held()) is not None}
         for model, part in _by_model(probed).items():
-            if isinstance(part, Probe) and self._last.get(part) == part.passes:
+            if (isinstance(part, Probe) and self._last.get(part) == part.passes) or taken & set(map(id, _held(part))):
                 raise LayerError(
                     f"the pass that the probe of model {model!r} holds was taken already; call the model on the next "
                     f"batch before updating"
@@ -123,9 +125,15 @@ class TakenPasses:
 
     def take(self, probed: Probed) -> None:
         """Remembers the passes that probes hold now."""
-        for part in _by_model(probed).values():
+        parts = _by_model(probed).values()
+        self._held = [ref(kept) for part in parts for kept in _held(part) if isinstance(kept, Representation)]
+        for part in parts:
             if isinstance(part, Probe):
                 self._last[part] = part.passes
+
+
+def _held(part: Layers) -> Iterable[Any]:
+    return (part.representations if isinstance(part, Probe) else part).values()
 
 
 @contextmanager

@@ -237,6 +237,21 @@ def test_each_pass_is_taken_once(make):
         make().update({"a": one, "b": other})  # everything that takes passes counts for itself
 
 
+@pytest.mark.parametrize("make", [lambda: Accumulator(("identity",)), lambda: Means("channel-mean")])
+@pytest.mark.parametrize("first", [lambda probe: probe, lambda probe: probe.representations])
+def test_what_a_probe_held_is_taken_once(make, first):
+    net, taking = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), make()
+    with torch.no_grad(), Probe(net, "0") as probe:
+        net(torch.randn(6, 3, 8, 8))
+        taking.update(first(probe))
+        for again in (probe, probe.representations, dict(probe.representations), {"model": probe.representations}):
+            with pytest.raises(LayerError, match="probe of model 'model' holds was taken already"):
+                taking.update(again)
+        net(torch.randn(6, 3, 8, 8))
+        taking.update(probe.representations)
+    assert taking.images == 12
+
+
 class Encoding(torch.nn.Module):
     """A model with another way in than its forward, as CLIP has."""
 
