@@ -24,7 +24,7 @@ from rsm_probe.errors import StorageError
 from rsm_probe.storage.checksums import ARRAYS, ATTRIBUTE, MANIFEST, require_manifest, write_manifest
 from rsm_probe.storage.declared import require_documents, require_held, require_plain
 from rsm_probe.storage.lazy import read_when_used
-from rsm_probe.storage.listing import Files, storing
+from rsm_probe.storage.listing import Files, store_at, storing
 from rsm_probe.storage.places import is_url, local_folder, place
 from rsm_probe.storage.replacing import replacing as replacing
 
@@ -43,7 +43,8 @@ def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
     """
     with replacing(path) as fresh:
         # Format 2 has a specification for text; format 3 still warns that it has none.
-        dataset.drop_encoding().to_zarr(fresh, mode="w", zarr_format=2, consolidated=True, write_empty_chunks=True)
+        store = store_at(str(fresh))
+        dataset.drop_encoding().to_zarr(store, mode="w", zarr_format=2, consolidated=True, write_empty_chunks=True)
         write_manifest(fresh)
 
 
@@ -70,7 +71,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     require_documents(files, sizes, advice)
     with storing(f"{where} is no readable Zarr dataset", advice), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        group = zarr.open_group(where, mode="r")
+        group = zarr.open_group(store_at(where), mode="r")
         arrays = dict(group.arrays())
         for array in arrays.values():
             require_plain(array, where)
@@ -80,7 +81,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
             if array.dtype.kind == "T":  # which xarray may read already, without a name in its errors
                 with storing(f"{where}/{name} is damaged", advice):
                     texts[name] = np.array(list(np.asarray(array[...])), np.str_)
-        dataset = xr.open_zarr(where, chunks=None)
+        dataset = xr.open_zarr(store_at(where), chunks=None)
         for marked in (dataset, *dataset.variables.values()):
             for key in (ATTRIBUTE, ARRAYS):
                 marked.attrs.pop(key, None)

@@ -16,7 +16,7 @@ import zarr
 from rsm_probe.checks import brief
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.checksums import ARRAYS, ATTRIBUTE, require_signed, signed
-from rsm_probe.storage.listing import Files, storing
+from rsm_probe.storage.listing import Files, store_at, storing
 from rsm_probe.storage.locks import sole_writer
 from rsm_probe.storage.places import is_url, place
 
@@ -77,7 +77,7 @@ class StoredGroup:
             if found != kind and (found is not None or not writable or len(files.sizes()) > 1):
                 but = f" but a {brief(found)}" if found else f" ({where}/{METADATA} does not say what it is)"
                 raise StorageError(f"{where} is no {kind}{but}; choose another place, or remove {where}")
-            store = cls(zarr.open_group(where, mode="r+" if writable else "r"), where)
+            store = cls(zarr.open_group(store_at(where), mode="r+" if writable else "r"), where)
         if found is None:  # killed before it knew what it was
             store.set({"kind": kind})
         return store
@@ -101,7 +101,8 @@ class StoredGroup:
                 )
             _remove_unfinished(path)
         with storing(f"cannot write {where}"):
-            return cls(zarr.create_group(where, zarr_format=3, attributes=signed({"kind": kind})), where)
+            group = zarr.create_group(store_at(where), zarr_format=3, attributes=signed({"kind": kind}))
+            return cls(group, where)
 
     @classmethod
     @contextmanager

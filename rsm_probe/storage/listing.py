@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from zarr.storage import LocalStore
+
 from rsm_probe.errors import CostError, RsmProbeError, StorageError
 from rsm_probe.storage.places import is_url
 
@@ -38,6 +40,14 @@ def storing(doing: str, advice: str = "") -> Iterator[None]:
     except Exception as error:
         end = f"; {advice}" if advice else ""
         raise StorageError(f"{doing}: {str(error) or type(error).__name__}{end}") from error
+
+
+def store_at(where: str) -> str | LocalStore:
+    """What Zarr is given of a path or URL.
+
+    As text, Zarr would take a path that holds "::" for a chain of file systems, and write to another folder.
+    """
+    return where if is_url(where) else LocalStore(where)
 
 
 class Files:

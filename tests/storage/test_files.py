@@ -70,8 +70,8 @@ def test_dataset_stays_when_writing_another_fails(dataset, tmp_path, monkeypatch
     save_dataset(path, dataset)
 
     def full(self, store, **options):
-        Path(store).mkdir()
-        (Path(store) / "half").write_text("written")
+        store.root.mkdir()
+        (store.root / "half").write_text("written")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

@@ -339,3 +339,22 @@ def test_modes_of_files_are_those_of_any_new_file(tmp_path):
     save_text(tmp_path / "a", "text")
     (tmp_path / "b").write_text("text")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
+
+
+@pytest.mark.parametrize("name", ["::x", "a::b", "zip::x", "x::", "a::b/c"])
+def test_two_colons_in_a_name_reach_no_other_folder(tmp_path, name):
+    # To fsspec, they chain file systems: of "folder/.a::b.12" it would take, and clear, "folder/.a".
+    others = [tmp_path / "letter", tmp_path / ".a" / "letter", tmp_path / "b" / "letter"]
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("mine")
+    kept = RSM.from_array(np.eye(3) + 1)
+    kept.save(tmp_path / name / "rsm.zarr")
+    kept.save(tmp_path / f"{name}.zarr")
+    for where in (tmp_path / name / "rsm.zarr", tmp_path / f"{name}.zarr"):
+        np.testing.assert_array_equal(RSM.open(where).values, kept.values)
+    with ChunkStore.writing(tmp_path / name / "chunks", "capture") as store:
+        store.put("image", np.array(["a", "b"]), ("image",))
+        store.finish({}, ["image"])
+    assert [*ChunkStore.open(tmp_path / name / "chunks", "capture").read("image")] == ["a", "b"]
+    assert [other.read_text() for other in others] == ["mine"] * 3
