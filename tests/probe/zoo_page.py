@@ -40,8 +40,8 @@ Where nothing settles how an output is to be read, a named layer raises, and a l
 TAIL = """
 ## Flagged
 
-- The prefix holds class, distillation and register tokens: what stands before the locations and joined them before any attention, or one token that joined later (CaiT, XCiT; two where the sequence had none).
-  Several tokens that join after attention are queries (EoMT, prompts of deep layers). These, tokens behind the locations (YOLOS) and padding inside windows are left out; `Probe.notes` says how many, and a warning says so once.
+- The prefix holds class, distillation and register tokens: what stands before the locations and joined them before any attention, or, where the sequence had none, one or two tokens that joined later (CaiT, XCiT).
+  Other tokens that join after attention are queries (EoMT, prompts of deep layers). These, tokens behind the locations (YOLOS) and padding inside windows are left out; `Probe.notes` says how many, and a warning says so once.
 - A map that was pooled whole, (N, C, 1, 1), has the grid (1, 1); vectors (N, C) and sequences of one token have none.
 - Maps that are joined along their channels or added lie on top of each other even where one of them was cut or padded to fit (U-Nets); if their order differs, they are refused. Enlarged maps get a location for each of their values.
 - One input is followed: the first with three channels, else the first of four axes. A layer of another input (a second view, depth, a mask) is refused with the name of that input, and `layouts={'<layer>': 'NCHW'}` reads it;
