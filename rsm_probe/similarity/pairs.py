@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.checks import require_whole
-from rsm_probe.devices import block_bytes
+from rsm_probe.devices import block_bytes, require_memory
 from rsm_probe.errors import CostError
 from rsm_probe.matching.identity import aligned_products, squared_norms
 from rsm_probe.matching.inputs import each_rescaled
@@ -87,6 +87,12 @@ class PairMatcher:
     def _submit(
         self, x: Tensor, y: Tensor | None, methods: Mapping[str, Matching], grid: tuple[int, ...] | None
     ) -> PendingProducts:
+        columns = len(x if y is None else y)
+        require_memory(
+            8 * len(methods) * len(x) * columns,
+            f"the similarity of {len(x)} x {columns} images",
+            "take fewer images, or all_pairs(..., out=), which keeps it on disk",
+        )
         scaled_x, units_x = each_rescaled(x)
         scaled_y, units_y = (scaled_x, units_x) if y is None else each_rescaled(y.to(x))
         left = Locations(scaled_x, grid)

@@ -12,7 +12,7 @@ import rsm_probe
 from rsm_probe import RSM, Probe
 from rsm_probe.comparison.features import linear_cka, pooled, procrustes, sampled, svcca
 from rsm_probe.comparison.measures import NeighbourJaccard, neighbour_overlap, rsa
-from rsm_probe.errors import RepresentationError, RsmProbeError, StorageError
+from rsm_probe.errors import CostError, RepresentationError, RsmProbeError, StorageError
 from rsm_probe.similarity.kernels import RBF
 
 Z, Y = tokens(4), tokens(6)
@@ -202,3 +202,9 @@ def test_features_of_any_size_are_compared(scale):
     x, y = np.random.default_rng(0).normal(size=(2, 12, 4))
     for measure in (linear_cka, procrustes, svcca):
         assert measure(x * scale, y / scale) == pytest.approx(measure(x, y), rel=1e-9)
+
+
+@pytest.mark.parametrize("matching", ["identity", "optimal", "rewindowed"])
+def test_more_images_than_memory_holds_the_similarities_of_are_refused_first(matching):
+    with pytest.raises(CostError, match=r"300000 x 300000 images takes 720 GB .*fewer images, or all_"):
+        rsm_probe.rsm(torch.zeros(1, 1, 1).expand(300_000, 2, 1), matching=matching)

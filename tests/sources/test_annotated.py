@@ -73,7 +73,7 @@ def test_egoobjects_counts_boxes_and_videos(tmp_path):
 def test_egoobjects_that_is_not_there_says_where_to_get_it(tmp_path):
     with pytest.raises(ImageError, match=r"EgoObjectsV1_unified_eval.json: download .*facebookresearch/EgoObjects"):
         egoobjects(tmp_path)
-    with pytest.raises(ImageError, match="there is no .*xxx: download"):
+    with pytest.raises(ImageError, match=r"there is no .*xxx: download"):
         egoobjects(tmp_path, annotations="x" * 300)  # longer than any file's name
     (tmp_path / "EgoObjectsV1_unified_eval.json").write_text("{}")
     with pytest.raises(ImageError, match=r"there is no .*images: download"):
