@@ -23,9 +23,9 @@ class _Exact(Matching):
     needs_affinity: ClassVar[bool] = True
     growth: ClassVar[float] = 3.0
 
-    def scratch_bytes(self, entries: int, itemsize: int) -> int:
+    def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
         """Costs in float64, and the library's own copy of them."""
-        return 16 * entries
+        return 16 * rows * columns
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class LapAssignment(_Exact):
     """Jonker-Volgenant from the package `lap`; holds the GIL, so worker threads do not help it."""
 
     name: ClassVar[str] = "lap"
+
+    def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
+        """Costs in float64, and the library's own copy of them, which is square."""
+        return 8 * rows * columns + 8 * max(rows, columns) ** 2
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
         """The optimal partners; of a rectangular affinity, all of the shorter side is matched."""
@@ -76,9 +80,9 @@ class OrToolsAssignment(_Exact):
     name: ClassVar[str] = "ortools"
     growth: ClassVar[float] = 2.5
 
-    def scratch_bytes(self, entries: int, itemsize: int) -> int:
-        """Costs in float64 and as integers, and an arc for each, with its two ends, here and in the solver."""
-        return 56 * entries
+    def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
+        """Square costs in float64 and as integers, and an arc for each, with its two ends, here and in the solver."""
+        return 56 * max(rows, columns) ** 2
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
         """The optimal partners up to rounding; of a rectangular affinity, all of the shorter side is matched.

@@ -89,9 +89,9 @@ class Auction(Matching):
     def _may_stay(self, dtype: torch.dtype, locations: int) -> bool:
         return self.where != "cpu" and dtype == torch.float32 and locations <= LARGEST
 
-    def scratch_bytes(self, entries: int, itemsize: int) -> int:
-        """A copy that the vector unit can read, wherever the number of columns is no multiple of 64."""
-        return entries * itemsize
+    def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
+        """A square copy that the vector unit can read, wherever the number of columns is no multiple of 64."""
+        return max(rows, columns) ** 2 * itemsize
 
     def prepare(self, images: Locations) -> None:
         """Measures the images, whose norms the gap is relative to."""
@@ -128,7 +128,7 @@ class Auction(Matching):
             if affinities.dtype == np.float32:
                 alone = slice(k, k + 1)
                 require_memory(
-                    2 * 8 * affinities[k].size,
+                    8 * (affinities[k].size + max(affinities[k].shape) ** 2),
                     "finishing in float64 what float32 cannot prove",
                     "Auction(gap=1e-5), or a larger gap, asks for less, and match(x, y, 'rewindowed') for no affinity",
                 )

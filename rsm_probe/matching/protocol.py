@@ -222,8 +222,8 @@ class Matching(ABC):
         """Whether no value falls below that of equal locations, for images of so many locations."""
         return self.exact
 
-    def scratch_bytes(self, entries: int, itemsize: int) -> int:
-        """What solving one pair takes beside an affinity of so many entries of so many bytes."""
+    def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
+        """What solving one pair takes beside its affinity (rows, columns) of so many bytes an entry."""
         return 0
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:

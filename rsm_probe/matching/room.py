@@ -23,7 +23,7 @@ def require_room(method: Matching, rows: int, columns: int, itemsize: int, copie
         return
     entries = rows * columns
     # The other side of an asymmetric method reads a copy.
-    size = entries * itemsize * (copies + (not method.symmetric)) + method.scratch_bytes(entries, itemsize)
+    size = entries * itemsize * (copies + (not method.symmetric)) + method.scratch_bytes(rows, columns, itemsize)
     require_memory(
         size,
         f"matching {rows} x {columns} locations by {method.name!r}, which needs their affinity,",

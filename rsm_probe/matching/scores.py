@@ -85,9 +85,9 @@ class SoftMatching(Matching):
         require_number(self.regularisation, "regularisation", MatchingError, above=0)
         require_whole(self.iterations, "iterations", 1, MatchingError)
 
-    def scratch_bytes(self, entries: int, itemsize: int) -> int:
+    def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
         """The affinity and its costs in float64, and the transport plans of Sinkhorn's algorithm."""
-        return 40 * entries
+        return 40 * rows * columns
 
     def solve(self, pairs: Pairs) -> Solution:
         """Transports every pair.

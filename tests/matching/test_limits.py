@@ -53,6 +53,16 @@ def test_an_affinity_beyond_memory_is_refused_with_what_it_takes_and_what_needs_
     assert float(str(refused.value).split("takes ")[1].split()[0]) >= entries * 0.99
 
 
+@pytest.mark.parametrize("name", ["optimal", "lap", "ortools"])
+@pytest.mark.parametrize("locations", [(120_000, 2), (2, 120_000)])
+def test_the_square_that_a_narrow_affinity_is_padded_to_counts(eight_gigabytes, name, locations):
+    x, y = (torch.ones(count, 1) for count in locations)
+    with pytest.raises(CostError, match=r"takes ([\d.]+) GB of memory, and 8 GB are free.*'rewindowed'") as refused:
+        match(x, y, name)
+    assert float(str(refused.value).split("takes ")[1].split()[0]) >= 4 * 120_000**2 / 1e9
+    assert match(x, y, "rewindowed").value == 2
+
+
 def test_what_needs_no_affinity_is_matched_where_others_are_refused(eight_gigabytes):
     x, y = torch.randn(2, 55_000, 2, generator=torch.Generator().manual_seed(0))
     for method in ("rewindowed", "identity"):
@@ -85,6 +95,9 @@ def test_what_float32_cannot_prove_is_finished_in_float64_only_where_it_fits(mon
     affinity = np.random.default_rng(0).normal(size=(20, 20)).astype(np.float32)
     assert match_affinity(affinity, Auction(1e-12)).solver == "auction-float64"
     assert [needed for needed, *_ in asked] == [2 * 8 * 400]
+    # Zeros fill up the smaller side.
+    match_affinity(affinity[:5], Auction(1e-12))
+    assert asked[-1][0] == 8 * (100 + 400)
     # The way out: a larger gap needs no float64.
     assert match_affinity(affinity, Auction(gap=1e-5)).solver == "auction"
 
