@@ -52,6 +52,8 @@ def prefer_identity(aligned: np.ndarray, columns: int, permutations: np.ndarray,
         values: (B,), changed in place.
     """
     better = aligned > values
+    if not better.any():
+        return
     permutations[better] = identity_partners(permutations.shape[1], columns)
     values[better] = aligned[better]
 

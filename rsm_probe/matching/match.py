@@ -13,7 +13,7 @@ from rsm_probe.arrays import real_tensor, require_dense
 from rsm_probe.devices import in_halves, require_memory
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
-from rsm_probe.matching.certificate import SUMS_DIFFER, bounds_above, identity_partners, rounding_of
+from rsm_probe.matching.certificate import SUMS_DIFFER, aligned_sums, bounds_above, identity_partners, rounding_of
 from rsm_probe.matching.inputs import rescaled
 from rsm_probe.matching.protocol import Locations, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
 from rsm_probe.matching.registry import get_matching
@@ -110,13 +110,16 @@ def match(
 
     unit, gap, found = unit_x * unit_y, answer.gap, answer.permutation
     answer = _in_float64(answer, left, right, unit)
-    if method.reaches_identity(len(left), len(right)):
-        identity = replace(answer, permutation=identity_partners(len(left), len(right)))
-        answer = max(answer, _in_float64(identity, left, right, unit), key=lambda found: found.value)
     # What rounding can have moved inner products by: those of the method, and those in float64.
     scale = (left.shape[1] + 1) * float(images[0].image_norms[0] * images[1].image_norms[0]) * unit
     rounding, finest = (scale * torch.finfo(kind).eps / 2 for kind in (dtype, torch.float64))
-    loosest = sorted_norms_bound(images[0], 0, images[1], 0) * unit
+    # Equal locations that the affinity puts further below than rounding can are no better in float64.
+    near = affinity is None or not float(aligned_sums(affinity)[0]) * unit + rounding + finest < answer.value
+    if near and method.reaches_identity(len(left), len(right)):
+        identity = replace(answer, permutation=identity_partners(len(left), len(right)))
+        answer = max(answer, _in_float64(identity, left, right, unit), key=lambda found: found.value)
+    if certify or answer.bound is None or gap is None:
+        loosest = sorted_norms_bound(images[0], 0, images[1], 0) * unit
     if certify:
         proven = dual_bound(rows_of, len(right), found) * unit + finest
         own = loosest if answer.bound is None else answer.bound + rounding
@@ -201,8 +204,11 @@ def _in_float64(answer: Match, x: Tensor, y: Tensor, unit: float) -> Match:
     assert answer.permutation is not None
     partners = torch.from_numpy(np.maximum(answer.permutation, 0))
     each = (x.double() * y[partners].double()).sum(dim=1).numpy() * unit
-    each = np.where(answer.permutation >= 0, each, np.nan)
-    return replace(answer, value=float(np.nansum(each)), affinities=each)
+    unmatched = answer.permutation < 0
+    each[unmatched] = 0.0
+    value = float(each.sum())
+    each[unmatched] = np.nan
+    return replace(answer, value=value, affinities=each)
 
 
 def _above(bound: float, answer: Match, rounding: float) -> float:
