@@ -105,7 +105,8 @@ def require_texts(values: Any, name: str, error: type[RsmProbeError]) -> list[st
     Raises:
         RsmProbeError: of the given kind: a single text, no sequence, or an entry that is not text.
     """
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+    # Sets have no order, by which names and images belong together.
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(values, Iterable):
         raise error(f"{name} must be a sequence of texts, found {brief(values)} ({type(values).__name__})")
     try:
         texts = list(values)

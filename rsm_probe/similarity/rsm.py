@@ -58,7 +58,7 @@ class RSM:
             ComparisonError: wrong shape, values that are not real or not finite, repeated or too few ids, ids that are
                 not text, no symmetry; distances without `kind`, or a kind that the diagonal contradicts.
         """
-        if kind not in (None, "similarity", "distance"):
+        if not isinstance(kind, str | None) or kind not in (None, "similarity", "distance"):
             raise ComparisonError(f"kind must be 'similarity' or 'distance', found {brief(kind)}")
         values = real_matrix(values, "the matrix", ComparisonError)
         if values.ndim != 2 or 0 in values.shape:

@@ -172,7 +172,7 @@ def test_an_rsm_is_made_of_distances_only_where_that_is_said():
     k = patterns() @ patterns().T
     with pytest.raises(ComparisonError, match=r"holds up to .* on its diagonal.*without kind='distance'"):
         RSM.from_array(k, kind="distance")
-    for kind in ("distances", 1, True, ["distance"]):
+    for kind in ("distances", 1, True, ["distance"], np.array(["distance", "similarity"])):
         with pytest.raises(ComparisonError, match="kind must be 'similarity' or 'distance', found"):
             RSM.from_array(k, kind=kind)
 
@@ -253,6 +253,8 @@ def test_numbers_of_any_byte_order_and_precision_are_taken():
         ([b"a", b"b", b"c", b"d"], r"ids\[0\] must be text"),
         (["a", "\udcff", "c", "d"], r"ids\[1\] is not valid Unicode"),
         (4, "ids must be a sequence of texts, found 4"),
+        ({"a", "b", "c", "d"}, r"ids must be a sequence of texts, found .* \(set\)"),
+        (frozenset("abcd"), r"ids must be a sequence of texts, found .* \(frozenset\)"),
     ],
 )
 def test_names_of_images_are_text(ids, message):
