@@ -86,6 +86,7 @@ def test_run_folder_holds_all_that_is_promised(run_folder):
     assert '"trained-1"' in (run_folder / "provenance.json").read_text()
 
 
+@pytest.mark.slow
 def test_running_again_and_drawing_again(run_folder):
     before = (run_folder / "result.zarr" / "cka" / "0.0").stat().st_mtime_ns
     cli("run", SMOKE, "--out", run_folder, "--no-progress", "--no-figures")

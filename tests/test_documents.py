@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_notebook_runs_from_the_top(notebook):
     content = nbformat.read(notebook, as_version=4)
     NotebookClient(content, timeout=300, resources={"metadata": {"path": str(notebook.parent)}}).execute()

@@ -306,7 +306,6 @@ rsm_probe.capture(Counting(), images(120), ["first", "second"], sys.argv[1], bat
 """
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
     rsm_probe.capture(Counting(), images(120), ["first", "second"], tmp_path / "whole.zarr", batch_size=2)
     where, rng = tmp_path / "c.zarr", np.random.default_rng(0)

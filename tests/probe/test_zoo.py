@@ -19,6 +19,7 @@ def no_downloads():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.slow
 def test_layer_of_a_real_model_agrees_with_an_independent_route(row):
     torch.manual_seed(0)
     model = row.build().eval()
@@ -42,6 +43,7 @@ def test_layer_of_a_real_model_agrees_with_an_independent_route(row):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: f"{row.model}-{row.layer}")
+@pytest.mark.slow
 def test_layer_that_nothing_settles_is_refused_with_the_reason(row):
     torch.manual_seed(0)
     model = row.build().eval()

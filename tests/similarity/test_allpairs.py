@@ -134,6 +134,7 @@ def test_extreme_sizes(tmp_path, scale):
     np.testing.assert_allclose(scaled["product"] / scale**2, plain["product"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_executor_gives_the_same_bits(layer, database, tmp_path):
     for other in (None, database):
         expected = all_pairs(layer, other, tile=TILE, workers=1)
@@ -446,7 +447,6 @@ def work(where: str, out: Path) -> None:
     all_pairs(rsm_probe.Capture.open(where)["layer"], out=out, tile=5, workers=2)
 
 
-@pytest.mark.slow
 def test_killed_at_ten_moments_it_ends_in_the_same_arrays_and_redoes_no_finished_tile(tmp_path):
     layer, out = captured(tmp_path / "c.zarr", tokens(100, 49, 8)), tmp_path / "p.zarr"
     expected, rng, finished = all_pairs(layer, tile=5), np.random.default_rng(0), {}

@@ -78,6 +78,7 @@ def test_every_model_of_the_paper_has_a_configuration():
 
 
 @pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.slow
 def test_configured_layers_of_the_papers_models_are_captured(name, tmp_path):
     entry = ModelConfig.parse(read_yaml(FOLDER / f"{name}.yaml"), name)
     layer, shape, grid, prefix, count = EXPECTED[name]
