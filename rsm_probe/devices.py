@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from rsm_probe.checks import brief
 from rsm_probe.errors import CostError, RsmProbeError
 
 _Part = TypeVar("_Part")
@@ -114,9 +115,9 @@ def find_device(device: str | torch.device | None, error: type[RsmProbeError] = 
             raise RuntimeError("it holds no values")
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError, ValueError, OverflowError) as problem:
-        reason = str(problem).splitlines()[0]
+        reason = str(problem).splitlines()[0][:300]
         raise error(
-            f'cannot run on device {str(device)!r}; give "cpu", or "auto" for what is there: {reason}'
+            f'cannot run on device {brief(str(device))}; give "cpu", or "auto" for what is there: {reason}'
         ) from problem
     return found
 

@@ -120,7 +120,9 @@ def checked_grid(grid: Any) -> tuple[int, ...]:
     Raises:
         MatchingError: anything but whole numbers above 0.
     """
-    numbers = list(grid) if isinstance(grid, Sequence | np.ndarray) and not isinstance(grid, str | bytes) else []
+    several = isinstance(grid, Sequence) and not isinstance(grid, str | bytes)
+    several = several or (isinstance(grid, np.ndarray) and grid.ndim > 0)
+    numbers = list(grid) if several else []
     if not numbers:
         raise MatchingError(f"a grid is whole numbers above 0, such as (H, W), found {brief(grid)}")
     for axis, number in enumerate(numbers):

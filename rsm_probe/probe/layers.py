@@ -81,7 +81,8 @@ def layer_specs(layers: Layers, modules: Mapping[str, nn.Module]) -> list[str]:
     Raises:
         LayerError: no text, or nothing.
     """
-    specs = [layers] if isinstance(layers, str | bytes | nn.Module) or not isinstance(layers, Iterable) else layers
+    several = isinstance(layers, Iterable) and not isinstance(layers, str | bytes | nn.Module)
+    specs = layers if several and getattr(layers, "ndim", 1) else [layers]
     if isinstance(layers, Mapping):
         raise LayerError(f"layers must be text or a list of texts, found {brief(layers)}; give list(layers)")
     specs = list(specs)

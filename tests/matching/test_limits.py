@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from rsm_probe import devices, match, match_affinity
+from rsm_probe import Probe, devices, match, match_affinity
+from rsm_probe.devices import find_device
 from rsm_probe.errors import CostError, MatchingError, RsmProbeError
 from rsm_probe.matching.assignment import OrToolsAssignment
 from rsm_probe.matching.auction import Auction
@@ -14,6 +16,7 @@ from rsm_probe.matching.rewindowed import Rewindowed
 from rsm_probe.matching.scores import LateInteraction, SoftMatching
 from rsm_probe.matching.translation import Translation
 from rsm_probe.matching.windows import BatchOptimal
+from rsm_probe.similarity.centering import check_centering
 
 WITH_AFFINITY = [name for name in matching_names() if get_matching(name)[1].needs_affinity]
 
@@ -191,3 +194,18 @@ def test_what_is_not_a_matching_is_refused(matching):
 def test_options_of_wrong_types_are_refused_with_their_name(method, options):
     with pytest.raises(RsmProbeError, match=next(iter(options))):
         method(**options)
+
+
+@pytest.mark.parametrize("number", [np.array(2), torch.tensor(2), np.float32(2)])
+def test_a_number_that_looks_like_a_sequence_is_none(number):
+    with pytest.raises(MatchingError, match="a grid is whole numbers above 0"):
+        match(TOKENS, TOKENS, "translation", grid=number)
+    with pytest.raises(RsmProbeError, match=r"layer"):
+        Probe(nn.Identity(), number)
+
+
+def test_names_of_any_length_are_cut_in_messages():
+    for call in (lambda name: find_device(name), lambda name: check_centering(name)):
+        with pytest.raises(RsmProbeError) as refused:
+            call("5" * 5000)
+        assert len(str(refused.value)) < 700
