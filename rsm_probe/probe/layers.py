@@ -82,7 +82,7 @@ def layer_specs(layers: Layers, modules: Mapping[str, nn.Module]) -> list[str]:
         LayerError: no text, or nothing.
     """
     several = isinstance(layers, Iterable) and not isinstance(layers, str | bytes | nn.Module)
-    specs = layers if several and getattr(layers, "ndim", 1) else [layers]
+    specs = layers if several and getattr(layers, "ndim", None) != 0 else [layers]
     if isinstance(layers, Mapping):
         raise LayerError(f"layers must be text or a list of texts, found {brief(layers)}; give list(layers)")
     specs = list(specs)
