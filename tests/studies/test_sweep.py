@@ -124,7 +124,7 @@ def test_result_is_stored_and_opens_with_xarray(small_resnet, images, tmp_path):
     assert (stored["rsm"].values[:, 1] >= stored["rsm"].values[:, 0]).all()
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """Stands for a power cut."""
 
 

@@ -201,7 +201,7 @@ def test_a_matching_that_cannot_take_a_layer_is_refused_before_the_folder_is_cla
     assert run(Translation(grid=(1, 5))).dataset.attrs["batches"] == 3
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """Stands for a power cut."""
 
 
