@@ -296,7 +296,7 @@ def test_taking_a_data_set_loads_none_of_its_images():
     data.targets = [0, 1, 0, 1, 0]
     images = as_images(data).subset([4, 1])
     assert list(images.labels) == ["0", "1"]
-    with pytest.raises(ImageError, match="cannot read image .4.: loaded"):
+    with pytest.raises(ImageError, match=r"cannot read image .4.: loaded"):
         images[0]
 
 
