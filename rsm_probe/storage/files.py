@@ -44,7 +44,9 @@ def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
     with replacing(path) as fresh:
         # Format 2 has a specification for text; format 3 still warns that it has none.
         store = store_at(str(fresh))
-        dataset.drop_encoding().to_zarr(store, mode="w", zarr_format=2, consolidated=True, write_empty_chunks=True)
+        # Said to Zarr, since old releases of xarray pass it on to what does not take it.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            dataset.drop_encoding().to_zarr(store, mode="w", zarr_format=2, consolidated=True)
         write_manifest(fresh)
 
 
