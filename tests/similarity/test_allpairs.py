@@ -354,6 +354,7 @@ import resource, signal, sys, rsm_probe
 from rsm_probe.errors import StorageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 layer = rsm_probe.Capture.open(sys.argv[1])["layer"]
+rsm_probe.all_pairs(layer, tile=100, workers=1)  # what is compiled is stored before the limit
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 try:
     rsm_probe.all_pairs(layer, out=sys.argv[2], tile=100, workers=1)
