@@ -54,13 +54,14 @@ class Called:
 
     def _noticing(
         self, name: str, own: nn.Module, is_followed: Callable[[nn.Module, nn.Module], bool]
-    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def notice(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    ) -> Callable[..., None]:
+        # Not given keyword arguments in a thread that runs the model while the hook is put on or taken off.
+        def notice(module: nn.Module, args: tuple[Any, ...], *kwargs: dict[str, Any]) -> None:
             if is_followed(module, own):
                 self._now.add(name)
                 if name not in self._ever:
                     self._ever.add(name)
-                    if _holds_images((*args, *kwargs.values())):
+                    if _holds_images((*args, *kwargs[0].values())):
                         self._shown.add(name)
 
         return notice

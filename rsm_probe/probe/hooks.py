@@ -138,6 +138,7 @@ class Probe:
     def __enter__(self) -> Self:
         if self._active:
             raise LayerError("this Probe is already active; leave its 'with' block before entering it again")
+        self._thread = threading.get_ident()
         try:
             with ExitStack() as opened:
                 opened.callback(self._close)
@@ -151,7 +152,7 @@ class Probe:
                 opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
                 opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
                 opened.enter_context(self._boundary.in_place())
-                self._active, self._thread = True, threading.get_ident()
+                self._active = True
                 if self._options.example is not None:
                     self._run_example()
                 self._open = opened.pop_all()
@@ -187,7 +188,9 @@ class Probe:
             self._showing = False
             self.representations = {}
 
-    # Hooks are methods that return None: any other value would replace the module's output.
+    # Hooks are methods that return None: any other value would replace the module's output. A hook that asks for
+    # keyword arguments is called without them where another thread runs the model while hooks are put on or taken off
+    # (PyTorch adds the hook first and notes the wish after that), so `_follows` comes before they are looked at.
 
     def _follows(self, module: nn.Module, own: nn.Module) -> bool:
         """Whether the call of a module counts: not in a copy, another thread, a backward pass, one for operations."""
@@ -195,7 +198,7 @@ class Probe:
             module is own and threading.get_ident() == self._thread and not graph.is_repeating() and not in_backward()
         )
 
-    def _on_start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _on_start(self, module: nn.Module, args: tuple[Any, ...], *kwargs: dict[str, Any]) -> None:
         # A model that calls itself is still in the same pass.
         if not self._follows(module, self._plain) or self._boundary.depth:
             return
@@ -204,7 +207,7 @@ class Probe:
         if not self._showing:
             self._notices.training_mode()
         self._pass = ForwardPass(self.selections, self._called, self._evidence, self._options, self.reduce)
-        self._evidence.begin(args, kwargs)
+        self._evidence.begin(args, *kwargs)
 
     def _drop(self) -> None:
         """Nothing is held any more: another pass begins, or one failed or was interrupted."""
@@ -239,10 +242,10 @@ class Probe:
         if self._pass is not None and self._follows(module, self._plain) and not self._boundary.depth:
             self._drop()
 
-    def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _on_end(self, module: nn.Module, args: tuple[Any, ...], *kwargs_and_output: Any) -> None:
         if self._pass is None or not self._follows(module, self._plain) or self._boundary.depth:
             return
-        forward = self._pass
+        forward, (kwargs, _) = self._pass, kwargs_and_output
         if self._graph is not None:
             if any(part.training for part in self._plain.modules()):
                 raise LayerError(

@@ -671,3 +671,23 @@ def test_passes_in_other_threads_are_left_alone(small_resnet):
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(work, range(8)))
     assert all(torch.equal(tokens, expected) for tokens in found)
+
+
+def test_a_thread_that_runs_the_model_while_hooks_are_put_on_is_left_alone(small_resnet):
+    # PyTorch adds a hook first and notes that it wants keyword arguments after that: a call in between lacks them.
+    modules = list(small_resnet.modules())
+    with Probe(small_resnet, "layer2.0") as probe, ThreadPoolExecutor(1) as pool:
+        wishes = [(module._forward_pre_hooks_with_kwargs, module._forward_hooks_with_kwargs) for module in modules]
+        kept = [(dict(before), dict(after)) for before, after in wishes]
+        assert any(before for before, _ in kept)
+        assert any(after for _, after in kept)
+        for before, after in wishes:
+            before.clear()
+            after.clear()
+        assert pool.submit(small_resnet, pictures(32)).result().shape[0] == len(pictures(32))
+        for (before, after), (known_before, known_after) in zip(wishes, kept, strict=True):
+            before.update(known_before)
+            after.update(known_after)
+        assert not probe.representations
+        small_resnet(pictures(32))
+        assert list(probe.representations) == ["layer2.0"]
