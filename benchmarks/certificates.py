@@ -28,7 +28,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from rsm_probe import Match, match_affinity
-from rsm_probe.matching.auction import Auction
+from rsm_probe.matching.methods.optimal import Auction
 
 FEWEST, MOST = 2, 7
 # Affinities of one shape and one method that are solved together.

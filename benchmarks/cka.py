@@ -27,8 +27,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rsm_probe.sources.embedded import photos
-from rsm_probe.sources.training import normalise
+from rsm_probe.sources.images.embedded.registry import photos
+from rsm_probe.sources.training.train import normalise
 
 WAYS = ("rsm_probe", "torch_cka", "ckatorch")
 

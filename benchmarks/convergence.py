@@ -14,7 +14,7 @@ import numpy as np
 from pairs import captured, report
 
 import rsm_probe
-from rsm_probe.comparison.cka import get_estimator
+from rsm_probe.comparison.alignment import get_estimator
 
 LAYER = "layer4.1"  # 64 locations
 REPEATS = 40

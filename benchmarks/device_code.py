@@ -19,9 +19,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rsm_probe.matching.auction import auction
-from rsm_probe.matching.device import solve_on_device, warps_of
-from rsm_probe.matching.device_kernel import solve_pairs
+from rsm_probe.matching.compiled.gpu_auction import solve_pairs
+from rsm_probe.matching.compiled.gpu_batches import solve_on_device, warps_of
+from rsm_probe.matching.methods.optimal import auction
 
 POINTERS = {
     "affinities": "*fp32", "scales": "*fp64", "orders": "*i32", "aside": "*i32", "kept": "*i32",

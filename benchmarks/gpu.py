@@ -23,16 +23,16 @@ import torch
 from features import ROOT, features, machine, trained_network
 
 import rsm_probe
-from rsm_probe.devices import find_device
-from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.device import solve_on_device
-from rsm_probe.matching.protocol import Locations, Pairs
-from rsm_probe.similarity.affinity import Affinities
-from rsm_probe.similarity.pairs import available_cores
-from rsm_probe.sources.embedded import photos
-from rsm_probe.sources.training import normalise
-from rsm_probe.storage.captures import CapturedLayer
-from rsm_probe.studies.cost import stopwatch
+from rsm_probe.captures.captured_layers import CapturedLayer
+from rsm_probe.execution.devices import find_device
+from rsm_probe.matching.compiled.gpu_batches import solve_on_device
+from rsm_probe.matching.matching import Locations, Pairs
+from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.pairs.affinities import Affinities
+from rsm_probe.pairs.matcher import available_cores
+from rsm_probe.sources.images.embedded.registry import photos
+from rsm_probe.sources.training.train import normalise
+from rsm_probe.streaming.cost import stopwatch
 
 LAYERS = {64: "layer4.1", 256: "layer3.1", 1024: "layer2.1"}
 GOALS = {64: 1_000_000, 256: 300_000, 1024: 10_000}

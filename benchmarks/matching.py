@@ -26,14 +26,14 @@ import torch
 from features import ROOT, features, machine, milliseconds, trained_network
 from matching_largest import compare_largest
 
-from rsm_probe.matching.assignment import LapAssignment, ScipyAssignment
-from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.greedy import Greedy, TopKGreedy
-from rsm_probe.matching.identity import Identity
-from rsm_probe.matching.protocol import Locations, Matching, Pairs, solve_both_ways
-from rsm_probe.matching.rewindowed import Rewindowed
-from rsm_probe.matching.translation import Translation
-from rsm_probe.matching.windows import BatchOptimal
+from rsm_probe.matching.matching import Locations, Matching, Pairs, solve_both_ways
+from rsm_probe.matching.methods.batch_optimal import BatchOptimal
+from rsm_probe.matching.methods.greedy import Greedy, TopKGreedy
+from rsm_probe.matching.methods.identity import Identity
+from rsm_probe.matching.methods.library_solvers import LapAssignment, ScipyAssignment
+from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.matching.methods.rewindowed import Rewindowed
+from rsm_probe.matching.methods.translation import Translation
 
 LAYERS = {256: "layer3.1", 1024: "layer2.1", 4096: "layer1.1"}
 LARGEST = 65_536

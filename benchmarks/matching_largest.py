@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from features import features, milliseconds, trained_network
 
-from rsm_probe.matching.auction import auction
 from rsm_probe.matching.bounds import dual_bound
-from rsm_probe.matching.identity import Identity
-from rsm_probe.matching.protocol import Locations, Pairs
-from rsm_probe.matching.rewindowed import Rewindowed
-from rsm_probe.matching.windows import BatchOptimal
+from rsm_probe.matching.matching import Locations, Pairs
+from rsm_probe.matching.methods.batch_optimal import BatchOptimal
+from rsm_probe.matching.methods.identity import Identity
+from rsm_probe.matching.methods.optimal import auction
+from rsm_probe.matching.methods.rewindowed import Rewindowed
 
 LAYER = "layer1.1"
 

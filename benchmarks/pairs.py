@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 import rsm_probe
+from rsm_probe.captures.captured_layers import CapturedLayer
+from rsm_probe.execution.executors import one_thread
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.similarity.affinity import block_slices
-from rsm_probe.similarity.executors import one_thread
-from rsm_probe.similarity.pairs import available_cores
-from rsm_probe.sources.embedded import photos
-from rsm_probe.storage.captures import CapturedLayer
+from rsm_probe.pairs.affinities import block_slices
+from rsm_probe.pairs.matcher import available_cores
+from rsm_probe.sources.images.embedded.registry import photos
 
 LAYER = "layer3.1"
 OUT = Path(__file__).parent / "results"

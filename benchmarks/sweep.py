@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 import rsm_probe
-from rsm_probe.matching.protocol import Pairs
+from rsm_probe.matching.matching import Pairs
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.similarity.affinity import block_slices
-from rsm_probe.similarity.pairs import available_cores
-from rsm_probe.sources.embedded import digits, scenes
-from rsm_probe.sources.training import NetworkConfig, TrainingConfig, normalise, train
+from rsm_probe.pairs.affinities import block_slices
+from rsm_probe.pairs.matcher import available_cores
+from rsm_probe.sources.images.embedded.registry import digits, scenes
+from rsm_probe.sources.training.train import NetworkConfig, TrainingConfig, normalise, train
 
 
 def trained(steps: int = 100) -> rsm_probe.LoadedModel:

@@ -116,11 +116,11 @@ def layers(
     of locations, C of channels; prefix counts class and register tokens, which are kept apart.
     """
     from rsm_probe.probe.describe import describe_layers
-    from rsm_probe.sources.models import load_model
+    from rsm_probe.sources.loading import load_model
 
     if model.endswith((".yaml", ".yml")):
         from rsm_probe.config import read_yaml
-        from rsm_probe.studies.entries import ModelConfig
+        from rsm_probe.runs.entries import ModelConfig
 
         entry = ModelConfig.parse(read_yaml(model), model)
         model, part = entry.source or "", part or entry.part
@@ -177,9 +177,9 @@ def train(
     again: it continues there, and ends in the same weights as without an interruption.
     """
     from rsm_probe.config import read_yaml
-    from rsm_probe.devices import find_device
     from rsm_probe.errors import ModelError
-    from rsm_probe.sources.training import TrainingConfig, train_or_load
+    from rsm_probe.execution.devices import find_device
+    from rsm_probe.sources.training.train import TrainingConfig, train_or_load
 
     find_device(device, ModelError)
     folder = local_folder(out, "--out")
@@ -192,8 +192,8 @@ def train(
 
 
 def _run_on_cluster(study: Any, folder: Path, progress: bool, address: str) -> Any:
-    from rsm_probe.similarity.executors import cluster
-    from rsm_probe.studies.pairs_study import PairsConfig
+    from rsm_probe.execution.executors import cluster
+    from rsm_probe.studies.pairs import PairsConfig
 
     if not isinstance(study, PairsConfig):
         raise ConfigError(f"study: {study.study} runs on one machine; --cluster is for study: pairs")
@@ -203,7 +203,7 @@ def _run_on_cluster(study: Any, folder: Path, progress: bool, address: str) -> A
 
 
 def _draw(study: Any, folder: Path) -> None:
-    from rsm_probe.studies.run_folder import save_figures
+    from rsm_probe.runs.run_folder import save_figures
 
     for file in save_figures(study, folder):
         typer.echo(f"figure: {file} (and .pdf)")

@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def small_resnet() -> nn.Module:
     """A ResNet of four stages with one block each and random weights: 32 x 32 images give S = 256, 64, 16, 4."""
-    from rsm_probe.sources.training import NetworkConfig, build_network
+    from rsm_probe.sources.training.train import NetworkConfig, build_network
 
     torch.manual_seed(0)
     return build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10).eval()

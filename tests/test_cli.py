@@ -407,7 +407,7 @@ def test_configurations_that_are_not_files_of_text_are_refused(tmp_path, command
     [
         (("run", SMOKE), "rsm_probe.studies.registry.read_study"),
         (("figures", "{folder}"), "rsm_probe.studies.registry.read_study"),
-        (("layers", "timm:test_vit"), "rsm_probe.sources.models.load_model"),
+        (("layers", "timm:test_vit"), "rsm_probe.sources.loading.load_model"),
         (("train", "{folder}/config.yaml"), "rsm_probe.config.read_yaml"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

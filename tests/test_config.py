@@ -11,9 +11,9 @@ from pydantic import Field, PositiveInt, ValidationError
 import rsm_probe
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import ConfigError
-from rsm_probe.sources.training import TrainingConfig
+from rsm_probe.sources.training.train import TrainingConfig
 from rsm_probe.studies.registry import STUDIES, read_study
-from rsm_probe.studies.sweep_study import SweepConfig
+from rsm_probe.studies.sweep import SweepConfig
 
 
 class Inner(Config):

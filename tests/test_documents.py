@@ -39,8 +39,8 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     torch.manual_seed(0)
     from timm.models.vision_transformer import VisionTransformer
 
-    from rsm_probe.sources.embedded import photos
-    from rsm_probe.sources.training import NetworkConfig, build_network
+    from rsm_probe.sources.images.embedded.registry import photos
+    from rsm_probe.sources.training.train import NetworkConfig, build_network
 
     small = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10).eval()
     vit = VisionTransformer(img_size=64, patch_size=16, embed_dim=16, depth=2, num_heads=2).eval()

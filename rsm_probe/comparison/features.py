@@ -15,7 +15,7 @@ import numpy as np
 
 from rsm_probe.arrays import real_array
 from rsm_probe.checks import brief, require_seed, require_whole
-from rsm_probe.comparison.cka import cka
+from rsm_probe.comparison.alignment import cka
 from rsm_probe.comparison.protocol import About
 from rsm_probe.errors import ComparisonError
 

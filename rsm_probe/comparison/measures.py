@@ -15,7 +15,7 @@ from scipy.linalg import svdvals
 from scipy.spatial.distance import cdist
 
 from rsm_probe.checks import brief
-from rsm_probe.comparison.cka import Biased, Estimator, Unbiased
+from rsm_probe.comparison.alignment import Biased, Estimator, Unbiased
 from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
 from rsm_probe.comparison.inputs import stack_rsms
 from rsm_probe.comparison.protocol import About, Invariance, Measure, RowMeasure

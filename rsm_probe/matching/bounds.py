@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.matching.protocol import Locations
+from rsm_probe.matching.matching import Locations
 
 # Matched pairs whose exact prices are carried to all others.
 _SAMPLE = 2048
@@ -101,7 +101,7 @@ def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permut
         A number that the value of no matching exceeds.
     """
     # Numba takes seconds to load, and whoever never matches should not wait for it.
-    from rsm_probe.matching.kernel import dual_prices
+    from rsm_probe.matching.compiled.cpu_auction import dual_prices
 
     rows = len(permutation)
     size = max(rows, columns)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from rsm_probe.errors import MatchingError, look_up
-from rsm_probe.matching.assignment import LapAssignment, OrToolsAssignment, ScipyAssignment
-from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.greedy import Greedy, TopKGreedy
-from rsm_probe.matching.identity import Identity
-from rsm_probe.matching.protocol import Matching
-from rsm_probe.matching.rewindowed import Rewindowed
-from rsm_probe.matching.scores import LateInteraction, SoftMatching
-from rsm_probe.matching.translation import Translation
-from rsm_probe.matching.windows import BatchOptimal
+from rsm_probe.matching.matching import Matching
+from rsm_probe.matching.methods.batch_optimal import BatchOptimal
+from rsm_probe.matching.methods.greedy import Greedy, TopKGreedy
+from rsm_probe.matching.methods.identity import Identity
+from rsm_probe.matching.methods.library_solvers import LapAssignment, OrToolsAssignment, ScipyAssignment
+from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.matching.methods.rewindowed import Rewindowed
+from rsm_probe.matching.methods.scores import LateInteraction, SoftMatching
+from rsm_probe.matching.methods.translation import Translation
 
 _METHODS: dict[str, Matching] = {
     method.name: method

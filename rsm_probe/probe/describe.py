@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rsm_probe.errors import LayerError, RsmProbeError
-from rsm_probe.probe.hooks import Probe
 from rsm_probe.probe.layers import block_names
-from rsm_probe.probe.tokens import Grid
+from rsm_probe.probe.probe import Probe
+from rsm_probe.probe.representation import Grid
 
 
 @dataclass(frozen=True)

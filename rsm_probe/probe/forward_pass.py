@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.arrays import require_dense
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.called import Called
-from rsm_probe.probe.calls import NOTHING, Calls
-from rsm_probe.probe.evidence import Evidence
-from rsm_probe.probe.inputs import NestingError
+from rsm_probe.probe.layer_outputs import NOTHING, Calls
 from rsm_probe.probe.layers import Selection
+from rsm_probe.probe.module_calls import Called
 from rsm_probe.probe.options import Options
-from rsm_probe.probe.tokens import Representation, pick_tensor
+from rsm_probe.probe.readers import Evidence
+from rsm_probe.probe.representation import Representation, pick_tensor
+from rsm_probe.probe.tracing.inputs import NestingError
 
 _PART_OF_LAYER = re.compile(r"<layer>\[([^\]]+)\]")
 Reduce = Callable[[str, Representation], Any]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from rsm_probe.probe.evidence import INDEPENDENT, declared_prefix
+from rsm_probe.probe.readers import INDEPENDENT, declared_prefix
 from rsm_probe.probe.training_mode import changed_by_training
 
 # A message names no more layers or modules than this.

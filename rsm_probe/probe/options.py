@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rsm_probe.checks import brief, require_text
 from rsm_probe.errors import LayerError, RepresentationError, nearest
-from rsm_probe.probe.inputs import leaves
 from rsm_probe.probe.layers import Selection
-from rsm_probe.probe.tokens import Layout
+from rsm_probe.probe.representation import Layout
+from rsm_probe.probe.tracing.inputs import leaves
 
 _OF_A_CALL = re.compile(r"#\d+$")
 

@@ -13,6 +13,7 @@ from rsm_probe.arrays import condensed_hint, real_matrix, require_distances, req
 from rsm_probe.checks import brief, require_texts
 from rsm_probe.errors import ComparisonError, StorageError, repeated
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
+from rsm_probe.similarity.rsatoolbox import distances, to_rdms
 from rsm_probe.storage.files import open_dataset, save_dataset
 
 if TYPE_CHECKING:
@@ -154,24 +155,23 @@ class RSM:
         return frame.iloc[rows * len(self.ids) + columns].reset_index(drop=True)
 
     def to_rsatoolbox(self) -> Any:
-        """An `rsatoolbox.rdm.RDMs`; see `rsm_probe.similarity.exchange`.
+        """An `rsatoolbox.rdm.RDMs`; see `rsm_probe.similarity.rsatoolbox`.
 
         Raises:
             ComparisonError: rows and columns are different images; rsatoolbox is not installed.
         """
-        from rsm_probe.similarity.exchange import to_rsatoolbox
-
-        return to_rsatoolbox(self)
+        if self.dataset.attrs.get("image_sets", 1) != 1:
+            raise ComparisonError("rsatoolbox compares images of one set, and this RSM has other images in its columns")
+        measure = self.dataset.attrs.get("dissimilarity", "squared kernel distance")
+        return to_rdms(self.values, self.ids, measure, self.attributes)
 
     @classmethod
     def from_rsatoolbox(cls, rdms: Any, index: int = 0, descriptor: str | None = None) -> Self:
-        """One matrix of an `rsatoolbox.rdm.RDMs`, as the similarities `-d / 2`; see `rsm_probe.similarity.exchange`.
+        """One matrix of an `rsatoolbox.rdm.RDMs`, as the similarities `-d / 2`; see `rsm_probe.similarity.rsatoolbox`.
 
         Raises:
             ComparisonError: no such matrix or descriptor; distances that are not finite; repeated names.
         """
-        from rsm_probe.similarity.exchange import distances
-
         values, names, measure = distances(rdms, index, descriptor)
         found = cls.from_array(values, names, kind="distance")
         return found if measure is None else cls(found.dataset.assign_attrs(dissimilarity=measure))

@@ -1,79 +1,101 @@
-"""Images on their way into a model: preprocessed, stacked, on a device that is there."""
+"""Models by name or as they are -> a module in evaluation mode and its preprocessing."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import nn
 
-from rsm_probe.checks import brief
-from rsm_probe.errors import ImageError
-from rsm_probe.sources.image_set import UNREADABLE, ImageSet
-from rsm_probe.sources.models import LoadedModel
-
-
-def prepared(
-    raw: Sequence[Image.Image | Tensor], preprocess: Callable[..., Tensor], images: ImageSet, numbers: np.ndarray
-) -> Tensor:
-    """A batch as a model takes it, (B, C, H, W).
-
-    Args:
-        raw: images as they were loaded; tensors are ready already.
-        preprocess: PIL image -> tensor (C, H, W).
-        images: the set that they are of.
-        numbers: their places in it.
-
-    Raises:
-        ImageError: preprocessing fails for an image, or leaves images of different sizes; the message names them.
-    """
-    tensors = [
-        image if isinstance(image, Tensor) else _preprocessed(image, preprocess, images, int(number))
-        for image, number in zip(raw, numbers, strict=True)
-    ]
-    for tensor, number in zip(tensors, numbers, strict=True):
-        if tensor.shape != tensors[0].shape:
-            raise ImageError(
-                f"{images.name}: image {images.ids[number]!r} has shape {tuple(tensor.shape)} and image "
-                f"{images.ids[numbers[0]]!r} has {tuple(tensors[0].shape)}; preprocessing must bring all to one size"
-            )
-    return torch.stack(tensors)
+from rsm_probe.checks import brief, require_seed, require_text
+from rsm_probe.errors import ModelError, nearest
+from rsm_probe.sources.models.libraries import LIBRARIES
+from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
+from rsm_probe.sources.models.user_functions import built, function_in
+from rsm_probe.sources.models.weights import load_weights
+from rsm_probe.sources.training.trained_network import load_trained
 
 
-def _preprocessed(image: Image.Image, preprocess: Callable[..., Any], images: ImageSet, number: int) -> Tensor:
-    try:
-        tensor = preprocess(image)
-        if isinstance(tensor, Tensor) and tensor.ndim >= 3:
-            return tensor
-        shape = f" of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else ""
-        problem = f"gives {type(tensor).__name__}{shape}, and a model takes a tensor (C, H, W)"
-    except UNREADABLE as error:
-        problem = f"fails: {error}"
-    raise ImageError(
-        f"{images.name}: the preprocessing of image {brief(images.ids[number])} ({image.width} x {image.height}, mode "
-        f"{image.mode}) {problem}"
-    )
-
-
-def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> None:
-    """Warns where modules that bring no preprocessing are about to see pictures, whose values nobody normalises.
+def load_model(
+    source: str | Path | nn.Module | LoadedModel | Callable[[], nn.Module],
+    weights: str | Path | None = "default",
+    name: str = "",
+    seed: int | None = None,
+    *,
+    part: str = "",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Loads a model with its preprocessing, in evaluation mode.
 
     Args:
-        models: that are about to see the images.
-        images: the set; its first image tells whether it holds pictures or tensors, which are ready.
+        source: "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:organisation/name" or "hf:" and a local
+            folder ("hf-classifier:" for the model with its classification head), a `.safetensors` file that
+            `rsm-probe train` wrote, "file.py:function" for a function of one's own that builds a module, that function,
+            or a module.
+        weights: "default" for the library's pretrained weights (of a file or a module: its own), None for random ones
+            (a module keeps its own), or the path of a file with a state dict: `.safetensors`, or a checkpoint of
+            PyTorch that holds tensors only.
+        name: what to call the model in results; derived from the source where left out.
+        seed: of random weights; None draws them from PyTorch's global state.
+        part: dotted name of the submodule to use in place of the whole, such as the image tower of a model that also
+            takes text.
+        allow_pickle: read checkpoints that hold more than tensors; reading them can run any code.
+        trust_remote_code: let transformers run code that comes with a model.
 
     Raises:
-        ImageError: the first image cannot be read.
+        ModelError: unknown library or model (the message holds the nearest names), weights that cannot be had or do not
+            fit, or a function that builds no module.
     """
-    plain = [model.name for model in models if model.default_preprocess]
-    if plain and len(images) and isinstance(images[0], Image.Image):
-        warnings.warn(
-            f"{', '.join(plain)} brings no preprocessing and gets RGB in [0, 1] without normalisation, in the size of "
-            f"the images; where it was trained on other values, give rsm_probe.LoadedModel(name, module, "
-            f"preprocess), whose preprocess makes a tensor (C, H, W) of a PIL image",
-            stacklevel=3,
+    if isinstance(source, LoadedModel):
+        return source
+    for text, argument in ((name, "name"), (part, "part")):
+        require_text(text, argument, ModelError)
+    if seed is not None:
+        require_seed(seed, "seed", ModelError)
+    own_weights = None if weights is None or str(weights) == "default" else Path(str(weights))
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        loaded = _loaded(source, str(weights) == "default", weights is not None, trust_remote_code)
+    if own_weights is not None:
+        load_weights(loaded.module, own_weights, allow_pickle)
+    return replace(loaded, name=name or loaded.name, module=_part(loaded.module, part))
+
+
+def _loaded(
+    source: str | Path | nn.Module | Callable[[], nn.Module], pretrained: bool, trained: bool, trust_remote_code: bool
+) -> LoadedModel:
+    if isinstance(source, nn.Module):
+        return LoadedModel(type(source).__name__, source, to_tensor, default_preprocess=True)
+    if callable(source):
+        module = built(source, getattr(source, "__name__", type(source).__name__))
+        return LoadedModel(type(module).__name__, module, to_tensor, default_preprocess=True)
+    if not isinstance(source, str | Path):
+        raise ModelError(f"a model is a name, a path, a module or a function, found {brief(source)}")
+    library, _, title = str(source).partition(":")
+    if Path(library).suffix == ".py":
+        module = built(function_in(Path(library), title), f"{title} in {library}")
+        return LoadedModel(title, module, to_tensor, default_preprocess=True)
+    if Path(source).suffix == ".safetensors":
+        return load_trained(source, pretrained=trained)
+    if library not in LIBRARIES or not title:
+        known = ", ".join(f"'{key}:...'" for key in LIBRARIES)
+        raise ModelError(
+            f"cannot tell where to take model {brief(str(source))} from; write {known}, 'file.py:function', or the "
+            f"path of a .safetensors file"
         )
+    module, preprocess = LIBRARIES[library](title, pretrained, trust_remote_code)
+    return LoadedModel(title.rstrip("/").rsplit("/", 1)[-1], module.eval(), preprocess)
+
+
+def _part(module: nn.Module, name: str) -> nn.Module:
+    if not name:  # scripted modules have no get_submodule
+        return module
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        names = [key for key, _ in module.named_modules() if key]
+        raise ModelError(f"{type(module).__name__} has no part {name!r}{nearest(name, names)}") from None

@@ -10,9 +10,9 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from rsm_probe.errors import StorageError
+from rsm_probe.execution.amounts import available_bytes, format_bytes
 from rsm_probe.storage.checksums import ATTRIBUTE, require_signed
 from rsm_probe.storage.listing import LARGEST_TEXT, Files
-from rsm_probe.storage.space import available_bytes, format_bytes
 
 # Metadata of formats 2 and 3.
 _DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")

@@ -7,10 +7,10 @@ from pathlib import Path
 from rsm_probe.checks import brief
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError, nearest
-from rsm_probe.studies.pairs_study import PairsConfig
-from rsm_probe.studies.paper_study import EXPERIMENTS, Experiment, PaperConfig
-from rsm_probe.studies.sweep_study import SweepConfig
-from rsm_probe.studies.sweeps_study import SweepsConfig
+from rsm_probe.paper.paper import EXPERIMENTS, Experiment, PaperConfig
+from rsm_probe.studies.pairs import PairsConfig
+from rsm_probe.studies.sweep import SweepConfig
+from rsm_probe.studies.sweeps import SweepsConfig
 
 Study = SweepConfig | SweepsConfig | PairsConfig | PaperConfig | Experiment
 STUDIES: dict[str, type[Study]] = {

@@ -25,7 +25,7 @@ from rsm_probe.figures import (
     difference_heatmap,
     panel_letter,
 )
-from rsm_probe.studies.result import SweepResult
+from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.rsm_panels import rsm_panels
 
 # Inches of a panel at the size at which it is printed.

@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist
 from scipy.stats import ortho_group
 
 from rsm_probe import RSM, RsmProbeError, cka, hsic, rsm
-from rsm_probe.comparison.cka import cka_grid, estimator_names, get_estimator
+from rsm_probe.comparison.alignment import cka_grid, estimator_names, get_estimator
 from rsm_probe.errors import ComparisonError
 
 ESTIMATORS = ["unbiased", "biased"]

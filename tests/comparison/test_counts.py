@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rsm_probe.comparison.counts import class_iou, count_f1
 from rsm_probe.errors import ComparisonError
+from rsm_probe.paper.retrieval.object_counts import class_iou, count_f1
 
 
 def test_f1_of_a_case_by_hand():
@@ -37,7 +37,7 @@ def test_identical_images_and_images_that_share_nothing(score):
 def test_it_does_not_depend_on_the_size_of_a_block(monkeypatch):
     counts = np.random.default_rng(1).integers(0, 3, (20, 6))
     whole = count_f1(counts, counts)
-    monkeypatch.setattr("rsm_probe.comparison.counts._BLOCK_BYTES", 1)
+    monkeypatch.setattr("rsm_probe.paper.retrieval.object_counts._BLOCK_BYTES", 1)
     np.testing.assert_array_equal(count_f1(counts, counts), whole)
 
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 
-from rsm_probe.comparison.divergence import jensen_shannon, probabilities
 from rsm_probe.errors import ComparisonError
+from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
 
 
 def by_scipy(p, q):
@@ -57,7 +57,7 @@ def test_several_questions_are_averaged():
 def test_it_does_not_depend_on_the_size_of_a_block(monkeypatch):
     p = probabilities(np.random.default_rng(3).normal(size=(9, 4)))
     whole = jensen_shannon(p)
-    monkeypatch.setattr("rsm_probe.comparison.divergence._BLOCK_BYTES", 1)
+    monkeypatch.setattr("rsm_probe.paper.outputs.divergence._BLOCK_BYTES", 1)
     np.testing.assert_array_equal(jensen_shannon(p), whole)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rsm_probe.comparison.separation import auroc, auroc_samples, d_prime, draw_weights, interval, mean_interval
+from rsm_probe.comparison.intervals import auroc, auroc_samples, d_prime, draw_weights, interval, mean_interval
 from rsm_probe.errors import ComparisonError
 
 RNG = np.random.default_rng(0)
@@ -25,7 +25,7 @@ def test_weights_are_copies(monkeypatch):
     weights = RNG.integers(0, 4, (5, 12)), RNG.integers(0, 3, (5, 30))
     expected = [auroc(np.repeat(positive, a), np.repeat(negative, b)) for a, b in zip(*weights, strict=True)]
     np.testing.assert_allclose(auroc_samples(positive, negative, *weights), expected, rtol=1e-6)
-    monkeypatch.setattr("rsm_probe.comparison.separation._BLOCK", 1)
+    monkeypatch.setattr("rsm_probe.comparison.intervals._BLOCK", 1)
     np.testing.assert_allclose(auroc_samples(positive, negative, *weights), expected, rtol=1e-6)
 
 

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 from scipy.stats import pearsonr, spearmanr
 
-from rsm_probe.comparison.cka import get_estimator
+from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.comparison.grid import compare
 from rsm_probe.comparison.measures import MEASURES
 from rsm_probe.comparison.statistics import bootstrap, bootstrap_samples, over_models, permutation_test

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from rsm_probe import match, match_affinity
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.auction import Auction, auction
+from rsm_probe.matching.methods.optimal import Auction, auction
 
 GAP = Auction().gap
 # What sums of float32 numbers may differ by, relative to the reference scale.

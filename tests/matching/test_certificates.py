@@ -13,8 +13,8 @@ import torch
 
 from rsm_probe import Matching, match, match_affinity, rsm
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.protocol import Locations, Pairs, Solution
+from rsm_probe.matching.matching import Locations, Pairs, Solution
+from rsm_probe.matching.methods.optimal import Auction
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

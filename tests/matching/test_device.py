@@ -12,12 +12,13 @@ from test_windows import batch_optimal_by_hand
 
 from rsm_probe import match_affinity
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching import auction, device
-from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.device import LARGEST, solve_on_device
-from rsm_probe.matching.protocol import Locations, Pairs
-from rsm_probe.matching.rewindowed import Rewindowed
-from rsm_probe.matching.windows import BatchOptimal
+from rsm_probe.matching.compiled import gpu_batches as device
+from rsm_probe.matching.compiled.gpu_batches import LARGEST, solve_on_device
+from rsm_probe.matching.matching import Locations, Pairs
+from rsm_probe.matching.methods import optimal as auction
+from rsm_probe.matching.methods.batch_optimal import BatchOptimal
+from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.matching.methods.rewindowed import Rewindowed
 
 ON_CUDA = torch.cuda.is_available()
 HERE = torch.device("cuda" if ON_CUDA else "cpu")
@@ -199,8 +200,8 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from rsm_probe.matching.device import warps_of
-from rsm_probe.matching.device_kernel import solve_pairs
+from rsm_probe.matching.compiled.gpu_batches import warps_of
+from rsm_probe.matching.compiled.gpu_auction import solve_pairs
 
 names = ["affinities", "scales", "orders", "aside", "kept", "permutations", "values", "bounds", "bids_made",
          "size", "order_stride", "gap", "bids_per_row", "BLOCK"]
@@ -243,9 +244,9 @@ def test_the_kernel_compiles_for_a_device_that_is_not_there_and_keeps_its_regist
 
 WITHOUT = """
 import sys, numpy as np, torch, rsm_probe
-from rsm_probe.matching.auction import Auction
+from rsm_probe.matching.methods.optimal import Auction
 rsm_probe.rsm(torch.randn(20, 8, 4))
-assert not torch.cuda.is_initialized() and "rsm_probe.matching.device_kernel" not in sys.modules
+assert not torch.cuda.is_initialized() and "rsm_probe.matching.compiled.gpu_auction" not in sys.modules
 try:
     rsm_probe.match_affinity(torch.ones(1, 3, 3), Auction(where="device"))
 except rsm_probe.RsmProbeError as error:

@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 from rsm_probe import match, match_affinity, rsm
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.greedy import Greedy, TopKGreedy
+from rsm_probe.matching.methods.greedy import Greedy, TopKGreedy
 
 SHAPES = [(1, 1), (1, 6), (6, 1), (9, 9), (17, 9), (9, 17), (40, 40)]
 

@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from rsm_probe import Probe, devices, match, match_affinity
-from rsm_probe.devices import find_device
 from rsm_probe.errors import CostError, MatchingError, RsmProbeError
-from rsm_probe.matching.assignment import OrToolsAssignment
-from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.greedy import TopKGreedy
+from rsm_probe.execution.devices import find_device
+from rsm_probe.matching.methods.batch_optimal import BatchOptimal
+from rsm_probe.matching.methods.greedy import TopKGreedy
+from rsm_probe.matching.methods.library_solvers import OrToolsAssignment
+from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.matching.methods.rewindowed import Rewindowed
+from rsm_probe.matching.methods.scores import LateInteraction, SoftMatching
+from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.matching.registry import get_matching, matching_names
-from rsm_probe.matching.rewindowed import Rewindowed
-from rsm_probe.matching.scores import LateInteraction, SoftMatching
-from rsm_probe.matching.translation import Translation
-from rsm_probe.matching.windows import BatchOptimal
 from rsm_probe.similarity.centering import check_centering
 
 WITH_AFFINITY = [name for name in matching_names() if get_matching(name)[1].needs_affinity]
@@ -94,7 +94,7 @@ def test_what_solving_takes_beside_an_affinity_counts(monkeypatch):
 
 def test_what_float32_cannot_prove_is_finished_in_float64_only_where_it_fits(monkeypatch):
     asked = []
-    monkeypatch.setattr("rsm_probe.matching.auction.require_memory", lambda *what: asked.append(what))
+    monkeypatch.setattr("rsm_probe.matching.methods.optimal.require_memory", lambda *what: asked.append(what))
     affinity = np.random.default_rng(0).normal(size=(20, 20)).astype(np.float32)
     assert match_affinity(affinity, Auction(1e-12)).solver == "auction-float64"
     assert [needed for needed, *_ in asked] == [2 * 8 * 400]

@@ -13,15 +13,15 @@ from scipy.optimize import linear_sum_assignment
 
 from rsm_probe import Matching, RsmProbeError, match, match_affinity, rsm
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.assignment import OrToolsAssignment
-from rsm_probe.matching.auction import Auction
 from rsm_probe.matching.certificate import matched_sum
-from rsm_probe.matching.greedy import TopKGreedy
-from rsm_probe.matching.identity import aligned_products, squared_norms
-from rsm_probe.matching.protocol import Locations
+from rsm_probe.matching.matching import Locations
+from rsm_probe.matching.methods.batch_optimal import BatchOptimal
+from rsm_probe.matching.methods.greedy import TopKGreedy
+from rsm_probe.matching.methods.identity import aligned_products, squared_norms
+from rsm_probe.matching.methods.library_solvers import OrToolsAssignment
+from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.matching.methods.rewindowed import Rewindowed
 from rsm_probe.matching.registry import get_matching, matching_names
-from rsm_probe.matching.rewindowed import Rewindowed
-from rsm_probe.matching.windows import BatchOptimal
 
 # name -> exact, symmetric, needs_affinity: what users of a method may rely on.
 PROPERTIES = {
@@ -223,8 +223,8 @@ def test_aligned_products_of_large_layers_do_not_depend_on_the_pieces_summed(mon
     x, y = torch.randn(3, 7, 4), torch.randn(2, 6, 4)
     whole = aligned_products(x, y)
     norms = squared_norms(x)
-    monkeypatch.setattr("rsm_probe.matching.identity._BLOCK", 5)
-    monkeypatch.setattr("rsm_probe.matching.identity._PRODUCTS", 12)
+    monkeypatch.setattr("rsm_probe.matching.methods.identity._BLOCK", 5)
+    monkeypatch.setattr("rsm_probe.matching.methods.identity._PRODUCTS", 12)
     np.testing.assert_allclose(aligned_products(x, y), whole, rtol=1e-12)
     np.testing.assert_allclose(squared_norms(x), norms, rtol=1e-12)
     expected = np.einsum("isc,jsc->ij", x[:, :6].double().numpy(), y.double().numpy())

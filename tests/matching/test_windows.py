@@ -8,8 +8,8 @@ from scipy.optimize import linear_sum_assignment
 
 from rsm_probe import match, match_affinity, rsm
 from rsm_probe.errors import CostError, MatchingError
-from rsm_probe.matching.rewindowed import Rewindowed
-from rsm_probe.matching.windows import _BLOCK_BYTES, BatchOptimal
+from rsm_probe.matching.methods.batch_optimal import _BLOCK_BYTES, BatchOptimal
+from rsm_probe.matching.methods.rewindowed import Rewindowed
 
 
 def best(affinity):

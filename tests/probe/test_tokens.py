@@ -10,7 +10,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from rsm_probe import Probe
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.tokens import infer_layout, pick_tensor, to_representation
+from rsm_probe.probe.representation import infer_layout, pick_tensor, to_representation
 
 
 def probed(model, layers, *inputs, **options):

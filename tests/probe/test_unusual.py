@@ -9,7 +9,7 @@ from torch import nn
 
 from rsm_probe import Probe
 from rsm_probe.errors import LayerError, RepresentationError
-from rsm_probe.probe.codes import channel_axis
+from rsm_probe.probe.tracing.location_codes import channel_axis
 
 
 def probed(model, *inputs, layers, **named):

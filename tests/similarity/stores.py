@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rsm_probe.probe.tokens import Representation
-from rsm_probe.storage.capture_writer import CaptureWriter
-from rsm_probe.storage.captures import KIND, Capture, CapturedLayer
+from rsm_probe.captures.captured_layers import KIND, Capture, CapturedLayer
+from rsm_probe.captures.writer import CaptureWriter
+from rsm_probe.probe.representation import Representation
 from rsm_probe.storage.chunks import ChunkStore
 
 

@@ -18,14 +18,14 @@ import xarray as xr
 from stores import Watching, arrays, captured, chunk_files, tokens
 
 import rsm_probe
+from rsm_probe.captures.captured_layers import Capture
 from rsm_probe.errors import CostError, MatchingError, RepresentationError, StorageError
-from rsm_probe.matching.auction import Auction
-from rsm_probe.similarity.allpairs import all_pairs, open_pairs
-from rsm_probe.similarity.executors import cluster
-from rsm_probe.similarity.plan import Plan
+from rsm_probe.execution.executors import cluster
+from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.pairs.on_disk import all_pairs, open_pairs
+from rsm_probe.pairs.tile_plan import Plan
+from rsm_probe.pairs.tiles import Source
 from rsm_probe.similarity.rsm import RSM
-from rsm_probe.similarity.tiles import Source
-from rsm_probe.storage.captures import Capture
 from rsm_probe.storage.chunks import ChunkStore
 
 TILE = 6
@@ -173,7 +173,7 @@ def test_a_finished_result_is_read_and_not_computed(layer, tmp_path):
 def test_kernels_of_a_finished_result_cost_no_matching(layer, tmp_path, monkeypatch):
     out = tmp_path / "p.zarr"
     cosine = rsm_probe.rsm(layer, kernel="cosine", out=out)
-    monkeypatch.setattr("rsm_probe.similarity.allpairs.compute", None)
+    monkeypatch.setattr("rsm_probe.pairs.on_disk.compute", None)
     rbf = rsm_probe.rsm(layer, kernel="rbf", out=out)
     assert np.array_equal(rbf.values, cosine.with_kernel("rbf").values)
     assert np.array_equal(RSM.open(out).with_kernel("cosine").values, cosine.values)
@@ -438,7 +438,7 @@ class Killing(rsm_probe.Matching):
 
 
 def test_a_worker_process_that_dies_is_reported(layer, tmp_path, monkeypatch):
-    monkeypatch.setattr("rsm_probe.similarity.allpairs.seconds_per_pair", lambda *arguments, **options: 0.0)
+    monkeypatch.setattr("rsm_probe.pairs.on_disk.seconds_per_pair", lambda *arguments, **options: 0.0)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, mp_context=context) as pool, pytest.raises(CostError, match="a worker process died"):
         all_pairs(layer, out=tmp_path / "p.zarr", matching=Killing(), executor=pool)
@@ -567,7 +567,7 @@ def test_of_one_location_the_bound_is_the_product(tmp_path):
 
 def test_pairs_are_timed_only_for_those_who_are_told(layer, monkeypatch, capsys):
     timed = []
-    monkeypatch.setattr("rsm_probe.similarity.allpairs.seconds_per_pair", lambda *_, **__: timed.append(1) or 1e-6)
+    monkeypatch.setattr("rsm_probe.pairs.on_disk.seconds_per_pair", lambda *_, **__: timed.append(1) or 1e-6)
     all_pairs(layer)
     assert not timed
     all_pairs(layer, progress=True)

@@ -12,10 +12,10 @@ import xarray as xr
 import zarr
 from stores import captured, tokens
 
+from rsm_probe.captures.captured_layers import KIND, Capture
 from rsm_probe.errors import RsmProbeError, StorageError
-from rsm_probe.similarity.allpairs import all_pairs, open_pairs
+from rsm_probe.pairs.on_disk import all_pairs, open_pairs
 from rsm_probe.similarity.rsm import RSM
-from rsm_probe.storage.captures import KIND, Capture
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.files import load_arrays, load_json, open_dataset, save_arrays, save_dataset
 

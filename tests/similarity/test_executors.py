@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rsm_probe.errors import CostError
-from rsm_probe.similarity.executors import cluster, finished, one_thread, threads
+from rsm_probe.execution.executors import cluster, finished, one_thread, threads
 
 
 def test_every_task_comes_once_with_its_result():

@@ -12,13 +12,13 @@ from scipy.optimize import linear_sum_assignment
 
 from rsm_probe import Accumulator, Matching, Representation, match, rsm
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.greedy import TopKGreedy
-from rsm_probe.matching.protocol import Solution
+from rsm_probe.matching.matching import Solution
+from rsm_probe.matching.methods.batch_optimal import BatchOptimal
+from rsm_probe.matching.methods.greedy import TopKGreedy
+from rsm_probe.matching.methods.rewindowed import Rewindowed
+from rsm_probe.matching.methods.scores import SoftMatching
+from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.matching.registry import get_matching, matching_names
-from rsm_probe.matching.rewindowed import Rewindowed
-from rsm_probe.matching.scores import SoftMatching
-from rsm_probe.matching.translation import Translation
-from rsm_probe.matching.windows import BatchOptimal
 
 SMALL = [BatchOptimal(5), Rewindowed(5, 3, 1e-9), TopKGreedy(4), SoftMatching(0.2)]
 METHODS = [name for name in matching_names() if name != "soft"] + SMALL

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from stores import captured, tokens
 
 import rsm_probe
+from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.errors import ComparisonError, CostError, MatchingError, RepresentationError
-from rsm_probe.matching.translation import Translation
-from rsm_probe.similarity.database import Reading
+from rsm_probe.matching.methods.translation import Translation
+from rsm_probe.neighbours.database import BlockReader
 from rsm_probe.similarity.kernels import RBF
-from rsm_probe.storage.captures import CapturedLayer
 
 
 def scattered(images: int, clusters: int = 4, locations: int = 16, seed: int = 0) -> torch.Tensor:
@@ -91,8 +91,8 @@ def test_most_matchings_are_saved_where_images_are_of_kinds():
 
 @pytest.mark.parametrize(("seconds", "saved"), [(2.5, 0.75), (10.0, 0.0), (40.0, 0.0)])
 def test_the_time_saved_is_never_negative(seconds, saved):
-    from rsm_probe.similarity.hopeful import Counts
-    from rsm_probe.similarity.nearest import _savings
+    from rsm_probe.neighbours.candidates import Counts
+    from rsm_probe.neighbours.nearest_images import _savings
 
     assert _savings(Counts(), 100, seconds, seconds_per_pair=0.1)["saved_time"] == saved
 
@@ -355,13 +355,13 @@ def test_a_database_beyond_memory_is_read_few_times_for_every_block_of_queries(t
     layer, queries = captured(tmp_path / "c.zarr", tokens(400, 4, 64, seed=2)), tokens(100, 4, 64, seed=1)
     once, expected = reads_per_image(monkeypatch, layer, queries)
     assert once < 2
-    blocks, block = [], Reading.block
+    blocks, block = [], BlockReader.block
 
     def counted(self, images, numbers):
         blocks.append(images is layer)
         return block(self, images, numbers)
 
-    monkeypatch.setattr(Reading, "block", counted)
+    monkeypatch.setattr(BlockReader, "block", counted)
     often, found = reads_per_image(monkeypatch, layer, queries, memory=memory)
     of_queries = blocks.count(False)
     assert of_queries > 1

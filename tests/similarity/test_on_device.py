@@ -13,19 +13,20 @@ import pytest
 import torch
 from stores import captured
 
-from rsm_probe import all_pairs, devices, nearest, rsm
-from rsm_probe.devices import block_bytes, find_device, in_halves
+from rsm_probe import all_pairs, nearest, rsm
 from rsm_probe.errors import CostError, ModelError
-from rsm_probe.matching.assignment import ScipyAssignment
-from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.greedy import Greedy
-from rsm_probe.matching.identity import Identity
-from rsm_probe.matching.protocol import Locations, Pairs
-from rsm_probe.similarity import executors, moved
-from rsm_probe.similarity.affinity import Affinities
-from rsm_probe.similarity.estimate import seconds_per_pair
-from rsm_probe.similarity.matched import match_tile
-from rsm_probe.similarity.pairs import PairMatcher
+from rsm_probe.execution import devices, executors
+from rsm_probe.execution.devices import block_bytes, find_device, in_halves
+from rsm_probe.matching.matching import Locations, Pairs
+from rsm_probe.matching.methods.greedy import Greedy
+from rsm_probe.matching.methods.identity import Identity
+from rsm_probe.matching.methods.library_solvers import ScipyAssignment
+from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.pairs import device_cache as moved
+from rsm_probe.pairs.affinities import Affinities
+from rsm_probe.pairs.matcher import PairMatcher
+from rsm_probe.pairs.products import match_tile
+from rsm_probe.pairs.timing import seconds_per_pair
 
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter takes milliseconds for a bid.
@@ -267,7 +268,7 @@ def test_who_matches_is_settled_by_the_whole_work_and_not_by_its_parts(monkeypat
     def never(*arguments):
         raise AssertionError("a part of the work went to the CPU")
 
-    monkeypatch.setattr("rsm_probe.matching.auction.has_kernel", lambda device: True)
+    monkeypatch.setattr("rsm_probe.matching.methods.optimal.has_kernel", lambda device: True)
     monkeypatch.setattr(Auction, "_solve_on_device", counted)
     monkeypatch.setattr(Auction, "_solve_on_cpu", never)
     monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", 7 * 2 * 2 * 4)

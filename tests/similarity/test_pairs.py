@@ -11,16 +11,16 @@ import torch
 
 from rsm_probe.arrays import first_nonfinite
 from rsm_probe.errors import CostError
-from rsm_probe.matching.assignment import LapAssignment, ScipyAssignment
-from rsm_probe.matching.identity import Identity, squared_norms
-from rsm_probe.matching.match import match
+from rsm_probe.execution.amounts import format_bytes, parse_bytes
+from rsm_probe.matching.matches import match
+from rsm_probe.matching.methods.identity import Identity, squared_norms
+from rsm_probe.matching.methods.library_solvers import LapAssignment, ScipyAssignment
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.similarity import affinity as affinities
-from rsm_probe.similarity import estimate
-from rsm_probe.similarity.affinity import block_slices, pairs_per_block
-from rsm_probe.similarity.estimate import seconds_per_pair
-from rsm_probe.similarity.pairs import PairMatcher
-from rsm_probe.storage.space import format_bytes, parse_bytes
+from rsm_probe.pairs import affinities
+from rsm_probe.pairs import timing as estimate
+from rsm_probe.pairs.affinities import block_slices, pairs_per_block
+from rsm_probe.pairs.matcher import PairMatcher
+from rsm_probe.pairs.timing import seconds_per_pair
 
 METHODS = {"identity": Identity(), "optimal": ScipyAssignment(), "lap": LapAssignment()}
 

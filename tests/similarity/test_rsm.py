@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from rsm_probe import RSM, rsm
 from rsm_probe.errors import ComparisonError, CostError, MatchingError, RepresentationError, StorageError
-from rsm_probe.matching.assignment import ScipyAssignment
+from rsm_probe.matching.methods.library_solvers import ScipyAssignment
 from rsm_probe.similarity.kernels import RBF
 
 KERNELS = ["linear", "cosine", "rbf"]

@@ -8,13 +8,13 @@ from stores import captured
 
 import rsm_probe
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.auction import Auction
-from rsm_probe.matching.inputs import each_rescaled, in_half_precision
+from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.matching.translation import Translation
-from rsm_probe.similarity.estimate import seconds_per_pair
+from rsm_probe.matching.scaling import each_rescaled, in_half_precision
+from rsm_probe.pairs.products import match_tile
+from rsm_probe.pairs.timing import seconds_per_pair
 from rsm_probe.similarity.kernels import RBF
-from rsm_probe.similarity.matched import match_tile
 
 SHIFTS = Translation(grid=(3, 3))
 MATCHINGS = ["identity", "optimal", "greedy", "batch-optimal", "rewindowed", "topk-greedy", SHIFTS, "scipy"]

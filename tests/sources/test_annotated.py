@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from rsm_probe.errors import ConfigError, ImageError
-from rsm_probe.sources.annotated import cityscapes, egoobjects
-from rsm_probe.studies.entries import ImagesConfig
+from rsm_probe.runs.entries import ImagesConfig
+from rsm_probe.sources.images.annotated import cityscapes, egoobjects
 
 
 def ego_files(root, **changes):

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from rsm_probe.errors import ImageError
-from rsm_probe.sources import batches as module
-from rsm_probe.sources.batches import augmented, batches, in_memory, shuffled
-from rsm_probe.sources.images import ImageSet
+from rsm_probe.sources.images import decoded_batches as module
+from rsm_probe.sources.images.any_images import ImageSet
+from rsm_probe.sources.images.decoded_batches import augmented, batches, in_memory, shuffled
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.embedded import digits
-from rsm_probe.sources.images import ImageSet, Targets, as_images, folder, from_dataset, from_tensor
+from rsm_probe.sources.images.any_images import ImageSet, Targets, as_images, folder, from_dataset, from_tensor
+from rsm_probe.sources.images.embedded.registry import digits
 
 COLOURS = {
     "birds/owl.png": (250, 10, 20),

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rsm_probe.errors import ModelError
-from rsm_probe.sources.models import LoadedModel, load_model, to_tensor
+from rsm_probe.sources.loading import load_model
+from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
 
 
 @pytest.fixture

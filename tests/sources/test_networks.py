@@ -5,7 +5,7 @@ import timm
 import torch
 
 from rsm_probe.errors import ConfigError
-from rsm_probe.sources.networks import ARCHITECTURES, NetworkConfig, build_network
+from rsm_probe.sources.training.networks import ARCHITECTURES, NetworkConfig, build_network
 
 
 def test_network_has_the_stages_it_was_asked_for():

@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rsm_probe.errors import StorageError
-from rsm_probe.sources import training
-from rsm_probe.sources.networks import NetworkConfig
-from rsm_probe.sources.partial import whole_steps
-from rsm_probe.sources.recipe import TrainingConfig
-from rsm_probe.sources.training import train, train_or_load
+from rsm_probe.sources.training import train as training
+from rsm_probe.sources.training.networks import NetworkConfig
+from rsm_probe.sources.training.recipe import TrainingConfig
+from rsm_probe.sources.training.train import train, train_or_load
+from rsm_probe.sources.training.training_checkpoint import whole_steps
 
 RECIPE = TrainingConfig(
     size=8, steps=14, batch_size=32, augment=True, network=NetworkConfig(widths=(4, 4, 8, 8), stem_stride=2)

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from rsm_probe.captures.recording import capture
 from rsm_probe.errors import ImageError
-from rsm_probe.probe.capture import capture
-from rsm_probe.sources.images import ImageSet, as_images, folder
-from rsm_probe.sources.loading import prepared
-from rsm_probe.sources.models import LoadedModel, load_model, to_tensor
-from rsm_probe.sources.pixels import to_rgb
-from rsm_probe.studies.sweep import sweep
+from rsm_probe.sources.images.any_images import ImageSet, as_images, folder
+from rsm_probe.sources.images.pixels import to_rgb
+from rsm_probe.sources.loading import load_model
+from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
+from rsm_probe.sources.models.preprocessing import prepared
+from rsm_probe.streaming.layer_sweep import sweep
 
 VALUES = np.array([[0, 1000], [20_000, 65_535]])
 GREYS = np.round(VALUES / 257).astype(int)

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from rsm_probe.cli import app
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ModelError
-from rsm_probe.sources import training
-from rsm_probe.sources.recipe import TrainingConfig
+from rsm_probe.sources.training import train as training
+from rsm_probe.sources.training.recipe import TrainingConfig
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("train_*.yaml"))
 

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from rsm_probe.errors import ConfigError, ImageError, ModelError, RsmProbeError, StorageError
-from rsm_probe.sources.embedded import digits
-from rsm_probe.sources.models import load_model
-from rsm_probe.sources.training import (
+from rsm_probe.sources.images.embedded.registry import digits
+from rsm_probe.sources.loading import load_model
+from rsm_probe.sources.training.train import (
     NetworkConfig,
     TrainingConfig,
     build_network,

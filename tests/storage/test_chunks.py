@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 from rsm_probe.errors import StorageError
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.chunks import ChunkStore
+from rsm_probe.storage.differences import differences
 from rsm_probe.storage.files import open_dataset
 from rsm_probe.storage.locks import sole_writer
-from rsm_probe.storage.settings import differences
 
 
 @pytest.fixture

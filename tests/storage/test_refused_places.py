@@ -15,11 +15,11 @@ import xarray as xr
 from torch import nn
 
 import rsm_probe
+from rsm_probe.captures.captured_layers import Capture
 from rsm_probe.errors import RsmProbeError, StorageError
-from rsm_probe.similarity.allpairs import all_pairs, open_pairs
+from rsm_probe.pairs.on_disk import all_pairs, open_pairs
 from rsm_probe.similarity.rsm import RSM
-from rsm_probe.sources.images import ImageSet, from_tensor
-from rsm_probe.storage.captures import Capture
+from rsm_probe.sources.images.any_images import ImageSet, from_tensor
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.files import (
     load_arrays,

@@ -408,7 +408,7 @@ def test_names_that_cannot_be_told_apart_or_found_are_refused():
 
 def test_a_batch_that_fails_takes_later_ones_with_it(monkeypatch):
     # On a device that works ahead, a later batch waits while an earlier one fails; it must not count in its place.
-    from rsm_probe.studies.submitted import Batch
+    from rsm_probe.streaming.pending import Batch
 
     accumulator = Accumulator(matchings=("identity",))
     accumulator.update(random_layers(6, 0, a=(4, 3)))
@@ -435,8 +435,8 @@ def test_names_that_do_not_fit_the_batch_are_refused_at_once():
 
 
 def test_methods_that_are_not_symmetric_run_both_ways():
-    from rsm_probe.matching.protocol import Matching
-    from rsm_probe.similarity.between import rsm
+    from rsm_probe.matching.matching import Matching
+    from rsm_probe.pairs.compute import rsm
 
     class FirstBest(Matching):
         name, exact, symmetric, needs_affinity, growth = "first-best", False, False, True, 2.0

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from rsm_probe.errors import ConfigError, ImageError
-from rsm_probe.studies.entries import ImagesConfig, ModelConfig
+from rsm_probe.runs.entries import ImagesConfig, ModelConfig
 
 
 @pytest.fixture

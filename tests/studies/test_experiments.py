@@ -12,20 +12,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 import rsm_probe
-from rsm_probe.comparison.counts import count_f1
-from rsm_probe.comparison.divergence import jensen_shannon, probabilities
-from rsm_probe.comparison.separation import auroc
+from rsm_probe.comparison.intervals import auroc
 from rsm_probe.errors import ConfigError, ImageError, ModelError, StorageError
-from rsm_probe.sources.answers import logits
-from rsm_probe.sources.images import ImageSet, from_tensor
-from rsm_probe.sources.models import LoadedModel, load_model, to_tensor
-from rsm_probe.studies.approximation import ApproximationConfig
-from rsm_probe.studies.outputs import OutputsConfig
-from rsm_probe.studies.paper_study import PaperConfig
+from rsm_probe.paper.approximation.study import ApproximationConfig
+from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
+from rsm_probe.paper.outputs.study import OutputsConfig
+from rsm_probe.paper.paper import PaperConfig
+from rsm_probe.paper.retrieval.object_counts import count_f1
+from rsm_probe.paper.retrieval.study import RetrievalConfig, class_counts, videos
+from rsm_probe.paper.translation.study import TranslationConfig
+from rsm_probe.runs.tables import TableResult, markdown
+from rsm_probe.sources.images.any_images import ImageSet, from_tensor
+from rsm_probe.sources.loading import load_model
+from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
+from rsm_probe.sources.models.logits import logits
 from rsm_probe.studies.registry import read_study
-from rsm_probe.studies.retrieval import RetrievalConfig, class_counts, videos
-from rsm_probe.studies.tables import TableResult, markdown
-from rsm_probe.studies.translation import TranslationConfig
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {"images": "digits", "size": 16, "steps": 0, "network": {"widths": [8, 8, 16, 16], "stem_stride": 2}}
@@ -67,16 +68,18 @@ def test_all_experiments_run_by_one_command_and_share_their_networks(finished):
 def test_run_again_they_compute_nothing(finished, monkeypatch):
     study, folder, results = finished
     for place in (
-        "rsm_probe.sources.training.train",
-        "rsm_probe.probe.capture._Capturing",
-        "rsm_probe.similarity.allpairs.compute",
-        "rsm_probe.studies.outputs.logits",
-        "rsm_probe.studies.approximation.pair_affinities",
-        "rsm_probe.studies.retrieval.nearest_images",
-        "rsm_probe.studies.translation.rsm",
+        "rsm_probe.sources.training.train.train",
+        "rsm_probe.captures.recording._Capturing",
+        "rsm_probe.pairs.on_disk.compute",
+        "rsm_probe.paper.outputs.study.logits",
+        "rsm_probe.paper.approximation.study.pair_affinities",
+        "rsm_probe.paper.retrieval.study.nearest_images",
+        "rsm_probe.paper.translation.study.rsm",
     ):
         if place.endswith("pair_affinities"):
-            monkeypatch.setattr("rsm_probe.studies.approximation.ApproximationConfig._solved", lambda *arguments: {})
+            monkeypatch.setattr(
+                "rsm_probe.paper.approximation.study.ApproximationConfig._solved", lambda *arguments: {}
+            )
         monkeypatch.setattr(place, None)
     again = study.run(folder)
     assert {name: str(result.table) for name, result in again.items()} == {
@@ -234,14 +237,14 @@ def test_an_interrupted_run_continues(finished, tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rsm_probe.studies.outputs.OutputsConfig._correlations", interrupted)
+    monkeypatch.setattr("rsm_probe.paper.outputs.study.OutputsConfig._correlations", interrupted)
     with pytest.raises(KeyboardInterrupt):
         config.run(tmp_path / "outputs")
     with pytest.raises(StorageError, match="no finished run"):
         config.open(tmp_path / "outputs")
     # Of the first model all pairs are there, and all answers.
-    monkeypatch.setattr("rsm_probe.similarity.allpairs.compute", None)
-    monkeypatch.setattr("rsm_probe.studies.outputs.logits", None)
+    monkeypatch.setattr("rsm_probe.pairs.on_disk.compute", None)
+    monkeypatch.setattr("rsm_probe.paper.outputs.study.logits", None)
     with pytest.raises(KeyboardInterrupt):
         config.run(tmp_path / "outputs")
     monkeypatch.undo()
@@ -266,7 +269,7 @@ def retrieval_of(tmp_path, monkeypatch, images, **settings):
         {"models": [{"recipe": RECIPE}], "images": {"source": "scenes"}, "layers": "layer4.0", "queries": 2,
          "database_sizes": [3], "pictured": [0], "repeats": 20, **settings}
     )  # fmt: skip
-    monkeypatch.setattr("rsm_probe.studies.entries.ImagesConfig.load", lambda self, progress=False: images)
+    monkeypatch.setattr("rsm_probe.runs.entries.ImagesConfig.load", lambda self, progress=False: images)
     return config.run(tmp_path / "run")
 
 
@@ -376,10 +379,10 @@ def test_what_is_no_classifier_is_refused(tmp_path, monkeypatch, answer, message
         {"models": [{"name": "net", "recipe": RECIPE}], "images": {"source": "digits"}, "layers": "conv"}
     )
     loaded = LoadedModel("net", _Answers(answer).eval(), to_tensor)
-    monkeypatch.setattr("rsm_probe.studies.entries.ImagesConfig.load", lambda self, progress=False: images)
-    monkeypatch.setattr("rsm_probe.studies.experiment.check_models", lambda *a, **k: {"net": loaded})
+    monkeypatch.setattr("rsm_probe.runs.entries.ImagesConfig.load", lambda self, progress=False: images)
+    monkeypatch.setattr("rsm_probe.paper.experiment.check_models", lambda *a, **k: {"net": loaded})
     monkeypatch.setattr(
-        "rsm_probe.studies.experiment.load_models", lambda *a, **k: ({"net": loaded}, {"net": "conv"}, {})
+        "rsm_probe.paper.experiment.load_models", lambda *a, **k: ({"net": loaded}, {"net": "conv"}, {})
     )
     with pytest.raises((ModelError, rsm_probe.errors.ComparisonError), match=message):
         config.run(tmp_path / "run")
@@ -452,7 +455,7 @@ def test_the_papers_settings_are_those_of_its_configurations(file, monkeypatch):
 
 
 def test_tables_say_where_the_paper_has_a_number():
-    from rsm_probe.studies.paper_numbers import TABLE1, correlation_number, retrieval_number
+    from rsm_probe.paper.published_numbers import TABLE1, correlation_number, retrieval_number
 
     assert retrieval_number("egoobjects", "hf:facebook/sam-vit-base", 5000, "cosine", "batch-optimal") == 0.804
     assert retrieval_number("cityscapes", "hf:google/bit-50", 2975, "rbf", "identity") == 0.684

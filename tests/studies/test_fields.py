@@ -5,15 +5,15 @@ import math
 import pytest
 
 from rsm_probe.errors import ConfigError
-from rsm_probe.studies.approximation import ApproximationConfig
-from rsm_probe.studies.entries import ImagesConfig, ModelConfig
-from rsm_probe.studies.outputs import OutputsConfig
-from rsm_probe.studies.pairs_study import PairsConfig
-from rsm_probe.studies.paper_study import PaperConfig
-from rsm_probe.studies.retrieval import RetrievalConfig
-from rsm_probe.studies.sweep_study import SweepConfig
-from rsm_probe.studies.sweeps_study import SweepsConfig
-from rsm_probe.studies.translation import TranslationConfig
+from rsm_probe.paper.approximation.study import ApproximationConfig
+from rsm_probe.paper.outputs.study import OutputsConfig
+from rsm_probe.paper.paper import PaperConfig
+from rsm_probe.paper.retrieval.study import RetrievalConfig
+from rsm_probe.paper.translation.study import TranslationConfig
+from rsm_probe.runs.entries import ImagesConfig, ModelConfig
+from rsm_probe.studies.pairs import PairsConfig
+from rsm_probe.studies.sweep import SweepConfig
+from rsm_probe.studies.sweeps import SweepsConfig
 
 STUDIES = [SweepConfig, PairsConfig, TranslationConfig, RetrievalConfig, OutputsConfig, ApproximationConfig]
 PLAIN = {"models": [{"name": "net", "recipe": {"steps": 0}}], "images": {"source": "digits", "count": 8}}

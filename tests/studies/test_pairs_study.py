@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import rsm_probe
 from rsm_probe.cli import app
 from rsm_probe.errors import ComparisonError, ConfigError, StorageError
-from rsm_probe.studies.pairs_study import PairsConfig
+from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.registry import read_study
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "pairs.yaml"
@@ -54,8 +54,8 @@ def test_its_rsms_are_those_of_the_images(finished):
 
 def test_run_again_it_computes_nothing(finished, monkeypatch):
     folder, result = finished
-    monkeypatch.setattr("rsm_probe.similarity.allpairs.compute", None)
-    monkeypatch.setattr("rsm_probe.probe.capture._Capturing", None)
+    monkeypatch.setattr("rsm_probe.pairs.on_disk.compute", None)
+    monkeypatch.setattr("rsm_probe.captures.recording._Capturing", None)
     assert str(read_study(SMOKE).run(folder)) == str(result)
 
 

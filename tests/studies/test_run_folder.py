@@ -19,19 +19,19 @@ from rsm_probe.errors import (
     RepresentationError,
     StorageError,
 )
-from rsm_probe.sources.images import from_tensor
-from rsm_probe.studies import run_folder as folders
-from rsm_probe.studies.approximation import ApproximationConfig
-from rsm_probe.studies.entries import ModelConfig
-from rsm_probe.studies.experiment import capture_folder, subject_folder
-from rsm_probe.studies.outputs import OutputsConfig
-from rsm_probe.studies.pairs_study import PairsConfig
-from rsm_probe.studies.paper_study import PaperConfig
+from rsm_probe.paper.approximation.study import ApproximationConfig
+from rsm_probe.paper.experiment import capture_folder, subject_folder
+from rsm_probe.paper.outputs.study import OutputsConfig
+from rsm_probe.paper.paper import PaperConfig
+from rsm_probe.paper.retrieval.study import RetrievalConfig
+from rsm_probe.paper.translation.study import TranslationConfig
+from rsm_probe.runs import run_folder as folders
+from rsm_probe.runs.entries import ModelConfig
+from rsm_probe.runs.run_folder import claimed, require_free, run_folder, save_figures
+from rsm_probe.sources.images.any_images import from_tensor
+from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.registry import STUDIES
-from rsm_probe.studies.retrieval import RetrievalConfig
-from rsm_probe.studies.run_folder import claimed, require_free, run_folder, save_figures
-from rsm_probe.studies.sweep_study import SweepConfig
-from rsm_probe.studies.translation import TranslationConfig
+from rsm_probe.studies.sweep import SweepConfig
 
 RECIPE = {"images": "digits", "size": 16, "steps": 0, "network": {"widths": [8, 8, 8, 8], "stem_stride": 2}}
 ESCAPES = ["../../../escape", "/etc/escape", "a/b", "..", "con", "a\\b", "x" * 300, "net.v1", "a. ", "é/ü", "=cmd|'!A0"]
@@ -72,7 +72,7 @@ def test_networks_stay_in_their_folder(tmp_path, name, monkeypatch):
         written.append(file)
         return None, 1.0
 
-    monkeypatch.setattr("rsm_probe.studies.entries.train_or_load", stored)
+    monkeypatch.setattr("rsm_probe.runs.entries.train_or_load", stored)
     list(ModelConfig(name=name, recipe=RECIPE, seeds=(0, 1)).load(tmp_path))
     assert {file.parent for file in written} == {tmp_path}
     assert len({file.name.casefold() for file in written}) == 2
@@ -219,7 +219,7 @@ def test_a_refused_run_leaves_no_folder(tmp_path, kind, settings, error):
     ],
 )
 def test_too_few_images_or_too_little_memory_are_said_first(tmp_path, kind, settings, error, monkeypatch):
-    monkeypatch.setattr("rsm_probe.studies.entries.train_or_load", None)
+    monkeypatch.setattr("rsm_probe.runs.entries.train_or_load", None)
     with pytest.raises(error):
         study(kind, **settings).run(tmp_path / "run")
     assert not everything(tmp_path)
@@ -230,7 +230,7 @@ def test_a_method_that_cannot_run_here_is_said_first(tmp_path, kind, monkeypatch
     def missing(*arguments, **options):
         raise MatchingError("needs a package")
 
-    monkeypatch.setattr("rsm_probe.matching.assignment.ScipyAssignment.solve", missing)
+    monkeypatch.setattr("rsm_probe.matching.methods.library_solvers.ScipyAssignment.solve", missing)
     with pytest.raises(MatchingError, match="needs a package"):
         study(kind, matchings=["identity", "scipy"], **({"solvers": []} if kind is ApproximationConfig else {})).run(
             tmp_path / "run"
@@ -242,7 +242,7 @@ def test_what_only_a_pass_shows_leaves_the_folder_free_for_other_settings(tmp_pa
     bad = torch.full((6, 3, 16, 16), torch.nan)
     images = from_tensor(bad)
     with monkeypatch.context() as patched:
-        patched.setattr("rsm_probe.studies.entries.ImagesConfig.load", lambda self, progress=False: images)
+        patched.setattr("rsm_probe.runs.entries.ImagesConfig.load", lambda self, progress=False: images)
         with pytest.raises(RepresentationError, match="NaN"):
             study(PairsConfig, matchings=["identity"]).run(tmp_path / "run")
     corrected = study(PairsConfig, matchings=["identity"], layers="layer3.0")

@@ -12,7 +12,7 @@ from rsm_probe import SweepResult
 from rsm_probe.errors import ComparisonError, ConfigError, StorageError
 from rsm_probe.studies.registry import read_study
 from rsm_probe.studies.sweep_figures import Architecture, figure15, figure16, figure17, sweep_figures
-from rsm_probe.studies.sweeps_study import SweepsConfig
+from rsm_probe.studies.sweeps import SweepsConfig
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs" / "smoke" / "figures.yaml"

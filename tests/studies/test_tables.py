@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rsm_probe.errors import StorageError
-from rsm_probe.studies.tables import TableResult, accuracy_line, csv_text, escaped, markdown
+from rsm_probe.runs.tables import TableResult, accuracy_line, csv_text, escaped, markdown
 
 FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "＝1", "-", "=1;=2"]
 

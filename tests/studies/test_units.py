@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rsm_probe.studies import units
-from rsm_probe.studies.units import once, stacked
+from rsm_probe.runs import pieces as units
+from rsm_probe.runs.pieces import once, stacked
 
 
 class Pieces:

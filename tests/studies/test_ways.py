@@ -6,10 +6,10 @@ import torch
 
 import rsm_probe
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.scores import LateInteraction
+from rsm_probe.matching.methods.scores import LateInteraction
+from rsm_probe.paper.similarities import nearest_images
+from rsm_probe.paper.similarity_rules import in_tiles, known_way, way
 from rsm_probe.similarity.kernels import RBF, Cosine
-from rsm_probe.studies.similar import nearest_images
-from rsm_probe.studies.ways import in_tiles, known_way, way
 
 
 def test_names_become_ways():

@@ -1,0 +1,64 @@
+"""Amounts of memory and time, as people write and read them."""
+
+from __future__ import annotations
+
+import os
+import re
+from numbers import Integral
+from pathlib import Path
+
+from rsm_probe.checks import brief
+from rsm_probe.errors import CostError
+
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_bytes(amount: str | int) -> int:
+    """Bytes from a number or from text such as "500MB" or "2 GB".
+
+    Raises:
+        CostError: no amount above 0.
+    """
+    if isinstance(amount, Integral) and not isinstance(amount, bool):
+        found_bytes = int(amount)
+    else:
+        found = re.fullmatch(
+            r"\s*(\d{1,30}(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", amount if isinstance(amount, str) else "", re.IGNORECASE
+        )
+        if not found:
+            raise CostError(f"memory must be a number of bytes or text such as '2GB', found {brief(amount)}")
+        found_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])
+    if found_bytes <= 0:
+        raise CostError(f"memory must be above 0, found {brief(amount)}")
+    return found_bytes
+
+
+def format_bytes(amount: float) -> str:
+    """Bytes as people read them: 1.5 GB."""
+    units = ["B", "KB", "MB", "GB", "TB"]
+    # 999.5 of a unit would be written as 1e+03 of it.
+    while amount >= 999.5 and len(units) > 1:
+        amount /= 1000
+        units.pop(0)
+    return f"{amount:.3g} {units[0]}"
+
+
+def available_bytes() -> int:
+    """Memory that new work may take on this machine; of machines that do not say, all of it."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as people say it: 12 s, 3.5 min, 2.1 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,272 @@
+"""The auction's inner loops, compiled by Numba on first use and cached on disk; they release the GIL.
+
+A forward auction with epsilon scaling (Bertsekas, "The auction algorithm: a distributed relaxation method for the
+assignment problem", 1988). Rows bid for columns: the price of a row's best column rises by what that column is worth
+to it beyond the second best, plus epsilon, and the owner before bids again. At the end of a phase every row has a
+column that is within epsilon of its best, so the sum lies within S times epsilon of the optimum. Prices only rise, and
+are kept from phase to phase. That they only rise has a second use: columns that a row found below a threshold stay
+below it, so its next bids need to look at the few columns above it only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from rsm_probe.matching.compiled.simd import (
+    CANDIDATE_LANES,
+    LANES,
+    best_candidate,
+    best_lanes,
+    lanes_above,
+    lowest_bit,
+)
+from rsm_probe.matching.compiled.sums import frobenius, sum_over, upper_bound
+
+# The first epsilon over the range of the affinities, and each epsilon over the next.
+_FIRST, _SHRINK = 0.005, 8.0
+# Rows that are looked at for the starting prices: the means of columns need no more.
+_SAMPLED = 256
+# Candidates pay where a pass over a row costs more than gathering some prices: not for small matrices, and not while
+# prices rise so fast that the best candidate soon drops below the threshold.
+_FEWEST_FOR_CANDIDATES = 512
+_CANDIDATES = 64
+_WORTHWHILE = 8.0
+
+CERTIFIED, LOOSE, OUT_OF_BIDS = 0, 1, 2
+
+
+@njit(cache=True, nogil=True)
+def solve_batch(affinities, scales, gap, bids_per_row, out, values, bounds, outcomes, bids):
+    """Solves a batch of assignments.
+
+    Args:
+        affinities: (B, S, T), contiguous, finite, and in float32 below 1e30.
+        scales: (B,) float64, what the gap is relative to: the product of the norms, or 0 where it is not known.
+        gap: allowed difference of bound and value, relative to the scale.
+        bids_per_row: where to give up.
+        out: (B, S) int64, receives each row's column, -1 where it has none.
+        values: (B,) float64, receives the sums.
+        bounds: (B,) float64, receives the duals' upper bounds; no sum exceeds them, even where the bids ran out.
+        outcomes: (B,) int64, receives CERTIFIED where the gap was reached, LOOSE, or OUT_OF_BIDS.
+        bids: (B,) int64, receives the number of bids.
+    """
+    rows, columns = affinities.shape[1], affinities.shape[2]
+    size = max(rows, columns)
+    fits = rows == columns and size % LANES == 0
+    space = np.empty(0, affinities.dtype)
+    for pair in range(len(affinities)):
+        affinity = affinities[pair]
+        kept_rows, kept_columns = _living(affinity)
+        n = max(len(kept_rows), len(kept_columns))
+        if fits and len(kept_rows) == rows and len(kept_columns) == columns:
+            square = affinity
+        else:
+            padded = (n + LANES - 1) // LANES * LANES
+            space = space if len(space) >= n * padded else np.empty(n * padded, affinities.dtype)
+            square = space[: n * padded].reshape(n, padded)
+            _pad(affinity, kept_rows, kept_columns, square)
+        owner, prices = np.arange(n), np.zeros(square.shape[1], square.dtype)
+        values[pair], bounds[pair], outcomes[pair], bids[pair] = _solve(
+            square, scales[pair], gap, bids_per_row, owner, prices
+        )
+        _report(owner, kept_rows, kept_columns, columns, out[pair])
+
+
+@njit(cache=True, nogil=True)
+def dual_prices(affinity, gap, bids_per_row):
+    """Prices of the columns of one square affinity that prove its optimum up to a gap; see `solve_batch`."""
+    n = len(affinity)
+    square = np.empty((n, (n + LANES - 1) // LANES * LANES), affinity.dtype)
+    _pad(affinity, np.arange(n), np.arange(n), square)
+    prices = np.zeros(square.shape[1], affinity.dtype)
+    _solve(square, 0.0, gap, bids_per_row, np.arange(n), prices)
+    return prices[:n]
+
+
+@njit(cache=True, nogil=True)
+def _living(affinity):
+    """Rows and columns that are to be matched; those that hold zeros only are set aside where nothing is negative.
+
+    Dead locations of both images then answer to each other at no loss: of two pairs of one dead and one living
+    location each, exchanging the partners gains the affinity of the living ones.
+    """
+    rows, columns = affinity.shape
+    row_lives, column_lives = np.zeros(rows, np.bool_), np.zeros(columns, np.bool_)
+    for i in range(rows):
+        for j in range(columns):
+            if affinity[i, j] != 0:
+                row_lives[i] = True
+                break
+    if row_lives.all():
+        return np.arange(rows), np.arange(columns)
+    for i in range(rows):
+        for j in range(columns):
+            if affinity[i, j] < 0:
+                return np.arange(rows), np.arange(columns)
+            if affinity[i, j] > 0:
+                column_lives[j] = True
+    return np.flatnonzero(row_lives), np.flatnonzero(column_lives)
+
+
+@njit(cache=True, nogil=True)
+def _pad(affinity, kept_rows, kept_columns, square):
+    """Copies what is kept; zero vectors fill up the smaller side, columns that nobody wants the last 64."""
+    n, rows, columns = len(square), len(kept_rows), len(kept_columns)
+    square[:, n:] = _unwanted(square)
+    square[:rows, columns:n] = 0
+    square[rows:, :n] = 0
+    for a in range(rows):
+        for b in range(columns):
+            square[a, b] = affinity[kept_rows[a], kept_columns[b]]
+
+
+@njit(cache=True, nogil=True)
+def _unwanted(array):
+    """A finite value below all others, even after a price was subtracted."""
+    return -3e38 if array.itemsize == 4 else -1e300
+
+
+@njit(cache=True, nogil=True)
+def _report(owner, kept_rows, kept_columns, columns, out):
+    """Owners of kept columns -> columns of all rows; rows and columns that were set aside answer to each other."""
+    out[:] = -1
+    free = np.ones(columns, np.bool_)
+    for b in range(len(kept_columns)):
+        if owner[b] < len(kept_rows):
+            out[kept_rows[owner[b]]] = kept_columns[b]
+            free[kept_columns[b]] = False
+    left = np.flatnonzero(free)
+    taken = 0
+    for row in range(len(out)):
+        if out[row] < 0 and taken < len(left):
+            out[row] = left[taken]
+            taken += 1
+
+
+@njit(cache=True, nogil=True)
+def _solve(affinity, scale, gap, bids_per_row, owner, prices):
+    """Assigns the first n columns of an (n, multiple of 64) matrix; returns value, bound, outcome, bids."""
+    n = len(affinity)
+    if n == 0:
+        return 0.0, 0.0, CERTIFIED, 0
+    spread = _start(affinity, prices)
+    if n == 1:
+        value = sum_over(affinity, owner)
+        return value, value, CERTIFIED, 0
+    if spread == 0:
+        # Every assignment is as good as another.
+        prices[:n] = 0
+        return sum_over(affinity, owner), upper_bound(affinity, prices), CERTIFIED, 0
+    queue = np.empty(n, np.int64)
+    remembering = n if n >= _FEWEST_FOR_CANDIDATES else 0
+    held = np.empty((remembering, _CANDIDATES), affinity.dtype)
+    named = np.empty((remembering, _CANDIDATES), np.int32)
+    counts, thresholds = np.zeros(n, np.int64), np.empty(n, affinity.dtype)
+    # |x||y| is at least the Frobenius norm of the affinity, and at least the sum over any matching.
+    norm = 0.0 if scale > 0 else frobenius(affinity)
+    epsilon, bids = _FIRST * spread, 0
+    while True:
+        budget = bids_per_row * n - bids
+        made = _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts, thresholds)
+        bids += made
+        if made == budget:
+            return -np.inf, upper_bound(affinity, prices), OUT_OF_BIDS, bids
+        value = sum_over(affinity, owner)
+        allowed = gap * (scale if scale > 0 else max(norm, abs(value)))
+        finest = min(gap * spread, 0.9 * allowed / n)
+        if epsilon <= finest:
+            bound = upper_bound(affinity, prices)
+            return value, bound, CERTIFIED if bound - value <= allowed else LOOSE, bids
+        epsilon = max(epsilon / _SHRINK, finest)
+
+
+@njit(cache=True, nogil=True)
+def _start(affinity, prices):
+    """Sets prices to the means of columns and returns the range of the affinities. A sample of rows does."""
+    n = len(affinity)
+    step = max(1, n // _SAMPLED)
+    while True:
+        smallest, largest = affinity[0, :n].copy(), affinity[0, :n].copy()
+        prices[:] = 0
+        share = affinity.dtype.type(1 / len(range(0, n, step)))
+        for i in range(0, n, step):
+            for j in range(n):
+                value = affinity[i, j]
+                prices[j] += value * share
+                smallest[j] = value if value < smallest[j] else smallest[j]
+                largest[j] = value if value > largest[j] else largest[j]
+        spread = float(largest.max()) - float(smallest.min())
+        if spread > 0 or step == 1:
+            return spread
+        step = 1  # a sample that is constant proves nothing
+
+
+@njit(cache=True, nogil=True)
+def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts, thresholds):
+    """One phase: all rows bid until each has a column. Returns the number of bids, the budget if it was too small."""
+    n = len(affinity)
+    step = affinity.dtype.type(epsilon)
+    owner[:] = -1
+    for i in range(n):
+        queue[i] = i
+        counts[i] = max(counts[i], 0)
+    head, waiting, bids = 0, n, 0
+    while waiting > 0 and bids < budget:
+        row = queue[head]
+        remembered = counts[row] > 0
+        if remembered:
+            best, second, place = best_candidate(held, named, row, counts[row], prices)
+            # All other columns are at the threshold or below: what counts as second best may be too good, which only
+            # makes the bid smaller.
+            remembered = best > thresholds[row]
+            second = max(second, thresholds[row])
+            column = np.int64(named[row, place])
+        if not remembered:
+            best, second, lane, threshold = best_lanes(affinity, row, prices)
+            column, found = lane, False
+            for j in range(lane, n, LANES):
+                value = affinity[row, j] - prices[j]
+                if value == best and not found:
+                    column, found = j, True
+                elif value > second:
+                    second = value
+            counts[row] = min(counts[row], 0)
+            if counts[row] == 0 and len(held) > 0 and best - threshold > _WORTHWHILE * step:
+                counts[row] = _remember(affinity, row, prices, threshold, held, named)
+                thresholds[row] = threshold
+        raised = prices[column] + ((best - second) + step)
+        # A rise below the price's resolution must not be lost, or two rows would bid for ever.
+        if raised <= prices[column]:
+            raised = np.nextafter(prices[column], affinity.dtype.type(np.inf))
+        prices[column] = raised
+        bids += 1
+        head = head + 1 if head + 1 < n else 0
+        waiting -= 1
+        if owner[column] >= 0:
+            tail = head + waiting
+            queue[tail if tail < n else tail - n] = owner[column]
+            waiting += 1
+        owner[column] = row
+    return budget if waiting > 0 else bids
+
+
+@njit(cache=True, nogil=True)
+def _remember(affinity, row, prices, threshold, held, named):
+    """Notes the columns above the threshold; returns how many, filled up for the vector unit, or -1 if too many."""
+    count = 0
+    for start in range(0, affinity.shape[1], LANES):
+        bits = lanes_above(affinity, row, prices, start, threshold)
+        while bits != 0:
+            if count == held.shape[1]:
+                return -1
+            column = start + lowest_bit(bits)
+            bits &= bits - np.uint64(1)
+            held[row, count] = affinity[row, column]
+            named[row, count] = column
+            count += 1
+    while count % CANDIDATE_LANES != 0:
+        held[row, count] = _unwanted(held)
+        named[row, count] = 0
+        count += 1
+    return count

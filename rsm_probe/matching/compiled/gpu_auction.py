@@ -1,0 +1,158 @@
+"""The auction of `cpu_auction` for a device: many pairs at once, one Triton program for each.
+
+Prices, and who owns each column, stay in the registers of a program from the first bid to the certificate; affinities
+are read row by row from where they are. So programs share nothing, and nothing needs to be synchronised. A row that
+loses its column bids next: that takes about as many bids as a queue, and needs no memory.
+
+Without a device, Triton's interpreter runs the same code (TRITON_INTERPRET=1).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+# The first epsilon over the range of the affinities, and each epsilon over the next; see the kernel for CPUs.
+_FIRST = tl.constexpr(0.005)
+_SHRINK = tl.constexpr(8.0)
+# Below every affinity, yet so that its differences are finite.
+_LOWEST = tl.constexpr(-1e38)
+_LOWEST_KEY = tl.constexpr(-(2**31))
+# Rises of prices are at least so large relative to the price, some units in the last place: one that is lost in
+# rounding would let two rows bid for ever.
+_LEAST_RISE = tl.constexpr(2.4e-7)
+# A code holds a column in its lower 16 bits, and its owner plus one above them.
+_OWNER = tl.constexpr(65536)
+# What float64 may round away of a bound, relative to the magnitudes that are added up one by one, for each of these.
+_ROUNDING = tl.constexpr(2.0**-52)
+
+
+@triton.jit
+def _key(values):
+    """Numbers as integers of the same order, and such integers as numbers again: devices reduce integers faster."""
+    bits = values.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _number(key):
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def solve_pairs(
+    affinities,
+    scales,
+    orders,
+    aside,
+    kept,
+    permutations,
+    values,
+    bounds,
+    bids_made,
+    size,
+    order_stride,
+    gap,
+    bids_per_row,
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    """Solves the assignments of B affinities.
+
+    Args:
+        affinities: (B, size, size) float32, contiguous, finite.
+        scales: (B,) float64, what the gap is relative to.
+        orders: (B, size) int32, rows; those that are to be matched come first.
+        aside: (B, size) int32, 1 for columns that are not to be matched.
+        kept: (B,) int32, how many rows, and columns, are to be matched.
+        permutations: (B, size) int32, receives the columns of the rows that are matched.
+        values: (B,) float64, receives the sums, -infinity where the bids ran out.
+        bounds: (B,) float64, receives the duals' upper bounds; no sum exceeds them, in any case.
+        bids_made: (B,) int32, receives the number of bids, each of which reads a row.
+        size: locations.
+        order_stride: numbers between the rows of `orders` and of `aside`, 0 where one holds for all pairs.
+        gap: allowed difference of bound and value, relative to the scale.
+        bids_per_row: where to give up.
+        BLOCK: a power of two, at least `size`.
+    """
+    pair = tl.program_id(0).to(tl.int64)
+    affinity = affinities + pair * size * size
+    order = orders + pair * order_stride
+    count = tl.load(kept + pair)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    wanted = tl.load(aside + pair * order_stride + columns, mask=inside, other=1) == 0
+
+    # Prices start at the means of columns.
+    total = tl.zeros([BLOCK], tl.float32)
+    low, high = tl.full([BLOCK], -_LOWEST, tl.float32), tl.full([BLOCK], _LOWEST, tl.float32)
+    for k in range(count):
+        row = tl.load(order + k)
+        found = tl.load(affinity + row * size + columns, mask=inside, other=0.0)
+        total += found
+        low, high = tl.minimum(low, found), tl.maximum(high, found)
+    largest = tl.max(tl.where(wanted, high, _LOWEST), 0)
+    spread = largest - tl.min(tl.where(wanted, low, -_LOWEST), 0)
+    # Nobody can pay for a column that is not wanted: cheaper than a mask that every bid must look at.
+    prices = tl.where(wanted, total / tl.maximum(count, 1), -_LOWEST)
+
+    allowed = (gap * tl.load(scales + pair)).to(tl.float32)
+    finest = tl.minimum(gap * spread, 0.9 * allowed / tl.maximum(count, 1))
+    epsilon = _FIRST * spread
+    if spread <= 0:
+        # Every assignment is as good as another, and one phase finds one.
+        epsilon = gap * tl.maximum(tl.abs(largest), 1e-30)
+        finest = epsilon
+
+    # Nobody owns a column yet. Made of what was read, this is laid out over the threads like the affinities, and so are
+    # the codes: otherwise each bid would move them through shared memory.
+    nobodys = tl.where(wanted, columns, -1)
+    codes = nobodys
+    budget = bids_per_row * count
+    bids, placed = 0, count
+    running = count > 0
+    while running:
+        codes = nobodys
+        placed = 0
+        row = tl.load(order)
+        while (placed < count) & (bids < budget):
+            keys = _key(tl.load(affinity + row * size + columns, mask=inside, other=0.0) - prices)
+            best = tl.max(keys, 0)
+            chosen = tl.max(tl.where(keys == best, codes, -1), 0)
+            mine = codes == chosen
+            second = _number(tl.max(tl.where(mine, _LOWEST_KEY, keys), 0))
+            # Where there is one column only, there is no second.
+            ahead = tl.where(second > 0.5 * _LOWEST, _number(best) - second, 0.0)
+            raised = tl.maximum(prices + (ahead + epsilon), prices + tl.abs(prices) * _LEAST_RISE)
+            prices = tl.where(mine, raised, prices)
+            codes = tl.where(mine, nobodys + (row + 1) * _OWNER, codes)
+            bids += 1
+            loser = chosen // _OWNER - 1
+            placed += (loser < 0).to(tl.int32)
+            row = tl.where(loser < 0, tl.load(order + tl.minimum(placed, count - 1)), loser)
+        running = (placed == count) & (epsilon > finest)
+        epsilon = tl.maximum(epsilon / _SHRINK, finest)
+
+    owners = codes // _OWNER - 1
+    owned = owners >= 0
+    value = tl.sum(tl.load(affinity + owners * size + columns, mask=owned, other=0.0).to(tl.float64), 0)
+    # The dual: the prices, and each row's best at these prices, and what rounding can hide of their sum.
+    paid = tl.where(wanted, prices, 0.0).to(tl.float64)
+    bound = tl.sum(paid, 0)
+    magnitude = tl.sum(tl.abs(paid), 0)
+    for k in range(count):
+        row = tl.load(order + k)
+        found = tl.load(affinity + row * size + columns, mask=inside, other=0.0)
+        best = tl.max(found.to(tl.float64) - prices.to(tl.float64), 0)
+        bound += best
+        magnitude += tl.abs(best)
+    bound += _ROUNDING * (count + 16) * magnitude
+
+    tl.store(permutations + pair * size + owners, columns, mask=owned)
+    tl.store(values + pair, tl.where(placed == count, value, float("-inf")))
+    tl.store(bounds + pair, bound)
+    tl.store(bids_made + pair, bids)
+
+
+# Whether the kernel runs without a device, in Triton's interpreter: for tests, which set TRITON_INTERPRET=1 before.
+interpreted = isinstance(solve_pairs, InterpretedFunction)

@@ -1,0 +1,299 @@
+"""What a matching method is: what it reads of images and pairs, what it answers, what it promises."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsm_probe.errors import MatchingError
+from rsm_probe.matching import certificate
+from rsm_probe.matching.methods.principal_axes import principal_axes
+from rsm_probe.matching.scaling import in_half_precision
+
+# Numbers of the tokens that are copied into float64 at a time.
+_AT_ONCE = 1 << 24
+
+
+class TokensNeededError(MatchingError):
+    """A method asked for tokens where only affinities are known."""
+
+
+class Locations:
+    """The concept vectors of a set of images, and what is prepared once per image for all of its pairs.
+
+    Attributes:
+        tokens: (N, S, C), float32 or float64, on any device.
+        grid: (H, W) with H * W = S, where it is known.
+    """
+
+    def __init__(self, tokens: Tensor, grid: tuple[int, ...] | None = None) -> None:
+        self.tokens = tokens
+        self.grid = grid
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def count(self) -> int:
+        """Locations of one image, S."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def on_cpu(self) -> Tensor:
+        """The tokens in main memory."""
+        return self.tokens.cpu()
+
+    @cached_property
+    def half(self) -> tuple[Tensor, np.ndarray]:
+        """The tokens rounded to half precision, and the units (N,) of the images."""
+        return in_half_precision(self.tokens)
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """L2 norm of every concept vector, (N, S), float64."""
+        tokens = self.on_cpu if self.tokens.device.type == "mps" else self.tokens
+        # Some images at a time: each part is copied into float64.
+        parts = tokens.split(max(1, _AT_ONCE // max(1, tokens[:1].numel())))
+        return torch.cat([torch.linalg.vector_norm(part, dim=2, dtype=torch.float64) for part in parts]).cpu().numpy()
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Locations by descending norm, (N, S); equal norms keep their order."""
+        return np.argsort(-self.norms, axis=1, kind="stable")
+
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """Principal axes of each image's locations, times their standard deviations: (N, A, C) with A <= 4, float64."""
+        return principal_axes(self.tokens)
+
+    @cached_property
+    def image_norms(self) -> np.ndarray:
+        """L2 norm of every image, (N,), float64."""
+        return np.sqrt((self.norms**2).sum(axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of images to match: image `rows[k]` of x with image `columns[k]` of y.
+
+    Attributes:
+        rows: (B,), integers.
+        columns: (B,), integers.
+        x: the first images; None where only affinities are known.
+        y: the second images; None where only affinities are known.
+        affinity: (B, S, T), float32 or float64, contiguous, finite: inner products of all locations (paper, equation
+            5); a tensor on the device where the method solves them there; None for methods that do not need it.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    x: Locations | None = None
+    y: Locations | None = None
+    affinity: np.ndarray | Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self) -> tuple[Locations, Locations]:
+        """Both sets of images.
+
+        Raises:
+            TokensNeededError: only affinities are known.
+        """
+        if self.x is None or self.y is None:
+            raise TokensNeededError("the tokens of both images are needed, and only their affinity was given")
+        return self.x, self.y
+
+    def affinities(self) -> np.ndarray:
+        """The affinities, (B, S, T), in main memory.
+
+        Raises:
+            MatchingError: they were not computed, as the method said that it does not need them.
+        """
+        if self.affinity is None:
+            raise MatchingError("affinities are needed: the method must declare needs_affinity = True")
+        return self.affinity.cpu().numpy() if isinstance(self.affinity, Tensor) else self.affinity
+
+    def scales(self) -> np.ndarray:
+        """|x||y| of every pair, (B,), which no matched inner product exceeds; 0 where tokens are not known."""
+        if self.x is None or self.y is None:
+            return np.zeros(len(self))
+        return self.x.image_norms[self.rows] * self.y.image_norms[self.columns]
+
+    def part(self, start: int, stop: int) -> Pairs:
+        """Some of the pairs."""
+        if stop - start == len(self):
+            return self
+        chosen = None if self.affinity is None else self.affinity[start:stop]
+        return replace(self, rows=self.rows[start:stop], columns=self.columns[start:stop], affinity=chosen)
+
+    def reversed(self) -> Pairs:
+        """The same pairs with the roles of x and y exchanged."""
+        turned: np.ndarray | Tensor | None = None
+        if isinstance(self.affinity, Tensor):
+            turned = self.affinity.mT.contiguous()
+        elif self.affinity is not None:
+            turned = np.ascontiguousarray(self.affinity.transpose(0, 2, 1))
+        return Pairs(self.columns, self.rows, self.y, self.x, turned)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a method answers to B pairs.
+
+    Attributes:
+        values: (B,), float64.
+        permutations: (B, S), integers, -1 where a location has no partner; None for scores.
+        bounds: (B,), float64, upper bounds on any matching of the pair; NaN where there is none.
+        solvers: B names of what ran.
+    """
+
+    values: np.ndarray
+    permutations: np.ndarray | None
+    bounds: np.ndarray
+    solvers: Sequence[str]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Solution]) -> Solution:
+        """One solution of the pairs of several."""
+        if len(parts) == 1:
+            return parts[0]
+        permutations = [part.permutations for part in parts if part.permutations is not None]
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate(permutations) if permutations else None,
+            np.concatenate([part.bounds for part in parts]),
+            [solver for part in parts for solver in part.solvers],
+        )
+
+
+class Matching(ABC):
+    """A way to pair locations: a small frozen object that carries its own options.
+
+    A subclass overrides one of: `permutation`, for methods that read one affinity at a time; `solve`, for all others;
+    and `products` besides, where all pairs at once are cheaper than one by one. What is known once per image belongs
+    into `Locations`, and `prepare` asks for it. What the rest of the project reads, instead of asking for names, are
+    class attributes:
+
+    Attributes:
+        name: how users and results call it.
+        exact: whether it reaches the optimum of the assignment (paper, equation 4).
+        symmetric: whether matching (x, y) and (y, x) gives equal values. If not, both are tried; of matchings the
+            larger value counts, of scores the mean.
+        needs_affinity: whether it reads the full affinity (paper, equation 5); if not, it works on tokens.
+        growth: its time per pair grows as S to this power; used for estimates only.
+        at_once: whether `products` gives all pairs of two sets of images at once; if not, they are solved one by one.
+        one_to_one: whether it pairs all locations of the smaller image, each with one of its own, so that norms are
+            kept, every kernel applies, and bounds hold; scores do not.
+        precision: of the tokens whose inner products make the affinity, "float32" (or theirs) or "float16".
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool]
+    symmetric: ClassVar[bool]
+    needs_affinity: ClassVar[bool]
+    growth: ClassVar[float]
+    at_once: ClassVar[bool] = False
+    one_to_one: ClassVar[bool] = True
+    precision: str = "float32"
+
+    def __repr__(self) -> str:
+        # By what it says, a stored result knows the method again: no place in memory may be in it.
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+    def prepare(self, images: Locations) -> None:  # noqa: B027 - most methods need nothing
+        """Computes what is needed once per image, before pairs are solved in several threads."""
+
+    def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
+        """Whether a batch of pairs is solved on the device that holds the tokens: affinities then stay there.
+
+        `dtype` is the tokens', and `locations` those of the larger image.
+        """
+        return False
+
+    def reaches_identity(self, rows: int, columns: int) -> bool:
+        """Whether no value falls below that of equal locations, for images of so many locations."""
+        return self.exact
+
+    def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
+        """What solving one pair takes beside its affinity (rows, columns) of so many bytes an entry."""
+        return 0
+
+    def permutation(self, affinity: np.ndarray) -> np.ndarray:
+        """Matches the locations of one pair.
+
+        Args:
+            affinity: shape (S, T), finite, float32 or float64; the inner products of all pairs of locations.
+
+        Returns:
+            Shape (S,), integer: partner of each row, -1 where it has none. No column is used twice.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override permutation or solve")
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Matches pairs; called from several threads at once.
+
+        Returns:
+            Values, permutations (B, S), bounds, and what ran.
+        """
+        affinities = pairs.affinities()
+        found = np.stack([self.permutation(affinity) for affinity in affinities])
+        values = np.array(
+            [certificate.matched_sum(affinity, order) for affinity, order in zip(affinities, found, strict=True)]
+        )
+        if self.reaches_identity(*affinities.shape[1:]):
+            certificate.prefer_identity(certificate.aligned_sums(affinities), affinities.shape[2], found, values)
+        return Solution(values, found, np.full(len(pairs), np.nan), [self.name] * len(pairs))
+
+    def products(self, x: Locations, y: Locations) -> np.ndarray:
+        """Matched inner products of all pairs of two sets of images, (N, M), float64, if `at_once`."""
+        raise NotImplementedError(f"{self.name} solves pairs one by one")
+
+
+def solve_both_ways(method: Matching, pairs: Pairs) -> Solution:
+    """Solves pairs, from both sides where the method is not symmetric.
+
+    Raises:
+        MatchingError: the method gives a bound that lies below its own value.
+    """
+    solution = method.solve(pairs) if method.symmetric else _from_both_sides(method, pairs)
+    bounds = certificate.bounds_above(
+        solution.bounds, solution.values, partial(_rounding, pairs, solution), method.name
+    )
+    return solution if bounds is solution.bounds else replace(solution, bounds=bounds)
+
+
+def _rounding(pairs: Pairs, solution: Solution, k: int) -> float:
+    """How far rounding can leave the bound of a pair below its value."""
+    if pairs.affinity is None or solution.permutations is None:
+        return certificate.PRODUCTS_DIFFER * float(pairs.scales()[k])
+    return certificate.rounding_of(pairs.part(k, k + 1).affinities()[0], solution.permutations[k])
+
+
+def _from_both_sides(method: Matching, pairs: Pairs) -> Solution:
+    forward = method.solve(pairs)
+    backward = method.solve(pairs.reversed())
+    bounds = np.fmin(forward.bounds, backward.bounds)
+    if forward.permutations is None or backward.permutations is None:
+        return replace(forward, values=(forward.values + backward.values) / 2, bounds=bounds)
+    better = backward.values > forward.values
+    permutations = forward.permutations.copy()
+    for pair in np.flatnonzero(better):
+        permutations[pair] = inverted(backward.permutations[pair], permutations.shape[1])
+    solvers = [b if take else a for a, b, take in zip(forward.solvers, backward.solvers, better, strict=True)]
+    return Solution(np.where(better, backward.values, forward.values), permutations, bounds, solvers)
+
+
+def inverted(permutation: np.ndarray, count: int) -> np.ndarray:
+    """The partners seen from the other side, (count,), -1 where there is none."""
+    found = np.full(count, -1)
+    rows = np.flatnonzero(permutation >= 0)
+    found[permutation[rows]] = rows
+    return found

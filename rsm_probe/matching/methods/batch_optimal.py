@@ -1,0 +1,233 @@
+"""Matching within windows: linear in the number of locations, and no full affinity (paper, appendix F)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import MatchingError
+from rsm_probe.execution.devices import full_precision, require_memory
+from rsm_probe.matching.certificate import identity_partners, prefer_identity
+from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
+from rsm_probe.matching.methods.optimal import Auction
+
+# Bytes of the windows' affinities that exist at once.
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Windowed(Matching):
+    """What matchings within windows share: pairs one after the other on the CPU, from their tokens.
+
+    Attributes:
+        window: locations of a window; the last one may hold fewer.
+    """
+
+    window: int = 512
+
+    exact: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = True
+    needs_affinity: ClassVar[bool] = False
+    growth: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require_whole(self.window, "window", 1, MatchingError)
+
+    def prepare(self, images: Locations) -> None:
+        """Sorts the locations of every image by norm."""
+        _ = images.on_cpu, images.order
+
+    def reaches_identity(self, rows: int, columns: int) -> bool:
+        """Where one window holds everything, which is then solved exactly."""
+        return self.window >= max(rows, columns)
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Matches the pairs one after the other, from their tokens."""
+        # Numba takes seconds to load, and whoever never matches should not wait for it.
+        from rsm_probe.matching.compiled.loops import matched_product
+
+        x, y = pairs.images()
+        rows, columns = pairs.rows, pairs.columns
+        found = np.stack([self.partners(x, i, y, j) for i, j in zip(rows, columns, strict=True)])
+
+        def products(permutations: np.ndarray) -> np.ndarray:
+            chosen = zip(rows, columns, permutations, strict=True)
+            return np.array([matched_product(x.on_cpu[i].numpy(), y.on_cpu[j].numpy(), each) for i, j, each in chosen])
+
+        values = products(found)
+        if self.reaches_identity(x.count, y.count):
+            # Windows compare affinities as they are rounded; here nothing is.
+            identity = identity_partners(x.count, y.count)
+            prefer_identity(products(np.broadcast_to(identity, found.shape)), y.count, found, values)
+        return Solution(values, found, np.full(len(found), np.nan), [self.name] * len(found))
+
+    def partners(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
+        """The partner of every location of one image (S,), -1 where it has none."""
+        pairing = Pairing(x, i, y, j, x.order[i], y.order[j])
+        pairing.improve(self.window, Auction())
+        return pairing.permutation()
+
+
+@dataclass(frozen=True)
+class BatchOptimal(Windowed):
+    """The paper's Batch-Optimal: locations in order of their norms, cut into windows, each solved exactly.
+
+    Attributes:
+        window: locations of a window; the last one may hold fewer.
+        where: where windows are solved, see `Auction`.
+    """
+
+    where: Literal["auto", "cpu", "device"] = field(default="auto", kw_only=True, repr=False)
+
+    name: ClassVar[str] = "batch-optimal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Auction(where=self.where)  # which knows where it may run
+
+    def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
+        """Whether the windows of so many pairs are solved on the device, by the kernel of `optimal`."""
+        window = min(self.window, locations)
+        return Auction(where=self.where).on_device(device, dtype, window, pairs * (locations // window))
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Matches the pairs one after the other, from their tokens; on a device, many at once."""
+        x, y = pairs.images()
+        if self.on_device(x.tokens.device, x.tokens.dtype, max(x.count, y.count), len(pairs)):
+            return self._solve_on_device(pairs)
+        return super().solve(pairs)
+
+    def _solve_on_device(self, pairs: Pairs) -> Solution:
+        x, y = pairs.images()
+        size = max(x.count, y.count)
+        left, rows = _by_norm(x, pairs.rows, size)
+        right, columns = _by_norm(y, pairs.columns, size)
+        places = np.empty(rows.shape, np.int64)
+        window = min(self.window, size)
+        whole = size // window * window
+        for start, stop, width in ((0, whole, window), (whole, size, size - whole)):
+            if width:
+                part, solver = slice(start, stop), Auction(where=self.where)
+                places[:, part] = start + _places_in_windows(left[:, part], right[:, part], width, solver)
+        found = np.empty_like(places)
+        np.put_along_axis(found, rows, np.take_along_axis(columns, places, axis=1), axis=1)
+        values = _products(left, right, places)
+        found = np.where(found < y.count, found, -1)[:, : x.count]
+        if self.reaches_identity(x.count, y.count):
+            # Where each location of y stands in its order, looked up in the order of x.
+            same = np.take_along_axis(np.argsort(columns, axis=1), rows, axis=1)
+            prefer_identity(_products(left, right, same), y.count, found, values)
+        return Solution(values, found, np.full(len(values), np.nan), [f"{self.name}-device"] * len(values))
+
+
+def _by_norm(images: Locations, numbers: np.ndarray, size: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Tokens (B, size, C) of some images in the order of their norms, zero vectors last, and that order (B, size)."""
+    filled = np.tile(np.arange(images.count, size), (len(numbers), 1))
+    order = np.concatenate([images.order[numbers], filled], axis=1)
+    tokens = images.tokens[torch.from_numpy(numbers).to(images.tokens.device)]
+    tokens = functional.pad(tokens, (0, 0, 0, size - images.count))
+    places = torch.from_numpy(order).to(tokens.device)[:, :, None]
+    return tokens.gather(1, places.expand_as(tokens)), order
+
+
+def _products(left: torch.Tensor, right: torch.Tensor, places: np.ndarray) -> np.ndarray:
+    """What tokens (B, S, C) and those at given places (B, S) of other images add up to: (B,), float64."""
+    partners = torch.from_numpy(places).to(right.device)[:, :, None].expand_as(right)
+    # Over channels in float32, as affinities are: a sum of float32 numbers in float64 would first copy them all.
+    return right.gather(1, partners).mul_(left).sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
+
+
+def _places_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
+    """Matches locations window by window; returns the places of the partners.
+
+    Args:
+        x: tokens (B, W * width, C), contiguous windows.
+        y: tokens of the same shape.
+        width: locations of a window.
+        solver: for all windows at once.
+
+    Returns:
+        Shape (B, W * width).
+    """
+    left, right = (side.reshape(-1, width, side.shape[2]) for side in (x, y))
+    numbers = np.zeros(len(left), int)
+    with full_precision(left.device):
+        affinity = torch.bmm(left, right.mT)
+    found = solver.solve(Pairs(numbers, numbers, affinity=affinity)).permutations
+    assert found is not None
+    starts = np.arange(0, x.shape[1], width)
+    return (found.reshape(len(x), -1, width) + starts[:, None]).reshape(len(x), -1)
+
+
+class Pairing:
+    """The locations of two images in two orders; equal places answer to each other.
+
+    The smaller image is filled up with zero vectors, numbered after its locations.
+    """
+
+    def __init__(self, x: Locations, i: int, y: Locations, j: int, first: np.ndarray, second: np.ndarray) -> None:
+        self.counts = x.count, y.count
+        size = max(self.counts)
+        self.tokens = [
+            tokens if len(tokens) == size else functional.pad(tokens, (0, 0, 0, size - len(tokens)))
+            for tokens in (x.on_cpu[i], y.on_cpu[j])
+        ]
+        self.orders = [
+            torch.from_numpy(np.concatenate([order, np.arange(len(order), size)])) for order in (first, second)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.orders[0])
+
+    def sort(self, places: list[torch.Tensor], axis: int) -> None:
+        """Orders the pairs by where their two locations lie along an axis; vectors that were filled in lie at 0."""
+        size = len(self)
+        along = sum(
+            functional.pad(where[:, axis], (0, size - len(where)))[order]
+            for where, order in zip(places, self.orders, strict=True)
+        )
+        self._arrange(torch.argsort(torch.as_tensor(along), stable=True))
+
+    def deal(self, window: int) -> None:
+        """Deals the pairs out like cards, so that each window gets some from everywhere."""
+        windows = -(-len(self) // window)
+        self._arrange(torch.argsort(torch.arange(len(self)) % windows, stable=True))
+
+    def _arrange(self, places: torch.Tensor) -> None:
+        self.orders = [order[places] for order in self.orders]
+
+    def improve(self, window: int, solver: Auction) -> None:
+        """Solves every window of the two orders; a window keeps its pairs where that gains nothing."""
+        window = min(window, len(self))
+        require_memory(
+            2 * window**2 * self.tokens[0].element_size(), f"a window of {window} locations", "take smaller windows"
+        )
+        whole = len(self) // window * window
+        several = window * max(1, _BLOCK_BYTES // (window**2 * self.tokens[0].element_size()))
+        for start in range(0, whole, several):
+            self._solve(slice(start, min(start + several, whole)), window, solver)
+        if whole < len(self):
+            self._solve(slice(whole, len(self)), len(self) - whole, solver)
+
+    def _solve(self, part: slice, window: int, solver: Auction) -> None:
+        left, right = (tokens[order[part]] for tokens, order in zip(self.tokens, self.orders, strict=True))
+        channels = left.shape[1]
+        affinity = torch.bmm(left.view(-1, window, channels), right.view(-1, window, channels).mT).numpy()
+        numbers = np.arange(len(affinity))
+        found = solver.solve(Pairs(numbers, numbers, affinity=affinity))
+        assert found.permutations is not None
+        before = np.trace(affinity, axis1=1, axis2=2, dtype=np.float64)
+        places = np.where((found.values > before)[:, None], found.permutations, np.arange(window))
+        self.orders[1][part] = self.orders[1][part].view(-1, window).gather(1, torch.from_numpy(places)).flatten()
+
+    def permutation(self) -> np.ndarray:
+        """The partner of every location of x, -1 where it is a zero vector that was filled in."""
+        first, second = self.counts
+        found = np.empty(len(self), np.int64)
+        found[self.orders[0].numpy()] = self.orders[1].numpy()
+        return np.where(found < second, found, -1)[:first]

@@ -1,0 +1,209 @@
+"""The optimal matching by auction, with a certificate (paper, equation 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsm_probe.checks import brief, require_whole
+from rsm_probe.errors import MatchingError
+from rsm_probe.execution.devices import require_memory
+from rsm_probe.matching.certificate import aligned_sums, matched_sum, prefer_identity
+from rsm_probe.matching.compiled.gpu_batches import LARGEST, has_kernel, solve_on_device, warps_of
+from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
+from rsm_probe.matching.methods.library_solvers import ScipyAssignment
+
+# The smallest gap that float64 can be asked for.
+_FINEST_GAP = 1e-12
+# Fewer warps than this leave most of a device without work, while a CPU's threads solve the pairs. An estimate from
+# counted instructions; benchmarks/gpu.py measures where the two meet.
+_FEWEST_ON_DEVICE = 128
+# Below, float32 proves hardly anything, and all pairs would come back to the CPU.
+_FINEST_ON_DEVICE = 1e-7
+# Pairs that come back to the CPU at a time.
+_FINISHED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Auction(Matching):
+    """Exact assignment by an epsilon-scaling auction in the precision of the affinity.
+
+    Every pair carries an upper bound, the auction's dual in float64. Where the bound stays further from the value than
+    `gap` allows, as float32 prices can be too coarse, the pair is finished in float64; where bids run out, SciPy
+    solves it. The solver of a pair says which: "auction", "auction-float64" or "scipy".
+
+    Batches whose affinities are on a device are solved there, many pairs at once ("auction-device"); the pairs that
+    miss the gap follow on the CPU.
+
+    Attributes:
+        gap: largest certified difference of bound and value, relative to the product of the images' norms (or, where
+            only the affinity is known, to its Frobenius norm or its value).
+        bids_per_row: bids after which an auction gives up; features of trained networks need 20 to 100.
+        where: "auto" for the device that holds the affinities, where it has a kernel and the batch is worth it; or
+            "cpu"; or "device", however small the batch. The kernel is for float32 and up to 4096 locations.
+        precision: of the tokens whose inner products are taken, "float32" or "float16"; sums are float32 in any case.
+            Half precision is faster on devices. It moves an affinity by 1e-3 of the norms at most, and a value, which
+            rests on the difference of two, by 2e-3; bounds allow for that. docs/gpu.md says what it moved.
+    """
+
+    gap: float = 1e-6
+    bids_per_row: int = 2000
+    where: Literal["auto", "cpu", "device"] = "auto"
+    precision: Literal["float32", "float16"] = "float32"
+
+    name: ClassVar[str] = "optimal"
+    exact: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = True
+    needs_affinity: ClassVar[bool] = True
+    growth: ClassVar[float] = 2.2
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.gap, Real) and _FINEST_GAP <= self.gap < 1):
+            raise MatchingError(f"gap must lie in [{_FINEST_GAP:g}, 1), found {brief(self.gap)}")
+        require_whole(self.bids_per_row, "bids_per_row", 1, MatchingError)
+        if not isinstance(self.where, str) or self.where not in ("auto", "cpu", "device"):
+            raise MatchingError(f'where must be "auto", "cpu" or "device", found {brief(self.where)}')
+        if not isinstance(self.precision, str) or self.precision not in ("float32", "float16"):
+            raise MatchingError(f'precision must be "float32" or "float16", found {brief(self.precision)}')
+
+    def __repr__(self) -> str:
+        # A stored result knows the method again by this. Where it ran is no part of it: what a CPU began, a device may
+        # continue.
+        half = "" if self.precision == "float32" else f", precision={self.precision!r}"
+        return f"Auction(gap={self.gap!r}, bids_per_row={self.bids_per_row!r}{half})"
+
+    def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
+        """Whether a batch is solved on the device that holds the tokens, so that affinities are to stay there."""
+        if not self._may_stay(dtype, locations):
+            return False
+        if self.where == "device":
+            return device.type in ("cpu", "cuda")
+        worth = self.gap >= _FINEST_ON_DEVICE and pairs * warps_of(locations) >= _FEWEST_ON_DEVICE
+        return worth and has_kernel(device)
+
+    def _may_stay(self, dtype: torch.dtype, locations: int) -> bool:
+        return self.where != "cpu" and dtype == torch.float32 and locations <= LARGEST
+
+    def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
+        """A square copy that the vector unit can read, wherever the number of columns is no multiple of 64."""
+        return max(rows, columns) ** 2 * itemsize
+
+    def prepare(self, images: Locations) -> None:
+        """Measures the images, whose norms the gap is relative to."""
+        _ = images.image_norms
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Matches pairs; values and bounds belong to the affinities as they are."""
+        scales, given = pairs.scales(), pairs.affinity
+        # Whoever left them there had asked whether it is worth it, for more than one block.
+        if isinstance(given, Tensor) and self._may_stay(given.dtype, max(given.shape[1:])):
+            return self._solve_on_device(given, scales)
+        return self._solve_on_cpu(pairs.affinities(), scales)
+
+    def _solve_on_device(self, affinities: Tensor, scales: np.ndarray) -> Solution:
+        permutations, values, bounds, certified, _ = solve_on_device(affinities, scales, self.gap, self.bids_per_row)
+        solvers = ["auction-device"] * len(values)
+        left = np.flatnonzero(~certified)
+        for missed in np.split(left, range(_FINISHED_AT_ONCE, len(left), _FINISHED_AT_ONCE)) if len(left) else ():
+            rest = affinities[torch.from_numpy(missed).to(affinities.device)].cpu().numpy()
+            finer = self._solve_on_cpu(rest, scales[missed])
+            assert finer.permutations is not None
+            values[missed], permutations[missed] = finer.values, finer.permutations
+            bounds[missed] = np.minimum(bounds[missed], finer.bounds)
+            for k, solver in zip(missed, finer.solvers, strict=True):
+                solvers[k] = solver
+        prefer_identity(aligned_sums(affinities), affinities.shape[2], permutations, values)
+        return Solution(values, permutations, bounds, solvers)
+
+    def _solve_on_cpu(self, affinities: np.ndarray, scales: np.ndarray) -> Solution:
+        found = auction(affinities, scales, self.gap, self.bids_per_row)
+        solvers = ["auction" if affinities.dtype == np.float32 else "auction-float64"] * len(affinities)
+        for k in np.flatnonzero(~found.certified):
+            proven = False
+            if affinities.dtype == np.float32:
+                alone = slice(k, k + 1)
+                require_memory(
+                    8 * (affinities[k].size + max(affinities[k].shape) ** 2),
+                    "finishing in float64 what float32 cannot prove",
+                    "Auction(gap=1e-5), or a larger gap, asks for less, and match(x, y, 'rewindowed') for no affinity",
+                )
+                finer = auction(affinities[alone].astype(np.float64), scales[alone], self.gap, self.bids_per_row)
+                found.take(int(k), finer)
+                solvers[k], proven = "auction-float64", bool(finer.certified[0])
+            if not proven:
+                solvers[k] = ScipyAssignment.name
+                found.permutations[k] = ScipyAssignment().permutation(affinities[k])
+            # What was found in another way is summed up like the rest.
+            found.values[k] = matched_sum(affinities[k], found.permutations[k])
+        prefer_identity(aligned_sums(affinities), affinities.shape[2], found.permutations, found.values)
+        return Solution(found.values, found.permutations, found.bounds, solvers)
+
+
+@dataclass(frozen=True, eq=False)
+class Auctions:
+    """What auctions found for a batch of affinities.
+
+    Attributes:
+        permutations: (B, S), -1 where a row has no column; of no meaning where the bids ran out.
+        values: (B,), -inf where the bids ran out.
+        bounds: (B,), upper bounds in float64 on the sums of these very affinities, valid in any case.
+        certified: (B,), whether the bound is as close to the value as was asked.
+        bids: (B,), bids that were made.
+    """
+
+    permutations: np.ndarray
+    values: np.ndarray
+    bounds: np.ndarray
+    certified: np.ndarray
+    bids: np.ndarray
+
+    def take(self, k: int, other: Auctions) -> None:
+        """Replaces pair k by the only pair of another batch, the same affinity; the lower bound of both holds."""
+        self.permutations[k], self.values[k] = other.permutations[0], other.values[0]
+        self.bounds[k] = min(self.bounds[k], other.bounds[0])
+        self.bids[k] += other.bids[0]
+
+
+def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row: int = 2000) -> Auctions:
+    """Solves a batch of assignments in the precision of the affinities.
+
+    Args:
+        affinities: (B, S, T), float32 or float64, finite.
+        scales: (B,), what the gap is relative to; 0 for the larger of the affinity's Frobenius norm and its value,
+            neither of which exceeds |x||y|.
+        gap: allowed difference of bound and value, relative to the scale.
+        bids_per_row: where to give up.
+    """
+    # Numba takes seconds to load, and whoever never matches should not wait for it.
+    from rsm_probe.matching.compiled.cpu_auction import CERTIFIED, solve_batch
+
+    count, rows, _ = affinities.shape
+    scales = np.asarray(scales, np.float64)
+    affinities, units = _within_range(np.ascontiguousarray(affinities), scales)
+    permutations = np.empty((count, rows), np.int64)
+    values, bounds = np.empty(count), np.empty(count)
+    outcomes, bids = np.empty(count, np.int64), np.empty(count, np.int64)
+    solve_batch(affinities, scales / units, gap, bids_per_row, permutations, values, bounds, outcomes, bids)
+    # In a larger unit, entries far below the largest may have lost digits: as many as a subnormal number has at most.
+    lost = np.where(units == 1, 0.0, max(affinities.shape[1:]) * float(np.finfo(affinities.dtype).smallest_subnormal))
+    return Auctions(permutations, values * units, (bounds + lost) * units, outcomes == CERTIFIED, bids)
+
+
+def _within_range(affinities: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Affinities whose squares and differences stay finite and normal, and the unit of each, a power of two."""
+    low, high = (1e-15, 1e25) if affinities.dtype == np.float32 else (1e-140, 1e140)
+    units = np.ones(len(affinities))
+    if scales.size and low < scales.min() and scales.max() < high:
+        return affinities, units  # no affinity exceeds its scale
+    axes = (1, 2)
+    largest = np.maximum(affinities.max(axis=axes, initial=0.0), -affinities.min(axis=axes, initial=0.0))
+    outside = (largest > 0) & ((largest < low) | (largest > high))
+    if not outside.any():
+        return affinities, units
+    units[outside] = 2.0 ** np.minimum(np.frexp(largest[outside].astype(np.float64))[1], 1023)
+    return (affinities / units[:, None, None]).astype(affinities.dtype), units

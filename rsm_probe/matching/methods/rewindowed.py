@@ -1,0 +1,101 @@
+"""Windows that are cut anew round by round: above 99 % of the optimum on trained features, linear in locations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from rsm_probe.checks import require_whole
+from rsm_probe.errors import MatchingError
+from rsm_probe.matching.matching import Locations, inverted
+from rsm_probe.matching.methods.batch_optimal import Pairing, Windowed
+from rsm_probe.matching.methods.optimal import Auction
+
+
+@dataclass(frozen=True)
+class Rewindowed(Windowed):
+    """Batch-Optimal with small windows that are cut anew round by round: ours.
+
+    At first, locations are ordered along the principal axis that the two images share, and equal places are paired;
+    or equal locations are, where that is worth more. Rounds then solve windows of these pairs, which can only raise
+    the value: dealt out along an axis, so that every window holds locations from everywhere, and then cut along one
+    axis after the other, so that a window holds neighbours. Each round costs as much as Batch-Optimal with such
+    windows and needs no more memory.
+
+    Attributes:
+        window: locations of a window.
+        rounds: how often windows are cut.
+        gap: how exactly each window is solved, relative to the product of its norms.
+    """
+
+    window: int = 256
+    rounds: int = 3
+    gap: float = 0.01
+
+    name: ClassVar[str] = "rewindowed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Auction(self.gap)  # which knows what a gap may be
+        require_whole(self.rounds, "rounds", 1, MatchingError)
+
+    def reaches_identity(self, rows: int, columns: int) -> bool:
+        """Always: it starts with equal locations where that is worth more, and rounds can only raise the value."""
+        return True
+
+    def prepare(self, images: Locations) -> None:
+        """Finds the principal axes of every image, unless one window holds it."""
+        super().prepare(images)
+        if images.count > self.window:
+            _ = images.axes
+
+    def partners(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
+        """The partner of every location of one image (S,), -1 where it has none; the same from both sides."""
+        if max(x.count, y.count) <= self.window:
+            return super().partners(x, i, y, j)  # one window holds everything: nothing to cut, and nothing to lose
+        # What a round does depends on which image comes first, so the same one does from both sides.
+        if _comes_first(y, j, x, i):
+            return inverted(self.partners(y, j, x, i), x.count)
+        axes = _shared_axes(x.axes[i], y.axes[j]).to(x.on_cpu.dtype)
+        places = [x.on_cpu[i] @ axes, y.on_cpu[j] @ axes]
+        first = [np.argsort(along[:, 0].numpy(), kind="stable") for along in places]
+        starts = [first, [np.arange(x.count), np.arange(y.count)]]
+        pairing = Pairing(x, i, y, j, *max(starts, key=partial(_aligned_product, x.on_cpu[i], y.on_cpu[j])))
+        solver = Auction(self.gap)
+        for number in range(self.rounds):
+            if number:
+                pairing.sort(places, number % places[0].shape[1])
+            if number % 3 == 0:
+                pairing.deal(self.window)
+            pairing.improve(self.window, solver)
+        return pairing.permutation()
+
+
+def _comes_first(x: Locations, i: int, y: Locations, j: int) -> bool:
+    """An order of images by what they hold: fewer locations first, then smaller norms, then smaller sums."""
+    first, second = (x.count, x.image_norms[i]), (y.count, y.image_norms[j])
+    if first != second:
+        return first < second
+    return float(x.on_cpu[i].double().sum()) < float(y.on_cpu[j].double().sum())
+
+
+def _aligned_product(x: torch.Tensor, y: torch.Tensor, orders: list[np.ndarray]) -> float:
+    """The inner product of two images, (S, C) and (T, C), whose locations answer to each other in these orders."""
+    from rsm_probe.matching.compiled.loops import matched_product
+
+    shared = min(len(x), len(y))
+    partners = np.full(len(x), -1)
+    partners[orders[0][:shared]] = orders[1][:shared]
+    return float(matched_product(x.numpy(), y.numpy(), partners))
+
+
+def _shared_axes(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
+    """Principal axes (C, A) of two images together, from the axes (A, C) of each, scaled by standard deviations."""
+    both = np.concatenate([x, y])
+    _, turns = np.linalg.eigh(both @ both.T)
+    count = min(len(x), x.shape[1])
+    return torch.from_numpy((both.T @ turns)[:, ::-1][:, :count].copy())

@@ -1,0 +1,130 @@
+"""The best circular shift of the grid (Williams et al., "Generalized shape metrics", 2021), by Fourier transform."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsm_probe.checks import brief, require_whole
+from rsm_probe.errors import MatchingError
+from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
+
+# Bytes of the spectra of a block of images; those of two blocks exist at once.
+_BLOCK_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Translation(Matching):
+    """Shift one image along all axes of its grid; what leaves on one side returns on the other.
+
+    Attributes:
+        grid: (H, W) of the locations, row by row, or (T, H, W) of a video's, or (L,) of a sequence's. None for the grid
+            that a probe found. It is not guessed: 49 locations may be 7 x 7, or a sequence.
+    """
+
+    grid: tuple[int, ...] | None = None
+
+    name: ClassVar[str] = "translation"
+    exact: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = True
+    needs_affinity: ClassVar[bool] = False
+    growth: ClassVar[float] = 1.0
+    at_once: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.grid is not None:
+            # By what it says, a stored result knows the method again: lists and arrays mean the same.
+            object.__setattr__(self, "grid", checked_grid(self.grid))
+
+    def reaches_identity(self, rows: int, columns: int) -> bool:
+        """Always: the shift by nothing is among those that are tried."""
+        return True
+
+    def solve(self, pairs: Pairs) -> Solution:
+        """Finds the best shift of every pair.
+
+        Raises:
+            MatchingError: no grid, or two different ones.
+        """
+        x, y = pairs.images()
+        grid = self._grid(x, y)
+        axes = np.indices(grid)
+        values, found = [], []
+        for i, j in zip(pairs.rows, pairs.columns, strict=True):
+            table = self._correlations(x.tokens[[i]], y.tokens[[j]], grid)[0, 0].cpu().numpy()
+            shift = np.unravel_index(int(table.argmax()), grid)
+            values.append(float(table[shift]))
+            moved = [(axis + by) % size for axis, by, size in zip(axes, shift, grid, strict=True)]
+            found.append(np.ravel_multi_index(moved, grid).ravel())
+        return Solution(np.array(values), np.stack(found), np.full(len(found), np.nan), [self.name] * len(found))
+
+    def products(self, x: Locations, y: Locations) -> np.ndarray:
+        """The best shift's inner product of all pairs, (N, M).
+
+        Raises:
+            MatchingError: no grid, or two different ones.
+        """
+        grid = self._grid(x, y)
+        step = max(1, _BLOCK_BYTES // (16 * x.count * max(x.tokens.shape[2], len(x), len(y))))
+        best = np.empty((len(x), len(y)))
+        for i in range(0, len(x), step):
+            for j in range(0, len(y), step):
+                table = self._correlations(x.tokens[i : i + step], y.tokens[j : j + step], grid)
+                best[i : i + step, j : j + step] = table.flatten(2).amax(dim=2).cpu().numpy()
+        return best
+
+    def _correlations(self, x: Tensor, y: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Inner products under every shift, (N, M, *grid): location s of x with location s + shift of y."""
+        device = torch.device("cpu") if x.device.type == "mps" else x.device
+        along = tuple(range(2, 2 + len(grid)))
+        # Frequencies in one axis, so that channels are summed for all of them by one product.
+        spectra = [
+            torch.fft.rfftn(tokens.to(device, torch.float64).mT.unflatten(2, grid), dim=along) for tokens in (x, y)
+        ]
+        kept = spectra[0].shape[2:]
+        left, right = (spectrum.flatten(2).permute(2, 0, 1) for spectrum in spectra)
+        cross = (left.conj() @ right.mT).permute(1, 2, 0).unflatten(2, kept)
+        return torch.fft.irfftn(cross, s=grid, dim=along)
+
+    def _grid(self, x: Locations, y: Locations) -> tuple[int, ...]:
+        grids = [self._grid_of(images) for images in (x, y)]
+        if grids[0] != grids[1]:
+            raise MatchingError(f"shifts need equal grids, found {' and '.join(map(str, sorted(grids)))}")
+        return grids[0]
+
+    def _grid_of(self, images: Locations) -> tuple[int, ...]:
+        if images.count == 1 and self.grid is None:
+            return (1,)  # a map of one location and a vector are shifted alike
+        known = self.grid if self.grid is not None else images.grid
+        if known is None:
+            raise MatchingError(
+                f"translation shifts images along their grid, and the grid of these {images.count} locations is not "
+                f"known: take rsm_probe.matching.Translation(grid=(H, W)) as the matching; match and rsm also take "
+                f"grid=(H, W)"
+            )
+        grid = checked_grid(known)
+        if math.prod(grid) != images.count:
+            raise MatchingError(f"a grid of {grid} does not hold {images.count} locations")
+        return grid
+
+
+def checked_grid(grid: Any) -> tuple[int, ...]:
+    """The numbers of locations along each axis of a grid, whatever sequence holds them.
+
+    Raises:
+        MatchingError: anything but whole numbers above 0.
+    """
+    several = isinstance(grid, Sequence) and not isinstance(grid, str | bytes)
+    several = several or (isinstance(grid, np.ndarray) and grid.ndim > 0)
+    numbers = list(grid) if several else []
+    if not numbers:
+        raise MatchingError(f"a grid is whole numbers above 0, such as (H, W), found {brief(grid)}")
+    for axis, number in enumerate(numbers):
+        require_whole(number, f"axis {axis} of the grid", 1, MatchingError)
+    return tuple(int(number) for number in numbers)

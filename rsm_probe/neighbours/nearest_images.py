@@ -1,0 +1,223 @@
+"""Exact nearest neighbours: matchings are solved only where an upper bound says that a pair may be among the best."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from rsm_probe.captures.captured_layers import CapturedLayer
+from rsm_probe.checks import brief, require_texts, require_whole
+from rsm_probe.errors import ComparisonError, CostError, RepresentationError
+from rsm_probe.execution.amounts import format_seconds, parse_bytes
+from rsm_probe.execution.devices import find_device
+from rsm_probe.execution.executors import threads
+from rsm_probe.matching.matching import Matching
+from rsm_probe.matching.registry import get_matching
+from rsm_probe.neighbours.bounded_search import Search
+from rsm_probe.neighbours.candidates import Best, Counts
+from rsm_probe.neighbours.shortlist import pooled_candidates
+from rsm_probe.pairs.matcher import available_cores
+from rsm_probe.pairs.products import affinity_bytes
+from rsm_probe.pairs.token_sets import Images, as_set, warn_of_other_layer
+from rsm_probe.similarity.centering import Centering, check_centering
+from rsm_probe.similarity.kernels import RBF, Kernel, check_kernel, get_kernel
+
+# Queries whose neighbours are also looked for beyond the shortlist, to know what it misses.
+_CHECKED = 16
+
+
+def nearest(
+    query: Tensor | np.ndarray | CapturedLayer,
+    database: Tensor | np.ndarray | CapturedLayer,
+    k: int = 5,
+    matching: str | Matching = "optimal",
+    kernel: str | Kernel = "cosine",
+    centering: Centering | None = None,
+    *,
+    groups: tuple[Sequence[str], Sequence[str]] | None = None,
+    shortlist: int | None = None,
+    query_ids: Sequence[str] | None = None,
+    database_ids: Sequence[str] | None = None,
+    workers: int | None = None,
+    memory: str | int = "2GB",
+    device: str | None = "auto",
+    progress: bool = False,
+) -> xr.Dataset:
+    """The k most similar images of a database for every query, exactly as if all pairs were matched.
+
+    Pairs are matched in the order of an upper bound of their similarity, until no bound is above the k-th best that was
+    found. The bound is an inner product of short summaries of the images (see `matching.bounds.Summaries`); of pairs
+    that pass it, each location's best answer is a second one, before the matching is solved.
+
+    Args:
+        query: tokens (N, S, C), or a layer of a `Capture`.
+        database: tokens (M, T, C), or a captured layer.
+        k: neighbours for each query, at most the images of the database.
+        matching: a name or a method object that pairs all locations of the smaller image. Scores, which no bound
+            covers, are computed for all pairs.
+        kernel: "linear", "cosine", "rbf", or a kernel object. The width of "rbf" is the median distance of all pairs,
+            as in `rsm(query, database)`, whatever groups and shortlists leave out: all pairs are matched for it, with
+            a warning. The order does not depend on it, so that `RBF(sigma2=...)` finds the same neighbours and matches
+            few pairs.
+        centering: see `rsm_probe.rsm`; the mean is the database's.
+        groups: one name for each query, one for each image of the database; an image is no candidate for a query of
+            its own group, such as frames of one video.
+        shortlist: match only so many candidates per query, those whose means over locations are most similar
+            (cosine), found by FAISS. The result is then exact among these, and says how many of the true neighbours
+            the shortlist holds.
+        query_ids: names of the queries; captures know theirs.
+        database_ids: names of the images of the database.
+        workers: CPU threads that match; None for all cores.
+        memory: what may be held at a time.
+        device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
+            or "cpu", "cuda", "cuda:1", "mps".
+        progress: show a bar, and what was saved.
+
+    Returns:
+        A dataset (query, rank) with `neighbour` (names, "" where there is no further candidate), `index` (places in the
+        database, -1), `similarity` and `product` (NaN). Equally similar ones come in the order of the database. Its
+        attributes hold `pairs` (candidates), `affinities` and `matchings` that were computed, `seconds` in all,
+        `seconds_bounds`, `seconds_of_all_pairs` (a sample of pairs, matched as a whole tile, scaled up to all pairs and
+        workers), `saved_matchings` and `saved_time` as shares of these (0 where nothing was saved), `sigma2` of an RBF
+        kernel, and of a shortlist the `recall`.
+
+    Raises:
+        RepresentationError: wrong shapes, other channels, NaN or infinity.
+        MatchingError: unknown matching.
+        ComparisonError: unknown kernel, or one that does not apply; wrong k, ids or groups; FAISS is not installed.
+        CostError: one affinity alone, or the distances of which a width is the median, exceed the memory; the device is
+            not there.
+        StorageError: a capture cannot be read.
+    """
+    label, method = get_matching(matching)
+    chosen = get_kernel(kernel)
+    check_kernel(chosen, label, method.one_to_one)
+    where = find_device(device)
+    queries, images = as_set(query, "query", query_ids), as_set(database, "database", database_ids)
+    if queries.shape[2] != images.shape[2]:
+        raise RepresentationError(
+            f"queries have {queries.shape[2]} channels and the database has {images.shape[2]}: not one layer's"
+        )
+    if isinstance(queries, CapturedLayer) and isinstance(images, CapturedLayer):
+        warn_of_other_layer(queries, images)
+    require_whole(k, "k", 1, ComparisonError)
+    if k > len(images):
+        raise ComparisonError(f"k is {k}, and the database holds {len(images)} images")
+    if shortlist is not None:
+        require_whole(shortlist, "shortlist", k, ComparisonError)
+        shortlist = int(shortlist)  # FAISS does not take NumPy's
+    workers = available_cores() if workers is None else workers
+    require_whole(workers, "workers", 1, CostError)
+    own = _own_groups(groups, len(queries), len(images))
+    budget = parse_bytes(memory)
+    sample = [torch.empty(1, part.shape[1], part.shape[2], device="meta") for part in (queries, images)]
+    affinity_bytes(method, sample[0], sample[1], budget)
+    if isinstance(chosen, RBF) and chosen.sigma2 is None and not method.at_once:
+        warnings.warn(
+            f"kernel='rbf' takes its width from the distances of all {len(queries)} x {len(images)} pairs, which are "
+            f"all matched for it; give a width, as in RBF(sigma2=...), to find the same neighbours with few matchings",
+            stacklevel=2,
+        )
+    started, everything = time.perf_counter(), np.arange(len(queries))
+    seconds = 0.0
+    with threads(workers) as pool, torch.no_grad():
+        search = Search(queries, images, method, chosen, check_centering(centering), budget, where, pool)
+        with tqdm(desc="queries", total=len(queries), unit="query", disable=not progress) as bar:
+            if shortlist is None:
+                found, recall = search.best(everything, k, own, on_done=bar.update), None
+            else:
+                candidates = pooled_candidates(queries.pooled, images.pooled, shortlist, own, centering is not None)
+                found = search.best_among(candidates, k, on_done=bar.update)
+                seconds = time.perf_counter() - started  # looking beyond the shortlist is no part of the work
+                counts, search.counts = search.counts, Counts()
+                recall = _recall(search, found, k, own)
+                search.counts = counts
+    result = _labelled(queries, images, found)
+    counted = {key: value for key, value in asdict(search.counts).items() if not key.endswith("_seconds")}
+    result.attrs.update(matching=label, kernel=chosen.name, centering=str(centering), **counted)
+    seconds = seconds or time.perf_counter() - started
+    pairs = len(queries) * len(images) - (0 if own is None else int((own[0][:, None] == own[1][None]).sum()))
+    per_pair = search.seconds_per_pair(max(0.5, 0.05 * seconds)) / (1 if search.on_device else workers)
+    result.attrs.update(_savings(search.counts, pairs, seconds, per_pair))
+    if search.sigma2 is not None:
+        result.attrs["sigma2"] = search.sigma2
+    if recall is not None:
+        result.attrs.update(shortlist=shortlist, recall=recall)
+    if progress:
+        tqdm.write(_summary(result), file=sys.stderr)
+    return result
+
+
+def _own_groups(
+    groups: tuple[Sequence[str], Sequence[str]] | None, queries: int, images: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Numbers of the groups of queries and of images.
+
+    Raises:
+        ComparisonError: no pair, names that are not text, or a wrong number of them.
+    """
+    if groups is None:
+        return None
+    if not isinstance(groups, tuple | list) or len(groups) != 2:
+        raise ComparisonError(
+            f"groups is a pair: a name for each query, and one for each image of the database; found {brief(groups)}"
+        )
+    names = [require_texts(part, f"groups[{side}]", ComparisonError) for side, part in enumerate(groups)]
+    for what, part, count in (("queries", names[0], queries), ("database", names[1], images)):
+        if len(part) != count:
+            raise ComparisonError(f"groups holds {len(part)} names for {count} images of the {what}")
+    numbers = np.unique(names[0] + names[1], return_inverse=True)[1]
+    return numbers[:queries], numbers[queries:]
+
+
+def _recall(search: Search, found: Best, count: int, own: tuple[np.ndarray, np.ndarray] | None) -> float:
+    """The share of true neighbours among those found within a shortlist, for some queries spread evenly."""
+    checked = np.unique(np.linspace(0, len(found.index) - 1, _CHECKED).astype(int))
+    true = search.best(checked, count, own).index
+    held = [np.isin(row[row >= 0], found.index[query]) for query, row in zip(checked, true, strict=True)]
+    return float(np.concatenate(held).mean()) if sum(map(len, held)) else float("nan")
+
+
+def _labelled(queries: Images, images: Images, found: Best) -> xr.Dataset:
+    names = np.array([*images.ids, ""])
+    dimensions = ("query", "rank")
+    return xr.Dataset(
+        {
+            "neighbour": (dimensions, names[found.index]),
+            "index": (dimensions, found.index),
+            "similarity": (dimensions, found.similarities),
+            "product": (dimensions, found.products),
+        },
+        coords={"query": queries.ids, "rank": np.arange(1, found.index.shape[1] + 1)},
+    )
+
+
+def _savings(counts: Counts, pairs: int, seconds: float, seconds_per_pair: float) -> dict[str, float]:
+    all_pairs = seconds_per_pair * pairs
+    return {
+        "seconds": seconds,
+        "seconds_bounds": counts.bound_seconds,
+        "seconds_of_all_pairs": all_pairs,
+        # The width of an RBF kernel may be the median of more pairs than are candidates.
+        "saved_matchings": max(0.0, 1 - counts.matchings / max(pairs, 1)),
+        # Of few pairs, the bounds may cost more than the matchings that they save.
+        "saved_time": max(0.0, 1 - seconds / all_pairs) if all_pairs else 0.0,
+    }
+
+
+def _summary(result: xr.Dataset) -> str:
+    about = result.attrs
+    return (
+        f"nearest: {about['matchings']:,} of {about['pairs']:,} pairs matched ({about['saved_matchings']:.0%} saved) "
+        f"in {format_seconds(about['seconds'])}; all would take about {format_seconds(about['seconds_of_all_pairs'])}"
+        + (f"; recall of the shortlist {about['recall']:.2f}" if "recall" in about else "")
+    )

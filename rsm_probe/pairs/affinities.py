@@ -1,0 +1,263 @@
+"""Tokens -> inner products between all locations of two images, pair by pair, where the tokens are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsm_probe.execution.devices import block_bytes, full_precision, in_halves
+from rsm_probe.matching.matching import Locations, Matching
+
+# Bytes of one block of affinities on the CPU, or for it. It is a constant, not derived from workers or memory, so that
+# the shapes of the matrix products, and with them the last bits of the results, never depend on the machine's load.
+BLOCK_BYTES = 8 << 20
+# Pairs of a block for the CPU that are gathered one by one, at most: more gain nothing, however small they are.
+_MOST_GATHERED = 256
+
+Numbers = tuple[np.ndarray, np.ndarray]
+
+
+def pairs_per_block(x: Tensor, y: Tensor) -> int:
+    """How many affinities (S, T) make one block for the CPU; at least 1."""
+    return max(1, BLOCK_BYTES // (x.shape[1] * y.shape[1] * x.element_size()))
+
+
+def pair_affinities(x: Tensor, y: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """The locations of images of x against those of single images of y.
+
+    Args:
+        x: tokens (N, S, C), contiguous.
+        y: tokens (M, T, C), contiguous.
+        rows: (B,), images of x.
+        columns: (B,), images of y.
+
+    Returns:
+        Shape (B, S, T), where the tokens are.
+    """
+    numbers = (torch.from_numpy(part).to(x.device) for part in (rows, columns))
+    left, right = (tokens[number] for tokens, number in zip((x, y), numbers, strict=True))
+    if x.dtype == torch.float16:  # added up in float32
+        return torch.bmm(left, right.mT, out_dtype=torch.float32)
+    return torch.bmm(left, right.mT)
+
+
+# Of this thread, by device. PyTorch keeps memory by stream: a new one each time could not have what others left.
+_streams = threading.local()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    if not hasattr(_streams, str(device)):
+        setattr(_streams, str(device), torch.cuda.Stream(device))
+    return getattr(_streams, str(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some pairs of images, and their affinities, which a device may still be computing.
+
+    Attributes:
+        rows: (B,), images of x.
+        columns: (B,), images of y.
+        ready: when the affinities are; None where they are already.
+        on_device: whether they stay where they are.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    _values: Tensor | None
+    on_device: bool
+    ready: torch.cuda.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def affinity(self) -> np.ndarray | Tensor | None:
+        """The affinities (B, S, T), or None where nobody reads any; waits for them, in any thread."""
+        if self._values is None:
+            return None
+        if self.ready is not None and self.on_device:
+            stream = torch.cuda.current_stream(self._values.device)
+            stream.wait_event(self.ready)
+            self._values.record_stream(stream)  # or their memory would be given away too soon
+        elif self.ready is not None:
+            self.ready.synchronize()
+        return self._values if self.on_device else self._values.numpy()
+
+
+class Affinities:
+    """The affinities of pairs of images, block by block, for methods that are served alike.
+
+    On a CUDA device they are computed on a stream of its own. Where a CPU matches, they are copied into pinned memory
+    by the same stream: both go on while others match what came before.
+
+    Args:
+        x: images whose tokens are contiguous.
+        y: the others, on the same device.
+        on_device: whether they stay on the device, for methods that solve them there.
+        reads: whether anybody reads them; if not, blocks say which pairs are next.
+        precision: "float32", or "float16" for tokens that are rounded to it.
+
+    Attributes:
+        pair_bytes: of one affinity; 0 where nobody reads any.
+        pairs_per_block: pairs of a block at most.
+    """
+
+    def __init__(
+        self, x: Locations, y: Locations, on_device: bool = False, reads: bool = True, precision: str = "float32"
+    ) -> None:
+        self.on_device, self.reads, self.device = on_device, reads, x.tokens.device
+        self.pair_bytes = x.count * y.count * x.tokens.element_size() if reads else 0
+        self.pairs_per_block = _most_on_device(x, y) if on_device else pairs_per_block(x.tokens, y.tokens)
+        self.x, self.y = x.tokens, y.tokens
+        self._units: tuple[np.ndarray, np.ndarray] | None = None
+        if reads and precision == "float16":
+            (self.x, units_x), (self.y, units_y) = x.half, y.half
+            self._units = units_x, units_y
+        self._stream = None
+        if self.device.type == "cuda":
+            self._stream = _stream(self.device)
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))  # which made the tokens
+            for tokens in (self.x, self.y):
+                tokens.record_stream(self._stream)
+
+    @property
+    def gathered_per_block(self) -> int:
+        """Pairs of a block whose tokens are gathered one by one, and take memory as well; at least 1."""
+        tokens = (self.x.shape[1] + self.y.shape[1]) * self.x.shape[2] * self.x.element_size()
+        if self.on_device:
+            return max(1, block_bytes(self.device) // (self.pair_bytes + tokens))
+        return max(1, min(_MOST_GATHERED, BLOCK_BYTES // max(self.pair_bytes, tokens)))
+
+    def all_pairs(self, diagonal: bool = False) -> Iterator[Numbers]:
+        """Which pairs the blocks hold: all, or those below the diagonal (with it, if asked) where x is y.
+
+        A block for the CPU holds images of x against one of y; for a device, as many of these as fill it.
+        """
+        runs: list[tuple[slice, int]] = []
+        held = 0
+        for rows, column in block_slices(self.x, self.y, diagonal, self.pairs_per_block):
+            count = rows.stop - rows.start
+            if runs and (not self.on_device or held + count > self.pairs_per_block):
+                yield _numbers(runs)
+                runs, held = [], 0
+            runs.append((rows, column))
+            held += count
+        if runs:
+            yield _numbers(runs)
+
+    def start(self, rows: np.ndarray, columns: np.ndarray, wait: Callable[[], bool] = bool) -> Iterator[Block]:
+        """Starts to compute the affinities of some pairs; several blocks where the device has no room for one.
+
+        Args:
+            rows: (B,), images of x.
+            columns: (B,), images of y.
+            wait: see `in_halves`.
+
+        Raises:
+            CostError: the device has no room for a single affinity.
+        """
+        return in_halves(lambda start, stop: self.block(rows[start:stop], columns[start:stop]), len(rows), wait)
+
+    def block(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool = False) -> Block:
+        """Starts to compute the affinities of some pairs.
+
+        Args:
+            rows: (B,), images of x.
+            columns: (B,), images of y.
+            one_by_one: one product for each pair, for pairs that have no images in common; on a CPU, its last bits
+                then do not depend on the other pairs.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room for them.
+        """
+        if not self.reads:
+            return Block(rows, columns, None, self.on_device)
+        if self._stream is None:
+            values = self._products(rows, columns, one_by_one)
+            return Block(rows, columns, values if self.on_device else values.cpu(), self.on_device)
+        with torch.cuda.stream(self._stream):
+            values = self._products(rows, columns, one_by_one)
+            if not self.on_device:
+                pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+                values = pinned.copy_(values, non_blocking=True)
+            ready = torch.cuda.Event(blocking=True)
+            ready.record(self._stream)
+        return Block(rows, columns, values, self.on_device, ready)
+
+    def _products(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool) -> Tensor:
+        with full_precision(self.device):
+            values = self._multiplied(rows, columns, one_by_one)
+        if self._units is None:
+            return values
+        units = self._units[0][rows] * self._units[1][columns]
+        return values.mul_(torch.from_numpy(units).to(values)[:, None, None])
+
+    def _multiplied(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool) -> Tensor:
+        if one_by_one:
+            return pair_affinities(self.x, self.y, rows, columns)
+        cuts = np.flatnonzero((np.diff(columns) != 0) | (np.diff(rows) != 1)) + 1
+        size = len(rows), self.x.shape[1], self.y.shape[1]
+        values = torch.empty(size, dtype=torch.promote_types(self.x.dtype, torch.float32), device=self.device)
+        for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
+            left, right = self.x[rows[start] : rows[stop - 1] + 1].flatten(0, 1), self.y[columns[start]].T
+            found = values[start:stop].view(-1, size[2])
+            if self.x.dtype == torch.float16:  # added up in float32
+                torch.mm(left, right, out_dtype=torch.float32, out=found)
+            else:
+                torch.mm(left, right, out=found)
+        return values
+
+
+def served_alike(
+    methods: Mapping[str, Matching], x: Locations, y: Locations, pairs: int, on_device: bool | None = None
+) -> list[tuple[Affinities, dict[str, Matching]]]:
+    """Methods, by label, with those affinities that serve them: on the device or on the CPU, and in their precision.
+
+    Args:
+        methods: label -> method.
+        x: images whose tokens are contiguous.
+        y: the others, on the same device.
+        pairs: that are to be matched; few are not worth a device's kernel.
+        on_device: whether the device solves them, where that is settled already.
+    """
+    groups: dict[tuple[bool, str], dict[str, Matching]] = {}
+    for label, method in methods.items():
+        stays = on_device
+        if stays is None:
+            stays = method.on_device(x.tokens.device, x.tokens.dtype, max(x.count, y.count), pairs)
+        groups.setdefault((stays, method.precision), {})[label] = method
+    return [
+        (Affinities(x, y, stays, any(m.needs_affinity for m in group.values()), precision), group)
+        for (stays, precision), group in groups.items()
+    ]
+
+
+def block_slices(x: Tensor, y: Tensor, diagonal: bool = False, most: int | None = None) -> Iterator[tuple[slice, int]]:
+    """All pairs, or those below the diagonal (with it, if asked) where x is y, as images of x against one of y.
+
+    Args:
+        x: tokens (N, S, C).
+        y: tokens (M, T, C).
+        diagonal: whether images meet themselves.
+        most: images of x at a time; by default as many as make a block for the CPU.
+    """
+    step = most or pairs_per_block(x, y)
+    for column in range(y.shape[0]):
+        first = column + (not diagonal) if y is x else 0
+        for start in range(first, x.shape[0], step):
+            yield slice(start, min(start + step, x.shape[0])), column
+
+
+def _most_on_device(x: Locations, y: Locations) -> int:
+    return max(1, block_bytes(x.tokens.device) // (x.count * y.count * x.tokens.element_size()))
+
+
+def _numbers(runs: list[tuple[slice, int]]) -> Numbers:
+    rows = [np.arange(part.start, part.stop) for part, _ in runs]
+    return np.concatenate(rows), np.repeat([column for _, column in runs], [len(part) for part in rows])

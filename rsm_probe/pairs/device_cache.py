@@ -1,0 +1,53 @@
+"""Tokens on a device: those of a capture are moved there once, as long as there is room for them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+from rsm_probe.execution.devices import token_bytes
+
+
+class Moved:
+    """What was moved to devices and may be asked for again; the parts that were not used for longest make room."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[Hashable, torch.device], Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._held.clear()
+
+    def get(self, key: Hashable, read: Callable[[], Tensor], device: torch.device) -> Tensor:
+        """Tokens on a device.
+
+        Args:
+            key: what they are.
+            read: gives them, in main memory.
+            device: where they are wanted; "cuda" is the current device of this thread.
+        """
+        if device.type == "cpu":
+            return read()
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        with self._lock:
+            found = self._held.get((key, device))
+            if found is not None:
+                self._held.move_to_end((key, device))
+                return found
+        tokens = read().to(device)
+        with self._lock:
+            self._held[key, device] = tokens
+            mine = [name for name in self._held if name[1] == device]
+            held = sum(self._held[name].nbytes for name in mine)
+            for name in mine[:-1]:
+                if held <= token_bytes(device):
+                    break
+                held -= self._held.pop(name).nbytes
+        return tokens

@@ -1,0 +1,100 @@
+"""How the work of all pairs is cut into tiles that fit into memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from rsm_probe.captures.captured_layers import CapturedLayer
+from rsm_probe.errors import CostError
+from rsm_probe.execution.amounts import format_bytes
+from rsm_probe.matching.matching import Matching
+from rsm_probe.pairs.affinities import BLOCK_BYTES
+from rsm_probe.pairs.products import affinity_bytes
+
+# Tokens on one side of a tile: enough that reading them costs little beside matching, few enough that a tile ends soon.
+_TOKEN_BYTES = 16 << 20
+_TOKEN_BYTES_ON_DEVICE = 256 << 20
+_LARGEST_TILE = 1024
+# At least so many tiles along each side of the result, so that workers end at about the same time.
+_TILES_PER_SIDE = 8
+# What a tile needs, in units of the tokens on one side: those of both, centred and in float64, and what is read.
+_SIDES_IN_MEMORY = 8
+# Products, bounds, and what is made of them; partners of a location, and their copies for the other half.
+_PAIR_BYTES, _PERMUTATION_BYTES = 64, 16
+# A tile is small enough for so many workers to fit into the memory.
+_WORKERS_THAT_FIT = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How work is cut so that it fits into memory.
+
+    Attributes:
+        image_bytes: tokens of an image, of the larger side.
+        block_bytes: affinities that one worker holds.
+        pair_bytes: what is kept of each pair while a tile is made.
+        memory: for all workers together.
+        most: workers at most.
+        tile: images on each side of a tile.
+    """
+
+    image_bytes: int
+    block_bytes: int
+    pair_bytes: int
+    memory: int
+    most: int
+    tile: int
+
+    @classmethod
+    def of(
+        cls,
+        x: CapturedLayer,
+        y: CapturedLayer,
+        method: Matching,
+        memory: int,
+        workers: int,
+        permutations: bool,
+        on_device: bool = False,
+    ) -> Plan:
+        """The plan for all pairs of two captured layers.
+
+        Affinities that stay on a device take nothing here, and tiles for it are larger: its blocks hold many pairs.
+
+        Raises:
+            CostError: one affinity alone exceeds the memory.
+        """
+        image = max(x.shape[1], y.shape[1]) * x.shape[2] * 4
+        sample = [torch.empty(1, layer.shape[1], layer.shape[2], device="meta") for layer in (x, y)]
+        one = affinity_bytes(method, sample[0], sample[1], memory)
+        # An affinity, its padded copy, and what is remembered of it.
+        block = 2 * max(one, BLOCK_BYTES) if one and not on_device else 0
+        pair = _PAIR_BYTES + (_PERMUTATION_BYTES * x.shape[1] if permutations else 0)
+        tokens = _TOKEN_BYTES_ON_DEVICE if on_device else _TOKEN_BYTES
+        wanted = max(1, min(tokens // image, _LARGEST_TILE, -(-max(len(x), len(y)) // _TILES_PER_SIDE)))
+        plan = cls(image, block, pair, memory, workers, 1)
+        # Not from the number of workers here: the last digits of a result would depend on it.
+        share, chunk = memory // _WORKERS_THAT_FIT, x.images_per_chunk
+        side = max((side for side in range(1, wanted + 1) if plan.tile_bytes(side) <= share), default=1)
+        return replace(plan, tile=side // chunk * chunk if side > chunk else side)
+
+    def workers(self, tile: int) -> int:
+        """How many tiles of a size fit into memory at a time, at least one."""
+        return max(1, min(self.most, self.memory // self.tile_bytes(tile)))
+
+    def tile_bytes(self, tile: int) -> int:
+        """What one worker needs."""
+        return self.block_bytes + _SIDES_IN_MEMORY * tile * self.image_bytes + self.pair_bytes * tile**2
+
+    def require_memory(self, tile: int) -> None:
+        """Refuses tiles that are too large.
+
+        Raises:
+            CostError: one tile exceeds the memory.
+        """
+        if self.tile_bytes(tile) > self.memory:
+            raise CostError(
+                f"a tile of {tile} x {tile} images takes {format_bytes(self.tile_bytes(tile))}, above the memory "
+                f"budget of {format_bytes(self.memory)}; raise memory=, or take tiles of fewer images"
+            )

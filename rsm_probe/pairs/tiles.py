@@ -1,0 +1,240 @@
+"""Tiles of image pairs on disk: what one worker does, from the captures that it reads to the chunks that it writes.
+
+A result is a chunk store whose chunks are the tiles: `product` and `bound` (image_a, image_b), `norm_a` and `norm_b`,
+and `permutation` (image_a, image_b, location) where it is kept. Of one set of images both halves are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsm_probe.captures.captured_layers import KIND as CAPTURE
+from rsm_probe.captures.captured_layers import Capture, CapturedLayer, layers_of
+from rsm_probe.errors import StorageError
+from rsm_probe.execution.executors import one_thread
+from rsm_probe.matching.matching import Matching
+from rsm_probe.pairs.device_cache import Moved
+from rsm_probe.pairs.products import Tile, match_tile
+from rsm_probe.pairs.token_sets import centred_tokens
+from rsm_probe.similarity.centering import Centering
+from rsm_probe.storage.chunks import ChunkStore
+from rsm_probe.storage.places import absolute
+
+KIND = "pairs"
+_moved = Moved()
+# No location has this partner: it stands for what was not written.
+_NOT_WRITTEN = -2
+
+
+@dataclass(frozen=True)
+class Source:
+    """A captured layer as a worker finds it.
+
+    Attributes:
+        where: path or URL of the capture.
+        layer: name.
+        digest: of its tokens, so that a capture that was replaced is not taken for the one that was meant.
+        chunk: images per chunk, as what was opened knows it.
+    """
+
+    where: str
+    layer: str
+    digest: str
+    chunk: int
+
+    @classmethod
+    def of(cls, layer: CapturedLayer) -> Source:
+        """The source that `open` turns into the layer again."""
+        return cls(absolute(layer.where), layer.name, layer.digest, layer.images_per_chunk)
+
+    def open(self) -> CapturedLayer:
+        """The layer; opened once in each process.
+
+        Raises:
+            StorageError: the capture is gone, damaged, or another one.
+        """
+        store = ChunkStore.open(self.where, CAPTURE)
+        digests = {layer["name"]: layer["digest"] for layer in layers_of(store)}
+        if digests.get(self.layer) != self.digest:
+            raise StorageError(f"the capture at {self.where} was replaced by another while it was being used")
+        return _opened(self)
+
+
+@lru_cache(maxsize=16)
+def _opened(source: Source) -> CapturedLayer:
+    return Capture.open(source.where)[source.layer]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all tiles of a result have in common.
+
+    Attributes:
+        x: the images in the rows.
+        y: the images in the columns; None for those of x.
+        out: path or URL of the result.
+        method: the matching.
+        centering: what is subtracted; the mean is that of y, where y is given.
+        device: where affinities are computed.
+        permutations: whether they are kept.
+        tile: images on each side of a tile.
+        pairs: of the whole work, by which a worker decides who matches.
+    """
+
+    x: Source
+    y: Source | None
+    out: str
+    method: Matching
+    centering: Centering | None
+    device: str
+    permutations: bool
+    tile: int
+    pairs: int
+
+    def tasks(self, rows: int, columns: int) -> Iterator[Task]:
+        """The tiles; of one set of images, those on and above the diagonal."""
+        for i in range(0, rows, self.tile):
+            for j in range(0 if self.y else i, columns, self.tile):
+                yield Task(self, i, min(i + self.tile, rows), j, min(j + self.tile, columns))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One tile: images `top` to `bottom` in the rows, `left` to `right` in the columns."""
+
+    job: Job
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def on_diagonal(self) -> bool:
+        """Whether rows and columns are the same images."""
+        return self.job.y is None and self.top == self.left
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of different images; each unordered pair of one set counts once."""
+        rows = self.bottom - self.top
+        return rows * (rows - 1) // 2 if self.on_diagonal else rows * (self.right - self.left)
+
+    def parts(self) -> list[tuple[str, tuple[slice, ...]]]:
+        """Arrays and places that the tile writes; the last one says that it is finished."""
+        rows, columns = slice(self.top, self.bottom), slice(self.left, self.right)
+        places = [(rows, columns)]
+        if self.job.y is None and not self.on_diagonal:
+            places.insert(0, (columns, rows))
+        names = ["permutation"] * self.job.permutations + ["bound", "product"]
+        norms: list[tuple[str, tuple[slice, ...]]] = []
+        if self.left == 0 or self.on_diagonal:
+            norms.append(("norm_a", (rows,)))
+        if (self.top == 0 and self.job.y is not None) or self.on_diagonal:
+            norms.append(("norm_b", (columns,)))
+        return norms + [(name, place) for name in names for place in places]
+
+    def is_there(self, store: ChunkStore) -> bool:
+        """Whether the tile was finished, and nothing of it is missing or damaged."""
+        return all(store.intact(name, place) for name, place in reversed(self.parts()))
+
+
+def forget_tokens() -> None:
+    """Gives back the memory of devices that tokens of tiles were kept in."""
+    _moved.clear()
+
+
+def array_names(job: Job) -> list[str]:
+    """All arrays of a finished result."""
+    sides = [f"{part}_{side}" for side in "ab" for part in ("image", "label", "norm")]
+    return [*sides, "product", "bound", *(["permutation"] if job.permutations else [])]
+
+
+def holds_all(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -> bool:
+    """Whether a result has all its arrays, and the names of these images.
+
+    Raises:
+        StorageError: an array lost its metadata.
+    """
+    named = all(
+        store.holds_names(f"image_{side}", layer.ids) and store.holds_names(f"label_{side}", layer.labels)
+        for side, layer in (("a", x), ("b", y))
+    )
+    return named and all(name in store for name in array_names(job))
+
+
+def create_arrays(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -> None:
+    """Makes the arrays of a result, or finds them there.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    shape, tile = (len(x), len(y)), (job.tile, job.tile)
+    dimensions = ("image_a", "image_b")
+    for suffix, layer in (("a", x), ("b", y)):
+        store.put_names(f"image_{suffix}", layer.ids, f"image_{suffix}")
+        store.put_names(f"label_{suffix}", layer.labels, f"image_{suffix}")
+        store.create(f"norm_{suffix}", (len(layer),), (job.tile,), np.float64, np.nan, (f"image_{suffix}",))
+    for name in ("product", "bound"):
+        store.create(name, shape, tile, np.float64, np.nan, dimensions)
+    if job.permutations:
+        locations, dtype = x.shape[1], permutation_dtype(y.shape[1])
+        store.create(
+            "permutation", (*shape, locations), (*tile, locations), dtype, _NOT_WRITTEN, (*dimensions, "location")
+        )
+
+
+def permutation_dtype(locations: int) -> np.dtype:
+    """The integers that name so many locations."""
+    return np.dtype(np.int16 if locations <= np.iinfo(np.int16).max else np.int32)
+
+
+def compute(task: Task) -> int:
+    """Reads the images of a tile, matches its pairs in one thread, and writes it; returns the number of pairs.
+
+    Raises:
+        StorageError: a capture cannot be read, or the result cannot be written.
+    """
+    job = task.job
+    x = job.x.open()
+    y = x if job.y is None else job.y.open()
+    with one_thread(), torch.no_grad():
+        rows = _tokens(job, job.x, x, (task.top, task.bottom), y)
+        columns = None if task.on_diagonal else _tokens(job, job.y or job.x, y, (task.left, task.right), y)
+        locations = max(x.shape[1], y.shape[1])
+        stays = job.method.on_device(rows.device, rows.dtype, locations, job.pairs)
+        tile = match_tile(rows, columns, job.method, (x.grid, y.grid), job.permutations, stays)
+    _write(task, tile, x.shape[1])
+    return task.pairs
+
+
+def _tokens(
+    job: Job, source: Source, layer: CapturedLayer, numbers: tuple[int, int], reference: CapturedLayer
+) -> Tensor:
+    """Images of a layer, centred, on the device."""
+    key = (source, numbers, job.y or job.x, job.centering)
+    read = partial(centred_tokens, layer, slice(*numbers), reference, job.centering)
+    return _moved.get(key, read, torch.device(job.device))
+
+
+def _write(task: Task, tile: Tile, locations: int) -> None:
+    store = ChunkStore.open(task.job.out, KIND, writable=True)
+    values = {
+        "norm_a": tile.norms_x,
+        "norm_b": tile.norms_y,
+        "bound": tile.bounds,
+        "product": tile.products,
+        "permutation": tile.permutations,
+    }
+    turned = tile.transposed(locations) if task.job.y is None and not task.on_diagonal else tile
+    other = {"bound": turned.bounds, "product": turned.products, "permutation": turned.permutations}
+    for name, place in task.parts():
+        mirrored = len(place) > 1 and place[0] != slice(task.top, task.bottom)
+        part = other[name] if mirrored else values[name]
+        assert part is not None
+        store.write(name, place, part)

@@ -1,0 +1,178 @@
+"""Sets of images as all-pairs work reads them: a captured layer, or tokens in memory that look like one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsm_probe.arrays import first_nonfinite, real_tensor
+from rsm_probe.captures.captured_layers import CapturedLayer
+from rsm_probe.checks import brief
+from rsm_probe.errors import ComparisonError, RepresentationError, StorageError
+from rsm_probe.similarity.centering import Centering, subtract_mean
+from rsm_probe.similarity.rsm import image_names
+
+
+class Tokens:
+    """Tokens in memory, with what a `CapturedLayer` has.
+
+    Args:
+        values: tokens (N, S, C).
+        name: what messages call them.
+        ids: N names; numbers where left out.
+
+    Raises:
+        RepresentationError: wrong shape, NaN or infinity (the message names the image).
+        ComparisonError: wrong number of ids.
+    """
+
+    def __init__(self, values: Tensor | np.ndarray, name: str, ids: Sequence[str] | None = None) -> None:
+        self._tokens, self.ids = checked_tokens(values, name, ids)
+        self.name = self.where = name
+        self.grid: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Images, locations, channels."""
+        images, locations, channels = self._tokens.shape
+        return images, locations, channels
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def images_per_chunk(self) -> int:
+        """So many images are best read at once: any number."""
+        return 1
+
+    def tokens(self, images: slice = slice(None)) -> Tensor:
+        """Tokens (n, S, C) of some images."""
+        return self._tokens[images]
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean over images (S, C), float64."""
+        return self._tokens.mean(dim=0, dtype=torch.float64)
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """The mean over locations of every image (N, C), float64."""
+        return self._tokens.mean(dim=1, dtype=torch.float64)
+
+
+class Picked:
+    """Some images of a set, in their order, centred by the mean of the whole set.
+
+    Args:
+        images: the set.
+        numbers: which of them, ascending.
+    """
+
+    def __init__(self, images: CapturedLayer | Tokens, numbers: np.ndarray) -> None:
+        self._images, self._numbers = images, numbers
+        self.ids = [images.ids[int(number)] for number in numbers]
+        self.name, self.where, self.grid, self.mean = images.name, images.where, images.grid, images.mean
+        self.images_per_chunk = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Images, locations, channels."""
+        return len(self), self._images.shape[1], self._images.shape[2]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def tokens(self, images: slice = slice(None)) -> Tensor:
+        """Tokens (n, S, C) of some of them; those that lie in one chunk are read at once."""
+        wanted, chunk = self._numbers[images], self._images.images_per_chunk
+        parts = np.split(wanted, np.flatnonzero(np.diff(wanted // chunk)) + 1)
+        read = [self._images.tokens(slice(int(part[0]), int(part[-1]) + 1))[part - part[0]] for part in parts]
+        return torch.cat(read)
+
+
+Images = CapturedLayer | Tokens | Picked
+
+
+def as_set(images: Any, name: str, ids: Sequence[str] | None = None) -> CapturedLayer | Tokens:
+    """A captured layer as it is, or tokens (N, S, C) as a set of images.
+
+    Raises:
+        RepresentationError: neither.
+        ComparisonError: names for images of a captured layer.
+    """
+    if not isinstance(images, CapturedLayer):
+        return Tokens(images, name, ids)
+    if ids is not None:
+        raise ComparisonError(f"{name}_ids: a captured layer knows the names of its images")
+    return images
+
+
+def warn_of_other_layer(x: CapturedLayer, y: CapturedLayer) -> None:
+    """Says that two layers are not one: the channels of different layers have nothing in common but their number."""
+    if x.name != y.name:
+        warnings.warn(
+            f"images of layer {x.name!r} are matched with those of layer {y.name!r}, whose channels mean other things; "
+            f"compare layers by their RSMs",
+            stacklevel=3,
+        )
+
+
+def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[Tensor, list[str]]:
+    """Tokens (N, S, C), finite and of real numbers, and the names of their images.
+
+    Raises:
+        RepresentationError: wrong type or shape, NaN or infinity (the message names the image).
+        ComparisonError: wrong number of ids.
+    """
+    if not isinstance(values, Tensor | np.ndarray):
+        raise RepresentationError(
+            f"{name} must be an array of tokens (N, S, C), found {type(values).__name__}{_tokens_of(values)}"
+        )
+    tokens = real_tensor(values, name, RepresentationError)
+    if tokens.ndim != 3 or 0 in tokens.shape:
+        raise RepresentationError(f"{name} must hold tokens (N, S, C), found shape {tuple(tokens.shape)}")
+    names = image_names(ids, len(tokens), "ids" if name == "z" else f"{name}_ids")
+    bad = first_nonfinite(tokens)
+    if bad is not None:
+        raise RepresentationError(f"{name} holds NaN or infinity, first in image {names[bad]}")
+    return tokens, names
+
+
+def _tokens_of(values: Any) -> str:
+    """Where the tokens are in what was given instead: the end of a message."""
+    if hasattr(values, "tokens"):
+        return f"; give its .tokens{'()' if callable(values.tokens) else ''}"
+    if hasattr(values, "representations"):
+        return "; give those of one layer, as in probe.representations['layer'].tokens"
+    if isinstance(values, Mapping):
+        known = ", ".join(brief(key, 40) for key in [*values][:3])
+        return f"; give one of its entries ({known}), and of a Representation its .tokens"
+    if isinstance(values, list | tuple):
+        return "; of one array (S, C) per image, give numpy.stack(...) or torch.stack(...)"
+    if hasattr(values, "dataset") and hasattr(values, "ids"):
+        return ", which is what tokens become; compare RSMs by rsm_probe.cka or rsm_probe.compare"
+    return ""
+
+
+def centred_tokens(images: Images, numbers: slice, reference: Images, centering: Centering | None) -> Tensor:
+    """Tokens (n, S, C) of some images, less the mean over the images of a reference.
+
+    Raises:
+        StorageError: a chunk cannot be read.
+        RepresentationError: the two layers do not fit each other.
+    """
+    tokens = images.tokens(numbers)
+    bad = first_nonfinite(tokens)
+    if bad is not None:
+        name = images.ids[(numbers.start or 0) + bad]
+        raise StorageError(f"{images.where}: tokens of image {name!r} of {images.name!r} are not finite")
+    if centering is not None:
+        mean = reference.mean[None]
+        tokens = subtract_mean(tokens, mean if centering == "location-mean" else mean.mean(dim=1, keepdim=True))
+    return tokens

@@ -1,0 +1,68 @@
+"""All similarities of captured images under a way of comparing them, and the nearest images by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsm_probe.captures.captured_layers import CapturedLayer
+from rsm_probe.errors import ComparisonError
+from rsm_probe.pairs.compute import rsm
+from rsm_probe.pairs.on_disk import all_pairs
+from rsm_probe.paper.similarity_rules import Way, in_tiles
+from rsm_probe.similarity.centering import Centering
+from rsm_probe.similarity.rsm import RSM
+
+
+def similarity_values(
+    x: CapturedLayer,
+    y: CapturedLayer | None,
+    way: Way,
+    where: Path,
+    centering: Centering | None,
+    tile: int | None,
+    **options: Any,
+) -> np.ndarray:
+    """Similarities of all images of x with all of y, (N, M) float64.
+
+    Args:
+        x: the images in the rows.
+        y: those in the columns; None for the images of x among themselves.
+        way: how two images are compared.
+        where: a folder for what is matched, in which an interrupted call continues.
+        centering: see `rsm_probe.rsm`.
+        tile: see `in_tiles`.
+        options: of `all_pairs`.
+    """
+    if way.pooled:
+        columns = None if y is None else y.pooled[:, None].float()
+        pairs = rsm(x.pooled[:, None].float(), columns, way.matching, "linear", centering).dataset
+    else:
+        # Read whole, so that what is damaged or missing is said before it is used.
+        pairs = RSM.from_pairs(all_pairs(x, y, where, way.matching, centering, **options)).dataset
+    norms = pairs["norm_a"].values, pairs["norm_b"].values
+    if not np.isfinite(pairs["product"].values).all():
+        raise ComparisonError(f"layer {x.name}: products of some images are not finite; its values are too large")
+    values = in_tiles(way.kernel, pairs["product"].values, norms, y is None, tile)
+    return values / x.shape[1] if way.per_location else values
+
+
+def nearest_images(
+    values: np.ndarray, top: int, groups: tuple[Sequence[str], Sequence[str]] | None = None
+) -> np.ndarray:
+    """Places of the most similar images of each query, (N, top), -1 where there is no further candidate.
+
+    Args:
+        values: similarities (N, M); of equal ones, the earlier image is the nearer.
+        top: how many.
+        groups: names (N,) and (at least M); an image is no candidate for a query of its own group.
+    """
+    allowed = np.ones(values.shape, dtype=bool)
+    if groups is not None:
+        allowed = np.array(groups[0])[:, None] != np.array(groups[1])[None, : values.shape[1]]
+    ranked = np.where(allowed, values, -np.inf)
+    order = np.argsort(-ranked, axis=1, kind="stable")[:, :top]
+    return np.where(np.take_along_axis(allowed, order, axis=1), order, -1)

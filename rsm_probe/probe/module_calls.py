@@ -1,0 +1,126 @@
+"""Which modules in and around the probed layers are called, and what can be probed in place of a silent one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.tracing.inputs import find_images
+from rsm_probe.probe.wrappers import has_no_forward
+
+# A message names no more parts of a layer than this.
+_MOST_PARTS = 4
+
+
+class Called:
+    """Watches the probed layers, what holds them, and their parts.
+
+    Args:
+        modules: dotted name -> module.
+        probed: names of the probed layers.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], probed: Iterable[str]) -> None:
+        self._modules = modules
+        self._watched = {
+            name: None for layer in probed for name in (*_holders(layer), layer, *self._parts(layer)) if name
+        }
+        self._now: set[str] = set()
+        self._ever: set[str] = set()
+        self._shown: set[str] = set()
+
+    def begin(self) -> None:
+        """A forward pass of the model begins or is over: what is called from now on was not called before."""
+        self._now = set()
+
+    @contextmanager
+    def watching(self, is_followed: Callable[[nn.Module, nn.Module], bool]) -> Iterator[None]:
+        """Hooks inside.
+
+        Args:
+            is_followed: whether the call of a module counts, given that module and the one that was hooked.
+        """
+        with ExitStack() as hooks:
+            for name in self._watched:
+                module = self._modules[name]
+                hook = self._noticing(name, module, is_followed)
+                hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            yield
+
+    def _noticing(
+        self, name: str, own: nn.Module, is_followed: Callable[[nn.Module, nn.Module], bool]
+    ) -> Callable[..., None]:
+        # Not given keyword arguments in a thread that runs the model while the hook is put on or taken off.
+        def notice(module: nn.Module, args: tuple[Any, ...], *kwargs: dict[str, Any]) -> None:
+            if is_followed(module, own):
+                self._now.add(name)
+                if name not in self._ever:
+                    self._ever.add(name)
+                    if _holds_images((*args, *kwargs[0].values())):
+                        self._shown.add(name)
+
+        return notice
+
+    def outside(self, layer: str) -> str:
+        """What to probe to see a layer that ran outside of the model's forward pass, as the end of a message."""
+        part = next((name for name in (*_holders(layer), layer) if name in self._now), "")
+        if part not in self._shown:
+            return ""
+        return f", or probe the part that was called: {_probe_of(part, layer)}"
+
+    def instead(self, layer: str) -> str:
+        """What to probe in place of a layer that never ran in a forward pass, as the end of a message."""
+        parts = [part for part in self._parts(layer) if part in self._now][:_MOST_PARTS]
+        if parts:
+            return f"; the model calls its parts by hand: probe {', '.join(map(repr, parts))}"
+        holders = _holders(layer)
+        if self._ever.intersection((layer, *self._parts(layer))):
+            tower = next((name for name in (*holders, layer) if name in self._shown - self._now), None)
+            if tower is not None:
+                return (
+                    f"; it ran before, when {tower!r} was called on images (as generate() does): probe that part, "
+                    f"{_probe_of(tower, layer)}"
+                )
+        holder = next((name for name in reversed(holders) if name in self._now), None)
+        if holder is not None:
+            return f"; its weights may be used without calling it: probe {holder!r} instead"
+        return "; the model does not use it for such inputs: leave it out"
+
+    def _parts(self, layer: str) -> list[str]:
+        """The outermost modules within a layer that can be called."""
+        found: list[str] = []
+        silent = has_no_forward(self._modules[layer])
+        for name, child in self._modules[layer].named_children():
+            full = f"{layer}.{name}" if layer else name
+            if full not in self._modules:  # the wrapper of a compiled part, whose own name is its plain one
+                continue
+            if has_no_forward(child):
+                found += self._parts(full)
+            # Seeing a hook, it computes in another way, whose values differ in the last digits.
+            elif silent or not isinstance(child, nn.TransformerEncoderLayer):
+                found.append(full)
+        return found
+
+
+def _holders(layer: str) -> list[str]:
+    """The names of the modules around a layer, outermost first, without the model's own."""
+    parts = layer.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _probe_of(part: str, layer: str) -> str:
+    """How to probe a layer within a part of the model, as code."""
+    return f"Probe(model.get_submodule({part!r}), {layer[len(part) + 1 :]!r})"
+
+
+def _holds_images(values: tuple[Any, ...]) -> bool:
+    with _disable_current_modes():  # what is looked at here is not an operation of the model
+        try:
+            return find_images(values).images is not None
+        except RepresentationError:
+            return False

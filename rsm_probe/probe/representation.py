@@ -1,0 +1,241 @@
+"""Any layer output -> concept vectors `(N, S, C)`, with prefix tokens and grid, by evidence from the same forward pass.
+
+Nothing here knows a model by name. A map's layout follows from grids that convolutions and poolings produced earlier in
+the same pass; class and register tokens are what a token sequence holds beyond such a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.tracing.inputs import leaves
+
+Grid = tuple[int, ...]
+Layout = Literal["NCHW", "NHWC", "NCTHW", "NTHWC", "NTC", "TNC", "NCT", "NC"]
+
+# More extra tokens than this are not class, distillation or register tokens, but a wrong grid.
+_MAX_PREFIX = 8
+_SPATIAL = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+_POOLING = (
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+# These work on the last axis, so that it holds the channels; their subclasses may do otherwise.
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What one layer answered to a batch of images.
+
+    Attributes:
+        tokens: concept vectors, shape (N images, S locations, C channels).
+        prefix: class, distillation and register tokens, shape (N, P, C); P may be 0.
+        grid: (H, W) with H * W = S, of videos (T, H, W) with T * H * W = S; (1, 1) of a map that was pooled whole; None
+            where locations have no grid: vectors (N, C), sequences of one token, tokens picked here and there.
+    """
+
+    tokens: Tensor
+    prefix: Tensor
+    grid: Grid | None
+
+
+def pick_tensor(output: Any, key: str | None, batch: int) -> Tensor:
+    """The tensor of a layer's output that holds its representation.
+
+    A tensor is taken as it is. From a tuple, list, dict or dataclass, `key` chooses (an index, a key or a field, with
+    dots for nesting); without it, the first floating tensor of at least three dimensions whose first axis is the batch,
+    else the first floating tensor.
+
+    Raises:
+        RepresentationError: there is no such part, or no floating tensor at all.
+    """
+    if key is not None:
+        for part in key.split("."):
+            output = _part(output, part)
+    tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not tensors:
+        raise RepresentationError(_no_tensor(output))
+    best = [t for t in tensors if not t.is_nested and t.ndim >= 3 and t.shape[0] == batch]
+    return best[0] if best else tensors[0]
+
+
+def _part(output: Any, part: str) -> Any:
+    keys: Sequence[Any]
+    if isinstance(output, Mapping):
+        keys = list(output)
+        if part in output:
+            return output[part]
+    elif isinstance(output, tuple | list):
+        keys = range(len(output))
+        if part.isdecimal() and int(part) < len(output):
+            return output[int(part)]
+    else:
+        keys = _fields(output)
+        if part in keys:
+            return getattr(output, part)
+    raise RepresentationError(f"its output has no part {part!r}; parts are: {', '.join(map(str, keys)) or 'none'}")
+
+
+def _fields(output: Any) -> list[str]:
+    return [name for name in getattr(output, "__dict__", {}) if not name.startswith("_")]
+
+
+def _no_tensor(output: Any) -> str:
+    """Why an output cannot be read, and what to do."""
+    if isinstance(output, Tensor):
+        return f"its output holds {output.dtype}, not floating numbers; probe a layer before or after it"
+    if isinstance(output, Iterable) and not isinstance(output, str | bytes | Mapping | list | tuple):
+        return f"its output is a {type(output).__name__}, which is not looked into; return a tensor, list or mapping"
+    found = f"no floating tensor was found in its output ({type(output).__name__})"
+    fields = [] if isinstance(output, Mapping | list | tuple) else _fields(output)
+    parts = [name for name in fields if any(isinstance(leaf, Tensor) for leaf in leaves(getattr(output, name)))]
+    if parts:
+        return f"{found}; choose a part with '<layer>[{parts[0]}]' (parts are: {', '.join(parts)})"
+    return f"{found}; probe a layer before or after it"
+
+
+def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.Module) -> Layout:
+    """How the axes of an output are to be read.
+
+    Args:
+        output: what the layer returned.
+        batch: number of images in this forward pass.
+        grids: (H, W) of every convolution and pooling that ran before, in order.
+        module: the layer, whose own kind decides where shapes do not.
+
+    Raises:
+        RepresentationError: no evidence settles it.
+    """
+    shape = tuple(output.shape)
+    if output.ndim < 2:
+        raise RepresentationError(f"its output has shape {shape}; a representation needs at least (N, C)")
+    if output.ndim == 3 and shape[1] == batch and _is_sequence_first(shape[0], batch, module):
+        return "TNC"
+    if shape[0] != batch:
+        raise RepresentationError(
+            f"its output has shape {shape}, but the batch holds {batch} images: images are folded into windows, "
+            f"regions or queries; probe the block around it instead, or, if the sequence comes first, say so with "
+            f"layouts={{'<layer>': 'TNC'}}"
+        )
+    if output.ndim == 2:
+        return "NC"
+    if output.ndim == 3:
+        return "NCT" if shape[2] == 1 else "NTC"
+    if output.ndim == 4:
+        return _infer_map_layout(shape, set(_with_halvings(grids)), module)
+    raise RepresentationError(f"its output has shape {shape}; maps of more than two spatial axes are not supported")
+
+
+def _is_sequence_first(first: int, batch: int, module: nn.Module) -> bool:
+    """Whether (first, batch, C) holds a sequence for each image, and not windows whose length equals the batch.
+
+    A number of windows is a multiple of the batch. Where the length of the sequence is one too, only attention that
+    is declared as sequence-first settles it.
+    """
+    attention = (part for part in module.modules() if isinstance(part, nn.MultiheadAttention))
+    if any(not part.batch_first for part in attention):
+        return True
+    return first % batch != 0 or batch == 1 != first
+
+
+def _infer_map_layout(shape: tuple[int, ...], grids: set[Grid], module: nn.Module) -> Layout:
+    _, second, third, fourth = shape
+    first, last = (third, fourth) in grids or (third, fourth) == (1, 1), (second, third) in grids
+    if first != last:
+        return "NCHW" if first else "NHWC"
+    if first and type(module) in _CHANNELS_LAST:
+        return "NHWC"
+    convolutional = any(isinstance(m, (*_SPATIAL, *_POOLING)) for m in module.modules())
+    if first or convolutional:  # both readings fit a grid, or neither does: what the layer is made of decides
+        leaf = next(module.children(), None) is None
+        return "NCHW" if convolutional or leaf else "NHWC"
+    raise RepresentationError(
+        f"its output has shape {shape}, and neither the last two axes nor the middle two are a grid that a convolution "
+        f"produced earlier; say how to read it with layouts={{'<layer>': 'NCHW'}} or 'NHWC'"
+    )
+
+
+def _with_halvings(grids: Sequence[Grid]) -> list[Grid]:
+    """Grids and what patch merging or strided slicing makes of them."""
+    found = list(dict.fromkeys(grids))
+    for grid in found[:]:
+        while max(grid) > 1:
+            grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
+            found.append(grid)
+    return found
+
+
+def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid], *, given: bool = False) -> Representation:
+    """Reads an output as a representation; the tokens are a view of it.
+
+    Args:
+        output: what a layer returned.
+        layout: the meaning of its axes.
+        grids: (H, W) of the maps that were seen before.
+        given: the layout was said, not found: then a sequence is taken as it is, without a grid or a prefix.
+
+    Raises:
+        RepresentationError: the layout does not fit the shape, or a token sequence fits no grid.
+    """
+    if layout not in get_args(Layout):
+        raise RepresentationError(f"unknown layout {layout!r}; layouts are: {', '.join(get_args(Layout))}")
+    if output.ndim != len(layout):
+        raise RepresentationError(f"its output has shape {tuple(output.shape)}, which layout {layout!r} does not fit")
+    if layout in ("NCHW", "NCTHW"):
+        grid = tuple(output.shape[2:])
+        return _without_prefix(output.flatten(2).transpose(1, 2), grid)
+    if layout in ("NHWC", "NTHWC"):
+        grid = tuple(output.shape[1:-1])
+        return _without_prefix(output.flatten(1, -2), grid)
+    if layout == "NC":
+        return _without_prefix(output.unsqueeze(1), None)
+    tokens = {"NTC": output, "TNC": output.transpose(0, 1), "NCT": output.transpose(1, 2)}[layout]
+    if given or tokens.shape[1] == 1:
+        return _without_prefix(tokens, None)
+    grid = _grid_of_sequence(tokens.shape[1], grids, layout)
+    prefix = tokens.shape[1] - grid[0] * grid[1]
+    return Representation(tokens[:, prefix:], tokens[:, :prefix], grid)
+
+
+def _without_prefix(tokens: Tensor, grid: Grid | None) -> Representation:
+    return Representation(tokens, tokens[:, :0], grid)
+
+
+def _grid_of_sequence(length: int, grids: Sequence[Grid], layout: Layout) -> Grid:
+    """The grid behind a token sequence: of those seen, the one that leaves the fewest prefix tokens."""
+    fitting = [g for g in _with_halvings(grids[::-1]) if 0 <= length - g[0] * g[1] <= _MAX_PREFIX and max(g) > 1]
+    if not fitting:
+        seen = ", ".join(f"{h}x{w}" for h, w in dict.fromkeys(grids)) or "none"
+        raise RepresentationError(
+            f"its output holds {length} tokens, which is no grid seen in this forward pass (seen: {seen}) plus at most "
+            f"{_MAX_PREFIX} prefix tokens; layouts={{'<layer>': {layout!r}}} takes them as they are"
+        )
+    return min(fitting, key=lambda g: length - g[0] * g[1])
+
+
+def require_finite(model: str, layer: str, bad: int | None, ids: Sequence[str] | None) -> None:
+    """Raises if a representation holds NaN or infinity.
+
+    Args:
+        model: whose layer it is.
+        layer: which one.
+        bad: the first image that does, or None; see `first_nonfinite`.
+        ids: names of the images.
+
+    Raises:
+        RepresentationError: names layer, model and image.
+    """
+    if bad is not None:
+        image = f"image {ids[bad]!r}" if ids else f"image {bad} of this batch"
+        raise RepresentationError(
+            f"layer {layer!r} of model {model!r} holds NaN or infinity, first in {image}; check the weights, "
+            f"the input, and whether half precision overflows"
+        )

@@ -1,0 +1,182 @@
+"""Maps: codes of whole images in rows and columns, and what becomes of them where their size or number changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rsm_probe.probe.tracing.location_codes import EXTENT, NOWHERE, codes_of_grid, decode
+from rsm_probe.probe.tracing.origins import Lost, Origin, compact, first_location, held_once, same_codes
+
+
+def is_image_order(codes: Tensor) -> bool:
+    """Whether (N, *spatial) codes are those of images, row by row, apart from padding and what was cut off."""
+    inside = codes > NOWHERE
+    parts = decode(codes)
+    places = [parts[0], *parts[4 - (codes.ndim - 1) :]]
+    for axis, place in enumerate(places):
+        others = [a for a in range(codes.ndim) if a != axis]
+        lowest = torch.where(inside, place, EXTENT**4).amin(others)
+        highest = torch.where(inside, place, -1).amax(others)
+        present = highest >= 0
+        if not torch.equal(lowest[present], highest[present]) or (lowest[present].diff() < 0).any():
+            return False
+        if axis == 0 and not torch.equal(lowest, torch.arange(len(lowest), device=lowest.device)):
+            return False
+    return True
+
+
+def frames_of(codes: Tensor) -> Tensor | None:
+    """What codes (N, H, W) of later frames exceed those of the first frame by; None of first frames.
+
+    Raises:
+        ValueError: several frames lie side by side.
+    """
+    frames = decode(codes)[1][codes > NOWHERE].unique()
+    if len(frames) > 1:
+        raise ValueError("several frames side by side")
+    return frames.double() * EXTENT**2 if len(frames) and int(frames) else None
+
+
+def without_border(codes: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Codes (B, ...) without what was put around a map (mirrored, repeated) so that a convolution lays out its size."""
+    for axis, size in enumerate(spatial, start=1):
+        before = codes.shape[axis]
+        surplus = before % size if before > size else 0  # a map that grows has no border to lose
+        codes = codes.narrow(axis, surplus // 2, before - surplus)
+    return codes
+
+
+def resized(codes: Tensor, spatial: Sequence[int]) -> Tensor | None:
+    """Codes (B, *spatial) of B maps (B, ...), each the whole of one image or frame, at another size.
+
+    Images that are resized one by one, and frames that are folded into the batch, are such maps; windows are not: then
+    the answer is None.
+    """
+    first = codes.flatten(1)[:, :1]
+    base = (first - 1).view(-1, *(1 for _ in spatial))
+    empty = (codes <= NOWHERE).flatten(1).all(1).view(base.shape)
+    begins = (base % EXTENT ** len(spatial) == 0) | empty
+    whole = (codes == codes_of_grid(1, codes.shape[1:], codes.device) + base) | empty
+    if not bool(begins.all()) or not bool(whole.all()):
+        return None
+    return torch.where(empty, base + 1, codes_of_grid(1, spatial, codes.device) + base)
+
+
+def one_map(origins: Sequence[Origin], axis: int) -> Tensor | None:
+    """The origin, with one channel, of maps that lie on top of each other, though they were cut or padded to fit.
+
+    A U-Net joins a map with one that was enlarged and then padded, or cut from a larger one: their fractions of the
+    image differ a little, yet the next convolution takes them for the same locations. So do we, if all are images row
+    by row; the one that covers most of its image stands for all.
+
+    Args:
+        origins: of the maps.
+        axis: their channels.
+
+    Returns:
+        None where they are no such maps.
+    """
+    maps = [origin for origin in origins if isinstance(origin, Tensor)]
+    if not maps or any(isinstance(origin, Lost) for origin in origins) or maps[0].ndim not in (4, 5):
+        return None
+    axis %= maps[0].ndim
+    if axis not in (1, maps[0].ndim - 1) or any(held_once(origin).shape[axis] > 1 for origin in maps):
+        return None
+    maps = [origin.narrow(axis, 0, 1) for origin in maps]
+    maps = [origin for origin in maps if bool((held_once(origin) > NOWHERE).any())]
+    if not maps or any(origin.shape != maps[0].shape for origin in maps):
+        return None
+    if all(same_codes(origin, maps[0]) for origin in maps):
+        return maps[0]
+    codes = [origin.squeeze(axis) for origin in maps]
+    frames = [decode(code)[1][code > NOWHERE].unique() for code in codes]
+    still = all(len(found) == 1 for found in frames)
+    if (still and len(torch.cat(frames).unique()) > 1) or not all(map(is_image_order, codes)):
+        return None
+    whole = codes_of_grid(len(codes[0]), codes[0].shape[1:], codes[0].device)
+    return maps[max(range(len(maps)), key=lambda k: int((codes[k] == whole).sum()))]
+
+
+def repeated(codes: Tensor) -> bool:
+    """Whether (N, *spatial) codes are whole maps whose rows, columns or frames were each repeated as often."""
+    sizes = [len(part[codes > NOWHERE].unique()) for part in decode(codes)[4 - (codes.ndim - 1) :]]
+    if any(size % max(1, coarse) for size, coarse in zip(codes.shape[1:], sizes, strict=True)):
+        return False
+    if list(codes.shape[1:]) == sizes or bool((codes <= NOWHERE).any()):
+        return False
+    coarse = codes_of_grid(len(codes), sizes, codes.device)
+    for axis, size in enumerate(codes.shape[1:], start=1):
+        coarse = coarse.repeat_interleave(size // coarse.shape[axis], axis)
+    return torch.equal(codes, coarse)
+
+
+class Grids:
+    """The grids that the convolutions, poolings and enlargements of one forward pass lay out.
+
+    Args:
+        batch: number of images in the forward pass.
+
+    Attributes:
+        found: (H, W) of every map that was laid out, in order.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.found: list[tuple[int, int]] = []
+        self._batch = batch
+        self._laid: dict[tuple[int, ...], Tensor] = {}
+
+    def whole(self, spatial: Sequence[int], device: torch.device) -> Tensor:
+        """Codes of whole images, the same tensor for the same grid."""
+        key = tuple(spatial)
+        if key not in self._laid or self._laid[key].device != device:
+            self._laid[key] = codes_of_grid(self._batch, key, device)
+        return self._laid[key]
+
+    def lay(self, images: Tensor, origin: Origin, output: Tensor, *, begins: bool, pools: bool) -> Origin:
+        """Convolutions, poolings, resizing: (B, C, ...) -> (B, C', ...)."""
+        spatial = output.shape[2:]
+        if images.ndim != output.ndim or output.ndim < 3:
+            raise ValueError("images without a batch")
+        whole, frames = output.shape[0] == self._batch and len(spatial) > 1, None
+        if isinstance(origin, Tensor):
+            origin = first_location(origin, 1).squeeze(1)
+            laid = self._laid.get(tuple(images.shape[2:]))
+            if not (laid is not None and _same(laid, origin)):
+                inside = without_border(origin, spatial)
+                whole = whole and (is_image_order(origin) or is_image_order(inside))
+                # One window may hold a map and its padding, which goes again: its locations stay where they are.
+                whole = whole and not (pools and bool((inside <= NOWHERE).any()))
+                frames = frames_of(origin) if whole and len(spatial) == 2 else None
+        if whole and (isinstance(origin, Tensor) or (origin is None and begins)):
+            self.found += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
+            codes = self.whole(spatial, output.device)
+            return (codes if frames is None else codes + frames).unsqueeze(1).expand(output.shape)
+        if not isinstance(origin, Tensor):
+            return origin
+        if len(spatial) > 1 and (larger := resized(origin, spatial)) is not None:
+            return larger.unsqueeze(1).expand(output.shape)
+        for axis, size in enumerate(spatial, start=1):
+            before = origin.shape[axis]
+            if before != size:
+                nearest = torch.arange(size, device=origin.device) * before // size
+                origin = origin.index_select(axis, nearest)
+        return compact(origin).unsqueeze(1).expand(output.shape)
+
+    def enlarged(self, codes: Origin, before: Origin) -> Origin:
+        """Of maps whose rows and columns were repeated, or filled from channels: each gets a location of its own."""
+        if not isinstance(codes, Tensor) or not isinstance(before, Tensor) or codes.ndim not in (4, 5):
+            return codes
+        if len(codes) != self._batch or held_once(codes).numel() <= held_once(before).numel():
+            return codes
+        for axis in (1, codes.ndim - 1):
+            one = codes.narrow(axis, 0, 1).squeeze(axis)
+            if held_once(codes).shape[axis] == 1 and repeated(one):
+                return self.whole(one.shape[1:], codes.device).unsqueeze(axis).expand(codes.shape)
+        return codes
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()

@@ -1,0 +1,115 @@
+"""The origins of all tensors of a forward pass, kept by the memory that they lie in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsm_probe.probe.tracing.location_codes import NOWHERE
+from rsm_probe.probe.tracing.origins import Elsewhere, Lost, Origin, compact, nowhere
+
+# Stands for all views of a storage that was written to in parts.
+_EVERY_VIEW = ()
+
+
+class Ledger:
+    """Origins by storage and view, so that all aliases of a tensor share what is known of it."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, dict[tuple[Any, ...], Tensor | Lost | Elsewhere]] = {}
+        self._attended: set[int] = set()
+
+    def of(self, tensor: Tensor) -> Origin:
+        """The origin of a tensor, of its shape; None where it does not depend on the images."""
+        if not followable(tensor):
+            return None
+        views = self._storages.get(_storage(tensor), {})
+        if (found := views.get(_view(tensor))) is not None:
+            return found
+        codes = views.get(_EVERY_VIEW)
+        if isinstance(codes, Tensor):
+            return compact(codes.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
+        return codes
+
+    def forget(self, tensor: Tensor) -> None:
+        """A new tensor lies here: whatever was known of this memory is of another one."""
+        if followable(tensor):
+            self._storages.pop(_storage(tensor), None)
+            self._attended.discard(_storage(tensor))
+
+    def put(self, tensor: Tensor, origin: Origin) -> None:
+        """Notes the origin of a tensor or view."""
+        if followable(tensor) and origin is not None:
+            self._storages.setdefault(_storage(tensor), {})[_view(tensor)] = origin
+
+    def is_attended(self, tensor: Tensor) -> bool:
+        """Whether the locations of a tensor have exchanged anything by attention."""
+        return followable(tensor) and _storage(tensor) in self._attended
+
+    def note_attended(self, tensor: Tensor) -> None:
+        """Notes that they have."""
+        if followable(tensor):
+            self._attended.add(_storage(tensor))
+
+    def write(self, tensor: Tensor, origin: Origin) -> None:
+        """Notes that a tensor, or a part of one, was written over."""
+        if not followable(tensor):
+            return
+        key = _storage(tensor)
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if tensor.numel() == size:
+            self._storages[key] = {}
+            self.put(tensor, origin)
+            if origin is not None:  # other views of this memory may be all that is used from now on
+                self._storages[key][_EVERY_VIEW] = self._flat(self._storages[key], size, tensor.device)
+            return
+        before = self._storages.get(key, {})
+        codes = self._flat(before, size, tensor.device)
+        for lost in (codes, origin):
+            if isinstance(lost, Lost):
+                self._storages[key] = {_EVERY_VIEW: lost}
+                return
+        if isinstance(codes, Elsewhere) or (not before and isinstance(origin, Elsewhere)):
+            if not isinstance(origin, Tensor):
+                inputs = [o.inputs for o in (codes, origin) if isinstance(o, Elsewhere)]
+                self._storages[key] = {_EVERY_VIEW: Elsewhere(tuple(sorted({n for some in inputs for n in some})))}
+                return
+            assert isinstance(codes, Elsewhere)
+            codes = nowhere((size,), tensor.device, codes.code).clone()
+        assert isinstance(codes, Tensor)
+        code = origin.code if isinstance(origin, Elsewhere) else NOWHERE
+        part = codes.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        part.copy_(origin if isinstance(origin, Tensor) else nowhere(tensor.shape, tensor.device, code))
+        self._storages[key] = {_EVERY_VIEW: codes}
+
+    @staticmethod
+    def _flat(
+        views: dict[tuple[Any, ...], Tensor | Lost | Elsewhere], size: int, device: torch.device
+    ) -> Tensor | Lost | Elsewhere:
+        """Codes of every element of a storage."""
+        if not views:
+            return nowhere((size,), device).clone()
+        for key, origin in views.items():
+            if key == _EVERY_VIEW or not isinstance(origin, Tensor):
+                return origin
+            _, shape, strides = key
+            if origin.numel() == size:
+                flat = torch.empty(size, dtype=torch.float64, device=device)
+                flat.as_strided(shape, strides).copy_(origin)
+                return flat
+        return Lost("a write to a part")
+
+
+def followable(tensor: Tensor) -> bool:
+    """Whether a tensor's memory is plain: not nested, not sparse."""
+    return not tensor.is_nested and tensor.layout == torch.strided
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _view(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()

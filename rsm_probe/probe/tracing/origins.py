@@ -1,0 +1,194 @@
+"""Origins: the codes of the locations that the values of a tensor belong to, and what operations make of them.
+
+Axes along which codes are the same, such as channels, are held once in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from rsm_probe.probe.tracing.location_codes import NOWHERE, code_of_input
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The origin of what depends on the images in a way that was not followed; and the operation where it was lost."""
+
+    operation: str
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The origin of what depends on inputs of the model that are not followed, by their numbers, and on no image."""
+
+    inputs: tuple[int, ...]
+
+    @property
+    def code(self) -> float:
+        """What stands for such values beside those of images."""
+        return code_of_input(self.inputs[0])
+
+
+Origin = Tensor | Lost | Elsewhere | None
+
+
+def nowhere(shape: Sequence[int], device: torch.device, code: float = NOWHERE) -> Tensor:
+    """The origin of what stands for no location."""
+    return torch.full((), code, dtype=torch.float64, device=device).expand(tuple(shape))
+
+
+def among_images(origin: Origin, tensor: Tensor) -> Origin:
+    """The origin of a tensor that meets images: values of inputs that are not followed have a code of their own."""
+    return nowhere(tensor.shape, tensor.device, origin.code) if isinstance(origin, Elsewhere) else origin
+
+
+def held_once(origin: Tensor) -> Tensor:
+    """One slice of every axis along which memory repeats."""
+    for axis, (size, stride) in enumerate(zip(origin.shape, origin.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            origin = origin.narrow(axis, 0, 1)
+    return origin
+
+
+def compact(origin: Tensor) -> Tensor:
+    """The same codes, with axes along which they are constant held once."""
+    shape, origin = origin.shape, held_once(origin)
+    for axis, size in enumerate(origin.shape):
+        first = origin.narrow(axis, 0, min(1, size))
+        # Two slices settle most axes; all are compared only where these agree.
+        if size > 1 and torch.equal(first, origin.narrow(axis, 1, 1)) and bool((origin == first).all()):
+            origin = first
+    return origin.expand(shape)
+
+
+def spread(origin: Origin, shape: Sequence[int]) -> Any:
+    """An origin broadcast to a shape."""
+    return origin.expand(tuple(shape)) if isinstance(origin, Tensor) else origin
+
+
+def first_location(origin: Tensor, axis: int) -> Tensor:
+    """The first location along an axis, which stays with size 1."""
+    narrow = held_once(origin)
+    if narrow.shape[axis] > 1:
+        joined = torch.where(narrow <= NOWHERE, torch.inf, narrow).amin(axis, keepdim=True)
+        narrow = torch.where(joined.isinf(), narrow.amin(axis, keepdim=True), joined)
+    shape = list(origin.shape)
+    shape[axis] = 1
+    return narrow.expand(shape)
+
+
+def moved(
+    func: Any,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    known: dict[int, Origin],
+    output: Tensor,
+    learned: float = NOWHERE,
+) -> Sequence[Origin]:
+    """What an operation that moves data makes of the origins; `learned` is the code of what depends on no input."""
+
+    def origin_of(leaf: Any) -> Any:
+        # Whole numbers say where to; except where images are made of them, they are moved by no operation here.
+        if not isinstance(leaf, Tensor) or (leaf is not args[0] and not leaf.is_floating_point()):
+            return leaf
+        origin = known[id(leaf)]
+        if isinstance(origin, Lost):
+            raise ValueError("a part of what is moved was lost")
+        return nowhere(leaf.shape, leaf.device, learned) if origin is None else among_images(origin, leaf)
+
+    args, kwargs = tree_map(origin_of, (args, kwargs))
+    if name == "constant_pad_nd" or name.startswith(("reflection_pad", "replication_pad")):
+        # Mirrored borders are no other locations.
+        func, name = torch.ops.aten.constant_pad_nd.default, "constant_pad_nd"
+        args, kwargs = (*args[:2], NOWHERE), {}
+    if (narrow := _without_channels(name, args, output.shape)) is not None:
+        return [compact(func(*narrow, **kwargs)).expand(output.shape)]
+    if func._schema.name.endswith("_"):  # the origin that is written to serves others
+        args = (args[0].clone(), *args[1:])
+    try:
+        found = func(*args, **kwargs)
+    except RuntimeError:  # a view that does not exist of repeated memory
+        found = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
+    return [compact(origin) for origin in (found if isinstance(found, list | tuple) else [found])]
+
+
+def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) -> tuple[Any, ...] | None:
+    """The operands with one channel in place of all, where their codes do not differ and they stay the last axis.
+
+    What would be copied for every channel is copied once.
+    """
+    origins = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dtype == torch.float64]
+    last = origins[0].ndim - 1
+    if not all(o.ndim == last + 1 and o.shape[-1] == shape[-1] > 1 and o.stride(-1) == 0 for o in origins):
+        return None
+    rest = args[1:]
+    if name in ("view", "_unsafe_view"):
+        rest = ((*shape[:-1], 1),)
+    elif name == "roll":
+        if len(rest) < 2 or any(axis % (last + 1) == last for axis in rest[1]):
+            return None
+    elif name == "cat":
+        if len(rest) and rest[0] % (last + 1) == last:
+            return None
+    elif name == "constant_pad_nd":
+        if any(rest[0][:2]):
+            return None
+    elif name != "index" or len(rest[0]) > last:
+        return None
+    return (
+        tree_map(lambda leaf: leaf[..., :1].contiguous() if any(leaf is o for o in origins) else leaf, (args[0],))
+        + rest
+    )
+
+
+def finest(origins: Sequence[Tensor]) -> Tensor | None:
+    """The operand that tells the most locations apart: the one that the others act upon.
+
+    Returns:
+        None where operands of as many locations name others.
+
+    Raises:
+        ValueError: their locations lie along different axes.
+    """
+    best = max(origins, key=lambda origin: prod(held_once(origin).shape))
+    codes, agree = held_once(best), True
+    for other in map(held_once, origins):
+        if any(size > 1 and own == 1 for size, own in zip(other.shape, codes.shape, strict=True)):
+            raise ValueError("operands whose locations lie along different axes")
+        agree = agree and (other.shape != codes.shape or _agree(other, codes))
+    return best if agree else None
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether two operands name the same locations; a coarse one, which names fewer, acts upon the other."""
+    if one is other or one.data_ptr() == other.data_ptr() or torch.equal(one, other):
+        return True
+    both = (one > NOWHERE) & (other > NOWHERE)
+    here, there = one[both], other[both]
+    return torch.equal(here, there) or len(here.unique()) != len(there.unique())
+
+
+def same_codes(one: Origin, other: Origin) -> bool:
+    """Whether two origins say the same."""
+    if one is other:
+        return True
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    narrow = held_once(one), held_once(other)
+    return narrow[0].shape == narrow[1].shape and torch.equal(*narrow)
+
+
+def of_reduction(origin: Tensor, dims: Any, shape: Sequence[int]) -> Origin:
+    """What is joined along axes stands for its first location."""
+    axes = range(origin.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    for axis in axes:
+        origin = first_location(origin, axis)
+    return origin.reshape(tuple(shape))

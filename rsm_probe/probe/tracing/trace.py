@@ -1,0 +1,286 @@
+"""Which location of which image every value of an activation belongs to, followed through a forward pass.
+
+A tensor's *origin* is a tensor of the same shape that holds, for every element, a code of image, frame, row and column,
+or `NOWHERE` for elements that stand for no location (class tokens, padding). Operations that move data move the origins
+with them; arithmetic keeps them; a product gives every row the origin of the row that it was made of; convolutions and
+poolings lay out a new grid. So the origin of a layer's output says which axis holds images, locations and channels,
+which tokens belong to no location, and in which order windows or shuffled tokens stand, whatever the model is called.
+Where an operation joins several locations, the first of them stands for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
+
+from rsm_probe.probe.tracing.dispatch_modes import PassMode
+from rsm_probe.probe.tracing.location_codes import EXTENT, NOWHERE, QUERY, channel_axis, codes_of_grid, codes_of_patches
+from rsm_probe.probe.tracing.maps import Grids, one_map
+from rsm_probe.probe.tracing.operations import (
+    ATTENTION,
+    FILLS,
+    GRIDS,
+    INDEXES,
+    MOVES,
+    PRODUCTS,
+    RECURRENT,
+    REDUCTIONS,
+    RESHAPES,
+    WRITES,
+    is_arithmetic,
+)
+from rsm_probe.probe.tracing.origin_map import Ledger, followable
+from rsm_probe.probe.tracing.origins import (
+    Elsewhere,
+    Lost,
+    Origin,
+    among_images,
+    compact,
+    finest,
+    held_once,
+    moved,
+    of_reduction,
+    same_codes,
+    spread,
+)
+from rsm_probe.probe.tracing.products import of_product, of_rows
+
+
+class Provenance(PassMode):
+    """Follows origins while it is active; what the operations compute stays as it is.
+
+    Args:
+        batch: number of images in the forward pass.
+
+    Attributes:
+        started: whether the model's input was marked.
+        by_index: whether locations were picked by an index tensor: their order may differ from pass to pass.
+        blind: an operation whose results depend on the images and have no plain memory, or "".
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.started = False
+        self.by_index = False
+        self.blind = ""
+        self._ledger = Ledger()
+        self._grids = Grids(batch)
+
+    def start(self, images: Tensor | Sequence[Tensor], grids: Tensor | None = None) -> None:
+        """Marks the model's input, if it says which of its axes is which.
+
+        Args:
+            images: maps (N, C, H, W) or (N, H, W, C), videos (N, C, T, H, W) or (N, T, C, H, W), patches (N, L, C), or
+                a list of maps (C, H, W).
+            grids: of patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2),
+                whose first H * W patches are its rows one after the other.
+        """
+        if not isinstance(images, Tensor):
+            for number, image in enumerate(images):
+                codes = codes_of_grid(1, image.shape[1:], image.device) + number * EXTENT**3
+                self._ledger.put(image, codes.expand(image.shape))
+        elif images.ndim == 3 and grids is not None:
+            self._ledger.put(images, codes_of_patches(images, grids).unsqueeze(2).expand(images.shape))
+        elif (axis := channel_axis(images.shape)) is not None:
+            spatial = [size for k, size in enumerate(images.shape) if k not in (0, axis)]
+            self._ledger.put(images, self._grids.whole(spatial, images.device).unsqueeze(axis).expand(images.shape))
+        else:
+            return
+        self.started = True
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """(H, W) of every map that a convolution, pooling or enlargement laid out, in order."""
+        return self._grids.found
+
+    def pass_by(self, tensor: Tensor, number: int) -> None:
+        """Marks an input whose locations are not followed; `number` names it."""
+        if self.of(tensor) is None:
+            self._ledger.put(tensor, Elsewhere((number,)))
+
+    def of(self, tensor: Tensor) -> Origin:
+        """The origin of a tensor, of its shape; None where it does not depend on the images."""
+        return self._ledger.of(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.ended:
+            return func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::") if isinstance(func, OpOverload) else func.name()
+        # In inference mode, operations that are made of others arrive whole.
+        composite = isinstance(func, OpOverload) and not name.startswith(GRIDS)
+        if composite and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+            with self:
+                return func.decompose(*args, **kwargs)
+        # Before the operation, which may change what its operands are.
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        known = {id(tensor): self.of(tensor) for tensor in inputs}
+        attended = any(self._ledger.is_attended(tensor) for tensor in inputs)
+        result = func(*args, **kwargs)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if outputs:
+            with torch.no_grad():
+                self._follow(func, name, args, kwargs, known, outputs)
+            if attended or _is_attention(name, args, known):
+                for output in outputs:
+                    self._ledger.note_attended(output)
+        return result
+
+    def _follow(
+        self,
+        func: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        known: dict[int, Origin],
+        outputs: list[Tensor],
+    ) -> None:
+        """Notes the origins of an operation's results."""
+        in_place = name.endswith("_") and outputs[0] is args[0]
+        name = name.rstrip("_") if in_place else name
+        alias = func._schema.returns[0].alias_info if isinstance(func, OpOverload) else None
+        # Parts of an unsafe split share their memory, though the schema does not say so.
+        is_view = (alias is not None and not alias.is_write) or name.startswith("unsafe_split")
+        if in_place and name in FILLS:
+            self._ledger.write(outputs[0], None)
+            return
+        # Inputs that are no images by their shape are followed from the first convolution on.
+        begins = not self.started and name.startswith(GRIDS)
+        if not any(isinstance(origin, Tensor | Lost) for origin in known.values()):
+            others = {number for origin in known.values() if isinstance(origin, Elsewhere) for number in origin.inputs}
+            if others or not begins:
+                makes = others and not _makes_new(name)
+                self._pass_on(Elsewhere(tuple(sorted(others))) if makes else None, name, in_place, is_view, outputs)
+                return
+        try:
+            origins = self._origins_of_results(func, name, is_view, args, kwargs, known, outputs)
+        except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError, ValueError):
+            origins = [_lost(name, known) for _ in outputs]
+        for output, origin in zip(outputs, origins, strict=True):
+            if origin is not None and not followable(output):
+                self.blind = self.blind or name
+            if not in_place:
+                if not is_view:
+                    self._ledger.forget(output)
+                self._ledger.put(output, origin)
+            elif name in RESHAPES:
+                self._ledger.put(output, origin)  # another view of the same values
+            elif not same_codes(origin, known[id(output)]):
+                self._ledger.write(output, origin)
+
+    def _pass_on(self, origin: Origin, name: str, in_place: bool, is_view: bool, outputs: list[Tensor]) -> None:
+        """Notes the origin of results that depend on no image."""
+        for output in outputs:
+            if in_place and origin is not None and name not in RESHAPES:
+                self._ledger.write(output, origin)
+                continue
+            if not in_place and not is_view:
+                self._ledger.forget(output)
+            self._ledger.put(output, origin)
+
+    def _origins_of_results(
+        self,
+        func: Any,
+        name: str,
+        is_view: bool,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        known: dict[int, Origin],
+        outputs: list[Tensor],
+    ) -> Sequence[Origin]:
+        """One origin for each result of an operation of whose inputs at least one has one."""
+        first, others = outputs[0], [None] * (len(outputs) - 1)
+        if _makes_new(name):
+            return [None for _ in outputs]
+        if name.startswith(GRIDS):
+            maps, begins = among_images(known[id(args[0])], args[0]), not self.started
+            return [self._grids.lay(args[0], maps, first, begins=begins, pools="pool" in name), *others]
+        if name == "embedding":
+            return [known[id(args[1])].unsqueeze(-1).expand(first.shape)]  # type: ignore[union-attr]
+        if name == "index_add" and known[id(args[3])] is None:
+            return [known[id(args[0])]]  # positions, say, are added to what is already there
+        if name == "col2im" and list(args[2]) != list(args[5]):
+            raise ValueError("patches that overlap are summed")
+        if is_view or name in MOVES or name in INDEXES or (name in RESHAPES and name != "as_strided"):
+            self.by_index |= name in INDEXES
+            if name in INDEXES and not isinstance(known[id(args[0])], Tensor | Lost) and name not in WRITES:
+                raise ValueError("a table is looked up at places that depend on the images")
+            if name == "cat":
+                axis = args[1] if len(args) > 1 else 0
+                if (joined := one_map([known[id(part)] for part in args[0]], axis)) is not None:
+                    return [joined.expand(first.shape)]
+            learned = QUERY if name == "cat" and self._joins_queries(*args[:2], known=known) else NOWHERE
+            found = moved(func, name, args, kwargs, known, first, learned)
+            return [self._grids.enlarged(found[0], known.get(id(args[0])))] if len(found) == 1 else found
+        if name == "as_strided" and isinstance(origin := known[id(args[0])], Tensor) and origin.shape == first.shape:
+            return [origin]  # only the strides of axes of size 1 change
+        followed = [origin for origin in known.values() if isinstance(origin, Tensor)]
+        if not followed:
+            raise ValueError("nothing is known of what this depends on")
+        if name in PRODUCTS:
+            left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+            rows = among_images(known[id(left)], left)
+            return [of_product(rows, None if name == "linear" else known[id(right)], first, self.batch), *others]
+        if name in RECURRENT or "scaled_dot_product" in name:
+            return [of_rows(known[id(args[0])], first), *others]
+        if name == "copy":
+            return [spread(known[id(args[1])], first.shape)]
+        if name in REDUCTIONS and first.shape != args[0].shape:
+            dims = args[1] if len(args) > 1 else kwargs.get("dim")
+            return [of_reduction(followed[0], dims, output.shape) for output in outputs]
+        if name == "glu":
+            axis = args[1] if len(args) > 1 else -1
+            return [compact(followed[0].narrow(axis, 0, first.shape[axis]))]
+        if not is_arithmetic(func, name):
+            raise ValueError("what this does to locations is not known")
+        operands = [spread(origin, first.shape) for origin in followed]
+        best = finest(operands)
+        for axis in (1, -1) if best is None else ():
+            best = one_map(operands, axis) if best is None else best
+        if best is None:
+            raise ValueError("operands of different locations")
+        best = spread(best, first.shape)
+        return [best if output.shape == first.shape else None for output in outputs]
+
+    def _joins_queries(self, parts: Sequence[Tensor], axis: int = 0, *, known: dict[int, Origin]) -> bool:
+        """Whether what is learned and joins a sequence are queries: of no location, yet no class or register tokens.
+
+        Those join before attention does. Only a class token may come later (CaiT), alone or with one for distillation,
+        and only where the sequence has none of its own.
+        """
+        located = [part for part in parts if isinstance(known[id(part)], Tensor)]
+        origins = [held_once(known[id(part)]) for part in located]  # type: ignore[arg-type]
+        along = any(origin.shape[axis] > 1 for origin in origins)  # and not their channels
+        if not along or not any(self._ledger.is_attended(part) for part in located):
+            return False
+        count = sum(part.shape[axis] for part in parts if known[id(part)] is None)
+        return count > 2 or (count > 0 and any(bool((origin <= NOWHERE).any()) for origin in origins))
+
+
+def _makes_new(name: str) -> bool:
+    """Whether an operation takes no more than the shape of what it is given."""
+    return name.startswith("new_") or name.endswith("_like")
+
+
+def _is_attention(name: str, args: tuple[Any, ...], known: dict[int, Origin]) -> bool:
+    """Whether locations exchange by what they hold: attention, or a product of what depends on the images with such."""
+    if name in PRODUCTS:
+        factors = [known.get(id(factor)) for factor in args if isinstance(factor, Tensor)]
+        return sum(isinstance(factor, Tensor) for factor in factors) > 1
+    first = known.get(id(args[0])) if args else None
+    return ("scaled_dot_product" in name or name in ATTENTION) and isinstance(first, Tensor)
+
+
+def _lost(name: str, known: dict[int, Origin]) -> Lost:
+    return next((origin for origin in known.values() if isinstance(origin, Lost)), Lost(name))

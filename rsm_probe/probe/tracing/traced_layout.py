@@ -1,0 +1,258 @@
+"""How a layer's output is read as concept vectors, from the origins of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.representation import Grid, Representation
+from rsm_probe.probe.tracing.location_codes import EXTENT, NOWHERE, decode, input_of_code
+from rsm_probe.probe.tracing.origins import first_location, held_once
+
+
+class JoinedLocationsError(RepresentationError):
+    """Every value of an output joins all locations of an image."""
+
+
+class UnfollowedInputError(RepresentationError):
+    """An output belongs to an input of the model other than the images that are followed."""
+
+    def __init__(self, shape: tuple[int, ...], others: str, layout: str) -> None:
+        super().__init__(
+            f"its output has shape {shape} and belongs to {others}, and a probe follows the locations of one input "
+            f"only; layouts={{'<layer>': {layout!r}}} reads it as it is (or the layout that its axes have)"
+        )
+
+
+def likely_layout(shape: tuple[int, ...]) -> str:
+    """What the axes of an output mostly are."""
+    return {2: "NC", 4: "NCHW", 5: "NCTHW"}.get(len(shape), "NTC")
+
+
+def as_they_are(shape: tuple[int, ...]) -> str:
+    """How the vectors of such an output are taken without their locations, in words."""
+    return f"{_given_layout(shape)} takes the vectors as they are"
+
+
+def _given_layout(shape: tuple[int, ...]) -> str:
+    others = {2: "", 3: " (or 'TNC', 'NCT')", 4: " (or 'NHWC')", 5: " (or 'NTHWC')"}.get(len(shape), "")
+    return f"layouts={{'<layer>': {likely_layout(shape)!r}}}{others}"
+
+
+# Where tokens stand: at the same places of each image's sequence, one after the other, which is a view; or anywhere in
+# all images' locations, (N, S).
+_Places = slice | Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How outputs of one shape are read; found once, applied in every forward pass.
+
+    Attributes:
+        shape: of the outputs.
+        batch: N.
+        axes: the output's axes in the order images and locations, then channels.
+        channel_axes: those of more than one value that hold channels.
+        channels: C.
+        locations: where the tokens stand, row by row of the image.
+        prefix: where class, distillation and register tokens stand before them.
+        grid: as in `Representation`.
+        stands_for: codes (S,) of the locations within an image.
+        note: what a user should know of how the output was read, or "".
+    """
+
+    shape: tuple[int, ...]
+    batch: int
+    axes: tuple[int, ...]
+    channel_axes: tuple[int, ...]
+    channels: int
+    locations: _Places
+    prefix: _Places
+    grid: Grid | None
+    stands_for: Tensor
+    note: str = ""
+
+    @property
+    def prefix_count(self) -> int:
+        """P."""
+        return self.prefix.stop - self.prefix.start if isinstance(self.prefix, slice) else self.prefix.shape[1]
+
+    def apply(self, output: Tensor, dtype: torch.dtype, copy: bool = True) -> Representation:
+        """What an output holds, as a copy or, where it can be, as a view; nothing is copied twice."""
+        if isinstance(self.locations, slice) and isinstance(self.prefix, slice):
+            # In its own order in memory, whose views follow.
+            output = output.to(dtype, copy=copy)
+        ordered = output.permute(self.axes)
+        tokens, prefix = (self._picked(ordered, places) for places in (self.locations, self.prefix))
+        return Representation(tokens.to(dtype), prefix.to(dtype), self.grid)
+
+    def _picked(self, ordered: Tensor, places: _Places) -> Tensor:
+        if isinstance(places, slice):
+            return ordered.reshape(self.batch, -1, self.channels)[:, places]
+        return ordered.reshape(-1, self.channels)[places.to(ordered.device)]
+
+
+def not_followed(shape: tuple[int, ...], operation: str) -> RepresentationError:
+    """Says where the locations of an output were lost."""
+    return RepresentationError(
+        f"its output has shape {shape}, and the locations that its values belong to were lost in the "
+        f"operation {operation!r}; say how to read it with {_given_layout(shape)}"
+    )
+
+
+def is_attention(reading: Reading) -> bool:
+    """Whether an output weighs locations along its last axis, for queries and heads along others."""
+    entries = [axis for axis in reading.axes if axis not in reading.channel_axes and reading.shape[axis] > 1]
+    return [axis for axis in entries if axis > 0] == [len(reading.shape) - 1]
+
+
+def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Reading:
+    """Finds which axes hold images, locations and channels, and the order of the locations.
+
+    Args:
+        origin: of a layer's output.
+        batch: number of images in the forward pass.
+        inputs: of the model that are not followed, in words.
+
+    Raises:
+        RepresentationError: the vectors stand for no location or for several at once, or every image has others.
+    """
+    shape = tuple(origin.shape)
+    if len(shape) < 2:
+        raise RepresentationError(f"its output has shape {shape}; a representation needs at least (N, C)")
+    channel_axes = _channel_axes(origin)
+    for axis in channel_axes:
+        origin = first_location(origin, axis)
+    image_axis = _image_axis(origin, batch, channel_axes)
+    entry_axes = [axis for axis in range(len(shape)) if axis not in channel_axes]
+    if image_axis is not None:
+        entry_axes.sort(key=lambda axis: axis != image_axis)
+    codes = origin.permute(*entry_axes, *channel_axes).reshape(-1).cpu()
+    if not bool((codes > NOWHERE).any()):
+        return _of_no_location(codes, shape, batch, inputs)
+    if len(channel_axes) > 1 and prod(shape[axis] for axis in entry_axes) == batch:
+        raise JoinedLocationsError(
+            f"its output has shape {shape}, and each value joins all locations of an image, so that nothing says which "
+            f"axis holds the channels; {as_they_are(shape)}"
+        )
+    locations, grid, stands_for = _locations(codes, shape, batch)
+    if locations.shape[1] == 1 and len(shape) in (4, 5) and len(codes) == batch:
+        grid = (1,) * (len(shape) - 2)  # a map that was pooled whole
+    prefix, left_out = _prefix(codes, batch, image_axis is not None)
+    note = _note(left_out, batch, inputs)
+    axes = (*entry_axes, *channel_axes)
+    channels = prod(shape[axis] for axis in channel_axes)
+    length = len(codes) // batch if len(codes) % batch == 0 else 0
+    places = _as_slice(locations, length), _as_slice(prefix, length)
+    if not all(isinstance(place, slice) for place in places):
+        places = locations, prefix
+    several = tuple(axis for axis in channel_axes if shape[axis] > 1)
+    return Reading(shape, batch, axes, several, channels, *places, grid, stands_for, note)
+
+
+def _as_slice(places: Tensor, length: int) -> _Places:
+    """Places (N, S) in images of so many vectors; a slice of each where they are the same, one after the other."""
+    images, count = places.shape
+    start = int(places[0, 0]) if count else 0
+    regular = torch.arange(images)[:, None] * length + start + torch.arange(count)
+    return slice(start, start + count) if start + count <= length and torch.equal(places, regular) else places
+
+
+def _channel_axes(origin: Tensor) -> list[int]:
+    """The axes along which all values belong to one location; else one along which some do, as where patches merge."""
+    narrow = held_once(origin)
+    constant = [axis for axis, size in enumerate(origin.shape) if size > 1 and narrow.shape[axis] == 1]
+    if constant:
+        return constant
+    for axes in ([], [origin.ndim - 1], [1]):
+        joined = origin
+        for axis in axes:
+            joined = first_location(joined, axis)
+        narrow = held_once(joined).flatten()
+        inside = narrow[narrow > NOWHERE]
+        if len(inside.unique()) == len(inside):
+            return [*axes]
+    return [origin.ndim - 1]
+
+
+def _image_axis(origin: Tensor, batch: int, channel_axes: list[int]) -> int | None:
+    """The axis whose index is the number of the image, where there is one; channels of `origin` are joined."""
+    image = torch.where(origin > NOWHERE, decode(origin)[0], -1)
+    for axis, size in enumerate(origin.shape):
+        if axis in channel_axes:
+            continue
+        index = torch.arange(size, device=origin.device).view(*(-1 if a == axis else 1 for a in range(origin.ndim)))
+        if size == batch and bool(((image < 0) | (image == index)).all()) and bool((image >= 0).any()):
+            return axis
+    return None
+
+
+def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: Sequence[str]) -> Reading:
+    """Class tokens and what is made of them: one vector an image."""
+    axes = [axis for axis in range(len(shape)) if shape[axis] > 1 and axis > 0]
+    if shape[0] == batch and len(axes) <= 1:
+        order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
+        count, none = prod(shape[axis] for axis in axes), torch.empty(0)
+        return Reading(shape, batch, order, tuple(axes), count, slice(0, 1), slice(0, 0), None, none)
+    found = {input_of_code(code) for code in codes.unique().tolist()}
+    if others := [inputs[number] for number in sorted(n for n in found if n is not None) if number < len(inputs)]:
+        raise UnfollowedInputError(shape, ", ".join(others), likely_layout(shape))
+    raise RepresentationError(
+        f"its output has shape {shape}, and its vectors stand for no location of the images (queries?); "
+        f"{as_they_are(shape)}"
+    )
+
+
+def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tensor, Grid | None, Tensor]:
+    """Where each image's locations stand, in the order of the image; their grid; and their codes."""
+    order = codes.argsort(stable=True)[int((codes <= NOWHERE).sum()) :]
+    found = codes[order]
+    image = decode(found)[0]
+    if len(found) % batch or not torch.equal(image, torch.arange(batch).repeat_interleave(len(found) // batch)):
+        raise RepresentationError(
+            f"its output has shape {shape}, which holds another number of locations of each image "
+            f"(images of different sizes?)"
+        )
+    where = ((found - 1) % EXTENT**3).view(batch, -1)
+    if bool((where.diff(dim=1) == 0).any()):
+        raise RepresentationError(
+            f"its output has shape {shape}, in which several vectors stand for the same location (several scales or "
+            f"branches side by side?); probe them where they are apart, or {as_they_are(shape)}"
+        )
+    if not bool((where == where[0]).all()):
+        raise RepresentationError(
+            f"its {where.shape[1]} tokens stand for other locations in every image (images of different sizes, or "
+            f"tokens shuffled, dropped at random or picked by what they hold), so that no grid holds them; give images "
+            f"of one size, turn that off in the model, or {as_they_are(shape)}"
+        )
+    sizes = tuple(len(places.unique()) for places in decode(where[0] + 1)[1:])
+    grid = None if where.shape[1] == 1 or prod(sizes) != where.shape[1] else sizes if sizes[0] > 1 else sizes[1:]
+    return order.view(batch, -1), grid, where[0]
+
+
+def _prefix(codes: Tensor, batch: int, by_image: bool) -> tuple[Tensor, Tensor]:
+    """Where class and register tokens stand, and the codes of all other vectors that have no location."""
+    if not by_image:
+        return torch.zeros(batch, 0, dtype=torch.long), codes[codes <= NOWHERE]
+    rows = codes.view(batch, -1)
+    before = torch.arange(rows.shape[1]) < (rows[0] > NOWHERE).int().argmax()
+    prefix = before & (rows[0] == NOWHERE)  # queries and what is of other inputs have codes of their own
+    places = torch.arange(batch)[:, None] * rows.shape[1] + prefix.nonzero().flatten()
+    return places, rows[:, ~prefix & (rows[0] <= NOWHERE)].flatten()
+
+
+def _note(left_out: Tensor, batch: int, inputs: Sequence[str]) -> str:
+    """What a user should know of vectors that are left out, by their codes."""
+    said: dict[str, int] = {}
+    for code, count in zip(*(found.tolist() for found in left_out.unique(return_counts=True)), strict=True):
+        number = input_of_code(code)
+        why = "stand for no location"
+        if number is not None and number < len(inputs):
+            why = f"belong to {inputs[number]}, which is not followed,"
+        said[why] = said.get(why, 0) + count
+    return "; ".join(f"{count // batch} vectors per image {why} and are left out" for why, count in said.items())

@@ -1,0 +1,113 @@
+"""What the keys of a study's configuration may hold; pydantic says where a value is wrong, these say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from rsm_probe.checks import brief
+from rsm_probe.comparison.alignment import get_estimator
+from rsm_probe.errors import ConfigError, RsmProbeError
+from rsm_probe.matching.registry import get_matching
+from rsm_probe.similarity.kernels import get_kernel
+from rsm_probe.sources.images.limits import MOST_PIXELS
+from rsm_probe.storage.places import file_name, local_folder, place
+from rsm_probe.execution.amounts import parse_bytes
+from rsm_probe.paper.similarity_rules import known_way
+
+# Larger numbers of images, or of draws, would fill the memory with their names or weights alone.
+_MOST_IMAGES, _MOST_DRAWS = 10_000_000, 1_000_000
+
+
+def _checked(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A validator that refuses what a check of ours refuses, and keeps the value as it is written."""
+
+    def validate(value: Any) -> Any:
+        try:
+            check(value)
+        except (RsmProbeError, OverflowError) as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    return validate
+
+
+def _number(value: Any) -> Any:
+    """YAML reads `yes` and `on` as true, and pydantic reads true as 1."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
+def _amount(value: Any) -> Any:
+    parse_bytes(value if isinstance(value, int) else str(value))
+    return value
+
+
+def _distinct(values: Any) -> Any:
+    """A name that is there twice is a mistake: results are told apart by name."""
+    seen: list[Any] = []
+    for value in values if isinstance(values, tuple) else ():
+        if value in seen:
+            raise ValueError(f"{value!r} is there more than once; name it once")
+        seen.append(value)
+    return values
+
+
+def _layers(value: str | tuple[str, ...]) -> None:
+    names = [value] if isinstance(value, str) else value
+    if not names or not all(names):
+        raise ConfigError("name at least one layer, or leave the key out")
+
+
+def _each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return _checked(lambda values: [check(value) for value in values])
+
+
+def folder_names(entries: Any, taken: Collection[str]) -> Any:
+    """Refuses keys of a mapping that cannot each become a folder of a run folder.
+
+    Args:
+        entries: the mapping; anything else is left to pydantic.
+        taken: what else is in the run folder.
+
+    Raises:
+        ValueError: names the key.
+    """
+    seen = {name.casefold() for name in taken}
+    for name in entries if isinstance(entries, Mapping) else ():
+        # Some file systems take two names that differ in case for one.
+        plain = isinstance(name, str) and not name.startswith(".") and file_name(name) == name
+        if not plain or name.casefold() in seen:
+            raise ValueError(
+                f"names become folders: letters, digits and '-_+=,@()', no '/', no '.' at the beginning, each once, "
+                f"none of {', '.join(taken)}; found {brief(name)}"
+            )
+        seen.add(name.casefold())
+    return entries
+
+
+_Number = BeforeValidator(_number)
+Distinct = AfterValidator(_distinct)
+
+# Numbers
+Count = Annotated[int, Field(ge=1), _Number]
+Images = Annotated[int, Field(ge=1, le=_MOST_IMAGES), _Number]
+AtLeastTwo = Annotated[int, Field(ge=2, le=_MOST_IMAGES), _Number]
+Edge = Annotated[int, Field(ge=1, le=MOST_PIXELS), _Number]
+Draws = Annotated[int, Field(ge=2, le=_MOST_DRAWS), _Number]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1), _Number]
+Level = Annotated[float, Field(gt=0, lt=1), _Number]
+Hours = Annotated[float, Field(gt=0, allow_inf_nan=False, description="null for no limit"), _Number]
+Memory = Annotated[str | int, BeforeValidator(_number), BeforeValidator(_checked(_amount))]
+# Names, each once
+Layers = Annotated[str | tuple[str, ...], AfterValidator(_checked(_layers)), Distinct]
+Matchings = Annotated[tuple[str, ...], AfterValidator(_each(get_matching)), Distinct]
+Ways = Annotated[tuple[str, ...], AfterValidator(_each(known_way)), Distinct]
+Kernels = Annotated[tuple[str, ...], AfterValidator(_each(get_kernel)), Distinct]
+Estimators = Annotated[tuple[str, ...], AfterValidator(_each(get_estimator)), Distinct]
+# Where something is written
+Folder = Annotated[str, AfterValidator(_checked(lambda value: local_folder(value, "the folder")))]
+Place = Annotated[str, AfterValidator(_checked(lambda value: place(value, "the place")))]

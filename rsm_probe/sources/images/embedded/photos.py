@@ -1,0 +1,92 @@
+"""Crops of the 18 photographs that scikit-learn and scikit-image carry.
+
+Everything is drawn when it is asked for and depends on nothing but the options and the image's number.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rsm_probe.checks import require_seed
+from rsm_probe.errors import ImageError
+from rsm_probe.sources.images.image_set import ImageSet, Targets
+from rsm_probe.sources.images.limits import require_drawn, require_edge
+
+# Left share of each photograph that training sees; crops for testing come from beyond it.
+_TRAINING_SHARE = 0.55
+_SHORT_SIDE = 320
+_PHOTOS = {
+    "sklearn": ("datasets/images", "china.jpg flower.jpg"),
+    "skimage": (
+        "data",
+        "astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png gravel.png "
+        "hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg rocket.jpg",
+    ),
+}
+
+
+def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) -> ImageSet:
+    """Random square crops of 18 photographs; the label is the photograph.
+
+    Args:
+        split: "train" takes crops from the left 55 % of each photograph, "test" from the rest, "all" from anywhere.
+        size: edge in pixels; crops of one to one and a half times that edge are reduced to it.
+        count: how many crops, spread evenly over the photographs.
+        seed: crop k of a seed never changes, whatever the count.
+
+    Raises:
+        ImageError: unknown split, crops larger than that part of the photographs; a size, count or seed out of range.
+    """
+    require_edge(size)
+    require_drawn(count)
+    require_seed(seed, "seed", ImageError)
+    names = [name for _, files in _PHOTOS.values() for name in files.split()]
+    boxes = [_photo_box(np.random.default_rng([seed, k]), names[k % len(names)], split, size) for k in range(count)]
+
+    def load(index: int) -> Image.Image:
+        crop = _photo(names[index % len(names)]).crop(boxes[index])
+        return crop.resize((size, size), Image.Resampling.BICUBIC)
+
+    return ImageSet(
+        "photos",
+        [f"{Path(names[k % len(names)]).stem}-{seed}-{k:05d}" for k in range(count)],
+        load,
+        labels=[Path(names[k % len(names)]).stem for k in range(count)],
+        targets=Targets(np.arange(count)[:, None] % len(names), len(names)),
+        annotations=[{"box": list(box)} for box in boxes],
+        content=lambda: f"size={size} split={split}",
+    )
+
+
+@cache
+def _photo(name: str) -> Image.Image:
+    """A photograph in RGB with a short side of 320 pixels, read from the package that carries it."""
+    for package, (folder, files) in _PHOTOS.items():
+        spec = find_spec(package)
+        if name in files.split() and spec is not None and spec.origin is not None:
+            with Image.open(Path(spec.origin).parent / folder / name) as opened:
+                image = opened.convert("RGB")
+            scale = _SHORT_SIDE / min(image.size)
+            width, height = round(image.width * scale), round(image.height * scale)
+            return image.resize((width, height), Image.Resampling.LANCZOS)
+    raise ImageError(f"photograph {name!r} is not installed; it comes with scikit-learn or scikit-image")
+
+
+def _photo_box(rng: np.random.Generator, name: str, split: str, size: int) -> tuple[int, int, int, int]:
+    width, height = _photo(name).size
+    boundary = round(width * _TRAINING_SHARE)
+    parts = {"all": (0, width), "train": (0, boundary), "test": (boundary, width)}
+    if split not in parts:
+        raise ImageError(f"unknown split {split!r} (known: {', '.join(parts)})")
+    left, right = parts[split]
+    largest = min(height, right - left)
+    if size > largest:
+        raise ImageError(f"crops of {size} pixels do not fit the {split!r} part of {name} ({right - left} x {height})")
+    edge = int(rng.integers(size, min(size * 3 // 2, largest) + 1))
+    x, y = int(rng.integers(left, right - edge + 1)), int(rng.integers(0, height - edge + 1))
+    return (x, y, x + edge, y + edge)

@@ -1,0 +1,100 @@
+"""Folders of image files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from rsm_probe.errors import ImageError
+from rsm_probe.sources.images.image_set import UNREADABLE, ImageSet, digest
+from rsm_probe.sources.images.pixels import to_rgb
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+
+def folder(path: str | Path, strict: bool = False, verify: bool = True, progress: bool = False) -> ImageSet:
+    """The image files in a folder, at any depth, as RGB; the folder that holds an image is its label.
+
+    Grey images of 16 bits are scaled to 8, see `to_rgb`. Transparency is dropped, of several frames the first counts,
+    and EXIF orientation is left alone, as in torchvision's `ImageFolder`. File names that are not UTF-8 get ids in
+    which the bytes that are not are written as `\\xe9`.
+
+    Args:
+        path: the folder.
+        strict: raise at the first broken file instead of leaving it out and counting it in `skipped`.
+        verify: read every file once now, so that batches hold only good images. Without it, a broken file is an error
+            when its turn comes.
+        progress: show a bar while reading.
+
+    Raises:
+        ImageError: the folder is missing, holds no readable image, or (strict) holds a broken one.
+    """
+    root = Path(path)
+    if not is_there(root) or not root.is_dir():
+        raise ImageError(f"no image folder at {root}" + (" (it is a file)" if is_there(root) else ""))
+    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+    if not files:
+        raise ImageError(f"{root} holds no image files (looked for {', '.join(sorted(IMAGE_SUFFIXES))} at any depth)")
+    problems = _broken_files(files, progress) if verify else {}
+    if problems and strict:
+        file, reason = next(iter(problems.items()))
+        raise ImageError(f"{len(problems)} of {len(files)} images cannot be read, first {file}: {reason}")
+    good = [f for f in files if f not in problems]
+    if not good:
+        file, reason = next(iter(problems.items()))
+        raise ImageError(f"none of the {len(files)} image files in {root} can be read, first {file}: {reason}")
+    ids = [_as_text(f.relative_to(root).as_posix()) for f in good]
+    skipped = {_as_text(f.relative_to(root).as_posix()): reason for f, reason in problems.items()}
+    if skipped:
+        names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
+        first = next(iter(skipped.values()))
+        warnings.warn(
+            f"{len(skipped)} of {len(files)} image files left out: {names} cannot be read (the first: {first})",
+            stacklevel=2,
+        )
+    return ImageSet(
+        name=_as_text(root.name or str(root)),
+        ids=ids,
+        load=lambda index: _read_file(good[index]),
+        labels=[name.rpartition("/")[0] for name in ids],
+        skipped=skipped,
+        content=lambda: digest(file.read_bytes() for file in good),
+    )
+
+
+def _as_text(name: str) -> str:
+    """A file name as text that can be printed and stored: Linux allows any bytes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _read_file(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return to_rgb(image)
+
+
+def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:
+    def problem(file: Path) -> str | None:
+        try:
+            _read_file(file)
+        except UnidentifiedImageError:
+            return "no image format that can be read"
+        except UNREADABLE as error:
+            return str(error) or type(error).__name__
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        reasons = tqdm(pool.map(problem, files), "checking images", len(files), disable=not progress, leave=False)
+        return {file: reason for file, reason in zip(files, reasons, strict=True) if reason is not None}
+
+
+def is_there(path: Path) -> bool:
+    """Whether something lies at a path; of a name that no file can have, nothing does."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no file can have that name
+        return False

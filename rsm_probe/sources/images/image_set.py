@@ -1,0 +1,174 @@
+"""Images with ids and labels, loaded one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rsm_probe.checks import brief, require_seed, require_text, require_texts, require_whole
+from rsm_probe.errors import ImageError, repeated
+from rsm_probe.sources.images.dataset_items import image_of
+
+# What damaged files and data sets of one's own raise.
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a network can be trained to answer: one or more questions per image, each with the same choices.
+
+    Attributes:
+        values: answers, shape (N, questions), integers in [0, choices).
+        choices: number of answers to choose from.
+    """
+
+    values: np.ndarray
+    choices: int
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that are loaded one at a time, when they are needed.
+
+    Attributes:
+        name: what the set is called in results.
+        ids: one unique name per image, as text.
+        load: index -> PIL image, or a tensor (C, H, W) that is ready for the model.
+        labels: one label per image, as text; "" where unknown.
+        targets: answers to train for, where the set has them.
+        annotations: per image, what is in it (class counts, boxes), where the set knows.
+        skipped: files left out because they are no readable images, with the reason.
+        content: gives text that changes whenever the images do, beyond their ids; called only when it is needed.
+
+    Raises:
+        ImageError: ids or labels that are not text or that stores cannot keep, ids that are there twice, or other
+            numbers of labels, targets or annotations than of ids.
+    """
+
+    name: str
+    ids: Sequence[str]
+    load: Callable[[int], Image.Image | Tensor]
+    labels: Sequence[str] = ()
+    targets: Targets | None = None
+    annotations: Sequence[Mapping[str, Any]] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    content: Callable[[], str] = str
+
+    def __post_init__(self) -> None:
+        name = require_text(self.name, "the name of an image set", ImageError)
+        if not callable(self.load):
+            raise ImageError(f"{name}: load must be a function that takes an index, found {brief(self.load)}")
+        ids = require_texts(self.ids, f"{name}: ids", ImageError)
+        if (twice := repeated(ids)) is not None:
+            raise ImageError(f"{name}: id {brief(twice)} names more than one image; give each a name of its own")
+        labels = [] if self.labels is None else require_texts(self.labels, f"{name}: labels", ImageError)
+        labels = labels or [""] * len(ids)
+        object.__setattr__(self, "ids", ids)
+        object.__setattr__(self, "labels", labels)
+        counts = {"labels": len(labels), "annotations": len(self.annotations) or len(ids)}
+        counts["targets"] = len(ids) if self.targets is None else len(self.targets.values)
+        for what, count in counts.items():
+            if count != len(ids):
+                raise ImageError(f"{name}: {count} {what} for {len(ids)} images")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Image.Image | Tensor:
+        """Loads one image; negative numbers count from the end.
+
+        Raises:
+            ImageError: it cannot be read; the message names it.
+            IndexError: there is no such image.
+        """
+        index = range(len(self))[index]
+        try:
+            return image_of(self.load(index))
+        except Exception as error:  # a data set of one's own raises what it likes
+            said = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not str(error) else error
+            raise ImageError(f"{self.name}: cannot read image {brief(self.ids[index])}: {said}") from error
+
+    def changed(self, **parts: Any) -> ImageSet:
+        """The same set with other attributes, of which nothing is checked again: repeats in a subset are meant."""
+        other = copy(self)
+        for name, value in parts.items():
+            object.__setattr__(other, name, value)
+        return other
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+        """Some of the images, in the order given; an image that is asked for twice is there twice.
+
+        Raises:
+            ImageError: not a list of whole numbers; a mask, for one.
+            IndexError: there is no such image.
+        """
+        asked = np.asarray(indices)
+        if asked.ndim != 1 or (asked.dtype.kind not in "iu" and asked.size):
+            raise ImageError(
+                f"{self.name}: a subset is a list of whole numbers, found {brief(indices)}; of a mask, give "
+                f"numpy.flatnonzero(mask)"
+            )
+        chosen = [range(len(self))[index] for index in asked.tolist()]
+        return self.changed(
+            ids=[self.ids[k] for k in chosen],
+            load=lambda index: self.load(chosen[index]),
+            labels=[self.labels[k] for k in chosen],
+            targets=self.targets and Targets(self.targets.values[chosen], self.targets.choices),
+            annotations=[self.annotations[k] for k in chosen] if self.annotations else (),
+        )
+
+    def sample(self, count: int, seed: int = 0) -> ImageSet:
+        """A random sample without repetition; all images where there are no more than `count`.
+
+        Raises:
+            ImageError: `count` or `seed` is not a whole number, or negative.
+        """
+        require_whole(count, "count", 1, ImageError)
+        require_seed(seed, "seed", ImageError)
+        if count >= len(self):
+            return self
+        return self.subset(np.random.default_rng(seed).permutation(len(self))[:count])
+
+    def fingerprint(self) -> str:
+        """A hash of ids, order and content, by which a stored result knows its images again."""
+        text = "\n".join([self.name, self.content(), *self.ids])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """A hash of byte strings, each of which counts with its length."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(hashlib.sha256(part).digest())
+    return found.hexdigest()
+
+
+def pixel_bytes(image: Image.Image | Tensor) -> bytes:
+    """The values of an image."""
+    if isinstance(image, Tensor):
+        # NumPy lacks some number formats; their bytes are all that counts here.
+        return image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return np.asarray(image).tobytes()

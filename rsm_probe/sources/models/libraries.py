@@ -1,0 +1,132 @@
+"""Models of torchvision, timm and transformers, each with its preprocessing; imported when they are asked for."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rsm_probe.errors import ModelError, nearest
+from rsm_probe.sources.images.folders import is_there
+from rsm_probe.sources.images.pixels import to_rgb
+from rsm_probe.sources.models.weights import fetched
+
+Preprocess = Callable[[Image.Image], Tensor]
+
+
+class Library(Protocol):
+    """How a library's models are loaded."""
+
+    def __call__(self, title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+        """The model of a name, with pretrained or random weights, and its preprocessing."""
+
+
+def _torchvision(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+    import torchvision
+
+    try:
+        weights = torchvision.models.get_model_weights(title).DEFAULT
+    except ValueError:
+        names = torchvision.models.list_models()
+        raise ModelError(f"torchvision has no model {title!r}{nearest(title, names)}") from None
+    options: dict[str, Any] = {"weights": weights if pretrained else None}
+    # Detectors and segmenters fetch a pretrained backbone unless told not to.
+    builder = inspect.signature(torchvision.models.get_model_builder(title))
+    if not pretrained and "weights_backbone" in builder.parameters:
+        options["weights_backbone"] = None
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    module = fetched(
+        f"torchvision:{title}", lambda: torchvision.models.get_model(title, **options), f"{weights.url} into {cache}"
+    )
+    transform = weights.transforms()
+    return module, lambda image: transform(to_rgb(image))
+
+
+def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+    import timm
+
+    if not timm.is_model(title):
+        raise ModelError(f"timm has no model {title!r}{nearest(title, timm.list_models())}")
+    known = timm.get_pretrained_cfg(title)
+    repository = known.hf_hub_id if known is not None else None
+    instructions = _hub_instructions(repository) if repository else ""
+    module = fetched(f"timm:{title}", lambda: timm.create_model(title, pretrained=pretrained), instructions)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
+    return module, lambda image: transform(to_rgb(image))
+
+
+def _huggingface(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+    from transformers import AutoModel
+
+    return _transformers(AutoModel, title, pretrained, trust_remote_code)
+
+
+def _classifier(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+    from transformers import AutoModelForImageClassification
+
+    return _transformers(AutoModelForImageClassification, title, pretrained, trust_remote_code)
+
+
+def _transformers(auto: Any, title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+    from transformers import AutoConfig, AutoImageProcessor
+
+    local = is_there(Path(title)) and Path(title).is_dir()
+    if not local and (title.startswith((".", "/", "~")) or title.count("/") > 1):
+        raise ModelError(f"no folder at {title}; a model of the hub is written hf:organisation/name")
+
+    def build() -> nn.Module:
+        if pretrained:
+            return auto.from_pretrained(title, trust_remote_code=trust_remote_code, use_safetensors=True)
+        config = AutoConfig.from_pretrained(title, trust_remote_code=trust_remote_code)
+        return auto.from_config(config, trust_remote_code=trust_remote_code)
+
+    instructions = "" if local else _hub_instructions(title)
+    # Random weights need the configuration, and both the preprocessing.
+    module = fetched(f"hf:{title}", build, instructions, random_weights=pretrained and local, local=local)
+    processor = fetched(
+        f"hf:{title}",
+        lambda: AutoImageProcessor.from_pretrained(title, trust_remote_code=trust_remote_code),
+        instructions,
+        random_weights=False,
+        local=local,
+    )
+
+    if not trust_remote_code:
+        _warn_of_other_code(title, auto.__name__, module.config, "model")
+        _warn_of_other_code(title, "AutoImageProcessor", processor, "preprocessing")
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return processor(images=to_rgb(image), return_tensors="pt")["pixel_values"][0]
+
+    return module, preprocess
+
+
+def _warn_of_other_code(title: str, key: str, holder: Any, what: str) -> None:
+    """Says where transformers took code of its own for a model that names other code."""
+    named = getattr(holder, "auto_map", None)
+    if isinstance(named, dict) and key in named:
+        warnings.warn(
+            f"hf:{title} names Python code of its own for its {what}, which is not run; the code of transformers for "
+            f"models of this type is used in its place; if you trust the model's, say trust_remote_code=True",
+            stacklevel=2,
+        )
+
+
+def _hub_instructions(repository: str) -> str:
+    from huggingface_hub import constants
+
+    return f"`hf download {repository}`, whose files belong into {constants.HF_HUB_CACHE}"
+
+
+LIBRARIES: dict[str, Library] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "hf": _huggingface,
+    "hf-classifier": _classifier,  # with the head that tells classes
+}

@@ -1,0 +1,89 @@
+"""A model that is ready to be probed: a module, its preprocessing and its name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rsm_probe.errors import ModelError
+from rsm_probe.sources.images.pixels import to_rgb
+from rsm_probe.sources.models.fingerprints import add_value, require_weights, tensor_bytes, without_addresses
+from rsm_probe.sources.models.libraries import Preprocess
+
+# What a preprocessing makes of this tells it from others.
+_KNOWN_IMAGE = Image.fromarray((np.arange(96 * 128 * 3) ** 2 % 251).astype(np.uint8).reshape(96, 128, 3))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to be probed.
+
+    Attributes:
+        name: what the model is called in results.
+        module: the network, in evaluation mode; a module of one's own keeps the mode that it came in.
+        preprocess: PIL image -> tensor (C, H, W).
+        questions: how many questions it answers, each by a softmax over its share of the output.
+        default_preprocess: whether the model brought no preprocessing, and takes what `to_tensor` gives.
+    """
+
+    name: str
+    module: nn.Module
+    preprocess: Preprocess
+    questions: int = 1
+    default_preprocess: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of structure, preprocessing and weights, by which a stored result knows its model again.
+
+        Raises:
+            ModelError: the preprocessing does not take images, or a weight has no values (of lazy modules before their
+                first call, or on the meta device), or none that can be read.
+        """
+        require_weights(self.module, self.name)
+        digest = hashlib.sha256(without_addresses(repr(self.module)).encode())
+        digest.update(tensor_bytes(self._preprocessed(_KNOWN_IMAGE)))
+        for name, value in self.module.state_dict().items():
+            try:
+                add_value(digest, name, value)
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise ModelError(
+                    f"{self.name}: the values of {name} ({type(value).__name__}) cannot be read, and a stored result "
+                    f"could not know its model by them: {error}"
+                ) from error
+        return digest.hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is; the CPU for models without any."""
+        parameter = next(self.module.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def blank_input(self) -> Tensor:
+        """A grey image as the model takes it, (1, C, H, W).
+
+        Raises:
+            ModelError: the preprocessing does not take images.
+        """
+        return self._preprocessed(Image.new("RGB", (256, 256), (124, 116, 104))).unsqueeze(0)
+
+    def _preprocessed(self, image: Image.Image) -> Tensor:
+        try:
+            tensor = self.preprocess(image)
+            if isinstance(tensor, Tensor):
+                return tensor
+            problem = f"gives {type(tensor).__name__}"
+        except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            problem = f"fails: {error}"
+        raise ModelError(f"the preprocessing of {self.name} makes no tensor of an image, but {problem}")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """The preprocessing of models that bring none: RGB in [0, 1], shape (3, H, W)."""
+    pixels = np.asarray(to_rgb(image), dtype=np.float32) / 255.0
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -1,0 +1,62 @@
+"""Functions of the user's own that build a module."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from rsm_probe.errors import ModelError, RsmProbeError, nearest
+from rsm_probe.sources.images.folders import is_there
+
+
+def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
+    """A function in a file of the user's, which is run for it.
+
+    Raises:
+        ModelError: no such file or function, or the file cannot be run.
+    """
+    if not is_there(file) or not file.is_file():
+        raise ModelError(f"no file at {file}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{file} cannot be imported: {_reason(error)}") from error
+    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    if name not in functions:
+        raise ModelError(f"{file} has no function {name!r}{nearest(name, functions)}")
+    function: Callable[[], nn.Module] = getattr(module, name)
+    return function
+
+
+def built(factory: Callable[[], nn.Module], where: str) -> nn.Module:
+    """What a function builds, in evaluation mode.
+
+    Args:
+        factory: takes no arguments.
+        where: its name, and its file where it is in one.
+
+    Raises:
+        ModelError: it fails, or builds something other than a module; the message names it.
+    """
+    try:
+        module = factory()
+    except RsmProbeError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{where} failed to build a model: {_reason(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{where} must return a torch.nn.Module, found {type(module).__name__}")
+    return module.eval()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it ended the program (sys.exit({error.code!r}))"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,164 @@
+"""Weights from files, and from the libraries' stores with or without a network."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor, nn
+
+from rsm_probe.errors import ModelError
+from rsm_probe.sources.images.folders import is_there
+from rsm_probe.sources.models.fingerprints import require_weights
+
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt")
+_NETWORK_SECONDS = 3.0
+_T = TypeVar("_T")
+
+
+def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> None:
+    """Puts a state dict from a file into a module.
+
+    Args:
+        module: the network.
+        path: a `.safetensors` file, or a checkpoint of PyTorch that holds tensors only, bare or under "state_dict",
+            "model" or "model_state_dict".
+        allow_pickle: also read checkpoints that hold other objects, which can run any code when they are read.
+
+    Raises:
+        ModelError: no such file, another format, code where tensors were expected, or weights that do not fit.
+    """
+    if path.suffix not in (".safetensors", *_CHECKPOINTS):
+        raise ModelError(
+            f"weights must be 'default', None, a .safetensors file or a checkpoint ({', '.join(_CHECKPOINTS)}), "
+            f"found {str(path)!r}"
+        )
+    if not is_there(path) or not path.is_file():
+        raise ModelError(f"no weights at {path}")
+    state = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path, allow_pickle)
+    if state and all(str(name).startswith("module.") for name in state):  # saved from DataParallel
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    require_weights(module, type(module).__name__)
+    own = module.state_dict()
+    missing, surplus = [n for n in own if n not in state], [n for n in state if n not in own]
+    other = [n for n in own if n in state and getattr(state[n], "shape", None) != getattr(own[n], "shape", None)]
+    # Whole numbers in place of others are quantised weights, of which the scale is missing.
+    kinds = [n for n in own if n in state and n not in other and _is_whole(state[n]) and not _is_whole(own[n])]
+    problems = [("missing", missing), ("unknown", surplus), ("of another shape", other), ("whole numbers", kinds)]
+    if any(names for _, names in problems):  # before anything is changed
+        said = "; ".join(f"{what}: {', '.join(map(str, names[:5]))}" for what, names in problems if names)
+        raise ModelError(f"the weights in {path} do not fit {type(module).__name__} ({said})")
+    try:
+        module.load_state_dict(state)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"the weights in {path} do not fit {type(module).__name__}: {error}") from error
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as a .safetensors file: {error}") from error
+
+
+def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
+    from pickle import UnpicklingError
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+    except UnpicklingError as error:
+        if allow_pickle:
+            raise ModelError(f"cannot read {path}: {error}") from error
+        raise ModelError(
+            f"{path} holds more than tensors, and reading it could run any code; convert it to .safetensors, or, if "
+            f"you trust where it is from, say allow_pickle=True (--allow-pickle)"
+        ) from None
+    except (EOFError, KeyError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    found = found.state_dict() if isinstance(found, nn.Module) else found
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds no state dict but {type(found).__name__}")
+    return found
+
+
+def fetched(
+    what: str, build: Callable[[], _T], instructions: str = "", random_weights: bool = True, local: bool = False
+) -> _T:
+    """Builds something of which parts may have to be fetched; failures become one message that says what to do.
+
+    Args:
+        what: the model as the user wrote it.
+        build: loads it.
+        instructions: what to fetch, and where it belongs.
+        random_weights: whether random weights would need nothing of it.
+        local: whether all of it lies in a folder of this machine.
+
+    Raises:
+        ModelError: it cannot be had, or consists of code that nobody has trusted.
+    """
+    from safetensors import SafetensorError
+
+    with nullcontext() if local else _offline_where_unreachable():
+        try:
+            return build()
+        # What comes with a model of others may be damaged in any way, or need what is not installed.
+        except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            problem: Exception = error
+        except SafetensorError as error:
+            problem = error
+    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    otherwise = ", or use weights=None for random weights" if random_weights else ""
+    if "trust_remote_code" in str(problem):
+        raise ModelError(
+            f"cannot load {what}: it comes with Python code of its own, which could do anything and is not run by "
+            f"default; if you trust where it is from, say trust_remote_code=True in load_model, or --trust-remote-code "
+            f"to `rsm-probe layers` (a configuration runs no code)"
+        ) from problem
+    if local:
+        todo = "check the files in this folder"
+    elif isinstance(problem, OSError | RuntimeError | ValueError):
+        where = f" ({instructions})" if instructions else ""
+        todo = f"check the network, or put the files into the library's cache from a machine that has one{where}"
+    else:
+        reason, todo = f"{type(problem).__name__}: {reason}", "its library fails on it"
+    raise ModelError(f"cannot load {what}: {reason}; {todo}{otherwise}") from problem
+
+
+@contextmanager
+def _offline_where_unreachable() -> Iterator[None]:
+    """Tells the hub's library that there is no network where there is none; by itself it tries for half a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable(address: str) -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # connections go another way, which the library knows
+    parts = urlsplit(address)
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), timeout=_NETWORK_SECONDS).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,126 @@
+"""The networks that recipes train: ResNets with a stem for small images, of standard depths or free ones."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+from torch import nn
+
+from rsm_probe.checks import brief
+from rsm_probe.config import Config
+from rsm_probe.sources.images.limits import in_bytes
+
+# A thousand blocks take seconds to build; a thousand million weights take 16 GB to train.
+_MOST_BLOCKS = 1000
+_MOST_WEIGHTS = 10**9
+# Blocks of the four stages; ResNet-101 is made of bottlenecks, whose outputs are four times as wide as `widths` says.
+ARCHITECTURES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+class NetworkConfig(Config):
+    """A ResNet in four stages with a 3 x 3 stem and no pooling before the first stage.
+
+    Either `architecture` or `blocks` says how deep it is. `widths` are the channels of the stages: the outputs of basic
+    blocks have as many, those of the bottlenecks of resnet101 four times as many.
+    """
+
+    architecture: Literal["resnet18", "resnet34", "resnet101"] | None = Field(
+        default=None, description="a standard depth; full width is 64, 128, 256, 512"
+    )
+    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
+        default=(1, 1, 1, 1), description="basic blocks of each stage; an architecture brings its own"
+    )
+    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64, 128)
+    stem_stride: Literal[1, 2] = 1
+    narrow_stem: bool = Field(default=False, description="the stem has the channels of the first stage in place of 64")
+    zero_init_residual: bool = Field(
+        default=True, description="blocks begin as the identity; false learns scenes sooner"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blocks_of_the_architecture(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("architecture") in ARCHITECTURES and "blocks" not in data:
+            return {**data, "blocks": ARCHITECTURES[data["architecture"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> NetworkConfig:
+        if self.architecture is not None and self.blocks != ARCHITECTURES[self.architecture]:
+            raise ValueError(
+                f"architecture: {self.architecture} has blocks {list(ARCHITECTURES[self.architecture])}, not "
+                f"{list(self.blocks)}; leave out either architecture: or blocks:"
+            )
+        if self.narrow_stem and self.architecture == "resnet101":
+            raise ValueError("narrow_stem: is for networks of basic blocks, and resnet101 is made of bottlenecks")
+        if sum(self.blocks) > _MOST_BLOCKS:
+            raise ValueError(f"blocks: {brief(sum(self.blocks))} blocks in all, and at most {_MOST_BLOCKS} are built")
+        if self.weights > _MOST_WEIGHTS:
+            raise ValueError(
+                f"blocks: and widths: make a network of about {brief(self.weights)} weights, which take "
+                f"{in_bytes(16 * self.weights)} to train, and at most {_MOST_WEIGHTS} are built"
+            )
+        return self
+
+    @property
+    def weights(self) -> int:
+        """About how many weights its convolutions have."""
+        deep = self.architecture == "resnet101"
+        expansion, total = 4 if deep else 1, 0
+        incoming = self.widths[0] if self.narrow_stem else 64
+        for count, width in zip(self.blocks, self.widths, strict=True):
+            out = expansion * width
+            inner = 9 * width**2 + width * out if deep else 9 * width**2
+            total += incoming * out + count * inner
+            # What a block reads: the first one what the stage before gives, the others what their own stage does.
+            total += (1 if deep else 9) * width * (incoming + (count - 1) * out)
+            incoming = out
+        return total
+
+
+def build_network(config: NetworkConfig, outputs: int, dilated: int = 0) -> nn.Module:
+    """The untrained network: timm's ResNet with a stem for small images.
+
+    Args:
+        config: its shape.
+        outputs: channels of its answer.
+        dilated: so many of the last two stages keep the resolution of the one before, and dilate their convolutions
+            instead. Weights mean the same: every location of the network as it is trained is among those of this one,
+            with the same answer.
+    """
+    from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+    module = ResNet(
+        Bottleneck if config.architecture == "resnet101" else BasicBlock,
+        config.blocks,
+        num_classes=outputs,
+        channels=config.widths,
+        zero_init_last=config.zero_init_residual,
+    )
+    stem = config.widths[0] if config.narrow_stem else 64
+    module.conv1 = nn.Conv2d(3, stem, 3, stride=config.stem_stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
+    module.maxpool = nn.Identity()
+    if config.narrow_stem:
+        module.bn1 = nn.BatchNorm2d(stem)
+        first = module.layer1[0]
+        first.conv1 = nn.Conv2d(stem, stem, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(first.conv1.weight, mode="fan_out", nonlinearity="relu")
+        first.downsample = None
+    _dilate([module.layer1, module.layer2, module.layer3, module.layer4][4 - dilated :])
+    return module
+
+
+def _dilate(stages: list[nn.Module]) -> None:
+    """Takes the strides out of stages, and lets what follows them look as much further."""
+    reach = 1
+    for stage in stages:
+        for name, conv in list(stage.named_modules()):
+            if not isinstance(conv, nn.Conv2d):
+                continue
+            strided, conv.stride = conv.stride != (1, 1), (1, 1)
+            if conv.kernel_size != (1, 1):
+                conv.dilation = conv.padding = (reach, reach)
+            # The shortcut of a block strides beside the convolution that does, and only one of the two counts.
+            reach *= 2 if strided and "downsample" not in name else 1

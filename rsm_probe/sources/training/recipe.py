@@ -1,0 +1,127 @@
+"""What a recipe says: which network is trained, on which images, how long."""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from rsm_probe.checks import brief
+from rsm_probe.config import Config
+from rsm_probe.errors import ImageError
+from rsm_probe.sources.images.embedded.registry import EMBEDDED
+from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.limits import in_bytes, require_drawn, require_edge
+from rsm_probe.sources.images.published import cifar100, class_folders, resized
+from rsm_probe.sources.training.networks import NetworkConfig
+
+# A step takes a millisecond at least.
+_MOST_STEPS = 10**8
+_MOST_BATCH_BYTES = 10**11
+# How many scenes or crops are drawn unless a recipe says otherwise.
+_DRAWN = 4000
+
+
+class TrainingConfig(Config):
+    """What to train on what, and how long.
+
+    The optimiser is SGD with Nesterov momentum under a one-cycle schedule. Training sees the training split of the
+    images, accuracy is measured on their test split.
+    """
+
+    images: str = Field(
+        default="digits",
+        description="digits, scenes, cluttered, photos, cifar100, or the path of a folder that holds train/<class>/ "
+        "and, with the same classes, test/, val/ or validation/",
+    )
+    root: str = Field(default="data", description="the folder that holds cifar-100-python")
+    size: PositiveInt = Field(default=32, description="edge of the images in pixels; those of others are fitted to it")
+    count: PositiveInt = Field(default=_DRAWN, description="how many scenes or crops to draw; other sets are all used")
+    network: NetworkConfig = NetworkConfig()
+    steps: int = Field(
+        default=150, ge=0, description="batches to train for, at least 10; 0 leaves the network untrained"
+    )
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: PositiveFloat = 0.1
+    weight_decay: float = Field(default=5e-4, ge=0)
+    augment: bool = Field(
+        default=False,
+        description="crop at random, after padding by an eighth of the edge, and mirror every other image",
+    )
+    expected_accuracy: float = Field(default=0.0, ge=0, le=1, description="below it, a warning says what to change")
+
+    @property
+    def questions(self) -> int:
+        """How many questions the network answers, each by a softmax of its own."""
+        return 10 if self.images == "scenes" else 1
+
+    @field_validator("images")
+    @classmethod
+    def _known(cls, images: str) -> str:
+        # A mistyped name is no folder: paths have a separator.
+        if images not in (*EMBEDDED, "cifar100") and not {"/", os.sep} & set(images):
+            names = ", ".join(repr(name) for name in EMBEDDED)
+            raise ValueError(f"input should be {names}, 'cifar100' or the path of a folder, such as './{images}'")
+        return images
+
+    @field_validator("steps")
+    @classmethod
+    def _warm_up_fits(cls, steps: int) -> int:
+        if 0 < steps < 10:
+            raise ValueError("must be 0 or at least 10, so that the schedule has a warm-up")
+        if steps > _MOST_STEPS:
+            raise ValueError(f"must be at most {_MOST_STEPS}: a day has time for 86 million steps of a millisecond")
+        return steps
+
+    @field_validator("size")
+    @classmethod
+    def _size_fits_memory(cls, size: int) -> int:
+        require_edge(size)
+        return size
+
+    @field_validator("count")
+    @classmethod
+    def _count_fits_memory(cls, count: int) -> int:
+        require_drawn(count)
+        return count
+
+    @model_validator(mode="after")
+    def _batch_fits_memory(self) -> TrainingConfig:
+        if (taken := 12 * self.batch_size * self.size**2) > _MOST_BATCH_BYTES:
+            raise ValueError(
+                f"batch_size: {brief(self.batch_size)} images of {self.size} x {self.size} take {in_bytes(taken)} at "
+                f"once, and at most {in_bytes(_MOST_BATCH_BYTES)} are tried"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_images_are_used(self) -> TrainingConfig:
+        if self.images not in EMBEDDED and self.count != _DRAWN:
+            raise ValueError(f"count: says how many scenes or crops to draw; of {self.images}, all images are used")
+        return self
+
+
+def splits(config: TrainingConfig) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and those held out, with targets and in the size that the recipe says.
+
+    Raises:
+        ImageError: images are missing, do not suit their options, or have classes that only one of the two splits has.
+    """
+    if config.images in EMBEDDED:
+        options: dict[str, int] = {} if config.images == "digits" else {"count": config.count}
+        fewer = {"count": min(config.count, 500), "seed": 1} if options else {}
+        draw = EMBEDDED[config.images]
+        return draw(split="train", size=config.size, **options), draw(split="test", size=config.size, **fewer)
+    if config.images == "cifar100":
+        train, test = (cifar100(config.root, split) for split in ("train", "test"))
+    else:
+        # A broken file has its turn in the first epoch; reading all of them before takes as long.
+        train, test = (class_folders(config.images, split, verify=False) for split in ("train", "test"))
+        differing = sorted(set(train.labels) ^ set(test.labels))
+        if differing:
+            where = train.name if differing[0] in train.labels else test.name
+            raise ImageError(
+                f"{train.name} and {test.name} must hold the same classes, but {len(differing)} are in only one of "
+                f"them, first {differing[0]!r} in {where}"
+            )
+    return resized(train, config.size), resized(test, config.size)

@@ -1,0 +1,198 @@
+"""What a sweep will cost, known before it is paid: pairs, time from a timed sample, memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rsm_probe.checks import require_number
+from rsm_probe.errors import CostError
+from rsm_probe.execution.amounts import format_bytes, format_seconds
+from rsm_probe.matching.matching import Matching
+from rsm_probe.matching.registry import cheap_matchings
+from rsm_probe.pairs.matcher import queue_bytes
+from rsm_probe.pairs.timing import seconds_per_pair
+from rsm_probe.probe.representation import Representation
+from rsm_probe.streaming.probed_layers import naming
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer of one model.
+
+    Attributes:
+        name: "model/layer".
+        locations: S.
+        token_bytes: of one image's tokens.
+        pair_seconds: matching -> seconds for one pair on one core.
+        queue_bytes: how much of the memory budget its affinities fill.
+    """
+
+    name: str
+    locations: int
+    token_bytes: int
+    pair_seconds: Mapping[str, float]
+    queue_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a sweep.
+
+    Attributes:
+        layers: what was sampled, layer by layer.
+        image_seconds: all models' forward passes for one image.
+        images: number of images.
+        batch_sizes: images in each mini-batch.
+        workers: CPU threads that match.
+        passes: how often each image passes through the models.
+        kernels: number of kernels.
+        kept: number of RSMs kept per batch.
+    """
+
+    layers: Sequence[LayerCost]
+    image_seconds: float
+    images: int
+    batch_sizes: Sequence[int]
+    workers: int
+    passes: int
+    kernels: int
+    kept: int
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of images, over all layers and models; each is matched by every matching."""
+        return len(self.layers) * self.pairs_per_layer
+
+    @property
+    def pairs_per_layer(self) -> int:
+        """Pairs of images within mini-batches."""
+        return sum(size * (size - 1) // 2 for size in self.batch_sizes)
+
+    @property
+    def matching_seconds(self) -> float:
+        """Time of all matchings on one core."""
+        return self.pairs_per_layer * sum(sum(layer.pair_seconds.values()) for layer in self.layers)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of the whole: forward passes, and matching spread over the workers."""
+        return self.image_seconds * self.images * self.passes + self.matching_seconds / self.workers
+
+    @property
+    def bytes(self) -> int:
+        """Estimated memory beyond the models: two batches of the largest tokens, waiting affinities, RSMs."""
+        batch = max(self.batch_sizes)
+        rsms = sum(len(layer.pair_seconds) for layer in self.layers) * self.kernels
+        tokens = 2 * batch * max((layer.token_bytes for layer in self.layers), default=0)
+        queue = max((layer.queue_bytes for layer in self.layers), default=0)
+        return tokens + queue + 4 * rsms * batch**2 * 8 + self.kept * sum(size**2 for size in self.batch_sizes) * 8
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} images in {len(self.batch_sizes)} batches of {max(self.batch_sizes)}, "
+            f"{len(self.layers)} layers, {self.pairs:,} pairs; about {format_seconds(self.seconds)} "
+            f"with {self.workers} workers, {format_bytes(self.bytes)} of memory"
+        )
+
+    def require(self, max_hours: float | None, max_bytes: int | None) -> None:
+        """Refuses work that is too much, and says what would be less.
+
+        Raises:
+            CostError: the estimate is above a limit.
+        """
+        if max_hours is not None and self.seconds > max_hours * 3600:
+            raise CostError(
+                f"this sweep would take about {format_seconds(self.seconds)}, above max_hours={max_hours:g}; "
+                f"cheaper: {self._cheaper(max_hours * 3600)}; or raise max_hours"
+            )
+        if max_bytes is not None and self.bytes > max_bytes:
+            raise CostError(
+                f"this sweep would take about {format_bytes(self.bytes)} of memory, above {format_bytes(max_bytes)}; "
+                f"cheaper: a smaller batch_size, fewer layers, fewer RSMs to keep, or a smaller memory= for affinities"
+            )
+
+    def _cheaper(self, limit: float) -> str:
+        dearest = max(self.layers, key=lambda layer: sum(layer.pair_seconds.values()))
+        share = sum(dearest.pair_seconds.values()) * self.pairs_per_layer / max(self.matching_seconds, 1e-12)
+        forward = self.image_seconds * self.images * self.passes
+        ways = []
+        if self.matching_seconds > 0 and limit > forward:
+            # Pairs within batches grow in proportion to the size of a batch.
+            fitting = int(max(self.batch_sizes) * (limit - forward) * self.workers / self.matching_seconds)
+            ways.append(f"batch_size={max(4, fitting)}")
+        if share > 0:
+            ways.append(f"leaving out {dearest.name} ({dearest.locations} locations, {share:.0%} of the matching)")
+            ways.append(
+                f"one of the matchings {', '.join(cheap_matchings())}, whose time grows with the locations only"
+            )
+        ways.append(f"fewer images than {self.images}")
+        return ", ".join(ways)
+
+
+def measure(
+    representations: Mapping[str, Mapping[str, Representation]],
+    methods: Mapping[str, Matching],
+    memory: int,
+    workers: int,
+    at_once: int,
+) -> list[LayerCost]:
+    """Times the matchings on what a few images gave, layer by layer.
+
+    Args:
+        representations: model -> layer -> representation of at least 2 images.
+        methods: label -> matching.
+        memory: bytes that waiting affinities may occupy.
+        workers: CPU threads that match.
+        at_once: pairs of a mini-batch.
+    """
+    costs = []
+    for model, layers in representations.items():
+        for layer, kept in layers.items():
+            with naming(model, layer):
+                seconds = {
+                    label: seconds_per_pair(kept.tokens, method, 3, at_once) for label, method in methods.items()
+                }
+            _, locations, channels = kept.tokens.shape
+            for label, method in methods.items():
+                if method.on_device(kept.tokens.device, kept.tokens.dtype, locations, at_once):
+                    seconds[label] *= workers  # a device does all that workers would share
+            costs.append(
+                LayerCost(
+                    f"{model}/{layer}",
+                    locations,
+                    locations * channels * kept.tokens.element_size(),
+                    seconds,
+                    queue_bytes(kept.tokens, memory),
+                )
+            )
+    return costs
+
+
+def check_hours(max_hours: float | None) -> None:
+    """Refuses limits that are not a number of hours.
+
+    Raises:
+        CostError: not a finite number above 0, nor None.
+    """
+    if max_hours is not None:
+        require_number(max_hours, "max_hours (None for no limit)", CostError, above=0)
+
+
+def stopwatch(device: torch.device) -> float:
+    """Seconds on a clock, after what the device was given to do is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def available_memory() -> int | None:
+    """Bytes of memory of this machine, or None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

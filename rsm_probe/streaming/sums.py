@@ -1,0 +1,182 @@
+"""What mini-batches of RSMs add up to: the sums from which CKA follows, however the images were cut into batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rsm_probe.comparison.alignment import Estimator, cka_grid
+from rsm_probe.comparison.grid import RsmKey
+from rsm_probe.errors import ComparisonError
+
+# Below the exponent of every number: of an RSM that was 0 so far.
+_NOTHING = -1100
+
+
+class Sums:
+    """Sums over pairs of images, batch after batch, from which the CKA of every RSM with every other follows.
+
+    An estimator divides a sum over pairs of images by their number. What is summed here is undivided: a batch counts by
+    its pairs. Each RSM is scaled by a power of two, which changes no digit of CKA, so that its squares stay numbers.
+
+    Args:
+        estimators: what to sum for.
+
+    Attributes:
+        keys: what each of the R RSMs is; empty before the first batch.
+        batches: number of batches.
+        images: number of images in them.
+        left_out: number of images of a last batch that was too small to count, or None.
+        smallest: shape (R,), the smallest eigenvalue of each matched RSM over the batches; NaN of others.
+    """
+
+    def __init__(self, estimators: Sequence[Estimator]) -> None:
+        self.estimators = list(estimators)
+        self.keys: list[RsmKey] = []
+        self.batches = 0
+        self.images = 0
+        self.left_out: int | None = None
+        self.smallest = np.empty(0)
+        self._sums: dict[str, np.ndarray] = {}
+        self._exponents = np.empty(0, dtype=np.int64)
+
+    def require_open(self) -> None:
+        """Refuses any batch after one that was left out: which images counted would depend on the order of batches.
+
+        Raises:
+            ComparisonError: there was one.
+        """
+        if self.left_out is not None:
+            raise ComparisonError(
+                f"the batch before, number {self.batches + 1}, was left out: a batch of {self._words(self.left_out)}, "
+                f"and only the very last one may be too small. Begin again with drop_last=True in the DataLoader, or "
+                f"with another batch size"
+            )
+
+    def too_small(self, count: int) -> bool:
+        """Whether an estimator needs more images than a batch has."""
+        return count < self._strictest.fewest
+
+    def leave_out(self, count: int) -> None:
+        """Leaves out a last batch that is too small, and warns of it.
+
+        Raises:
+            ComparisonError: there is no batch before it.
+        """
+        if not self.batches:
+            raise ComparisonError(f"a batch of {self._words(count)}; use larger batches")
+        self.left_out = count
+        warnings.warn(
+            f"a batch of {self._words(count)}: it is left out for all estimators, and of `images`; only the last batch "
+            f"may be. drop_last=True in the DataLoader, or another batch size, avoids it",
+            stacklevel=3,
+        )
+
+    @property
+    def _strictest(self) -> Estimator:
+        """The estimator that needs most images."""
+        return max(self.estimators, key=lambda estimator: estimator.fewest)
+
+    def _words(self, count: int) -> str:
+        return f"{count} images is too small for {self._strictest.name} CKA, which needs {self._strictest.fewest}"
+
+    def add(self, keys: Sequence[RsmKey], rsms: np.ndarray) -> None:
+        """Adds the RSMs (R, N, N) of one batch.
+
+        Raises:
+            ComparisonError: an RSM is not finite; the message names its layer.
+        """
+        finite = np.isfinite(rsms).all(axis=(1, 2))
+        if not finite.all():
+            key = keys[int(np.flatnonzero(~finite)[0])]
+            raise ComparisonError(
+                f"the similarities of layer {key.layer!r} of model {key.model!r} by {key.matching}/{key.kernel} leave "
+                f"the range of numbers: its outputs are too large; scale them, or use kernel 'cosine'"
+            )
+        count, first = rsms.shape[1], not self.batches
+        # Matched RSMs need not be positive semi-definite; of the others it is known.
+        smallest = np.array(
+            [
+                np.linalg.eigvalsh(rsm)[0] if key.matching != "identity" else np.nan
+                for key, rsm in zip(keys, rsms, strict=True)
+            ]
+        )
+        largest = np.abs(rsms).max(axis=(1, 2))
+        exponents = np.where(largest > 0, np.frexp(largest)[1], _NOTHING)
+        before = np.full(len(keys), _NOTHING) if first else self._exponents
+        exponents = np.maximum(exponents, before)
+        scaled, shift = np.ldexp(rsms, -exponents[:, None, None]), before - exponents
+        sums = {}
+        for estimator in self.estimators:
+            rows = estimator.rows(scaled)
+            sums[estimator.name] = (rows @ rows.T) * estimator.divisor(count)
+            if not first:
+                sums[estimator.name] += np.ldexp(self._sums[estimator.name], shift[:, None] + shift[None, :])
+        self.keys, self._sums, self._exponents = list(keys), sums, exponents
+        self.smallest = smallest if first else np.fmin(self.smallest, smallest)
+        self.batches += 1
+        self.images += count
+
+    def grids(self) -> dict[str, np.ndarray]:
+        """Estimator -> CKA of every RSM with every other, shape (R, R); see `cka_grid`."""
+        return {name: cka_grid(sums) for name, sums in self._sums.items()}
+
+    def remarks(self) -> list[str]:
+        """What to know about the grids: images that do not count, RSMs without a value."""
+        found = []
+        if self.left_out is not None:
+            found.append(
+                f"CKA is over {self.images} images in {self.batches} batches; a last batch of {self.left_out} images "
+                f"was too small and is left out"
+            )
+        for name, grid in self.grids().items():
+            undefined = [
+                key.label() for key, value in zip(self.keys, np.diagonal(grid), strict=True) if np.isnan(value)
+            ]
+            if undefined:
+                found.append(
+                    f"{name} CKA is undefined (NaN) for {len(undefined)} RSMs, which are constant or whose HSIC with "
+                    f"themselves is not above 0, first {undefined[0]}; more images or larger batches may help"
+                )
+        return found
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Plain arrays from which `restore` continues."""
+        return {
+            "batches": np.array(self.batches),
+            "images": np.array(self.images),
+            "left_out": np.array(-1 if self.left_out is None else self.left_out),
+            "keys": np.array([[str(part) for part in key] for key in self.keys], dtype=np.str_).reshape(-1, 5),
+            "smallest": self.smallest,
+            "exponents": self._exponents,
+            **{f"pairs_{name}": sums for name, sums in self._sums.items()},
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues from what `state` returned.
+
+        Raises:
+            ComparisonError: sums of other estimators, or of an earlier version, in which batches counted alike.
+        """
+        if any(name.startswith("hsic_") for name in state):
+            raise ComparisonError(
+                "these sums are from an earlier version of rsm_probe, in which a small batch counted as much as a "
+                "large one; sums that count pairs cannot continue them: begin again"
+            )
+        missing = {"batches", "images", "left_out", "keys", "smallest", "exponents"} - set(state)
+        names = {name.removeprefix("pairs_") for name in state if name.startswith("pairs_")}
+        wanted = {estimator.name for estimator in self.estimators}
+        if missing or (int(state["batches"]) and names != wanted):
+            raise ComparisonError(
+                f"this is not the state of an accumulator for {', '.join(sorted(wanted))} CKA: "
+                + (f"{', '.join(sorted(missing))} missing" if missing else f"it holds {', '.join(sorted(names))}")
+            )
+        self.batches, self.images = int(state["batches"]), int(state["images"])
+        left_out = int(state["left_out"])
+        self.left_out = None if left_out < 0 else left_out
+        self.keys = [RsmKey.from_texts(texts) for texts in state["keys"]]
+        self.smallest, self._exponents = np.array(state["smallest"]), np.array(state["exponents"], dtype=np.int64)
+        # In the order of the estimators, the first of which is the result's.
+        self._sums = {e.name: np.array(state[f"pairs_{e.name}"]) for e in self.estimators if e.name in names}

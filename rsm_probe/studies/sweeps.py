@@ -1,0 +1,106 @@
+"""Several sweeps whose figures are drawn together: the paper's Figures 15, 16 and 17 over data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+from pydantic import Field, field_validator, model_validator
+
+from rsm_probe.config import Config, read_yaml
+from rsm_probe.errors import ConfigError
+from rsm_probe.runs.fields import folder_names
+from rsm_probe.runs.run_folder import claimed, require_free, run_folder
+from rsm_probe.runs.tables import csv_text
+from rsm_probe.storage.files import save_text
+from rsm_probe.streaming.result import SweepResult
+from rsm_probe.studies.sweep import SweepConfig, open_result
+from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
+
+# What else a run folder holds.
+_TAKEN = ("figures", "config.yaml", "numbers.csv")
+
+
+class SweepsConfig(Config):
+    """Sweeps of the same architectures over several data sets, and the figure that shows them."""
+
+    study: Literal["sweeps"] = "sweeps"
+    figure: Literal["figure15", "figure16", "figure17"]
+    sweeps: dict[str, SweepConfig] = Field(
+        min_length=1, description="data set -> sweep, each in a folder of that name; or the file that holds them"
+    )
+
+    @field_validator("sweeps", mode="before")
+    @classmethod
+    def _from_file(cls, sweeps: Any) -> Any:
+        found = read_yaml(sweeps).get("sweeps") if isinstance(sweeps, str) else sweeps
+        return folder_names(found, _TAKEN)
+
+    @model_validator(mode="after")
+    def _comparable(self) -> SweepsConfig:
+        rows = {data: sweep.architectures for data, sweep in self.sweeps.items()}
+        for data, found in rows.items():
+            if found is None:
+                raise ValueError(f"sweeps.{data}: every model needs a name:, which becomes the name of its row")
+            if found != next(iter(rows.values())):
+                raise ValueError(f"sweeps.{data}: all sweeps of one figure need the same names, seeds and controls")
+        first = next(iter(self.sweeps.values()))
+        for key in ("kernels", "matchings", "estimators", "centering", "layers", "batch_size"):
+            if any(getattr(sweep, key) != getattr(first, key) for sweep in self.sweeps.values()):
+                raise ValueError(f"{key}: must be the same in all sweeps of one figure")
+        if self.figure == "figure17" and not any(len(row.trained) > 1 for row in first.architectures or ()):
+            raise ValueError("seeds: figure17 compares networks that differ in their seed; give several")
+        if "identity" not in first.matchings or len(first.matchings) < 2:
+            raise ValueError("matchings: the figure compares identity with another one")
+        return self
+
+    def run(self, out: Path, progress: bool = False) -> dict[str, SweepResult]:
+        """Runs the sweeps one after another, or continues them, and writes `numbers.csv`: what the figure states.
+
+        Raises:
+            ConfigError: sweeps over different numbers of images.
+            RsmProbeError: whatever `SweepConfig.run` raises.
+        """
+        out = run_folder(out)
+        require_free(self, out)
+        for data, one in self.sweeps.items():
+            one.require_free(out / data)
+        # Before hours are spent on what is missing, or cannot stand side by side.
+        counts = {data: len(one.images.load(progress)) for data, one in self.sweeps.items()}
+        if len(set(counts.values())) > 1:
+            shown = ", ".join(f"{data}: {count}" for data, count in counts.items())
+            raise ConfigError(f"CKA of different numbers of images cannot stand side by side ({shown}); set count:")
+        with claimed(self, out) as require_there:
+            results = {}
+            for data, one in self.sweeps.items():
+                results[data] = one.run(out / data, progress)
+                require_there()
+            save_text(out / "numbers.csv", csv_text(figure_numbers(results, self._rows, *self._kind)))
+        return results
+
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """The figure of a finished run, and the same of untrained networks where there are controls.
+
+        Raises:
+            StorageError: a sweep is not finished.
+        """
+        results = {data: open_result(out / data) for data in self.sweeps}
+        draw = FIGURES[self.figure]
+        figures: dict[str, Figure] = {self.figure: draw(results, self._rows, *self._kind)}
+        controls = [Architecture(f"{row.name}, untrained", [row.control]) for row in self._rows if row.control]
+        if controls and self.figure == "figure16":
+            figures["figure16-untrained"] = draw(results, controls, *self._kind)
+        return figures
+
+    @property
+    def _rows(self) -> list[Architecture]:
+        rows = next(iter(self.sweeps.values())).architectures
+        assert rows is not None
+        return rows
+
+    @property
+    def _kind(self) -> tuple[str, str]:
+        """Kernel and semantic matching of the figure: the first of each."""
+        first = next(iter(self.sweeps.values()))
+        return first.kernels[0], next(name for name in first.matchings if name != "identity")
