@@ -14,7 +14,7 @@ PACKAGE = Path(rsm_probe.__file__).parent
 
 # Rooms in the order in which data flow through them. A room may import itself and every room above it in this list.
 ROOMS = [
-    "errors", "checks", "arrays", "config", "execution", "storage", "sources/images", "sources/models",
+    "faces", "errors", "checks", "arrays", "config", "execution", "storage", "sources/images", "sources/models",
     "sources/training", "sources", "probe", "matching", "similarity", "captures", "pairs", "neighbours", "comparison",
     "streaming", "figures", "runs", "paper", "studies", "cli",
 ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_imports_follow_the_data(file):
         return
     for name in arrows(file):
         other = room(name)
-        if other != own:
+        if other != own and not (other == "faces" and file.stem == "__init__"):
             assert other in ALLOWED.get(own, ROOMS[: ROOMS.index(own)]), f"{file} must not import {name}"
 
 

@@ -2,3 +2,81 @@
 
 Begin with `alignment.py` (CKA) and `measures.py` (all measures by name).
 """
+
+from typing import TYPE_CHECKING
+
+from rsm_probe.faces import lazy_face
+
+if TYPE_CHECKING:
+    from rsm_probe.comparison.alignment import Biased, Estimator, Unbiased, cka, estimator_names, get_estimator, hsic
+    from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
+    from rsm_probe.comparison.features import (
+        FEATURE_MEASURES,
+        canonical_correlations,
+        linear_cka,
+        pooled,
+        procrustes,
+        pwcca,
+        sampled,
+        svcca,
+    )
+    from rsm_probe.comparison.grid import compare
+    from rsm_probe.comparison.measures import (
+        CKA,
+        MEASURES,
+        BiasedCKA,
+        Bures,
+        NeighbourJaccard,
+        NeighbourRank,
+        NormalisedBures,
+        NormDifference,
+        bures,
+        get_measure,
+        neighbour_overlap,
+        norm_difference,
+        rsa,
+    )
+    from rsm_probe.comparison.protocol import Invariance, Measure
+    from rsm_probe.comparison.statistics import bootstrap, permutation_test
+else:
+    __getattr__, __dir__ = lazy_face(__name__)
+
+__all__ = [
+    "CKA",
+    "FEATURE_MEASURES",
+    "MEASURES",
+    "Biased",
+    "BiasedCKA",
+    "Bures",
+    "CosineRSA",
+    "Estimator",
+    "Invariance",
+    "KendallRSA",
+    "Measure",
+    "NeighbourJaccard",
+    "NeighbourRank",
+    "NormDifference",
+    "NormalisedBures",
+    "PearsonRSA",
+    "SpearmanRSA",
+    "Unbiased",
+    "bootstrap",
+    "bures",
+    "canonical_correlations",
+    "cka",
+    "compare",
+    "estimator_names",
+    "get_estimator",
+    "get_measure",
+    "hsic",
+    "linear_cka",
+    "neighbour_overlap",
+    "norm_difference",
+    "permutation_test",
+    "pooled",
+    "procrustes",
+    "pwcca",
+    "rsa",
+    "sampled",
+    "svcca",
+]

@@ -4,3 +4,21 @@
 knows what a device has room for, `executors.py` runs tasks on threads, processes or a cluster, and `amounts.py` reads
 and writes amounts of memory and time.
 """
+
+from typing import TYPE_CHECKING
+
+from rsm_probe.faces import lazy_face
+
+if TYPE_CHECKING:
+    from rsm_probe.execution.amounts import format_bytes, parse_bytes
+    from rsm_probe.execution.devices import find_device
+    from rsm_probe.execution.executors import cluster
+else:
+    __getattr__, __dir__ = lazy_face(__name__)
+
+__all__ = [
+    "cluster",
+    "find_device",
+    "format_bytes",
+    "parse_bytes",
+]

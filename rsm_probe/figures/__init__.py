@@ -3,11 +3,18 @@
 Nothing here computes or saves; every function draws on the Axes it is given and returns it.
 """
 
-from rsm_probe.figures.curves import common_legend, diagonal_plot, interval_plot, panel_letter
-from rsm_probe.figures.distributions import distributions, joint_density, spreads
-from rsm_probe.figures.heatmaps import DIVERGING, SEQUENTIAL, cka_heatmap, difference_heatmap, rsm_heatmap
-from rsm_probe.figures.pictures import displayed, matched_locations, picture
-from rsm_probe.figures.style import names_as_written
+from typing import TYPE_CHECKING
+
+from rsm_probe.faces import lazy_face
+
+if TYPE_CHECKING:
+    from rsm_probe.figures.curves import common_legend, diagonal_plot, interval_plot, panel_letter
+    from rsm_probe.figures.densities import distributions, joint_density, spreads
+    from rsm_probe.figures.heatmaps import DIVERGING, SEQUENTIAL, cka_heatmap, difference_heatmap, rsm_heatmap
+    from rsm_probe.figures.pictures import displayed, matched_locations, picture
+    from rsm_probe.figures.style import names_as_written
+else:
+    __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
     "DIVERGING",

@@ -2,3 +2,19 @@
 
 Begin with `compute.py` (`rsm()`), then `products.py` (pairs of images to matched inner products) and `affinities.py`.
 """
+
+from typing import TYPE_CHECKING
+
+from rsm_probe.faces import lazy_face
+
+if TYPE_CHECKING:
+    from rsm_probe.pairs.compute import rsm
+    from rsm_probe.pairs.on_disk import all_pairs, open_pairs
+else:
+    __getattr__, __dir__ = lazy_face(__name__)
+
+__all__ = [
+    "all_pairs",
+    "open_pairs",
+    "rsm",
+]

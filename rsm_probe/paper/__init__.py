@@ -2,3 +2,30 @@
 
 Begin with `experiment.py` (what they share) and `translation`, the smallest of them.
 """
+
+from typing import TYPE_CHECKING
+
+from rsm_probe.faces import lazy_face
+
+if TYPE_CHECKING:
+    from rsm_probe.paper.approximation.study import ApproximationConfig
+    from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
+    from rsm_probe.paper.outputs.study import OutputsConfig
+    from rsm_probe.paper.paper import PaperConfig
+    from rsm_probe.paper.retrieval.object_counts import class_iou, count_f1
+    from rsm_probe.paper.retrieval.study import RetrievalConfig
+    from rsm_probe.paper.translation.study import TranslationConfig
+else:
+    __getattr__, __dir__ = lazy_face(__name__)
+
+__all__ = [
+    "ApproximationConfig",
+    "OutputsConfig",
+    "PaperConfig",
+    "RetrievalConfig",
+    "TranslationConfig",
+    "class_iou",
+    "count_f1",
+    "jensen_shannon",
+    "probabilities",
+]

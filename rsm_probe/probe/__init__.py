@@ -4,3 +4,23 @@ Begin with `probe.py`, then `forward_pass.py` (what happens during one pass of t
 output becomes tokens). `tracing` finds out which image location each value comes from. This room needs nothing of the
 project but errors, checks and arrays.
 """
+
+from typing import TYPE_CHECKING
+
+from rsm_probe.faces import lazy_face
+
+if TYPE_CHECKING:
+    from rsm_probe.probe.describe import LayerInfo, describe_layers
+    from rsm_probe.probe.probe import Probe
+    from rsm_probe.probe.representation import Grid, Layout, Representation
+else:
+    __getattr__, __dir__ = lazy_face(__name__)
+
+__all__ = [
+    "Grid",
+    "LayerInfo",
+    "Layout",
+    "Probe",
+    "Representation",
+    "describe_layers",
+]

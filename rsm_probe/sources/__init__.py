@@ -3,3 +3,57 @@
 Begin with `loading.py`, which turns names into models. `images` and `models` know nothing of each other's libraries;
 `training` uses both.
 """
+
+from typing import TYPE_CHECKING
+
+from rsm_probe.faces import lazy_face
+
+if TYPE_CHECKING:
+    from rsm_probe.sources.images.annotated import cityscapes, egoobjects
+    from rsm_probe.sources.images.any_images import as_images, from_dataset, from_tensor
+    from rsm_probe.sources.images.crops import crop_pairs
+    from rsm_probe.sources.images.embedded.photos import photos
+    from rsm_probe.sources.images.embedded.registry import EMBEDDED
+    from rsm_probe.sources.images.embedded.scenes import cluttered, digits, scenes
+    from rsm_probe.sources.images.folders import folder
+    from rsm_probe.sources.images.image_set import ImageSet, Targets
+    from rsm_probe.sources.images.published import cifar100, class_folders
+    from rsm_probe.sources.loading import load_model
+    from rsm_probe.sources.models.libraries import LIBRARIES, Library
+    from rsm_probe.sources.models.loaded_model import LoadedModel
+    from rsm_probe.sources.training.networks import NetworkConfig, build_network
+    from rsm_probe.sources.training.recipe import TrainingConfig
+    from rsm_probe.sources.training.train import train, train_or_load
+    from rsm_probe.sources.training.trained_network import Trained, normalise
+else:
+    __getattr__, __dir__ = lazy_face(__name__)
+
+__all__ = [
+    "EMBEDDED",
+    "LIBRARIES",
+    "ImageSet",
+    "Library",
+    "LoadedModel",
+    "NetworkConfig",
+    "Targets",
+    "Trained",
+    "TrainingConfig",
+    "as_images",
+    "build_network",
+    "cifar100",
+    "cityscapes",
+    "class_folders",
+    "cluttered",
+    "crop_pairs",
+    "digits",
+    "egoobjects",
+    "folder",
+    "from_dataset",
+    "from_tensor",
+    "load_model",
+    "normalise",
+    "photos",
+    "scenes",
+    "train",
+    "train_or_load",
+]

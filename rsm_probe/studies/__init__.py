@@ -2,3 +2,30 @@
 
 Begin with `registry.py`; `sweep.py` and `pairs.py` run what their names say.
 """
+
+from typing import TYPE_CHECKING
+
+from rsm_probe.faces import lazy_face
+
+if TYPE_CHECKING:
+    from rsm_probe.studies.pairs import PairsConfig, PairsResult
+    from rsm_probe.studies.registry import STUDIES, Study, read_study
+    from rsm_probe.studies.sweep import SweepConfig
+    from rsm_probe.studies.sweep_figures import Architecture, figure15, figure16, figure17
+    from rsm_probe.studies.sweeps import SweepsConfig
+else:
+    __getattr__, __dir__ = lazy_face(__name__)
+
+__all__ = [
+    "STUDIES",
+    "Architecture",
+    "PairsConfig",
+    "PairsResult",
+    "Study",
+    "SweepConfig",
+    "SweepsConfig",
+    "figure15",
+    "figure16",
+    "figure17",
+    "read_study",
+]

@@ -1,0 +1,57 @@
+"""Faces: what a folder exports, loaded when a name is first used (PEP 562)."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+
+def lazy_face(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Give a package the names of its `if TYPE_CHECKING:` block without importing their modules.
+
+    The block is the only list: type checkers and editors read it as they are, and this function reads it from the
+    source. A name that `__all__` leaves out is a deprecated alias; it warns and names the face that it comes from.
+    Submodules load on first use, too, so that `import rsm_probe` is enough to write `rsm_probe.matching.Rewindowed`.
+
+    Args:
+        package: `__name__` of the package.
+
+    Returns:
+        `__getattr__` and `__dir__` of the package.
+    """
+    face = sys.modules[package]
+    assert face.__spec__ is not None
+    source: str = face.__spec__.loader.get_source(package)  # type: ignore[union-attr]
+    module_of = {
+        alias.asname or alias.name: statement.module
+        for block in ast.parse(source).body
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom) and statement.module
+        for alias in statement.names
+    }
+
+    def load(name: str) -> Any:
+        if name in module_of:
+            value = getattr(import_module(module_of[name]), name)
+            if name in face.__all__:
+                setattr(face, name, value)
+            else:
+                new = f"{module_of[name]}.{name}"
+                warnings.warn(
+                    f"{package}.{name} is deprecated and goes with the next minor version; use {new}",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+            return value
+        submodule = f"{package}.{name}"
+        if not name.startswith("_") and find_spec(submodule):
+            return import_module(submodule)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=face)
+
+    return load, lambda: sorted({*vars(face), *face.__all__})
