@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.arrays import require_dense
 from rsm_probe.errors import RepresentationError
@@ -18,6 +17,7 @@ from rsm_probe.probe.module_calls import Called
 from rsm_probe.probe.options import Options
 from rsm_probe.probe.readers import Evidence
 from rsm_probe.probe.representation import Representation, pick_tensor
+from rsm_probe.probe.torch_internals import unobserved
 from rsm_probe.probe.tracing.inputs import NestingError
 
 _PART_OF_LAYER = re.compile(r"<layer>\[([^\]]+)\]")
@@ -74,7 +74,7 @@ class ForwardPass:
             self._calls.add(label, NOTHING, problem)
             return
         if self._reduce is not None:
-            with torch.no_grad(), _disable_current_modes():
+            with torch.no_grad(), unobserved():
                 kept = self._reduce(label if selection.call is not None or not index else f"{label}#{index}", kept)
         self._calls.add(label, kept)
 

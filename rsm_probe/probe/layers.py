@@ -11,6 +11,7 @@ from torch import nn
 
 from rsm_probe.checks import brief, require_text
 from rsm_probe.errors import LayerError, nearest
+from rsm_probe.probe.torch_internals import COMPILED_FROM, CONVOLUTIONS
 from rsm_probe.probe.wrappers import named_layers
 
 Layers = str | Sequence[str]
@@ -65,7 +66,7 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
     for spec in specs:
         # Names may come from a wrapper's point of view.
         if spec not in modules:
-            spec = re.sub(r"(?<![^.])_orig_mod\.", "", spec)
+            spec = re.sub(rf"(?<![^.]){COMPILED_FROM}\.", "", spec)
             spec = spec.removeprefix("module.") if "module" not in modules else spec
         for selection in _resolve_one(model, modules, spec):
             # A layer that is named stays strict when a pattern matches it too.
@@ -212,7 +213,7 @@ def _along_convolutions(model: nn.Module) -> list[str]:
     """Members of the container with most convolutional weights, or its activations; none where they are few."""
 
     def convolved(module: nn.Module) -> int:
-        return sum(p.weight.numel() for p in module.modules() if isinstance(p, nn.modules.conv._ConvNd))
+        return sum(p.weight.numel() for p in module.modules() if isinstance(p, CONVOLUTIONS))
 
     containers = [(n, m) for n, m in model.named_modules() if type(m) in _GENERIC[:2] and len(m) >= _FEWEST_LAYERS]
     if not containers:

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.torch_internals import unobserved
 from rsm_probe.probe.tracing.inputs import find_images
 from rsm_probe.probe.wrappers import has_no_forward
 
@@ -119,7 +119,7 @@ def _probe_of(part: str, layer: str) -> str:
 
 
 def _holds_images(values: tuple[Any, ...]) -> bool:
-    with _disable_current_modes():  # what is looked at here is not an operation of the model
+    with unobserved():  # what is looked at here is not an operation of the model
         try:
             return find_images(values).images is not None
         except RepresentationError:

@@ -21,11 +21,11 @@ from rsm_probe.probe.notices import Notices
 from rsm_probe.probe.options import Options
 from rsm_probe.probe.readers import Evidence
 from rsm_probe.probe.representation import Layout
+from rsm_probe.probe.torch_internals import in_backward
 from rsm_probe.probe.wrappers import (
     Boundary,
     LastLayerSeenError,
     evaluating,
-    in_backward,
     named_layers,
     plain_model,
     require_values,

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from rsm_probe.errors import RepresentationError
 from rsm_probe.probe.representation import Grid, Layout, Representation, infer_layout, pick_tensor, to_representation
+from rsm_probe.probe.torch_internals import unobserved
 from rsm_probe.probe.tracing.inputs import Inputs, OtherInput, find_images, leaves, other_inputs, signature
 from rsm_probe.probe.tracing.origins import Elsewhere, Lost, Origin
 from rsm_probe.probe.tracing.trace import Provenance
@@ -117,7 +117,7 @@ class Evidence:
             return pick_tensor(output, None, self.batch)
         parts = leaves(output)
         if self._provenance is not None:
-            with _disable_current_modes():
+            with unobserved():
                 self._parts[self._signature, label, call] = self._first_on_a_grid(parts)
         place = self._parts.get((self._signature, label, call))
         return pick_tensor(output, None, self.batch) if place is None else parts[place]
@@ -162,7 +162,7 @@ class Evidence:
         Raises:
             RepresentationError: the output is no set of concept vectors, or nothing says which.
         """
-        with _disable_current_modes():
+        with unobserved():
             if self.following:
                 try:
                     self._found[label, call] = self._reader(label, call, output, args, module, layout)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.torch_internals import BATCH_NORMS, CONVOLUTIONS, POOLINGS
 from rsm_probe.probe.tracing.inputs import leaves
 
 Grid = tuple[int, ...]
@@ -20,13 +21,8 @@ Layout = Literal["NCHW", "NHWC", "NCTHW", "NTHWC", "NTC", "TNC", "NCT", "NC"]
 
 # More extra tokens than this are not class, distillation or register tokens, but a wrong grid.
 _MAX_PREFIX = 8
-_SPATIAL = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
-_POOLING = (
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-)
+# These keep the channels on the second axis.
+_CHANNELS_FIRST = (CONVOLUTIONS, BATCH_NORMS, nn.GroupNorm, *POOLINGS)
 # These work on the last axis, so that it holds the channels; their subclasses may do otherwise.
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 
@@ -153,7 +149,7 @@ def _infer_map_layout(shape: tuple[int, ...], grids: set[Grid], module: nn.Modul
         return "NCHW" if first else "NHWC"
     if first and type(module) in _CHANNELS_LAST:
         return "NHWC"
-    convolutional = any(isinstance(m, (*_SPATIAL, *_POOLING)) for m in module.modules())
+    convolutional = any(isinstance(m, _CHANNELS_FIRST) for m in module.modules())
     if first or convolutional:  # both readings fit a grid, or neither does: what the layer is made of decides
         leaf = next(module.children(), None) is None
         return "NCHW" if convolutional or leaf else "NHWC"

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-_DROPOUT = nn.modules.dropout._DropoutNd
+from rsm_probe.probe.torch_internals import DROPOUTS, NORMS_WITH_STATISTICS, pre_hooks_of
+
 # Attributes that say how much a module changes in training: drop_prob, attention_dropout, layerdrop, noise_std, p.
 _RATE = re.compile(r"drop|prob|rate|noise|^p$")
 
@@ -24,9 +25,9 @@ def changed_by_training(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[
     reading: dict[type[nn.Module], bool] = {}
 
     def changes(module: nn.Module) -> bool:
-        if isinstance(module, nn.modules.batchnorm._NormBase):
+        if isinstance(module, NORMS_WITH_STATISTICS):
             return bool(module.track_running_stats)
-        if isinstance(module, _DROPOUT):
+        if isinstance(module, DROPOUTS):
             return module.p > 0
         if isinstance(module, nn.RReLU):
             return module.lower < module.upper
@@ -34,7 +35,7 @@ def changed_by_training(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[
             return module.dropout > 0
         if isinstance(module, nn.RNNBase):
             return module.dropout > 0 and module.num_layers > 1
-        if any(_reads_training(type(hook), "__call__") for hook in module._forward_pre_hooks.values()):
+        if any(_reads_training(type(hook), "__call__") for hook in pre_hooks_of(module)):
             return True
         kind = type(module)
         if kind not in reading:
@@ -46,7 +47,7 @@ def changed_by_training(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[
 
 def _rates(module: nn.Module) -> list[float]:
     """How much a module changes in training, as far as its attributes, or else its configuration, say."""
-    rates = [float(child.p) for child in module.children() if isinstance(child, _DROPOUT)]
+    rates = [float(child.p) for child in module.children() if isinstance(child, DROPOUTS)]
     for holder in (module, getattr(module, "config", None)):
         values: dict[str, Any] = getattr(holder, "__dict__", {})
         rates += [

@@ -7,6 +7,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.nn.parameter import is_lazy
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import LayerError, ModelError
+from rsm_probe.probe.torch_internals import COMPILED_FROM, EXPORT_GUARDS, is_compiled
 
-_COMPILED = "_orig_mod"
 # What accelerate leaves on modules whose weights it fetches for each call.
 _OFFLOADED = "_hf_hook"
 
@@ -41,8 +42,8 @@ def plain_model(model: nn.Module) -> nn.Module:
             model = model.module
         elif isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(getattr(model, _COMPILED, None), nn.Module):
-            model = getattr(model, _COMPILED)
+        elif isinstance(getattr(model, COMPILED_FROM, None), nn.Module):
+            model = getattr(model, COMPILED_FROM)
         else:
             break
     for name, part in model.named_modules():
@@ -88,12 +89,11 @@ def has_no_forward(module: nn.Module) -> bool:
 
 def _calls_modules(operations: fx.Graph) -> bool:
     # An exported program calls one module, which checks its inputs.
-    return any(node.op == "call_module" and node.target != "_guards_fn" for node in operations.nodes)
+    return any(node.op == "call_module" and node.target != EXPORT_GUARDS for node in operations.nodes)
 
 
-def _own_tensors(module: nn.Module) -> list[torch.Tensor]:
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    return [tensor for tensor in tensors if tensor is not None]
+def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    return chain(module.parameters(recurse=False), module.buffers(recurse=False))
 
 
 def _not_a_module(model: object) -> str:
@@ -109,24 +109,19 @@ def _not_a_module(model: object) -> str:
     return found
 
 
-def in_backward() -> bool:
-    """Whether a backward pass runs in this thread: checkpointed layers run again in it, on the batch that they had."""
-    return torch._C._current_graph_task_id() != -1
-
-
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Dotted name -> module in the order of registration, aliases included; compiled parts have their plain names."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         parts = name.split(".")
         # The wrapper first, then the module inside, whose hooks see its calls.
-        found[".".join(part for part in parts if part != _COMPILED)] = module
+        found[".".join(part for part in parts if part != COMPILED_FROM)] = module
     return found
 
 
 def run_eagerly(model: nn.Module) -> AbstractContextManager[object]:
     """Inside, compiled models and parts run as Python, where hooks are seen; what was compiled stays for later."""
-    compiled = any(hasattr(part, _COMPILED) or part._compiled_call_impl is not None for part in model.modules())
+    compiled = any(map(is_compiled, model.modules()))
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from torch.utils._python_dispatch import TorchDispatchMode
+from rsm_probe.probe.torch_internals import TorchDispatchMode
 
 
 class PassMode(TorchDispatchMode):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch._ops import OpOverload
+from rsm_probe.probe.torch_internals import is_elementwise
 
 # Views are known by their schema. What is in no list, and not tagged as computing element by element, is not followed.
 MOVES = {
@@ -44,5 +43,4 @@ WRITES = {"copy", "index_put", "index_copy", "scatter", "masked_scatter", "_inde
 
 def is_arithmetic(func: Any, name: str) -> bool:
     """Whether an operation keeps every element where it is."""
-    tagged = isinstance(func, OpOverload) and torch.Tag.pointwise in func.tags
-    return tagged or name in _KEEPS or name in REDUCTIONS or any(kind in name for kind in _KEEPING_KINDS)
+    return is_elementwise(func) or name in _KEEPS or name in REDUCTIONS or any(kind in name for kind in _KEEPING_KINDS)

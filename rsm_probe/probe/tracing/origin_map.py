@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsm_probe.probe.torch_internals import storage_of
 from rsm_probe.probe.tracing.location_codes import NOWHERE
 from rsm_probe.probe.tracing.origins import Elsewhere, Lost, Origin, compact, nowhere
 
@@ -25,7 +26,7 @@ class Ledger:
         """The origin of a tensor, of its shape; None where it does not depend on the images."""
         if not followable(tensor):
             return None
-        views = self._storages.get(_storage(tensor), {})
+        views = self._storages.get(storage_of(tensor), {})
         if (found := views.get(_view(tensor))) is not None:
             return found
         codes = views.get(_EVERY_VIEW)
@@ -36,28 +37,28 @@ class Ledger:
     def forget(self, tensor: Tensor) -> None:
         """A new tensor lies here: whatever was known of this memory is of another one."""
         if followable(tensor):
-            self._storages.pop(_storage(tensor), None)
-            self._attended.discard(_storage(tensor))
+            self._storages.pop(storage_of(tensor), None)
+            self._attended.discard(storage_of(tensor))
 
     def put(self, tensor: Tensor, origin: Origin) -> None:
         """Notes the origin of a tensor or view."""
         if followable(tensor) and origin is not None:
-            self._storages.setdefault(_storage(tensor), {})[_view(tensor)] = origin
+            self._storages.setdefault(storage_of(tensor), {})[_view(tensor)] = origin
 
     def is_attended(self, tensor: Tensor) -> bool:
         """Whether the locations of a tensor have exchanged anything by attention."""
-        return followable(tensor) and _storage(tensor) in self._attended
+        return followable(tensor) and storage_of(tensor) in self._attended
 
     def note_attended(self, tensor: Tensor) -> None:
         """Notes that they have."""
         if followable(tensor):
-            self._attended.add(_storage(tensor))
+            self._attended.add(storage_of(tensor))
 
     def write(self, tensor: Tensor, origin: Origin) -> None:
         """Notes that a tensor, or a part of one, was written over."""
         if not followable(tensor):
             return
-        key = _storage(tensor)
+        key = storage_of(tensor)
         size = tensor.untyped_storage().nbytes() // tensor.element_size()
         if tensor.numel() == size:
             self._storages[key] = {}
@@ -105,10 +106,6 @@ class Ledger:
 def followable(tensor: Tensor) -> bool:
     """Whether a tensor's memory is plain: not nested, not sparse."""
     return not tensor.is_nested and tensor.layout == torch.strided
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _view(tensor: Tensor) -> tuple[Any, ...]:

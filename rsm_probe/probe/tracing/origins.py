@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
+from rsm_probe.probe.torch_internals import name_of, tree_leaves, tree_map
 from rsm_probe.probe.tracing.location_codes import NOWHERE, code_of_input
 
 
@@ -111,7 +111,7 @@ def moved(
         args, kwargs = (*args[:2], NOWHERE), {}
     if (narrow := _without_channels(name, args, output.shape)) is not None:
         return [compact(func(*narrow, **kwargs)).expand(output.shape)]
-    if func._schema.name.endswith("_"):  # the origin that is written to serves others
+    if name_of(func).endswith("_"):  # the origin that is written to serves others
         args = (args[0].clone(), *args[1:])
     try:
         found = func(*args, **kwargs)

@@ -15,10 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey
-from torch._ops import OpOverload
-from torch.utils._pytree import tree_leaves
 
+from rsm_probe.probe.torch_internals import is_composite, name_of, returns_view, tree_leaves
 from rsm_probe.probe.tracing.dispatch_modes import PassMode
 from rsm_probe.probe.tracing.location_codes import EXTENT, NOWHERE, QUERY, channel_axis, codes_of_grid, codes_of_patches
 from rsm_probe.probe.tracing.maps import Grids, one_map
@@ -117,10 +115,9 @@ class Provenance(PassMode):
         kwargs = kwargs or {}
         if self.ended:
             return func(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::") if isinstance(func, OpOverload) else func.name()
+        name = name_of(func)
         # In inference mode, operations that are made of others arrive whole.
-        composite = isinstance(func, OpOverload) and not name.startswith(GRIDS)
-        if composite and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+        if not name.startswith(GRIDS) and is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         # Before the operation, which may change what its operands are.
@@ -149,9 +146,8 @@ class Provenance(PassMode):
         """Notes the origins of an operation's results."""
         in_place = name.endswith("_") and outputs[0] is args[0]
         name = name.rstrip("_") if in_place else name
-        alias = func._schema.returns[0].alias_info if isinstance(func, OpOverload) else None
         # Parts of an unsafe split share their memory, though the schema does not say so.
-        is_view = (alias is not None and not alias.is_write) or name.startswith("unsafe_split")
+        is_view = returns_view(func) or name.startswith("unsafe_split")
         if in_place and name in FILLS:
             self._ledger.write(outputs[0], None)
             return
