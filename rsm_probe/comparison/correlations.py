@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from rsm_probe.comparison.protocol import About, Measure, RowMeasure
 from rsm_probe.errors import ComparisonError
@@ -81,6 +80,8 @@ class KendallRSA(Measure):
     fewest = 3
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        from scipy.stats import kendalltau
+
         first, second = _triangle(a), _triangle(b)
         untied = [np.array([_untied(row) for row in rows]) for rows in (first, second)]
         grid = np.full((len(a), len(b)), np.nan)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xarray as xr
-from scipy.linalg import eigh
 
 from rsm_probe.comparison.inputs import stack_rsms
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.protocol import Measure
 from rsm_probe.errors import ComparisonError, repeated
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class RsmKey(NamedTuple):
@@ -141,11 +142,15 @@ def _keys(rsms: Mapping[Any, Any]) -> list[RsmKey]:
 
 
 def _smallest_eigenvalues(rsms: np.ndarray) -> list[float]:
+    from scipy.linalg import eigh
+
     return [float(eigh(rsm, eigvals_only=True, subset_by_index=[0, 0])[0]) for rsm in rsms]
 
 
 def label_grid(values: np.ndarray, rows: Sequence[RsmKey], columns: Sequence[RsmKey]) -> xr.DataArray:
     """A grid of RSM comparisons with plain coordinates on both axes, so that it can be stored as it is."""
+    import xarray as xr
+
     coordinates: dict[str, Any] = {}
     for side, keys in (("a", rows), ("b", columns)):
         coordinates[f"rsm_{side}"] = [key.label() for key in keys]

@@ -11,8 +11,6 @@ from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from scipy.linalg import svdvals
-from scipy.spatial.distance import cdist
 
 from rsm_probe.checks import brief
 from rsm_probe.comparison.alignment import Biased, Estimator, Unbiased
@@ -55,6 +53,8 @@ class NormDifference(Measure):
     about = About("distance", "[0, inf)", ("images",), "Klabunde et al. 2023")
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        from scipy.spatial.distance import cdist
+
         return cdist(a.reshape(len(a), -1), b.reshape(len(b), -1))
 
 
@@ -71,6 +71,8 @@ class Bures(Measure):
         return self._compared([_root(rsm) for rsm in a], [_root(rsm) for rsm in b])
 
     def _compared(self, first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
+        from scipy.linalg import svdvals
+
         return np.array([[float(svdvals(x.T @ y).sum()) if x.size and y.size else 0.0 for y in second] for x in first])
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from rsm_probe.checks import require_callable, require_number, require_seed, require_whole
 from rsm_probe.comparison.grid import label_grid, label_rsms, warn_undefined
 from rsm_probe.comparison.measures import CKA, get_measure
 from rsm_probe.comparison.protocol import Measure, cosines
 from rsm_probe.errors import ComparisonError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def bootstrap(
@@ -238,6 +240,8 @@ def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:
 
 def _alike(grid: xr.DataArray, **values: np.ndarray) -> xr.Dataset:
     """Values under the labels of a grid."""
+    import xarray as xr
+
     return xr.Dataset({name: grid.copy(data=data).rename(name) for name, data in values.items()})
 
 

@@ -15,7 +15,6 @@ from rsm_probe.sources.models.libraries import LIBRARIES
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
 from rsm_probe.sources.models.user_functions import built, function_in
 from rsm_probe.sources.models.weights import load_weights
-from rsm_probe.sources.training.trained_network import load_trained
 
 
 def load_model(
@@ -80,6 +79,9 @@ def _loaded(
         module = built(function_in(Path(library), title), f"{title} in {library}")
         return LoadedModel(title, module, to_tensor, default_preprocess=True)
     if Path(source).suffix == ".safetensors":
+        # Lazy: recipes need Pydantic, other models do not.
+        from rsm_probe.sources.training.trained_network import load_trained
+
         return load_trained(source, pretrained=trained)
     if library not in LIBRARIES or not title:
         known = ", ".join(f"'{key}:...'" for key in LIBRARIES)
