@@ -94,6 +94,11 @@ def _of_limit() -> int | None:
     return None
 
 
+def vector_instructions() -> bool:
+    """Whether the auction on CPUs may use vector instructions; the environment variable RSM_PROBE_SIMD=0 forbids it."""
+    return os.environ.get("RSM_PROBE_SIMD", "1") != "0"
+
+
 def find_device(device: str | torch.device | None, error: type[RsmProbeError] = CostError) -> torch.device:
     """The device of a name, which is there.
 

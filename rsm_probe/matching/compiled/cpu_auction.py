@@ -11,15 +11,17 @@ below it, so its next bids need to look at the few columns above it only.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from rsm_probe.matching.compiled.simd import (
     CANDIDATE_LANES,
+    FEWEST_FOR_CANDIDATES,
     LANES,
     best_candidate,
     best_lanes,
+    compiled,
     lanes_above,
     lowest_bit,
+    lowest_value,
 )
 from rsm_probe.matching.compiled.sums import frobenius, sum_over, upper_bound
 
@@ -27,16 +29,14 @@ from rsm_probe.matching.compiled.sums import frobenius, sum_over, upper_bound
 _FIRST, _SHRINK = 0.005, 8.0
 # Rows that are looked at for the starting prices: the means of columns need no more.
 _SAMPLED = 256
-# Candidates pay where a pass over a row costs more than gathering some prices: not for small matrices, and not while
-# prices rise so fast that the best candidate soon drops below the threshold.
-_FEWEST_FOR_CANDIDATES = 512
+# How many candidates a row remembers, and by how many rises of a price the best must exceed the threshold.
 _CANDIDATES = 64
 _WORTHWHILE = 8.0
 
 CERTIFIED, LOOSE, OUT_OF_BIDS = 0, 1, 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def solve_batch(affinities, scales, gap, bids_per_row, out, values, bounds, outcomes, bids):
     """Solves a batch of assignments.
 
@@ -73,7 +73,7 @@ def solve_batch(affinities, scales, gap, bids_per_row, out, values, bounds, outc
         _report(owner, kept_rows, kept_columns, columns, out[pair])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def dual_prices(affinity, gap, bids_per_row):
     """Prices of the columns of one square affinity that prove its optimum up to a gap; see `solve_batch`."""
     n = len(affinity)
@@ -84,7 +84,7 @@ def dual_prices(affinity, gap, bids_per_row):
     return prices[:n]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _living(affinity):
     """Rows and columns that are to be matched; those that hold zeros only are set aside where nothing is negative.
 
@@ -109,11 +109,11 @@ def _living(affinity):
     return np.flatnonzero(row_lives), np.flatnonzero(column_lives)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _pad(affinity, kept_rows, kept_columns, square):
     """Copies what is kept; zero vectors fill up the smaller side, columns that nobody wants the last 64."""
     n, rows, columns = len(square), len(kept_rows), len(kept_columns)
-    square[:, n:] = _unwanted(square)
+    square[:, n:] = lowest_value(square)
     square[:rows, columns:n] = 0
     square[rows:, :n] = 0
     for a in range(rows):
@@ -121,13 +121,7 @@ def _pad(affinity, kept_rows, kept_columns, square):
             square[a, b] = affinity[kept_rows[a], kept_columns[b]]
 
 
-@njit(cache=True, nogil=True)
-def _unwanted(array):
-    """A finite value below all others, even after a price was subtracted."""
-    return -3e38 if array.itemsize == 4 else -1e300
-
-
-@njit(cache=True, nogil=True)
+@compiled
 def _report(owner, kept_rows, kept_columns, columns, out):
     """Owners of kept columns -> columns of all rows; rows and columns that were set aside answer to each other."""
     out[:] = -1
@@ -144,7 +138,7 @@ def _report(owner, kept_rows, kept_columns, columns, out):
             taken += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _solve(affinity, scale, gap, bids_per_row, owner, prices):
     """Assigns the first n columns of an (n, multiple of 64) matrix; returns value, bound, outcome, bids."""
     n = len(affinity)
@@ -159,7 +153,7 @@ def _solve(affinity, scale, gap, bids_per_row, owner, prices):
         prices[:n] = 0
         return sum_over(affinity, owner), upper_bound(affinity, prices), CERTIFIED, 0
     queue = np.empty(n, np.int64)
-    remembering = n if n >= _FEWEST_FOR_CANDIDATES else 0
+    remembering = n if n >= FEWEST_FOR_CANDIDATES else 0
     held = np.empty((remembering, _CANDIDATES), affinity.dtype)
     named = np.empty((remembering, _CANDIDATES), np.int32)
     counts, thresholds = np.zeros(n, np.int64), np.empty(n, affinity.dtype)
@@ -181,7 +175,7 @@ def _solve(affinity, scale, gap, bids_per_row, owner, prices):
         epsilon = max(epsilon / _SHRINK, finest)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _start(affinity, prices):
     """Sets prices to the means of columns and returns the range of the affinities. A sample of rows does."""
     n = len(affinity)
@@ -202,7 +196,7 @@ def _start(affinity, prices):
         step = 1  # a sample that is constant proves nothing
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts, thresholds):
     """One phase: all rows bid until each has a column. Returns the number of bids, the budget if it was too small."""
     n = len(affinity)
@@ -251,7 +245,7 @@ def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts,
     return budget if waiting > 0 else bids
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _remember(affinity, row, prices, threshold, held, named):
     """Notes the columns above the threshold; returns how many, filled up for the vector unit, or -1 if too many."""
     count = 0
@@ -266,7 +260,7 @@ def _remember(affinity, row, prices, threshold, held, named):
             named[row, count] = column
             count += 1
     while count % CANDIDATE_LANES != 0:
-        held[row, count] = _unwanted(held)
+        held[row, count] = lowest_value(held)
         named[row, count] = 0
         count += 1
     return count

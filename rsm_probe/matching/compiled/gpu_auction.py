@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
 
 # The first epsilon over the range of the affinities, and each epsilon over the next; see the kernel for CPUs.
 _FIRST = tl.constexpr(0.005)
@@ -155,4 +154,4 @@ def solve_pairs(
 
 
 # Whether the kernel runs without a device, in Triton's interpreter: for tests, which set TRITON_INTERPRET=1 before.
-interpreted = isinstance(solve_pairs, InterpretedFunction)
+interpreted = not isinstance(solve_pairs, triton.JITFunction)

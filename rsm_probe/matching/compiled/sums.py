@@ -7,16 +7,15 @@ it (Neumaier's summation), and what is left of all rounding is added to the boun
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from rsm_probe.matching.compiled.simd import best_in_float64
+from rsm_probe.matching.compiled.simd import best_in_float64, compiled
 
 # Of the magnitudes that make a bound. Subtracting prices rounds by 2^-53 each; the rest covers the sums, and those of
 # the values, which are added up in pairs.
 _ROUNDING = 2.0**-48
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sum_over(affinity, owner):
     """The sum over an assignment, in float64."""
     total, lost = 0.0, 0.0
@@ -25,7 +24,7 @@ def sum_over(affinity, owner):
     return total + lost
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def upper_bound(affinity, prices):
     """The dual's bound on every assignment, in float64: the prices, and each row's best at these prices."""
     total, lost, size = 0.0, 0.0, 0.0
@@ -40,7 +39,7 @@ def upper_bound(affinity, prices):
     return total + lost + _ROUNDING * size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _added(total, lost, term):
     """A sum with another term, and what rounding has taken from it so far."""
     following = total + term
@@ -52,7 +51,7 @@ def _added(total, lost, term):
 
 
 # Terms may be added in any order: several at once.
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@compiled(fastmath={"reassoc", "contract", "nsz"})
 def frobenius(affinity):
     """The Frobenius norm of the first n columns, in float64."""
     total = 0.0

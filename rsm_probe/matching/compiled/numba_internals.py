@@ -1,0 +1,222 @@
+"""The auction's searches by vector instructions, which Numba does not reach by itself: in LLVM's portable form.
+
+LLVM turns vectors of 64 numbers into the registers of whatever processor compiles them (AVX-512, AVX2, NEON). What the
+searches return is said, and said again in plain Numba, in `plain_searches`.
+
+This is the only module that touches the insides of Numba and llvmlite. `tests/matching/test_simd.py` has a
+canary for each name, and where a release takes one away, `simd` falls back to plain Numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from rsm_probe.matching.compiled.plain_searches import CANDIDATE_LANES, LANES
+
+# Below every real value, yet finite after a price was subtracted.
+LOWEST = {types.float32: -3e38, types.float64: -1e300}
+
+_BIT, _INT32, _INT64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_DOUBLE = ir.DoubleType()
+
+
+@intrinsic
+def best_lanes(typing_context: Any, affinity: Any, row: Any, prices: Any) -> Any:
+    """See `plain_searches.best_lanes`."""
+    number = affinity.dtype
+    signature = types.Tuple((number, number, types.int64, number))(affinity, types.intp, prices)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointers, width = _operands(context, builder, signature, args)
+        lanes = ir.VectorType(context.get_value_type(number), LANES)
+        lowest = ir.Constant(lanes, [LOWEST[number]] * LANES)
+        maxima = _running_maxima(builder, pointers, width, lanes, lowest)
+        best = _reduced(builder, maxima)
+        holds = builder.fcmp_ordered("==", maxima, _repeat(builder, best, LANES))
+        bits = builder.bitcast(holds, ir.IntType(LANES))
+        lane = builder.cttz(bits, ir.Constant(_BIT, 1))
+        others = builder.and_(bits, builder.sub(bits, ir.Constant(_INT64, 1)))
+        tied = builder.icmp_unsigned("!=", others, ir.Constant(_INT64, 0))
+        runner_up = builder.select(tied, best, _reduced(builder, builder.select(holds, lowest, maxima)))
+        folded = maxima
+        for count in (32, 16, 8):
+            folded = _larger(builder, _part(builder, folded, 0, count), _part(builder, folded, count, count))
+        threshold = _reduced(builder, folded, "fmin")
+        return context.make_tuple(builder, signature.return_type, [best, runner_up, lane, threshold])
+
+    return signature, generate
+
+
+@intrinsic
+def best_in_float64(typing_context: Any, affinity: Any, row: Any, prices: Any) -> Any:
+    """See `plain_searches.best_in_float64`."""
+    signature = types.float64(affinity, types.intp, prices)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointers, width = _operands(context, builder, signature, args)
+        lanes = ir.VectorType(context.get_value_type(affinity.dtype), LANES)
+        lowest = ir.Constant(ir.VectorType(_DOUBLE, LANES), [LOWEST[types.float64]] * LANES)
+        return _reduced(builder, _running_maxima(builder, pointers, width, lanes, lowest))
+
+    return signature, generate
+
+
+@intrinsic
+def lanes_above(typing_context: Any, affinity: Any, row: Any, prices: Any, start: Any, threshold: Any) -> Any:
+    """See `plain_searches.lanes_above`."""
+    signature = types.uint64(affinity, types.intp, prices, types.intp, affinity.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointers, _ = _operands(context, builder, signature, args)
+        lanes = ir.VectorType(context.get_value_type(affinity.dtype), LANES)
+        left, right = (_load(builder, pointer, args[3], lanes) for pointer in pointers)
+        above = builder.fcmp_ordered(">", builder.fsub(left, right), _repeat(builder, args[4], LANES))
+        return builder.bitcast(above, _INT64)
+
+    return signature, generate
+
+
+@intrinsic
+def best_candidate(typing_context: Any, values: Any, columns: Any, row: Any, count: Any, prices: Any) -> Any:
+    """See `plain_searches.best_candidate`."""
+    number = values.dtype
+    signature = types.Tuple((number, number, types.int64))(values, columns, types.intp, types.intp, prices)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scalar = context.get_value_type(number)
+        lanes, places = ir.VectorType(scalar, CANDIDATE_LANES), ir.VectorType(_INT32, CANDIDATE_LANES)
+        held, _ = _row(context, builder, signature.args[0], args[0], args[2])
+        named, _ = _row(context, builder, signature.args[1], args[1], args[2])
+        cost = context.make_array(signature.args[4])(context, builder, args[4]).data
+        lowest = ir.Constant(lanes, [LOWEST[number]] * CANDIDATE_LANES)
+        none = ir.Constant(places, [0] * CANDIDATE_LANES)
+        before, loop, after = builder.block, builder.append_basic_block("pick"), builder.append_basic_block("picked")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        start, top, next_top, where = (builder.phi(kind) for kind in (_INT64, lanes, lanes, places))
+        found = builder.fsub(
+            _load(builder, held, start, lanes), _gather(builder, cost, _load(builder, named, start, places), lanes)
+        )
+        better = builder.fcmp_ordered(">", found, top)
+        beaten = builder.select(better, top, found)
+        new_top = builder.select(better, found, top)
+        new_next = _larger(builder, next_top, beaten)
+        new_where = builder.select(better, _repeat(builder, builder.trunc(start, _INT32), CANDIDATE_LANES), where)
+        following = builder.add(start, ir.Constant(_INT64, CANDIDATE_LANES))
+        zero = ir.Constant(_INT64, 0)
+        for phi, first, later in (
+            (start, zero, following), (top, lowest, new_top), (next_top, lowest, new_next), (where, none, new_where)
+        ):  # fmt: skip
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, loop)
+        builder.cbranch(builder.icmp_signed("<", following, args[3]), loop, after)
+        builder.position_at_end(after)
+        best = _reduced(builder, new_top)
+        bits = builder.bitcast(
+            builder.fcmp_ordered("==", new_top, _repeat(builder, best, CANDIDATE_LANES)), ir.IntType(CANDIDATE_LANES)
+        )
+        lane = builder.cttz(bits, ir.Constant(_BIT, 1))
+        # The lane of the best offers its own second value, all others their first.
+        rest = builder.insert_element(new_top, builder.extract_element(new_next, lane), lane)
+        second = _reduced(builder, rest)
+        place = builder.add(builder.zext(builder.extract_element(new_where, lane), _INT64), builder.zext(lane, _INT64))
+        return context.make_tuple(builder, signature.return_type, [best, second, place])
+
+    return signature, generate
+
+
+@intrinsic
+def lowest_bit(typing_context: Any, bits: Any) -> Any:
+    """See `plain_searches.lowest_bit`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(_BIT, 1))
+
+    return types.int64(types.uint64), generate
+
+
+@njit(cache=True, nogil=True)
+def search_once(values, columns, prices):
+    """Compiles every search, and runs it on a row of ones; 0 where each finds what it must."""
+    best, second, lane, threshold = best_lanes(values, 0, prices)
+    candidate, _, place = best_candidate(values, columns, 0, columns.shape[1], prices)
+    wrong = abs(best) + abs(second) + abs(threshold) + abs(candidate) + abs(best_in_float64(values, 0, prices))
+    return wrong + lane + place + lowest_bit(lanes_above(values, 0, prices, 0, -values[0, 0]))
+
+
+def _operands(context: Any, builder: Any, signature: Any, args: Any) -> tuple[list[Any], Any]:
+    """Pointers to the row of the affinity and to the prices, and the number of columns."""
+    pointer, width = _row(context, builder, signature.args[0], args[0], args[1])
+    prices = context.make_array(signature.args[2])(context, builder, args[2])
+    return [pointer, prices.data], width
+
+
+def _row(context: Any, builder: Any, kind: Any, array: Any, row: Any) -> tuple[Any, Any]:
+    """A pointer to a row of a contiguous matrix, and the number of its columns."""
+    matrix = context.make_array(kind)(context, builder, array)
+    width = cgutils.unpack_tuple(builder, matrix.shape)[1]
+    return builder.gep(matrix.data, [builder.mul(row, width)]), width
+
+
+def _gather(builder: Any, pointer: Any, places: Any, lanes: Any) -> Any:
+    gathered = ir.Constant(lanes, ir.Undefined)
+    for lane in range(lanes.count):
+        place = builder.extract_element(places, ir.Constant(_INT32, lane))
+        gathered = builder.insert_element(
+            gathered, builder.load(builder.gep(pointer, [place])), ir.Constant(_INT32, lane)
+        )
+    return gathered
+
+
+def _load(builder: Any, pointer: Any, start: Any, lanes: Any) -> Any:
+    place = builder.bitcast(builder.gep(pointer, [start]), lanes.as_pointer())
+    return builder.load(place, align=4)
+
+
+def _running_maxima(builder: Any, pointers: list[Any], width: Any, lanes: Any, lowest: Any) -> Any:
+    """For each of 64 lanes the largest of its values, in the precision of `lowest`."""
+    before, loop, after = builder.block, builder.append_basic_block("scan"), builder.append_basic_block("scanned")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    start, maxima = builder.phi(_INT64), builder.phi(lowest.type)
+    loads = [_load(builder, pointer, start, lanes) for pointer in pointers]
+    if lowest.type != lanes:
+        loads = [builder.fpext(values, lowest.type) for values in loads]
+    values = builder.fsub(*loads)
+    larger = _larger(builder, values, maxima)
+    following = builder.add(start, ir.Constant(_INT64, LANES))
+    for phi, first, later in ((start, ir.Constant(_INT64, 0), following), (maxima, lowest, larger)):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, loop)
+    builder.cbranch(builder.icmp_signed("<", following, width), loop, after)
+    builder.position_at_end(after)
+    return larger
+
+
+def _repeat(builder: Any, value: Any, count: int) -> Any:
+    single = builder.insert_element(
+        ir.Constant(ir.VectorType(value.type, count), ir.Undefined), value, ir.Constant(_INT32, 0)
+    )
+    return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_INT32, count), [0] * count))
+
+
+def _larger(builder: Any, left: Any, right: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", left, right), left, right)
+
+
+def _part(builder: Any, vector: Any, start: int, count: int) -> Any:
+    places = ir.Constant(ir.VectorType(_INT32, count), list(range(start, start + count)))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), places)
+
+
+def _reduced(builder: Any, vector: Any, operation: str = "fmax") -> Any:
+    """The largest or smallest element; none is NaN, so the hardware's order of operands does not matter."""
+    suffix = f"v{vector.type.count}f{64 if vector.type.element == _DOUBLE else 32}"
+    kind = ir.FunctionType(vector.type.element, [vector.type])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.{operation}.{suffix}")
+    return builder.call(reduce, [vector], fastmath=("nnan",))
