@@ -216,16 +216,16 @@ def _keys_at(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str
     for part in location:
         if isinstance(part, int):
             continue
-        found = [m for model in models for m in _model_types(model.model_fields.get(part))]
-        models = found or models
+        types = [m for model in models for m in _model_types(model.model_fields.get(part))]
+        models = types or models
     return sorted({key for model in models for key in model.model_fields})
 
 
 def _model_types(field: Any) -> list[type[BaseModel]]:
-    pending, found = [field.annotation] if field is not None else [], []
+    pending, types = [field.annotation] if field is not None else [], []
     while pending:
         annotation = pending.pop()
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found.append(annotation)
+            types.append(annotation)
         pending.extend(get_args(annotation))
-    return found
+    return types

@@ -58,8 +58,8 @@ def repeated(names: Iterable[str]) -> str | None:
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
     """A phrase naming the candidates closest to a mistyped name, for the end of a message."""
-    found = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.4)
-    return f"; nearest: {', '.join(repr(f) for f in found)}" if found else ""
+    matches = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.4)
+    return f"; nearest: {', '.join(repr(f) for f in matches)}" if matches else ""
 
 
 def look_up(name: Any, table: Mapping[str, _Entry], what: str, error: type[RsmProbeError]) -> _Entry:

@@ -195,11 +195,11 @@ def _first_bad(array: np.ndarray) -> int:
 def _basis(centred: np.ndarray, variance: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Orthonormal columns (N, K) that span the features, and their singular values (K,), without those of rounding."""
     basis, scale, _ = np.linalg.svd(centred, full_matrices=False)
-    kept = int((scale > scale[0] * max(centred.shape) * np.finfo(np.float64).eps).sum())
+    rank = int((scale > scale[0] * max(centred.shape) * np.finfo(np.float64).eps).sum())
     if variance < 1:
         shares = np.cumsum(scale**2) / (scale**2).sum()
-        kept = min(kept, int(np.searchsorted(shares, variance) + 1))
-    return basis[:, :kept], scale[:kept]
+        rank = min(rank, int(np.searchsorted(shares, variance) + 1))
+    return basis[:, :rank], scale[:rank]
 
 
 def _canonical(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

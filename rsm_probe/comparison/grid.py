@@ -69,11 +69,11 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
     Raises:
         ComparisonError: no RSM, other images or orders, no symmetry, values that are not finite, unknown measure.
     """
-    chosen = get_measure(measure)
+    measure = get_measure(measure)
     rows, columns = label_rsms(rsms, others)
-    values = chosen.grid(rows.values, columns.values)
-    warn_undefined(values, rows, columns, chosen)
-    grid = label_grid(values, rows.keys, columns.keys).rename(chosen.name).assign_attrs(kind=chosen.about.kind)
+    values = measure.grid(rows.values, columns.values)
+    warn_undefined(values, rows, columns, measure)
+    grid = label_grid(values, rows.keys, columns.keys).rename(measure.name).assign_attrs(kind=measure.about.kind)
     if eigenvalues:
         smallest = [_smallest_eigenvalues(rows.values)]
         smallest.append(smallest[0] if columns is rows else _smallest_eigenvalues(columns.values))

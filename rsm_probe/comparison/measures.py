@@ -133,8 +133,8 @@ class NeighbourRank(Measure):
 def _root(rsm: np.ndarray) -> np.ndarray:
     """A matrix X with X X^T = the centred RSM, without its negative part: shape (N, rank)."""
     values, vectors = _spectrum(rsm)
-    kept = values > _CONSTANT * max(np.abs(rsm).max(initial=0.0) * len(rsm), np.abs(values).max(initial=0.0))
-    return vectors[:, kept] * np.sqrt(values[kept])
+    positive = values > _CONSTANT * max(np.abs(rsm).max(initial=0.0) * len(rsm), np.abs(values).max(initial=0.0))
+    return vectors[:, positive] * np.sqrt(values[positive])
 
 
 def _spectrum(rsm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -247,14 +247,14 @@ def negative_share(rsm: Any) -> float:
 
 
 def _value(measure: str | Measure, k: Any, l: Any) -> float:  # noqa: E741
-    chosen = get_measure(measure)
+    measure = get_measure(measure)
     stack = stack_rsms([k, l], ["first", "second"])
-    value = float(chosen.grid(stack[:1], stack[1:])[0, 0])
+    value = float(measure.grid(stack[:1], stack[1:])[0, 0])
     if np.isnan(value):
-        own = [np.isnan(chosen.grid(part, part)[0, 0]) for part in (stack[:1], stack[1:])]
+        own = [np.isnan(measure.grid(part, part)[0, 0]) for part in (stack[:1], stack[1:])]
         which = "first" if own[0] else "second"
         raise ComparisonError(
             f"the {which} RSM is constant over all pairs of images once it is centred (for Bures, or has no positive "
-            f"eigenvalue), so {chosen.name} is undefined"
+            f"eigenvalue), so {measure.name} is undefined"
         )
     return value

@@ -51,15 +51,15 @@ def bootstrap(
     Raises:
         ComparisonError: as `compare`; a measure that cannot weigh images; repeats or level out of range; few images.
     """
-    chosen = get_measure(measure)
+    measure = get_measure(measure)
     check_level(level)
     rows, columns = label_rsms(rsms, others)
     pairs = [(rows.values, columns.values)]
-    samples = bootstrap_samples(pairs, chosen, repeats, seed, on_repeat)
-    values = chosen.grid(rows.values, columns.values)
-    warn_undefined(values, rows, columns, chosen)
+    samples = bootstrap_samples(pairs, measure, repeats, seed, on_repeat)
+    values = measure.grid(rows.values, columns.values)
+    warn_undefined(values, rows, columns, measure)
     grid = label_grid(values, rows.keys, columns.keys)
-    return summarise(grid, samples, level).assign_attrs(measure=chosen.name, seed=seed)
+    return summarise(grid, samples, level).assign_attrs(measure=measure.name, seed=seed)
 
 
 def bootstrap_samples(
@@ -85,24 +85,24 @@ def bootstrap_samples(
     Raises:
         ComparisonError: see `bootstrap`.
     """
-    chosen = get_measure(measure)
+    measure = get_measure(measure)
     _check_draws(repeats, seed, on_repeat)
-    if len(batches) > 1 and not isinstance(chosen, CKA):
-        raise ComparisonError(f"{chosen.name} does not add up over mini-batches as CKA does; take RSMs of all images")
+    if len(batches) > 1 and not isinstance(measure, CKA):
+        raise ComparisonError(f"{measure.name} does not add up over mini-batches as CKA does; take RSMs of all images")
     if len(batches) > 1:
         batches = _of_one_size(batches)
-    ready = [chosen.ready(a) for a, _ in batches]
-    batches = [(first, first if b is a else chosen.ready(b)) for first, (a, b) in zip(ready, batches, strict=True)]
+    ready = [measure.ready(a) for a, _ in batches]
+    batches = [(first, first if b is a else measure.ready(b)) for first, (a, b) in zip(ready, batches, strict=True)]
     rng, refused = np.random.default_rng(seed), 0
     samples: list[np.ndarray] = []
     while len(samples) < repeats:
         weights = [np.bincount(rng.integers(a.shape[-1], size=a.shape[-1]), minlength=a.shape[-1]) for a, _ in batches]
         try:
-            samples.append(_drawn(batches, weights, chosen))
+            samples.append(_drawn(batches, weights, measure))
         except ComparisonError as error:
             refused += 1
             # Not by chance: what is left of so many refusals is no sample of the draws.
-            if refused > repeats or not chosen.weighted:
+            if refused > repeats or not measure.weighted:
                 raise ComparisonError(f"there are too few images to draw from: {error}") from None
             continue
         on_repeat(1)
@@ -142,8 +142,8 @@ def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> x
             f"{int(left_out.sum())} comparisons; `draws` says how many do",
             stacklevel=3,
         )
-    found = _alike(grid, value=grid.values, low=low, high=high, std=std, draws=draws)
-    return found.assign_attrs(level=level, repeats=len(samples))
+    summary = _alike(grid, value=grid.values, low=low, high=high, std=std, draws=draws)
+    return summary.assign_attrs(level=level, repeats=len(samples))
 
 
 def check_level(level: float) -> None:
@@ -189,26 +189,26 @@ def permutation_test(
     Raises:
         ComparisonError: as `compare`; repeats, seed or `on_repeat` of the wrong kind.
     """
-    chosen = get_measure(measure)
+    measure = get_measure(measure)
     _check_draws(repeats, seed, on_repeat)
     rows, columns = label_rsms(rsms, others)
-    values = chosen.grid(rows.values, columns.values)
-    warn_undefined(values, rows, columns, chosen)
+    values = measure.grid(rows.values, columns.values)
+    warn_undefined(values, rows, columns, measure)
     rng, null = np.random.default_rng(seed), np.empty((repeats, *values.shape))
     for number in range(repeats):
         order = rng.permutation(rows.values.shape[-1])
-        null[number] = chosen.grid(rows.values, columns.values[:, order[:, None], order])
+        null[number] = measure.grid(rows.values, columns.values[:, order[:, None], order])
         on_repeat(1)
     # The given order may come up again, off by rounding.
     slack = 1e-9 * np.maximum(np.abs(values), 1e-300)
-    alike = null >= values - slack if chosen.about.kind == "similarity" else null <= values + slack
+    alike = null >= values - slack if measure.about.kind == "similarity" else null <= values + slack
     mean, std = null.mean(axis=0), null.std(axis=0, ddof=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(std > 1e-12 * np.abs(null).max(axis=0), (values - mean) / std, np.nan)
     p = np.where(np.isnan(values), np.nan, (1 + alike.sum(axis=0)) / (1 + repeats))
     grid = label_grid(values, rows.keys, columns.keys)
-    found = _alike(grid, value=values, null_mean=mean, null_std=std, z=z, p=p)
-    return found.assign_attrs(measure=chosen.name, repeats=repeats, seed=seed)
+    summary = _alike(grid, value=values, null_mean=mean, null_std=std, z=z, p=p)
+    return summary.assign_attrs(measure=measure.name, repeats=repeats, seed=seed)
 
 
 def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:

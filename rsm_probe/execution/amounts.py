@@ -20,17 +20,17 @@ def parse_bytes(amount: str | int) -> int:
         CostError: no amount above 0.
     """
     if isinstance(amount, Integral) and not isinstance(amount, bool):
-        found_bytes = int(amount)
+        size = int(amount)
     else:
-        found = re.fullmatch(
+        parts = re.fullmatch(
             r"\s*(\d{1,30}(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", amount if isinstance(amount, str) else "", re.IGNORECASE
         )
-        if not found:
+        if not parts:
             raise CostError(f"memory must be a number of bytes or text such as '2GB', found {brief(amount)}")
-        found_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])
-    if found_bytes <= 0:
+        size = int(float(parts[1]) * (1024 if parts[3] else 1000) ** _POWERS[parts[2].upper()])
+    if size <= 0:
         raise CostError(f"memory must be above 0, found {brief(amount)}")
-    return found_bytes
+    return size
 
 
 def format_bytes(amount: float) -> str:

@@ -74,14 +74,14 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def _unit_range(values: np.ndarray) -> np.ndarray:
     if values.dtype in (np.uint8, np.uint16):
         return values / np.iinfo(values.dtype).max
-    found = values.astype(np.float64)
-    known = np.isfinite(found)
-    low, high = (float(found[known].min()), float(found[known].max())) if known.any() else (0.0, 1.0)
+    shown = values.astype(np.float64)
+    known = np.isfinite(shown)
+    low, high = (float(shown[known].min()), float(shown[known].max())) if known.any() else (0.0, 1.0)
     if low < 0 or high > 1:
         # Halves do not overflow where the whole would.
         spread = high / 2 - low / 2
-        found = (np.where(known, found, low) / 2 - low / 2) / (spread or 1.0)
-    return np.where(known, found, 0.0)
+        shown = (np.where(known, shown, low) / 2 - low / 2) / (spread or 1.0)
+    return np.where(known, shown, 0.0)
 
 
 def _channels(values: np.ndarray) -> np.ndarray:

@@ -68,9 +68,9 @@ def _reading(item: Any, said: str) -> str | None:
         parts = list(item.items() if isinstance(item, Mapping) else enumerate(item))
         for kinds in (Image.Image, Tensor | np.ndarray, bytes | str | PurePath | Mapping | tuple | list):
             for key, part in parts:
-                found = _reading(part, f"{said}[{key!r}]") if isinstance(part, kinds) else None
-                if found is not None:
-                    return found
+                reading = _reading(part, f"{said}[{key!r}]") if isinstance(part, kinds) else None
+                if reading is not None:
+                    return reading
         return None
     if isinstance(item, str | PurePath):
         return f"PIL.Image.open({said})"
@@ -106,9 +106,9 @@ def labels_of(dataset: Any) -> list[str]:
         pairs = all(isinstance(item, tuple | list) and len(item) == 2 for item in dataset)
         return _plain([item[1] for item in dataset], None) if pairs else []
     for name in ("targets", "labels"):
-        found = _plain(getattr(dataset, name, None), getattr(dataset, "classes", None))
-        if found and len(found) == len(dataset):
-            return found
+        labels = _plain(getattr(dataset, name, None), getattr(dataset, "classes", None))
+        if labels and len(labels) == len(dataset):
+            return labels
     return []
 
 

@@ -131,13 +131,13 @@ class ImageSet:
                 f"{self.name}: a subset is a list of whole numbers, found {brief(indices)}; of a mask, give "
                 f"numpy.flatnonzero(mask)"
             )
-        chosen = [range(len(self))[index] for index in asked.tolist()]
+        numbers = [range(len(self))[index] for index in asked.tolist()]
         return self.changed(
-            ids=[self.ids[k] for k in chosen],
-            load=lambda index: self.load(chosen[index]),
-            labels=[self.labels[k] for k in chosen],
-            targets=self.targets and Targets(self.targets.values[chosen], self.targets.choices),
-            annotations=[self.annotations[k] for k in chosen] if self.annotations else (),
+            ids=[self.ids[k] for k in numbers],
+            load=lambda index: self.load(numbers[index]),
+            labels=[self.labels[k] for k in numbers],
+            targets=self.targets and Targets(self.targets.values[numbers], self.targets.choices),
+            annotations=[self.annotations[k] for k in numbers] if self.annotations else (),
         )
 
     def sample(self, count: int, seed: int = 0) -> ImageSet:
@@ -160,10 +160,10 @@ class ImageSet:
 
 def digest(parts: Iterable[bytes]) -> str:
     """A hash of byte strings, each of which counts with its length."""
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for part in parts:
-        found.update(hashlib.sha256(part).digest())
-    return found.hexdigest()
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()
 
 
 def pixel_bytes(image: Image.Image | Tensor) -> bytes:

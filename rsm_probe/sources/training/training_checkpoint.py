@@ -44,23 +44,23 @@ def load_partial(path: Path, owner: Mapping[str, str], module: nn.Module, optimi
     if not path.is_file():
         return 0
     try:
-        state, found = read_tensors(path)
+        state, texts = read_tensors(path)
     except ModelError as error:
         return _start_over(f"{error}")
-    if {key: text for key, text in found.items() if key != "step"} != dict(owner):
+    if {key: text for key, text in texts.items() if key != "step"} != dict(owner):
         return _start_over(f"{path} is of another recipe, seed or set of images")
     parameters = dict(module.named_parameters())
     expected = {f"network.{name}": tensor for name, tensor in module.state_dict().items()}
     expected |= {f"momentum.{name}": tensor for name, tensor in parameters.items()}
     kinds, wanted = ({n: (t.shape, t.dtype) for n, t in part.items()} for part in (state, expected))
-    if kinds != wanted or not _is_step(found.get("step", "")):
+    if kinds != wanted or not _is_step(texts.get("step", "")):
         return _start_over(f"{path} does not hold what it should")
     module.load_state_dict({name: state[f"network.{name}"] for name in module.state_dict()})
     for name, parameter in parameters.items():
         # A copy into the layout of the parameter: in another, sums over it could be rounded otherwise.
         momentum = torch.empty_like(parameter, requires_grad=False).copy_(state[f"momentum.{name}"])
         optimiser.state[parameter]["momentum_buffer"] = momentum
-    return int(found["step"])
+    return int(texts["step"])
 
 
 @contextmanager

@@ -37,14 +37,14 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
     """
     require_edge(size)
     pixels, labels = _digit_data()
-    chosen = _split_indices(len(pixels), split)
+    numbers = _split_indices(len(pixels), split)
 
     def load(index: int) -> Image.Image:
-        return _grey(pixels[chosen[index]]).resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
+        return _grey(pixels[numbers[index]]).resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
 
-    names = [f"digit-{k:04d}" for k in chosen]
-    values = [str(labels[k]) for k in chosen]
-    targets = Targets(labels[chosen][:, None], 10)
+    names = [f"digit-{k:04d}" for k in numbers]
+    values = [str(labels[k]) for k in numbers]
+    targets = Targets(labels[numbers][:, None], 10)
     images = ImageSet("digits", names, load, labels=values, targets=targets, content=lambda: f"size={size}")
     return images if count is None else images.sample(count, seed)
 
