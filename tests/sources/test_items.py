@@ -134,7 +134,7 @@ def test_an_item_that_is_not_an_image_is_named_with_what_reads_it(name):
     assert f"lambda k: {reading}" in message
     # The way out is tried as it is written.
     load = eval(f"lambda k: {reading}", {"data": [item], "PIL": PIL, "io": io, "torch": torch})
-    image = rsm_probe.ImageSet("mine", ["only"], load)[0]
+    image = rsm_probe.sources.ImageSet("mine", ["only"], load)[0]
     assert (image.shape if isinstance(image, torch.Tensor) else (3, *image.size[::-1])) in ((3, 4, 4), (1, 4, 4))
 
 

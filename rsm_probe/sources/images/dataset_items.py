@@ -56,7 +56,10 @@ def _described(item: Any) -> str:
 def _way_out(item: Any) -> str:
     """What to write so that such items are read."""
     reading = _reading(item, "data[k]") or "..."
-    return f"give rsm_probe.ImageSet(name, ids, load), where load makes an image of number k, as in lambda k: {reading}"
+    return (
+        "give rsm_probe.sources.ImageSet(name, ids, load), where load makes an image of number k, as in "
+        f"lambda k: {reading}"
+    )
 
 
 def _reading(item: Any, said: str) -> str | None:
