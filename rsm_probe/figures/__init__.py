@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rsm_probe.figures.heatmaps import DIVERGING, SEQUENTIAL, cka_heatmap, difference_heatmap, rsm_heatmap
     from rsm_probe.figures.pictures import displayed, matched_locations, picture
     from rsm_probe.figures.style import names_as_written
+    from rsm_probe.figures.ticks import thinned
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
@@ -33,4 +34,5 @@ __all__ = [
     "picture",
     "rsm_heatmap",
     "spreads",
+    "thinned",
 ]

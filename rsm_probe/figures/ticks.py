@@ -1,12 +1,23 @@
-"""Ticks that name layers."""
+"""Which layers a figure names and shows where not all of them fit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
+
+T = TypeVar("T")
+
+
+def thinned(layers: Sequence[T], most: int) -> list[T]:
+    """At most `most` layers, spread evenly from the first to the last."""
+    if len(layers) <= most:
+        return list(layers)
+    return [layers[k] for k in np.linspace(0, len(layers) - 1, most).astype(int)]
 
 
 def layer_ticks(names: Sequence[str], ax: Axes) -> tuple[list[int], list[str]]:

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from rsm_probe.matching.methods.rewindowed import Rewindowed
     from rsm_probe.matching.methods.scores import LateInteraction, SoftMatching
     from rsm_probe.matching.methods.translation import Translation
-    from rsm_probe.matching.registry import get_matching, matching_names
+    from rsm_probe.matching.registry import METHODS, get_matching, matching_names
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
+    "METHODS",
     "Auction",
     "BatchOptimal",
     "Greedy",

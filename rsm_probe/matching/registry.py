@@ -13,7 +13,7 @@ from rsm_probe.matching.methods.rewindowed import Rewindowed
 from rsm_probe.matching.methods.scores import LateInteraction, SoftMatching
 from rsm_probe.matching.methods.translation import Translation
 
-_METHODS: dict[str, Matching] = {
+METHODS: dict[str, Matching] = {
     method.name: method
     for method in (
         Identity(),
@@ -34,12 +34,12 @@ _METHODS: dict[str, Matching] = {
 
 def matching_names() -> list[str]:
     """All names that `get_matching` knows."""
-    return list(_METHODS)
+    return list(METHODS)
 
 
 def cheap_matchings() -> list[str]:
     """Names of the methods that read no full affinity and whose time is linear in the number of locations."""
-    return [name for name, method in _METHODS.items() if not method.needs_affinity and method.growth <= 1]
+    return [name for name, method in METHODS.items() if not method.needs_affinity and method.growth <= 1]
 
 
 def get_matching(matching: str | Matching) -> tuple[str, Matching]:
@@ -52,5 +52,5 @@ def get_matching(matching: str | Matching) -> tuple[str, Matching]:
         return matching.name, matching
     if isinstance(matching, type) and issubclass(matching, Matching):
         raise MatchingError(f"the matching is the class {matching.__name__}; give an object, {matching.__name__}()")
-    method = look_up(matching, _METHODS, "matching", MatchingError)
+    method = look_up(matching, METHODS, "matching", MatchingError)
     return str(matching), method

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rsm_probe.paper.approximation.study import ApproximationConfig
     from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
     from rsm_probe.paper.outputs.study import OutputsConfig
-    from rsm_probe.paper.paper import PaperConfig
+    from rsm_probe.paper.registry import PaperConfig
     from rsm_probe.paper.retrieval.object_counts import class_iou, count_f1
     from rsm_probe.paper.retrieval.study import RetrievalConfig
     from rsm_probe.paper.translation.study import TranslationConfig

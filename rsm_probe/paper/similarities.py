@@ -1,4 +1,4 @@
-"""All similarities of captured images under a way of comparing them, and the nearest images by them."""
+"""All similarities of captured images under a rule, and the nearest images by them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.errors import ComparisonError
 from rsm_probe.pairs.compute import rsm
 from rsm_probe.pairs.on_disk import all_pairs
-from rsm_probe.paper.similarity_rules import Way, in_tiles
+from rsm_probe.paper.similarity_rules import SimilarityRule, in_tiles
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.rsm import RSM
 
@@ -20,7 +20,7 @@ from rsm_probe.similarity.rsm import RSM
 def similarity_values(
     x: CapturedLayer,
     y: CapturedLayer | None,
-    way: Way,
+    rule: SimilarityRule,
     where: Path,
     centering: Centering | None,
     tile: int | None,
@@ -31,23 +31,23 @@ def similarity_values(
     Args:
         x: the images in the rows.
         y: those in the columns; None for the images of x among themselves.
-        way: how two images are compared.
+        rule: how two images are compared.
         where: a folder for what is matched, in which an interrupted call continues.
         centering: see `rsm_probe.rsm`.
         tile: see `in_tiles`.
         options: of `all_pairs`.
     """
-    if way.pooled:
+    if rule.pooled:
         columns = None if y is None else y.pooled[:, None].float()
-        pairs = rsm(x.pooled[:, None].float(), columns, way.matching, "linear", centering).dataset
+        pairs = rsm(x.pooled[:, None].float(), columns, rule.matching, "linear", centering).dataset
     else:
         # Read whole, so that what is damaged or missing is said before it is used.
-        pairs = RSM.from_pairs(all_pairs(x, y, where, way.matching, centering, **options)).dataset
+        pairs = RSM.from_pairs(all_pairs(x, y, where, rule.matching, centering, **options)).dataset
     norms = pairs["norm_a"].values, pairs["norm_b"].values
     if not np.isfinite(pairs["product"].values).all():
         raise ComparisonError(f"layer {x.name}: products of some images are not finite; its values are too large")
-    values = in_tiles(way.kernel, pairs["product"].values, norms, y is None, tile)
-    return values / x.shape[1] if way.per_location else values
+    values = in_tiles(rule.kernel, pairs["product"].values, norms, y is None, tile)
+    return values / x.shape[1] if rule.per_location else values
 
 
 def nearest_images(

@@ -9,13 +9,12 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from rsm_probe.checks import brief
 from rsm_probe.comparison.alignment import get_estimator
-from rsm_probe.errors import ConfigError, RsmProbeError
+from rsm_probe.errors import ConfigError, RsmProbeError, repeated
+from rsm_probe.execution.amounts import parse_bytes
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.kernels import get_kernel
 from rsm_probe.sources.images.limits import MOST_PIXELS
 from rsm_probe.storage.places import file_name, local_folder, place
-from rsm_probe.execution.amounts import parse_bytes
-from rsm_probe.paper.similarity_rules import known_way
 
 # Larger numbers of images, or of draws, would fill the memory with their names or weights alone.
 _MOST_IMAGES, _MOST_DRAWS = 10_000_000, 1_000_000
@@ -48,11 +47,8 @@ def _amount(value: Any) -> Any:
 
 def _distinct(values: Any) -> Any:
     """A name that is there twice is a mistake: results are told apart by name."""
-    seen: list[Any] = []
-    for value in values if isinstance(values, tuple) else ():
-        if value in seen:
-            raise ValueError(f"{value!r} is there more than once; name it once")
-        seen.append(value)
+    if isinstance(values, tuple) and (twice := repeated(values)) is not None:
+        raise ValueError(f"{twice!r} is there more than once; name it once")
     return values
 
 
@@ -62,7 +58,8 @@ def _layers(value: str | tuple[str, ...]) -> None:
         raise ConfigError("name at least one layer, or leave the key out")
 
 
-def _each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A validator that refuses values of which `check` refuses one."""
     return _checked(lambda values: [check(value) for value in values])
 
 
@@ -104,10 +101,9 @@ Hours = Annotated[float, Field(gt=0, allow_inf_nan=False, description="null for 
 Memory = Annotated[str | int, BeforeValidator(_number), BeforeValidator(_checked(_amount))]
 # Names, each once
 Layers = Annotated[str | tuple[str, ...], AfterValidator(_checked(_layers)), Distinct]
-Matchings = Annotated[tuple[str, ...], AfterValidator(_each(get_matching)), Distinct]
-Ways = Annotated[tuple[str, ...], AfterValidator(_each(known_way)), Distinct]
-Kernels = Annotated[tuple[str, ...], AfterValidator(_each(get_kernel)), Distinct]
-Estimators = Annotated[tuple[str, ...], AfterValidator(_each(get_estimator)), Distinct]
+Matchings = Annotated[tuple[str, ...], AfterValidator(each(get_matching)), Distinct]
+Kernels = Annotated[tuple[str, ...], AfterValidator(each(get_kernel)), Distinct]
+Estimators = Annotated[tuple[str, ...], AfterValidator(each(get_estimator)), Distinct]
 # Where something is written
 Folder = Annotated[str, AfterValidator(_checked(lambda value: local_folder(value, "the folder")))]
 Place = Annotated[str, AfterValidator(_checked(lambda value: place(value, "the place")))]

@@ -13,8 +13,6 @@ from rsm_probe.storage.files import Arrays, load_arrays, save_arrays
 
 # The name under which a file says whose it is.
 _OWNER = "owner"
-# Seconds between two writings of what is done.
-_SAVE_SECONDS = 10.0
 
 
 def stacked(
@@ -23,6 +21,7 @@ def stacked(
     count: int,
     make: Callable[[int], Arrays],
     on_done: Callable[[int], object] = lambda pieces: None,
+    save_seconds: float = 10.0,
 ) -> Arrays:
     """The arrays of `count` pieces, each made once, stacked along a new first axis.
 
@@ -35,6 +34,7 @@ def stacked(
         count: number of pieces.
         make: number of a piece -> its arrays, of the same names and shapes for all.
         on_done: called with the number of pieces whenever some are done, those that were read first.
+        save_seconds: between two writings.
 
     Raises:
         StorageError: the file cannot be written.
@@ -51,7 +51,7 @@ def stacked(
                 pieces.setdefault(name, []).append(np.asarray(values))
             finished = number + 1
             on_done(1)
-            if time.monotonic() - last >= _SAVE_SECONDS:
+            if time.monotonic() - last >= save_seconds:
                 save_arrays(file, {_OWNER: np.array(owner), **_stack(pieces, finished)})
                 saved, last = finished, time.monotonic()
     finally:

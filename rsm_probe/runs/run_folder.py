@@ -19,8 +19,6 @@ from rsm_probe.storage.places import file_name, inside, local_folder
 
 # Where links are looked for: below lie arrays, which are not walked.
 _DEEPEST = 3
-# Pixels of the longer side of a figure at most; files of more than 2^16 cannot be written.
-_MOST_PIXELS, _DPI = 30_000, 300
 
 
 def run_folder(out: Any) -> Path:
@@ -109,10 +107,16 @@ def claimed(
         require_there()
 
 
-def save_figures(study: Any, out: Any) -> Iterator[Path]:
+def save_figures(study: Any, out: Any, dpi: int = 300, most_pixels: int = 30_000) -> Iterator[Path]:
     """Draws the figures of a finished run into its folder `figures`, as `.png` and `.pdf`.
 
     A file is written beside its place and moved there: a link in its place is replaced, and not followed.
+
+    Args:
+        study: whose figures are drawn.
+        out: its run folder.
+        dpi: pixels per inch.
+        most_pixels: of the longer side; a larger figure gets fewer per inch. Files of more than 2^16 cannot be written.
 
     Yields:
         The path of each `.png`, as soon as both are there.
@@ -125,11 +129,11 @@ def save_figures(study: Any, out: Any) -> Iterator[Path]:
     folder = run_folder(out)
     figures: Mapping[str, Figure] = study.figures(folder)
     for name, figure in figures.items():
-        dpi = min(_DPI, _MOST_PIXELS / max(figure.get_size_inches()))
+        fitting = min(dpi, most_pixels / max(figure.get_size_inches()))
         for kind in ("pdf", "png"):
             file = inside(folder, folder / "figures" / f"{file_name(name)}.{kind}")
             with replacing(file) as fresh, names_as_written(), rc_context({"pdf.fonttype": 42}):  # text stays text
-                figure.savefig(fresh, format=kind, dpi=dpi, bbox_inches="tight")
+                figure.savefig(fresh, format=kind, dpi=fitting, bbox_inches="tight")
         yield file
 
 

@@ -9,8 +9,8 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,15 +26,19 @@ _MARKED = re.compile(r"[\\`*|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])
 
 @dataclass(frozen=True)
 class TableResult:
-    """The result of a study.
+    """The result of a study: all that its report and its figures show.
 
     Attributes:
         table: rows of equal keys, one for each thing that was measured.
         folder: of the run.
+        settings: of the study, as its `config.yaml` holds them.
+        pictured: what figures show of single models, where they are to be drawn.
     """
 
     table: list[Row]
     folder: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    pictured: Iterable[Any] = ()
 
     def save(self, report: str) -> None:
         """Writes `table.csv`, `report.md` and what `open` reads.
@@ -42,18 +46,17 @@ class TableResult:
         Raises:
             StorageError: a file cannot be written.
         """
-        save_text(self.folder / "table.csv", csv_text(self.table))
         save_text(self.folder / "report.md", report)
-        save_table(self.folder / "result.json", self.table)
+        save_table(self.folder, self.table)
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """The result of a finished run.
+    def open(cls, folder: Path, settings: Mapping[str, Any] | None = None) -> Self:
+        """The result of a finished run, without what figures show of single models.
 
         Raises:
             StorageError: the run is not finished, or its result is damaged.
         """
-        return cls(load_table(folder / "result.json")[0], folder)
+        return cls(load_table(folder / "result.json")[0], folder, settings or {})
 
     def select(self, **wanted: Any) -> list[Row]:
         """The rows that have these values."""
@@ -76,14 +79,20 @@ class TableResult:
         )
 
 
-def save_table(file: Path, table: Sequence[Row], **about: Any) -> None:
-    """Writes the rows of a result, and what is said about them, as JSON that `load_table` reads.
+def save_table(
+    folder: Path,
+    table: Sequence[Row],
+    names: tuple[str, str] = ("table.csv", "result.json"),
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the rows of a result as CSV, and then, with what else is said about them, as JSON that `load_table` reads.
 
     Raises:
-        StorageError: the file cannot be written.
+        StorageError: a file cannot be written.
     """
+    save_text(folder / names[0], csv_text(table))
     rows = [_plain(row) for row in table]
-    save_json(file, {**about, "table": rows, "digest": _digest(rows)})
+    save_json(folder / names[1], {**(about or {}), "table": rows, "digest": _digest(rows)})
 
 
 def load_table(file: Path) -> tuple[list[Row], dict[str, Any]]:

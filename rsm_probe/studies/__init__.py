@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from rsm_probe.faces import lazy_face
 
 if TYPE_CHECKING:
+    from rsm_probe.runs.study import Study
     from rsm_probe.studies.pairs import PairsConfig, PairsResult
-    from rsm_probe.studies.registry import STUDIES, Study, read_study
+    from rsm_probe.studies.registry import STUDIES, read_study
     from rsm_probe.studies.sweep import SweepConfig
     from rsm_probe.studies.sweep_figures import Architecture, figure15, figure16, figure17
     from rsm_probe.studies.sweeps import SweepsConfig

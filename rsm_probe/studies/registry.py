@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from pathlib import Path
+from typing import Any
 
 from rsm_probe.checks import brief
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError, nearest
-from rsm_probe.paper.paper import EXPERIMENTS, Experiment, PaperConfig
+from rsm_probe.paper.registry import EXPERIMENTS, PaperConfig
+from rsm_probe.runs.study import Study
 from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweeps import SweepsConfig
 
-Study = SweepConfig | SweepsConfig | PairsConfig | PaperConfig | Experiment
-STUDIES: dict[str, type[Study]] = {
-    "sweep": SweepConfig,
-    "sweeps": SweepsConfig,
-    "pairs": PairsConfig,
-    "paper": PaperConfig,
-    **EXPERIMENTS,
-}
+# Experiments can also be named in a study of several; whatever is added to their registry is found here.
+STUDIES: ChainMap[str, type[Any]] = ChainMap(
+    {"sweep": SweepConfig, "sweeps": SweepsConfig, "pairs": PairsConfig, "paper": PaperConfig}, EXPERIMENTS
+)
 
 
 def read_study(path: str | Path) -> Study:
@@ -33,4 +32,5 @@ def read_study(path: str | Path) -> Study:
     if not isinstance(name, str) or name not in STUDIES:
         found = f"found {brief(name)}{nearest(brief(name), STUDIES)}" if "study" in data else "but it is missing"
         raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {found}")
-    return STUDIES[name].parse(data, str(path))
+    study: Study = STUDIES[name].parse(data, str(path))
+    return study

@@ -1,15 +1,42 @@
-"""The RSMs that a sweep kept, as a figure."""
+"""RSMs side by side, their images sorted by label: those that a sweep kept, and those of all pairs."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from rsm_probe.figures import names_as_written, rsm_heatmap
+from rsm_probe.figures import names_as_written, rsm_heatmap, thinned
+from rsm_probe.similarity.rsm import RSM
 
-# More RSMs than this do not fit side by side; some are then passed over, evenly.
+# RSMs that fit side by side; of more layers, some are passed over, evenly.
 _MOST_LAYERS = 8
+
+
+@names_as_written()
+def pair_panels(rsm: Callable[[str, str], RSM], layers: Sequence[str], matchings: Sequence[str], title: str) -> Figure:
+    """The RSMs of a model: a row per layer, a column per matching.
+
+    Args:
+        rsm: (layer, matching) -> the RSM, which is read when it is drawn: all of them may not fit into memory.
+        layers: of the model.
+        matchings: to show.
+        title: above the figure.
+    """
+    layers = thinned(layers, _MOST_LAYERS)
+    figure = Figure(figsize=(4.4 * len(matchings) + 0.6, 3.9 * len(layers) + 0.6), layout="constrained")
+    axes = figure.subplots(len(layers), len(matchings), squeeze=False)
+    for layer, line in zip(layers, axes, strict=True):
+        for matching, ax in zip(matchings, line, strict=True):
+            shown = rsm(layer, matching)
+            labels = shown.dataset["label_a"].values
+            order = np.argsort(labels, kind="stable")
+            rsm_heatmap(ax, shown.values[np.ix_(order, order)], list(labels[order]), f"{layer}, {matching}")
+            ax.tick_params(labelleft=ax in axes[:, 0], labelbottom=ax in axes[-1])
+    figure.suptitle(title)
+    return figure
 
 
 @names_as_written()

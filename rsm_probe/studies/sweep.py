@@ -2,131 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from rsm_probe.config import Config
-from rsm_probe.errors import ModelError, StorageError
-from rsm_probe.execution.devices import find_device
-from rsm_probe.matching.registry import get_matching
-from rsm_probe.paper.similarity_rules import require_usable
-from rsm_probe.runs.entries import ImagesConfig, ModelConfig, ToldApart
-from rsm_probe.runs.fields import (
-    AtLeastTwo,
-    Count,
-    Distinct,
-    Estimators,
-    Folder,
-    Hours,
-    Kernels,
-    Layers,
-    Matchings,
-    Memory,
-    Seed,
-)
-from rsm_probe.runs.loaded_models import check_models, load_models
-from rsm_probe.runs.provenance import provenance
-from rsm_probe.runs.run_folder import claimed, require_free, run_folder
-from rsm_probe.similarity.centering import Centering
-from rsm_probe.storage.files import save_json
+from rsm_probe.errors import StorageError
+from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Hours, Kernels, Memory, Seed
+from rsm_probe.runs.study import ModelStudy, Runner
+from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.streaming.layer_stream import make_batches
 from rsm_probe.streaming.layer_sweep import sweep
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
 
-class SweepConfig(Config):
+class SweepConfig(ModelStudy):
     """A layer sweep: which models see which images, how their RSMs are made and compared."""
 
     study: Literal["sweep"] = "sweep"
-    models: Annotated[tuple[ModelConfig, ...], ToldApart] = Field(min_length=1)
-    images: ImagesConfig
-    layers: Layers = "blocks"
-    matchings: Matchings = Field(default=("identity", "optimal"), min_length=1)
     kernels: Kernels = Field(default=("linear",), min_length=1)
     estimators: Estimators = Field(default=("unbiased", "biased"), min_length=1)
-    centering: Centering | None = "location-mean"
     batch_size: AtLeastTwo = 250
     seed: Seed = 0
     keep: Annotated[tuple[str, ...], Distinct] = Field(
         default=(), description="layers whose mini-batch RSMs go into the result"
     )
-    device: str | None = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
-    workers: Count | None = None
     memory: Memory = "1GB"
     max_hours: Hours | None = 12.0
-    networks: Folder | None = Field(
-        default=None, description="folder of trained networks, which several studies can share; else in the run folder"
-    )
 
-    # What may differ when a run is continued, because it decides how, not what.
-    _EXECUTION: ClassVar[set[str]] = {"device", "workers", "memory", "max_hours", "networks"}
+    execution: ClassVar[frozenset[str]] = ModelStudy.execution | {"max_hours"}
 
-    def run(self, out: Path, progress: bool = False) -> SweepResult:
-        """Runs the study, or continues it, and writes everything into one folder.
+    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> SweepRunner:
+        """See `ModelStudy.runner`."""
+        return SweepRunner(self, out, progress, executor)
 
-        The folder then holds `config.yaml` (this configuration with its defaults), `provenance.json` (versions,
-        machine, accuracies of trained networks), `models/`, `result.zarr` and `figures/`.
-
-        Raises:
-            RsmProbeError: whatever `sweep` and the loading of models and images raise.
-        """
-        out = run_folder(out)
-        # Whatever can be refused is refused before the folder is claimed and networks are trained.
-        require_free(self, out, _has_begun, self._EXECUTION)
-        find_device(self.device, ModelError)
-        require_usable(get_matching(name)[1] for name in self.matchings)
-        images = self.images.load(progress)
-        make_batches(images, self.batch_size, self.seed, self.estimators)
-        networks = out / "models" if self.networks is None else Path(self.networks)
-        known = check_models(self.models, self.layers, networks)
-        with claimed(self, out, _has_begun, self._EXECUTION) as require_there:
-            models, layers, accuracies = load_models(self.models, self.layers, networks, self.device, progress, known)
-            require_there()
-            result = sweep(
-                models,
-                images,
-                layers,
-                self.matchings,
-                self.kernels,
-                self.batch_size,
-                self.device,
-                self.workers,
-                self.seed,
-                centering=self.centering,
-                estimators=self.estimators,
-                keep=self.keep,
-                memory=self.memory,
-                max_hours=self.max_hours,
-                out=out,
-                progress=progress,
-            )
-            require_there()
-            if not (out / "provenance.json").exists():
-                seeds = {entry.name or "model": list(entry.seeds) for entry in self.models}
-                about = {"seeds": {"images": self.seed, "models": seeds}, "images": len(images)}
-                about |= {"skipped": dict(images.skipped), "accuracy": accuracies}
-                save_json(out / "provenance.json", {**provenance(), **about})
-        return result
-
-    def require_free(self, out: Path) -> None:
-        """Makes sure that this study may run in a folder; nothing is written.
-
-        Raises:
-            StorageError: the folder holds something else, another study, or a run with other settings.
-        """
-        require_free(self, run_folder(out), _has_begun, self._EXECUTION)
-
-    def figures(self, out: Path) -> dict[str, Figure]:
-        """The figures of a finished run by name.
-
-        Raises:
-            StorageError: the folder holds no finished sweep, or its result is damaged.
-        """
-        return sweep_figures(open_result(out), self.architectures)
+    def has_begun(self, out: Path) -> bool:
+        """See `Study.has_begun`."""
+        return (out / "checkpoint" / "settings.json").exists() or (out / "result.zarr").exists()
 
     @property
     def architectures(self) -> list[Architecture] | None:
@@ -143,16 +59,42 @@ class SweepConfig(Config):
         ]
 
 
-def open_result(out: Path) -> SweepResult:
-    """The result of a finished sweep in its run folder.
+class SweepRunner(Runner[SweepConfig]):
+    """Runs a sweep: the folder then holds `models/`, `result.zarr`, `config.yaml` and `provenance.json`."""
 
-    Raises:
-        StorageError: the folder holds none, or it is damaged.
-    """
-    if not (out / "result.zarr").is_dir():
-        raise StorageError(f"{out} holds no finished run; run it again, it continues")
-    return SweepResult.open(out / "result.zarr")
+    def load_images(self) -> None:
+        """Load the images, and refuse too few for the batches."""
+        self.images = self.study.images.load(self.progress)
+        make_batches(self.images, self.study.batch_size, self.study.seed, self.study.estimators)
 
+    def compute(
+        self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
+    ) -> SweepResult:
+        """Sweep the layers of all models."""
+        require_there()
+        study = self.study
+        return sweep(
+            models, self.images, {title: self.layers(title) for title in models}, study.matchings, study.kernels,
+            study.batch_size, study.device, study.workers, study.seed, centering=study.centering,
+            estimators=study.estimators, keep=study.keep, memory=study.memory, max_hours=study.max_hours,
+            out=self.folder, progress=self.progress,
+        )  # fmt: skip
 
-def _has_begun(out: Path) -> bool:
-    return (out / "checkpoint" / "settings.json").exists() or (out / "result.zarr").exists()
+    def provenance(self) -> dict[str, Any]:
+        """Seeds, and the images that were used and left out."""
+        seeds = {entry.name or "model": list(entry.seeds) for entry in self.study.models}
+        return {
+            "seeds": {"images": self.study.seed, "models": seeds},
+            "images": len(self.images),
+            "skipped": dict(self.images.skipped),
+        }
+
+    def open(self) -> SweepResult:
+        """See `Study.open`."""
+        if not (self.folder / "result.zarr").is_dir():
+            raise StorageError(f"{self.folder} holds no finished run; run it again, it continues")
+        return SweepResult.open(self.folder / "result.zarr")
+
+    def figures(self) -> dict[str, Figure]:
+        """See `Study.figures`."""
+        return sweep_figures(self.open(), self.study.architectures)

@@ -8,21 +8,19 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 from pydantic import Field, field_validator, model_validator
 
-from rsm_probe.config import Config, read_yaml
+from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError
 from rsm_probe.runs.fields import folder_names
-from rsm_probe.runs.run_folder import claimed, require_free, run_folder
+from rsm_probe.runs.several import Results, SeveralStudies
 from rsm_probe.runs.tables import csv_text
-from rsm_probe.storage.files import save_text
-from rsm_probe.streaming.result import SweepResult
-from rsm_probe.studies.sweep import SweepConfig, open_result
+from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
 
 # What else a run folder holds.
 _TAKEN = ("figures", "config.yaml", "numbers.csv")
 
 
-class SweepsConfig(Config):
+class SweepsConfig(SeveralStudies):
     """Sweeps of the same architectures over several data sets, and the figure that shows them."""
 
     study: Literal["sweeps"] = "sweeps"
@@ -55,38 +53,29 @@ class SweepsConfig(Config):
             raise ValueError("matchings: the figure compares identity with another one")
         return self
 
-    def run(self, out: Path, progress: bool = False) -> dict[str, SweepResult]:
-        """Runs the sweeps one after another, or continues them, and writes `numbers.csv`: what the figure states.
+    def parts(self, out: Path) -> dict[str, SweepConfig]:
+        """The sweeps."""
+        return self.sweeps
+
+    def check_together(self, progress: bool) -> None:
+        """Refuse sweeps over different numbers of images.
 
         Raises:
-            ConfigError: sweeps over different numbers of images.
-            RsmProbeError: whatever `SweepConfig.run` raises.
+            ConfigError: the numbers differ.
+            ImageError: images are missing.
         """
-        out = run_folder(out)
-        require_free(self, out)
-        for data, one in self.sweeps.items():
-            one.require_free(out / data)
-        # Before hours are spent on what is missing, or cannot stand side by side.
-        counts = {data: len(one.images.load(progress)) for data, one in self.sweeps.items()}
+        counts = {data: len(sweep.images.load(progress)) for data, sweep in self.sweeps.items()}
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{data}: {count}" for data, count in counts.items())
             raise ConfigError(f"CKA of different numbers of images cannot stand side by side ({shown}); set count:")
-        with claimed(self, out) as require_there:
-            results = {}
-            for data, one in self.sweeps.items():
-                results[data] = one.run(out / data, progress)
-                require_there()
-            save_text(out / "numbers.csv", csv_text(figure_numbers(results, self._rows, *self._kind)))
-        return results
+
+    def summary(self, results: Results) -> tuple[str, str]:
+        """`numbers.csv`: what the figure states."""
+        return "numbers.csv", csv_text(figure_numbers(results, self._rows, *self._kind))
 
     def figures(self, out: Path) -> dict[str, Figure]:
-        """The figure of a finished run, and the same of untrained networks where there are controls.
-
-        Raises:
-            StorageError: a sweep is not finished.
-        """
-        results = {data: open_result(out / data) for data in self.sweeps}
-        draw = FIGURES[self.figure]
+        """The figure of a finished run, and the same of untrained networks where there are controls."""
+        results, draw = self.open(out), FIGURES[self.figure]
         figures: dict[str, Figure] = {self.figure: draw(results, self._rows, *self._kind)}
         controls = [Architecture(f"{row.name}, untrained", [row.control]) for row in self._rows if row.control]
         if controls and self.figure == "figure16":

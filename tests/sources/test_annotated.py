@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rsm_probe.errors import ConfigError, ImageError
-from rsm_probe.runs.entries import ImagesConfig
+from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.sources.images.annotated import cityscapes, egoobjects
 
 

@@ -9,7 +9,7 @@ from rsm_probe import Probe
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError
 from rsm_probe.probe.layers import resolve
-from rsm_probe.runs.entries import ModelConfig
+from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.studies.sweep import SweepConfig
 

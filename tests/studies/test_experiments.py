@@ -12,20 +12,24 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 import rsm_probe
+from rsm_probe.comparison.correlations import PearsonRSA
 from rsm_probe.comparison.intervals import auroc
+from rsm_probe.comparison.measures import MEASURES
 from rsm_probe.errors import ConfigError, ImageError, ModelError, StorageError
+from rsm_probe.sources.models.logits import logits
 from rsm_probe.paper.approximation.study import ApproximationConfig
 from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
 from rsm_probe.paper.outputs.study import OutputsConfig
-from rsm_probe.paper.paper import PaperConfig
+from rsm_probe.paper.registry import PaperConfig
 from rsm_probe.paper.retrieval.object_counts import count_f1
 from rsm_probe.paper.retrieval.study import RetrievalConfig, class_counts, videos
 from rsm_probe.paper.translation.study import TranslationConfig
 from rsm_probe.runs.tables import TableResult, markdown
 from rsm_probe.sources.images.any_images import ImageSet, from_tensor
+from rsm_probe.sources.images.registry import IMAGE_SETS, NamedImageSet
 from rsm_probe.sources.loading import load_model
-from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
-from rsm_probe.sources.models.logits import logits
+from rsm_probe.sources.models.libraries import LIBRARIES
+from rsm_probe.sources.models.loaded_model import to_tensor
 from rsm_probe.studies.registry import read_study
 
 ROOT = Path(__file__).parents[2]
@@ -65,23 +69,19 @@ def test_all_experiments_run_by_one_command_and_share_their_networks(finished):
     assert PaperConfig.parse(PaperConfig.model_validate(study.model_dump(mode="json")).model_dump()) == study
 
 
-def test_run_again_they_compute_nothing(finished, monkeypatch):
+def computed(folder, *names):
+    """When each file was written that holds networks, captures, or what was computed of them."""
+    names = names or ("models", "captures", "parts")
+    files = [path for path in folder.rglob("*") if path.is_file() and set(names) & set(path.parts)]
+    assert files
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_run_again_they_compute_nothing(finished):
     study, folder, results = finished
-    for place in (
-        "rsm_probe.sources.training.train.train",
-        "rsm_probe.captures.recording._Capturing",
-        "rsm_probe.pairs.on_disk.compute",
-        "rsm_probe.paper.outputs.study.logits",
-        "rsm_probe.paper.approximation.study.pair_affinities",
-        "rsm_probe.paper.retrieval.study.nearest_images",
-        "rsm_probe.paper.translation.study.rsm",
-    ):
-        if place.endswith("pair_affinities"):
-            monkeypatch.setattr(
-                "rsm_probe.paper.approximation.study.ApproximationConfig._solved", lambda *arguments: {}
-            )
-        monkeypatch.setattr(place, None)
+    before = computed(folder)
     again = study.run(folder)
+    assert computed(folder) == before
     assert {name: str(result.table) for name, result in again.items()} == {
         name: str(result.table) for name, result in results.items()
     }
@@ -114,7 +114,7 @@ def test_models_are_compared_on_the_same_queries(finished, tmp_path):
 def test_translation_states_what_the_rsms_of_its_crops_say(finished):
     study, folder, results = finished
     config = study.studies["translation"]
-    (subject, _untrained) = config.subjects(folder / "translation")
+    (subject, _untrained) = config.runner(folder / "translation").subjects()
     layer = subject.layers["crops"]["layer1.0"]
     images, n = subject.images["crops"], config.batch
     positive, negative = [], []
@@ -139,7 +139,7 @@ def test_translation_states_what_the_rsms_of_its_crops_say(finished):
 def test_retrieval_states_the_f1_of_the_nearest_image(finished):
     study, folder, results = finished
     config = study.studies["retrieval"]
-    subject = config.subjects(folder / "retrieval")[0]
+    subject = next(config.runner(folder / "retrieval").subjects())
     queries, database = subject.images["queries"], subject.images["database"]
     assert not set(queries.ids) & set(database.ids)
     layers = subject.layers["queries"]["layer4.0"], subject.layers["database"]["layer4.0"]
@@ -157,7 +157,7 @@ def test_retrieval_states_the_f1_of_the_nearest_image(finished):
 def test_outputs_state_the_correlation_over_pairs(finished):
     study, folder, results = finished
     config = study.studies["outputs"]
-    subject = config.subjects(folder / "outputs")[1]
+    _, subject = config.runner(folder / "outputs").subjects()
     assert subject.title == "scenes"
     network = load_model(folder / "models" / "scenes.safetensors")
     images = subject.images["images"]
@@ -230,25 +230,29 @@ def test_what_has_no_matching_to_show_is_reported_all_the_same(finished, tmp_pat
     assert config.figures(tmp_path / "run")
 
 
+class Interrupted(PearsonRSA):
+    """A measure during which the user interrupts the run."""
+
+    def grid(self, a, b, weights=None):
+        raise KeyboardInterrupt
+
+
 def test_an_interrupted_run_continues(finished, tmp_path, monkeypatch):
     study, folder, results = finished
     config = study.studies["outputs"].model_copy(update={"networks": str(folder / "models")})
-
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("rsm_probe.paper.outputs.study.OutputsConfig._correlations", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        config.run(tmp_path / "outputs")
-    with pytest.raises(StorageError, match="no finished run"):
-        config.open(tmp_path / "outputs")
-    # Of the first model all pairs are there, and all answers.
-    monkeypatch.setattr("rsm_probe.pairs.on_disk.compute", None)
-    monkeypatch.setattr("rsm_probe.paper.outputs.study.logits", None)
-    with pytest.raises(KeyboardInterrupt):
-        config.run(tmp_path / "outputs")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setitem(MEASURES, "rsa-pearson", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            config.run(tmp_path / "outputs")
+        with pytest.raises(StorageError, match="no finished run"):
+            config.open(tmp_path / "outputs")
+        # Of the first model all pairs are there, and all logits.
+        before = computed(tmp_path / "outputs")
+        with pytest.raises(KeyboardInterrupt):
+            config.run(tmp_path / "outputs")
+        assert computed(tmp_path / "outputs") == before
     assert str(config.run(tmp_path / "outputs").table) == str(results["outputs"].table)
+    assert computed(tmp_path / "outputs").items() > before.items()
     with pytest.raises(StorageError, match="other kernels"):
         config.model_copy(update={"kernels": ("rbf",)}).run(tmp_path / "outputs")
 
@@ -265,11 +269,11 @@ def test_a_run_of_another_study_is_not_taken_over(finished):
 
 
 def retrieval_of(tmp_path, monkeypatch, images, **settings):
+    monkeypatch.setitem(IMAGE_SETS, "made", NamedImageSet(lambda: images))
     config = RetrievalConfig.parse(
-        {"models": [{"recipe": RECIPE}], "images": {"source": "scenes"}, "layers": "layer4.0", "queries": 2,
+        {"models": [{"recipe": RECIPE}], "images": {"source": "made"}, "layers": "layer4.0", "queries": 2,
          "database_sizes": [3], "pictured": [0], "repeats": 20, **settings}
     )  # fmt: skip
-    monkeypatch.setattr("rsm_probe.runs.entries.ImagesConfig.load", lambda self, progress=False: images)
     return config.run(tmp_path / "run")
 
 
@@ -300,18 +304,19 @@ def test_tensors_are_pictured(tmp_path, monkeypatch):
     FigureCanvasAgg(figure).draw()
     shown = [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
     assert [picture.shape for picture in shown[:4]] == [(32, 32, 3)] * 4
-    query = config.subjects(tmp_path / "run")[0].images["queries"][0]
+    query = next(config.runner(tmp_path / "run").subjects()).images["queries"][0]
     pixels = query.movedim(0, -1).numpy()
     np.testing.assert_allclose(shown[0], (pixels - pixels.min()) / np.ptp(pixels), atol=1e-6)
     assert len(result.table) == 1
 
 
-def test_a_share_of_what_does_not_exceed_0_is_no_share():
+def test_a_share_of_what_does_not_exceed_0_is_no_share(tmp_path):
     config = ApproximationConfig.parse({"models": [{"recipe": RECIPE}], "images": {"source": "digits"}, "repeats": 20})
     values = {"optimal": np.array([-1.0, -2.0]), "greedy": np.array([-2.0, -3.0])}
-    found = config._share(values, "greedy")
+    runner = config.runner(tmp_path)
+    found = runner.share(values, "greedy")
     assert all(np.isnan(found[key]) for key in ("share", "low", "high", "share_5", "share_95"))
-    mixed = config._share({"optimal": np.array([4.0, -1.0]), "greedy": np.array([3.0, -2.0])}, "greedy")
+    mixed = runner.share({"optimal": np.array([4.0, -1.0]), "greedy": np.array([3.0, -2.0])}, "greedy")
     assert mixed["share"] == pytest.approx(1 / 3)
     assert mixed["share_5"] == mixed["share_95"] == 0.75
 
@@ -375,14 +380,10 @@ def test_a_model_without_a_head_is_no_classifier():
 )
 def test_what_is_no_classifier_is_refused(tmp_path, monkeypatch, answer, message):
     images = from_tensor(torch.randn(6, 3, 8, 8))
+    monkeypatch.setitem(IMAGE_SETS, "made", NamedImageSet(lambda: images))
+    monkeypatch.setitem(LIBRARIES, "made", lambda title, pretrained, trust: (_Answers(answer), to_tensor))
     config = OutputsConfig.parse(
-        {"models": [{"name": "net", "recipe": RECIPE}], "images": {"source": "digits"}, "layers": "conv"}
-    )
-    loaded = LoadedModel("net", _Answers(answer).eval(), to_tensor)
-    monkeypatch.setattr("rsm_probe.runs.entries.ImagesConfig.load", lambda self, progress=False: images)
-    monkeypatch.setattr("rsm_probe.paper.experiment.check_models", lambda *a, **k: {"net": loaded})
-    monkeypatch.setattr(
-        "rsm_probe.paper.experiment.load_models", lambda *a, **k: ({"net": loaded}, {"net": "conv"}, {})
+        {"models": [{"name": "net", "source": "made:net"}], "images": {"source": "made"}, "layers": "conv"}
     )
     with pytest.raises((ModelError, rsm_probe.errors.ComparisonError), match=message):
         config.run(tmp_path / "run")
@@ -450,7 +451,7 @@ def test_the_papers_settings_are_those_of_its_configurations(file, monkeypatch):
     assert "optimal" in study.matchings or "sam" in file.stem
     if study.study != "translation":
         assert study.tile == 100
-    methods = {key[0]: found.matching for key, found in study.ways().items()}
+    methods = {key[0]: found.matching for key, found in study.rules().items()}
     assert methods["batch-optimal"].window == 512
 
 

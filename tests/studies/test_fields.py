@@ -7,10 +7,11 @@ import pytest
 from rsm_probe.errors import ConfigError
 from rsm_probe.paper.approximation.study import ApproximationConfig
 from rsm_probe.paper.outputs.study import OutputsConfig
-from rsm_probe.paper.paper import PaperConfig
+from rsm_probe.paper.registry import PaperConfig
 from rsm_probe.paper.retrieval.study import RetrievalConfig
 from rsm_probe.paper.translation.study import TranslationConfig
-from rsm_probe.runs.entries import ImagesConfig, ModelConfig
+from rsm_probe.runs.images_config import ImagesConfig
+from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweeps import SweepsConfig

@@ -52,11 +52,17 @@ def test_its_rsms_are_those_of_the_images(finished):
         result.rsm("trained", "layer9", "optimal")
 
 
-def test_run_again_it_computes_nothing(finished, monkeypatch):
+def test_run_again_it_computes_nothing(finished):
     folder, result = finished
-    monkeypatch.setattr("rsm_probe.pairs.on_disk.compute", None)
-    monkeypatch.setattr("rsm_probe.captures.recording._Capturing", None)
+
+    def computed():
+        files = [path for name in ("models", "captures", "pairs") for path in (folder / name).rglob("*")]
+        return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
+
+    before = computed()
+    assert before
     assert str(read_study(SMOKE).run(folder)) == str(result)
+    assert computed() == before
 
 
 def test_other_settings_are_refused(finished):
@@ -128,7 +134,7 @@ def test_on_a_cluster_from_the_command_line(finished, tmp_path):
         command = ["run", str(SMOKE), "--out", str(tmp_path / "run"), "--no-progress", "--no-figures"]
         found = CliRunner().invoke(app, [*command, "--cluster", local.scheduler_address])
     assert found.exit_code == 0, found.output
-    mine = PairsConfig.open(tmp_path / "run")
+    mine = read_study(SMOKE).open(tmp_path / "run")
     for row in expected.table:
         key = row["model"], row["layer"], row["matching"]
         assert np.array_equal(mine.rsm(*key).values, expected.rsm(*key).values)

@@ -19,16 +19,19 @@ from rsm_probe.errors import (
     RepresentationError,
     StorageError,
 )
+from rsm_probe.matching.methods.library_solvers import ScipyAssignment
+from rsm_probe.matching.registry import METHODS
 from rsm_probe.paper.approximation.study import ApproximationConfig
 from rsm_probe.paper.experiment import capture_folder, subject_folder
 from rsm_probe.paper.outputs.study import OutputsConfig
-from rsm_probe.paper.paper import PaperConfig
+from rsm_probe.paper.registry import PaperConfig
 from rsm_probe.paper.retrieval.study import RetrievalConfig
 from rsm_probe.paper.translation.study import TranslationConfig
-from rsm_probe.runs import run_folder as folders
-from rsm_probe.runs.entries import ModelConfig
+from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.runs.run_folder import claimed, require_free, run_folder, save_figures
 from rsm_probe.sources.images.any_images import from_tensor
+from rsm_probe.sources.images.embedded.scenes import digits
+from rsm_probe.sources.images.registry import IMAGE_SETS, NamedImageSet
 from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.registry import STUDIES
 from rsm_probe.studies.sweep import SweepConfig
@@ -38,15 +41,15 @@ ESCAPES = ["../../../escape", "/etc/escape", "a/b", "..", "con", "a\\b", "x" * 3
 
 
 class Small(Config):
-    """A study that only has settings."""
+    """A configuration that only has settings."""
 
     study: str = "small"
     size: int = 1
 
 
-@pytest.fixture(autouse=True)
-def _few_pixels(monkeypatch):
-    monkeypatch.setattr(folders, "_DPI", 30)
+def drawn(found, out, **options):
+    """Paths of the figures of a study, which are drawn with few pixels."""
+    return list(save_figures(found, out, **{"dpi": 30, **options}))
 
 
 def study(kind, **settings):
@@ -65,16 +68,11 @@ def everything(folder):
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-def test_networks_stay_in_their_folder(tmp_path, name, monkeypatch):
-    written = []
-
-    def stored(recipe, seed, file, *rest):
-        written.append(file)
-        return None, 1.0
-
-    monkeypatch.setattr("rsm_probe.runs.entries.train_or_load", stored)
-    list(ModelConfig(name=name, recipe=RECIPE, seeds=(0, 1)).load(tmp_path))
-    assert {file.parent for file in written} == {tmp_path}
+def test_networks_stay_in_their_folder(tmp_path, name):
+    networks = tmp_path / "a" / "b" / "networks"
+    list(ModelConfig(name=name, recipe=RECIPE, seeds=(0, 1)).load(networks))
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {file.parent for file in written} == {networks}
     assert len({file.name.casefold() for file in written}) == 2
     for file in written:
         file.with_name(f".{file.stem}.partial.safetensors.12345678").touch()  # the longest name beside it
@@ -104,9 +102,9 @@ def test_a_whole_run_under_a_hostile_name_stays_in_its_folder(tmp_path):
     name = "../../../$\\frac{x}$<b>|=1"
     found = study(PairsConfig, models=[{"name": name, "recipe": RECIPE}], matchings=["identity"])
     assert found.run(out).rsm(name, "layer4.0", "identity", "linear").values.shape == (6, 6)
-    (drawn,) = save_figures(found, out)
-    assert drawn.is_file()
-    assert drawn.parent == out / "figures"
+    (file,) = drawn(found, out)
+    assert file.is_file()
+    assert file.parent == out / "figures"
     assert everything(tmp_path)[:4] == ["a", "a/b", "a/b/c", "a/b/c/run"]
     assert all(path.startswith("a/b/c/run") for path in everything(tmp_path)[4:])
     # As one that reads it finds it again.
@@ -133,7 +131,7 @@ def test_a_link_in_place_of_a_figure_is_replaced_and_not_followed(tmp_path):
     (run / "figures").mkdir(parents=True)
     thesis.write_text("precious")
     (run / "figures" / "figure15.png").symlink_to(thesis)
-    assert list(save_figures(Drawn(), run)) == [run / "figures" / "figure15.png"]
+    assert drawn(Drawn(), run) == [run / "figures" / "figure15.png"]
     assert thesis.read_text() == "precious"
     assert not (run / "figures" / "figure15.png").is_symlink()
     with Image.open(run / "figures" / "figure15.png") as image:
@@ -144,7 +142,7 @@ def test_a_link_in_place_of_a_figure_is_replaced_and_not_followed(tmp_path):
 @pytest.mark.parametrize("name", ["../figure", "a/b", "x" * 300, "..", "fig.v1", "é"])
 def test_figures_of_any_name_stay_in_their_folder(tmp_path, name):
     (tmp_path / "run").mkdir()
-    assert list(save_figures(Drawn(name), tmp_path / "run"))
+    assert drawn(Drawn(name), tmp_path / "run")
     assert {path.parent for path in tmp_path.rglob("*.p*")} == {tmp_path / "run" / "figures"}
     assert len(list((tmp_path / "run" / "figures").iterdir())) == 2
 
@@ -155,20 +153,20 @@ def test_folders_that_lead_outside_are_refused(tmp_path, place):
     (run / place).parent.mkdir(parents=True)
     outside.mkdir()
     (run / place).symlink_to(outside, target_is_directory=True)
-    for call in (lambda: list(save_figures(Drawn(), run)), lambda: study(OutputsConfig).run(run)):
+    for call in (lambda: drawn(Drawn(), run), lambda: study(OutputsConfig).run(run)):
         with pytest.raises(StorageError, match=r"leads outside of .*remove the link"):
             call()
     assert not everything(outside)
     # The way out.
     (run / place).unlink()
-    assert list(save_figures(Drawn(), run))
+    assert drawn(Drawn(), run)
 
 
 def test_a_run_folder_may_be_a_link_and_hold_links_to_itself(tmp_path):
     (tmp_path / "disk" / "drawn").mkdir(parents=True)
     (tmp_path / "run").symlink_to(tmp_path / "disk", target_is_directory=True)
     (tmp_path / "disk" / "figures").symlink_to(tmp_path / "disk" / "drawn", target_is_directory=True)
-    assert list(save_figures(Drawn(), tmp_path / "run"))
+    assert drawn(Drawn(), tmp_path / "run")
     assert len(list((tmp_path / "disk" / "drawn").iterdir())) == 2
 
 
@@ -181,7 +179,7 @@ def test_what_is_no_folder_is_refused(out, tmp_path, monkeypatch):
     with pytest.raises(StorageError):
         PaperConfig.parse({"studies": {"x": study(OutputsConfig).model_dump(mode="json")}}).run(out)
     with pytest.raises(StorageError):
-        list(save_figures(Drawn(), out))
+        drawn(Drawn(), out)
     assert not everything(tmp_path)
 
 
@@ -218,8 +216,7 @@ def test_a_refused_run_leaves_no_folder(tmp_path, kind, settings, error):
         (TranslationConfig, {"images": {"source": "digits", "size": 16, "count": None}, "batches": 1000}, ImageError),
     ],
 )
-def test_too_few_images_or_too_little_memory_are_said_first(tmp_path, kind, settings, error, monkeypatch):
-    monkeypatch.setattr("rsm_probe.runs.entries.train_or_load", None)
+def test_too_few_images_or_too_little_memory_are_said_first(tmp_path, kind, settings, error):
     with pytest.raises(error):
         study(kind, **settings).run(tmp_path / "run")
     assert not everything(tmp_path)
@@ -227,24 +224,23 @@ def test_too_few_images_or_too_little_memory_are_said_first(tmp_path, kind, sett
 
 @pytest.mark.parametrize("kind", [SweepConfig, PairsConfig, OutputsConfig, ApproximationConfig])
 def test_a_method_that_cannot_run_here_is_said_first(tmp_path, kind, monkeypatch):
-    def missing(*arguments, **options):
-        raise MatchingError("needs a package")
+    class Missing(ScipyAssignment):
+        name = "missing"
 
-    monkeypatch.setattr("rsm_probe.matching.methods.library_solvers.ScipyAssignment.solve", missing)
+        def solve(self, *arguments, **options):
+            raise MatchingError("needs a package")
+
+    monkeypatch.setitem(METHODS, "missing", Missing())
     with pytest.raises(MatchingError, match="needs a package"):
-        study(kind, matchings=["identity", "scipy"], **({"solvers": []} if kind is ApproximationConfig else {})).run(
-            tmp_path / "run"
-        )
+        study(kind, matchings=["identity", "missing"]).run(tmp_path / "run")
     assert not everything(tmp_path)
 
 
 def test_what_only_a_pass_shows_leaves_the_folder_free_for_other_settings(tmp_path, monkeypatch):
-    bad = torch.full((6, 3, 16, 16), torch.nan)
-    images = from_tensor(bad)
-    with monkeypatch.context() as patched:
-        patched.setattr("rsm_probe.runs.entries.ImagesConfig.load", lambda self, progress=False: images)
-        with pytest.raises(RepresentationError, match="NaN"):
-            study(PairsConfig, matchings=["identity"]).run(tmp_path / "run")
+    images = from_tensor(torch.full((6, 3, 16, 16), torch.nan))
+    monkeypatch.setitem(IMAGE_SETS, "nan", NamedImageSet(lambda: images))
+    with pytest.raises(RepresentationError, match="NaN"):
+        study(PairsConfig, matchings=["identity"], images={"source": "nan"}).run(tmp_path / "run")
     corrected = study(PairsConfig, matchings=["identity"], layers="layer3.0")
     assert corrected.run(tmp_path / "run").table[0]["layer"] == "layer3.0"
     # Now it is taken.
@@ -289,12 +285,14 @@ def test_a_folder_that_is_removed_during_the_run_is_named(tmp_path):
 
 @pytest.mark.parametrize("kind", [PairsConfig, OutputsConfig])
 def test_studies_notice_that_their_folder_was_removed(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(
-        f"rsm_probe.studies.{'pairs_study' if kind is PairsConfig else 'experiment'}.load_models",
-        lambda *arguments: (shutil.rmtree(tmp_path / "run"), ({"net": None}, {"net": "layer4.0"}, {}))[1],
-    )
+    def removing(split, size):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return digits(split, size)
+
+    monkeypatch.setitem(IMAGE_SETS, "removing", NamedImageSet(removing, questions=1))
+    models = [{"name": "net", "recipe": {**RECIPE, "images": "removing"}}]
     with pytest.raises(StorageError, match="was removed during the run"):
-        study(kind).run(tmp_path / "run")
+        study(kind, models=models, networks=str(tmp_path / "networks")).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -314,9 +312,8 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path):
     require_free(Small(), tmp_path / "run", lambda out: True, {"size"})
 
 
-def test_very_wide_figures_are_written_with_fewer_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "_MOST_PIXELS", 200)
-    (file,) = save_figures(Drawn(), tmp_path)
+def test_very_wide_figures_are_written_with_fewer_pixels(tmp_path):
+    (file,) = drawn(Drawn(), tmp_path, dpi=300, most_pixels=200)
     with Image.open(file) as image:
         assert max(image.size) <= 260
 
@@ -329,12 +326,12 @@ def test_figures_of_a_run_that_is_not_finished(tmp_path, name):
     kind = STUDIES[name]
     settings = {"images": {"source": "photos"}} if name == "translation" else {}
     with pytest.raises(StorageError, match="holds no finished run; run it again, it continues"):
-        list(save_figures(study(kind, **settings), tmp_path))
+        drawn(study(kind, **settings), tmp_path)
     for file in ("result.json", "pairs.json"):
         (tmp_path / file).write_text('{"table": [{"model": "net"}')
     (tmp_path / "result.zarr").mkdir()
     with pytest.raises(StorageError, match=r"result\.json is damaged|pairs\.json is damaged|result\.zarr"):
-        list(save_figures(study(kind, **settings), tmp_path))
+        drawn(study(kind, **settings), tmp_path)
     assert not (tmp_path / "figures").exists()
 
 

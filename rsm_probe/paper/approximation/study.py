@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field, field_validator, model_validator
 from tqdm import tqdm
 
@@ -22,13 +23,14 @@ from rsm_probe.matching.methods.batch_optimal import BatchOptimal
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.affinities import pair_affinities
 from rsm_probe.pairs.token_sets import Picked, centred_tokens
-from rsm_probe.paper.approximation.report import approximation_figures, approximation_report
-from rsm_probe.paper.experiment import ExperimentConfig, Subject
+from rsm_probe.paper.approximation.figures import PicturedShares, approximation_figures
+from rsm_probe.paper.approximation.report import approximation_report
+from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Rules, Subject
 from rsm_probe.paper.published_numbers import TABLE5
-from rsm_probe.runs.entries import ImagesConfig
-from rsm_probe.runs.fields import Count, Distinct, Images, Matchings, Ways
+from rsm_probe.runs.fields import Count, Distinct, Images, Matchings
+from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.pieces import stacked
-from rsm_probe.runs.tables import Row, TableResult
+from rsm_probe.runs.tables import Row
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.storage.files import Arrays
 
@@ -37,7 +39,7 @@ class ApproximationConfig(ExperimentConfig):
     """Matchings of random pairs of images, layer by layer: what share of the optimum they reach, in what time."""
 
     study: Literal["approximation"] = "approximation"
-    matchings: Ways = Field(
+    matchings: Rules = Field(
         default=("identity", "topk-greedy", "greedy", "rewindowed"),
         min_length=1,
         description="methods beside the optimum",
@@ -79,7 +81,6 @@ class ApproximationConfig(ExperimentConfig):
                 )
         return self
 
-    @property
     def methods(self) -> dict[str, Matching]:
         """Label -> method: first the optimum, then all others."""
         named = {name: get_matching(name)[1] for name in self.matchings}
@@ -87,78 +88,100 @@ class ApproximationConfig(ExperimentConfig):
         solvers = {name: get_matching(name)[1] for name in self.solvers}
         return {"optimal": get_matching("optimal")[1], **named, **windows, **solvers}
 
-    def image_sets(self, source: ImagesConfig, progress: bool) -> dict[str, ImageSet]:
+    def matching_methods(self) -> list[Matching]:
+        """All methods that are compared."""
+        return list(self.methods().values())
+
+    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Approximation:
+        """See `ModelStudy.runner`."""
+        return Approximation(self, out, progress, executor)
+
+
+class Approximation(Experiment[ApproximationConfig]):
+    """Solves random pairs of images with every method, on one core."""
+
+    report = staticmethod(approximation_report)
+    draw = staticmethod(approximation_figures)
+
+    def __init__(
+        self, study: ApproximationConfig, out: Path, progress: bool = False, executor: Executor | None = None
+    ) -> None:
+        super().__init__(study, out, progress, executor)
+        self.methods = study.methods()
+        # Figures show every model, whichever its methods are.
+        self.shown = list(self.methods)
+
+    def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
         """The images that pairs are drawn of.
 
         Raises:
             ImageError: fewer than two.
         """
-        images = source.load(progress)
+        images = source.load(self.progress)
         if len(images) < 2:
             raise ImageError(f"pairs need at least 2 images, and {images.name} has {len(images)}")
         return {"images": images}
 
-    def matching_methods(self) -> list[Matching]:
-        """All methods that are compared."""
-        return list(self.methods.values())
-
-    def compare(self, subject: Subject, progress: bool) -> list[Row]:
+    def compare(self, subject: Subject) -> list[Row]:
         """One row for each layer and method."""
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["images"].values()):
-            values, seconds = self.measured(subject, number, layer, progress)
+            values, seconds = self.measured(subject, number, layer)
             for label in values:
-                row: Row = {"model": subject.title, "layer": layer.name, "locations": layer.shape[1]}
-                row |= {"channels": layer.shape[2], "method": label, **self._share(values, label)}
                 timed = seconds[label][~np.isnan(seconds[label])]
-                row |= {"milliseconds": 1000 * float(np.median(timed)), "timed": len(timed)}
-                stated = TABLE5.get(label, {}).get(layer.shape[1]) if subject.title == self.paper else None
-                row["paper_share"], row["paper_milliseconds"] = (
-                    (np.nan, np.nan) if stated is None else (stated[0] / 100, stated[1])
-                )
-                rows.append(row)
+                stated = TABLE5.get(label, {}).get(layer.shape[1]) if subject.title == self.study.paper else None
+                share, milliseconds = (np.nan, np.nan) if stated is None else (stated[0] / 100, stated[1])
+                rows.append(
+                    {
+                        "model": subject.title, "layer": layer.name, "locations": layer.shape[1],
+                        "channels": layer.shape[2], "method": label, **self.share(values, label),
+                        "milliseconds": 1000 * float(np.median(timed)), "timed": len(timed),
+                        "paper_share": share, "paper_milliseconds": milliseconds,
+                    }
+                )  # fmt: skip
         return rows
 
     def measured(
-        self, subject: Subject, number: int, layer: CapturedLayer, progress: bool
+        self, subject: Subject, number: int, layer: CapturedLayer
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Products and seconds of every pair by method, (pairs,) each; NaN where other solvers were not tried.
 
         Args:
             subject: the model.
             number: of the layer.
-            layer: what it answers to the images.
-            progress: show a bar.
+            layer: its representations of the images.
         """
         pairs = self._drawn(len(layer))
-        self._solved(torch.randn(2, 9, layer.shape[2]), (3, 3), True)  # what is compiled once does not count
+        # The first call compiles, which does not count.
+        warm_up = cache(lambda: self._solved(torch.randn(2, 9, layer.shape[2]), (3, 3), True))
+
+        def one_pair(k: int) -> Arrays:
+            warm_up()
+            return self._pair(layer, pairs[k], k < self.study.solver_pairs)
+
         file = subject.folder / f"{number:03d}.npz"
         with (
-            tqdm(desc=layer.name, total=len(pairs), unit="pair", disable=not progress, leave=False) as bar,
+            tqdm(desc=layer.name, total=len(pairs), unit="pair", disable=not self.progress, leave=False) as bar,
             one_thread(),
         ):
-            one = lambda k: self._pair(layer, pairs[k], k < self.solver_pairs)  # noqa: E731
-            found = stacked(file, subject.owner, len(pairs), one, bar.update)
-        labels = list(self.methods)
-        return (
-            {label: found["values"][:, k] for k, label in enumerate(labels)},
-            {label: found["seconds"][:, k] for k, label in enumerate(labels)},
-        )
+            arrays = stacked(file, subject.owner, len(pairs), one_pair, bar.update)
+        values, seconds = (dict(zip(self.methods, arrays[key].T, strict=True)) for key in ("values", "seconds"))
+        return values, seconds
 
     def _drawn(self, images: int) -> list[tuple[int, int]]:
         """Random pairs of different images, without repetition."""
-        rng = np.random.default_rng(self.seed)
-        wanted = min(self.pairs, images * (images - 1) // 2)
-        chosen: dict[tuple[int, int], None] = {}
-        while len(chosen) < wanted:
+        rng = np.random.default_rng(self.study.seed)
+        count = min(self.study.pairs, images * (images - 1) // 2)
+        pairs: dict[tuple[int, int], None] = {}
+        while len(pairs) < count:
             first, second = (int(k) for k in rng.integers(images, size=2))
             if first != second:
-                chosen[min(first, second), max(first, second)] = None
-        return list(chosen)
+                pairs[min(first, second), max(first, second)] = None
+        return list(pairs)
 
     def _pair(self, layer: CapturedLayer, pair: tuple[int, int], all_solvers: bool) -> Arrays:
         """All methods on one pair, on one core. The affinity product is not timed, as in the paper's Table 5."""
-        tokens = centred_tokens(Picked(layer, np.array(pair)), slice(0, 2), layer, self.centering)
+        tokens = centred_tokens(Picked(layer, np.array(pair)), slice(0, 2), layer, self.study.centering)
         return self._solved(tokens.contiguous(), layer.grid, all_solvers)
 
     def _solved(self, tokens: torch.Tensor, grid: tuple[int, ...] | None, all_solvers: bool) -> Arrays:
@@ -167,7 +190,7 @@ class ApproximationConfig(ExperimentConfig):
         affinity = pair_affinities(tokens, tokens, zero, one).numpy()
         values, seconds = np.full(len(self.methods), np.nan), np.full(len(self.methods), np.nan)
         for number, (label, method) in enumerate(self.methods.items()):
-            if label in self.solvers and not all_solvers:
+            if label in self.study.solvers and not all_solvers:
                 continue
             images = Locations(tokens, grid)
             problem = Pairs(zero, one, images, images, affinity if method.needs_affinity else None)
@@ -177,7 +200,7 @@ class ApproximationConfig(ExperimentConfig):
             seconds[number] = time.perf_counter() - start
         return {"values": values, "seconds": seconds}
 
-    def _share(self, values: Mapping[str, np.ndarray], label: str) -> Row:
+    def share(self, values: Mapping[str, np.ndarray], label: str) -> Row:
         """The share of the optimum as a ratio of sums, its interval over pairs, and its spread from pair to pair.
 
         Of what does not exceed 0 there is no share: NaN. Where the optimum is negative, a worse value has a larger one.
@@ -185,8 +208,10 @@ class ApproximationConfig(ExperimentConfig):
         best, mine = values["optimal"], values[label]
         known = ~np.isnan(mine)
         best, mine = best[known], mine[known]
-        drawn = draw_weights(len(best), self.repeats, self.seed)
-        low, high = interval(_ratio(drawn @ mine, drawn @ best), self.level) if len(best) > 1 else (np.nan, np.nan)
+        drawn = draw_weights(len(best), self.study.repeats, self.study.seed)
+        low, high = np.nan, np.nan
+        if len(best) > 1:
+            low, high = interval(_ratio(drawn @ mine, drawn @ best), self.study.level)
         each = _ratio(mine, best)
         smallest, middle, largest = np.quantile(each[best > 0], [0.05, 0.5, 0.95]) if (best > 0).any() else [np.nan] * 3
         return {
@@ -194,13 +219,11 @@ class ApproximationConfig(ExperimentConfig):
             "share_5": float(smallest), "share_median": float(middle), "share_95": float(largest), "pairs": len(best),
         }  # fmt: skip
 
-    def report(self, result: TableResult, accuracies: Mapping[str, float]) -> str:
-        """Table 5 of the paper, as measured."""
-        return approximation_report(self, result, accuracies)
-
-    def figures(self, out: Path) -> dict[str, Figure]:
-        """Figures 5 and 6 of the paper for every model."""
-        return approximation_figures(self, self.open(out), out)
+    def picture(self, subject: Subject) -> PicturedShares:
+        """The products of all pairs, layer by layer."""
+        layers = subject.layers["images"].values()
+        products = {layer.name: self.measured(subject, k, layer)[0] for k, layer in enumerate(layers)}
+        return PicturedShares(subject.title, products)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -16,22 +16,24 @@ from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import mean_interval
 from rsm_probe.errors import ImageError
 from rsm_probe.figures import displayed
+from rsm_probe.matching.matches import match
 from rsm_probe.neighbours.nearest_images import nearest
-from rsm_probe.paper.experiment import ExperimentConfig, Subject
+from rsm_probe.pairs.token_sets import centred_tokens
+from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.published_numbers import retrieval_number
-from rsm_probe.paper.retrieval.figures import retrieval_figures
+from rsm_probe.paper.retrieval.figures import MatchedImages, PicturedNeighbours, retrieval_figures
 from rsm_probe.paper.retrieval.object_counts import SCORES
 from rsm_probe.paper.retrieval.report import retrieval_report
 from rsm_probe.paper.similarities import nearest_images, similarity_values
-from rsm_probe.paper.similarity_rules import Way
-from rsm_probe.runs.entries import ImagesConfig
-from rsm_probe.runs.fields import Count, Distinct, Images
-from rsm_probe.runs.fields import Seed as Place
+from rsm_probe.paper.similarity_rules import SimilarityRule
+from rsm_probe.runs.fields import Count, Distinct, Images, Seed
+from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.pieces import once
-from rsm_probe.runs.tables import Row, TableResult
+from rsm_probe.runs.tables import Row
 from rsm_probe.similarity.kernels import RBF
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.storage.files import Arrays
 
 
 class RetrievalConfig(ExperimentConfig):
@@ -58,7 +60,7 @@ class RetrievalConfig(ExperimentConfig):
         default=False,
         description="solve only the matchings that can be among the neighbours; one database size, no tile",
     )
-    pictured: Annotated[tuple[Place, ...], Distinct] = Field(
+    pictured: Annotated[tuple[Seed, ...], Distinct] = Field(
         default=(0,), max_length=20, description="numbers of the queries whose neighbours are drawn"
     )
 
@@ -70,164 +72,196 @@ class RetrievalConfig(ExperimentConfig):
             raise ValueError(f"pictured: there are {self.queries} queries, numbered from 0")
         return self
 
-    def image_sets(self, source: ImagesConfig, progress: bool) -> dict[str, ImageSet]:
+    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Retrieval:
+        """See `ModelStudy.runner`."""
+        return Retrieval(self, out, progress, executor)
+
+
+class Retrieval(Experiment[RetrievalConfig]):
+    """Finds the nearest images of every query, and scores them by the objects that they share."""
+
+    report = staticmethod(retrieval_report)
+    draw = staticmethod(retrieval_figures)
+
+    def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
         """Queries and the largest database, drawn at random without overlap.
 
         Raises:
-            ImageError: too few images, or images of which nobody knows the objects.
+            ImageError: too few images, or images without annotations of objects.
         """
-        largest, images = max(self.database_sizes), source.load(progress)
+        study = self.study
+        largest, images = max(study.database_sizes), source.load(self.progress)
         _require_counts(images)
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(study.seed)
         order = rng.permutation(len(images))
-        if self.query_images is None:
-            needed = self.queries + largest
+        if study.query_images is None:
+            needed = study.queries + largest
             if len(images) < needed:
                 raise ImageError(
-                    f"{images.name} holds {len(images)} images; {self.queries} queries and a database of {largest} "
+                    f"{images.name} holds {len(images)} images; {study.queries} queries and a database of {largest} "
                     f"need {needed}"
                 )
             return {
-                "queries": images.subset(order[: self.queries]),
-                "database": images.subset(order[self.queries : needed]),
+                "queries": images.subset(order[: study.queries]),
+                "database": images.subset(order[study.queries : needed]),
             }
-        queries = self.query_images.load(progress)
+        queries = study.query_images.load(self.progress)
         _require_counts(queries)
-        for part, count in ((queries, self.queries), (images, largest)):
+        for part, count in ((queries, study.queries), (images, largest)):
             if len(part) < count:
                 raise ImageError(f"{part.name} holds {len(part)} images, and {count} are asked for")
-        chosen = rng.permutation(len(queries))[: self.queries]
+        chosen = rng.permutation(len(queries))[: study.queries]
         return {"queries": queries.subset(chosen), "database": images.subset(order[:largest])}
 
-    def compare(self, subject: Subject, progress: bool) -> list[Row]:
+    def compare(self, subject: Subject) -> list[Row]:
         """One row for each layer, database size, kernel and matching."""
         queries, database = (subject.images[name] for name in ("queries", "database"))
         if not (np.array(videos(queries))[:, None] != np.array(videos(database))).any():
             raise ImageError(
                 f"no query of {queries.name} has a candidate: all images of the database are of its own video"
             )
-        truth = SCORES[self.score](*class_counts([queries, database]))
-        shown, as_the_paper = places_of(queries), self._as_the_paper(subject)
+        truth = SCORES[self.study.score](*class_counts([queries, database]))
+        groups, as_the_paper = places_of(queries), self._as_the_paper(subject)
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["queries"].values()):
-            found = self.neighbours(subject, number, progress)
-            for size in self.database_sizes:
-                scores = {key: _scores(truth, places[size]) for key, places in found.items()}
-                about: Row = {
-                    "model": subject.title,
-                    "layer": layer.name,
-                    "locations": layer.shape[1],
-                    "database": size,
-                }
+            neighbours = self.neighbours(subject, number)
+            for size in self.study.database_sizes:
+                scores = {key: _scores(truth, places[size]) for key, places in neighbours.items()}
                 for matching, kernel in scores:
                     paper = float("nan")
                     if as_the_paper:
-                        paper = retrieval_number(self.images.source, subject.source, size, kernel, matching)
-                    rows.append(about | self._row(scores, (matching, kernel), shown) | {"paper": paper})
+                        paper = retrieval_number(self.study.images.source, subject.source, size, kernel, matching)
+                    rows.append(
+                        {
+                            "model": subject.title, "layer": layer.name, "locations": layer.shape[1], "database": size,
+                            **self._row(scores, matching, kernel, groups), "paper": paper,
+                        }
+                    )  # fmt: skip
         self.seen(subject)
         return rows
 
-    def neighbours(self, subject: Subject, number: int, progress: bool) -> dict[tuple[str, str], dict[int, np.ndarray]]:
-        """(matching, kernel) -> size of the database -> places of the nearest images (queries, top), -1 where none.
+    def neighbours(self, subject: Subject, number: int) -> dict[tuple[str, str], dict[int, np.ndarray]]:
+        """(matching, kernel) -> size of the database -> numbers of the nearest images (queries, top), -1 where none.
 
         Args:
             subject: the model.
             number: of its layer; the database's mean is subtracted from both sides.
-            progress: show bars.
         """
-        folder = subject.folder
-        queries, database = (list(subject.layers[name].values())[number] for name in ("queries", "database"))
         groups = videos(subject.images["queries"]), videos(subject.images["database"])
-        found: dict[tuple[str, str], dict[int, np.ndarray]] = {}
-        for (matching, kernel), way in self.ways().items():
-            values = cache(lambda way=way: self._similarities(folder, number, queries, database, way, progress))
-            for size in self.database_sizes:
-                file = folder / f"{number:03d}-{matching}-{kernel}-{size}.npz"
+        neighbours: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+        for (matching, kernel), rule in self.rules.items():
+            # All database sizes share the similarities, which are computed when the first of them needs them.
+            values = cache(lambda rule=rule: self._similarities(subject, number, rule))
+            for size in self.study.database_sizes:
+                file = subject.folder / f"{number:03d}-{matching}-{kernel}-{size}.npz"
 
-                def search(size: int = size, way: Way = way, values: Any = values) -> dict[str, np.ndarray]:
-                    if self.exact_top and way.matching.one_to_one and not way.pooled:
-                        return {"places": self._exact(queries, database, way, groups, progress)}
-                    return {"places": nearest_images(values()[:, :size], self.top, groups)}
+                def search(size: int = size, rule: SimilarityRule = rule, values: Any = values) -> Arrays:
+                    if self.study.exact_top and rule.matching.one_to_one and not rule.pooled:
+                        return {"places": self._exact(subject, number, rule, groups)}
+                    return {"places": nearest_images(values()[:, :size], self.study.top, groups)}
 
-                found.setdefault((matching, kernel), {})[size] = once(file, subject.owner, search)["places"]
-        return found
+                neighbours.setdefault((matching, kernel), {})[size] = once(file, subject.owner, search)["places"]
+        return neighbours
 
     def seen(self, subject: Subject) -> dict[str, np.ndarray]:
-        """What the model sees of the queries that are pictured and of their nearest images, in bytes.
+        """The pictured queries and their nearest images as the model sees them, in bytes.
 
         Preprocessing crops or pads, so that the locations of a layer do not lie on the image itself. Keys are `q` and
-        the number of a query, `d` and the place of an image in the database; each is (H, W) or (H, W, 3).
+        the number of a query, `d` and the number of an image in the database; each is (H, W) or (H, W, 3).
         """
-        chosen = {f"q{query}": ("queries", query) for query in self.pictured}
-        found = self.neighbours(subject, len(subject.layers["queries"]) - 1, False)
-        places = {int(sizes[max(sizes)][query, 0]) for sizes in found.values() for query in self.pictured}
-        chosen |= {f"d{place}": ("database", place) for place in sorted(places) if place >= 0}
+        pictured = self.study.pictured
+        shown = {f"q{query}": ("queries", query) for query in pictured}
+        neighbours = self.neighbours(subject, len(subject.layers["queries"]) - 1)
+        numbers = {int(sizes[max(sizes)][query, 0]) for sizes in neighbours.values() for query in pictured}
+        shown |= {f"d{number}": ("database", number) for number in sorted(numbers) if number >= 0}
 
-        def shown() -> dict[str, np.ndarray]:
+        def pictures() -> Arrays:
             if subject.model is None:
                 return {}
-            return {key: _picture(subject.model, subject.images[name][place]) for key, (name, place) in chosen.items()}
+            return {key: _picture(subject.model, subject.images[name][number]) for key, (name, number) in shown.items()}
 
-        owner = f"{subject.owner} {list(chosen)}"
-        return once(subject.folder / "pictures.npz", owner, shown)
+        return once(subject.folder / "pictures.npz", f"{subject.owner} {list(shown)}", pictures)
 
-    def _similarities(
-        self, folder: Path, number: int, x: CapturedLayer, y: CapturedLayer, way: Way, progress: bool
-    ) -> np.ndarray:
-        where = folder / f"{number:03d}-{way.products_name}.zarr"
-        return similarity_values(
-            x, y, way, where, self.centering, self.tile,
-            memory=self.memory, workers=self.workers, device=self.device, progress=progress,
-        )  # fmt: skip
+    def _layers(self, subject: Subject, number: int) -> list[CapturedLayer]:
+        """A layer of queries and database."""
+        return [list(subject.layers[name].values())[number] for name in ("queries", "database")]
 
-    def _exact(self, x: CapturedLayer, y: CapturedLayer, way: Way, groups: Any, progress: bool) -> np.ndarray:
+    def _options(self) -> dict[str, Any]:
+        study = self.study
+        return {
+            "memory": study.memory, "workers": study.workers, "device": study.device, "progress": self.progress,
+        }  # fmt: skip
+
+    def _similarities(self, subject: Subject, number: int, rule: SimilarityRule) -> np.ndarray:
+        store, study = subject.folder / f"{number:03d}-{rule.products_name}.zarr", self.study
+        x, y = self._layers(subject, number)
+        return similarity_values(x, y, rule, store, study.centering, study.tile, **self._options())
+
+    def _exact(self, subject: Subject, number: int, rule: SimilarityRule, groups: Any) -> np.ndarray:
+        x, y = self._layers(subject, number)
         # Only the order counts here: it does not depend on a width, and the median's would need every pair matched.
-        kernel = RBF(1.0) if isinstance(way.kernel, RBF) else way.kernel
-        found = nearest(
-            x, y, min(self.top, len(y)), way.matching, kernel, self.centering, groups=groups,
-            memory=self.memory, workers=self.workers, device=self.device, progress=progress,
-        )  # fmt: skip
-        return found["index"].values
+        kernel = RBF(1.0) if isinstance(rule.kernel, RBF) else rule.kernel
+        top = min(self.study.top, len(y))
+        nearest_of = nearest(x, y, top, rule.matching, kernel, self.study.centering, groups=groups, **self._options())
+        return nearest_of["index"].values
 
     def _as_the_paper(self, subject: Subject) -> bool:
         """Whether data, queries and score are those of the paper's Table 2 or 3."""
-        if subject.images["database"].name != self.images.source:
+        study = self.study
+        if subject.images["database"].name != study.images.source:
             return False
-        drawn = self.query_images
-        if self.images.source == "egoobjects":
-            return (self.score, self.queries, drawn, self.images.split) == ("f1", 2000, None, "test")
-        whole = drawn is not None and (drawn.source, drawn.split, self.images.split) == ("cityscapes", "test", "train")
-        return whole and (self.score, self.queries) == ("iou", 500)
+        drawn = study.query_images
+        if study.images.source == "egoobjects":
+            return (study.score, study.queries, drawn, study.images.split) == ("f1", 2000, None, "test")
+        whole = drawn is not None and (drawn.source, drawn.split, study.images.split) == ("cityscapes", "test", "train")
+        return whole and (study.score, study.queries) == ("iou", 500)
 
     def _row(
         self,
         scores: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]],
-        key: tuple[str, str],
+        matching: str,
+        kernel: str,
         groups: Sequence[str],
     ) -> Row:
-        """What the table says of one way, with the differences to spatio-semantic and semantic retrieval."""
-        matching, kernel = key
-        first, best = scores[key]
-        row: Row = {"kernel": kernel, "matching": matching}
-        row["score"], row["low"], row["high"] = self._mean(first, groups)
-        row["best"], row["best_low"], row["best_high"] = self._mean(best, groups)
+        """What the table says about one rule, with the differences to spatio-semantic and semantic retrieval."""
+        first, best = scores[matching, kernel]
+        measured = {"score": first, "best": best}
         for name, against in (("gain", "identity"), ("behind", "optimal")):
             if (against, kernel) in scores:
-                row[name], row[f"{name}_low"], row[f"{name}_high"] = self._mean(
-                    first - scores[against, kernel][0], groups
-                )
+                measured[name] = first - scores[against, kernel][0]
+        row: Row = {"kernel": kernel, "matching": matching}
+        for name, values in measured.items():
+            ends = ("low", "high") if name == "score" else (f"{name}_low", f"{name}_high")
+            means = mean_interval(values, self.study.repeats, self.study.level, self.study.seed, groups)
+            row |= dict(zip((name, *ends), means, strict=True))
         return row | {"queries": int((~np.isnan(first)).sum())}
 
-    def _mean(self, values: np.ndarray, groups: Sequence[str]) -> tuple[float, float, float]:
-        return mean_interval(values, self.repeats, self.level, self.seed, groups)
+    def picture(self, subject: Subject) -> PicturedNeighbours:
+        """The nearest images of some queries under one kernel, and how the best ones are matched."""
+        kernels, number = self.study.kernels, len(subject.layers["queries"]) - 1
+        kernel, size = "cosine" if "cosine" in kernels else kernels[0], max(self.study.database_sizes)
+        neighbours, seen = self.neighbours(subject, number), self.seen(subject)
+        nearest_of = {(q, name): neighbours[name, kernel][size][q] for q in self.study.pictured for name in self.shown}
+        best = {key: self._matched(subject, *key, int(numbers[0]), seen) for key, numbers in nearest_of.items()}
+        layer = list(subject.layers["queries"])[number]
+        return PicturedNeighbours(subject.title, layer, kernel, subject.images, self.study.top, nearest_of, best)
 
-    def report(self, result: TableResult, accuracies: Mapping[str, float]) -> str:
-        """Table 2 of the paper, or Table 3 where classes are only present or absent."""
-        return retrieval_report(self, result, accuracies)
-
-    def figures(self, out: Path) -> dict[str, Figure]:
-        """Figure 3, the score against the number of locations, and the neighbours of some queries."""
-        return retrieval_figures(self, self.open(out), out)
+    def _matched(
+        self, subject: Subject, query: int, matching: str, index: int, seen: Mapping[str, np.ndarray]
+    ) -> MatchedImages | None:
+        """Which locations of a query and of its nearest image are matched, on what the model sees of both."""
+        x, y = self._layers(subject, -1)
+        if index < 0 or x.grid is None or y.grid is None or f"d{index}" not in seen:
+            return None
+        tokens = [
+            centred_tokens(layer, slice(number, number + 1), y, self.study.centering)[0]
+            for layer, number in ((x, query), (y, index))
+        ]
+        matched = match(tokens[0], tokens[1], matching)
+        if matched.permutation is None or matched.affinities is None:
+            return None
+        pictures = seen[f"q{query}"], seen[f"d{index}"]
+        return MatchedImages(pictures, (x.grid, y.grid), matched.permutation, matched.affinities)
 
 
 def class_counts(sets: Sequence[ImageSet]) -> list[np.ndarray]:

@@ -3,69 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from rsm_probe.figures import common_legend, distributions, interval_plot, names_as_written, rsm_heatmap
-from rsm_probe.paper.similarity_rules import title
+from rsm_probe.figures import common_legend, distributions, interval_plot, names_as_written, rsm_heatmap, thinned
+from rsm_probe.paper.by_matching import distinct, lines_by_matching
+from rsm_probe.paper.similarity_rules import matching_title
 from rsm_probe.runs.tables import TableResult, kernel_title
 
 # Keys of a value and its interval, and what it is measured against.
-_AGAINST = (("auroc", "low", "high", "other photographs"), ("apart", "apart_low", "apart_high", "the same photograph"))
-# More layers than this do not fit side by side; some are then passed over, evenly.
+_AGAINST = (
+    (("auroc", "low", "high"), "other photographs"),
+    (("apart", "apart_low", "apart_high"), "the same photograph"),
+)
+# Layers that fit side by side; of more, some are passed over, evenly.
 _MOST_LAYERS = 6
 
 
-@names_as_written()
-def figure2(panels: Mapping[str, Mapping[str, Mapping[str, Any]]], kernel: str) -> Figure:
-    """RSMs of one mini-batch and the distributions over all of them, a layer a column (paper, Figure 2).
+@dataclass(frozen=True)
+class PicturedCrops:
+    """What Figure 2 shows of a model, by layer and matching.
 
-    Args:
-        panels: layer -> matching -> `rsm`, (2 n, 2 n), and `kinds`, name -> similarities.
+    Attributes:
+        title: of the model.
         kernel: of the similarities.
+        rsms: of one mini-batch, (2 n, 2 n).
+        kinds: of pairs of crops: name -> similarities over all mini-batches.
     """
-    layers = list(panels)
-    if len(layers) > _MOST_LAYERS:
-        layers = [layers[k] for k in np.linspace(0, len(layers) - 1, _MOST_LAYERS).astype(int)]
-    matchings = list(panels[layers[0]])
+
+    title: str
+    kernel: str
+    rsms: Mapping[tuple[str, str], np.ndarray]
+    kinds: Mapping[tuple[str, str], Mapping[str, np.ndarray]]
+
+
+@names_as_written()
+def translation_figures(result: TableResult) -> dict[str, Figure]:
+    """Figure 2 of every model, and the separation by layer under each kernel."""
+    figures = {f"figure2-{crops.title}": _figure2(crops) for crops in result.pictured}
+    kernels = distinct(result.table, "kernel")
+    return figures | {f"separation-{kernel}": _separation(result, kernel) for kernel in kernels}
+
+
+def _figure2(crops: PicturedCrops) -> Figure:
+    """RSMs of one mini-batch above the distributions over all of them, a layer a column (paper, Figure 2)."""
+    matchings = list(dict.fromkeys(matching for _, matching in crops.rsms))
+    layers = thinned(list(dict.fromkeys(layer for layer, _ in crops.rsms)), _MOST_LAYERS)
     figure = Figure(figsize=(2.6 * len(layers) + 0.4, 4.4 * len(matchings)), layout="constrained")
     axes = figure.subplots(2 * len(matchings), len(layers), squeeze=False)
-    for column, layer in enumerate(layers):
-        for row, matching in enumerate(matchings):
-            panel = panels[layer][matching]
-            rsm_heatmap(axes[row, column], panel["rsm"], [], f"{layer}, {title(matching)}")
-            axes[row, column].set_xticks([])
-            axes[row, column].set_yticks([])
-            ax = distributions(
-                axes[len(matchings) + row, column], panel["kinds"], f"{layer}, {title(matching)}", kernel_title(kernel)
-            )
-            if column == 0 and row == 0:
-                ax.legend(fontsize=7)
+    for layer, column in zip(layers, axes.T, strict=True):
+        for matching, above, below in zip(matchings, column, column[len(matchings) :], strict=False):
+            name = f"{layer}, {matching_title(matching)}"
+            rsm_heatmap(above, crops.rsms[layer, matching], [], name).set(xticks=[], yticks=[])
+            distributions(below, crops.kinds[layer, matching], name, kernel_title(crops.kernel))
+    axes[len(matchings), 0].legend(fontsize=7)
     return figure
 
 
-@names_as_written()
-def separation_figure(result: TableResult, kernel: str, models: list[str]) -> Figure:
-    """How well overlapping crops are told from others, layer by layer, a model a row.
-
-    Args:
-        result: of the study.
-        kernel: of the similarities.
-        models: rows of the figure.
-    """
+def _separation(result: TableResult, kernel: str) -> Figure:
+    """How well overlapping crops are told from others, layer by layer, a model a row."""
+    models = distinct(result.table, "model")
     figure = Figure(figsize=(8.0, 2.4 * len(models)), layout="constrained")
     axes = figure.subplots(len(models), 2, squeeze=False, sharex=True, sharey=True)
     for line, model in zip(axes, models, strict=True):
         rows = result.select(model=model, kernel=kernel)
-        layers = list(dict.fromkeys(row["layer"] for row in rows))
-        names = list(dict.fromkeys(row["matching"] for row in rows))
-        for ax, (value, low, high, against) in zip(line, _AGAINST, strict=True):
-            lines = {
-                title(name): [tuple(row[key] for key in (value, low, high)) for row in rows if row["matching"] == name]
-                for name in names
-            }
+        layers = distinct(rows, "layer")
+        for ax, (values, against) in zip(line, _AGAINST, strict=True):
+            lines = lines_by_matching(rows, [(name,) for name in layers], ["layer"], distinct(rows, "matching"), values)
             interval_plot(ax, layers, lines, "", "AUROC" if ax is line[0] else "", 0.5)
             ax.set_title(f"{model}: against {against}", fontsize=9)
     common_legend(figure)

@@ -104,6 +104,30 @@ def class_folders(
     return images if count is None else images.sample(count, seed)
 
 
+def image_folder(
+    path: str | Path, split: str = "all", strict: bool = False, verify: bool = True, progress: bool = False
+) -> ImageSet:
+    """The images of a folder: all of them (see `folder`), or one split of its class folders (see `class_folders`).
+
+    Args:
+        path: the folder.
+        split: "all", "train" or "test".
+        strict: raise at broken files instead of leaving them out.
+        verify: read every file once now.
+        progress: show a bar while reading.
+
+    Raises:
+        ImageError: as `folder` and `class_folders`.
+    """
+    if split == "all":
+        return folder(path, strict=strict, verify=verify, progress=progress)
+    images = class_folders(path, split, verify=verify, progress=progress)
+    if strict and images.skipped:
+        name, reason = next(iter(images.skipped.items()))
+        raise ImageError(f"{images.name}: {len(images.skipped)} files cannot be read, first {name}: {reason}")
+    return images
+
+
 def resized(images: ImageSet, size: int) -> ImageSet:
     """The same images with a short side of `size` pixels, cropped about the centre to `size` x `size`.
 

@@ -9,10 +9,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from rsm_probe.checks import brief
 from rsm_probe.config import Config
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.embedded.registry import EMBEDDED
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.limits import in_bytes, require_drawn, require_edge
-from rsm_probe.sources.images.published import cifar100, class_folders, resized
+from rsm_probe.sources.images.registry import FOLDER, IMAGE_SETS, named_images
 from rsm_probe.sources.training.networks import NetworkConfig
 
 # A step takes a millisecond at least.
@@ -20,6 +19,8 @@ _MOST_STEPS = 10**8
 _MOST_BATCH_BYTES = 10**11
 # How many scenes or crops are drawn unless a recipe says otherwise.
 _DRAWN = 4000
+# How many of them are drawn for testing at most.
+_HELD_OUT = 500
 
 
 class TrainingConfig(Config):
@@ -53,15 +54,16 @@ class TrainingConfig(Config):
     @property
     def questions(self) -> int:
         """How many questions the network answers, each by a softmax of its own."""
-        return 10 if self.images == "scenes" else 1
+        return named_images(self.images).questions
 
     @field_validator("images")
     @classmethod
     def _known(cls, images: str) -> str:
-        # A mistyped name is no folder: paths have a separator.
-        if images not in (*EMBEDDED, "cifar100") and not {"/", os.sep} & set(images):
-            names = ", ".join(repr(name) for name in EMBEDDED)
-            raise ValueError(f"input should be {names}, 'cifar100' or the path of a folder, such as './{images}'")
+        # A path has a separator; without one, the name is mistyped.
+        trainable = [name for name, named in IMAGE_SETS.items() if named.trainable]
+        if images not in trainable and not {"/", os.sep} & set(images):
+            names = ", ".join(repr(name) for name in trainable)
+            raise ValueError(f"input should be {names} or the path of a folder, such as './{images}'")
         return images
 
     @field_validator("steps")
@@ -96,7 +98,7 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _all_images_are_used(self) -> TrainingConfig:
-        if self.images not in EMBEDDED and self.count != _DRAWN:
+        if named_images(self.images).on_disk and self.count != _DRAWN:
             raise ValueError(f"count: says how many scenes or crops to draw; of {self.images}, all images are used")
         return self
 
@@ -107,21 +109,20 @@ def splits(config: TrainingConfig) -> tuple[ImageSet, ImageSet]:
     Raises:
         ImageError: images are missing, do not suit their options, or have classes that only one of the two splits has.
     """
-    if config.images in EMBEDDED:
-        options: dict[str, int] = {} if config.images == "digits" else {"count": config.count}
-        fewer = {"count": min(config.count, 500), "seed": 1} if options else {}
-        draw = EMBEDDED[config.images]
-        return draw(split="train", size=config.size, **options), draw(split="test", size=config.size, **fewer)
-    if config.images == "cifar100":
-        train, test = (cifar100(config.root, split) for split in ("train", "test"))
-    else:
-        # A broken file has its turn in the first epoch; reading all of them before takes as long.
-        train, test = (class_folders(config.images, split, verify=False) for split in ("train", "test"))
-        differing = sorted(set(train.labels) ^ set(test.labels))
-        if differing:
-            where = train.name if differing[0] in train.labels else test.name
-            raise ImageError(
-                f"{train.name} and {test.name} must hold the same classes, but {len(differing)} are in only one of "
-                f"them, first {differing[0]!r} in {where}"
-            )
-    return resized(train, config.size), resized(test, config.size)
+    images = named_images(config.images)
+    train, test = (
+        # A broken file is an error when its turn comes in the first epoch; verifying all files would take as long.
+        images.load(
+            path=config.images, root=config.root, split=split, size=config.size, count=count if images.drawn else None,
+            seed=seed, verify=False,
+        )
+        for split, count, seed in (("train", config.count, 0), ("test", min(config.count, _HELD_OUT), 1))
+    )  # fmt: skip
+    differing = sorted(set(train.labels) ^ set(test.labels)) if images is FOLDER else []
+    if differing:
+        where = train.name if differing[0] in train.labels else test.name
+        raise ImageError(
+            f"{train.name} and {test.name} must hold the same classes, but {len(differing)} are in only one of "
+            f"them, first {differing[0]!r} in {where}"
+        )
+    return train, test

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from rsm_probe.runs import pieces as units
 from rsm_probe.runs.pieces import once, stacked
 
 
@@ -41,15 +40,14 @@ def test_an_interruption_loses_nothing_that_was_made(tmp_path):
     np.testing.assert_array_equal(found["b"], np.arange(5) / 2)
 
 
-def test_what_is_done_is_written_on_the_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(units, "_SAVE_SECONDS", 0.0)
+def test_what_is_done_is_written_on_the_way(tmp_path):
     seen = []
 
     def make(number):
         seen.append((tmp_path / "x.npz").exists())
         return {"a": np.array(number)}
 
-    stacked(tmp_path / "x.npz", "me", 3, make)
+    stacked(tmp_path / "x.npz", "me", 3, make, save_seconds=0.0)
     assert seen == [False, True, True]
 
 

@@ -1,4 +1,4 @@
-"""Ways of comparing two images: which go together, and RBF kernels tile by tile."""
+"""Rules for comparing two images: which go together, and RBF kernels tile by tile."""
 
 import numpy as np
 import pytest
@@ -8,21 +8,21 @@ import rsm_probe
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.methods.scores import LateInteraction
 from rsm_probe.paper.similarities import nearest_images
-from rsm_probe.paper.similarity_rules import in_tiles, known_way, way
+from rsm_probe.paper.similarity_rules import in_tiles, known_rule, similarity_rule
 from rsm_probe.similarity.kernels import RBF, Cosine
 
 
-def test_names_become_ways():
-    assert way("optimal", "cosine").matching.name == "optimal"
-    assert way("pooled", "rbf").pooled
-    late = way("late-interaction", "cosine")
+def test_names_become_rules():
+    assert similarity_rule("optimal", "cosine").matching.name == "optimal"
+    assert similarity_rule("pooled", "rbf").pooled
+    late = similarity_rule("late-interaction", "cosine")
     assert late.matching == LateInteraction(unit_length=True)
     assert (late.kernel.name, late.per_location) == ("linear", True)
-    assert way("late-interaction", "rbf") is None
-    assert way("soft", "cosine") is None
-    assert way("soft", "linear") is not None
+    assert similarity_rule("late-interaction", "rbf") is None
+    assert similarity_rule("soft", "cosine") is None
+    assert similarity_rule("soft", "linear") is not None
     with pytest.raises(MatchingError, match="nearest: 'optimal'"):
-        known_way("optimum")
+        known_rule("optimum")
 
 
 def test_unit_late_interaction_is_the_mean_of_the_best_cosines():

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from rsm_probe.errors import ConfigError, ImageError
-from rsm_probe.runs.entries import ImagesConfig, ModelConfig
+from rsm_probe.runs.images_config import ImagesConfig
+from rsm_probe.runs.model_config import ModelConfig
 
 
 @pytest.fixture

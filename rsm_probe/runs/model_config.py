@@ -1,32 +1,29 @@
-"""What a configuration says of models and images, and how it becomes them."""
+"""What a configuration says about models, and the models that come of it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from rsm_probe.config import Config, read_yaml
-from rsm_probe.errors import ImageError, repeated
-from rsm_probe.sources.images.annotated import cityscapes, egoobjects
-from rsm_probe.sources.images.published import cifar100, class_folders, resized
-from rsm_probe.sources.images.embedded.registry import EMBEDDED
-from rsm_probe.sources.images.folders import folder
-from rsm_probe.sources.images.image_set import ImageSet
-from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.errors import LayerError, repeated
+from rsm_probe.probe.probe import Probe
+from rsm_probe.runs.fields import Distinct, Layers, Seed
 from rsm_probe.sources.loading import load_model
-from rsm_probe.sources.training.train import TrainingConfig, load_trained, train_or_load
+from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.sources.training.train import TrainingConfig, build_network, load_trained, train_or_load
 from rsm_probe.storage.places import file_name
-from rsm_probe.runs.fields import Count, Distinct, Edge, Images, Layers, Seed
 
-# Between what results call a network and how many of its stages are dilated.
+# Between the title of a network and how many of its stages are dilated.
 DILATED = "-dilated"
 # Half-trained networks lie beside the finished ones.
 _PARTIAL = ".partial"
-# Longer names fit in no figure.
+# Longer names do not fit in a figure.
 _LONGEST_NAME = 500
 
 
@@ -100,8 +97,13 @@ class ModelConfig(Config):
 
     @property
     def control_title(self) -> str:
-        """What results call the untrained one."""
-        return f"{self.name}-untrained"
+        """The title of the untrained model."""
+        return control_title(self.name)
+
+    def layers_or(self, layers: str | Sequence[str]) -> str | list[str]:
+        """The layers of this model, or else those of its study."""
+        own = layers if self.layers is None else self.layers
+        return own if isinstance(own, str) else list(own)
 
     def load(
         self, networks: Path, device: str | None = None, progress: bool = False
@@ -145,69 +147,9 @@ class ModelConfig(Config):
                 yield title, loaded, accuracy
 
 
-class ImagesConfig(Config):
-    """Which images: an embedded set with its options, CIFAR-100, or a folder."""
-
-    source: str = Field(
-        min_length=1,
-        description="digits, scenes, cluttered, photos, cifar100, egoobjects, cityscapes, or the path of a folder",
-    )
-    split: Literal["all", "train", "test"] = Field(
-        default="all",
-        description="of an embedded set, CIFAR-100, Cityscapes, EgoObjects, or a folder that holds train/ and test/ or "
-        "val/",
-    )
-    root: str = Field(default="data", description="the folder that holds a published data set")
-    annotations: str = Field(
-        default="EgoObjectsV1_unified_eval.json", description="of egoobjects: the file of annotations within root:"
-    )
-    frames: Count = Field(default=1, description="of scenes: so many in a row show the same digits")
-    size: Edge | None = Field(default=None, description="edge in pixels; a folder's images keep theirs without")
-    count: Images | None = Field(default=None, description="how many images; of a folder or CIFAR-100, a random sample")
-    seed: Seed = Field(default=0, description="of drawing and sampling")
-    strict: bool = Field(default=False, description="a broken file is an error instead of being left out")
-
-    @model_validator(mode="after")
-    def _fitting(self) -> ImagesConfig:
-        if self.source in EMBEDDED and self.strict:
-            raise ValueError("strict: is for folders; an embedded set holds no broken files")
-        if self.source in ("cifar100", "cityscapes") and self.split == "all":
-            raise ValueError(f"split: of {self.source} is train or test")
-        if self.frames > 1 and self.source != "scenes":
-            raise ValueError("frames: is for scenes")
-        return self
-
-    def load(self, progress: bool = False) -> ImageSet:
-        """The images.
-
-        Raises:
-            ImageError: missing or empty folder, broken files with `strict`, options that do not fit.
-        """
-        if self.source not in EMBEDDED:
-            images = self._from_disk(progress)
-            images = images if self.count is None else images.sample(self.count, self.seed)
-            return images if self.size is None else resized(images, self.size)
-        options = {"size": self.size, "count": self.count, "frames": self.frames if self.frames > 1 else None}
-        return EMBEDDED[self.source](
-            split=self.split,
-            seed=self.seed,
-            **{key: value for key, value in options.items() if value is not None},
-        )
-
-    def _from_disk(self, progress: bool) -> ImageSet:
-        if self.source == "cifar100":
-            return cifar100(self.root, self.split)
-        if self.source == "cityscapes":
-            return cityscapes(self.root, self.split, progress)
-        if self.source == "egoobjects":
-            return egoobjects(self.root, self.split, self.annotations)
-        if self.split == "all":
-            return folder(self.source, strict=self.strict, progress=progress)
-        images = class_folders(self.source, self.split, progress=progress)
-        if self.strict and images.skipped:
-            name, reason = next(iter(images.skipped.items()))
-            raise ImageError(f"{images.name}: {len(images.skipped)} files cannot be read, first {name}: {reason}")
-        return images
+def control_title(name: str) -> str:
+    """The title of a model's untrained control."""
+    return f"{name}-untrained"
 
 
 def base_title(title: str) -> str:
@@ -221,11 +163,69 @@ def _told_apart(models: Sequence[ModelConfig]) -> Sequence[ModelConfig]:
     return models
 
 
-# Of a study: results tell its models apart by what they are called.
+# Of the models of a study: results tell them apart by what they are called.
 ToldApart = AfterValidator(_told_apart)
 
 
-class SubjectConfig(ModelConfig):
-    """A model of an experiment, which may see images of its own."""
+def check_models(entries: Sequence[ModelConfig], layers: str | Sequence[str], networks: Path) -> dict[str, LoadedModel]:
+    """Load the models that need no training, and look up the layers of all, before any network is trained.
 
-    images: ImagesConfig | None = Field(default=None, description="what this model sees; else those of the study")
+    Args:
+        entries: the models of a study.
+        layers: of models that name none of their own.
+        networks: the folder of trained networks, which is only looked at.
+
+    Returns:
+        The models that were loaded, by title.
+
+    Raises:
+        LayerError: a layer that a model does not have.
+        RsmProbeError: whatever loading raises.
+    """
+    loaded: dict[str, LoadedModel] = {}
+    for entry in entries:
+        if entry.recipe is None:
+            models = {title: model for title, model, _ in entry.load(networks)}
+            loaded |= models
+            modules = {title: model.module for title, model in models.items()}
+        else:
+            with torch.random.fork_rng(devices=[]):
+                modules = {entry.titles()[0]: build_network(entry.recipe.network, 2)}
+        for title, module in modules.items():
+            try:
+                Probe(module, entry.layers_or(layers))
+            except LayerError as error:
+                raise LayerError(f"{title}: {error}") from None
+    return loaded
+
+
+def load_models(
+    entries: Sequence[ModelConfig],
+    networks: Path,
+    device: str | None,
+    progress: bool,
+    loaded: Mapping[str, LoadedModel],
+) -> tuple[dict[str, LoadedModel], dict[str, float]]:
+    """The models of a study by title, in its order, and the accuracies of those that recipes train.
+
+    Args:
+        entries: the models of the study.
+        networks: the folder of trained networks; those that are missing are trained now.
+        device: where to train.
+        progress: show bars.
+        loaded: those that `check_models` loaded.
+
+    Raises:
+        RsmProbeError: whatever training raises.
+    """
+    models: dict[str, LoadedModel] = {}
+    accuracies: dict[str, float] = {}
+    for entry in entries:
+        if entry.recipe is None:
+            models |= {title: loaded[title] for title in entry.titles()}
+            continue
+        for title, model, accuracy in entry.load(networks, device, progress):
+            models[title] = model
+            if accuracy is not None:
+                accuracies[title] = accuracy
+    return models, accuracies

@@ -1,0 +1,101 @@
+"""Tables with a column for every matching, and panels with a line for every matching."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from rsm_probe.figures import common_legend, interval_plot
+from rsm_probe.paper.similarity_rules import SEMANTIC, matching_title
+from rsm_probe.runs.tables import Row, kernel_title, markdown, shown, with_interval
+
+_NOTHING = (math.nan, math.nan, math.nan)
+
+
+def distinct(rows: Sequence[Row], key: str) -> list[Any]:
+    """The values of a key, each once, in the order of the rows."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def comparison_table(
+    rows: Sequence[Row], cell: Callable[[Row], str], gain: str = "", paper: str = "", kernels: bool = True
+) -> str:
+    """Models, layers and kernels in rows, matchings in columns, as Markdown.
+
+    Args:
+        rows: of a result, with `model`, `layer`, `locations`, `kernel` and `matching`.
+        cell: what the table says about one of them.
+        gain: key of the difference between a semantic RSM and the spatio-semantic one, with `_low` and `_high`.
+        paper: key of the paper's number; matchings for which the paper has none get no column.
+        kernels: whether the table has a column of kernels.
+    """
+    lines: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        lines.setdefault((row["model"], row["layer"], row["locations"], row["kernel"]), {})[row["matching"]] = row
+    names = distinct(rows, "matching")
+    columns: list[tuple[str, str, Callable[[Row], str]]] = [(matching_title(name), name, cell) for name in names]
+    for name in names if gain else ():
+        if name in SEMANTIC:
+            columns.append((f"{matching_title(name)} - none", name, lambda row: gain_with_interval(row, gain)))
+    for name in names if paper else ():
+        if any(row["matching"] == name and not math.isnan(row[paper]) for row in rows):
+            columns.append((f"paper, {matching_title(name)}", name, lambda row: shown(row[paper])))
+    head = ["model", "layer", "S"] + ["kernel"] * kernels
+    cells = []
+    for (*where, kernel), line in lines.items():
+        values = (say(line[name]) if name in line else "-" for _, name, say in columns)
+        cells.append([*where, *[kernel_title(kernel)] * kernels, *values])
+    return markdown([*head, *(heading for heading, _, _ in columns)], cells)
+
+
+def gain_with_interval(row: Row, gain: str = "gain") -> str:
+    """A difference with its interval; a dash where nothing was compared."""
+    return with_interval(row, gain, f"{gain}_low", f"{gain}_high")
+
+
+def lines_by_matching(
+    rows: Sequence[Row], places: Sequence[tuple[Any, ...]], keys: Sequence[str], names: Sequence[str],
+    values: Sequence[str],
+) -> dict[str, list[tuple[float, float, float]]]:  # fmt: skip
+    """Matching -> value and interval at each place; a matching without rows keeps its colour.
+
+    Args:
+        rows: of a result.
+        places: along the x-axis, as values of `keys`.
+        keys: that tell places apart.
+        names: of the matchings.
+        values: keys of the value and of the ends of its interval.
+    """
+    lines: dict[str, dict[tuple[Any, ...], tuple[float, float, float]]] = {matching_title(name): {} for name in names}
+    for row in rows:
+        value, low, high = (row[key] for key in values)
+        lines[matching_title(row["matching"])][tuple(row[key] for key in keys)] = value, low, high
+    return {name: [points.get(place, _NOTHING) for place in places] for name, points in lines.items()}
+
+
+def panels_by_kernel(
+    rows: Sequence[Row], keys: Sequence[str], values: Sequence[str], meaning: str, chance: float | None = None
+) -> Figure:
+    """Models or layers side by side, a panel for each kernel (paper, Figure 3).
+
+    Args:
+        rows: of a result.
+        keys: that tell models or layers apart.
+        values: keys of the value and of the ends of its interval.
+        meaning: of the values.
+        chance: what chance gives; a dashed line.
+    """
+    kernels, names = distinct(rows, "kernel"), distinct(rows, "matching")
+    figure = Figure(figsize=(3.4 * len(kernels), 3.6), layout="constrained")
+    for ax, kernel in zip(figure.subplots(1, len(kernels), sharey=True, squeeze=False)[0], kernels, strict=True):
+        mine = [row for row in rows if row["kernel"] == kernel]
+        places = list(dict.fromkeys(tuple(row[key] for key in keys) for row in mine))
+        lines = lines_by_matching(mine, places, keys, names, values)
+        interval_plot(ax, [", ".join(place) for place in places], lines, kernel_title(kernel), meaning, chance)
+        # Places have no order, so that nothing connects their points; the last line is chance.
+        for line in ax.lines[: 3 * len(lines)]:
+            line.set_linestyle("none")
+    return common_legend(figure)

@@ -1,0 +1,54 @@
+"""Divergence of outputs against similarity of representations, and all correlations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rsm_probe.figures import joint_density, names_as_written
+from rsm_probe.paper.by_matching import panels_by_kernel
+from rsm_probe.paper.similarity_rules import matching_title
+from rsm_probe.runs.tables import TableResult, kernel_title
+
+
+@dataclass(frozen=True)
+class PicturedPairs:
+    """What figures show of a model.
+
+    Attributes:
+        title: of the model.
+        divergence: of the outputs for all pairs of images, (P,).
+        similarities: (matching, kernel) -> of the representations, (P,).
+    """
+
+    title: str
+    divergence: np.ndarray
+    similarities: Mapping[tuple[str, str], np.ndarray]
+
+
+@names_as_written()
+def outputs_figures(result: TableResult) -> dict[str, Figure]:
+    """A figure of pairs for each model, and one of all correlations."""
+    keys = ("pearson", "pearson_low", "pearson_high")
+    figures = {"correlations": panels_by_kernel(result.table, ["model"], keys, "Pearson correlation with JSD", 0.0)}
+    for number, model in enumerate(result.pictured):
+        figures[f"pairs-{number:02d}-{model.title}"] = _pairs(result, model)
+    return figures
+
+
+def _pairs(result: TableResult, model: PicturedPairs) -> Figure:
+    """Matchings in rows, kernels in columns."""
+    names, kernels = (list(dict.fromkeys(names)) for names in zip(*model.similarities, strict=True))
+    figure = Figure(figsize=(2.9 * len(kernels), 2.8 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), len(kernels), squeeze=False, sharex="col", sharey=True)
+    for line, name in zip(axes, names, strict=True):
+        for ax, kernel in zip(line, kernels, strict=True):
+            row = result.only(model=model.title, kernel=kernel, matching=name)
+            meanings = (kernel_title(kernel) if ax in axes[-1] else "", "JSD (nats)" if ax in axes[:, 0] else "")
+            about = f"{matching_title(name)}: r = {row['pearson']:.2f}"
+            joint_density(ax, model.similarities[name, kernel], model.divergence, about, meanings)
+    figure.suptitle(f"{model.title}, {result.select(model=model.title)[0]['layer']}")
+    return figure

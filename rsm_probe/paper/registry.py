@@ -1,0 +1,71 @@
+"""The experiments of the paper by name, one line each, and the study that runs several of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+from pydantic import Field, SerializeAsAny, field_validator
+
+from rsm_probe.config import read_yaml
+from rsm_probe.paper.approximation.study import ApproximationConfig
+from rsm_probe.paper.experiment import ExperimentConfig
+from rsm_probe.paper.outputs.study import OutputsConfig
+from rsm_probe.paper.retrieval.study import RetrievalConfig
+from rsm_probe.paper.translation.study import TranslationConfig
+from rsm_probe.runs.fields import folder_names
+from rsm_probe.runs.several import Results, SeveralStudies
+
+EXPERIMENTS: dict[str, type[ExperimentConfig]] = {
+    "translation": TranslationConfig,
+    "retrieval": RetrievalConfig,
+    "outputs": OutputsConfig,
+    "approximation": ApproximationConfig,
+}
+# What else a run folder holds.
+_TAKEN = ("figures", "models", "config.yaml", "report.md")
+
+
+class PaperConfig(SeveralStudies):
+    """Experiments one after another, each in a folder of its own within the run folder."""
+
+    study: Literal["paper"] = "paper"
+    studies: dict[str, SerializeAsAny[ExperimentConfig]] = Field(
+        min_length=1, description="name -> an experiment, or the file that holds it; a name becomes a folder"
+    )
+
+    @field_validator("studies", mode="before")
+    @classmethod
+    def _read(cls, studies: Any) -> Any:
+        if not isinstance(studies, dict):
+            return studies
+        parsed = {}
+        for name, entry in folder_names(studies, _TAKEN).items():
+            data = read_yaml(entry) if isinstance(entry, str) else entry
+            kind = data.get("study") if isinstance(data, dict) else None
+            if kind not in EXPERIMENTS:
+                raise ValueError(f"{name}: study: must be one of {', '.join(EXPERIMENTS)}, found {kind!r}")
+            parsed[name] = EXPERIMENTS[kind].parse(data, f"studies.{name}")
+        return parsed
+
+    def parts(self, out: Path) -> dict[str, ExperimentConfig]:
+        """The experiments; those that name the same network share it in `models/` of the run folder."""
+        shared = str(out / "models")
+        return {
+            name: study.model_copy(update={"networks": study.networks or shared})
+            for name, study in self.studies.items()
+        }
+
+    def summary(self, results: Results) -> tuple[str, str]:
+        """`report.md`: all reports one after another."""
+        reports = [(result.folder / "report.md").read_text(encoding="utf-8") for result in results.values()]
+        return "report.md", "\n".join(reports)
+
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """The figures of all experiments, each name with that of its experiment before it."""
+        return {
+            f"{name}-{title}": figure
+            for name, study in self.studies.items()
+            for title, figure in study.figures(out / name).items()
+        }
