@@ -1,0 +1,56 @@
+"""Studies of several studies, which run one after another in folders of one run folder."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+from rsm_probe.runs.run_folder import run_folder
+from rsm_probe.runs.study import Study
+from rsm_probe.storage.files import save_text
+
+
+class Results(dict[str, Any]):
+    """The results of several studies by name."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {result}" for name, result in self.items())
+
+
+class SeveralStudies(Study):
+    """Studies by name, each in a folder of that name."""
+
+    @abstractmethod
+    def parts(self, out: Path) -> Mapping[str, Study]:
+        """The studies; `out` is the run folder, which may hold what they share."""
+
+    @abstractmethod
+    def summary(self, results: Results) -> tuple[str, str]:
+        """The name of a file, and its text: what the studies show together."""
+
+    def check_together(self, progress: bool) -> None:
+        """Refuse studies that do not go together, before hours are spent on one of them."""
+
+    def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Results:
+        """Run the studies, or continue them, and write the summary; see `Study.run`."""
+        out = run_folder(out)
+        self.require_free(out)
+        parts = self.parts(out)
+        for name, part in parts.items():
+            part.require_free(out / name)
+        self.check_together(progress)
+        results = Results()
+        with self.claimed(out) as require_there:
+            for name, part in parts.items():
+                results[name] = part.run(out / name, progress)
+                require_there()
+            file, text = self.summary(results)
+            save_text(out / file, text)
+        return results
+
+    def open(self, out: Path) -> Results:
+        """The results of finished studies; see `Study.open`."""
+        return Results({name: part.open(out / name) for name, part in self.parts(out).items()})

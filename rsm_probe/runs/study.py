@@ -1,0 +1,232 @@
+"""The protocol of studies: read from a configuration, run in a folder, opened and drawn from that folder.
+
+A study has three parts. Its configuration decides what is computed; it is immutable and takes part in no computation.
+Its `Runner` loads, computes and writes. Its result holds all that its report and figures show.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from rsm_probe.config import Config
+from rsm_probe.errors import ConfigError, ModelError
+from rsm_probe.execution.devices import find_device
+from rsm_probe.matching.matching import Matching
+from rsm_probe.matching.registry import get_matching
+from rsm_probe.pairs.compute import rsm
+from rsm_probe.runs.fields import Count, Folder, Kernels, Layers, Matchings, Memory
+from rsm_probe.runs.images_config import ImagesConfig
+from rsm_probe.runs.model_config import ModelConfig, ToldApart, check_models, load_models
+from rsm_probe.runs.provenance import provenance
+from rsm_probe.runs.run_folder import claimed, require_free, run_folder
+from rsm_probe.similarity.centering import Centering
+from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.storage.files import save_json
+
+
+class Study(Config):
+    """What the command line asks of every study.
+
+    Attributes:
+        study: its name in configurations and in `rsm_probe.studies.registry.STUDIES`.
+        execution: keys that may differ when a run is continued, because they decide how, not what.
+        on_cluster: whether `run` takes an executor, so that other machines may compute.
+    """
+
+    study: str
+    execution: ClassVar[frozenset[str]] = frozenset()
+    on_cluster: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Any:
+        """Run the study in a folder, or continue it where it was interrupted.
+
+        Args:
+            out: the run folder.
+            progress: show what is needed, and bars.
+            executor: where work is done, of studies with `on_cluster`; None for threads of this process.
+
+        Returns:
+            The result, which says as text what was found and where it is.
+
+        Raises:
+            RsmProbeError: whatever the loading of models and images, and the computation, raise.
+        """
+
+    @abstractmethod
+    def open(self, out: Path) -> Any:
+        """The result of a finished run.
+
+        Raises:
+            StorageError: the run is not finished, or its result is damaged.
+        """
+
+    @abstractmethod
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """The figures of a finished run by name.
+
+        Raises:
+            StorageError: the run is not finished, or its result is damaged.
+        """
+
+    def has_begun(self, out: Path) -> bool:
+        """Whether a folder holds something that was computed; until then its settings may change."""
+        return False
+
+    def require_free(self, out: Path) -> None:
+        """Make sure that this study may run in a folder; nothing is written.
+
+        Raises:
+            StorageError: the folder holds something else, another study, or a run with other settings.
+        """
+        require_free(self, run_folder(out), self.has_begun, self.execution)
+
+    def claimed(self, out: Path) -> AbstractContextManager[Callable[[], None]]:
+        """See `rsm_probe.runs.run_folder.claimed`."""
+        return claimed(self, out, self.has_begun, self.execution)
+
+
+class ModelStudy(Study):
+    """The settings that all studies of models share; each adds its own."""
+
+    models: Annotated[tuple[ModelConfig, ...], ToldApart] = Field(min_length=1)
+    images: ImagesConfig
+    layers: Layers = Field(default="blocks", description="of models that name none of their own")
+    matchings: Matchings = Field(default=("identity", "optimal"), min_length=1)
+    kernels: Kernels = Field(default=("cosine",), min_length=1)
+    centering: Centering | None = "location-mean"
+    batch_size: Count = Field(default=64, description="images per forward pass")
+    device: str | None = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
+    workers: Count | None = None
+    memory: Memory = "2GB"
+    networks: Folder | None = Field(
+        default=None, description="folder of trained networks, which several studies can share; else in the run folder"
+    )
+
+    execution: ClassVar[frozenset[str]] = frozenset({"device", "workers", "memory", "networks"})
+
+    @abstractmethod
+    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Runner[Any]:
+        """What loads, computes and writes for this study in a folder."""
+
+    def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Any:
+        """See `Study.run`."""
+        return self.runner(out, progress, executor).run()
+
+    def open(self, out: Path) -> Any:
+        """See `Study.open`."""
+        return self.runner(out).open()
+
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """See `Study.figures`."""
+        return self.runner(out).figures()
+
+    def matching_methods(self) -> list[Matching]:
+        """All matchings that the study will use."""
+        return [get_matching(name)[1] for name in self.matchings]
+
+
+S = TypeVar("S", bound=ModelStudy)
+
+
+class Runner(ABC, Generic[S]):
+    """One run of a study of models in its folder.
+
+    Args:
+        study: what to compute.
+        out: the run folder.
+        progress: show what is needed, and bars.
+        executor: where work is done; None for threads of this process.
+    """
+
+    def __init__(self, study: S, out: Path, progress: bool = False, executor: Executor | None = None) -> None:
+        self.study = study
+        self.folder = run_folder(out)
+        self.progress = progress
+        self.executor = executor
+
+    def run(self) -> Any:
+        """Refuse what can be refused, claim the folder, load models, compute, and say what the result was made with."""
+        study = self.study
+        study.require_free(self.folder)
+        find_device(study.device, ModelError)
+        require_usable(study.matching_methods())
+        self.load_images()
+        networks = self.folder / "models" if study.networks is None else Path(study.networks)
+        loaded = check_models(study.models, study.layers, networks)
+        self.check(loaded)
+        # Only now: a refused study leaves no folder and trains no network.
+        with study.claimed(self.folder) as require_there:
+            models, accuracies = load_models(study.models, networks, study.device, self.progress, loaded)
+            result = self.compute(models, accuracies, require_there)
+            require_there()
+            if not (self.folder / "provenance.json").exists():
+                about = {**provenance(), **self.provenance(), "accuracy": accuracies}
+                save_json(self.folder / "provenance.json", about)
+        return result
+
+    @abstractmethod
+    def load_images(self) -> None:
+        """Load the images, and refuse those that the study cannot use."""
+
+    def check(self, loaded: dict[str, LoadedModel]) -> None:
+        """Refuse models that the study cannot use, of those that need no training."""
+
+    @abstractmethod
+    def compute(
+        self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
+    ) -> Any:
+        """Compute and save the result.
+
+        Args:
+            models: by title.
+            accuracies: of the networks that recipes train, by title.
+            require_there: raises StorageError where the run folder was removed; to be called between pieces of work.
+        """
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What `provenance.json` says about images and seeds."""
+
+    @abstractmethod
+    def open(self) -> Any:
+        """See `Study.open`."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, Figure]:
+        """See `Study.figures`."""
+
+    def layers(self, title: str) -> str | list[str]:
+        """The layers of a model."""
+        return self.entry(title).layers_or(self.study.layers)
+
+    def entry(self, title: str) -> Any:
+        """What the configuration says about a model.
+
+        Raises:
+            ConfigError: the configuration has no such model.
+        """
+        for entry in self.study.models:
+            if title in entry.titles():
+                return entry
+        raise ConfigError(f"no model of the configuration is called {title!r}, of which there are results")
+
+
+def require_usable(methods: Iterable[Matching]) -> None:
+    """Try methods on two tiny images, so that a missing package is said before anything else is computed.
+
+    Raises:
+        MatchingError: a method cannot be used here.
+    """
+    tokens = torch.eye(4)[None].repeat(2, 1, 1)
+    for method in methods:
+        rsm(tokens, None, method, "linear", grid=(2, 2), workers=1)
