@@ -56,7 +56,9 @@ def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Mod
     known = timm.get_pretrained_cfg(title)
     repository = known.hf_hub_id if known is not None else None
     instructions = _hub_instructions(repository) if repository else ""
-    module = fetched(f"timm:{title}", lambda: timm.create_model(title, pretrained=pretrained), instructions)
+    module = fetched(
+        f"timm:{title}", lambda: timm.create_model(title, pretrained=pretrained), instructions, hub=pretrained
+    )
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
     return module, lambda image: transform(to_rgb(image))
 
@@ -88,13 +90,16 @@ def _transformers(auto: Any, title: str, pretrained: bool, trust_remote_code: bo
 
     instructions = "" if local else _hub_instructions(title)
     # Random weights need the configuration, and both the preprocessing.
-    module = fetched(f"hf:{title}", build, instructions, random_weights=pretrained and local, local=local)
+    module = fetched(
+        f"hf:{title}", build, instructions, random_weights=pretrained and local, local=local, hub=not local
+    )
     processor = fetched(
         f"hf:{title}",
         lambda: AutoImageProcessor.from_pretrained(title, trust_remote_code=trust_remote_code),
         instructions,
         random_weights=False,
         local=local,
+        hub=not local,
     )
 
     if not trust_remote_code:

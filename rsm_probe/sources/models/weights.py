@@ -98,9 +98,14 @@ def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
 
 
 def fetched(
-    what: str, build: Callable[[], _T], instructions: str = "", random_weights: bool = True, local: bool = False
+    what: str,
+    build: Callable[[], _T],
+    instructions: str = "",
+    random_weights: bool = True,
+    local: bool = False,
+    hub: bool = False,
 ) -> _T:
-    """Builds something of which parts may have to be fetched; failures become one message that says what to do.
+    """Builds something, parts of which may have to be fetched; failures become one message that says what to do.
 
     Args:
         what: the model as the user wrote it.
@@ -108,13 +113,14 @@ def fetched(
         instructions: what to fetch, and where it belongs.
         random_weights: whether random weights would need nothing of it.
         local: whether all of it lies in a folder of this machine.
+        hub: whether parts may come from the Hugging Face hub; if not, its library is left alone.
 
     Raises:
-        ModelError: it cannot be had, or consists of code that nobody has trusted.
+        ModelError: it cannot be had, or comes with code that the user has not trusted.
     """
     from safetensors import SafetensorError
 
-    with nullcontext() if local else _offline_where_unreachable():
+    with _offline_where_unreachable() if hub else nullcontext():
         try:
             return build()
         # What comes with a model of others may be damaged in any way, or need what is not installed.
