@@ -1,56 +1,76 @@
-"""One forward pass: what its layers return is read as they run, and handed over when it ends."""
+"""One forward pass: layer outputs are read as the layers run, call by call, and handed over when the pass ends."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rsm_probe.arrays import require_dense
-from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.layer_outputs import NOTHING, Calls
+from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe.layers import Selection
-from rsm_probe.probe.module_calls import Called
+from rsm_probe.probe.module_calls import ModuleCalls
 from rsm_probe.probe.options import Options
-from rsm_probe.probe.readers import Evidence
+from rsm_probe.probe.readers import LearnedReaders, OutputReader
 from rsm_probe.probe.representation import Representation, pick_tensor
 from rsm_probe.probe.torch_internals import unobserved
 from rsm_probe.probe.tracing.inputs import NestingError
 
 _PART_OF_LAYER = re.compile(r"<layer>\[([^\]]+)\]")
 Reduce = Callable[[str, Representation], Any]
+# Stands for a call of which nothing is kept; None may be what a user's own function made of it.
+_NOTHING = object()
+
+
+@dataclass(frozen=True)
+class _Call:
+    order: int
+    representation: Any
+    problem: str
 
 
 class ForwardPass:
-    """Takes what layers return while a pass runs.
+    """The state of one forward pass, from the start of the model's forward to its end.
 
     Args:
         selections: the layers that are wanted.
-        called: for messages that name what can be probed in place of a silent layer.
-        evidence: what the pass shows, which has begun.
-        options: how outputs are read.
+        module_calls: for messages that name what can be probed in place of a silent layer.
+        learned: how outputs are read, as earlier passes showed; a pass over inputs of a new kind adds to it.
+        options: how the user says that outputs are read.
         reduce: see `Probe`.
+        args: positional arguments of the model.
+        kwargs: its keyword arguments.
 
-    Attributes:
-        fired: how many calls of probed modules were seen.
+    Raises:
+        RepresentationError: the inputs are nested without end.
     """
 
     def __init__(
         self,
         selections: Sequence[Selection],
-        called: Called,
-        evidence: Evidence,
+        module_calls: ModuleCalls,
+        learned: LearnedReaders,
         options: Options,
         reduce: Reduce | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> None:
-        self.fired = 0
-        self._calls = Calls(selections, called)
-        self._evidence = evidence
+        self._selections = selections
+        self._module_calls = module_calls
         self._options = options
         self._reduce = reduce
+        self._reader = OutputReader(learned, args, kwargs)
+        self._calls: dict[str, list[_Call]] = {selection.label: [] for selection in selections}
+        self._taken = self._ran = 0
+
+    @property
+    def traced(self) -> bool:
+        """Whether the pass is traced, and so shows how later ones are read."""
+        return self._reader.tracing
 
     def take(self, selection: Selection, module: nn.Module, kind: str, args: tuple[Any, ...], output: Any) -> None:
         """Reads one output of a layer.
@@ -58,32 +78,40 @@ class ForwardPass:
         Raises:
             RepresentationError: a layer that was named has an output that cannot be read.
         """
-        label, index = selection.label, self._calls.count(selection.label)
-        if selection.call not in (None, index):
-            self._calls.add(label, NOTHING)
-            return
-        try:
-            tensor = self._tensor(selection, index, output)
-            dtype = self._options.dtype or torch.promote_types(tensor.dtype, torch.float32)
-            layout, copy = self._options.layout(selection, index), self._reduce is None
-            kept: Any = self._evidence.read(label, index, tensor, dtype, args, module, layout, copy)
-        except RepresentationError as error:
-            problem = _named(str(error), selection, index)
-            if selection.strict:
-                raise RepresentationError(f"layer {label!r} ({kind}): {problem}") from None
-            self._calls.add(label, NOTHING, problem)
-            return
-        if self._reduce is not None:
+        label, index = selection.label, len(self._calls[selection.label])
+        representation: Any = _NOTHING
+        problem = ""
+        if selection.call in (None, index):
+            try:
+                representation = self._read(selection, index, module, args, output)
+            except RepresentationError as error:
+                problem = _named(str(error), selection, index)
+                if selection.strict:
+                    raise RepresentationError(f"layer {label!r} ({kind}): {problem}") from None
+        if self._reduce is not None and representation is not _NOTHING:
             with torch.no_grad(), unobserved():
-                kept = self._reduce(label if selection.call is not None or not index else f"{label}#{index}", kept)
-        self._calls.add(label, kept)
+                name = label if selection.call is not None or not index else f"{label}#{index}"
+                representation = self._reduce(name, representation)
+        self._taken += 1
+        self._calls[label].append(_Call(self._taken, representation, problem))
+
+    def is_last_call(self) -> bool:
+        """Counts a call of a probed module; whether it is the last one, as an earlier pass over such inputs showed."""
+        self._ran += 1
+        return self._ran == self._reader.calls
+
+    def _read(self, selection: Selection, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        tensor = self._tensor(selection, index, output)
+        dtype = self._options.dtype or torch.promote_types(tensor.dtype, torch.float32)
+        layout, copy = self._options.layout(selection, index), self._reduce is None
+        return self._reader.read(selection.label, index, tensor, dtype, args, module, layout, copy)
 
     def _tensor(self, selection: Selection, index: int, output: Any) -> Tensor:
         try:
             if selection.key is None:
-                tensor = self._evidence.choose(selection.label, index, output)
+                tensor = self._reader.choose(selection.label, index, output)
             else:
-                tensor = pick_tensor(output, selection.key, self._evidence.batch)
+                tensor = pick_tensor(output, selection.key, self._reader.batch)
         except NestingError as error:
             raise RepresentationError(f"in its output, {error}; choose a part with '<layer>[<part>]'") from None
         try:
@@ -97,13 +125,61 @@ class ForwardPass:
             )
         return tensor
 
-    def collect(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """The pass is over: layer -> what is kept of it, in forward order, and the layers that gave nothing, with why.
+    def abandon(self) -> None:
+        """Ends a pass that failed or was interrupted: nothing is learned from it."""
+        self._reader.end(None)
+
+    def end(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Ends the pass.
+
+        Returns:
+            Layer -> representation, or what `reduce` made of it, in forward order; and the layers of a pattern that
+            gave none, each with the reason.
 
         Raises:
-            LayerError: see `Calls.collect`.
+            LayerError: a named layer never ran, or ran more than once; or no layer gave a representation.
         """
-        return self._calls.collect()
+        self._reader.end(self._ran)
+        captured: list[tuple[int, str, Any]] = []
+        skipped: dict[str, str] = {}
+        for selection in self._selections:
+            try:
+                captured += self._captured(selection)
+                calls = enumerate(self._calls[selection.label])
+                skipped |= {f"{selection.label}#{k}": call.problem for k, call in calls if call.problem}
+            except LayerError as error:
+                if selection.strict:
+                    raise
+                skipped[selection.label] = str(error)
+        if not captured:
+            label, reason = next(iter(skipped.items()))
+            raise LayerError(f"none of {len(skipped)} layers could be captured; {label!r}: {reason}")
+        return {label: taken for _, label, taken in sorted(captured, key=lambda item: item[0])}, skipped
+
+    def _captured(self, selection: Selection) -> list[tuple[int, str, Any]]:
+        """The calls of a layer that count, with their order and their names."""
+        label, calls = selection.label, self._calls[selection.label]
+        if not calls:
+            instead = self._module_calls.instead(selection.module_name)
+            raise LayerError(f"layer {label!r} never ran in this forward pass{instead}")
+        if selection.call is not None:
+            if selection.call >= len(calls):
+                raise LayerError(
+                    f"layer {label!r} was called {len(calls)} times in this forward pass; calls count from #0"
+                )
+            calls = [calls[selection.call]]
+        elif len(calls) > 1 and selection.strict:
+            choices = ", ".join(repr(f"{label}#{k}") for k in range(min(len(calls), 4)))
+            raise LayerError(f"layer {label!r} ran {len(calls)} times in one forward pass; choose a call: {choices}")
+        names = [label] if len(calls) == 1 else [f"{label}#{k}" for k in range(len(calls))]
+        captured = [
+            (call.order, name, call.representation)
+            for name, call in zip(names, calls, strict=True)
+            if call.representation is not _NOTHING
+        ]
+        if not captured:
+            raise LayerError(calls[0].problem)
+        return captured
 
 
 def _named(problem: str, selection: Selection, index: int) -> str:

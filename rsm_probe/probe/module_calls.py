@@ -17,7 +17,7 @@ from rsm_probe.probe.wrappers import has_no_forward
 _MOST_PARTS = 4
 
 
-class Called:
+class ModuleCalls:
     """Watches the probed layers, what holds them, and their parts.
 
     Args:

@@ -16,10 +16,10 @@ from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe import fx_layers
 from rsm_probe.probe.forward_pass import ForwardPass, Reduce
 from rsm_probe.probe.layers import Layers, Selection, layer_specs, resolve
-from rsm_probe.probe.module_calls import Called
+from rsm_probe.probe.module_calls import ModuleCalls
 from rsm_probe.probe.notices import Notices
 from rsm_probe.probe.options import Options
-from rsm_probe.probe.readers import Evidence
+from rsm_probe.probe.readers import LearnedReaders
 from rsm_probe.probe.representation import Layout
 from rsm_probe.probe.torch_internals import in_backward
 from rsm_probe.probe.wrappers import (
@@ -106,7 +106,7 @@ class Probe:
     ) -> None:
         self._plain = plain_model(model)
         self.model = model
-        self.reduce = reduce
+        self._reduce = reduce
         self._modules = named_layers(self._plain)
         specs = layer_specs(layers, self._modules)
         operations = [spec.removeprefix(fx_layers.PREFIX) for spec in specs if spec.startswith(fx_layers.PREFIX)]
@@ -126,12 +126,12 @@ class Probe:
         for selection in self.selections:
             if not selection.label.startswith(fx_layers.PREFIX):
                 self._by_module.setdefault(selection.module_name, []).append(selection)
-        self._called = Called(self._modules, self._by_module)
+        self._module_calls = ModuleCalls(self._modules, self._by_module)
         self._boundary = Boundary(self._plain, self._drop)
-        self._evidence = Evidence()
+        self._learned = LearnedReaders()
         self._pass: ForwardPass | None = None
         self._open = ExitStack()
-        self._active = self._showing = False
+        self._active = self._in_example = False
         self._thread = threading.get_ident()
         self._notices = Notices(self._plain)
 
@@ -145,7 +145,7 @@ class Probe:
                 opened.enter_context(run_eagerly(self.model))
                 plain = self._plain
                 opened.callback(plain.register_forward_pre_hook(self._on_start, with_kwargs=True).remove)
-                opened.enter_context(self._called.watching(self._follows))
+                opened.enter_context(self._module_calls.watching(self._follows))
                 operations = set() if self._graph is None else self._graph.modules & self._modules.keys()
                 for name in {**self._by_module, **dict.fromkeys(sorted(operations))}:
                     opened.callback(self._modules[name].register_forward_hook(self._capturing(name)).remove)
@@ -171,11 +171,11 @@ class Probe:
         return self
 
     def _close(self) -> None:
-        self._active, self._pass = False, None
-        self._evidence.forget()
+        self._active = False
+        self._abandon()
 
     def _run_example(self) -> None:
-        example, self._showing = self._options.example, True
+        example, self._in_example = self._options.example, True
         try:
             with torch.no_grad(), evaluating(self.model):
                 if isinstance(example, Mapping):
@@ -185,7 +185,7 @@ class Probe:
                 else:
                     self.model(example)
         finally:
-            self._showing = False
+            self._in_example = False
             self.representations = {}
 
     # Hooks are methods that return None: any other value would replace the module's output. A hook that asks for
@@ -206,16 +206,22 @@ class Probe:
         if not self._follows(module, self._plain) or self._boundary.depth:
             return
         self._drop()
-        self._called.begin()
-        if not self._showing:
+        self._module_calls.begin()
+        if not self._in_example:
             self._notices.training_mode()
-        self._pass = ForwardPass(self.selections, self._called, self._evidence, self._options, self.reduce)
-        self._evidence.begin(args, *kwargs)
+        self._pass = ForwardPass(
+            self.selections, self._module_calls, self._learned, self._options, self._reduce, args, *kwargs
+        )
 
     def _drop(self) -> None:
-        """Nothing is held any more: another pass begins, or one failed or was interrupted."""
-        self.representations, self._pass = {}, None
-        self._evidence.forget()
+        """Drops what was captured: another pass begins, or one failed or was interrupted."""
+        self.representations = {}
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if self._pass is not None:
+            self._pass.abandon()
+        self._pass = None
 
     def _capturing(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         selections, own = self._by_module.get(name, []), self._modules[name]
@@ -230,15 +236,14 @@ class Probe:
                 return
             for selection in selections:
                 self._pass.take(selection, module, type(module).__name__, args, output)
-            self._pass.fired += 1
-            if self._options.stop_early and self._pass.fired == self._evidence.calls and not self._evidence.following:
+            if self._pass.is_last_call() and self._options.stop_early:
                 raise LastLayerSeenError(self._boundary)
 
         return capture
 
     def _on_layer_outside(self, name: str) -> None:
         self.representations = {}
-        self._notices.outside(name, self._called.outside(name))
+        self._notices.outside(name, self._module_calls.outside(name))
 
     def _on_failure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Called in any case, after `_on_end`: a pass that is still there raised.
@@ -260,12 +265,11 @@ class Probe:
                 kwargs,
                 lambda name, result: forward.take(selections[fx_layers.PREFIX + name], module, "operation", (), result),
             )
-        followed = self._evidence.following
-        self._evidence.end(forward.fired)
-        representations, self.skipped = forward.collect()
-        self.notes = self._evidence.notes
-        if followed:
-            self._notices.layers(self.skipped, self.notes, self._evidence.prefixes)
-        self._called.begin()
+        traced = forward.traced
+        representations, self.skipped = forward.end()
+        self.notes = self._learned.notes
+        if traced:
+            self._notices.layers(self.skipped, self.notes, self._learned.prefixes)
+        self._module_calls.begin()
         self._pass, self.representations = None, representations
-        self.passes += not self._showing
+        self.passes += not self._in_example

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 
 from rsm_probe.probe.torch_internals import TorchDispatchMode
 
@@ -22,18 +23,19 @@ class PassMode(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.ended = False
+        self._entered = ExitStack()
 
     def begin(self) -> None:
         """Sees operations from now on."""
         self._begun().append(self)
-        self.__enter__()
+        self._entered.enter_context(self)
 
     def end(self) -> None:
         """Sees no more."""
         self.ended = True
         begun = self._begun()
         while begun and begun[-1].ended:
-            begun.pop().__exit__(None, None, None)
+            begun.pop()._entered.close()
 
     @classmethod
     def _begun(cls) -> list[PassMode]:

@@ -15,7 +15,7 @@ from rsm_probe.probe.tracing.origins import Elsewhere, Lost, Origin, compact, no
 _EVERY_VIEW = ()
 
 
-class Ledger:
+class OriginMap:
     """Origins by storage and view, so that all aliases of a tensor share what is known of it."""
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ from rsm_probe.probe.tracing.operations import (
     WRITES,
     is_arithmetic,
 )
-from rsm_probe.probe.tracing.origin_map import Ledger, followable
+from rsm_probe.probe.tracing.origin_map import OriginMap, followable
 from rsm_probe.probe.tracing.origins import (
     Elsewhere,
     Lost,
@@ -50,7 +50,7 @@ from rsm_probe.probe.tracing.origins import (
 from rsm_probe.probe.tracing.products import of_product, of_rows
 
 
-class Provenance(PassMode):
+class Trace(PassMode):
     """Follows origins while it is active; what the operations compute stays as it is.
 
     Args:
@@ -70,7 +70,7 @@ class Provenance(PassMode):
         self.started = False
         self.by_index = False
         self.blind = ""
-        self._ledger = Ledger()
+        self._origins = OriginMap()
         self._grids = Grids(batch)
 
     def start(self, images: Tensor | Sequence[Tensor], grids: Tensor | None = None) -> None:
@@ -85,12 +85,12 @@ class Provenance(PassMode):
         if not isinstance(images, Tensor):
             for number, image in enumerate(images):
                 codes = codes_of_grid(1, image.shape[1:], image.device) + number * EXTENT**3
-                self._ledger.put(image, codes.expand(image.shape))
+                self._origins.put(image, codes.expand(image.shape))
         elif images.ndim == 3 and grids is not None:
-            self._ledger.put(images, codes_of_patches(images, grids).unsqueeze(2).expand(images.shape))
+            self._origins.put(images, codes_of_patches(images, grids).unsqueeze(2).expand(images.shape))
         elif (axis := channel_axis(images.shape)) is not None:
             spatial = [size for k, size in enumerate(images.shape) if k not in (0, axis)]
-            self._ledger.put(images, self._grids.whole(spatial, images.device).unsqueeze(axis).expand(images.shape))
+            self._origins.put(images, self._grids.whole(spatial, images.device).unsqueeze(axis).expand(images.shape))
         else:
             return
         self.started = True
@@ -103,11 +103,11 @@ class Provenance(PassMode):
     def pass_by(self, tensor: Tensor, number: int) -> None:
         """Marks an input whose locations are not followed; `number` names it."""
         if self.of(tensor) is None:
-            self._ledger.put(tensor, Elsewhere((number,)))
+            self._origins.put(tensor, Elsewhere((number,)))
 
     def of(self, tensor: Tensor) -> Origin:
         """The origin of a tensor, of its shape; None where it does not depend on the images."""
-        return self._ledger.of(tensor)
+        return self._origins.of(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -123,7 +123,7 @@ class Provenance(PassMode):
         # Before the operation, which may change what its operands are.
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = {id(tensor): self.of(tensor) for tensor in inputs}
-        attended = any(self._ledger.is_attended(tensor) for tensor in inputs)
+        attended = any(self._origins.is_attended(tensor) for tensor in inputs)
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if outputs:
@@ -131,7 +131,7 @@ class Provenance(PassMode):
                 self._follow(func, name, args, kwargs, known, outputs)
             if attended or _is_attention(name, args, known):
                 for output in outputs:
-                    self._ledger.note_attended(output)
+                    self._origins.note_attended(output)
         return result
 
     def _follow(
@@ -149,7 +149,7 @@ class Provenance(PassMode):
         # Parts of an unsafe split share their memory, though the schema does not say so.
         is_view = returns_view(func) or name.startswith("unsafe_split")
         if in_place and name in FILLS:
-            self._ledger.write(outputs[0], None)
+            self._origins.write(outputs[0], None)
             return
         # Inputs that are no images by their shape are followed from the first convolution on.
         begins = not self.started and name.startswith(GRIDS)
@@ -168,22 +168,22 @@ class Provenance(PassMode):
                 self.blind = self.blind or name
             if not in_place:
                 if not is_view:
-                    self._ledger.forget(output)
-                self._ledger.put(output, origin)
+                    self._origins.forget(output)
+                self._origins.put(output, origin)
             elif name in RESHAPES:
-                self._ledger.put(output, origin)  # another view of the same values
+                self._origins.put(output, origin)  # another view of the same values
             elif not same_codes(origin, known[id(output)]):
-                self._ledger.write(output, origin)
+                self._origins.write(output, origin)
 
     def _pass_on(self, origin: Origin, name: str, in_place: bool, is_view: bool, outputs: list[Tensor]) -> None:
         """Notes the origin of results that depend on no image."""
         for output in outputs:
             if in_place and origin is not None and name not in RESHAPES:
-                self._ledger.write(output, origin)
+                self._origins.write(output, origin)
                 continue
             if not in_place and not is_view:
-                self._ledger.forget(output)
-            self._ledger.put(output, origin)
+                self._origins.forget(output)
+            self._origins.put(output, origin)
 
     def _origins_of_results(
         self,
@@ -258,7 +258,7 @@ class Provenance(PassMode):
         located = [part for part in parts if isinstance(known[id(part)], Tensor)]
         origins = [held_once(known[id(part)]) for part in located]  # type: ignore[arg-type]
         along = any(origin.shape[axis] > 1 for origin in origins)  # and not their channels
-        if not along or not any(self._ledger.is_attended(part) for part in located):
+        if not along or not any(self._origins.is_attended(part) for part in located):
             return False
         count = sum(part.shape[axis] for part in parts if known[id(part)] is None)
         return count > 2 or (count > 0 and any(bool((origin <= NOWHERE).any()) for origin in origins))

@@ -50,7 +50,7 @@ _Places = slice | Tensor
 
 
 @dataclass(frozen=True)
-class Reading:
+class TracedLayout:
     """How outputs of one shape are read; found once, applied in every forward pass.
 
     Attributes:
@@ -105,13 +105,13 @@ def not_followed(shape: tuple[int, ...], operation: str) -> RepresentationError:
     )
 
 
-def is_attention(reading: Reading) -> bool:
+def is_attention(layout: TracedLayout) -> bool:
     """Whether an output weighs locations along its last axis, for queries and heads along others."""
-    entries = [axis for axis in reading.axes if axis not in reading.channel_axes and reading.shape[axis] > 1]
-    return [axis for axis in entries if axis > 0] == [len(reading.shape) - 1]
+    entries = [axis for axis in layout.axes if axis not in layout.channel_axes and layout.shape[axis] > 1]
+    return [axis for axis in entries if axis > 0] == [len(layout.shape) - 1]
 
 
-def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Reading:
+def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> TracedLayout:
     """Finds which axes hold images, locations and channels, and the order of the locations.
 
     Args:
@@ -152,7 +152,7 @@ def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Readi
     if not all(isinstance(place, slice) for place in places):
         places = locations, prefix
     several = tuple(axis for axis in channel_axes if shape[axis] > 1)
-    return Reading(shape, batch, axes, several, channels, *places, grid, stands_for, note)
+    return TracedLayout(shape, batch, axes, several, channels, *places, grid, stands_for, note)
 
 
 def _as_slice(places: Tensor, length: int) -> _Places:
@@ -192,13 +192,13 @@ def _image_axis(origin: Tensor, batch: int, channel_axes: list[int]) -> int | No
     return None
 
 
-def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: Sequence[str]) -> Reading:
+def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: Sequence[str]) -> TracedLayout:
     """Class tokens and what is made of them: one vector an image."""
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1 and axis > 0]
     if shape[0] == batch and len(axes) <= 1:
         order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
         count, none = prod(shape[axis] for axis in axes), torch.empty(0)
-        return Reading(shape, batch, order, tuple(axes), count, slice(0, 1), slice(0, 0), None, none)
+        return TracedLayout(shape, batch, order, tuple(axes), count, slice(0, 1), slice(0, 0), None, none)
     found = {input_of_code(code) for code in codes.unique().tolist()}
     if others := [inputs[number] for number in sorted(n for n in found if n is not None) if number < len(inputs)]:
         raise UnfollowedInputError(shape, ", ".join(others), likely_layout(shape))
