@@ -26,10 +26,11 @@ import rsm_probe
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.execution.devices import find_device
 from rsm_probe.matching.compiled.gpu_batches import solve_on_device
-from rsm_probe.matching.matching import Locations, Pairs
+from rsm_probe.matching.matching import Pairs
 from rsm_probe.matching.methods.optimal import Auction
 from rsm_probe.pairs.affinities import Affinities
 from rsm_probe.pairs.matcher import available_cores
+from rsm_probe.pairs.sides import Side
 from rsm_probe.sources.images.embedded.registry import photos
 from rsm_probe.sources.training.train import normalise
 from rsm_probe.streaming.cost import stopwatch
@@ -101,20 +102,21 @@ class Bench:
         )
         self.say("|" + "---|" * 10)
         for locations in LAYERS:
-            z = Locations(self.tokens(locations, self.crops))
+            z = Side.of(self.tokens(locations, self.crops))
             most = 12 if self.smoke else min(1 << 16, (4 << 30) // (4 * locations**2))
             for count in (most,) if self.smoke else (64, 128, 256, 512, 2048, most):
                 self._matchings(locations, z, count, most)
         self.say()
 
-    def _matchings(self, locations: int, z: Locations, count: int, most: int) -> None:
+    def _matchings(self, locations: int, z: Side, count: int, most: int) -> None:
         rows, columns = self.pairs(z.tokens, count)
         source = Affinities(z, z, on_device=True)
-        affinity = torch.empty(count, z.count, z.count, device=self.device)
+        affinity = torch.empty(count, *[z.locations.count] * 2, device=self.device)
         for start in range(0, count, source.gathered_per_block):
             part = slice(start, start + source.gathered_per_block)
             affinity[part] = source.block(rows[part], columns[part], one_by_one=True).affinity()
-        pairs, gap = Pairs(rows, columns, z, z, affinity), Auction().gap
+        images, gap = z.locations, Auction().gap
+        pairs = Pairs(rows, columns, images, images, affinity)
         scales = pairs.scales()
         *_, certified, bids = solve_on_device(affinity, scales, gap, 2000)
         seconds = self.seconds(lambda: Auction(where="device").solve(pairs))
@@ -126,7 +128,7 @@ class Bench:
         method = Auction(where="cpu")
 
         def solve(part: slice) -> np.ndarray:
-            return method.solve(Pairs(rows[:few][part], columns[:few][part], z, z, on_cpu[part])).values
+            return method.solve(Pairs(rows[:few][part], columns[:few][part], images, images, on_cpu[part])).values
 
         with ThreadPoolExecutor(available_cores()) as pool:
             expected = np.concatenate(list(pool.map(solve, parts)))
@@ -152,7 +154,7 @@ class Bench:
             z = self.tokens(locations, self.crops)
             found = {}
             for precision in ("float32", "float16"):
-                images = Locations(z)
+                images = Side.of(z)
                 source = Affinities(images, images, True, True, precision)
                 rows, columns = next(source.all_pairs())
                 taken = self.seconds(lambda s=source, r=rows, c=columns: s.block(r, c).affinity()) / len(rows)

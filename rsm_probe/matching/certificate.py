@@ -1,11 +1,10 @@
-"""Sums that certificates rest on: of matched affinities, of equal locations, and how a bound may lie to its value."""
+"""What certificates rest on: sums of matched affinities, and how a bound may lie to its value."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
-from torch import Tensor
 
 from rsm_probe.errors import MatchingError
 
@@ -30,24 +29,12 @@ def rounding_of(affinity: np.ndarray, permutation: np.ndarray) -> float:
     return SUMS_DIFFER * float(np.abs(matched_entries(affinity, permutation)).sum(dtype=np.float64))
 
 
-def aligned_sums(affinities: np.ndarray | Tensor) -> np.ndarray:
-    """What equal locations add up to in each of (B, S, T) affinities: (B,), float64.
-
-    All methods take these sums, in the same order, so that they agree with the identity to the last digit.
-    """
-    if isinstance(affinities, Tensor):
-        diagonals = affinities.diagonal(dim1=1, dim2=2).cpu().numpy()
-    else:
-        diagonals = np.diagonal(affinities, axis1=1, axis2=2)
-    return np.ascontiguousarray(diagonals).sum(axis=1, dtype=np.float64)
-
-
 def prefer_identity(aligned: np.ndarray, columns: int, permutations: np.ndarray, values: np.ndarray) -> None:
-    """Takes equal locations where they add up to more: within a method's gap, they may be the optimum.
+    """Pair equal locations where their affinities have the larger sum: within a method's gap, they may be the optimum.
 
     Args:
-        aligned: (B,), what equal locations add up to.
-        columns: T.
+        aligned: (B,), the sums of the affinities of equal locations.
+        columns: T, or as many locations as both images have.
         permutations: (B, S), changed in place.
         values: (B,), changed in place.
     """
@@ -59,7 +46,7 @@ def prefer_identity(aligned: np.ndarray, columns: int, permutations: np.ndarray,
 
 
 def identity_partners(rows: int, columns: int) -> np.ndarray:
-    """Location s answers to location s (S,); -1 where there is none."""
+    """The partners (S,) that the identity gives: location s for location s, -1 where y has no such location."""
     numbers = np.arange(rows)
     return np.where(numbers < columns, numbers, -1)
 

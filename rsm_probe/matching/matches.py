@@ -13,12 +13,13 @@ from rsm_probe.arrays import real_tensor, require_dense
 from rsm_probe.errors import MatchingError
 from rsm_probe.execution.devices import in_halves, require_memory
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
-from rsm_probe.matching.certificate import SUMS_DIFFER, aligned_sums, bounds_above, identity_partners, rounding_of
+from rsm_probe.matching.certificate import SUMS_DIFFER, bounds_above, identity_partners, rounding_of
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
 from rsm_probe.matching.memory import require_room
 from rsm_probe.matching.methods.translation import checked_grid
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.matching.scaling import rescaled
+from rsm_probe.matching.workload import Workload
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,20 +86,20 @@ def match(
     dtype = torch.promote_types(left.dtype, right.dtype)
     (left, unit_x), (right, unit_y) = rescaled(left.to(dtype)), rescaled(right.to(dtype))
     images = Locations(left[None], grid), Locations(right[None], grid)
-    for side in images:
-        method.prepare(side)
+    prepared = method.prepare(images[0]), method.prepare(images[1])
     if method.precision != "float32":
         raise MatchingError(
             f"precision={method.precision!r} is for many pairs at once (rsm, all_pairs, nearest); a single pair is "
             f"matched in the tokens' own"
         )
     require_room(method, len(left), len(right), dtype.itemsize)
-    # Asked for by name, the device's kernel says what it needs.
-    stays = method.on_device(left.device, dtype, max(len(left), len(right)), 1)
+    # Where the device is asked for by name, its solver says what it needs.
+    stays = Workload(1, max(len(left), len(right))).on_device(method, left.device, dtype)
     affinity: Tensor | np.ndarray | None = (left @ right.T)[None] if method.needs_affinity else None
     if isinstance(affinity, Tensor) and not stays:
         affinity = affinity.numpy()
-    solution = solve_both_ways(method, Pairs(np.zeros(1, int), np.zeros(1, int), *images, affinity))
+    pairs = Pairs(np.zeros(1, int), np.zeros(1, int), *images, affinity, prepared, stays)
+    solution = solve_both_ways(method, pairs)
     answer = _answer(method, solution, 0, unit_x * unit_y)
     if answer.permutation is None:
         if certify:
@@ -114,7 +115,7 @@ def match(
     scale = (left.shape[1] + 1) * float(images[0].image_norms[0] * images[1].image_norms[0]) * unit
     rounding, finest = (scale * torch.finfo(kind).eps / 2 for kind in (dtype, torch.float64))
     # Equal locations that the affinity puts further below than rounding can are no better in float64.
-    near = affinity is None or not float(aligned_sums(affinity)[0]) * unit + rounding + finest < answer.value
+    near = affinity is None or not float(pairs.aligned_sums[0]) * unit + rounding + finest < answer.value
     if near and method.reaches_identity(len(left), len(right)):
         identity = replace(answer, permutation=identity_partners(len(left), len(right)))
         answer = max(answer, _in_float64(identity, left, right, unit), key=lambda found: found.value)
@@ -161,9 +162,9 @@ def match_affinity(
         return []
     numbers = np.zeros(len(batch), int)
     require_room(method, batch.shape[1], batch.shape[2], batch.element_size(), copies=0)
-    stays = method.on_device(batch.device, batch.dtype, max(batch.shape[1:]), len(batch))
+    stays = Workload(len(batch), max(batch.shape[1:])).on_device(method, batch.device, batch.dtype)
     try:
-        pairs = Pairs(numbers, numbers, affinity=batch if stays else batch.cpu().numpy())
+        pairs = Pairs(numbers, numbers, affinity=batch if stays else batch.cpu().numpy(), on_device=stays)
         parts = in_halves(lambda start, stop: solve_both_ways(method, pairs.part(start, stop)), len(batch))
         solution = Solution.joined(list(parts))
     except TokensNeededError:

@@ -1,4 +1,4 @@
-"""What a matching method is: what it reads of images and pairs, what it answers, what it promises."""
+"""The matching interface: what a method reads of images and pairs, what it returns, what it guarantees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching import certificate
-from rsm_probe.matching.methods.principal_axes import principal_axes
-from rsm_probe.matching.scaling import in_half_precision
 
 # Numbers of the tokens that are copied into float64 at a time.
 _AT_ONCE = 1 << 24
@@ -26,7 +24,7 @@ class TokensNeededError(MatchingError):
 
 
 class Locations:
-    """The concept vectors of a set of images, and what is prepared once per image for all of its pairs.
+    """The concept vectors of a set of images, with the norms and orders that several methods read.
 
     Attributes:
         tokens: (N, S, C), float32 or float64, on any device.
@@ -51,11 +49,6 @@ class Locations:
         return self.tokens.cpu()
 
     @cached_property
-    def half(self) -> tuple[Tensor, np.ndarray]:
-        """The tokens rounded to half precision, and the units (N,) of the images."""
-        return in_half_precision(self.tokens)
-
-    @cached_property
     def norms(self) -> np.ndarray:
         """L2 norm of every concept vector, (N, S), float64."""
         tokens = self.on_cpu if self.tokens.device.type == "mps" else self.tokens
@@ -67,11 +60,6 @@ class Locations:
     def order(self) -> np.ndarray:
         """Locations by descending norm, (N, S); equal norms keep their order."""
         return np.argsort(-self.norms, axis=1, kind="stable")
-
-    @cached_property
-    def axes(self) -> np.ndarray:
-        """Principal axes of each image's locations, times their standard deviations: (N, A, C) with A <= 4, float64."""
-        return principal_axes(self.tokens)
 
     @cached_property
     def image_norms(self) -> np.ndarray:
@@ -90,6 +78,8 @@ class Pairs:
         y: the second images; None where only affinities are known.
         affinity: (B, S, T), float32 or float64, contiguous, finite: inner products of all locations (paper, equation
             5); a tensor on the device where the method solves them there; None for methods that do not need it.
+        prepared: what the method that solves them prepared for x and for y; None where nobody asked it to.
+        on_device: whether the device solves them, as decided for the whole piece of work; None leaves it to the method.
     """
 
     rows: np.ndarray
@@ -97,6 +87,8 @@ class Pairs:
     x: Locations | None = None
     y: Locations | None = None
     affinity: np.ndarray | Tensor | None = None
+    prepared: tuple[Any, Any] | None = None
+    on_device: bool | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -121,6 +113,37 @@ class Pairs:
             raise MatchingError("affinities are needed: the method must declare needs_affinity = True")
         return self.affinity.cpu().numpy() if isinstance(self.affinity, Tensor) else self.affinity
 
+    def prepared_by(self, method: Matching) -> tuple[Any, Any]:
+        """What a method prepared for x and for y, prepared now if nobody asked for it before.
+
+        Raises:
+            TokensNeededError: only affinities are known.
+        """
+        if self.prepared is not None:
+            return self.prepared
+        x, y = self.images()
+        return method.prepare(x), method.prepare(y)
+
+    @cached_property
+    def aligned_entries(self) -> np.ndarray:
+        """The affinities of equal locations, (B, min(S, T)), in main memory.
+
+        Raises:
+            MatchingError: no affinities were computed.
+        """
+        given = self.affinities() if self.affinity is None else self.affinity
+        if isinstance(given, Tensor):
+            return given.diagonal(dim1=1, dim2=2).cpu().numpy()
+        return np.ascontiguousarray(np.diagonal(given, axis1=1, axis2=2))
+
+    @property
+    def aligned_sums(self) -> np.ndarray:
+        """The affinities of equal locations, summed: (B,), float64.
+
+        All methods take these sums, in the same order, so that they agree with the identity to the last digit.
+        """
+        return np.ascontiguousarray(self.aligned_entries).sum(axis=1, dtype=np.float64)
+
     def scales(self) -> np.ndarray:
         """|x||y| of every pair, (B,), which no matched inner product exceeds; 0 where tokens are not known."""
         if self.x is None or self.y is None:
@@ -134,6 +157,15 @@ class Pairs:
         chosen = None if self.affinity is None else self.affinity[start:stop]
         return replace(self, rows=self.rows[start:stop], columns=self.columns[start:stop], affinity=chosen)
 
+    def chosen(self, mask: np.ndarray) -> Pairs:
+        """The pairs that a mask (B,) chooses."""
+        affinity = self.affinity
+        if isinstance(affinity, Tensor):
+            affinity = affinity[torch.from_numpy(mask).to(affinity.device)]
+        elif affinity is not None:
+            affinity = affinity[mask]
+        return replace(self, rows=self.rows[mask], columns=self.columns[mask], affinity=affinity)
+
     def reversed(self) -> Pairs:
         """The same pairs with the roles of x and y exchanged."""
         turned: np.ndarray | Tensor | None = None
@@ -141,7 +173,8 @@ class Pairs:
             turned = self.affinity.mT.contiguous()
         elif self.affinity is not None:
             turned = np.ascontiguousarray(self.affinity.transpose(0, 2, 1))
-        return Pairs(self.columns, self.rows, self.y, self.x, turned)
+        prepared = None if self.prepared is None else (self.prepared[1], self.prepared[0])
+        return Pairs(self.columns, self.rows, self.y, self.x, turned, prepared, self.on_device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,12 +211,13 @@ class Matching(ABC):
     """A way to pair locations: a small frozen object that carries its own options.
 
     A subclass overrides one of: `permutation`, for methods that read one affinity at a time; `solve`, for all others;
-    and `products` besides, where all pairs at once are cheaper than one by one. What is known once per image belongs
-    into `Locations`, and `prepare` asks for it. What the rest of the project reads, instead of asking for names, are
+    and `products` besides, where all pairs at once are cheaper than one by one. What it computes once per image,
+    `prepare` returns and `solve` finds in its `Pairs`. The rest of the project never asks for a method's name but reads
     class attributes:
 
     Attributes:
         name: how users and results call it.
+        is_identity: whether it pairs equal locations, so that products are those of whole images (paper, equation 3).
         exact: whether it reaches the optimum of the assignment (paper, equation 4).
         symmetric: whether matching (x, y) and (y, x) gives equal values. If not, both are tried; of matchings the
             larger value counts, of scores the mean.
@@ -200,6 +234,7 @@ class Matching(ABC):
     symmetric: ClassVar[bool]
     needs_affinity: ClassVar[bool]
     growth: ClassVar[float]
+    is_identity: ClassVar[bool] = False
     at_once: ClassVar[bool] = False
     one_to_one: ClassVar[bool] = True
     precision: str = "float32"
@@ -208,13 +243,22 @@ class Matching(ABC):
         # By what it says, a stored result knows the method again: no place in memory may be in it.
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
 
-    def prepare(self, images: Locations) -> None:  # noqa: B027 - most methods need nothing
-        """Computes what is needed once per image, before pairs are solved in several threads."""
+    def prepare(self, images: Locations) -> Any:  # noqa: B027 - most methods need nothing
+        """Compute once what all pairs of these images need; `solve` reads it by `pairs.prepared_by(self)`.
+
+        It is called in one thread, before several solve pairs.
+        """
 
     def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
-        """Whether a batch of pairs is solved on the device that holds the tokens: affinities then stay there.
+        """Whether the device that holds the tokens solves so many pairs; affinities then stay there.
 
-        `dtype` is the tokens', and `locations` those of the larger image.
+        Ask a `Workload`, which decides for a whole piece of work, instead of calling this for a part of it.
+
+        Args:
+            device: of the tokens.
+            dtype: of the tokens.
+            locations: of the larger image.
+            pairs: of the whole piece of work.
         """
         return False
 
@@ -249,7 +293,7 @@ class Matching(ABC):
             [certificate.matched_sum(affinity, order) for affinity, order in zip(affinities, found, strict=True)]
         )
         if self.reaches_identity(*affinities.shape[1:]):
-            certificate.prefer_identity(certificate.aligned_sums(affinities), affinities.shape[2], found, values)
+            certificate.prefer_identity(pairs.aligned_sums, affinities.shape[2], found, values)
         return Solution(values, found, np.full(len(pairs), np.nan), [self.name] * len(pairs))
 
     def products(self, x: Locations, y: Locations) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pairs of queries and images: only those that may be good enough are matched."""
+"""Candidates of queries: pairs are matched only where a bound says that they may be among the nearest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rsm_probe.execution.devices import in_halves
 from rsm_probe.execution.executors import one_thread
-from rsm_probe.matching.matching import Locations, Matching, Pairs
-from rsm_probe.neighbours.database import ImageBlock
-from rsm_probe.pairs.affinities import Affinities
-from rsm_probe.pairs.products import solve_over
+from rsm_probe.matching.certificate import identity_partners
+from rsm_probe.matching.matching import Pairs
+from rsm_probe.matching.methods.identity import products_of_pairs
+from rsm_probe.pairs.pair_loop import BlockSolver, solve_over
 from rsm_probe.similarity.kernels import Kernel
 
 # Pairs of a task for the CPU at most: more gain nothing, however small they are.
@@ -40,37 +40,49 @@ class Counts:
     matching_seconds: float = 0.0
 
     def add(self, other: Counts) -> None:
-        """Adds what another count holds."""
+        """Add what another count holds."""
         for part in fields(self):
             setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best of every query, in descending order: places in the database, products and similarities (N, k)."""
+    """The best images of every query, in descending order, and what it took to find them.
+
+    Attributes:
+        index: (N, k), numbers in the database, -1 where there is no further candidate.
+        products: (N, k), NaN where there is none.
+        similarities: (N, k), NaN where there is none.
+        counts: what was done.
+    """
 
     index: np.ndarray
     products: np.ndarray
     similarities: np.ndarray
+    counts: Counts
 
     @classmethod
     def joined(cls, parts: Sequence[Best]) -> Best:
         """That of the queries of several parts."""
-        fields = zip(*((best.index, best.products, best.similarities) for best in parts), strict=True)
-        return cls(*map(np.concatenate, fields))
+        counts = Counts()
+        for best in parts:
+            counts.add(best.counts)
+        arrays = zip(*((best.index, best.products, best.similarities) for best in parts), strict=True)
+        index, products, similarities = map(np.concatenate, arrays)
+        return cls(index, products, similarities, counts)
 
 
-class Found:
-    """What is known of some queries and the whole database.
+class TopK:
+    """The reduction of a search: the products that are known, and what the k best of every query exceed.
 
     Args:
-        bounds: similarities (n, M) that no matching exceeds; -infinity of images that are no candidates.
-        k: how many neighbours are wanted.
+        bounds: similarities (n, M) that no matching exceeds; -infinity of images that are not candidates.
+        k: neighbours of each query.
 
     Attributes:
         bounds: these.
         products: (n, M) of the pairs that were matched, NaN elsewhere.
-        least: the k-th best similarity that each query has found (n,), which others must reach.
+        least: the k-th best similarity of each query so far (n,), which further pairs must reach.
     """
 
     def __init__(self, bounds: np.ndarray, k: int) -> None:
@@ -78,8 +90,8 @@ class Found:
         self._best = np.full((len(bounds), k), -np.inf)
         self.least = self._best.min(axis=1)
 
-    def add(self, start: int, products: np.ndarray, similarities: np.ndarray) -> None:
-        """Takes in what was matched of a block of the database, (n, B), NaN elsewhere."""
+    def fill(self, start: int, products: np.ndarray, similarities: np.ndarray) -> None:
+        """Take in what was matched of a block of the database, (n, B), NaN elsewhere."""
         self.products[:, start : start + products.shape[1]][~np.isnan(products)] = products[~np.isnan(products)]
         both = np.concatenate([self._best, np.where(np.isnan(products), -np.inf, similarities)], axis=1)
         self._best = np.partition(both, products.shape[1], axis=1)[:, products.shape[1] :]
@@ -92,27 +104,21 @@ def rounded_up(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, p
 
 
 @dataclass(frozen=True)
-class Hopeful:
-    """Queries against a part of the database: pairs are matched unless the best answers add up to too little.
+class Candidates:
+    """Queries against a part of the database: pairs are matched unless their locations' best answers show too little.
 
     Attributes:
-        method: any matching; called in several threads at once.
-        kernel: what says how similar two images are.
-        block: the queries.
-        other: the part of the database.
-        least: what a pair must reach, for every query of the block.
-        source: the affinities of both.
+        solver: of pairs of both, by one method; called in several threads at once.
+        kernel: what orders candidates.
+        least: the similarity that a pair must reach, for every query.
     """
 
-    method: Matching
+    solver: BlockSolver
     kernel: Kernel
-    block: ImageBlock
-    other: ImageBlock
     least: np.ndarray
-    source: Affinities
 
     def match(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
-        """Matches the hopeful ones of some pairs.
+        """Match those of some pairs that may be near enough.
 
         Args:
             rows: (B,), the query of each pair.
@@ -122,57 +128,56 @@ class Hopeful:
             Which pairs were matched (B,), their products, and what was done.
         """
         with one_thread():
-            found = list(in_halves(lambda start, stop: self._match(rows[start:stop], columns[start:stop]), len(rows)))
+            parts = list(in_halves(lambda start, stop: self._match(rows[start:stop], columns[start:stop]), len(rows)))
         counts = Counts()
-        for _, _, done in found:
+        for _, _, done in parts:
             counts.add(done)
-        return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found]), counts
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), counts
 
     def _match(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
         started = time.perf_counter()
-        hopeful = np.ones(len(rows), bool)
-        with _turns if self.source.on_device else nullcontext():
-            affinity = self.source.block(rows, columns, one_by_one=True).affinity()
-            if affinity is not None and self.method.one_to_one:
-                bounds = _best_answers(affinity) * (self.block.units[rows] * self.other.units[columns])
-                norms = self.block.norms[rows], self.other.norms[columns]
-                hopeful = _similarities(self.kernel, bounds, *norms, self.method.precision) >= self.least[rows]
-                rows, columns = rows[hopeful], columns[hopeful]
-                kept = torch.from_numpy(hopeful).to(affinity.device) if isinstance(affinity, Tensor) else hopeful
-                affinity = affinity[kept]
+        near = np.ones(len(rows), bool)
+        x, y = self.solver.x, self.solver.y
+        ((label, method),) = self.solver.methods.items()
+        with _turns if self.solver.affinities.on_device else nullcontext():
+            block = self.solver.affinities.block(rows, columns, one_by_one=True)
+            pairs = self.solver.pairs(label, block)
+            del block
+            if pairs.affinity is not None and method.one_to_one:
+                bounds = _best_answers(pairs.affinity) * (x.units[rows] * y.units[columns])
+                norms = x.squared_norms[rows], y.squared_norms[columns]
+                near = _similarities(self.kernel, bounds, *norms, method.precision) >= self.least[rows]
+                pairs = pairs.chosen(near)
             halfway = time.perf_counter()
-            values = self._products(rows, columns, affinity) if len(rows) else np.empty(0)
+            products = np.empty(0)
+            if len(pairs):
+                # One pair at a time: its sum must not depend on which images stand beside it in memory.
+                aligned = None if pairs.affinity is None else _aligned_products(pairs)
+                units = x.units[pairs.rows] * y.units[pairs.columns]
+                products = solve_over(method, pairs, aligned).values * units
         spent = halfway - started, time.perf_counter() - halfway
-        return hopeful, values, Counts(0, len(hopeful), len(rows), 0.0, *spent)
-
-    def _products(self, rows: np.ndarray, columns: np.ndarray, affinity: np.ndarray | Tensor | None) -> np.ndarray:
-        x, y, aligned = self.block.images, self.other.images, np.empty(0)
-        if affinity is not None:
-            # One pair at a time: what two images add up to must not depend on who stands beside them in memory.
-            aligned = _aligned_products(x, rows, y, columns, isinstance(affinity, Tensor))
-        found = solve_over(self.method, Pairs(rows, columns, x, y, affinity), aligned)
-        return found.values * (self.block.units[rows] * self.other.units[columns])
+        return near, products, Counts(0, len(near), len(products), 0.0, *spent)
 
 
 def _similarities(
     kernel: Kernel, bounds: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, precision: str
 ) -> np.ndarray:
     """What pairs of such squared norms (B,) reach at most, given what no matching exceeds (B,)."""
-    found = []
+    parts = []
     for start in range(0, len(bounds), _MOST_PAIRS):
         part = slice(start, start + _MOST_PAIRS)
         # Kernels take all rows with all columns; pairs are on the diagonal.
         rounded = rounded_up(bounds[part, None], norms_x[part], norms_y[part], precision)
-        found.append(np.diagonal(kernel(rounded, norms_x[part], norms_y[part], same=False)))
-    return np.concatenate(found)
+        parts.append(np.diagonal(kernel(rounded, norms_x[part], norms_y[part], same=False)))
+    return np.concatenate(parts)
 
 
 def _best_answers(affinity: np.ndarray | Tensor) -> np.ndarray:
-    """What each location's best answer adds up to, seen from the side where that is less (B,)."""
+    """The sum of each location's best affinity, seen from the side where that is less (B,)."""
     values = torch.as_tensor(affinity)
     _, rows, columns = values.shape
     of_rows, of_columns = values.amax(dim=2), values.amax(dim=1)
-    # Surplus locations of the larger image may stay without an answer, which is better than a negative one.
+    # Surplus locations of the larger image may stay without a partner, which is better than a negative affinity.
     if rows > columns:
         of_rows = of_rows.clamp(min=0)
     if columns > rows:
@@ -181,18 +186,17 @@ def _best_answers(affinity: np.ndarray | Tensor) -> np.ndarray:
     return torch.minimum(*sums).cpu().numpy()
 
 
-def _aligned_products(x: Locations, rows: np.ndarray, y: Locations, columns: np.ndarray, on_device: bool) -> np.ndarray:
-    """Inner products (B,) of pairs of images whose equal locations answer to each other, added up in float64."""
-    shared = min(x.count, y.count)
-    if on_device:
-        numbers = [torch.from_numpy(part).to(x.tokens.device) for part in (rows, columns)]
-        each = x.tokens[numbers[0], :shared].mul_(y.tokens[numbers[1], :shared])
-        # Over channels in float32: a sum of float32 numbers in float64 would first copy them all.
-        return each.sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
-    # Numba takes seconds to load, and whoever never matches should not wait for it.
+def _aligned_products(pairs: Pairs) -> np.ndarray:
+    """Inner products (B,) of the whole images of pairs, where the tokens are, summed in float64."""
+    x, y = pairs.images()
+    if pairs.on_device:
+        shared, device = min(x.count, y.count), x.tokens.device
+        rows, columns = (torch.from_numpy(numbers).to(device) for numbers in (pairs.rows, pairs.columns))
+        return products_of_pairs(x.tokens[rows, :shared], y.tokens[columns, :shared])
+    # Lazy: importing Numba takes seconds.
     from rsm_probe.matching.compiled.loops import matched_products
 
-    same, aligned = np.arange(x.count), np.empty(len(rows))
-    same = np.where(same < shared, same, -1)
-    matched_products(x.on_cpu.numpy(), y.on_cpu.numpy(), rows, columns, same, aligned)
-    return aligned
+    products = np.empty(len(pairs))
+    partners = identity_partners(x.count, y.count)
+    matched_products(x.on_cpu.numpy(), y.on_cpu.numpy(), pairs.rows, pairs.columns, partners, products)
+    return products

@@ -1,4 +1,4 @@
-"""Images in memory, block by block, ready to be matched; those of a database are held while there is room."""
+"""Token sets as sides in memory, some images at a time; those of a database are held while there is room."""
 
 from __future__ import annotations
 
@@ -11,64 +11,40 @@ import torch
 from torch import Tensor
 
 from rsm_probe.matching.bounds import Summaries
-from rsm_probe.matching.matching import Locations, Matching
-from rsm_probe.matching.methods.identity import squared_norms
-from rsm_probe.matching.scaling import each_rescaled
-from rsm_probe.pairs.token_sets import Images, centred_tokens
+from rsm_probe.matching.matching import Matching
+from rsm_probe.pairs.sides import Side
+from rsm_probe.pairs.token_sets import TokenSet, centred_tokens
 from rsm_probe.similarity.centering import Centering
 
 
 @dataclass(frozen=True)
-class ImageBlock:
-    """Some images in memory, ready to be matched.
-
-    Attributes:
-        images: their tokens, centred, on the device, each image in a unit of its own.
-        norms: |x|^2 (n,), in the unit of the representations.
-        units: what the tokens of each image are to be multiplied with (n,).
-    """
-
-    images: Locations
-    norms: np.ndarray
-    units: np.ndarray
-
-    def summaries(self, summaries: Summaries) -> Tensor:
-        """The summaries (n, L) of the images, in the unit of the representations."""
-        found = summaries.of(self.images.tokens)
-        return found * torch.from_numpy(self.units).to(found.device)[:, None]
-
-
-@dataclass(frozen=True)
 class BlockReader:
-    """How images become blocks.
+    """How images of a token set become a side.
 
     Attributes:
         reference: the images whose mean is subtracted.
-        centering: what is subtracted.
+        centering: which mean.
         method: the matching that images are prepared for.
         dtype: of the tokens.
-        device: where they are to be.
+        device: that holds the side.
         at_once: images that are read at a time.
     """
 
-    reference: Images
+    reference: TokenSet
     centering: Centering | None
     method: Matching
     dtype: torch.dtype
     device: torch.device
     at_once: int
 
-    def block(self, images: Images, numbers: np.ndarray) -> ImageBlock:
-        """Some images of a set, by ascending numbers."""
+    def block(self, images: TokenSet, numbers: np.ndarray) -> Side:
+        """Some images of a set, by ascending numbers, ready to be matched."""
         tokens = torch.empty((len(numbers), *images.shape[1:]), dtype=self.dtype, device=self.device)
         for start in range(0, len(numbers), self.at_once):
             tokens[start : start + self.at_once] = self.tokens(images, numbers[start : start + self.at_once])
-        tokens, units = each_rescaled(tokens)
-        ready = Locations(tokens, images.grid)
-        self.method.prepare(ready)
-        return ImageBlock(ready, squared_norms(tokens) * units**2, units)
+        return Side.of(tokens, images.grid).prepare({self.method.name: self.method})
 
-    def tokens(self, images: Images, numbers: np.ndarray) -> Tensor:
+    def tokens(self, images: TokenSet, numbers: np.ndarray) -> Tensor:
         """Their tokens (n, S, C), centred, in main memory."""
         first, last = int(numbers[0]), int(numbers[-1])
         if last - first + 1 == len(numbers):
@@ -78,6 +54,12 @@ class BlockReader:
         return torch.cat(parts).to(self.dtype)
 
 
+def summaries_of(side: Side, summaries: Summaries) -> Tensor:
+    """The summaries (n, L) of the images of a side, in the unit of the representations."""
+    values = summaries.of(side.tokens)
+    return values * torch.from_numpy(side.units).to(values.device)[:, None]
+
+
 class Database:
     """The images that queries are compared with: the blocks that were used last are held, and summaries of all.
 
@@ -85,7 +67,7 @@ class Database:
 
     Args:
         images: all of them.
-        reading: how they become blocks.
+        reader: how they become sides.
         summaries: what makes their summaries.
         size: images of a block at most.
         room: bytes that may be held.
@@ -97,8 +79,8 @@ class Database:
         norms: |x|^2 (M,), NaN of images that were not read yet.
     """
 
-    def __init__(self, images: Images, reading: BlockReader, summaries: Summaries, size: int, room: int) -> None:
-        self.images, self._reading, self._summaries = images, reading, summaries
+    def __init__(self, images: TokenSet, reader: BlockReader, summaries: Summaries, size: int, room: int) -> None:
+        self.images, self._reader, self._summaries = images, reader, summaries
         chunk, size = images.images_per_chunk, min(size, len(images))
         self.size = size // chunk * chunk if size > chunk else size
         self.starts = range(0, len(images), self.size)
@@ -107,7 +89,7 @@ class Database:
         self._keeps_summaries = 2 * len(images) * summary <= room
         free = room - len(images) * summary if self._keeps_summaries else room
         self.most_held = max(1, free // (self.size * (tokens if self._keeps_summaries else tokens + summary)))
-        self._held: OrderedDict[int, ImageBlock] = OrderedDict()
+        self._held: OrderedDict[int, Side] = OrderedDict()
         self._summarised: dict[int, Tensor] = {}
 
     @property
@@ -115,14 +97,14 @@ class Database:
         """Whether there is room for all blocks, so that none is read twice."""
         return len(self.starts) <= self.most_held
 
-    def block(self, start: int) -> ImageBlock:
+    def block(self, start: int) -> Side:
         """The block that begins with an image."""
         if start not in self._held:
             while len(self._held) >= self.most_held:
                 self._held.popitem(last=False)
             stop = min(start + self.size, len(self.images))
-            self._held[start] = block = self._reading.block(self.images, np.arange(start, stop))
-            self.norms[start:stop] = block.norms
+            self._held[start] = side = self._reader.block(self.images, np.arange(start, stop))
+            self.norms[start:stop] = side.squared_norms
         self._held.move_to_end(start)
         return self._held[start]
 
@@ -130,11 +112,10 @@ class Database:
         """The summaries (n, L) of a block, in the unit of the representations."""
         if start in self._summarised:
             return self._summarised[start]
-        block = self.block(start)
-        found = block.summaries(self._summaries)
+        values = summaries_of(self.block(start), self._summaries)
         if self._keeps_summaries:
-            self._summarised[start] = found
-        return found
+            self._summarised[start] = values
+        return values
 
     def held_first(self, starts: Iterable[int]) -> list[int]:
         """Blocks in the order in which fewest are read: in any fixed order, the last ones used would be missed."""

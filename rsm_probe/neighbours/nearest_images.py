@@ -22,12 +22,13 @@ from rsm_probe.execution.devices import find_device
 from rsm_probe.execution.executors import threads
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.neighbours.bounded_search import Search
+from rsm_probe.neighbours.bounded_search import AllProducts, Groups, Search
 from rsm_probe.neighbours.candidates import Best, Counts
 from rsm_probe.neighbours.shortlist import pooled_candidates
 from rsm_probe.pairs.matcher import available_cores
-from rsm_probe.pairs.products import affinity_bytes
-from rsm_probe.pairs.token_sets import Images, as_set, warn_of_other_layer
+from rsm_probe.pairs.pair_loop import affinity_bytes
+from rsm_probe.pairs.token_sets import TokenSet, as_set, warn_of_other_layer
+from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.kernels import RBF, Kernel, check_kernel, get_kernel
 
@@ -36,8 +37,8 @@ _CHECKED = 16
 
 
 def nearest(
-    query: Tensor | np.ndarray | CapturedLayer,
-    database: Tensor | np.ndarray | CapturedLayer,
+    query: Tensor | np.ndarray | Representation | CapturedLayer,
+    database: Tensor | np.ndarray | Representation | CapturedLayer,
     k: int = 5,
     matching: str | Matching = "optimal",
     kernel: str | Kernel = "cosine",
@@ -59,8 +60,8 @@ def nearest(
     that pass it, each location's best answer is a second one, before the matching is solved.
 
     Args:
-        query: tokens (N, S, C), or a layer of a `Capture`.
-        database: tokens (M, T, C), or a captured layer.
+        query: tokens (N, S, C), a `Representation`, or a layer of a `Capture`.
+        database: the same, with M images of T locations.
         k: neighbours for each query, at most the images of the database.
         matching: a name or a method object that pairs all locations of the smaller image. Scores, which no bound
             covers, are computed for all pairs.
@@ -119,9 +120,8 @@ def nearest(
     require_whole(workers, "workers", 1, CostError)
     own = _own_groups(groups, len(queries), len(images))
     budget = parse_bytes(memory)
-    sample = [torch.empty(1, part.shape[1], part.shape[2], device="meta") for part in (queries, images)]
-    affinity_bytes(method, sample[0], sample[1], budget)
-    if isinstance(chosen, RBF) and chosen.sigma2 is None and not method.at_once:
+    affinity_bytes(method, queries.shape[1], images.shape[1], budget)
+    if chosen.needs_width and not method.at_once:
         warnings.warn(
             f"kernel='rbf' takes its width from the distances of all {len(queries)} x {len(images)} pairs, which are "
             f"all matched for it; give a width, as in RBF(sigma2=...), to find the same neighbours with few matchings",
@@ -130,26 +130,32 @@ def nearest(
     started, everything = time.perf_counter(), np.arange(len(queries))
     seconds = 0.0
     with threads(workers) as pool, torch.no_grad():
-        search = Search(queries, images, method, chosen, check_centering(centering), budget, where, pool)
+        search = Search(queries, images, method, chosen.ordering, check_centering(centering), budget, where, pool)
+        known = search.match_all() if chosen.needs_width else None
         with tqdm(desc="queries", total=len(queries), unit="query", disable=not progress) as bar:
             if shortlist is None:
-                found, recall = search.best(everything, k, own, on_done=bar.update), None
+                best, recall = search.best(everything, k, own, on_done=bar.update, known=known), None
             else:
                 candidates = pooled_candidates(queries.pooled, images.pooled, shortlist, own, centering is not None)
-                found = search.best_among(candidates, k, on_done=bar.update)
-                seconds = time.perf_counter() - started  # looking beyond the shortlist is no part of the work
-                counts, search.counts = search.counts, Counts()
-                recall = _recall(search, found, k, own)
-                search.counts = counts
-    result = _labelled(queries, images, found)
-    counted = {key: value for key, value in asdict(search.counts).items() if not key.endswith("_seconds")}
+                if known is None:
+                    best = search.best_among(candidates, k, on_done=bar.update)
+                else:
+                    best = search.best(everything, k, None, dict(enumerate(candidates)), bar.update, known)
+                seconds = time.perf_counter() - started  # the work does not include a look beyond the shortlist
+                recall = _recall(search, best, k, own, known)
+    counts = best.counts
+    if known is not None:
+        counts.add(known.counts)
+        chosen = RBF(max(known.median_distance, float(np.finfo(np.float64).tiny)))
+    result = _labelled(queries, images, best, chosen)
+    counted = {key: value for key, value in asdict(counts).items() if not key.endswith("_seconds")}
     result.attrs.update(matching=label, kernel=chosen.name, centering=str(centering), **counted)
     seconds = seconds or time.perf_counter() - started
     pairs = len(queries) * len(images) - (0 if own is None else int((own[0][:, None] == own[1][None]).sum()))
     per_pair = search.seconds_per_pair(max(0.5, 0.05 * seconds)) / (1 if search.on_device else workers)
-    result.attrs.update(_savings(search.counts, pairs, seconds, per_pair))
-    if search.sigma2 is not None:
-        result.attrs["sigma2"] = search.sigma2
+    result.attrs.update(_savings(counts, pairs, seconds, per_pair))
+    if known is not None:
+        result.attrs["sigma2"] = known.median_distance
     if recall is not None:
         result.attrs.update(shortlist=shortlist, recall=recall)
     if progress:
@@ -157,9 +163,7 @@ def nearest(
     return result
 
 
-def _own_groups(
-    groups: tuple[Sequence[str], Sequence[str]] | None, queries: int, images: int
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _own_groups(groups: tuple[Sequence[str], Sequence[str]] | None, queries: int, images: int) -> Groups | None:
     """Numbers of the groups of queries and of images.
 
     Raises:
@@ -179,25 +183,25 @@ def _own_groups(
     return numbers[:queries], numbers[queries:]
 
 
-def _recall(search: Search, found: Best, count: int, own: tuple[np.ndarray, np.ndarray] | None) -> float:
-    """The share of true neighbours among those found within a shortlist, for some queries spread evenly."""
-    checked = np.unique(np.linspace(0, len(found.index) - 1, _CHECKED).astype(int))
-    true = search.best(checked, count, own).index
-    held = [np.isin(row[row >= 0], found.index[query]) for query, row in zip(checked, true, strict=True)]
+def _recall(search: Search, best: Best, count: int, own: Groups | None, known: AllProducts | None) -> float:
+    """The share of true neighbours that a shortlist holds, for some queries spread evenly."""
+    checked = np.unique(np.linspace(0, len(best.index) - 1, _CHECKED).astype(int))
+    true = search.best(checked, count, own, known=known).index
+    held = [np.isin(row[row >= 0], best.index[query]) for query, row in zip(checked, true, strict=True)]
     return float(np.concatenate(held).mean()) if sum(map(len, held)) else float("nan")
 
 
-def _labelled(queries: Images, images: Images, found: Best) -> xr.Dataset:
+def _labelled(queries: TokenSet, images: TokenSet, best: Best, kernel: Kernel) -> xr.Dataset:
     names = np.array([*images.ids, ""])
     dimensions = ("query", "rank")
     return xr.Dataset(
         {
-            "neighbour": (dimensions, names[found.index]),
-            "index": (dimensions, found.index),
-            "similarity": (dimensions, found.similarities),
-            "product": (dimensions, found.products),
+            "neighbour": (dimensions, names[best.index]),
+            "index": (dimensions, best.index),
+            "similarity": (dimensions, kernel.of_ordering(best.similarities)),
+            "product": (dimensions, best.products),
         },
-        coords={"query": queries.ids, "rank": np.arange(1, found.index.shape[1] + 1)},
+        coords={"query": queries.ids, "rank": np.arange(1, best.index.shape[1] + 1)},
     )
 
 

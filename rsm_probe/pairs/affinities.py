@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.execution.devices import block_bytes, full_precision, in_halves
-from rsm_probe.matching.matching import Locations, Matching
+from rsm_probe.pairs.sides import Side
 
 # Bytes of one block of affinities on the CPU, or for it. It is a constant, not derived from workers or memory, so that
 # the shapes of the matrix products, and with them the last bits of the results, never depend on the machine's load.
@@ -78,7 +78,7 @@ class Block:
         return len(self.rows)
 
     def affinity(self) -> np.ndarray | Tensor | None:
-        """The affinities (B, S, T), or None where nobody reads any; waits for them, in any thread."""
+        """Wait for the affinities (B, S, T), in any thread; None where nobody reads any."""
         if self._values is None:
             return None
         if self.ready is not None and self.on_device:
@@ -91,14 +91,14 @@ class Block:
 
 
 class Affinities:
-    """The affinities of pairs of images, block by block, for methods that are served alike.
+    """The affinities of pairs of images, block by block, for methods that read the same ones.
 
     On a CUDA device they are computed on a stream of its own. Where a CPU matches, they are copied into pinned memory
-    by the same stream: both go on while others match what came before.
+    by the same stream: both go on while earlier blocks are matched.
 
     Args:
-        x: images whose tokens are contiguous.
-        y: the others, on the same device.
+        x: the images in the rows, whose tokens are contiguous.
+        y: those in the columns, on the same device.
         on_device: whether they stay on the device, for methods that solve them there.
         reads: whether anybody reads them; if not, blocks say which pairs are next.
         precision: "float32", or "float16" for tokens that are rounded to it.
@@ -109,12 +109,14 @@ class Affinities:
     """
 
     def __init__(
-        self, x: Locations, y: Locations, on_device: bool = False, reads: bool = True, precision: str = "float32"
+        self, x: Side, y: Side, on_device: bool = False, reads: bool = True, precision: str = "float32"
     ) -> None:
         self.on_device, self.reads, self.device = on_device, reads, x.tokens.device
-        self.pair_bytes = x.count * y.count * x.tokens.element_size() if reads else 0
-        self.pairs_per_block = _most_on_device(x, y) if on_device else pairs_per_block(x.tokens, y.tokens)
         self.x, self.y = x.tokens, y.tokens
+        size = self.x.shape[1] * self.y.shape[1] * self.x.element_size()
+        self.pair_bytes = size if reads else 0
+        most = block_bytes(self.device) // size if on_device else pairs_per_block(self.x, self.y)
+        self.pairs_per_block = max(1, most)
         self._units: tuple[np.ndarray, np.ndarray] | None = None
         if reads and precision == "float16":
             (self.x, units_x), (self.y, units_y) = x.half, y.half
@@ -152,7 +154,7 @@ class Affinities:
             yield _numbers(runs)
 
     def start(self, rows: np.ndarray, columns: np.ndarray, wait: Callable[[], bool] = bool) -> Iterator[Block]:
-        """Starts to compute the affinities of some pairs; several blocks where the device has no room for one.
+        """Start to compute the affinities of some pairs; several blocks where the device has no room for one.
 
         Args:
             rows: (B,), images of x.
@@ -165,13 +167,13 @@ class Affinities:
         return in_halves(lambda start, stop: self.block(rows[start:stop], columns[start:stop]), len(rows), wait)
 
     def block(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool = False) -> Block:
-        """Starts to compute the affinities of some pairs.
+        """Start to compute the affinities of some pairs.
 
         Args:
             rows: (B,), images of x.
             columns: (B,), images of y.
             one_by_one: one product for each pair, for pairs that have no images in common; on a CPU, its last bits
-                then do not depend on the other pairs.
+                then do not depend on the rest of the block.
 
         Raises:
             torch.OutOfMemoryError: the device has no room for them.
@@ -214,30 +216,6 @@ class Affinities:
         return values
 
 
-def served_alike(
-    methods: Mapping[str, Matching], x: Locations, y: Locations, pairs: int, on_device: bool | None = None
-) -> list[tuple[Affinities, dict[str, Matching]]]:
-    """Methods, by label, with those affinities that serve them: on the device or on the CPU, and in their precision.
-
-    Args:
-        methods: label -> method.
-        x: images whose tokens are contiguous.
-        y: the others, on the same device.
-        pairs: that are to be matched; few are not worth a device's kernel.
-        on_device: whether the device solves them, where that is settled already.
-    """
-    groups: dict[tuple[bool, str], dict[str, Matching]] = {}
-    for label, method in methods.items():
-        stays = on_device
-        if stays is None:
-            stays = method.on_device(x.tokens.device, x.tokens.dtype, max(x.count, y.count), pairs)
-        groups.setdefault((stays, method.precision), {})[label] = method
-    return [
-        (Affinities(x, y, stays, any(m.needs_affinity for m in group.values()), precision), group)
-        for (stays, precision), group in groups.items()
-    ]
-
-
 def block_slices(x: Tensor, y: Tensor, diagonal: bool = False, most: int | None = None) -> Iterator[tuple[slice, int]]:
     """All pairs, or those below the diagonal (with it, if asked) where x is y, as images of x against one of y.
 
@@ -252,10 +230,6 @@ def block_slices(x: Tensor, y: Tensor, diagonal: bool = False, most: int | None 
         first = column + (not diagonal) if y is x else 0
         for start in range(first, x.shape[0], step):
             yield slice(start, min(start + step, x.shape[0])), column
-
-
-def _most_on_device(x: Locations, y: Locations) -> int:
-    return max(1, block_bytes(x.tokens.device) // (x.count * y.count * x.tokens.element_size()))
 
 
 def _numbers(runs: list[tuple[slice, int]]) -> Numbers:

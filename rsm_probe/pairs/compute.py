@@ -1,4 +1,4 @@
-"""Images -> RSM: from tokens in memory, or from captures on disk."""
+"""`rsm()`: the similarity of every image with every image, of tokens in memory or of captures on disk."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.matcher import PairMatcher
 from rsm_probe.pairs.on_disk import all_pairs
-from rsm_probe.pairs.token_sets import checked_tokens
+from rsm_probe.pairs.products import permutation_dtype
+from rsm_probe.pairs.sides import Side
+from rsm_probe.pairs.token_sets import Tokens
+from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 from rsm_probe.similarity.rsm import RSM, dataset_of
 
 
 def rsm(
-    z: Tensor | np.ndarray | CapturedLayer,
-    other: Tensor | np.ndarray | CapturedLayer | None = None,
+    z: Tensor | np.ndarray | Representation | CapturedLayer,
+    other: Tensor | np.ndarray | Representation | CapturedLayer | None = None,
     matching: str | Matching = "optimal",
     kernel: str | Kernel = "cosine",
     centering: Centering | None = None,
@@ -38,6 +41,7 @@ def rsm(
     workers: int | None = None,
     memory: str | int = "1GB",
     device: str | None = None,
+    permutations: bool = False,
     out: str | Path | None = None,
     executor: Executor | None = None,
     progress: bool = False,
@@ -45,32 +49,34 @@ def rsm(
     """The similarity of every image with every image (paper, algorithm 1).
 
     Args:
-        z: tokens (N, S, C), for example `probe.representations["layer1.0"].tokens`; or a layer of a `Capture`, whose
-            images need not fit into memory.
-        other: tokens (M, T, C), or a captured layer, of a database; None for the images of z among themselves. Where S
+        z: tokens (N, S, C); a `Representation`, such as `probe.representations["layer1.0"]`, which knows its grid; or a
+            layer of a `Capture`, whose images need not fit into memory.
+        other: the same of a database, with M images of T locations; None for the images of z among themselves. Where S
             differs from T, surplus locations stay unmatched, and norms are those of the whole images.
         matching: "identity" for spatio-semantic RSMs, "optimal" for semantic ones, or a method object.
         kernel: "linear", "cosine", "rbf", or a kernel object with its options.
         centering: None; "location-mean", subtracting the mean over images at each location, as the paper does; or
             "channel-mean", over images and locations, which keeps the invariance to permutations. The mean is the
             database's where `other` is given.
-        grid: (H, W) of the locations, for `matching="translation"`, which needs it; it is not guessed.
+        grid: (H, W) of the locations of tokens, for `matching="translation"`, which needs it; it is not guessed.
         ids: names of the images of z.
         other_ids: names of the images of `other`.
         workers: CPU threads that match; None for all cores.
         memory: budget for affinities waiting to be matched; of captured layers, for all that is held.
         device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
             or "cpu", "cuda:1", "mps". None leaves tokens where they are, and is "auto" for captured layers.
+        permutations: also keep how locations were paired, as `permutation` in the RSM's dataset.
         out: of captured layers: a folder for the tiles, in which an interrupted call continues; see `all_pairs`.
         executor: of captured layers: where tiles are computed; see `all_pairs`.
         progress: of captured layers: show what is needed, and a bar.
 
     Returns:
-        An `RSM` whose `values` are (N, M) float64.
+        An `RSM` whose `values` are (N, M) float64. Its dataset also holds the matched `product` of every pair and its
+        upper `bound`, infinity where the matching proves nothing.
 
     Raises:
         RepresentationError: wrong shapes, NaN or infinity (the message names the image), unknown centring.
-        MatchingError: unknown matching.
+        MatchingError: unknown matching, or permutations of a score.
         ComparisonError: unknown kernel, one that does not apply to a score, wrong number of ids.
         CostError: one affinity alone exceeds the memory budget.
         StorageError: a capture cannot be read, or `out` cannot be written or holds another result.
@@ -79,6 +85,8 @@ def rsm(
     chosen = get_kernel(kernel)
     check_kernel(chosen, label, method.one_to_one)
     centering = check_centering(centering)
+    if not isinstance(permutations, bool):
+        raise RepresentationError(f"permutations must be True or False, found {brief(permutations)}")
     if isinstance(z, CapturedLayer) or isinstance(other, CapturedLayer):
         if not (isinstance(z, CapturedLayer) and isinstance(other, CapturedLayer | None)):
             raise RepresentationError("z and other are both tokens, or both layers of captures")
@@ -86,37 +94,42 @@ def rsm(
             raise RepresentationError("captured layers know their own grid and the names of their images")
         pairs = all_pairs(
             z, other, out, method, centering, memory=memory, workers=workers, executor=executor,
-            device=device or "auto", progress=progress,
+            device=device or "auto", permutations=permutations, progress=progress,
         )  # fmt: skip
         return RSM.from_pairs(pairs, chosen)
     if out is not None or executor is not None:
         raise RepresentationError("out= and executor= are for layers of captures; rsm_probe.capture makes them")
     if other is None and other_ids is not None:
         raise ComparisonError("other_ids name the images of other, and there is none")
-    x, names = checked_tokens(z, "z", ids)
-    x = x if device is None else x.to(find_device(device))
-    y, other_names = (None, None) if other is None else checked_tokens(other, "other", other_ids)
     _require_grid(grid)
-    if y is not None and y.shape[2] != x.shape[2]:
-        raise RepresentationError(f"z has {x.shape[2]} channels and other has {y.shape[2]}: not one layer's")
+    rows = Tokens(z, "z", ids, grid)
+    x = rows.tokens() if device is None else rows.tokens().to(find_device(device))
+    columns = None if other is None else Tokens(other, "other", other_ids, grid)
+    y = None if columns is None else columns.tokens()
     if y is not None:
+        if y.shape[2] != x.shape[2]:
+            raise RepresentationError(f"z has {x.shape[2]} channels and other has {y.shape[2]}: not one layer's")
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(x.device, dtype)
     if centering is not None:
         mean = token_mean(x if y is None else y, centering)
         x, y = subtract_mean(x, mean), None if y is None else subtract_mean(y, mean)
+    sides = Side.of(x, rows.grid), None if y is None or columns is None else Side.of(y, columns.grid)
     with PairMatcher(workers, memory) as matcher:
-        pending = matcher.submit(x, y, {label: method}, grid)
-        products, (norms_x, norms_y) = pending.result()[label], pending.squared_norms
-    values = chosen(products, norms_x, norms_y, same=y is None)
-    dataset = dataset_of(values, names, other_names).assign(
-        product=(("image_a", "image_b"), products), norm_a=("image_a", norms_x), norm_b=("image_b", norms_y)
+        known = matcher.submit(*sides, {label: method}, bounds=True, permutations=permutations).matched()[label]
+    axes, attributes = ("image_a", "image_b"), {"matching": label, "one_to_one": int(method.one_to_one)}
+    values = chosen(known.products, known.norms_x, known.norms_y, same=y is None)
+    dataset = dataset_of(values, rows.ids, None if columns is None else columns.ids).assign(
+        product=(axes, known.products),
+        bound=(axes, known.bounds),
+        norm_a=("image_a", known.norms_x),
+        norm_b=("image_b", known.norms_y),
     )
-    return RSM(
-        dataset.assign_attrs(
-            matching=label, one_to_one=int(method.one_to_one), kernel=chosen.name, centering=str(centering)
-        )
-    )
+    if known.permutations is not None:
+        locations = (x if y is None else y).shape[1]
+        kept = known.permutations.astype(permutation_dtype(locations))
+        dataset = dataset.assign(permutation=((*axes, "location"), kept))
+    return RSM(dataset.assign_attrs(attributes, kernel=chosen.name, centering=str(centering)))
 
 
 def _require_grid(grid: Any) -> None:

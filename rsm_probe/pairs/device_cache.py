@@ -12,7 +12,7 @@ from torch import Tensor
 from rsm_probe.execution.devices import token_bytes
 
 
-class Moved:
+class DeviceCache:
     """What was moved to devices and may be asked for again; the parts that were not used for longest make room."""
 
     def __init__(self) -> None:

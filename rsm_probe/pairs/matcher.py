@@ -1,4 +1,4 @@
-"""The pair loop: affinities on the device, matching in worker threads or by its kernel, bounded queues between."""
+"""The pair loop in worker threads: affinities on the device, matching beside it, bounded queues between."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -18,11 +18,11 @@ from rsm_probe.checks import require_whole
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import parse_bytes
 from rsm_probe.execution.devices import block_bytes, require_memory
-from rsm_probe.matching.matching import Locations, Matching, Pairs
-from rsm_probe.matching.methods.identity import aligned_products, squared_norms
-from rsm_probe.matching.scaling import each_rescaled
-from rsm_probe.pairs.affinities import Affinities, Block, pairs_per_block, served_alike
-from rsm_probe.pairs.products import affinity_bytes, is_identity, solve_over
+from rsm_probe.matching.matching import Matching
+from rsm_probe.pairs.affinities import Block, pairs_per_block
+from rsm_probe.pairs.pair_loop import BlockSolver, PairLoop
+from rsm_probe.pairs.products import MatchedProducts, ProductMatrix
+from rsm_probe.pairs.sides import Side
 
 
 class PairMatcher:
@@ -31,7 +31,7 @@ class PairMatcher:
     Args:
         workers: CPU threads that match; None for one per available core. The result does not depend on it.
         memory: bytes, or text such as "1GB": how much the affinities waiting for CPU threads may occupy; one block of
-            8 MB may always wait. Those that a device matches itself take a quarter of its memory at most.
+            8 MB may always wait. Those that a device solves itself take a quarter of its memory at most.
         on_pairs: called with the number of pairs whenever some are done.
     """
 
@@ -60,18 +60,23 @@ class PairMatcher:
 
     def submit(
         self,
-        x: Tensor,
-        y: Tensor | None,
+        x: Tensor | Side,
+        y: Tensor | Side | None,
         methods: Mapping[str, Matching],
         grid: tuple[int, ...] | None = None,
+        *,
+        bounds: bool = False,
+        permutations: bool = False,
     ) -> PendingProducts:
-        """Starts the matching of all pairs; blocks while the queue is full.
+        """Start the matching of all pairs; blocks while the queue is full.
 
         Args:
-            x: tokens (N, S, C), finite.
-            y: tokens (M, T, C), finite, or None for the pairs within x (each unordered pair is matched once).
+            x: tokens (N, S, C), finite; or a side.
+            y: tokens (M, T, C), finite, or a side; None for the pairs within x (each unordered pair is matched once).
             methods: label -> method.
-            grid: (H, W) of the locations, for methods that move along it.
+            grid: (H, W) of the locations of tokens, for methods that move along it.
+            bounds: whether to keep bounds.
+            permutations: whether to keep how locations were paired.
 
         Returns:
             A handle whose `result()` gives label -> (N, M) matched inner products.
@@ -80,98 +85,60 @@ class PairMatcher:
             CostError: one affinity alone exceeds the memory budget.
             MatchingError: a method cannot work on these locations.
         """
-        # A layer may be taken up within the forward pass of a model that runs in half precision: we do not.
-        with torch.autocast(x.device.type, enabled=False):
-            return self._submit(x, None if y is x else y, methods, grid)
-
-    def _submit(
-        self, x: Tensor, y: Tensor | None, methods: Mapping[str, Matching], grid: tuple[int, ...] | None
-    ) -> PendingProducts:
         columns = len(x if y is None else y)
+        locations = (x.tokens if isinstance(x, Side) else x).shape[1]
         require_memory(
-            8 * len(methods) * len(x) * columns,
+            len(methods) * len(x) * columns * (8 * (1 + bounds) + 4 * locations * permutations),
             f"the similarity of {len(x)} x {columns} images",
             "take fewer images, or all_pairs(..., out=), which keeps it on disk",
         )
-        scaled_x, units_x = each_rescaled(x)
-        scaled_y, units_y = (scaled_x, units_x) if y is None else each_rescaled(y.to(x))
-        left = Locations(scaled_x, grid)
-        right = left if y is None else Locations(scaled_y, grid)
-        # The same numbers, to the last bit, for all that is measured against them.
-        aligned = cache(lambda: aligned_products(scaled_x, scaled_y))
-        products: dict[str, np.ndarray] = {}
-        unsolved: dict[str, Matching] = {}
-        for label, method in methods.items():
-            if is_identity(method, left, right):
-                products[label] = aligned()
-            elif method.at_once:
-                products[label] = method.products(left, right)
-            else:
-                products[label] = np.zeros((len(left), len(right)))
-                unsolved[label] = method
-        norms_x = squared_norms(scaled_x)
-        norms_y = norms_x if y is None else squared_norms(scaled_y)
-        pending = PendingProducts(products, (units_x, units_y), (norms_x, norms_y), methods)
-        if not unsolved:
-            self._count(_pair_count(left, right))
-            return pending
-        # What is done at once reads tokens as they lie; what follows works on many pairs of them.
-        left = Locations(scaled_x.contiguous(), grid)
-        right = left if y is None else Locations(scaled_y.contiguous(), grid)
-        for method in unsolved.values():
-            method.prepare(left)
-            method.prepare(right)
-        sizes = [affinity_bytes(method, left.tokens, right.tokens, self.memory) for method in unsolved.values()]
-        base = aligned() if any(sizes) else np.empty((0, 0))
-        diagonal = any(not method.one_to_one for method in unsolved.values())
-        groups = served_alike(unsolved, left, right, _pair_count(left, right))
-        for source, alike in groups:
-            match = partial(self._match_block, (left, right), alike, base, products, alike is groups[-1][1])
-            for numbers in source.all_pairs(diagonal):
-                pending.futures += self._submit_block(source, *numbers, match)
+        left = x if isinstance(x, Side) else Side.of(x, grid)
+        right = left if y is None or y is x else y if isinstance(y, Side) else Side.of(y.to(left.tokens), grid)
+        # A layer may be read within the forward pass of a model that runs in half precision; match in full precision.
+        with torch.autocast(left.tokens.device.type, enabled=False):
+            loop = PairLoop(left, right, methods, memory=self.memory, bounds=bounds, permutations=permutations)
+            pending = PendingProducts(loop.matrices, (left.squared_norms, right.squared_norms))
+            del x, y, left, right  # workers need what the loop keeps of them
+            if not loop.solvers:
+                self._count(loop.workload.pairs)
+            for solver in loop.solvers:
+                solve = partial(self._solve_block, loop, solver)
+                for pairs in loop.block_pairs(solver):
+                    pending.futures += self._submit_block(solver, *pairs, solve)
         return pending
 
     def _submit_block(
-        self, source: Affinities, rows: np.ndarray, columns: np.ndarray, match: Callable[[list[Block]], None]
+        self, solver: BlockSolver, rows: np.ndarray, columns: np.ndarray, solve: Callable[[list[Block]], None]
     ) -> list[Future[None]]:
-        """Has the affinities of some pairs made and matched, when there is room for them."""
-        queue, whole, sizes = self._queue_of(source), len(rows) * source.pair_bytes, [0]
+        """Have the affinities of some pairs made and solved, when there is room for them."""
+        affinities = solver.affinities
+        queue, whole, sizes = self._queue_of(solver), len(rows) * affinities.pair_bytes, [0]
         submitted: list[Future[None]] = []
         queue.reserve(whole)
         try:
-            for block in source.start(rows, columns, lambda: queue.wait_for_others(whole - sum(sizes))):
-                sizes.append(len(block) * source.pair_bytes)
-                work = self._pool.submit(match, [block])
+            for block in affinities.start(rows, columns, lambda: queue.wait_for_others(whole - sum(sizes))):
+                sizes.append(len(block) * affinities.pair_bytes)
+                work = self._pool.submit(solve, [block])
                 # Not at the end of the work itself: what is cancelled never ends, but is done all the same.
                 work.add_done_callback(lambda _, size=sizes[-1]: queue.release(size))  # type: ignore[misc]
                 submitted.append(work)
                 del block  # or it would stay in memory until the next one is there
-        finally:  # of a device that is out of memory, for one: whoever tries again needs the place
+        finally:  # after an error, such as a device out of memory, a further try needs the room
             queue.release(whole - sum(sizes))
         return submitted
 
-    def _queue_of(self, source: Affinities) -> _Queue:
+    def _queue_of(self, solver: BlockSolver) -> _Queue:
         """What waits on a device is bounded by two of its blocks, what waits for the CPU by the memory."""
-        if not source.on_device:
+        if not solver.affinities.on_device:
             return self._queue
-        return self._device_queues.setdefault(source.device, _Queue(2 * block_bytes(source.device)))
+        device = solver.affinities.device
+        return self._device_queues.setdefault(device, _Queue(2 * block_bytes(device)))
 
-    def _match_block(
-        self,
-        images: tuple[Locations, Locations],
-        methods: Mapping[str, Matching],
-        aligned: np.ndarray,
-        out: dict[str, np.ndarray],
-        last: bool,
-        blocks: list[Block],
-    ) -> None:
-        block = blocks.pop()  # whoever submitted it holds it no more: its memory is free when this ends
-        pairs = Pairs(block.rows, block.columns, *images, block.affinity())
-        places = pairs.rows, pairs.columns
-        for label, method in methods.items():
-            out[label][places] = solve_over(method, pairs, aligned[places] if aligned.size else aligned).values
-        if last:
-            self._count(int(np.count_nonzero((pairs.rows != pairs.columns) | (images[0] is not images[1]))))
+    def _solve_block(self, loop: PairLoop, solver: BlockSolver, blocks: list[Block]) -> None:
+        block = blocks.pop()  # popped, so that no reference keeps its memory alive
+        loop.fill(solver, block)
+        if solver is loop.solvers[-1]:
+            self._count(int(np.count_nonzero((block.rows != block.columns) | (not loop.within))))
 
     def _count(self, pairs: int) -> None:
         with self._counting:
@@ -186,19 +153,19 @@ class _Queue:
         self._freed = threading.Condition()
 
     def reserve(self, size: int) -> None:
-        """Waits until there is room."""
+        """Wait until there is room."""
         with self._freed:
             self._freed.wait_for(lambda: not self.waiting or self.waiting + size <= self.most)
             self.waiting += size
 
     def release(self, size: int) -> None:
-        """Gives room back."""
+        """Give room back."""
         with self._freed:
             self.waiting -= size
             self._freed.notify_all()
 
     def wait_for_others(self, own: int) -> bool:
-        """Waits until nothing waits but what one holds oneself; says whether there was anything."""
+        """Wait until nothing waits but one's own bytes; says whether anything else did."""
         with self._freed:
             others = self.waiting > own
             self._freed.wait_for(lambda: self.waiting <= own)
@@ -213,23 +180,13 @@ class PendingProducts:
             pairs within one set.
     """
 
-    def __init__(
-        self,
-        products: dict[str, np.ndarray],
-        units: tuple[np.ndarray, np.ndarray],
-        norms: tuple[np.ndarray, np.ndarray],
-        methods: Mapping[str, Matching],
-    ) -> None:
+    def __init__(self, matrices: Mapping[str, ProductMatrix], squared_norms: tuple[np.ndarray, np.ndarray]) -> None:
         self.futures: list[Future[None]] = []
-        self._products = products
-        self._units = units[0][:, None] * units[1]
-        self._norms = norms
-        rows = norms[0] * units[0] ** 2
-        self.squared_norms = rows, rows if norms[1] is norms[0] else norms[1] * units[1] ** 2
-        self._methods = methods
+        self.squared_norms = squared_norms
+        self._matrices = matrices
 
-    def result(self) -> dict[str, np.ndarray]:
-        """Waits for the workers; label -> (N, M) float64, symmetric where both sets were the same images.
+    def matched(self) -> dict[str, MatchedProducts]:
+        """Wait for the workers; label -> products, and bounds and permutations where they were asked for.
 
         Raises:
             Exception: whatever a worker raised; its remaining blocks are cancelled.
@@ -244,20 +201,11 @@ class PendingProducts:
         self.futures = []
         # What workers set for themselves, PyTorch also takes as the default of threads that others start later.
         torch.set_num_threads(torch.get_num_threads())
-        return {label: self._completed(label) * self._units for label in self._products}
+        return {label: matrix.completed() for label, matrix in self._matrices.items()}
 
-    def _completed(self, label: str) -> np.ndarray:
-        products = self._products[label]
-        if self._norms[1] is not self._norms[0]:
-            return products
-        products = np.tril(products) + np.tril(products, -1).T
-        if self._methods[label].one_to_one:  # an image matches itself location by location
-            np.fill_diagonal(products, self._norms[0])
-        return products
-
-
-def _pair_count(x: Locations, y: Locations) -> int:
-    return len(x) * (len(x) - 1) // 2 if y is x else len(x) * len(y)
+    def result(self) -> dict[str, np.ndarray]:
+        """As `matched`, the products alone: label -> (N, M) float64, symmetric for the pairs within one set."""
+        return {label: known.products for label, known in self.matched().items()}
 
 
 def queue_bytes(x: Tensor, memory: int) -> int:

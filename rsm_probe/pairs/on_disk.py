@@ -21,19 +21,20 @@ from rsm_probe.execution.devices import find_device
 from rsm_probe.execution.executors import device_workers, finished, one_thread, threads
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
+from rsm_probe.matching.workload import Workload
 from rsm_probe.pairs.matcher import available_cores
+from rsm_probe.pairs.products import permutation_dtype
 from rsm_probe.pairs.settings import about, own_tile, settings_of
 from rsm_probe.pairs.tile_plan import Plan
 from rsm_probe.pairs.tiles import (
     KIND,
     Job,
-    Source,
+    LayerAddress,
     array_names,
     compute,
     create_arrays,
     forget_tokens,
     holds_all,
-    permutation_dtype,
 )
 from rsm_probe.pairs.timing import seconds_per_pair
 from rsm_probe.pairs.token_sets import centred_tokens, warn_of_other_layer
@@ -120,9 +121,8 @@ def all_pairs(
         raise RepresentationError(f"{x!r} and {y!r} differ in their channels: not one layer's")
     if y is not None:
         warn_of_other_layer(x, y)
-    locations = max(x.shape[1], x.shape[1] if y is None else y.shape[1])
-    pairs = len(x) * (len(x) - 1) // 2 if y is None else len(x) * len(y)
-    stays = method.on_device(where, torch.float32, locations, pairs)
+    workload = Workload.of(x.shape, None if y is None else y.shape)
+    stays = workload.on_device(method, where, torch.float32)
     workers = min(workers, device_workers(where)) if stays else workers
     plan = Plan.of(x, x if y is None else y, method, parse_bytes(memory), workers, permutations, stays)
     settings = settings_of(x, y, label, method, centering, permutations)
@@ -134,8 +134,8 @@ def all_pairs(
         def run_on(store: ChunkStore) -> _Run:
             side = own_tile(store, settings, tile or plan.tile, x, y)
             plan.require_memory(side)
-            sources = Source.of(x), None if y is None else Source.of(y)
-            job = Job(*sources, folder, method, centering, str(where), permutations, side, pairs)
+            addresses = LayerAddress.of(x), None if y is None else LayerAddress.of(y)
+            job = Job(*addresses, folder, method, centering, str(where), permutations, side, workload)
             return _Run(store, job, x, x if y is None else y, plan, settings, progress)
 
         # What is there is refused, or read, without a lock and without writing.
@@ -264,7 +264,7 @@ class _Run:
                 return 0.0
             if self.job.device != "cpu":
                 tokens = tokens.to(self.job.device)
-            return seconds_per_pair(tokens, self.job.method, at_once=self.job.pairs)
+            return seconds_per_pair(tokens, self.job.method, at_once=self.job.workload.pairs)
 
 
 def _device(device: Any, executor: Executor | None) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rsm_probe.captures.captured_layers import CapturedLayer
@@ -11,7 +10,7 @@ from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.tiles import Job
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.storage.chunks import ChunkStore
-from rsm_probe.storage.differences import differences, other_image
+from rsm_probe.storage.differences import as_stored, differences, other_image
 
 
 def own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: CapturedLayer, y: CapturedLayer | None) -> int:
@@ -50,7 +49,7 @@ def settings_of(
     """Everything that decides the values, as JSON gives it back."""
     sides = {"x": x.about, "y": y and y.about}
     how = {"matching": label, "method": repr(method), "centering": centering, "permutations": permutations}
-    return dict(json.loads(json.dumps({**sides, **how})))
+    return as_stored({**sides, **how})
 
 
 def about(job: Job, settings: dict[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import format_bytes
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.affinities import BLOCK_BYTES
-from rsm_probe.pairs.products import affinity_bytes
+from rsm_probe.pairs.pair_loop import affinity_bytes
 
 # Tokens on one side of a tile: enough that reading them costs little beside matching, few enough that a tile ends soon.
 _TOKEN_BYTES = 16 << 20
@@ -66,8 +64,7 @@ class Plan:
             CostError: one affinity alone exceeds the memory.
         """
         image = max(x.shape[1], y.shape[1]) * x.shape[2] * 4
-        sample = [torch.empty(1, layer.shape[1], layer.shape[2], device="meta") for layer in (x, y)]
-        one = affinity_bytes(method, sample[0], sample[1], memory)
+        one = affinity_bytes(method, x.shape[1], y.shape[1], memory)
         # An affinity, its padded copy, and what is remembered of it.
         block = 2 * max(one, BLOCK_BYTES) if one and not on_device else 0
         pair = _PAIR_BYTES + (_PERMUTATION_BYTES * x.shape[1] if permutations else 0)

@@ -12,28 +12,30 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rsm_probe.captures.captured_layers import KIND as CAPTURE
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer, layers_of
 from rsm_probe.errors import StorageError
 from rsm_probe.execution.executors import one_thread
 from rsm_probe.matching.matching import Matching
-from rsm_probe.pairs.device_cache import Moved
-from rsm_probe.pairs.products import Tile, match_tile
+from rsm_probe.matching.workload import Workload
+from rsm_probe.pairs.device_cache import DeviceCache
+from rsm_probe.pairs.pair_loop import match_sides
+from rsm_probe.pairs.products import MatchedProducts, permutation_dtype
+from rsm_probe.pairs.sides import Side
 from rsm_probe.pairs.token_sets import centred_tokens
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.places import absolute
 
 KIND = "pairs"
-_moved = Moved()
+_tokens_on_devices = DeviceCache()
 # No location has this partner: it stands for what was not written.
 _NOT_WRITTEN = -2
 
 
 @dataclass(frozen=True)
-class Source:
+class LayerAddress:
     """A captured layer as a worker finds it.
 
     Attributes:
@@ -49,8 +51,8 @@ class Source:
     chunk: int
 
     @classmethod
-    def of(cls, layer: CapturedLayer) -> Source:
-        """The source that `open` turns into the layer again."""
+    def of(cls, layer: CapturedLayer) -> LayerAddress:
+        """The address by which `open` finds the layer again."""
         return cls(absolute(layer.where), layer.name, layer.digest, layer.images_per_chunk)
 
     def open(self) -> CapturedLayer:
@@ -67,8 +69,8 @@ class Source:
 
 
 @lru_cache(maxsize=16)
-def _opened(source: Source) -> CapturedLayer:
-    return Capture.open(source.where)[source.layer]
+def _opened(address: LayerAddress) -> CapturedLayer:
+    return Capture.open(address.where)[address.layer]
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,18 @@ class Job:
         device: where affinities are computed.
         permutations: whether they are kept.
         tile: images on each side of a tile.
-        pairs: of the whole work, by which a worker decides who matches.
+        workload: the size of the whole work, by which a worker decides whether its device solves the pairs.
     """
 
-    x: Source
-    y: Source | None
+    x: LayerAddress
+    y: LayerAddress | None
     out: str
     method: Matching
     centering: Centering | None
     device: str
     permutations: bool
     tile: int
-    pairs: int
+    workload: Workload
 
     def tasks(self, rows: int, columns: int) -> Iterator[Task]:
         """The tiles; of one set of images, those on and above the diagonal."""
@@ -122,8 +124,8 @@ class Task:
     @property
     def pairs(self) -> int:
         """Pairs of different images; each unordered pair of one set counts once."""
-        rows = self.bottom - self.top
-        return rows * (rows - 1) // 2 if self.on_diagonal else rows * (self.right - self.left)
+        rows, columns = (self.bottom - self.top, 1), (self.right - self.left, 1)
+        return Workload.of(rows, None if self.on_diagonal else columns).pairs
 
     def parts(self) -> list[tuple[str, tuple[slice, ...]]]:
         """Arrays and places that the tile writes; the last one says that it is finished."""
@@ -146,7 +148,7 @@ class Task:
 
 def forget_tokens() -> None:
     """Gives back the memory of devices that tokens of tiles were kept in."""
-    _moved.clear()
+    _tokens_on_devices.clear()
 
 
 def array_names(job: Job) -> list[str]:
@@ -189,11 +191,6 @@ def create_arrays(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLaye
         )
 
 
-def permutation_dtype(locations: int) -> np.dtype:
-    """The integers that name so many locations."""
-    return np.dtype(np.int16 if locations <= np.iinfo(np.int16).max else np.int32)
-
-
 def compute(task: Task) -> int:
     """Reads the images of a tile, matches its pairs in one thread, and writes it; returns the number of pairs.
 
@@ -204,25 +201,23 @@ def compute(task: Task) -> int:
     x = job.x.open()
     y = x if job.y is None else job.y.open()
     with one_thread(), torch.no_grad():
-        rows = _tokens(job, job.x, x, (task.top, task.bottom), y)
-        columns = None if task.on_diagonal else _tokens(job, job.y or job.x, y, (task.left, task.right), y)
-        locations = max(x.shape[1], y.shape[1])
-        stays = job.method.on_device(rows.device, rows.dtype, locations, job.pairs)
-        tile = match_tile(rows, columns, job.method, (x.grid, y.grid), job.permutations, stays)
+        rows = _side(job, job.x, x, (task.top, task.bottom), y)
+        columns = rows if task.on_diagonal else _side(job, job.y or job.x, y, (task.left, task.right), y)
+        tile = match_sides(rows, columns, job.method, job.workload, job.permutations)
     _write(task, tile, x.shape[1])
     return task.pairs
 
 
-def _tokens(
-    job: Job, source: Source, layer: CapturedLayer, numbers: tuple[int, int], reference: CapturedLayer
-) -> Tensor:
+def _side(
+    job: Job, address: LayerAddress, layer: CapturedLayer, numbers: tuple[int, int], reference: CapturedLayer
+) -> Side:
     """Images of a layer, centred, on the device."""
-    key = (source, numbers, job.y or job.x, job.centering)
+    key = (address, numbers, job.y or job.x, job.centering)
     read = partial(centred_tokens, layer, slice(*numbers), reference, job.centering)
-    return _moved.get(key, read, torch.device(job.device))
+    return Side.of(_tokens_on_devices.get(key, read, torch.device(job.device)).contiguous(), layer.grid)
 
 
-def _write(task: Task, tile: Tile, locations: int) -> None:
+def _write(task: Task, tile: MatchedProducts, locations: int) -> None:
     store = ChunkStore.open(task.job.out, KIND, writable=True)
     values = {
         "norm_a": tile.norms_x,

@@ -1,11 +1,11 @@
-"""Sets of images as all-pairs work reads them: a captured layer, or tokens in memory that look like one."""
+"""Token sets: the tokens of many images, wherever they lie; a captured layer, tokens in memory, or a part of either."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,27 +15,77 @@ from rsm_probe.arrays import first_nonfinite, real_tensor
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.checks import brief
 from rsm_probe.errors import ComparisonError, RepresentationError, StorageError
+from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, subtract_mean
 from rsm_probe.similarity.rsm import image_names
 
 
+class TokenSet(Protocol):
+    """The tokens of N images, S locations and C channels.
+
+    Attributes:
+        ids: N names of the images.
+        name: of the layer, or what messages call the tokens.
+        where: they lie, for messages.
+        grid: (H, W) of the locations, where it is known.
+    """
+
+    ids: list[str]
+    name: str
+    where: str
+    grid: tuple[int, ...] | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Images, locations, channels."""
+        ...
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean over images (S, C), float64; of a part, that of the whole set."""
+        ...
+
+    @property
+    def images_per_chunk(self) -> int:
+        """Images that are best read together."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, images: slice = ...) -> Tensor:
+        """Tokens (n, S, C) of some images."""
+        ...
+
+
 class Tokens:
-    """Tokens in memory, with what a `CapturedLayer` has.
+    """Tokens in memory as a token set.
 
     Args:
-        values: tokens (N, S, C).
+        values: tokens (N, S, C), or a representation, which also knows its grid.
         name: what messages call them.
         ids: N names; numbers where left out.
+        grid: (H, W) of the locations.
 
     Raises:
-        RepresentationError: wrong shape, NaN or infinity (the message names the image).
+        RepresentationError: wrong shape, NaN or infinity (the message names the image); another grid than that of the
+            representation.
         ComparisonError: wrong number of ids.
     """
 
-    def __init__(self, values: Tensor | np.ndarray, name: str, ids: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        values: Tensor | np.ndarray | Representation,
+        name: str,
+        ids: Sequence[str] | None = None,
+        grid: tuple[int, ...] | None = None,
+    ) -> None:
+        self.grid = grid
+        if isinstance(values, Representation):
+            if grid is not None and values.grid not in (None, tuple(grid)):
+                raise RepresentationError(f"{name} is a representation with the grid {values.grid}; leave grid= out")
+            self.grid, values = values.grid or grid, values.tokens
         self._tokens, self.ids = checked_tokens(values, name, ids)
         self.name = self.where = name
-        self.grid: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -48,7 +98,7 @@ class Tokens:
 
     @property
     def images_per_chunk(self) -> int:
-        """So many images are best read at once: any number."""
+        """Images that are best read together: any number."""
         return 1
 
     def tokens(self, images: slice = slice(None)) -> Tensor:
@@ -66,7 +116,7 @@ class Tokens:
         return self._tokens.mean(dim=1, dtype=torch.float64)
 
 
-class Picked:
+class TokenSubset:
     """Some images of a set, in their order, centred by the mean of the whole set.
 
     Args:
@@ -74,7 +124,7 @@ class Picked:
         numbers: which of them, ascending.
     """
 
-    def __init__(self, images: CapturedLayer | Tokens, numbers: np.ndarray) -> None:
+    def __init__(self, images: TokenSet, numbers: np.ndarray) -> None:
         self._images, self._numbers = images, numbers
         self.ids = [images.ids[int(number)] for number in numbers]
         self.name, self.where, self.grid, self.mean = images.name, images.where, images.grid, images.mean
@@ -89,18 +139,15 @@ class Picked:
         return len(self._numbers)
 
     def tokens(self, images: slice = slice(None)) -> Tensor:
-        """Tokens (n, S, C) of some of them; those that lie in one chunk are read at once."""
+        """Tokens (n, S, C) of some of them; those in one chunk are read together."""
         wanted, chunk = self._numbers[images], self._images.images_per_chunk
         parts = np.split(wanted, np.flatnonzero(np.diff(wanted // chunk)) + 1)
         read = [self._images.tokens(slice(int(part[0]), int(part[-1]) + 1))[part - part[0]] for part in parts]
         return torch.cat(read)
 
 
-Images = CapturedLayer | Tokens | Picked
-
-
 def as_set(images: Any, name: str, ids: Sequence[str] | None = None) -> CapturedLayer | Tokens:
-    """A captured layer as it is, or tokens (N, S, C) as a set of images.
+    """A captured layer as it is; tokens (N, S, C) or a representation as a token set.
 
     Raises:
         RepresentationError: neither.
@@ -114,7 +161,7 @@ def as_set(images: Any, name: str, ids: Sequence[str] | None = None) -> Captured
 
 
 def warn_of_other_layer(x: CapturedLayer, y: CapturedLayer) -> None:
-    """Says that two layers are not one: the channels of different layers have nothing in common but their number."""
+    """Warn of two different layers: their channels have nothing in common but their number."""
     if x.name != y.name:
         warnings.warn(
             f"images of layer {x.name!r} are matched with those of layer {y.name!r}, whose channels mean other things; "
@@ -152,7 +199,7 @@ def _tokens_of(values: Any) -> str:
         return "; give those of one layer, as in probe.representations['layer'].tokens"
     if isinstance(values, Mapping):
         known = ", ".join(brief(key, 40) for key in [*values][:3])
-        return f"; give one of its entries ({known}), and of a Representation its .tokens"
+        return f"; give one of its entries ({known})"
     if isinstance(values, list | tuple):
         return "; of one array (S, C) per image, give numpy.stack(...) or torch.stack(...)"
     if hasattr(values, "dataset") and hasattr(values, "ids"):
@@ -160,7 +207,7 @@ def _tokens_of(values: Any) -> str:
     return ""
 
 
-def centred_tokens(images: Images, numbers: slice, reference: Images, centering: Centering | None) -> Tensor:
+def centred_tokens(images: TokenSet, numbers: slice, reference: TokenSet, centering: Centering | None) -> Tensor:
     """Tokens (n, S, C) of some images, less the mean over the images of a reference.
 
     Raises:

@@ -32,6 +32,20 @@ class Kernel(ABC):
     name: ClassVar[str]
     needs_norms: ClassVar[bool] = True
 
+    @property
+    def needs_width(self) -> bool:
+        """Whether it takes a width from the distances of the pairs at hand."""
+        return False
+
+    @property
+    def ordering(self) -> Kernel:
+        """A kernel that ranks pairs as this one does, and tells apart those that it may round to the same value."""
+        return self
+
+    def of_ordering(self, values: np.ndarray) -> np.ndarray:
+        """This kernel's similarities, of any shape, from those of its `ordering`."""
+        return values
+
     @abstractmethod
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Evaluates the kernel on a block of pairs.
@@ -100,6 +114,20 @@ class RBF(Kernel):
         others = distances[~np.eye(len(distances), dtype=bool)] if same else distances.ravel()
         median = float(np.median(others)) if others.size else 0.0
         return RBF(median).of_distances(distances) if median else (distances == 0.0).astype(np.float64)
+
+    @property
+    def needs_width(self) -> bool:
+        """Whether no width was given."""
+        return self.sigma2 is None
+
+    @property
+    def ordering(self) -> Kernel:
+        """Closeness, in which far images still differ."""
+        return Closeness()
+
+    def of_ordering(self, values: np.ndarray) -> np.ndarray:
+        """Similarities of squared distances below 0, given a width."""
+        return self.of_distances(-values)
 
     def of_distances(self, distances: np.ndarray) -> np.ndarray:
         """Similarities of squared distances, given a width."""

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from rsm_probe import Probe, devices, match, match_affinity
+from rsm_probe import Probe, match, match_affinity
 from rsm_probe.errors import CostError, MatchingError, RsmProbeError
+from rsm_probe.execution import devices
 from rsm_probe.execution.devices import find_device
 from rsm_probe.matching.methods.batch_optimal import BatchOptimal
 from rsm_probe.matching.methods.greedy import TopKGreedy

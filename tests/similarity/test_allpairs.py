@@ -24,7 +24,7 @@ from rsm_probe.execution.executors import cluster
 from rsm_probe.matching.methods.optimal import Auction
 from rsm_probe.pairs.on_disk import all_pairs, open_pairs
 from rsm_probe.pairs.tile_plan import Plan
-from rsm_probe.pairs.tiles import Source
+from rsm_probe.pairs.tiles import LayerAddress
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.chunks import ChunkStore
 
@@ -312,7 +312,7 @@ def test_a_damaged_chunk_of_a_capture_is_named_and_the_rest_is_kept(layer, tmp_p
 
 
 def test_a_capture_that_was_exchanged_while_it_was_used(layer, tmp_path):
-    source = Source.of(layer)
+    source = LayerAddress.of(layer)
     source.open()  # and is known
     all_pairs(layer)
     shutil.rmtree(layer.where)

@@ -17,7 +17,7 @@ from rsm_probe import all_pairs, nearest, rsm
 from rsm_probe.errors import CostError, ModelError
 from rsm_probe.execution import devices, executors
 from rsm_probe.execution.devices import block_bytes, find_device, in_halves
-from rsm_probe.matching.matching import Locations, Pairs
+from rsm_probe.matching.matching import Pairs
 from rsm_probe.matching.methods.greedy import Greedy
 from rsm_probe.matching.methods.identity import Identity
 from rsm_probe.matching.methods.library_solvers import ScipyAssignment
@@ -25,7 +25,8 @@ from rsm_probe.matching.methods.optimal import Auction
 from rsm_probe.pairs import device_cache as moved
 from rsm_probe.pairs.affinities import Affinities
 from rsm_probe.pairs.matcher import PairMatcher
-from rsm_probe.pairs.products import match_tile
+from rsm_probe.pairs.pair_loop import match_sides
+from rsm_probe.pairs.sides import Side
 from rsm_probe.pairs.timing import seconds_per_pair
 
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,7 +70,7 @@ def test_a_device_and_cpu_threads_match_the_same_pairs_side_by_side(others):
 
 def test_blocks_for_a_device_hold_every_pair_once_and_are_full(monkeypatch):
     monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", 10 * 5 * 5 * 4)
-    x, y = Locations(torch.zeros(7, 5, 2)), Locations(torch.zeros(4, 5, 2))
+    x, y = Side.of(torch.zeros(7, 5, 2)), Side.of(torch.zeros(4, 5, 2))
     for own, diagonal, expected in (
         (x, False, [(i, j) for j in range(7) for i in range(j + 1, 7)]),
         (x, True, [(i, j) for j in range(7) for i in range(j, 7)]),
@@ -86,13 +87,13 @@ def test_blocks_for_a_device_hold_every_pair_once_and_are_full(monkeypatch):
 def test_affinities_of_any_pairs_are_inner_products_of_locations():
     x, y = tokens(5, 4), tokens(3, 6, seed=1)
     rows, columns = np.array([0, 1, 2, 4, 3, 3]), np.array([0, 0, 0, 0, 2, 1])
-    source = Affinities(Locations(x), Locations(y), on_device=True)
+    source = Affinities(Side.of(x), Side.of(y), on_device=True)
     expected = [(x[i].double() @ y[j].double().T).cpu().numpy() for i, j in zip(rows, columns, strict=True)]
     for one_by_one in (False, True):
         found = source.block(rows, columns, one_by_one).affinity()
         assert isinstance(found, torch.Tensor)
         np.testing.assert_allclose(found.cpu(), expected, atol=1e-5)
-    on_cpu = Affinities(Locations(x), Locations(y)).block(rows, columns).affinity()
+    on_cpu = Affinities(Side.of(x), Side.of(y)).block(rows, columns).affinity()
     assert isinstance(on_cpu, np.ndarray)
     np.testing.assert_allclose(on_cpu, expected, atol=1e-5)
 
@@ -251,7 +252,7 @@ def test_bounds_in_half_precision_hold_where_rounding_is_at_its_worst():
     just_above = 1 + 2**-11 - 1e-5  # rounded down by all but half of a unit
     x = torch.tensor([[[just_above], [-just_above]]])
     exact = 2 * just_above**2
-    pairs = match_tile(x, -x, Auction(precision="float16"))
+    pairs = match_sides(Side.of(x), Side.of(-x), Auction(precision="float16"))
     assert abs(pairs.products[0, 0] - exact) > 1e-3
     assert pairs.bounds[0, 0] >= exact
 
@@ -358,7 +359,7 @@ def test_every_thread_gets_a_gpu_of_its_own(monkeypatch):
 
 def test_tokens_are_moved_once_while_there_is_room(monkeypatch):
     monkeypatch.setattr(moved, "token_bytes", lambda device: 3 * 4)
-    read, held = [], moved.Moved()
+    read, held = [], moved.DeviceCache()
 
     def get(key, device="meta"):
         return held.get(key, lambda: read.append(key) or torch.zeros(1), torch.device(device))

@@ -12,7 +12,8 @@ from rsm_probe.matching.methods.optimal import Auction
 from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.matching.scaling import each_rescaled, in_half_precision
-from rsm_probe.pairs.products import match_tile
+from rsm_probe.pairs.pair_loop import match_sides
+from rsm_probe.pairs.sides import Side
 from rsm_probe.pairs.timing import seconds_per_pair
 from rsm_probe.similarity.kernels import RBF
 
@@ -96,7 +97,8 @@ def test_tiles_in_memory_and_on_disk(tmp_path, matching):
     method = get_matching(matching)[1]
     for other in (None, y):
         expected = rsm_probe.rsm(x, other, matching, "linear").dataset
-        tile = match_tile(x, other, method)
+        rows = Side.of(x)
+        tile = match_sides(rows, rows if other is None else Side.of(other), method)
         for found, name in ((tile.products, "product"), (tile.norms_x, "norm_a"), (tile.norms_y, "norm_b")):
             np.testing.assert_allclose(found, expected[name].values, rtol=1e-6)
         assert (tile.bounds >= tile.products).all()

@@ -14,10 +14,32 @@ from rsm_probe.errors import MatchingError
 from rsm_probe.execution.devices import full_precision, require_memory
 from rsm_probe.matching.certificate import identity_partners, prefer_identity
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
+from rsm_probe.matching.methods.identity import products_of_pairs
 from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.matching.workload import Workload
 
 # Bytes of the windows' affinities that exist at once.
 _BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class SortedLocations:
+    """What windows need of a set of images.
+
+    Attributes:
+        images: these.
+        tokens: (N, S, C), in main memory.
+        order: (N, S), locations by descending norm.
+    """
+
+    images: Locations
+    tokens: torch.Tensor
+    order: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Locations of one image, S."""
+        return self.images.count
 
 
 @dataclass(frozen=True)
@@ -38,26 +60,26 @@ class Windowed(Matching):
     def __post_init__(self) -> None:
         require_whole(self.window, "window", 1, MatchingError)
 
-    def prepare(self, images: Locations) -> None:
-        """Sorts the locations of every image by norm."""
-        _ = images.on_cpu, images.order
+    def prepare(self, images: Locations) -> SortedLocations:
+        """Sort the locations of every image by norm."""
+        return SortedLocations(images, images.on_cpu, images.order)
 
     def reaches_identity(self, rows: int, columns: int) -> bool:
         """Where one window holds everything, which is then solved exactly."""
         return self.window >= max(rows, columns)
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Matches the pairs one after the other, from their tokens."""
-        # Numba takes seconds to load, and whoever never matches should not wait for it.
+        """Match the pairs one after the other, from their tokens."""
+        # Lazy: importing Numba takes seconds.
         from rsm_probe.matching.compiled.loops import matched_product
 
-        x, y = pairs.images()
+        x, y = pairs.prepared_by(self)
         rows, columns = pairs.rows, pairs.columns
         found = np.stack([self.partners(x, i, y, j) for i, j in zip(rows, columns, strict=True)])
 
         def products(permutations: np.ndarray) -> np.ndarray:
             chosen = zip(rows, columns, permutations, strict=True)
-            return np.array([matched_product(x.on_cpu[i].numpy(), y.on_cpu[j].numpy(), each) for i, j, each in chosen])
+            return np.array([matched_product(x.tokens[i].numpy(), y.tokens[j].numpy(), each) for i, j, each in chosen])
 
         values = products(found)
         if self.reaches_identity(x.count, y.count):
@@ -66,7 +88,7 @@ class Windowed(Matching):
             prefer_identity(products(np.broadcast_to(identity, found.shape)), y.count, found, values)
         return Solution(values, found, np.full(len(found), np.nan), [self.name] * len(found))
 
-    def partners(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
+    def partners(self, x: SortedLocations, i: int, y: SortedLocations, j: int) -> np.ndarray:
         """The partner of every location of one image (S,), -1 where it has none."""
         pairing = Pairing(x, i, y, j, x.order[i], y.order[j])
         pairing.improve(self.window, Auction())
@@ -96,14 +118,15 @@ class BatchOptimal(Windowed):
         return Auction(where=self.where).on_device(device, dtype, window, pairs * (locations // window))
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Matches the pairs one after the other, from their tokens; on a device, many at once."""
+        """Match the pairs one after the other, from their tokens; on a device, many at once."""
         x, y = pairs.images()
-        if self.on_device(x.tokens.device, x.tokens.dtype, max(x.count, y.count), len(pairs)):
-            return self._solve_on_device(pairs)
-        return super().solve(pairs)
+        stays = pairs.on_device
+        if stays is None:
+            stays = Workload(len(pairs), max(x.count, y.count)).on_device(self, x.tokens.device, x.tokens.dtype)
+        return self._solve_on_device(pairs) if stays else super().solve(pairs)
 
     def _solve_on_device(self, pairs: Pairs) -> Solution:
-        x, y = pairs.images()
+        x, y = pairs.prepared_by(self)
         size = max(x.count, y.count)
         left, rows = _by_norm(x, pairs.rows, size)
         right, columns = _by_norm(y, pairs.columns, size)
@@ -125,21 +148,20 @@ class BatchOptimal(Windowed):
         return Solution(values, found, np.full(len(values), np.nan), [f"{self.name}-device"] * len(values))
 
 
-def _by_norm(images: Locations, numbers: np.ndarray, size: int) -> tuple[torch.Tensor, np.ndarray]:
+def _by_norm(side: SortedLocations, numbers: np.ndarray, size: int) -> tuple[torch.Tensor, np.ndarray]:
     """Tokens (B, size, C) of some images in the order of their norms, zero vectors last, and that order (B, size)."""
-    filled = np.tile(np.arange(images.count, size), (len(numbers), 1))
-    order = np.concatenate([images.order[numbers], filled], axis=1)
-    tokens = images.tokens[torch.from_numpy(numbers).to(images.tokens.device)]
-    tokens = functional.pad(tokens, (0, 0, 0, size - images.count))
+    filled = np.tile(np.arange(side.count, size), (len(numbers), 1))
+    order = np.concatenate([side.order[numbers], filled], axis=1)
+    tokens = side.images.tokens[torch.from_numpy(numbers).to(side.images.tokens.device)]
+    tokens = functional.pad(tokens, (0, 0, 0, size - side.count))
     places = torch.from_numpy(order).to(tokens.device)[:, :, None]
     return tokens.gather(1, places.expand_as(tokens)), order
 
 
 def _products(left: torch.Tensor, right: torch.Tensor, places: np.ndarray) -> np.ndarray:
-    """What tokens (B, S, C) and those at given places (B, S) of other images add up to: (B,), float64."""
+    """Inner products (B,), float64, of images (B, S, C) with others whose locations (B, S) are paired with theirs."""
     partners = torch.from_numpy(places).to(right.device)[:, :, None].expand_as(right)
-    # Over channels in float32, as affinities are: a sum of float32 numbers in float64 would first copy them all.
-    return right.gather(1, partners).mul_(left).sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
+    return products_of_pairs(right.gather(1, partners), left)
 
 
 def _places_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
@@ -170,12 +192,14 @@ class Pairing:
     The smaller image is filled up with zero vectors, numbered after its locations.
     """
 
-    def __init__(self, x: Locations, i: int, y: Locations, j: int, first: np.ndarray, second: np.ndarray) -> None:
+    def __init__(
+        self, x: SortedLocations, i: int, y: SortedLocations, j: int, first: np.ndarray, second: np.ndarray
+    ) -> None:
         self.counts = x.count, y.count
         size = max(self.counts)
         self.tokens = [
             tokens if len(tokens) == size else functional.pad(tokens, (0, 0, 0, size - len(tokens)))
-            for tokens in (x.on_cpu[i], y.on_cpu[j])
+            for tokens in (x.tokens[i], y.tokens[j])
         ]
         self.orders = [
             torch.from_numpy(np.concatenate([order, np.arange(len(order), size)])) for order in (first, second)
@@ -219,10 +243,10 @@ class Pairing:
         channels = left.shape[1]
         affinity = torch.bmm(left.view(-1, window, channels), right.view(-1, window, channels).mT).numpy()
         numbers = np.arange(len(affinity))
-        found = solver.solve(Pairs(numbers, numbers, affinity=affinity))
+        pairs = Pairs(numbers, numbers, affinity=affinity)
+        found = solver.solve(pairs)
         assert found.permutations is not None
-        before = np.trace(affinity, axis1=1, axis2=2, dtype=np.float64)
-        places = np.where((found.values > before)[:, None], found.permutations, np.arange(window))
+        places = np.where((found.values > pairs.aligned_sums)[:, None], found.permutations, np.arange(window))
         self.orders[1][part] = self.orders[1][part].view(-1, window).gather(1, torch.from_numpy(places)).flatten()
 
     def permutation(self) -> np.ndarray:

@@ -24,26 +24,26 @@ class Greedy(Matching):
     needs_affinity: ClassVar[bool] = True
     growth: ClassVar[float] = 2.0
 
-    def prepare(self, images: Locations) -> None:
-        """Sorts the locations of every image by norm."""
-        _ = images.order
+    def prepare(self, images: Locations) -> np.ndarray:
+        """Sort the locations of every image by norm: (N, S)."""
+        return images.order
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Matches the pairs as seen from x."""
-        # Numba takes seconds to load, and whoever never matches should not wait for it.
+        """Match the pairs as seen from x."""
+        # Lazy: importing Numba takes seconds.
         from rsm_probe.matching.compiled.loops import choose
 
-        x, y = pairs.images()
+        order_x, order_y = pairs.prepared_by(self)
         affinities = pairs.affinities()
-        found = np.full(affinities.shape[:2], -1)
-        for k, (i, j) in enumerate(zip(pairs.rows, pairs.columns, strict=True)):
-            self._begin(affinities[k], x.order[i], y.order[j], found[k])
-            choose(affinities[k], x.order[i], found[k])
-        values = np.array([matched_sum(affinity, order) for affinity, order in zip(affinities, found, strict=True)])
-        return Solution(values, found, np.full(len(pairs), np.nan), [self.name] * len(pairs))
+        partners = np.full(affinities.shape[:2], -1)
+        for affinity, i, j, out in zip(affinities, pairs.rows, pairs.columns, partners, strict=True):
+            self._begin(affinity, order_x[i], order_y[j], out)
+            choose(affinity, order_x[i], out)
+        values = np.array([matched_sum(*one) for one in zip(affinities, partners, strict=True)])
+        return Solution(values, partners, np.full(len(pairs), np.nan), [self.name] * len(pairs))
 
     def _begin(self, affinity: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
-        """Matches what is not left to the greedy choice: nothing."""
+        """Match what a subclass does not leave to the greedy choice."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.execution.devices import full_precision
+from rsm_probe.matching.certificate import identity_partners
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 
 # Features whose products are summed before they are added up in float64; how many of these sums are held at a time; and
@@ -24,6 +25,7 @@ class Identity(Matching):
     """Location s of one image answers to location s of the other; surplus locations of the larger image to none."""
 
     name: ClassVar[str] = "identity"
+    is_identity: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     symmetric: ClassVar[bool] = True
     needs_affinity: ClassVar[bool] = False
@@ -31,18 +33,16 @@ class Identity(Matching):
     at_once: ClassVar[bool] = True
 
     def solve(self, pairs: Pairs) -> Solution:
-        """The partner of location s is location s, as long as there is one."""
+        """Pair location s with location s, as long as both images have it."""
         if pairs.affinity is not None:
-            diagonals = np.diagonal(pairs.affinity, axis1=1, axis2=2)
-            values = diagonals.sum(axis=1, dtype=np.float64)
-            rows, columns = pairs.affinity.shape[1:]
+            values, (rows, columns) = pairs.aligned_sums, pairs.affinity.shape[1:]
         else:
             x, y = pairs.images()
-            chosen = zip(pairs.rows, pairs.columns, strict=True)
-            values = np.array([aligned_products(x.on_cpu[[i]], y.on_cpu[[j]])[0, 0] for i, j in chosen])
+            numbers = zip(pairs.rows, pairs.columns, strict=True)
+            values = np.array([aligned_products(x.on_cpu[[i]], y.on_cpu[[j]])[0, 0] for i, j in numbers])
             rows, columns = x.count, y.count
-        order = np.where(np.arange(rows) < columns, np.arange(rows), -1)
-        return Solution(values, np.tile(order, (len(pairs), 1)), np.full(len(pairs), np.nan), [self.name] * len(pairs))
+        partners = np.tile(identity_partners(rows, columns), (len(pairs), 1))
+        return Solution(values, partners, np.full(len(pairs), np.nan), [self.name] * len(pairs))
 
     def products(self, x: Locations, y: Locations) -> np.ndarray:
         """Inner products of whole images, shape (N, M)."""
@@ -79,6 +79,12 @@ def _aligned_products(x: Tensor, y: Tensor) -> np.ndarray:
         for block, other in zip(blocks, others, strict=True):
             total += torch.bmm(block, other.transpose(1, 2)).to(device).sum(dim=0, dtype=torch.float64)
     return total.cpu().numpy()
+
+
+def products_of_pairs(x: Tensor, y: Tensor) -> np.ndarray:
+    """Inner products (B,) of B images of x, (B, S, C), with as many of y, where they are; x is overwritten."""
+    # Over channels in their own precision: a sum of float32 numbers in float64 would first copy them all.
+    return x.mul_(y).sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
 
 
 def squared_norms(x: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.execution.devices import require_memory
-from rsm_probe.matching.certificate import aligned_sums, matched_sum, prefer_identity
+from rsm_probe.matching.certificate import matched_sum, prefer_identity
 from rsm_probe.matching.compiled.gpu_batches import LARGEST, has_kernel, solve_on_device, warps_of
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 from rsm_probe.matching.methods.library_solvers import ScipyAssignment
@@ -93,17 +93,22 @@ class Auction(Matching):
         """A square copy that the vector unit can read, wherever the number of columns is no multiple of 64."""
         return max(rows, columns) ** 2 * itemsize
 
-    def prepare(self, images: Locations) -> None:
-        """Measures the images, whose norms the gap is relative to."""
-        _ = images.image_norms
+    def prepare(self, images: Locations) -> np.ndarray:
+        """Measure the images (N,), whose norms the gap is relative to."""
+        return images.image_norms
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Matches pairs; values and bounds belong to the affinities as they are."""
+        """Match pairs; values and bounds belong to the affinities as they are."""
         scales, given = pairs.scales(), pairs.affinity
-        # Whoever left them there had asked whether it is worth it, for more than one block.
+        # The caller decided for the whole piece of work, not for this block, that they stay there.
         if isinstance(given, Tensor) and self._may_stay(given.dtype, max(given.shape[1:])):
-            return self._solve_on_device(given, scales)
-        return self._solve_on_cpu(pairs.affinities(), scales)
+            solution = self._solve_on_device(given, scales)
+        else:
+            solution = self._solve_on_cpu(pairs.affinities(), scales)
+        assert solution.permutations is not None
+        # Within the gap, equal locations may be the optimum.
+        prefer_identity(pairs.aligned_sums, pairs.aligned_entries.shape[1], solution.permutations, solution.values)
+        return solution
 
     def _solve_on_device(self, affinities: Tensor, scales: np.ndarray) -> Solution:
         permutations, values, bounds, certified, _ = solve_on_device(affinities, scales, self.gap, self.bids_per_row)
@@ -117,7 +122,6 @@ class Auction(Matching):
             bounds[missed] = np.minimum(bounds[missed], finer.bounds)
             for k, solver in zip(missed, finer.solvers, strict=True):
                 solvers[k] = solver
-        prefer_identity(aligned_sums(affinities), affinities.shape[2], permutations, values)
         return Solution(values, permutations, bounds, solvers)
 
     def _solve_on_cpu(self, affinities: np.ndarray, scales: np.ndarray) -> Solution:
@@ -140,7 +144,6 @@ class Auction(Matching):
                 found.permutations[k] = ScipyAssignment().permutation(affinities[k])
             # What was found in another way is summed up like the rest.
             found.values[k] = matched_sum(affinities[k], found.permutations[k])
-        prefer_identity(aligned_sums(affinities), affinities.shape[2], found.permutations, found.values)
         return Solution(found.values, found.permutations, found.bounds, solvers)
 
 
@@ -179,7 +182,7 @@ def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row
         gap: allowed difference of bound and value, relative to the scale.
         bids_per_row: where to give up.
     """
-    # Numba takes seconds to load, and whoever never matches should not wait for it.
+    # Lazy: importing Numba takes seconds.
     from rsm_probe.matching.compiled.cpu_auction import CERTIFIED, solve_batch
 
     count, rows, _ = affinities.shape

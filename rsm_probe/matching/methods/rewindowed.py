@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -12,8 +12,18 @@ import torch
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.matching import Locations, inverted
-from rsm_probe.matching.methods.batch_optimal import Pairing, Windowed
+from rsm_probe.matching.methods.batch_optimal import Pairing, SortedLocations, Windowed
 from rsm_probe.matching.methods.optimal import Auction
+from rsm_probe.matching.methods.principal_axes import principal_axes
+
+
+class LocationsWithAxes(SortedLocations):
+    """Sorted locations, and the axes along which windows are cut."""
+
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """Principal axes of each image's locations, times their standard deviations: (N, A, C) with A <= 4, float64."""
+        return principal_axes(self.images.tokens)
 
 
 @dataclass(frozen=True)
@@ -47,24 +57,27 @@ class Rewindowed(Windowed):
         """Always: it starts with equal locations where that is worth more, and rounds can only raise the value."""
         return True
 
-    def prepare(self, images: Locations) -> None:
-        """Finds the principal axes of every image, unless one window holds it."""
-        super().prepare(images)
+    def prepare(self, images: Locations) -> LocationsWithAxes:
+        """Sort the locations of every image, and find its principal axes, unless one window holds it."""
+        side = LocationsWithAxes(images, images.on_cpu, images.order)
         if images.count > self.window:
-            _ = images.axes
+            _ = side.axes  # now, in one thread
+        return side
 
-    def partners(self, x: Locations, i: int, y: Locations, j: int) -> np.ndarray:
+    def partners(self, x: SortedLocations, i: int, y: SortedLocations, j: int) -> np.ndarray:
         """The partner of every location of one image (S,), -1 where it has none; the same from both sides."""
         if max(x.count, y.count) <= self.window:
             return super().partners(x, i, y, j)  # one window holds everything: nothing to cut, and nothing to lose
         # What a round does depends on which image comes first, so the same one does from both sides.
         if _comes_first(y, j, x, i):
             return inverted(self.partners(y, j, x, i), x.count)
-        axes = _shared_axes(x.axes[i], y.axes[j]).to(x.on_cpu.dtype)
-        places = [x.on_cpu[i] @ axes, y.on_cpu[j] @ axes]
+        assert isinstance(x, LocationsWithAxes)
+        assert isinstance(y, LocationsWithAxes)
+        axes = _shared_axes(x.axes[i], y.axes[j]).to(x.tokens.dtype)
+        places = [x.tokens[i] @ axes, y.tokens[j] @ axes]
         first = [np.argsort(along[:, 0].numpy(), kind="stable") for along in places]
         starts = [first, [np.arange(x.count), np.arange(y.count)]]
-        pairing = Pairing(x, i, y, j, *max(starts, key=partial(_aligned_product, x.on_cpu[i], y.on_cpu[j])))
+        pairing = Pairing(x, i, y, j, *max(starts, key=partial(_aligned_product, x.tokens[i], y.tokens[j])))
         solver = Auction(self.gap)
         for number in range(self.rounds):
             if number:
@@ -75,12 +88,12 @@ class Rewindowed(Windowed):
         return pairing.permutation()
 
 
-def _comes_first(x: Locations, i: int, y: Locations, j: int) -> bool:
+def _comes_first(x: SortedLocations, i: int, y: SortedLocations, j: int) -> bool:
     """An order of images by what they hold: fewer locations first, then smaller norms, then smaller sums."""
-    first, second = (x.count, x.image_norms[i]), (y.count, y.image_norms[j])
+    first, second = (x.count, x.images.image_norms[i]), (y.count, y.images.image_norms[j])
     if first != second:
         return first < second
-    return float(x.on_cpu[i].double().sum()) < float(y.on_cpu[j].double().sum())
+    return float(x.tokens[i].double().sum()) < float(y.tokens[j].double().sum())
 
 
 def _aligned_product(x: torch.Tensor, y: torch.Tensor, orders: list[np.ndarray]) -> float:

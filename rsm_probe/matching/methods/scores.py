@@ -12,7 +12,7 @@ import numpy as np
 
 from rsm_probe.checks import brief, require_number, require_whole
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.matching import Matching, Pairs, Solution
+from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,19 @@ class LateInteraction(Matching):
         if not isinstance(self.unit_length, bool | np.bool_):
             raise MatchingError(f"unit_length must be True or False, found {brief(self.unit_length)}")
 
+    def prepare(self, images: Locations) -> np.ndarray | None:
+        """Measure the concept vectors (N, S), where only their directions count."""
+        return images.norms if self.unit_length else None
+
     def solve(self, pairs: Pairs) -> Solution:
-        """The largest affinities of the rows, summed, and of the columns; the mean of both.
+        """Sum the largest affinities of the rows, and of the columns, and take the mean of both.
 
         Raises:
             TokensNeededError: `unit_length`, and only affinities are known.
         """
         affinities = pairs.affinities()
         values = np.zeros(len(pairs))
-        x, y = pairs.images() if self.unit_length else (None, None)
+        x, y = pairs.prepared_by(self) if self.unit_length else (None, None)
         for axis, own, other, own_rows, other_rows in (
             (2, x, y, pairs.rows, pairs.columns),
             (1, y, x, pairs.columns, pairs.rows),
@@ -53,8 +57,8 @@ class LateInteraction(Matching):
             if own is None or other is None:
                 best = affinities.max(axis=axis)
             else:
-                scales = np.expand_dims(_inverse(other.norms[other_rows]), 3 - axis).astype(affinities.dtype)
-                best = (affinities * scales).max(axis=axis) * _inverse(own.norms[own_rows])
+                scales = np.expand_dims(_inverse(other[other_rows]), 3 - axis).astype(affinities.dtype)
+                best = (affinities * scales).max(axis=axis) * _inverse(own[own_rows])
             values += best.sum(axis=1, dtype=np.float64) / 2
         return Solution(values, None, np.full(len(values), np.nan), [self.name] * len(values))
 

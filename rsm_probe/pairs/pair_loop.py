@@ -1,0 +1,252 @@
+"""The pair loop: every pair of two sides, in blocks of affinities, solved by some methods.
+
+A `PairLoop` is one piece of work. It decides once whether the device or the CPU solves the pairs, and knows how their
+affinities are made. What becomes of its solved blocks are reductions: a matrix in memory, by worker threads
+(`matcher.py`) or in the calling thread (`match_sides`); a tile on disk (`tiles.py`); the nearest images under bounds
+(`neighbours/candidates.py`); a time (`timing.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain, islice
+from typing import TypeVar
+
+import numpy as np
+
+from rsm_probe.errors import CostError, MatchingError
+from rsm_probe.execution.amounts import format_bytes
+from rsm_probe.execution.devices import in_halves
+from rsm_probe.matching.certificate import identity_partners
+from rsm_probe.matching.matching import Matching, Pairs, Solution, solve_both_ways
+from rsm_probe.matching.methods.identity import aligned_products
+from rsm_probe.matching.registry import cheap_matchings
+from rsm_probe.matching.workload import Workload
+from rsm_probe.pairs.affinities import Affinities, Block
+from rsm_probe.pairs.products import MatchedProducts, ProductMatrix
+from rsm_probe.pairs.sides import Side
+
+_Item = TypeVar("_Item")
+# What rounding to float16 may hide of a gain, relative to the norms: (1 + 2^-11)^2 - 1 of each of the two products
+# whose difference it is.
+_HALF_PRECISION = 2e-3
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSolver:
+    """Methods that read the same affinities, and these.
+
+    Attributes:
+        x: the images in the rows, contiguous, prepared by the methods.
+        y: those in the columns, on the same device.
+        methods: label -> method.
+        affinities: of pairs of both.
+    """
+
+    x: Side
+    y: Side
+    methods: Mapping[str, Matching]
+    affinities: Affinities
+
+    @classmethod
+    def of(cls, x: Side, y: Side, methods: Mapping[str, Matching], on_device: bool) -> BlockSolver:
+        """Methods of one precision that are all solved on the device, or all by the CPU."""
+        reads = any(method.needs_affinity for method in methods.values())
+        precision = next(iter(methods.values())).precision
+        return cls(x.prepare(methods), y.prepare(methods), methods, Affinities(x, y, on_device, reads, precision))
+
+    def solve_gathered(self, rows: np.ndarray, columns: np.ndarray) -> None:
+        """Solve pairs whose affinities are gathered one by one, and forget how."""
+        block = self.affinities.block(rows, columns, one_by_one=True)
+        for label, method in self.methods.items():
+            solve_both_ways(method, self.pairs(label, block))
+
+    def pairs(self, label: str, block: Block) -> Pairs:
+        """The pairs of a block, whose affinities it waits for, ready to be solved by one of the methods."""
+        affinity = block.affinity() if self.methods[label].needs_affinity else None
+        prepared = self.x.prepared[label], self.y.prepared[label]
+        images = self.x.locations, self.y.locations
+        return Pairs(block.rows, block.columns, *images, affinity, prepared, self.affinities.on_device)
+
+    def solve(self, block: Block, aligned: np.ndarray | None) -> Iterator[tuple[str, Solution]]:
+        """The label of every method, and how it solves a block.
+
+        Args:
+            block: pairs with their affinities.
+            aligned: inner products of whole images, of all pairs (N, M); None where no method reads affinities.
+        """
+        for label, method in self.methods.items():
+            base = None if aligned is None else aligned[block.rows, block.columns]
+            yield label, solve_over(method, self.pairs(label, block), base)
+
+
+class PairLoop:
+    """All pairs of two sides under some methods: what is known at once, and the blocks that are left to solve.
+
+    Args:
+        x: the images in the rows.
+        y: those in the columns, on the same device; x itself for the pairs within x, each of which is solved once.
+        methods: label -> method.
+        workload: the size of the whole work, where this is a part of it.
+        memory: bytes that an affinity may take; None for any number.
+        bounds: whether to keep bounds.
+        permutations: whether to keep how locations were paired.
+
+    Attributes:
+        matrices: label -> what is known of all pairs, which `fill` completes.
+        solvers: methods with the affinities that serve them; their blocks are what is left to do.
+
+    Raises:
+        CostError: one affinity exceeds the memory.
+        MatchingError: a method cannot work on these locations, or is a score of which permutations are asked.
+    """
+
+    def __init__(
+        self,
+        x: Side,
+        y: Side,
+        methods: Mapping[str, Matching],
+        workload: Workload | None = None,
+        memory: int | None = None,
+        *,
+        bounds: bool = False,
+        permutations: bool = False,
+    ) -> None:
+        self.within = y is x
+        self.workload = Workload.of(x.tokens.shape, None if y is x else y.tokens.shape)
+        # The same numbers, to the last bit, for all that is measured against them.
+        aligned = cache(lambda: aligned_products(x.tokens, y.tokens))
+        counts = x.locations.count, y.locations.count
+        self.matrices: dict[str, ProductMatrix] = {}
+        left: dict[str, Matching] = {}
+        for label, method in methods.items():
+            if permutations and not method.one_to_one:
+                raise MatchingError(f"{method.name} is a score, which pairs nothing: there are no permutations to keep")
+            identity, products = pairs_equal_locations(method, *counts), None
+            if identity:
+                products = aligned()
+            elif method.at_once:
+                products = method.products(x.locations, y.locations)
+            self.matrices[label] = matrix = ProductMatrix(x, y, method, products, bounds, permutations)
+            if identity:
+                matrix.pair_equal_locations(identity_partners(*counts))
+            elif products is None or permutations:
+                left[label] = method
+        self.solvers: list[BlockSolver] = []
+        self._aligned: np.ndarray | None = None
+        self._diagonal = any(not method.one_to_one for method in left.values())
+        if left:
+            itemsize = x.tokens.element_size()
+            sizes = [affinity_bytes(method, *counts, memory, itemsize) for method in left.values()]
+            # What is known at once reads tokens as they lie in memory; blocks gather many of them.
+            self._aligned = aligned() if any(sizes) else None
+            rows = x.contiguous()
+            self.solvers = _solvers(rows, rows if y is x else y.contiguous(), left, workload or self.workload)
+
+    def block_pairs(self, solver: BlockSolver) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows and columns of the pairs of every block, (B,) both."""
+        return solver.affinities.all_pairs(self._diagonal)
+
+    def fill(self, solver: BlockSolver, block: Block) -> None:
+        """Solve a block by all methods of a solver, for their matrices; in any thread."""
+        for label, solution in solver.solve(block, self._aligned):
+            self.matrices[label].fill(block.rows, block.columns, solution)
+
+    def fill_all(self) -> None:
+        """Solve everything in the calling thread."""
+        for solver in self.solvers:
+            blocks: Iterator[Block] = chain.from_iterable(
+                solver.affinities.start(*pairs) for pairs in self.block_pairs(solver)
+            )
+            # A device computes the next block while a CPU solves this one. Where it solves them itself, that only takes
+            # memory.
+            if solver.affinities.device.type != "cpu" and not solver.affinities.on_device:
+                blocks = _one_ahead(blocks)
+            for block in blocks:
+                self.fill(solver, block)
+                del block  # or it would stay in memory until the next one is there
+
+
+def match_sides(
+    x: Side, y: Side, method: Matching, workload: Workload | None = None, permutations: bool = False
+) -> MatchedProducts:
+    """Match every image of x with every image of y, in the calling thread; with bounds.
+
+    Args:
+        x: the images in the rows.
+        y: those in the columns; x itself for the pairs within x.
+        method: any matching.
+        workload: of which this is a part; None where it is all.
+        permutations: whether to keep how locations were paired.
+
+    Raises:
+        MatchingError: the method cannot work on these locations, or is a score of which permutations are asked.
+    """
+    loop = PairLoop(x, y, {method.name: method}, workload, bounds=True, permutations=permutations)
+    loop.fill_all()
+    return loop.matrices[method.name].completed()
+
+
+def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray | None) -> Solution:
+    """Solve pairs; values are the identity's float64 products plus the gain of matching over them.
+
+    So equal pairings give equal values to the last bit, and an exact method never falls below the identity. Where a
+    device runs out of memory, it solves halves of the pairs.
+
+    Args:
+        method: any matching.
+        pairs: B pairs with what the method needs.
+        aligned: inner products of whole images (B,), in float64; None for methods without affinity.
+    """
+    solved = in_halves(lambda start, stop: solve_both_ways(method, pairs.part(start, stop)), len(pairs))
+    solution = Solution.joined(list(solved))
+    if aligned is None or pairs.affinity is None or not (method.needs_affinity and method.one_to_one):
+        return solution
+    base, entries = pairs.aligned_sums, pairs.aligned_entries
+    # The same terms summed in another order differ in the last digits.
+    noise = np.abs(entries).sum(axis=1, dtype=np.float64) * entries.shape[1] * np.finfo(np.float64).eps
+    gains = np.where(np.abs(solution.values - base) > noise, solution.values - base, 0.0)
+    hidden = _HALF_PRECISION * pairs.scales() if method.precision == "float16" else 0.0
+    bounds = aligned + np.maximum(solution.bounds - base + hidden, gains)
+    return replace(solution, values=aligned + gains, bounds=bounds)
+
+
+def pairs_equal_locations(method: Matching, rows: int, columns: int) -> bool:
+    """Whether equal locations are paired: by the identity, or as images have but one location on both sides."""
+    return method.is_identity or (rows == columns == 1 and method.one_to_one)
+
+
+def affinity_bytes(method: Matching, rows: int, columns: int, memory: int | None, itemsize: int = 4) -> int:
+    """Bytes of one affinity (rows, columns), if the method reads any.
+
+    Raises:
+        CostError: it exceeds the memory; the message names the methods that need none.
+    """
+    size = rows * columns * itemsize if method.needs_affinity else 0
+    if memory is not None and size > memory:
+        raise CostError(
+            f"one affinity of {rows} x {columns} locations takes {format_bytes(size)}, above the memory budget of "
+            f"{format_bytes(memory)}; raise memory=, or use a matching that needs no affinity: "
+            f"{', '.join(cheap_matchings())}"
+        )
+    return size
+
+
+def _solvers(x: Side, y: Side, methods: Mapping[str, Matching], workload: Workload) -> list[BlockSolver]:
+    """Methods in groups that are served by the same affinities: on the device or by the CPU, and in their precision."""
+    groups: dict[tuple[bool, str], dict[str, Matching]] = {}
+    for label, method in methods.items():
+        on_device = workload.on_device(method, x.tokens.device, x.tokens.dtype)
+        groups.setdefault((on_device, method.precision), {})[label] = method
+    return [BlockSolver.of(x, y, group, on_device) for (on_device, _), group in groups.items()]
+
+
+def _one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """Ask for the next item before giving one away."""
+    before = list(islice(items, 1))
+    for item in items:
+        yield before.pop()
+        before.append(item)
+    yield from before
