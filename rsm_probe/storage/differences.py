@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+
+def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a store gives them back: JSON turns tuples into lists."""
+    return dict(json.loads(json.dumps(settings)))
 
 
 def differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
