@@ -36,12 +36,13 @@ if TYPE_CHECKING:
         norm_difference,
         rsa,
     )
-    from rsm_probe.comparison.protocol import Invariance, Measure
+    from rsm_probe.comparison.protocol import About, Invariance, Measure
     from rsm_probe.comparison.statistics import bootstrap, permutation_test
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
+    "About",
     "CKA",
     "FEATURE_MEASURES",
     "MEASURES",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rsm_probe.sources.images.folders import folder
     from rsm_probe.sources.images.image_set import ImageSet, Targets
     from rsm_probe.sources.images.published import cifar100, class_folders
+    from rsm_probe.sources.images.registry import IMAGE_SETS, NamedImageSet
     from rsm_probe.sources.loading import load_model
     from rsm_probe.sources.models.libraries import LIBRARIES, Library
     from rsm_probe.sources.models.loaded_model import LoadedModel
@@ -30,10 +31,12 @@ else:
 
 __all__ = [
     "EMBEDDED",
+    "IMAGE_SETS",
     "LIBRARIES",
     "ImageSet",
     "Library",
     "LoadedModel",
+    "NamedImageSet",
     "NetworkConfig",
     "Targets",
     "Trained",

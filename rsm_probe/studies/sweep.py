@@ -14,8 +14,7 @@ from rsm_probe.errors import StorageError
 from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Hours, Kernels, Memory, Seed
 from rsm_probe.runs.study import ModelStudy, Runner
 from rsm_probe.sources.models.loaded_model import LoadedModel
-from rsm_probe.streaming.layer_stream import make_batches
-from rsm_probe.streaming.layer_sweep import sweep
+from rsm_probe.streaming.layer_sweep import make_batches, sweep
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 

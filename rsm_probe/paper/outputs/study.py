@@ -48,12 +48,12 @@ class OutputsConfig(ExperimentConfig):
         default=None, description="the table of the paper whose images these are, for its numbers beside these"
     )
 
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Outputs:
+    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> OutputsRunner:
         """See `ModelStudy.runner`."""
-        return Outputs(self, out, progress, executor)
+        return OutputsRunner(self, out, progress, executor)
 
 
-class Outputs(Experiment[OutputsConfig]):
+class OutputsRunner(Experiment[OutputsConfig]):
     """Correlates the divergence of a classifier's answers with the similarity of its last hidden layer."""
 
     report = staticmethod(outputs_report)

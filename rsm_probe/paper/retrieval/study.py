@@ -72,12 +72,12 @@ class RetrievalConfig(ExperimentConfig):
             raise ValueError(f"pictured: there are {self.queries} queries, numbered from 0")
         return self
 
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Retrieval:
+    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> RetrievalRunner:
         """See `ModelStudy.runner`."""
-        return Retrieval(self, out, progress, executor)
+        return RetrievalRunner(self, out, progress, executor)
 
 
-class Retrieval(Experiment[RetrievalConfig]):
+class RetrievalRunner(Experiment[RetrievalConfig]):
     """Finds the nearest images of every query, and scores them by the objects that they share."""
 
     report = staticmethod(retrieval_report)

@@ -49,12 +49,12 @@ class TranslationConfig(ExperimentConfig):
             raise ValueError(f"images.size: patches are taken of edge: {self.edge} pixels; leave size: out")
         return self
 
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Translation:
+    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> TranslationRunner:
         """See `ModelStudy.runner`."""
-        return Translation(self, out, progress, executor)
+        return TranslationRunner(self, out, progress, executor)
 
 
-class Translation(Experiment[TranslationConfig]):
+class TranslationRunner(Experiment[TranslationConfig]):
     """Compares the crops of each mini-batch, layer by layer."""
 
     report = staticmethod(translation_report)
