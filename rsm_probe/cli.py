@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -17,23 +17,26 @@ from typer.core import TyperGroup
 from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
 from rsm_probe.storage.places import local_folder
 
+if TYPE_CHECKING:
+    from rsm_probe.probe.describe import LayerInfo
+    from rsm_probe.runs.study import Study
+
+# Rooms are imported by the commands that use them: PyTorch takes seconds, and --help should not.
+
 
 class _Commands(TyperGroup):
-    """The commands, of which each ends an interruption with a sentence and the exit code of shells."""
+    """Commands that end an interruption with one word and the exit code of shells."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command that was asked for."""
-        try:
+        with _interruptible("interrupted"):
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(130) from None
 
 
 _Seeds = Annotated[list[int], typer.Option("--seed", min=0, max=2**63 - 1, help="repeat for several networks")]
+_Progress = Annotated[bool, typer.Option(help="show bars for images and pairs")]
 app = typer.Typer(
     cls=_Commands,
-    help="Shows what vision models consider similar.\n\n"
+    help="Compare what vision models consider similar.\n\n"
     "Start with `rsm-probe run configs/quickstart.yaml`: it trains three small networks, compares their "
     "layers with spatio-semantic and semantic RSMs, and draws the figures into runs/quickstart.\n\n"
     "For a model of your own, `rsm-probe layers timm:resnet50` lists what can be probed.",
@@ -48,7 +51,7 @@ app = typer.Typer(
 def run(
     config: Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")],
     out: Annotated[str | None, typer.Option(help="run folder; by default runs/ and the name of the file")] = None,
-    progress: Annotated[bool, typer.Option(help="show bars for images and pairs")] = True,
+    progress: _Progress = True,
     figures: Annotated[bool, typer.Option(help="draw the figures at the end")] = True,
     cluster: Annotated[
         str | None, typer.Option(help="scheduler of a Dask cluster that matches pairs, such as tcp://host:8786")
@@ -61,18 +64,20 @@ def run(
     the same command again after an interruption: it continues where it stopped. A folder that holds a run with other
     settings is refused.
     """
-    from rsm_probe.studies.registry import read_study
+    from rsm_probe.execution.executors import cluster as cluster_at
+    from rsm_probe.studies.registry import STUDIES, read_study
 
     study = read_study(config)
     # As text: a path swallows the second slash of a URL, by which it is known.
     folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
     with _continuable():
-        if cluster is None:
-            result = study.run(folder, progress=progress)
-        else:
-            result = _run_on_cluster(study, folder, progress, cluster)
-    for line in [str(result)] if not isinstance(result, dict) else [f"{name}: {r}" for name, r in result.items()]:
-        typer.echo(line)
+        if cluster is not None and not study.on_cluster:
+            able = ", ".join(name for name, kind in STUDIES.items() if kind.on_cluster)
+            raise ConfigError(f"study: {study.study} runs on one machine; --cluster is for study: {able}")
+        with nullcontext() if cluster is None else cluster_at(cluster) as executor:
+            # Workers start in folders of their own.
+            result = study.run(folder if executor is None else folder.absolute(), progress, executor)
+    typer.echo(str(result))
     typer.echo(f"results: {folder}")
     if figures:
         _draw(study, folder)
@@ -85,7 +90,7 @@ def figures(run_folder: Annotated[str, typer.Argument(help="the folder of a fini
 
     folder = local_folder(run_folder, "the run folder")
     if not (folder / "config.yaml").is_file():
-        raise StorageError(f"{folder} is no run folder (there is no config.yaml in it)")
+        raise StorageError(f"{folder} is not a run folder (it has no config.yaml)")
     _draw(read_study(folder / "config.yaml"), folder)
 
 
@@ -99,7 +104,7 @@ def layers(
         ),
     ],
     weights: Annotated[
-        str | None, typer.Option(help="default, or a file with a state dict; none are needed to see shapes")
+        str | None, typer.Option(help="default, or a file with a state dict; shapes can be seen without any")
     ] = None,
     part: Annotated[str, typer.Option(help="submodule to use in place of the whole, such as an image tower")] = "",
     allow_pickle: Annotated[
@@ -120,43 +125,23 @@ def layers(
 
     if model.endswith((".yaml", ".yml")):
         from rsm_probe.config import read_yaml
-        from rsm_probe.runs.entries import ModelConfig
+        from rsm_probe.runs.model_config import ModelConfig
 
         entry = ModelConfig.parse(read_yaml(model), model)
         model, part = entry.source or "", part or entry.part
-    is_file = model.endswith(".safetensors")
     loaded = load_model(
         model,
-        "default" if is_file else weights,
+        "default" if model.endswith(".safetensors") else weights,
         part=part,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
     infos, skipped = describe_layers(loaded.module, loaded.blank_input().repeat(2, 1, 1, 1))
     shown = [info for info in infos if info.is_block or all_layers] or infos
-    rows = [("", "name", "class", "output", "S", "C", "grid", "prefix")]
-    for info in shown:
-        shape = "x".join(map(str, info.shape)) if info.shape else "-"
-        grid = "x".join(map(str, info.grid)) if info.grid else "-"
-        mark = "*" if info.is_block else ""
-        rows.append(
-            (
-                mark,
-                info.name,
-                info.kind,
-                shape,
-                str(info.locations),
-                str(info.channels),
-                grid,
-                str(info.prefix),
-            )
-        )
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    for row in rows:
-        typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    hidden = len(infos) - len(shown)
-    if hidden:
-        typer.echo(f"({hidden} more layers with --all)")
+    for line in _layer_table(shown):
+        typer.echo(line)
+    if len(shown) < len(infos):
+        typer.echo(f"({len(infos) - len(shown)} more layers with --all)")
     if all_layers and skipped:
         typer.echo("not captured:")
         for name, reason in skipped.items():
@@ -169,7 +154,7 @@ def train(
     out: Annotated[str, typer.Option(help="folder for the .safetensors files")] = "runs/models",
     seeds: _Seeds = [0, 1, 2],  # noqa: B006
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1 or mps")] = "auto",
-    progress: Annotated[bool, typer.Option(help="show bars")] = True,
+    progress: _Progress = True,
 ) -> None:
     """Train networks that differ only in their seed, as a sweep over seeds needs them.
 
@@ -191,18 +176,18 @@ def train(
         typer.echo(f"{file}: accuracy {accuracy:.3f} on held-out images")
 
 
-def _run_on_cluster(study: Any, folder: Path, progress: bool, address: str) -> Any:
-    from rsm_probe.execution.executors import cluster
-    from rsm_probe.studies.pairs import PairsConfig
+def _layer_table(layers: Sequence[LayerInfo]) -> Iterator[str]:
+    rows = [("", "name", "class", "output", "S", "C", "grid", "prefix")]
+    for layer in layers:
+        shape, grid = ("x".join(map(str, sizes)) if sizes else "-" for sizes in (layer.shape, layer.grid))
+        numbers = str(layer.locations), str(layer.channels), grid, str(layer.prefix)
+        rows.append(("*" if layer.is_block else "", layer.name, layer.kind, shape, *numbers))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
-    if not isinstance(study, PairsConfig):
-        raise ConfigError(f"study: {study.study} runs on one machine; --cluster is for study: pairs")
-    with cluster(address) as executor:
-        # Workers have folders of their own to begin from.
-        return study.run(folder.absolute(), progress, executor)
 
-
-def _draw(study: Any, folder: Path) -> None:
+def _draw(study: Study, folder: Path) -> None:
     from rsm_probe.runs.run_folder import save_figures
 
     for file in save_figures(study, folder):
@@ -210,17 +195,20 @@ def _draw(study: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _continuable() -> Iterator[None]:
-    """Says after an interruption that nothing is lost."""
+def _interruptible(message: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command again to continue", err=True)
+        typer.echo(message, err=True)
         raise typer.Exit(130) from None
 
 
+def _continuable() -> Any:
+    return _interruptible("interrupted; run the same command again to continue")
+
+
 def main() -> None:
-    """The entry point: errors of the project become one message, without a traceback."""
+    """Run the command line: an error of the project is one message, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")

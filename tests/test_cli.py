@@ -109,7 +109,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     assert "holds no run" in refused("run", SMOKE, "--out", tmp_path)
-    assert "no run folder" in refused("figures", tmp_path)
+    assert "is not a run folder" in refused("figures", tmp_path)
     assert "is a file" in refused("run", SMOKE, "--out", tmp_path / "thesis.txt")
 
 
@@ -118,7 +118,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
     [
         ({"batchsize": 4}, r"batchsize: unknown key; nearest: 'batch_size'"),
         ({"batch_size": "many"}, r"batch_size: .*valid integer.*found 'many'"),
-        ({"study": "sweeep"}, r"study: must be one of sweep.*nearest: 'sweep'"),
+        ({"study": "sweeep"}, r"study: must be one of .*sweep, sweeps, pairs.*nearest: 'sweep'"),
         ({"matchings": ["optimall"]}, r"matchings: unknown matching 'optimall'; nearest: 'optimal'"),
         ({"kernels": ["rbff"]}, r"kernels: unknown kernel 'rbff'; nearest: 'rbf'"),
         ({"images": {"source": "digits", "splitt": "test"}}, r"images\.splitt: unknown key; nearest: 'split'"),
@@ -144,6 +144,12 @@ def test_mistakes_in_a_configuration_are_answered(tmp_path, changes, named):
     assert re.search(
         named, refused("run", changed(tmp_path / "c.yaml", **changes), "--out", tmp_path / "out"), re.DOTALL
     )
+
+
+def test_a_cluster_is_refused_where_a_study_has_no_use_for_it(tmp_path):
+    message = refused("run", SMOKE, "--out", tmp_path / "out", "--cluster", "tcp://127.0.0.1:1")
+    assert "study: sweep runs on one machine; --cluster is for study: pairs" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_and_broken_configurations(tmp_path):
