@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from functools import cache
@@ -18,11 +17,11 @@ from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import draw_weights, interval
 from rsm_probe.errors import ImageError
 from rsm_probe.execution.executors import one_thread
-from rsm_probe.matching.matching import Locations, Matching, Pairs, solve_both_ways
+from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.methods.batch_optimal import BatchOptimal
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.pairs.affinities import pair_affinities
-from rsm_probe.pairs.token_sets import Picked, centred_tokens
+from rsm_probe.pairs.timing import time_methods
+from rsm_probe.pairs.token_sets import TokenSubset, centred_tokens
 from rsm_probe.paper.approximation.figures import PicturedShares, approximation_figures
 from rsm_probe.paper.approximation.report import approximation_report
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Rules, Subject
@@ -181,24 +180,15 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
 
     def _pair(self, layer: CapturedLayer, pair: tuple[int, int], all_solvers: bool) -> Arrays:
         """All methods on one pair, on one core. The affinity product is not timed, as in the paper's Table 5."""
-        tokens = centred_tokens(Picked(layer, np.array(pair)), slice(0, 2), layer, self.study.centering)
+        tokens = centred_tokens(TokenSubset(layer, np.array(pair)), slice(0, 2), layer, self.study.centering)
         return self._solved(tokens.contiguous(), layer.grid, all_solvers)
 
     def _solved(self, tokens: torch.Tensor, grid: tuple[int, ...] | None, all_solvers: bool) -> Arrays:
         """Products and seconds of all methods on a pair of images, tokens (2, S, C)."""
-        zero, one = np.array([0]), np.array([1])
-        affinity = pair_affinities(tokens, tokens, zero, one).numpy()
-        values, seconds = np.full(len(self.methods), np.nan), np.full(len(self.methods), np.nan)
-        for number, (label, method) in enumerate(self.methods.items()):
-            if label in self.study.solvers and not all_solvers:
-                continue
-            images = Locations(tokens, grid)
-            problem = Pairs(zero, one, images, images, affinity if method.needs_affinity else None)
-            method.prepare(images)
-            start = time.perf_counter()
-            values[number] = solve_both_ways(method, problem).values[0]
-            seconds[number] = time.perf_counter() - start
-        return {"values": values, "seconds": seconds}
+        asked = {k: method for k, method in self.methods.items() if all_solvers or k not in self.study.solvers}
+        timed = time_methods(tokens, grid, asked)
+        both = np.array([timed.get(label, (np.nan, np.nan)) for label in self.methods])
+        return {"values": both[:, 0], "seconds": both[:, 1]}
 
     def share(self, values: Mapping[str, np.ndarray], label: str) -> Row:
         """The share of the optimum as a ratio of sums, its interval over pairs, and its spread from pair to pair.
