@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rsm_probe.arrays import first_nonfinite
 from rsm_probe.captures.captured_layers import array_names, layer_place, layers_of
-from rsm_probe.errors import StorageError
+from rsm_probe.errors import LayerError, RepresentationError, StorageError
+from rsm_probe.forward.layer_consumer import ImageBatch, LayerNames, finished_name
+from rsm_probe.matching.methods.identity import squared_norms
+from rsm_probe.probe.representation import Representation, require_finite
 from rsm_probe.storage.chunks import ChunkStore
 
 # Tensors of this kind are stored as their bits, since NumPy lacks it; the fill value is one of its NaNs.
@@ -19,22 +22,28 @@ _BFLOAT16_NAN = 0x7FC0
 
 
 class CaptureWriter:
-    """Fills a capture batch by batch; batches that are there are known by their norms, which are written last.
+    """A `LayerConsumer` that writes layers into a capture, each as soon as it has run.
+
+    A batch counts as written once its norms are there, which come last.
 
     Args:
         store: to write into.
         ids: names of the images.
         labels: their labels.
-        batches: images in each batch but the last; chunks never cross batches.
+        batch_size: images in each batch but the last; chunks never cross batches.
+        dtype: of tokens on disk.
     """
 
-    # So many bytes per chunk were written and read fastest.
+    # Chunks of about this size were written and read fastest.
     _CHUNK_BYTES = 4 << 20
 
-    def __init__(self, store: ChunkStore, ids: Sequence[str], labels: Sequence[str], batches: int) -> None:
+    def __init__(
+        self, store: ChunkStore, ids: Sequence[str], labels: Sequence[str], batch_size: int, dtype: torch.dtype
+    ) -> None:
         self.store = store
-        self._count, self._batch = len(ids), batches
+        self._count, self._batch_size = len(ids), batch_size
         self._ids, self._labels = ids, labels
+        self._dtype, self._dtype_name = dtype, str(dtype).removeprefix("torch.")
 
     def put_names(self) -> None:
         """Writes the names of the images, where they are not there.
@@ -45,99 +54,121 @@ class CaptureWriter:
         self.store.put_names("image", self._ids, "image")
         self.store.put_names("label", self._labels, "image")
 
-    def begin(self, layers: Mapping[str, Any], dtype: torch.dtype) -> None:
-        """Makes the arrays of all layers, or finds them there. Where one had to be made, no batch is there.
+    def declare(self, layers: Mapping[str, Representation]) -> None:
+        """Makes the arrays of all layers, or checks those that are there. Where one had to be made, no batch is there.
 
         Args:
-            layers: name -> representation of some images, with tokens (n, S, C), prefix (n, P, C) and grid.
-            dtype: of tokens on disk.
+            layers: name -> representation of some images.
 
         Raises:
             StorageError: they cannot be written; other layers or shapes are there.
         """
         self.put_names()
+        self._shapes = {name: _shapes(kept) for name, kept in layers.items()}
         about, made = [], []
-        self._prefixed = [number for number, kept in enumerate(layers.values()) if kept.prefix.shape[1]]
-        for number, (name, kept) in enumerate(layers.items()):
-            shapes = {"tokens": kept.tokens.shape[1:], "prefix": kept.prefix.shape[1:]}
-            about.append(
-                {
-                    "name": name,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "grid": kept.grid and list(kept.grid),
-                    "digest": "",
-                }
-            )
-            for part, (rows, channels) in shapes.items():
-                if rows:
-                    made.append(self._create(f"{layer_place(number)}/{part}", (rows, channels), dtype))
-            rows, channels = shapes["tokens"]
-            for part, shape in (("squared_norm", ()), ("pooled", (channels,))):
+        for number, (name, shapes) in enumerate(self._shapes.items()):
+            grid = layers[name].grid
+            about.append({"name": name, "dtype": self._dtype_name, "grid": grid and list(grid), "digest": ""})
+            for part, shape in shapes.items():
+                if shape[0]:
+                    made.append(self._create(f"{layer_place(number)}/{part}", shape))
+            for part, axes in (("squared_norm", ()), ("pooled", (shapes["tokens"][1],))):
                 created = self.store.create(
                     f"{layer_place(number)}/{part}",
-                    (self._count, *shape),
-                    (self._batch, *shape),
+                    (self._count, *axes),
+                    (self._batch_size, *axes),
                     np.float64,
                     np.nan,
-                    ("image", "channel")[: 1 + len(shape)],
+                    ("image", "channel")[: 1 + len(axes)],
                 )
                 made.append(created)
         stored = layers_of(self.store) if "layers" in self.store.attributes else about
         if [{**layer, "digest": ""} for layer in stored] != about:
             raise StorageError(f"{self.store.where} holds other layers; choose another place for this capture")
         self.store.set({"layers": about, "finished": False})
-        self._names = list(layers)
         self._nothing_there = any(made)
 
-    def _create(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> bool:
-        fit = max(1, self._CHUNK_BYTES // (shape[0] * shape[1] * dtype.itemsize))
+    def _create(self, name: str, shape: tuple[int, ...]) -> bool:
+        fit = max(1, self._CHUNK_BYTES // (shape[0] * shape[1] * self._dtype.itemsize))
         # The largest divisor of the batch that fits.
-        images = next(k for k in range(min(fit, self._batch), 0, -1) if self._batch % k == 0)
-        halves = dtype == torch.bfloat16
+        images = next(k for k in range(min(fit, self._batch_size), 0, -1) if self._batch_size % k == 0)
+        halves = self._dtype == torch.bfloat16
         return self.store.create(
             name,
             (self._count, *shape),
             (images, *shape),
-            np.uint16 if halves else np.dtype(str(dtype).removeprefix("torch.")),
+            np.uint16 if halves else np.dtype(self._dtype_name),
             _BFLOAT16_NAN if halves else np.nan,
             ("image", "location" if name.endswith("tokens") else "prefix_token", "channel"),
+        )
+
+    def image_bytes(self, layers: Mapping[str, Representation]) -> int:
+        """What one image takes on disk: tokens and prefix, and in float64 the means over locations and the norm."""
+        return sum(
+            (kept.tokens[0].numel() + kept.prefix[0].numel()) * self._dtype.itemsize + 8 * (kept.tokens.shape[2] + 1)
+            for kept in layers.values()
         )
 
     def batch_is_there(self, start: int) -> bool:
         """Whether a batch was written as a whole; its tokens are not read."""
         if self._nothing_there:
             return False
-        return self.store.intact(f"{layer_place(len(self._names) - 1)}/squared_norm", (self._rows(start),))
+        return self.store.intact(f"{layer_place(len(self._shapes) - 1)}/squared_norm", (self._rows(start),))
 
-    def write_layer(self, start: int, name: str, tokens: Tensor, prefix: Tensor) -> None:
-        """Writes one layer of a batch, and the mean over locations with it.
+    def begin(self, batch: ImageBatch) -> None:
+        """See `LayerConsumer`; the images of a batch are consecutive, and `declare` comes before."""
+        self._names, self._where = batch.ids, (self._rows(int(batch.numbers[0])),)
+        self._norms: dict[str, np.ndarray] = {}
 
-        Args:
-            start: number of the batch's first image.
-            name: of the layer.
-            tokens: (n, S, C), in the dtype on disk.
-            prefix: (n, P, C), in the dtype on disk.
+    def take(self, model: str, layer: str, representation: Representation) -> None:
+        """Writes one layer of a batch, and the mean over locations with it; see `LayerConsumer`.
 
         Raises:
             StorageError: it cannot be written.
+            RepresentationError: NaN or infinity, values beyond the range of the dtype, or images of another size.
+            LayerError: the layer did not run before.
         """
-        place, where = layer_place(self._names.index(name)), (self._rows(start),)
-        self.store.write(f"{place}/pooled", where, tokens.mean(dim=1, dtype=torch.float64).cpu().numpy())
+        require_finite(model, layer, first_nonfinite(representation.tokens), self._names)
+        name, shapes = finished_name(layer, self._shapes), _shapes(representation)
+        if name not in self._shapes:
+            raise LayerError(f"layer {layer!r} ran for image {self._names[0]!r}, and did not for the first one")
+        if shapes != self._shapes[name]:
+            raise RepresentationError(
+                f"layer {layer!r} holds {shapes['tokens']} tokens for image {self._names[0]!r} and "
+                f"{self._shapes[name]['tokens']} for the first one; a capture needs images of one size"
+            )
+        require_finite(model, layer, first_nonfinite(representation.prefix), self._names)
+        tokens, prefix = representation.tokens.to(self._dtype), representation.prefix.to(self._dtype)
+        bad = next((bad for part in (tokens, prefix) if (bad := first_nonfinite(part)) is not None), None)
+        if bad is not None:
+            raise RepresentationError(
+                f"layer {layer!r} of image {self._names[bad]!r} exceeds the range of {self._dtype}; capture as "
+                "bfloat16 or float32"
+            )
+        place = layer_place(list(self._shapes).index(name))
+        self.store.write(f"{place}/pooled", self._where, tokens.mean(dim=1, dtype=torch.float64).cpu().numpy())
         for part, values in (("prefix", prefix), ("tokens", tokens)):
             if values.shape[1]:
-                self.store.write(f"{place}/{part}", where, _bits(values))
+                self.store.write(f"{place}/{part}", self._where, _bits(values))
+        self._norms[name] = squared_norms(tokens.float())
 
-    def end_batch(self, start: int, norms: Mapping[str, np.ndarray]) -> None:
-        """Writes the norms of all layers: name -> |z_i|^2 (n,). From now on the batch is there.
+    def end(self, names: LayerNames) -> None:
+        """Writes the norms of all layers, after which the batch is there; see `LayerConsumer`.
 
         Raises:
             StorageError: they cannot be written.
+            LayerError: a layer did not run.
         """
-        for number, name in enumerate(self._names):
-            self.store.write(f"{layer_place(number)}/squared_norm", (self._rows(start),), norms[name])
+        missing = [layer for layer in self._shapes if layer not in self._norms]
+        if missing:
+            first = self._names[0]
+            raise LayerError(f"layer {missing[0]!r} did not run for image {first!r}, as it did for the first one")
+        for number, name in enumerate(self._shapes):
+            self.store.write(f"{layer_place(number)}/squared_norm", self._where, self._norms[name])
+        self.store.claimed = True
 
     def _rows(self, start: int) -> slice:
-        return slice(start, min(start + self._batch, self._count))
+        return slice(start, min(start + self._batch_size, self._count))
 
     def finish(self) -> int | None:
         """Reads everything once: checks it, and adds means and digests. Then the capture is finished.
@@ -149,11 +180,12 @@ class CaptureWriter:
             StorageError: means or attributes cannot be written.
         """
         layers = [dict(layer) for layer in layers_of(self.store)]
+        prefixed = [number for number, shapes in enumerate(self._shapes.values()) if shapes["prefix"][0]]
         for number, layer in enumerate(layers):
             place, digest = layer_place(number), hashlib.sha256()
             total = torch.zeros(self.store.array(f"{place}/tokens").shape[1:], dtype=torch.float64)
-            others = ["pooled", "squared_norm", *(["prefix"] if number in self._prefixed else [])]
-            for start in range(0, self._count, self._batch):
+            others = ["pooled", "squared_norm", *(["prefix"] if number in prefixed else [])]
+            for start in range(0, self._count, self._batch_size):
                 where = (self._rows(start),)
                 try:
                     values = self.store.read(f"{place}/tokens", where)
@@ -167,7 +199,7 @@ class CaptureWriter:
                 total += tokens.sum(dim=0, dtype=torch.float64)
             layer["digest"] = digest.hexdigest()
             self.store.put(f"{place}/mean", (total / self._count).numpy(), ("location", "channel"))
-        self.store.finish({"layers": layers}, array_names(len(layers), self._prefixed))
+        self.store.finish({"layers": layers}, array_names(len(layers), prefixed))
         return None
 
 
@@ -175,3 +207,8 @@ def _bits(values: Tensor) -> np.ndarray:
     """A tensor as NumPy can hold it."""
     values = values.cpu().contiguous()
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _shapes(representation: Representation) -> dict[str, tuple[int, ...]]:
+    """Shapes of one image: `tokens` (S, C) and `prefix` (P, C)."""
+    return {"tokens": tuple(representation.tokens.shape[1:]), "prefix": tuple(representation.prefix.shape[1:])}

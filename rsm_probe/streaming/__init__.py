@@ -1,6 +1,7 @@
 """The layer sweep: images pass through the models once, and only sums are kept.
 
-Begin with `layer_sweep.py` (`sweep()`), then `layer_stream.py` (batches through models) and `accumulator.py`.
+Begin with `layer_sweep.py` (`sweep()`), then `accumulator.py` (RSMs of mini-batches) and `batch_consumer.py` (where the
+layers of a batch come from). `cka_sums.py` holds what the batches add up to, `checkpoint.py` the state on disk.
 """
 
 from typing import TYPE_CHECKING

@@ -6,31 +6,32 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
 import xarray as xr
 
-from rsm_probe.arrays import first_nonfinite
-from rsm_probe.checks import require_callable, require_text, require_texts
-from rsm_probe.comparison.alignment import get_estimator
+from rsm_probe.checks import require_callable
+from rsm_probe.comparison.alignment import Estimator, get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
-from rsm_probe.errors import ComparisonError, RepresentationError
+from rsm_probe.errors import ComparisonError, RepresentationError, repeated
+from rsm_probe.forward.layer_consumer import ImageBatch
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.pairs.matcher import PairMatcher
-from rsm_probe.probe.representation import Representation, require_finite
+from rsm_probe.pairs.matcher import PairMatcher, PendingProducts
+from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
+from rsm_probe.streaming.batch_consumer import BatchConsumer, Probed, TakenLayer, naming, walk
+from rsm_probe.streaming.cka_sums import CkaSums
+from rsm_probe.streaming.kept_rsms import BatchRsms, KeptLayers
 from rsm_probe.streaming.means import Means
-from rsm_probe.streaming.names import check_kept, is_kept, kept_names, require_distinct, require_same, rsm_keys, several
-from rsm_probe.streaming.pending import Batch, Submitted
-from rsm_probe.streaming.probed_layers import Probed, TakenPasses, naming, require_one_batch, walk
-from rsm_probe.streaming.result import BatchRsms, SweepResult
-from rsm_probe.streaming.sums import Sums
+from rsm_probe.streaming.result import SweepResult
+
+_Batch = TypeVar("_Batch")
 
 
-class Accumulator:
+class Accumulator(BatchConsumer[PendingProducts]):
     """Collects RSMs batch by batch and compares every one with every other: layers, models, matchings, kernels.
 
     Only sums are kept, so memory does not grow with the number of images. They run over pairs of images: a batch counts
@@ -39,6 +40,9 @@ class Accumulator:
 
     One last batch may be too small for an estimator ("unbiased" needs 4 images, "biased" 2), as data loaders leave it:
     it is left out for all estimators, and of `images`, with a warning. A batch after it is an error.
+
+    With `Probe(..., reduce=accumulator.reducer())` identity needs no copy of the tokens; other matchings keep those
+    that workers have not come to.
 
     Example:
         >>> accumulator = Accumulator(matchings=("identity", "optimal"))
@@ -63,7 +67,11 @@ class Accumulator:
         kept: RSMs of finished mini-batches, where no `on_batch` takes them.
 
     Raises:
-        RsmProbeError: an argument of the wrong kind, an unknown name, or one that comes twice.
+        RsmProbeError: an argument of the wrong kind, an unknown name, or one that comes twice. `update` raises
+            ComparisonError also for layers that differ from the batch before, for a first batch that is too small for
+            an estimator, and for a batch after one that was; LayerError where `keep` names a layer that is not there;
+            MatchingError for tokens that a matching cannot take, such as those beyond 1e150; CostError where one
+            affinity alone exceeds the memory budget.
     """
 
     def __init__(
@@ -79,30 +87,29 @@ class Accumulator:
         memory: str | int = "1GB",
         on_pairs: Callable[[int], None] = lambda count: None,
     ) -> None:
-        named = [get_matching(matching) for matching in several(matchings, "matchings")]
-        self.methods = dict(named)
-        self.kernels = [get_kernel(kernel) for kernel in several(kernels, "kernels")]
-        require_distinct("matchings", [label for label, _ in named])
-        require_distinct("kernels", [kernel.name for kernel in self.kernels])
+        super().__init__()
+        self.methods: dict[str, Matching] = _by_name(matchings, "matchings", get_matching)
+        known = _by_name(kernels, "kernels", lambda kernel: (get_kernel(kernel).name, get_kernel(kernel)))
+        self.kernels: list[Kernel] = list(known.values())
         for kernel in self.kernels:
             for label, method in self.methods.items():
                 check_kernel(kernel, label, method.one_to_one)
-        self.estimators = [get_estimator(estimator) for estimator in several(estimators, "estimators")]
-        require_distinct("estimators", [estimator.name for estimator in self.estimators])
+        known = _by_name(estimators, "estimators", lambda name: (get_estimator(name).name, get_estimator(name)))
+        self.estimators: list[Estimator] = list(known.values())
         if not isinstance(means, Means | None):
             raise RepresentationError(f"means must be a Means of a first pass, found {type(means).__name__}")
         self.means = means
         self.kept: list[BatchRsms] = []
-        self.keep = kept_names(keep)
+        self.keep = KeptLayers(keep)
         if on_batch is not None:
             require_callable(on_batch, "on_batch", ComparisonError)
         require_callable(on_pairs, "on_pairs", ComparisonError)
         self.on_batch = on_batch or self._collect
-        self._sums = Sums(self.estimators)
-        self._keys: list[RsmKey] = []
-        self._taken = TakenPasses()
-        self._waiting: list[Batch] = []
         self.on_pairs = on_pairs
+        self._sums = CkaSums(self.estimators)
+        self._keys: list[RsmKey] = []
+        self._backlog: Backlog[tuple[ImageBatch, Mapping[tuple[str, str], TakenLayer[PendingProducts]]]]
+        self._backlog = Backlog(lambda batch: self._finish_batch(*batch))
         self._matcher = PairMatcher(workers, memory, lambda count: self.on_pairs(count))
         self.workers, self.memory = self._matcher.workers, self._matcher.memory
 
@@ -132,83 +139,45 @@ class Accumulator:
         """Stops the worker threads; pairs that wait are dropped."""
         self._matcher.__exit__(None, None, None)
 
-    def update(self, probed: Probed, ids: Sequence[str] = (), labels: Sequence[str] = ()) -> None:
-        """Takes the representations of one mini-batch.
+    def _lasting(self, representation: Representation) -> Representation:
+        if self.means is not None or all(method.at_once for method in self.methods.values()):
+            return representation  # centring copies the tokens, and what is done at once needs no copy
+        # The model may change its own tensors before workers come to them.
+        return replace(representation, tokens=representation.tokens.clone(memory_format=torch.contiguous_format))
 
-        Args:
-            probed: a `Probe` after a forward pass, or model name -> probe for several models that saw the same images.
-            ids: names of the images, for error messages and kept RSMs.
-            labels: their labels.
+    def _work_on(self, model: str, layer: str, representation: Representation) -> PendingProducts:
+        tokens = representation.tokens
+        tokens = tokens if self.means is None else self.means.subtract(model, layer, tokens)
+        with naming(model, layer):
+            return self._matcher.submit(tokens, None, self.methods, representation.grid)
 
-        Raises:
-            RepresentationError: NaN or infinity (the message names layer and image), or another number of images than
-                in another layer.
-            ComparisonError: layers that differ from the batch before; a first batch that is too small for an estimator,
-                or a batch after one that was.
-            LayerError: nothing was captured, or a pass that was taken already; `keep` names a layer that is not there.
-            MatchingError: tokens that a matching cannot take, such as those beyond 1e150.
-            CostError: one affinity alone exceeds the memory budget.
-        """
-        self._taken.require_new(probed)
+    def _accepts(self, layers: Sequence[tuple[str, str]], images: int) -> bool:
         self._sums.require_open()
-        layers = walk(probed, Submitted)
-        count = require_one_batch(
-            [(m, n, part.count if isinstance(part, Submitted) else len(part.tokens)) for m, n, part in layers],
-            ids := require_texts(ids, "ids", RepresentationError),
-            labels := require_texts(labels, "labels", RepresentationError),
-        )
-        keys = self._new_keys([(model, layer) for model, layer, _ in layers])
-        if self._sums.too_small(count):
+        keys = self._keys_of(layers)
+        if self._keys and keys != self._keys:
+            differing = [f"{a.label()} became {b.label()}" for a, b in zip(self._keys, keys, strict=False) if a != b]
+            counts = f"{len(self._keys)} RSMs became {len(keys)}"
+            raise ComparisonError(f"this batch has other layers than the ones before: {(differing or [counts])[0]}")
+        self.keep.require_among({layer for _, layer in layers})
+        if self._sums.too_small(images):
             self.finish()  # only the last batch may be
-            self._sums.leave_out(count)
-            self._taken.take(probed)
-            return
-        submitted = []
-        for model, layer, part in layers:
-            part = part if isinstance(part, Submitted) else self._submit(model, layer, part)
-            if part.owner is not self or part.model != model:
-                raise ComparisonError(
-                    f"layer {layer!r} of model {model!r} was reduced by the reducer({part.model!r}) of "
-                    f"{'this' if part.owner is self else 'another'} accumulator; use this one's reducer({model!r})"
-                )
-            require_finite(model, layer, part.bad, ids)
-            submitted.append(part)
-        self._keys = keys
-        self._taken.take(probed)
-        self._waiting.append(Batch(submitted, ids, labels))
+            self._sums.leave_out(images)
+            return False
+        return True
+
+    def _keys_of(self, layers: Sequence[tuple[str, str]]) -> list[RsmKey]:
+        """What the RSMs of a batch are, in the order in which they are made: layers in forward order within a model."""
+        keys, depths = [], dict.fromkeys((model for model, _ in layers), 0)
+        for model, layer in layers:
+            keys += [RsmKey(model, layer, depths[model], name, k.name) for name in self.methods for k in self.kernels]
+            depths[model] += 1
+        return keys
+
+    def _add(self, batch: ImageBatch, taken: Mapping[tuple[str, str], TakenLayer[PendingProducts]]) -> None:
+        self._keys = self._keys_of(list(taken))
         # A device of its own works on the next batch while workers match this one. On the CPU both would share the
         # cores: waiting costs nothing there, and an interruption loses one batch at most.
-        while len(self._waiting) > int(any(part.ahead for part in submitted)):
-            self._finish_first()
-
-    def reducer(self, model: str = "model") -> Callable[[str, Representation], Submitted]:
-        """What a `Probe` can do with every layer as soon as it has run, so that no batch is held as a whole.
-
-        Pass it as `Probe(..., reduce=accumulator.reducer())`, and the probe to `update` as ever. Identity needs no
-        copy of the tokens then; other matchings keep those that workers have not come to.
-
-        Args:
-            model: the name of the model in `update`.
-        """
-        require_text(model, "the name of a model", RepresentationError)
-        outlives = self.means is None and not all(method.at_once for method in self.methods.values())
-
-        def submit(layer: str, kept: Representation) -> Submitted:
-            if outlives:  # the model may change its own tensors before workers come to them
-                kept = replace(kept, tokens=kept.tokens.clone(memory_format=torch.contiguous_format))
-            return self._submit(model, layer, kept)
-
-        return submit
-
-    def _submit(self, model: str, layer: str, kept: Representation) -> Submitted:
-        count, ahead = len(kept.tokens), kept.tokens.device.type != "cpu"
-        bad = first_nonfinite(kept.tokens)
-        if bad is not None:
-            return Submitted(self, model, layer, count, bad, ahead, None)
-        centred = kept.tokens if self.means is None else self.means.subtract(model, layer, kept.tokens)
-        with naming(model, layer):
-            products = self._matcher.submit(centred, None, self.methods, kept.grid)
-        return Submitted(self, model, layer, count, None, ahead, products)
+        self._backlog.add((batch, taken), ahead=int(any(part.device.type != "cpu" for part in taken.values())))
 
     def rehearse(self, probed: Probed) -> None:
         """Matches one pair of images of every layer and keeps nothing, so that what cannot be matched is refused early.
@@ -221,40 +190,23 @@ class Accumulator:
             with naming(model, layer):
                 self._matcher.submit(kept.tokens[:2], None, self.methods, kept.grid).result()
 
-    def _new_keys(self, layers: list[tuple[str, str]]) -> list[RsmKey]:
-        """What the RSMs of a batch will be, which is the same for all batches."""
-        keys = rsm_keys(layers, list(self.methods), [kernel.name for kernel in self.kernels])
-        require_same(self._keys or keys, keys)
-        check_kept(self.keep, {layer for _, layer in layers})
-        return keys
-
     def finish(self) -> None:
         """Waits for the pairs that workers still hold."""
-        while self._waiting:
-            self._finish_first()
+        self._backlog.finish()
 
-    def _finish_first(self) -> None:
-        try:
-            self._finish_batch(self._waiting[0])
-        except BaseException:
-            # A later batch must never count in place of one that failed: what continues here would leave a gap.
-            self._waiting.clear()
-            raise
-        self._waiting.pop(0)
-
-    def _finish_batch(self, batch: Batch) -> None:
+    def _finish_batch(self, batch: ImageBatch, taken: Mapping[tuple[str, str], TakenLayer[PendingProducts]]) -> None:
         values = []
-        for part in batch.layers:
-            assert part.products is not None
-            norms, _ = part.products.squared_norms
-            with naming(part.model, part.layer):
-                products = part.products.result().values()
-            values += [kernel(found, norms, norms, same=True) for found in products for kernel in self.kernels]
+        for (model, layer), part in taken.items():
+            assert part.work is not None
+            norms, _ = part.work.squared_norms
+            with naming(model, layer):
+                matched = part.work.result().values()
+            values += [kernel(products, norms, norms, same=True) for products in matched for kernel in self.kernels]
         stack = np.stack(values)
         self._sums.add(self._keys, stack)
-        kept = [k for k, key in enumerate(self._keys) if is_kept(key.layer, self.keep)]
-        names = batch.ids or [str(self.images - stack.shape[1] + k) for k in range(stack.shape[1])]
-        labels = batch.labels or [""] * stack.shape[1]
+        kept = [k for k, key in enumerate(self._keys) if key.layer in self.keep]
+        names = list(batch.ids) or [str(self.images - stack.shape[1] + k) for k in range(stack.shape[1])]
+        labels = list(batch.labels) or [""] * stack.shape[1]
         self.on_batch(BatchRsms([self._keys[k] for k in kept], stack[kept], names, labels))
 
     def _collect(self, rsms: BatchRsms) -> None:
@@ -293,3 +245,51 @@ class Accumulator:
         """
         self._sums.restore(state)
         self._keys = self._sums.keys
+
+
+class Backlog(Generic[_Batch]):
+    """Batches that were handed over and are not yet finished, in their order.
+
+    Args:
+        finish: finishes one batch.
+    """
+
+    def __init__(self, finish: Callable[[_Batch], None]) -> None:
+        self._finish_one = finish
+        self._waiting: list[_Batch] = []
+
+    def add(self, batch: _Batch, ahead: int = 0) -> None:
+        """Hands over a batch, and finishes the first ones until at most `ahead` wait."""
+        self._waiting.append(batch)
+        self.finish(ahead)
+
+    def finish(self, ahead: int = 0) -> None:
+        """Finishes the first batches until at most `ahead` wait."""
+        while len(self._waiting) > ahead:
+            try:
+                self._finish_one(self._waiting[0])
+            except BaseException:
+                # A later batch must never count in place of one that failed: what continues here would leave a gap.
+                self._waiting.clear()
+                raise
+            self._waiting.pop(0)
+
+
+def _by_name(values: Any, what: str, known: Callable[[Any], tuple[str, Any]]) -> dict[str, Any]:
+    """One thing or several, by their names.
+
+    Args:
+        values: as a user gave them.
+        what: the argument, for messages.
+        known: value -> name and object.
+
+    Raises:
+        ComparisonError: an empty sequence, or two of one name.
+    """
+    several = [values] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
+    if not several:
+        raise ComparisonError(f"{what} is empty; name at least one")
+    named = [known(value) for value in several]
+    if (twice := repeated(name for name, _ in named)) is not None:
+        raise ComparisonError(f"{what} holds {twice!r} more than once, and results are told apart by name")
+    return dict(named)

@@ -15,7 +15,8 @@ from rsm_probe.errors import StorageError
 from rsm_probe.storage.differences import differences
 from rsm_probe.storage.files import load_arrays, load_json, save_arrays, save_json
 from rsm_probe.storage.locks import sole_writer
-from rsm_probe.streaming.result import BatchRsms, SweepResult
+from rsm_probe.streaming.kept_rsms import BatchRsms
+from rsm_probe.streaming.result import SweepResult
 
 
 class Checkpoint:

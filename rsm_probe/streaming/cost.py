@@ -17,7 +17,7 @@ from rsm_probe.matching.registry import cheap_matchings
 from rsm_probe.pairs.matcher import queue_bytes
 from rsm_probe.pairs.timing import seconds_per_pair
 from rsm_probe.probe.representation import Representation
-from rsm_probe.streaming.probed_layers import naming
+from rsm_probe.streaming.batch_consumer import naming
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,8 +14,10 @@ import torch
 from tqdm import tqdm
 
 from rsm_probe.arrays import first_nonfinite
-from rsm_probe.checks import require_flag, require_text
-from rsm_probe.errors import ComparisonError, ModelError
+from rsm_probe.checks import require_flag, require_seed, require_text, require_whole
+from rsm_probe.comparison.alignment import get_estimator
+from rsm_probe.errors import ComparisonError, ImageError, LayerError, ModelError
+from rsm_probe.forward.layer_stream import LayerSample, LayerStream, layer_names
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.matcher import available_cores
 from rsm_probe.probe.layers import Layers
@@ -27,20 +28,14 @@ from rsm_probe.sources.images.any_images import as_images
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.loaded_model import LoadedModel
-from rsm_probe.sources.models.preprocessing import warn_of_plain_pixels
+from rsm_probe.storage.differences import as_stored
 from rsm_probe.storage.places import local_folder
 from rsm_probe.streaming.accumulator import Accumulator
+from rsm_probe.streaming.batch_consumer import walk
 from rsm_probe.streaming.checkpoint import Checkpoint
-from rsm_probe.streaming.cost import Cost, available_memory, check_hours, measure
-from rsm_probe.streaming.layer_stream import Passing, make_batches
-from rsm_probe.streaming.names import check_kept, check_layers, is_kept
-from rsm_probe.streaming.passes import accumulate, gather_means
-from rsm_probe.streaming.probed_layers import walk
+from rsm_probe.streaming.cost import Cost, available_memory, check_hours, measure, stopwatch
 from rsm_probe.streaming.result import SweepResult
-
-# Images that pass through the models before the start, to see shapes and to time them. A prime that divides hardly any
-# number of tokens: which axis holds the images is then clear, also for later batches as long as a sequence.
-_SAMPLE = 11
+from rsm_probe.streaming.sweep_passes import accumulate, gather_means
 
 
 def sweep(
@@ -106,33 +101,27 @@ def sweep(
     folder = None if out is None else local_folder(out)
     require_flag(progress, "progress", ComparisonError)
     check_hours(max_hours)
-    layers, centering = check_layers(layers), check_centering(centering)
+    layers, centering = _checked_layers(layers), check_centering(centering)
     # Whatever can be refused is refused before anything is loaded, and long before anything is written.
     accumulator = Accumulator(matchings, kernels, estimators, keep=keep, workers=workers, memory=memory)
-    loaded = name_models(models)
-    chosen = as_images(images)
+    loaded, image_set = name_models(models), as_images(images)
     named = [estimator.name for estimator in accumulator.estimators]
-    batches = make_batches(chosen, batch_size, seed, named)
+    batches = make_batches(image_set, batch_size, seed, named)
     checkpoint = None
     if folder is not None:
-        # As JSON gives it back: tuples become lists.
-        settings = json.loads(
-            json.dumps(
-                {
-                    "models": {name: model.fingerprint for name, model in loaded.items()},
-                    "images": chosen.fingerprint(),
-                    "layers": layers,
-                    "matchings": {label: repr(method) for label, method in accumulator.methods.items()},
-                    "kernels": [repr(kernel) for kernel in accumulator.kernels],
-                    "estimators": named,
-                    "batch_size": int(batch_size),
-                    "seed": int(seed),
-                    "centering": centering,
-                    "keep": accumulator.keep,
-                }
-            )
-        )
-        checkpoint = Checkpoint(folder, settings)
+        settings = {
+            "models": {name: model.fingerprint for name, model in loaded.items()},
+            "images": image_set.fingerprint(),
+            "layers": layers,
+            "matchings": {label: repr(method) for label, method in accumulator.methods.items()},
+            "kernels": [repr(kernel) for kernel in accumulator.kernels],
+            "estimators": named,
+            "batch_size": int(batch_size),
+            "seed": int(seed),
+            "centering": centering,
+            "keep": accumulator.keep.patterns,
+        }
+        checkpoint = Checkpoint(folder, as_stored(settings))
         if (result := checkpoint.finished()) is not None:
             return result
     with ExitStack() as stack:
@@ -140,14 +129,14 @@ def sweep(
         begun = checkpoint is not None and checkpoint.begun
         if checkpoint is not None and begun:  # or a sweep that runs there would be noticed late
             stack.enter_context(checkpoint.held())
-        passing = Passing(loaded, layers, device, stack)
-        warn_of_plain_pixels(loaded.values(), chosen)
-        sample = passing.forward(chosen, batches[0][:_SAMPLE])
-        cost = _preflight(sample, passing, chosen, batches, accumulator, centering)
+        stream = LayerStream(loaded, image_set, layers, device)
+        stack.enter_context(stream.evaluating())
+        sample = stream.sample(batches[0])
+        cost = _preflight(sample, stream, batches, accumulator, centering)
         if progress:
             tqdm.write(f"sweep: {cost}", file=sys.stderr)
         cost.require(max_hours, available_memory())
-        accumulator.rehearse(sample)
+        accumulator.rehearse(sample.representations)
         del sample
         if checkpoint is not None:
             if not begun:
@@ -156,13 +145,13 @@ def sweep(
                 return result
             checkpoint.claim()
         if centering is not None:
-            accumulator.means = gather_means(passing, chosen, batches, centering, checkpoint, progress)
+            accumulator.means = gather_means(stream, batches, centering, checkpoint, progress)
         bar = stack.enter_context(tqdm(total=cost.pairs, desc="pairs", unit="pair", position=1, disable=not progress))
         accumulator.on_pairs = bar.update
-        accumulate(accumulator, passing, chosen, batches, checkpoint, bar, cost.pairs_per_layer, progress)
+        accumulate(accumulator, stream, batches, checkpoint, bar, cost.pairs_per_layer, progress)
         result = accumulator.result()
         result.dataset.attrs.update(
-            centering=str(centering), batch_size=int(batch_size), seed=int(seed), source=chosen.name
+            centering=str(centering), batch_size=int(batch_size), seed=int(seed), source=image_set.name
         )
         if checkpoint is not None:
             checkpoint.save_result(result)
@@ -192,32 +181,69 @@ def name_models(models: Any) -> dict[str, LoadedModel]:
     return named
 
 
+def make_batches(images: ImageSet, batch_size: int, seed: int, estimators: Sequence[str]) -> list[np.ndarray]:
+    """One seeded permutation of the images, cut into batches whose sizes differ by at most one.
+
+    Raises:
+        ImageError: batches that are too small for the estimators; no whole numbers.
+    """
+    require_whole(batch_size, "batch_size", 1, ImageError)
+    require_seed(seed, "seed", ImageError)
+    fewest = max(get_estimator(estimator).fewest for estimator in estimators)
+    needed = f"{' and '.join(estimators)} CKA needs at least {fewest}"
+    if batch_size < fewest:
+        raise ImageError(f"batch_size={batch_size} is too small: {needed}")
+    if len(images) < fewest:
+        raise ImageError(f"{images.name} holds {len(images)} images; {needed}")
+    # Rounding up keeps every batch within batch_size; where that would leave batches too small, they get fewer.
+    count = min(-(-len(images) // batch_size), len(images) // fewest)
+    return np.array_split(np.random.default_rng(seed).permutation(len(images)), count)
+
+
+def _checked_layers(layers: Any) -> str | list[str] | dict[str, str | list[str]]:
+    """Layers for all models, or model name -> layers, as plain text and lists.
+
+    Raises:
+        LayerError: neither.
+    """
+    if not isinstance(layers, Mapping):
+        return layer_names(layers)
+    return {
+        require_text(model, "layers=: the name of a model", LayerError): layer_names(own, f"layers[{model!r}]")
+        for model, own in layers.items()
+    }
+
+
 def _preflight(
-    sample: Mapping[str, Mapping[str, Any]],
-    passing: Passing,
-    images: ImageSet,
+    sample: LayerSample,
+    stream: LayerStream,
     batches: list[np.ndarray],
     accumulator: Accumulator,
     centering: str | None,
 ) -> Cost:
     """Checks what the models answered to a few images, and shows these again, so that the cost is known."""
-    numbers, methods, kernel_count = batches[0][:_SAMPLE], accumulator.methods, len(accumulator.kernels)
-    for model, layer, kept in walk(sample):
-        require_finite(model, layer, first_nonfinite(kept.tokens), [images.ids[k] for k in numbers])
-    names = [layer for _, layer, _ in walk(sample)]
-    check_kept(accumulator.keep, names)
-    start = passing.synchronised()
-    passing.forward(images, numbers)
-    seconds = (passing.synchronised() - start) / len(numbers)
+    methods, kernel_count = accumulator.methods, len(accumulator.kernels)
+    layers = walk(sample.representations)
+    for model, layer, kept in layers:
+        require_finite(model, layer, first_nonfinite(kept.tokens), sample.batch.ids)
+    names = [layer for _, layer, _ in layers]
+    accumulator.keep.require_among(names)
+    start = _synchronised(stream)
+    stream.sample(batches[0])
+    seconds = (_synchronised(stream) - start) / len(sample.batch.ids)
     cores, largest = min(accumulator.workers, available_cores()), max(map(len, batches))
-    layers = measure(sample, methods, accumulator.memory, cores, largest * (largest - 1) // 2)
     return Cost(
-        layers,
+        measure(sample.representations, methods, accumulator.memory, cores, largest * (largest - 1) // 2),
         seconds,
-        len(images),
+        len(stream.images),
         [len(batch) for batch in batches],
         cores,
         passes=1 if centering is None else 2,
         kernels=kernel_count,
-        kept=sum(is_kept(layer, accumulator.keep) for layer in names) * len(methods) * kernel_count,
+        kept=sum(layer in accumulator.keep for layer in names) * len(methods) * kernel_count,
     )
+
+
+def _synchronised(stream: LayerStream) -> float:
+    """The time when all devices are done."""
+    return max(stopwatch(model.device) for model in stream.models.values())

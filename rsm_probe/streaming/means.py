@@ -3,107 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rsm_probe.arrays import first_nonfinite
-from rsm_probe.checks import require_texts
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.representation import Representation, require_finite
+from rsm_probe.forward.layer_consumer import ImageBatch, finished_name
+from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
-from rsm_probe.streaming.probed_layers import Probed, TakenPasses, require_one_batch, walk
+from rsm_probe.streaming.batch_consumer import BatchConsumer, TakenLayer
 
 
-class LayerSum(NamedTuple):
-    """What one batch adds to the mean of a layer: images, the first of them that is not finite, the sum."""
-
-    images: int
-    bad: int | None
-    total: Tensor
-
-
-class Means:
+class Means(BatchConsumer[Tensor]):
     """Means over all images, gathered in a first pass, that `Accumulator` subtracts in the second.
+
+    `update` takes a batch, as `Accumulator.update` does; images count alike, however large their batch. It raises
+    RepresentationError also for layers, locations or channels that differ from the batches before.
 
     Args:
         centering: "location-mean" (the paper's) or "channel-mean" (unchanged by permutations of locations).
+
+    Attributes:
+        images: number of images so far.
+        batches: number of their batches.
+
+    Raises:
+        RepresentationError: an unknown centering, or None.
     """
 
     def __init__(self, centering: Centering) -> None:
-        chosen = check_centering(centering)
-        if chosen is None:
+        super().__init__()
+        checked = check_centering(centering)
+        if checked is None:
             raise RepresentationError("Means needs a centering: 'location-mean' or 'channel-mean'")
-        self.centering: Centering = chosen
-        self.images = 0
+        self.centering: Centering = checked
+        self.images = self.batches = 0
         self._sums: dict[tuple[str, str], Tensor] = {}
-        self._taken = TakenPasses()
 
-    def update(self, probed: Probed, ids: Sequence[str] = ()) -> None:
-        """Adds what the last forward pass captured. Images count alike, however large their batch.
+    def _work_on(self, model: str, layer: str, representation: Representation) -> Tensor:
+        tokens = representation.tokens
+        return token_mean(tokens, self.centering).cpu() * len(tokens)
 
-        Args:
-            probed: as for `Accumulator.update`.
-            ids: names of the images, for error messages.
-
-        Raises:
-            RepresentationError: NaN or infinity in a layer; another number of locations than before, of images than in
-                another layer, or other layers than before. Nothing of the batch counts then.
-            LayerError: nothing was captured, or a pass that was taken already.
-        """
-        self._taken.require_new(probed)
-        ids = require_texts(ids, "ids", RepresentationError)
-        added: dict[tuple[str, str], LayerSum] = {}
-        for model, layer, part in walk(probed, LayerSum):
-            part = part if isinstance(part, LayerSum) else self.summed(layer, part)
-            require_finite(model, layer, part.bad, ids)
-            added[model, layer] = part
-        count = require_one_batch([(*key, part.images) for key, part in added.items()], ids)
-        self._require_as_before(added)
-        for key, part in added.items():
-            self._sums[key] = self._sums[key] + part.total if key in self._sums else part.total
-        self.images += count
-        self._taken.take(probed)
-
-    def _require_as_before(self, added: Mapping[tuple[str, str], LayerSum]) -> None:
-        """Refuses other layers or other shapes than those of the batches before."""
-        changed = [key for key in {**self._sums, **added} if self._sums and (key in self._sums) != (key in added)]
-        if changed:
+    def _accepts(self, layers: Sequence[tuple[str, str]], images: int) -> bool:
+        now = dict.fromkeys(layers)
+        changed = [key for key in {**self._sums, **now} if (key in self._sums) != (key in now)]
+        if self._sums and changed:
             model, layer = changed[0]
             raise RepresentationError(
                 f"layer {layer!r} of model {model!r} is "
                 + ("not in this batch and was in" if changed[0] in self._sums else "in this batch and was not in")
                 + " the ones before; a mean is over the same images for every layer"
             )
-        for (model, layer), part in added.items():
+        return True
+
+    def _add(self, batch: ImageBatch, taken: Mapping[tuple[str, str], TakenLayer[Tensor]]) -> None:
+        totals = {key: part.work for key, part in taken.items() if part.work is not None}
+        for (model, layer), total in totals.items():
             before = self._sums.get((model, layer))
-            if before is not None and before.shape != part.total.shape:
+            if before is not None and before.shape != total.shape:
                 raise RepresentationError(
                     f"layer {layer!r} had {before.shape[1]} locations of {before.shape[2]} channels and now has "
-                    f"{part.total.shape[1]} of {part.total.shape[2]}; bring all images to one size"
-                    + (" or use 'channel-mean'" if before.shape[2] == part.total.shape[2] else "")
+                    f"{total.shape[1]} of {total.shape[2]}; bring all images to one size"
+                    + (" or use 'channel-mean'" if before.shape[2] == total.shape[2] else "")
                 )
-
-    def summed(self, layer: str, kept: Representation) -> LayerSum:
-        """What a `Probe` can do with every layer as soon as it has run: `Probe(..., reduce=means.summed)`."""
-        count = len(kept.tokens)
-        return LayerSum(count, first_nonfinite(kept.tokens), token_mean(kept.tokens, self.centering).cpu() * count)
+        self._sums |= {key: self._sums[key] + total if key in self._sums else total for key, total in totals.items()}
+        self.images += next(iter(taken.values())).images
+        self.batches += 1
 
     def subtract(self, model: str, layer: str, tokens: Tensor) -> Tensor:
-        """Tokens (N, S, C) without the mean of their layer.
+        """Subtracts the mean of a layer from its tokens (N, S, C).
 
         Raises:
             RepresentationError: the first pass did not see this layer; a difference beyond the range of numbers.
         """
-        if (model, layer) not in self._sums:  # the first of several calls, seen before the others
-            layer = f"{layer}#0"
-        if (model, layer) not in self._sums:
+        known = {name: total for (of_model, name), total in self._sums.items() if of_model == model}
+        name = finished_name(layer, known)
+        if name not in known:
             raise RepresentationError(
-                f"the means hold no layer {layer.removesuffix('#0')!r} of model {model!r}; update them in a first pass"
+                f"the means hold no layer {layer!r} of model {model!r}; update them in a first pass"
             )
-        centred = subtract_mean(tokens, self._sums[model, layer] / self.images)
+        centred = subtract_mean(tokens, known[name] / self.images)
         # Of finite tokens: the difference of two large numbers may be no number.
         if (bad := first_nonfinite(centred)) is not None and first_nonfinite(tokens) is None:
             raise RepresentationError(
@@ -117,6 +98,7 @@ class Means:
         names = [list(key) for key in self._sums]
         sums = {f"sum{k}": total.numpy() for k, total in enumerate(self._sums.values())}
         return {
+            "batches": np.array(self.batches),
             "images": np.array(self.images),
             "names": np.array(names, dtype=np.str_).reshape(-1, 2),
             **sums,
@@ -124,7 +106,8 @@ class Means:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continues from what `state` returned."""
-        self.images = int(state["images"])
+        # States of earlier versions counted their batches elsewhere.
+        self.images, self.batches = int(state["images"]), int(state.get("batches", 0))
         self._sums = {
             (str(model), str(layer)): torch.from_numpy(state[f"sum{k}"])
             for k, (model, layer) in enumerate(state["names"])

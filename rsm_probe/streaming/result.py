@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import xarray as xr
@@ -15,26 +14,10 @@ from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.comparison.statistics import bootstrap_samples, check_level, over_models, summarise
 from rsm_probe.errors import ComparisonError, StorageError, nearest
 from rsm_probe.storage.files import open_dataset, save_dataset
+from rsm_probe.streaming.kept_rsms import BatchRsms, stack_rsms
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass
-class BatchRsms:
-    """RSMs of one mini-batch.
-
-    Attributes:
-        keys: what each RSM is.
-        values: shape (R, B, B), float64.
-        ids: names of the B images.
-        labels: their labels.
-    """
-
-    keys: list[RsmKey]
-    values: np.ndarray
-    ids: list[str]
-    labels: list[str]
 
 
 class SweepResult:
@@ -68,7 +51,7 @@ class SweepResult:
             dataset["cka" if name == first else f"cka_{name}"].attrs["estimator"] = name
             dataset.attrs[f"undefined_{name}"] = int(np.isnan(np.diagonal(grid.values)).sum())
         if kept:
-            dataset = dataset.merge(_stack_rsms(kept))
+            dataset = dataset.merge(stack_rsms(kept))
         return cls(dataset)
 
     @property
@@ -245,24 +228,3 @@ class SweepResult:
         return (
             f"SweepResult({layers} layers, {self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images)"
         )
-
-
-def _stack_rsms(kept: Sequence[BatchRsms]) -> xr.Dataset:
-    """RSMs of batches whose sizes may differ by one, as one array padded with NaN."""
-    size = max(batch.values.shape[1] for batch in kept)
-    keys = kept[0].keys
-    values = np.full((len(kept), len(keys), size, size), np.nan)
-    ids, labels = np.full((len(kept), size), "", dtype=object), np.full((len(kept), size), "", dtype=object)
-    for number, batch in enumerate(kept):
-        count = batch.values.shape[1]
-        values[number, :, :count, :count] = batch.values
-        ids[number, :count], labels[number, :count] = batch.ids, batch.labels
-    coordinates: dict[str, Any] = {name: ("rsm", [getattr(key, name) for key in keys]) for name in RsmKey._fields}
-    return xr.Dataset(
-        {"rsm": (("batch", "rsm", "image_a", "image_b"), values)},
-        coords={
-            **coordinates,
-            "image_id": (("batch", "image_a"), ids.astype(np.str_)),
-            "image_label": (("batch", "image_a"), labels.astype(np.str_)),
-        },
-    )

@@ -9,6 +9,7 @@ import torch
 
 from rsm_probe.captures.captured_layers import KIND, Capture, CapturedLayer
 from rsm_probe.captures.writer import CaptureWriter
+from rsm_probe.forward.layer_consumer import ImageBatch
 from rsm_probe.probe.representation import Representation
 from rsm_probe.storage.chunks import ChunkStore
 
@@ -30,14 +31,14 @@ def captured(
     """A capture of one layer that holds given tokens."""
     store = ChunkStore.open_or_create(where, KIND)
     names = [f"{prefix}-{k}" for k in range(len(values))]
-    writer = CaptureWriter(store, names, [str(k % 3) for k in range(len(values))], chunk)
+    writer = CaptureWriter(store, names, [str(k % 3) for k in range(len(values))], chunk, torch.float32)
     digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()
     store.set({"settings": {"model": "none", "weights": digest, "images": prefix, "content": digest}})
-    writer.begin({layer: Representation(values, values[:, :0], grid)}, torch.float32)
-    for start in range(0, len(values), chunk):
-        part = values[start : start + chunk]
-        writer.write_layer(start, layer, part, part[:, :0])
-        writer.end_batch(start, {layer: part.double().square().sum(dim=(1, 2)).numpy()})
+    writer.declare({layer: Representation(values, values[:, :0], grid)})
+    for numbers in torch.arange(len(values)).split(chunk):
+        writer.begin(ImageBatch([names[k] for k in numbers], numbers=numbers.numpy()))
+        writer.take("none", layer, Representation(values[numbers], values[numbers, :0], grid))
+        writer.end({("none", layer): layer})
     assert writer.finish() is None
     return Capture.open(where)[layer]
 

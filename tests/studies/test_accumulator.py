@@ -14,6 +14,7 @@ from rsm_probe.errors import (
     RepresentationError,
     RsmProbeError,
 )
+from rsm_probe.streaming.accumulator import Backlog
 
 
 def layer(tokens: torch.Tensor) -> Representation:
@@ -55,13 +56,14 @@ def test_layers_that_are_reduced_as_they_run_give_the_same(small_resnet, matchin
     grids = []
     for reducing in (False, True):
         means = None if centering is None else Means(centering)
-        with torch.no_grad(), Probe(small_resnet, "blocks") as probe:
-            if means is not None:
-                probe.reduce = means.summed if reducing else None
+        if means is not None:
+            reduce = means.reducer() if reducing else None
+            with torch.no_grad(), Probe(small_resnet, "blocks", reduce=reduce) as probe:
                 small_resnet(images)
                 means.update(probe)
-            accumulator = Accumulator(matchings, means=means)
-            probe.reduce = accumulator.reducer() if reducing else None
+        accumulator = Accumulator(matchings, means=means)
+        reduce = accumulator.reducer() if reducing else None
+        with torch.no_grad(), Probe(small_resnet, "blocks", reduce=reduce) as probe:
             for _ in range(2):
                 small_resnet(images)
                 accumulator.update(probe)
@@ -406,27 +408,25 @@ def test_names_that_cannot_be_told_apart_or_found_are_refused():
         Accumulator(keep=["layr"]).update(random_layers(6, 0, layer=(4, 3)))
 
 
-def test_a_batch_that_fails_takes_later_ones_with_it(monkeypatch):
+def test_a_batch_that_fails_takes_later_ones_with_it():
     # On a device that works ahead, a later batch waits while an earlier one fails; it must not count in its place.
-    from rsm_probe.streaming.pending import Batch
-
-    accumulator = Accumulator(matchings=("identity",))
-    accumulator.update(random_layers(6, 0, a=(4, 3)))
-    failing, later = Batch([]), Batch([])
-    accumulator._waiting = [failing, later]
     finished = []
 
     def finish(batch):
-        if batch is failing:
+        if batch == "failing":
             raise KeyboardInterrupt
         finished.append(batch)
 
-    monkeypatch.setattr(accumulator, "_finish_batch", finish)
+    backlog = Backlog(finish)
+    for batch in ("first", "failing", "later"):
+        backlog.add(batch, ahead=2)
+    assert finished == ["first"]
     with pytest.raises(KeyboardInterrupt):
-        accumulator.finish()
-    accumulator.finish()
-    assert finished == []
-    assert accumulator.batches == 1
+        backlog.finish()
+    backlog.finish()
+    assert finished == ["first"]
+    backlog.add("afresh")
+    assert finished == ["first", "afresh"]
 
 
 def test_names_that_do_not_fit_the_batch_are_refused_at_once():
@@ -498,7 +498,7 @@ def test_what_another_accumulator_reduced_is_refused(small_resnet):
     mine, other = Accumulator(("identity",)), Accumulator(("optimal",))
     with torch.no_grad(), Probe(small_resnet, "layer1.0", reduce=other.reducer()) as probe:
         small_resnet(torch.randn(6, 3, 32, 32))
-    with pytest.raises(ComparisonError, match="of another accumulator"):
+    with pytest.raises(ComparisonError, match="of another Accumulator; use the reducer.* of this Accum"):
         mine.update(probe)
     with pytest.raises(ComparisonError, match=r"layer 'layer1.0' of model 'b' was reduced by the reducer\('model'\)"):
         other.update({"b": probe})
@@ -657,10 +657,31 @@ def test_what_is_neither_a_probe_nor_representations_is_refused(probed, message)
 
 def test_what_something_else_reduced_is_refused(small_resnet):
     means, accumulator = Means("channel-mean"), Accumulator(("identity",))
-    for reduce, taking in ((means.summed, accumulator), (accumulator.reducer(), means)):
+    for reduce, taking in ((means.reducer(), accumulator), (accumulator.reducer(), means)):
         with torch.no_grad(), Probe(small_resnet, "layer1.0", reduce=reduce) as probe:
             small_resnet(torch.randn(6, 3, 32, 32))
-            with pytest.raises(
-                RepresentationError, match=r"layer 'layer1\.0' .* as its reduce= nothing but the reducer"
-            ):
+            with pytest.raises(ComparisonError, match=r"layer 'layer1\.0' .* of another (Means|Accumulator); use the"):
                 taking.update(probe)
+    with torch.no_grad(), Probe(small_resnet, "layer1.0", reduce=lambda layer, kept: kept.tokens.sum()) as probe:
+        small_resnet(torch.randn(6, 3, 32, 32))
+        for taking in (means, accumulator):
+            with pytest.raises(RepresentationError, match=r"holds Tensor .* as its reduce= nothing but the reducer"):
+                taking.update(probe)
+
+
+@pytest.mark.parametrize("make", [lambda: Accumulator(("identity",)), lambda: Means("channel-mean")])
+def test_what_a_reducer_took_counts_once_and_only_for_its_own_pass(make):
+    net, taking = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), make()
+    with torch.no_grad(), Probe(net, "0", reduce=taking.reducer()) as probe:
+        net(torch.randn(5, 3, 8, 8))  # a pass that nobody asks for
+        net(torch.randn(6, 3, 8, 8))
+        with pytest.raises(RepresentationError, match="ids holds 2 names"):
+            taking.update(probe, ids=["a", "b"])
+        held = dict(probe.representations)
+        taking.update(held)
+        for again in (probe, held):
+            with pytest.raises(LayerError, match="probe of model 'model' holds was taken already"):
+                taking.update(again)
+        net(torch.randn(6, 3, 8, 8))
+        taking.update(probe)
+    assert (taking.images, taking.batches) == (12, 2)

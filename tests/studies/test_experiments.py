@@ -16,7 +16,7 @@ from rsm_probe.comparison.correlations import PearsonRSA
 from rsm_probe.comparison.intervals import auroc
 from rsm_probe.comparison.measures import MEASURES
 from rsm_probe.errors import ConfigError, ImageError, ModelError, StorageError
-from rsm_probe.sources.models.logits import logits
+from rsm_probe.forward.logits import logits
 from rsm_probe.paper.approximation.study import ApproximationConfig
 from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
 from rsm_probe.paper.outputs.study import OutputsConfig

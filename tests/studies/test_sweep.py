@@ -1,6 +1,6 @@
+import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from rsm_probe.errors import CostError, ImageError, LayerError, ModelError, Repr
 from rsm_probe.sources.images.any_images import from_tensor
 from rsm_probe.sources.images.embedded.registry import digits
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
-from rsm_probe.streaming.layer_stream import make_batches
+from rsm_probe.streaming.layer_sweep import make_batches
 
 
 @pytest.fixture
@@ -196,26 +196,32 @@ def test_a_folder_of_other_weights_or_images_is_refused(small_resnet, images, tm
 def test_a_killed_process_continues_to_identical_numbers(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys, torch\n"
+        "import os, signal, sys, torch\n"
+        "from dataclasses import replace\n"
         "import rsm_probe\n"
         "from rsm_probe.sources.training.train import NetworkConfig, build_network\n"
         "from rsm_probe.sources.images.embedded.registry import digits\n"
         "torch.set_num_threads(1)\n"
         "torch.manual_seed(0)\n"
         "net = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10)\n"
-        "rsm_probe.sweep({'net': net}, digits(count=200), ['layer2.0'], batch_size=4, workers=1, out=sys.argv[1])\n"
+        "images, loaded, last = digits(count=200), [], int(sys.argv[2])\n"
+        "def load(index):\n"
+        "    loaded.append(index)\n"
+        "    if len(loaded) == last:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return images[index]\n"
+        "options = dict(batch_size=4, workers=1, out=sys.argv[1])\n"
+        "rsm_probe.sweep({'net': net}, replace(images, load=load), ['layer2.0'], **options)\n"
     )
-    command = [sys.executable, str(script)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    state = tmp_path / "killed" / "checkpoint" / "sums.npz"
-    process = subprocess.Popen([*command, str(tmp_path / "killed")])
-    deadline = time.monotonic() + 60
-    while not state.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "killed" / "result.zarr").exists(), "the kill came too late to show anything"
-    subprocess.run([*command, str(tmp_path / "killed")], check=True)
+
+    def run(name, last_image):
+        return subprocess.run([sys.executable, str(script), str(tmp_path / name), str(last_image)]).returncode
+
+    assert run("whole", 0) == 0
+    assert run("killed", 60) == -signal.SIGKILL
+    assert (tmp_path / "killed" / "checkpoint" / "sums.npz").exists()
+    assert not (tmp_path / "killed" / "result.zarr").exists()
+    assert run("killed", 0) == 0
     whole, killed = (xr.open_zarr(tmp_path / name / "result.zarr")["cka"].values for name in ("whole", "killed"))
     np.testing.assert_array_equal(whole, killed)
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +18,6 @@ from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.sources.images.any_images import from_tensor
 from rsm_probe.storage.files import load_arrays, save_arrays
 from rsm_probe.storage.locks import sole_writer
-from rsm_probe.streaming.checkpoint import Checkpoint
-from rsm_probe.studies import sweep as sweep_module
 
 
 def network() -> nn.Module:
@@ -39,18 +38,27 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+# Images that are loaded before the start: one to see what kind they are, and two batches.
+BEFORE = 1 + 2 * 4
+
+
+def when_loaded(count, happens):
+    """The images, and what was loaded of them; something happens while the image of that number is loaded."""
+    loaded = []
+
+    def load(index):
+        loaded.append(index)
+        if len(loaded) == count:
+            happens()
+        return pictures()[index]
+
+    return replace(pictures(), load=load), loaded
+
+
 def stop_after_the_first_batch(out, ending) -> None:
     """A sweep that comes to a halt once its first sums are written, until somebody lets it go on."""
-    save = Checkpoint.save
-
-    def stop(self, stage, state):
-        save(self, stage, state)
-        if stage == "sums":
-            Checkpoint.save = save
-            os.kill(os.getpid(), ending)
-
-    Checkpoint.save = stop
-    sweep(out)
+    images, _ = when_loaded(BEFORE + 5, lambda: os.kill(os.getpid(), ending))
+    sweep(out, images)
 
 
 def started(out, ending):
@@ -89,62 +97,42 @@ def test_a_killed_process_lets_go_and_leaves_nothing_unfinished(tmp_path):
     assert left <= {".checkpoint.lock"}
 
 
-# Images that are loaded before the start: one to see what kind they are, and two batches.
-BEFORE = 1 + 2 * 4
-
-
-def in_between(monkeypatch, happens):
-    """Something that happens in the folder after a sweep has checked it, and before it claims it."""
-    preflight = sweep_module._preflight
-
-    def interrupted(*arguments):
-        monkeypatch.setattr(sweep_module, "_preflight", preflight)
-        happens()
-        return preflight(*arguments)
-
-    monkeypatch.setattr(sweep_module, "_preflight", interrupted)
-
-
-def test_of_two_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
-    in_between(monkeypatch, lambda: sweep(tmp_path / "run", seed=1))
+def test_of_two_that_begin_at_once_one_is_refused(tmp_path):
+    images, _ = when_loaded(BEFORE, lambda: sweep(tmp_path / "run", seed=1))
     with pytest.raises(StorageError, match=r"run holds a sweep with other settings \(seed was 1, is 0\)"):
-        sweep(tmp_path / "run")
+        sweep(tmp_path / "run", images)
     np.testing.assert_array_equal(sweep(tmp_path / "run", seed=1).cka.values, sweep(seed=1).cka.values)
 
 
-def test_of_two_alike_that_begin_at_once_the_later_returns_what_the_earlier_found(tmp_path, monkeypatch):
-    in_between(monkeypatch, lambda: sweep(tmp_path / "run"))
-    loaded = []
-    images = replace(pictures(), load=lambda k: loaded.append(k) or pictures()[k])
+def test_of_two_alike_that_begin_at_once_the_later_returns_what_the_earlier_found(tmp_path):
+    images, loaded = when_loaded(BEFORE, lambda: sweep(tmp_path / "run"))
     np.testing.assert_array_equal(sweep(tmp_path / "run", images).cka.values, sweep().cka.values)
     assert len(loaded) == BEFORE, "only the images that are shown before the start"
 
 
-def test_one_that_begins_while_another_has_just_begun_is_refused(tmp_path, monkeypatch):
-    lock = sole_writer(tmp_path / "run" / "checkpoint")
-    in_between(monkeypatch, lock.__enter__)
-    with pytest.raises(StorageError, match="another process is writing"):
-        sweep(tmp_path / "run")
-    lock.__exit__(None, None, None)
+def test_one_that_begins_while_another_has_just_begun_is_refused(tmp_path):
+    with ExitStack() as stack:
+        lock = sole_writer(tmp_path / "run" / "checkpoint")
+        images, _ = when_loaded(BEFORE, lambda: stack.enter_context(lock))
+        with pytest.raises(StorageError, match="another process is writing"):
+            sweep(tmp_path / "run", images)
     assert sweep(tmp_path / "run").dataset.attrs["batches"] == 3
 
 
 @pytest.mark.parametrize("centering", [None, "location-mean"])
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_folder_that_is_removed_while_it_is_written_is_named_and_not_made_again(tmp_path, replaced, centering):
-    out, loaded, kept = tmp_path / "run", [], []
+    out, kept = tmp_path / "run", []
 
-    def load(index):
-        loaded.append(index)
-        if len(loaded) == BEFORE + 8:  # after the batches before the start, two batches
-            shutil.rmtree(out)
-            if replaced:
-                sweep(out, seed=1)
-                kept.append(files(out))
-        return pictures()[index]
+    def remove():
+        shutil.rmtree(out)
+        if replaced:
+            sweep(out, seed=1)
+            kept.append(files(out))
 
+    images, _ = when_loaded(BEFORE + 8, remove)  # after the batches before the start, two batches
     with pytest.raises(StorageError, match=r"run was removed or replaced while the sweep was running.*run it again"):
-        sweep(out, replace(pictures(), load=load), keep=["0"], centering=centering)
+        sweep(out, images, keep=["0"], centering=centering)
     if replaced:
         assert files(out) == kept[0]
     else:
@@ -195,7 +183,7 @@ def test_a_matching_that_cannot_take_a_layer_is_refused_before_the_folder_is_cla
     def run(matching):
         return rsm_probe.sweep({"net": Shuffled()}, pictures(), "linear", matching, batch_size=4, out=tmp_path / "run")
 
-    with pytest.raises(RsmProbeError, match=r"layer 'linear' of model 'net': translation .* Translation\(grid"):
+    with pytest.raises(RsmProbeError, match=r"layer 'linear' of model 'net': translation .*Translation\(grid"):
         run("translation")
     assert list(tmp_path.iterdir()) == []
     assert run(Translation(grid=(1, 5))).dataset.attrs["batches"] == 3
@@ -207,15 +195,13 @@ class Interrupted(BaseException):
 
 def test_sums_that_weigh_batches_alike_are_not_continued(tmp_path):
     out = tmp_path / "run"
-    left = iter(range(2 * 4 + 6))  # the images before the start, a batch and a half
 
-    def failing(index):
-        if next(left, None) is None:
-            raise Interrupted
-        return pictures()[index]
+    def interrupt():
+        raise Interrupted
 
+    images, _ = when_loaded(BEFORE + 6, interrupt)  # a batch and a half after the start
     with pytest.raises(Interrupted):
-        sweep(out, replace(pictures(), load=failing))
+        sweep(out, images)
     file = out / "checkpoint" / "sums.npz"
     state = load_arrays(file)
     assert int(state["batches"]) == 1

@@ -17,7 +17,7 @@ from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.statistics import bootstrap_samples
 from rsm_probe.errors import ComparisonError, CostError, ImageError, ModelError, StorageError
 from rsm_probe.execution.amounts import format_bytes, parse_bytes
-from rsm_probe.sources.models.logits import logits
+from rsm_probe.forward.logits import logits
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
 from rsm_probe.paper.outputs.figures import PicturedPairs, outputs_figures

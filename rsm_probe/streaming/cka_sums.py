@@ -15,7 +15,7 @@ from rsm_probe.errors import ComparisonError
 _NOTHING = -1100
 
 
-class Sums:
+class CkaSums:
     """Sums over pairs of images, batch after batch, from which the CKA of every RSM with every other follows.
 
     An estimator divides a sum over pairs of images by their number. What is summed here is undivided: a batch counts by
@@ -71,7 +71,7 @@ class Sums:
         warnings.warn(
             f"a batch of {self._words(count)}: it is left out for all estimators, and of `images`; only the last batch "
             f"may be. drop_last=True in the DataLoader, or another batch size, avoids it",
-            stacklevel=3,
+            stacklevel=5,  # above this method, and `_accepts`, `_close` and `update` of the accumulator
         )
 
     @property

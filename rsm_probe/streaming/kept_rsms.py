@@ -1,0 +1,89 @@
+"""RSMs of single mini-batches that a sweep keeps beside its sums: of which layers, and what they hold."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from rsm_probe.comparison.grid import RsmKey
+from rsm_probe.errors import LayerError, nearest
+from rsm_probe.forward.layer_stream import layer_names
+
+
+class KeptLayers:
+    """The layers whose mini-batch RSMs are kept.
+
+    Args:
+        keep: names or globs.
+
+    Attributes:
+        patterns: names and globs as a list.
+
+    Raises:
+        LayerError: neither text nor several texts.
+    """
+
+    def __init__(self, keep: Any) -> None:
+        names = layer_names(keep, "keep")
+        self.patterns = [names] if isinstance(names, str) else names
+
+    def __contains__(self, layer: str) -> bool:
+        return any(layer == pattern or fnmatch.fnmatchcase(layer, pattern) for pattern in self.patterns)
+
+    def require_among(self, layers: Collection[str]) -> None:
+        """Refuses names and globs that match none of the layers.
+
+        Raises:
+            LayerError: holds the nearest names.
+        """
+        for pattern in self.patterns:
+            if not any(layer in KeptLayers(pattern) for layer in layers):
+                raise LayerError(f"keep names no layer of this sweep: {pattern!r}{nearest(pattern, layers)}")
+
+
+@dataclass
+class BatchRsms:
+    """RSMs of one mini-batch.
+
+    Attributes:
+        keys: what each RSM is.
+        values: shape (R, B, B), float64.
+        ids: names of the B images.
+        labels: their labels.
+    """
+
+    keys: list[RsmKey]
+    values: np.ndarray
+    ids: list[str]
+    labels: list[str]
+
+
+def stack_rsms(kept: Sequence[BatchRsms]) -> xr.Dataset:
+    """RSMs of batches whose sizes may differ, as one array padded with NaN.
+
+    Returns:
+        `rsm` (batch, rsm, image_a, image_b) with the fields of its `RsmKey`, `image_id` and `image_label` as
+        coordinates.
+    """
+    size = max(batch.values.shape[1] for batch in kept)
+    keys = kept[0].keys
+    values = np.full((len(kept), len(keys), size, size), np.nan)
+    ids, labels = np.full((len(kept), size), "", dtype=object), np.full((len(kept), size), "", dtype=object)
+    for number, batch in enumerate(kept):
+        count = batch.values.shape[1]
+        values[number, :, :count, :count] = batch.values
+        ids[number, :count], labels[number, :count] = batch.ids, batch.labels
+    coordinates: dict[str, Any] = {name: ("rsm", [getattr(key, name) for key in keys]) for name in RsmKey._fields}
+    return xr.Dataset(
+        {"rsm": (("batch", "rsm", "image_a", "image_b"), values)},
+        coords={
+            **coordinates,
+            "image_id": (("batch", "image_a"), ids.astype(np.str_)),
+            "image_label": (("batch", "image_a"), labels.astype(np.str_)),
+        },
+    )
