@@ -170,3 +170,16 @@ def test_private_names_of_libraries_stand_in_internals(tmp_path):
         "import torch\nfrom numba.core import cgutils\nx = torch._C._x\ny = torch.nn.__name__\n"
     )
     assert private_names(tmp_path / "a.py") == ["numba.core.cgutils", "torch._C", "torch._C._x"]
+
+
+def test_private_attributes_are_those_of_the_package():
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in MODULES.values()}
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)} | {"_fields"}  # of a named tuple
+    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for file, tree in trees.items():
+        if not file.stem.endswith("_internals"):
+            used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            foreign = {name for name in used - own if name.startswith("_") and not name.endswith("__")}
+            assert not foreign, f"{file} reaches into objects of other libraries: {foreign}"
