@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rsm_probe.faces import lazy_face
 
 if TYPE_CHECKING:
-    from rsm_probe.comparison.alignment import Biased, Estimator, Unbiased, cka, estimator_names, get_estimator, hsic
+    from rsm_probe.comparison.alignment import ESTIMATORS, Estimator, cka, get_estimator, hsic
     from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
     from rsm_probe.comparison.features import (
         FEATURE_MEASURES,
@@ -36,17 +36,16 @@ if TYPE_CHECKING:
         norm_difference,
         rsa,
     )
-    from rsm_probe.comparison.protocol import About, Invariance, Measure
+    from rsm_probe.comparison.protocol import Invariance, Measure, Properties
     from rsm_probe.comparison.statistics import bootstrap, permutation_test
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
-    "About",
     "CKA",
+    "ESTIMATORS",
     "FEATURE_MEASURES",
     "MEASURES",
-    "Biased",
     "BiasedCKA",
     "Bures",
     "CosineRSA",
@@ -59,14 +58,13 @@ __all__ = [
     "NormDifference",
     "NormalisedBures",
     "PearsonRSA",
+    "Properties",
     "SpearmanRSA",
-    "Unbiased",
     "bootstrap",
     "bures",
     "canonical_correlations",
     "cka",
     "compare",
-    "estimator_names",
     "get_estimator",
     "get_measure",
     "hsic",

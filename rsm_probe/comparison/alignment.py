@@ -1,37 +1,45 @@
-"""Centred kernel alignment between RSMs, for one pair and for any number at once.
+"""Centred kernel alignment (CKA) between RSMs, for one pair and for any number at once.
 
-HSIC of either kind is an inner product of centred matrices. An estimator therefore turns each RSM into one row of
-numbers; a single matrix product of such rows gives all values between any number of RSMs. Mini-batch CKA divides sums
-of these values over batches, each times what its estimator divided it by, so that a batch counts by its pairs.
+HSIC is an inner product of centred matrices. An estimator therefore turns each RSM into one row of numbers, and a
+single matrix product of such rows gives all values between any number of RSMs. Mini-batch CKA divides sums of these
+values over batches, each multiplied by its estimator's divisor, so that a batch counts by its pairs.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from rsm_probe.comparison.inputs import of_size_one, stack_rsms
+from rsm_probe.comparison.inputs import CONSTANT, in_range, stack_rsms
 from rsm_probe.errors import ComparisonError, look_up
-
-# A centred RSM whose squared norm is below this share of the RSM's own is what float32 leaves of a constant one.
-_CONSTANT = 1e-14
 
 
 @dataclass(frozen=True)
-class Estimator(ABC):
-    """A way to estimate HSIC from RSMs of one set of images.
+class Estimator:
+    """A way to estimate HSIC from the RSMs of one set of images.
 
-    An RSM is centred by taking from it the matrix `a_i + a_j` that leaves every row with sum 0, over the entries that
-    the estimator counts: `K - a_i - a_j`.
+    - "unbiased": HSIC_1 of Song et al. (paper, reference 28), which leaves the diagonals out. Its mean is 0 for
+      independent RSMs, and it can be negative. It uses the U-centred matrix: for i != j,
+      `K_ij - r_i / (n-2) - r_j / (n-2) + s / ((n-1)(n-2))` with the row sums r and the total s of K without its
+      diagonal; `HSIC_1 = <U(K), U(L)> / (n (n-3))`.
+    - "biased": HSIC of Gretton et al. (paper, equation 1), `tr(K H L H) / (n-1)^2`. It grows towards 1 with few images.
+
+    Both centre an RSM by subtracting the matrix `a_i + a_j` that leaves every row with sum 0, over the entries that
+    they count: `K - a_i - a_j`.
+
+    Attributes:
+        name: what users call it.
+        measure: name of CKA by this estimator in `MEASURES`.
+        fewest: the smallest number of images.
+        diagonal: whether the similarity of an image with itself counts.
     """
 
-    name: ClassVar[str]
-    fewest: ClassVar[int]
-    # Whether the similarity of an image with itself counts.
-    _diagonal: ClassVar[bool]
+    name: str
+    measure: str
+    fewest: int
+    diagonal: bool
 
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Rows whose inner products are HSIC values.
@@ -39,13 +47,13 @@ class Estimator(ABC):
         Args:
             rsms: stack of symmetric RSMs over the same images, shape (R, N, N).
             weights: how often each image counts, shape (N,), whole numbers that sum to N (a bootstrap sample); pairs of
-                an image with its own copies are left out. Once each where left out.
+                an image with its own copies are left out. Once each by default.
 
         Returns:
             Shape (R, N * (N + 1) / 2) or fewer columns, float64. The row of a constant RSM is exactly zero.
 
         Raises:
-            ComparisonError: fewer images than the estimator needs; weights that leave too few different ones.
+            ComparisonError: fewer images than the estimator needs, or weights that leave too few distinct ones.
         """
         rsms = np.asarray(rsms, dtype=np.float64)
         count = rsms.shape[-1]
@@ -54,82 +62,50 @@ class Estimator(ABC):
                 f"{self.name} CKA needs at least {self.fewest} images in a batch, found {count}; use larger batches"
             )
         weights = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
-        own = 1.0 if self._diagonal else 0.0
+        own = 1.0 if self.diagonal else 0.0
         # Row i must vanish: (sum of w - 2 w_i + 2 own) a_i + sum of w_j a_j = its weighted sum.
         slack = weights.sum() - 2 * weights + 2 * own
         if (slack[weights > 0] <= 0).any() or (weights > 0).sum() < self.fewest:
             raise ComparisonError(f"too few different images are left for {self.name} CKA")
         share = np.where(weights > 0, weights / np.where(weights > 0, slack, 1.0), 0.0)
-        # Summed without the diagonal, not subtracted from the whole: a large diagonal would take the digits.
+        # Summed without the diagonal: subtracting a large diagonal from the whole sum would lose digits.
         others = np.where(np.eye(count, dtype=bool), 0.0, rsms)
         sums = others @ weights + own * np.diagonal(rsms, axis1=1, axis2=2)
         total = (sums @ share) / (1 + share.sum())
-        parts = (sums - total[:, None]) / np.where(weights > 0, slack, 1.0)
+        offsets = (sums - total[:, None]) / np.where(weights > 0, slack, 1.0)
 
-        first, second = np.triu_indices(count, 0 if self._diagonal else 1)
-        counted = np.where(first == second, weights[first], 2 * weights[first] * weights[second])
-        scale = np.sqrt(counted / self.divisor(count))
-        raw = rsms[:, first, second]
-        centred = (raw - parts[:, first] - parts[:, second]) * scale
+        row, column = np.triu_indices(count, 0 if self.diagonal else 1)
+        pair_weights = np.where(row == column, weights[row], 2 * weights[row] * weights[column])
+        scale = np.sqrt(pair_weights / self.divisor(count))
+        raw = rsms[:, row, column]
+        centred = (raw - offsets[:, row] - offsets[:, column]) * scale
         raw *= scale
-        centred[(centred**2).sum(axis=1) <= _CONSTANT * (raw**2).sum(axis=1)] = 0.0
+        centred[(centred**2).sum(axis=1) <= CONSTANT * (raw**2).sum(axis=1)] = 0.0
         return centred
 
-    @staticmethod
-    @abstractmethod
-    def divisor(count: int) -> float:
-        """What HSIC divides a sum over pairs of images by: the weight of a batch of so many images in a sum."""
+    def divisor(self, count: int) -> float:
+        """Number that HSIC divides a sum over pairs of `count` images by: the weight of such a batch in a sum."""
+        return float((count - 1) ** 2 if self.diagonal else count * (count - 3))
 
 
-@dataclass(frozen=True)
-class Unbiased(Estimator):
-    """HSIC_1 of Song et al. (paper, reference 28): diagonals left out; its mean is 0 for independent RSMs.
-
-    Uses the U-centred matrix: for i != j, `K_ij - r_i / (n-2) - r_j / (n-2) + s / ((n-1)(n-2))` with row sums r and
-    total s of K without its diagonal; `HSIC_1 = <U(K), U(L)> / (n (n-3))`. It can be negative.
-    """
-
-    name: ClassVar[str] = "unbiased"
-    fewest: ClassVar[int] = 4
-    _diagonal: ClassVar[bool] = False
-
-    @staticmethod
-    def divisor(count: int) -> float:
-        """N (N-3)."""
-        return float(count * (count - 3))
-
-
-@dataclass(frozen=True)
-class Biased(Estimator):
-    """HSIC of Gretton et al. (paper, equation 1): `tr(K H L H) / (n-1)^2`. Grows towards 1 with few images."""
-
-    name: ClassVar[str] = "biased"
-    fewest: ClassVar[int] = 2
-    _diagonal: ClassVar[bool] = True
-
-    @staticmethod
-    def divisor(count: int) -> float:
-        """(N-1)^2."""
-        return float((count - 1) ** 2)
-
-
-_ESTIMATORS: dict[str, Estimator] = {estimator.name: estimator for estimator in (Unbiased(), Biased())}
-
-
-def estimator_names() -> list[str]:
-    """All names that `get_estimator` knows."""
-    return list(_ESTIMATORS)
+ESTIMATORS = {
+    estimator.name: estimator
+    for estimator in (
+        Estimator("unbiased", measure="cka", fewest=4, diagonal=False),
+        Estimator("biased", measure="cka-biased", fewest=2, diagonal=True),
+    )
+}
 
 
 def get_estimator(estimator: str | Estimator) -> Estimator:
-    """An estimator from its name.
+    """Look an estimator up by its name.
 
     Raises:
-        ComparisonError: unknown name; the message holds the known ones.
+        ComparisonError: unknown name; the message lists the known ones.
     """
     if isinstance(estimator, Estimator):
         return estimator
-    return look_up(estimator, _ESTIMATORS, "estimator", ComparisonError)
+    return look_up(estimator, ESTIMATORS, "estimator", ComparisonError)
 
 
 def hsic(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # noqa: E741 (the field's letter)
@@ -141,7 +117,7 @@ def hsic(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # n
         estimator: "unbiased" (HSIC_1; 0 on average for independent RSMs, at least 4 images) or "biased" (equation 1).
 
     Raises:
-        ComparisonError: other shapes or images, no symmetry, values that are not finite, too few images.
+        ComparisonError: different shapes or images, no symmetry, values that are not finite, too few images.
     """
     rows = get_estimator(estimator).rows(stack_rsms([k, l], ["first", "second"]))
     return float(rows[0] @ rows[1])
@@ -159,10 +135,10 @@ def cka(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # no
             semi-definite RSMs, near 1 for few images and many features, whatever they are).
 
     Raises:
-        ComparisonError: other shapes or images, no symmetry, values that are not finite, too few images, or an
+        ComparisonError: different shapes or images, no symmetry, values that are not finite, too few images, or an
             RSM whose HSIC with itself is not above 0 (a constant RSM), which leaves CKA undefined.
     """
-    rows = get_estimator(estimator).rows(of_size_one(stack_rsms([k, l], ["first", "second"])))
+    rows = get_estimator(estimator).rows(in_range(stack_rsms([k, l], ["first", "second"])))
     own = (rows**2).sum(axis=1)
     for name, value in zip(("first", "second"), own, strict=True):
         if not value > 0:
@@ -173,7 +149,7 @@ def cka(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # no
 
 
 def cka_grid(hsics: np.ndarray) -> np.ndarray:
-    """All CKA values from all HSIC values, or from their sums over mini-batches.
+    """Compute all CKA values from all HSIC values, or from their sums over mini-batches.
 
     Args:
         hsics: shape (R, R), HSIC of every RSM with every other, times any positive number.

@@ -1,4 +1,4 @@
-"""Representational similarity analysis: correlations of the similarities of different images."""
+"""Representational similarity analysis (RSA): correlations of the similarities of different images."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from abc import abstractmethod
 
 import numpy as np
 
-from rsm_probe.comparison.protocol import About, Measure, RowMeasure
+from rsm_probe.comparison.inputs import CONSTANT
+from rsm_probe.comparison.protocol import Measure, Properties, RowMeasure
 from rsm_probe.errors import ComparisonError
-
-# Entries that vary by less than this share of their size (squared) vary by rounding alone.
-_CONSTANT = 1e-14
 
 
 class _Triangle(RowMeasure):
@@ -19,54 +17,61 @@ class _Triangle(RowMeasure):
     fewest = 3
 
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Entries above the diagonal, as the correlation takes them."""
-        values, counted = _triangle(rsms), None
-        if weights is not None:
-            if (np.asarray(weights) > 0).sum() < self.fewest:
-                raise ComparisonError(f"too few different images are left for {self.name}")
-            first, second = np.triu_indices(rsms.shape[-1], 1)
-            counted = np.asarray(weights, dtype=np.float64)[first] * np.asarray(weights, dtype=np.float64)[second]
-            values, counted = values[:, counted > 0], counted[counted > 0]
-        return self._prepared(values, counted)
+        """Entries above the diagonal, transformed so that their cosine is the correlation."""
+        values = _triangle(rsms)
+        if weights is None:
+            return self._prepared(values, np.ones(values.shape[1]))
+        weights = np.asarray(weights, dtype=np.float64)
+        if (weights > 0).sum() < self.fewest:
+            raise ComparisonError(f"too few different images are left for {self.name}")
+        row, column = np.triu_indices(rsms.shape[-1], 1)
+        pair_weights = weights[row] * weights[column]
+        return self._prepared(values[:, pair_weights > 0], pair_weights[pair_weights > 0])
 
     @abstractmethod
-    def _prepared(self, values: np.ndarray, counted: np.ndarray | None) -> np.ndarray: ...
+    def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
+        """Transform similarities of pairs (R, P), each of which counts as often as `pair_weights` (P,) says."""
 
 
 class PearsonRSA(_Triangle):
     """Pearson correlation of the similarities of different images."""
 
     name = "rsa-pearson"
-    about = About("similarity", "[-1, 1]", ("scale", "shift", "images"), "Kriegeskorte et al. 2008")
+    properties = Properties("similarity", "[-1, 1]", ("scale", "shift", "images"), "Kriegeskorte et al. 2008")
 
-    def _prepared(self, values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
-        return _centred(values, counted)
+    def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
+        centred = values - (values @ pair_weights / pair_weights.sum())[:, None]
+        centred *= np.sqrt(pair_weights)
+        centred[(centred**2).sum(axis=1) <= CONSTANT * (values**2 @ pair_weights)] = 0.0
+        return centred
 
 
-class SpearmanRSA(_Triangle):
-    """Spearman correlation of the similarities of different images; equal ones share their mean rank."""
+class SpearmanRSA(PearsonRSA):
+    """Spearman correlation of the similarities of different images; ties share their mean rank."""
 
     name = "rsa-spearman"
-    about = About("similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Kriegeskorte et al. 2008")
+    properties = Properties(
+        "similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Kriegeskorte et al. 2008"
+    )
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
-        """The place of every similarity among the different ones of its RSM, so that no sample sorts again."""
+        """Index of every similarity among the distinct ones of its RSM, so that no sample sorts again."""
         return np.stack([np.unique(rsm, return_inverse=True)[1].reshape(rsm.shape) for rsm in np.asarray(rsms)])
 
-    def _prepared(self, values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
-        return _centred(np.stack([_ranks(row, counted) for row in values]), counted)
+    def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
+        return super()._prepared(np.stack([_ranks(row, pair_weights) for row in values]), pair_weights)
 
 
 class CosineRSA(_Triangle):
     """Cosine between the similarities of different images."""
 
     name = "rsa-cosine"
-    about = About(
+    properties = Properties(
         "similarity", "[-1, 1]; [0, 1] without negative entries", ("scale", "images"), "Diedrichsen et al. 2021"
     )
 
-    def _prepared(self, values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
-        return values if counted is None else values * np.sqrt(counted)
+    def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
+        return values * np.sqrt(pair_weights)
 
 
 class KendallRSA(Measure):
@@ -76,20 +81,18 @@ class KendallRSA(Measure):
     """
 
     name = "rsa-kendall"
-    about = About("similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Nili et al. 2014")
+    properties = Properties("similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Nili et al. 2014")
     fewest = 3
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         from scipy.stats import kendalltau
 
-        first, second = _triangle(a), _triangle(b)
-        untied = [np.array([_untied(row) for row in rows]) for rows in (first, second)]
-        grid = np.full((len(a), len(b)), np.nan)
-        for i, j in np.ndindex(grid.shape):
-            # SciPy's tau-b is over the pairs that are not tied in the one and in the other.
-            shares = untied[0][i] * untied[1][j]
-            if shares > 0:
-                grid[i, j] = kendalltau(first[i], second[j]).statistic * shares
+        x, y = _triangle(a), _triangle(b)
+        # SciPy's tau-b divides by the pairs that are not tied in x and by those that are not tied in y.
+        untied = np.outer([_untied(row) for row in x], [_untied(row) for row in y])
+        grid = np.full(untied.shape, np.nan)
+        for i, j in np.argwhere(untied > 0):
+            grid[i, j] = kendalltau(x[i], y[j]).statistic * untied[i, j]
         return grid
 
 
@@ -99,21 +102,11 @@ def _triangle(rsms: np.ndarray) -> np.ndarray:
     return (values if values.dtype.kind == "i" else values.astype(np.float64, copy=False))[:, first, second]
 
 
-def _centred(values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
-    """Rows less their mean; rows that vary by rounding alone become 0."""
-    scale = np.ones(values.shape[1]) if counted is None else counted
-    centred = values - (values @ scale / scale.sum())[:, None]
-    centred *= np.sqrt(scale)
-    centred[(centred**2).sum(axis=1) <= _CONSTANT * (values**2 @ scale)] = 0.0
-    return centred
-
-
-def _ranks(values: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
-    """Mean ranks, as if every value stood there as often as it counts."""
-    counted = np.ones(len(values)) if counted is None else counted
-    places = values if values.dtype.kind == "i" else np.unique(values, return_inverse=True)[1]
-    sizes = np.bincount(places, counted)
-    return (np.cumsum(sizes) - (sizes - 1) / 2)[places]
+def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean ranks of values, each of which occurs `counts` times."""
+    indices = values if values.dtype.kind == "i" else np.unique(values, return_inverse=True)[1]
+    sizes = np.bincount(indices, counts)
+    return (np.cumsum(sizes) - (sizes - 1) / 2)[indices]
 
 
 def _untied(values: np.ndarray) -> float:

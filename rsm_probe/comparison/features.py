@@ -1,6 +1,6 @@
-"""Comparisons of representations themselves, as they were made before RSMs of locations.
+"""Earlier measures, which compare features instead of RSMs of locations.
 
-They take one feature vector per image, so that tokens must be pooled or sampled first: with more features (S * C) than
+They take one feature vector per image, so tokens must be pooled or sampled first: with more features (S * C) than
 images, any two representations correlate perfectly.
 """
 
@@ -8,36 +8,35 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from rsm_probe.arrays import real_array
-from rsm_probe.checks import brief, require_seed, require_whole
+from rsm_probe.checks import require_number, require_seed, require_whole
 from rsm_probe.comparison.alignment import cka
-from rsm_probe.comparison.protocol import About
+from rsm_probe.comparison.protocol import Properties
 from rsm_probe.errors import ComparisonError
 
 
 def pooled(tokens: Any) -> np.ndarray:
-    """Tokens (N, S, C) -> the mean over locations, (N, C), float64.
+    """Average tokens (N, S, C) over locations: (N, C), float64.
 
     Raises:
-        ComparisonError: other shapes, or values that are not finite.
+        ComparisonError: another shape, or values that are not finite.
     """
-    return _tokens(tokens).mean(axis=1)
+    return _finite(tokens, "the tokens", "(N, S, C)").mean(axis=1)
 
 
 def sampled(tokens: Any, count: int, seed: int = 0) -> np.ndarray:
-    """Tokens (N, S, C) -> `count` of all N * S tokens, (count, C), float64.
+    """Sample `count` of all N * S tokens (N, S, C): (count, C), float64.
 
     The same seed takes the same locations of the same images, so that representations of equal S can be compared.
 
     Raises:
-        ComparisonError: other shapes, values that are not finite, or fewer tokens than asked for.
+        ComparisonError: another shape, values that are not finite, or fewer tokens than asked for.
     """
-    values = _tokens(tokens)
+    values = _finite(tokens, "the tokens", "(N, S, C)")
     rows = values.reshape(-1, values.shape[2])
     require_whole(count, "count", 1, ComparisonError)
     require_seed(seed, "seed", ComparisonError)
@@ -47,7 +46,7 @@ def sampled(tokens: Any, count: int, seed: int = 0) -> np.ndarray:
 
 
 def linear_cka(x: Any, y: Any, estimator: str = "unbiased") -> float:
-    """CKA of linear RSMs of features (Kornblith et al. 2019), equal to `cka(x @ x.T, y @ y.T)`.
+    """Compute CKA of linear RSMs of features (Kornblith et al. 2019), equal to `cka(x @ x.T, y @ y.T)`.
 
     Args:
         x: features (N, P).
@@ -55,7 +54,7 @@ def linear_cka(x: Any, y: Any, estimator: str = "unbiased") -> float:
         estimator: "unbiased" or "biased".
 
     Raises:
-        ComparisonError: other shapes, values that are not finite, too few images, features that are constant.
+        ComparisonError: wrong shapes, values that are not finite, too few images, or constant features.
     """
     x, y = _centred(x, y)
     return cka(x @ x.T, y @ y.T, estimator)
@@ -89,8 +88,7 @@ def svcca(x: Any, y: Any, variance: float = 0.99) -> float:
     Raises:
         ComparisonError: as `linear_cka`; a share out of range.
     """
-    if isinstance(variance, bool) or not isinstance(variance, Real) or not 0 < variance <= 1:
-        raise ComparisonError(f"variance is a share in (0, 1], found {brief(variance)}")
+    require_number(variance, "variance", ComparisonError, above=0.0, most=1.0)
     x, y = _centred(x, y)
     return float(_canonical(_basis(x, variance)[0], _basis(y, variance)[0])[0].mean())
 
@@ -113,7 +111,7 @@ def pwcca(x: Any, y: Any) -> float:
 
 
 def procrustes(x: Any, y: Any, normalised: bool = True) -> float:
-    """Distance that is left after the best rotation or mirroring of one representation (Williams et al. 2021).
+    """Compute the distance that remains after the best rotation or reflection (Williams et al. 2021).
 
     Args:
         x: features (N, P).
@@ -126,51 +124,43 @@ def procrustes(x: Any, y: Any, normalised: bool = True) -> float:
     x, y = _centred(x, y, any_size=normalised)
     if normalised:
         x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
-    # Rotated to their principal axes, which are no more than images.
+    # Rotated to their principal axes, of which there are at most as many as images.
     (x_basis, x_scale), (y_basis, y_scale) = _basis(x), _basis(y)
     width = max(len(x_scale), len(y_scale))
     first = np.pad(x_basis * x_scale, ((0, 0), (0, width - len(x_scale))))
     second = np.pad(y_basis * y_scale, ((0, 0), (0, width - len(y_scale))))
     left, _, right = np.linalg.svd(first.T @ second)
-    # The difference itself, which keeps small distances: that of norms and traces would lose half the digits.
+    # The norm of the difference itself: computed from norms and a trace, small distances would lose half their digits.
     return float(np.linalg.norm(first @ (left @ right) - second))
 
 
-FEATURE_MEASURES: dict[str, tuple[Callable[..., float], About]] = {
+FEATURE_MEASURES: dict[str, tuple[Callable[..., float], Properties]] = {
     "linear_cka": (
         linear_cka,
-        About("similarity", "as cka", ("rotation", "scale", "shift", "images"), "Kornblith et al. 2019"),
+        Properties("similarity", "as cka", ("rotation", "scale", "shift", "images"), "Kornblith et al. 2019"),
     ),
-    "svcca": (svcca, About("similarity", "[0, 1]", ("rotation", "scale", "shift", "images"), "Raghu et al. 2017")),
+    "svcca": (svcca, Properties("similarity", "[0, 1]", ("rotation", "scale", "shift", "images"), "Raghu et al. 2017")),
     "pwcca": (
         pwcca,
-        About("similarity", "[0, 1]", ("scale", "shift", "images"), "Morcos et al. 2018"),
+        Properties("similarity", "[0, 1]", ("scale", "shift", "images"), "Morcos et al. 2018"),
     ),
     "procrustes": (
         procrustes,
-        About("distance", "[0, sqrt(2)]", ("rotation", "scale", "shift", "images"), "Williams et al. 2021"),
+        Properties("distance", "[0, sqrt(2)]", ("rotation", "scale", "shift", "images"), "Williams et al. 2021"),
     ),
 }
 
 
 def _centred(x: Any, y: Any, any_size: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Features less their mean; those whose squares leave the range of numbers in another unit, where none counts."""
+    """Subtract the mean over images; where units do not count, scale features whose squares would overflow."""
     arrays = []
     for name, values in (("first", x), ("second", y)):
-        array = real_array(values, f"the {name} features", ComparisonError).astype(np.float64)
-        if array.ndim == 3:
-            raise ComparisonError(
-                f"the {name} features are tokens {array.shape}; take pooled(tokens) or sampled(tokens, count)"
-            )
-        if array.ndim != 2 or 0 in array.shape:
-            raise ComparisonError(f"the {name} features have shape {array.shape}; expected (N, C)")
-        if not np.isfinite(array).all():
-            raise ComparisonError(f"the {name} features hold NaN or infinity, first in image {_first_bad(array)}")
+        array = _finite(values, f"the {name} features", "(N, C)")
         largest = np.abs(array).max()
         if any_size and largest and not 1e-100 < largest < 1e100:
             array = array / largest
         centred = array - array.mean(axis=0)
-        # What varies by rounding alone is constant.
+        # Features that vary by rounding alone are constant.
         if np.linalg.norm(centred) <= 1e-12 * np.linalg.norm(array):
             raise ComparisonError(f"the {name} features are the same for all images, so they compare with nothing")
         arrays.append(centred)
@@ -179,21 +169,19 @@ def _centred(x: Any, y: Any, any_size: bool = True) -> tuple[np.ndarray, np.ndar
     return arrays[0], arrays[1]
 
 
-def _tokens(tokens: Any) -> np.ndarray:
-    array = real_array(tokens, "tokens", ComparisonError).astype(np.float64)
-    if array.ndim != 3 or 0 in array.shape:
-        raise ComparisonError(f"tokens have shape (N, S, C), found {array.shape}")
+def _finite(values: Any, name: str, shape: str) -> np.ndarray:
+    array = real_array(values, name, ComparisonError).astype(np.float64)
+    if array.ndim != shape.count(",") + 1 or 0 in array.shape:
+        hint = "; of tokens (N, S, C), take pooled(tokens) or sampled(tokens, count)" if array.ndim == 3 else ""
+        raise ComparisonError(f"{name} have shape {array.shape}; expected {shape}{hint}")
     if not np.isfinite(array).all():
-        raise ComparisonError(f"the tokens hold NaN or infinity, first in image {_first_bad(array)}")
+        image = int(np.argwhere(~np.isfinite(array))[0, 0])
+        raise ComparisonError(f"{name} hold NaN or infinity, first in image {image}")
     return array
 
 
-def _first_bad(array: np.ndarray) -> int:
-    return int(np.argwhere(~np.isfinite(array))[0, 0])
-
-
 def _basis(centred: np.ndarray, variance: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal columns (N, K) that span the features, and their singular values (K,), without those of rounding."""
+    """Orthonormal columns (N, K) that span the features, and their singular values (K,) above rounding noise."""
     basis, scale, _ = np.linalg.svd(centred, full_matrices=False)
     rank = int((scale > scale[0] * max(centred.shape) * np.finfo(np.float64).eps).sum())
     if variance < 1:
@@ -205,7 +193,7 @@ def _basis(centred: np.ndarray, variance: float = 1.0) -> tuple[np.ndarray, np.n
 def _canonical(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Canonical correlations between the spans of two bases, and their directions in the first."""
     count = min(x.shape[1], y.shape[1])
-    # Centring takes one dimension; two subspaces that do not fit into the rest side by side must overlap.
+    # Centring removes one dimension; two subspaces that do not fit side by side into the rest must overlap.
     forced = x.shape[1] + y.shape[1] - (len(x) - 1)
     if forced > 0:
         warnings.warn(

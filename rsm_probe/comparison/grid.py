@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RsmKey(NamedTuple):
-    """What one RSM of a sweep is: which layer of which model, matched and compared how."""
+    """What identifies an RSM of a sweep: model, layer, depth of the layer, matching and kernel."""
 
     model: str
     layer: str
@@ -27,18 +27,18 @@ class RsmKey(NamedTuple):
     kernel: str
 
     def label(self) -> str:
-        """One text for all of it."""
+        """Join the fields that are not empty into one text."""
         return "/".join(part for part in (self.model, self.layer, self.matching, self.kernel) if part)
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> RsmKey:
-        """A key from its fields as stored text."""
+        """Read a key from its fields as stored text."""
         model, layer, depth, matching, kernel = map(str, texts)
         return cls(model, layer, int(depth), matching, kernel)
 
 
 class RsmStack(NamedTuple):
-    """RSMs over the same images, and what each is.
+    """RSMs over the same images with their keys.
 
     Attributes:
         values: shape (R, N, N), float64.
@@ -50,7 +50,7 @@ class RsmStack(NamedTuple):
 
 
 def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, eigenvalues: bool = True) -> xr.DataArray:
-    """Compares every RSM with every other: layers with layers, models with models, models with brains.
+    """Compare every RSM with every other: layers with layers, models with models, models with brains.
 
     CKA and RSA take one matrix product for the whole grid. RSMs need not be positive semi-definite, as semantic ones
     are not in general: all measures but Bures are defined for any symmetric matrix, and CKA is a cosine in [-1, 1].
@@ -67,13 +67,11 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
         smallest_eigenvalue (suffixed `_a`, `_b`). NaN, with a warning that names the RSM, where a value is undefined.
 
     Raises:
-        ComparisonError: no RSM, other images or orders, no symmetry, values that are not finite, unknown measure.
+        ComparisonError: no RSM, different images or orders, no symmetry, values that are not finite, unknown measure.
     """
     measure = get_measure(measure)
     rows, columns = label_rsms(rsms, others)
-    values = measure.grid(rows.values, columns.values)
-    warn_undefined(values, rows, columns, measure)
-    grid = label_grid(values, rows.keys, columns.keys).rename(measure.name).assign_attrs(kind=measure.about.kind)
+    grid = measured_grid(rows, columns, measure).rename(measure.name).assign_attrs(kind=measure.properties.kind)
     if eigenvalues:
         smallest = [_smallest_eigenvalues(rows.values)]
         smallest.append(smallest[0] if columns is rows else _smallest_eigenvalues(columns.values))
@@ -83,46 +81,48 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
 
 
 def label_rsms(rsms: Any, others: Any = None) -> tuple[RsmStack, RsmStack]:
-    """Checked stacks of the RSMs in the rows and in the columns, which are the same object where `others` is None.
+    """Check and stack the RSMs in the rows and in the columns, which are the same object where `others` is None.
 
     Raises:
         ComparisonError: as `compare`.
     """
-    parts = [
-        dict(part) if isinstance(part, Mapping) else part for part in ([rsms] if others is None else [rsms, others])
-    ]
-    for part in parts:
-        if not isinstance(part, dict):
-            raise ComparisonError(f"RSMs come by name, as in {{'layer1': rsm}}; found {type(part).__name__}")
-    keys = [_keys(part) for part in parts]
-    names = [key.label() for part in keys for key in part]
-    values = stack_rsms([rsm for part in parts for rsm in part.values()], names)
-    stacks = [RsmStack(values[: len(keys[0])], keys[0]), RsmStack(values[len(keys[0]) :], keys[-1])]
-    if others is None:
-        return stacks[0], stacks[0]
-    if not keys[0] or not keys[1]:
+    sides = [rsms] if others is None else [rsms, others]
+    for side in sides:
+        if not isinstance(side, Mapping):
+            raise ComparisonError(f"RSMs come by name, as in {{'layer1': rsm}}; found {type(side).__name__}")
+    keys = [_keys(side) for side in sides]
+    if not all(keys):
         raise ComparisonError("there is no RSM to compare")
-    return stacks[0], stacks[1]
+    values = stack_rsms(
+        [rsm for side in sides for rsm in side.values()], [key.label() for side in keys for key in side]
+    )
+    rows = RsmStack(values[: len(keys[0])], keys[0])
+    return rows, rows if others is None else RsmStack(values[len(keys[0]) :], keys[1])
 
 
-def warn_undefined(values: np.ndarray, rows: RsmStack, columns: RsmStack, measure: Measure) -> None:
-    """Names the first RSM that has no value even with itself, where a grid of values is not defined throughout."""
-    if not np.isnan(values).any():
-        return
-    stacks = [rows] if columns is rows else [rows, columns]
-    alone = [(key, rsm[None]) for stack in stacks for key, rsm in zip(stack.keys, stack.values, strict=True)]
-    undefined = [key for key, rsm in alone if np.isnan(measure.grid(rsm, rsm)).any()]
-    if undefined:
-        warnings.warn(
-            f"{measure.name} is undefined (NaN) for {len(undefined)} RSMs, which are constant over all pairs of "
-            f"images, first {undefined[0].label()}",
-            stacklevel=3,
-        )
+def measured_grid(rows: RsmStack, columns: RsmStack, measure: Measure) -> xr.DataArray:
+    """Compute and label all values between rows and columns; a warning names the first RSM without a value.
+
+    Raises:
+        ComparisonError: see `Measure.grid`.
+    """
+    values = measure.grid(rows.values, columns.values)
+    if np.isnan(values).any():
+        stacks = [rows] if columns is rows else [rows, columns]
+        single = [(key, rsm[None]) for stack in stacks for key, rsm in zip(stack.keys, stack.values, strict=True)]
+        undefined = [key.label() for key, rsm in single if np.isnan(measure.grid(rsm, rsm)).any()]
+        if undefined:
+            warnings.warn(
+                f"{measure.name} is undefined (NaN) for {len(undefined)} RSMs, which are constant over all pairs of "
+                f"images, first {undefined[0]}",
+                stacklevel=3,
+            )
+    return label_grid(values, rows.keys, columns.keys)
 
 
 def _keys(rsms: Mapping[Any, Any]) -> list[RsmKey]:
     keys: list[RsmKey] = []
-    layers: dict[str, dict[str, None]] = {}
+    depths: dict[str, dict[str, int]] = {}
     for name, rsm in rsms.items():
         if isinstance(name, RsmKey):
             keys.append(name)
@@ -130,13 +130,11 @@ def _keys(rsms: Mapping[Any, Any]) -> list[RsmKey]:
         if not isinstance(name, str) and not (isinstance(name, tuple) and len(name) == 2):
             raise ComparisonError(f"an RSM is named by a text or a pair (model, layer), found {name!r}")
         model, layer = ("", name) if isinstance(name, str) else map(str, name)
-        about = getattr(rsm, "attributes", {})
-        seen = layers.setdefault(model, {})
-        seen.setdefault(layer)
-        depth = list(seen).index(layer)
-        keys.append(RsmKey(model, layer, depth, str(about.get("matching", "")), str(about.get("kernel", ""))))
-    labels = [key.label() for key in keys]
-    if (twice := repeated(labels)) is not None:
+        attributes = getattr(rsm, "attributes", {})
+        depth = depths.setdefault(model, {}).setdefault(layer, len(depths[model]))
+        matching, kernel = (str(attributes.get(name, "")) for name in ("matching", "kernel"))
+        keys.append(RsmKey(model, layer, depth, matching, kernel))
+    if (twice := repeated(key.label() for key in keys)) is not None:
         raise ComparisonError(f"two RSMs are called {twice!r}, and results are told apart by name")
     return keys
 
@@ -148,7 +146,7 @@ def _smallest_eigenvalues(rsms: np.ndarray) -> list[float]:
 
 
 def label_grid(values: np.ndarray, rows: Sequence[RsmKey], columns: Sequence[RsmKey]) -> xr.DataArray:
-    """A grid of RSM comparisons with plain coordinates on both axes, so that it can be stored as it is."""
+    """Label a grid of RSM comparisons with plain coordinates on both axes, which stores keep as they are."""
     import xarray as xr
 
     coordinates: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Checks of the RSMs that are to be compared."""
+"""Checks of the RSMs to compare."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import numpy as np
 from rsm_probe.arrays import condensed_hint, real_matrix, require_similarities, require_symmetric
 from rsm_probe.errors import ComparisonError
 
+# A centred RSM whose squared norm is below this share of the RSM's own is constant up to float32 rounding.
+CONSTANT = 1e-14
+
 
 def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
-    """RSMs over the same images as one array.
+    """Stack RSMs over the same images into one array.
 
     Args:
         rsms: symmetric arrays (N, N) of similarities, or `RSM`s, whose image ids must then agree.
@@ -23,27 +26,21 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
         Shape (R, N, N), float64.
 
     Raises:
-        ComparisonError: no RSM, other shapes, images or orders, no symmetry, values that are not real or not finite;
-            arrays that look like distances.
+        ComparisonError: no RSM, different shapes, images or orders, no symmetry, values that are not real or
+            not finite, or arrays that look like distances.
     """
     if not len(rsms):
         raise ComparisonError("there is no RSM to compare")
-    known: tuple[str, list[str]] | None = None
+    reference: tuple[str, list[str]] | None = None
     arrays: list[np.ndarray] = []
     for rsm, name in zip(rsms, names, strict=True):
         ids = getattr(rsm, "ids", None)
-        if ids is not None and known is not None and ids != known[1]:
-            place, both = next(
-                (k, both) for k, both in enumerate(zip_longest(known[1], ids, fillvalue=None)) if both[0] != both[1]
-            )
-            raise ComparisonError(
-                f"the {known[0]} and the {name} RSM hold different images or another order, first at position {place}: "
-                + " and ".join("none" if image is None else repr(image) for image in both)
-            )
-        known = (name, ids) if known is None and ids is not None else known
+        if ids is not None:
+            reference = reference or (name, ids)
+            _require_same_images(reference, (name, ids))
         array = real_matrix(rsm, f"the {name} RSM", ComparisonError)
-        check_rsm(array, name)
-        if ids is None:  # an `RSM` was looked at when it was made
+        _require_rsm(array, name)
+        if ids is None:  # an `RSM` was checked when it was made
             require_similarities(array, f"the {name} RSM", ComparisonError)
         if arrays and array.shape != arrays[0].shape:
             raise ComparisonError(
@@ -54,20 +51,26 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
     return np.stack(arrays)
 
 
-def of_size_one(rsms: np.ndarray) -> np.ndarray:
-    """RSMs divided by their largest entry where their squares would leave the range of numbers."""
+def in_range(rsms: np.ndarray) -> np.ndarray:
+    """Divide RSMs by their largest entry where their squares would overflow or underflow."""
     largest = np.abs(rsms).max(axis=(1, 2), initial=0.0)
     if ((largest == 0) | ((largest > 1e-100) & (largest < 1e100))).all():
         return rsms
     return rsms / np.where(largest > 0, largest, 1.0)[:, None, None]
 
 
-def check_rsm(array: np.ndarray, name: str) -> None:
-    """Refuses what is no RSM of one set of images.
+def _require_same_images(first: tuple[str, list[str]], second: tuple[str, list[str]]) -> None:
+    if first[1] != second[1]:
+        position, images = next(
+            (k, images) for k, images in enumerate(zip_longest(first[1], second[1])) if images[0] != images[1]
+        )
+        raise ComparisonError(
+            f"the {first[0]} and the {second[0]} RSM hold different images or another order, first at position "
+            f"{position}: " + " and ".join("none" if image is None else repr(image) for image in images)
+        )
 
-    Raises:
-        ComparisonError: not square, not symmetric, or not finite.
-    """
+
+def _require_rsm(array: np.ndarray, name: str) -> None:
     if array.ndim != 2 or array.shape[0] != array.shape[1]:
         raise ComparisonError(
             f"the {name} RSM has shape {array.shape}; only square matrices (N, N) can be compared"

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from rsm_probe.arrays import real_array
-from rsm_probe.checks import require_number, require_seed, require_whole
+from rsm_probe.checks import require_seed, require_whole
+from rsm_probe.comparison.statistics import check_level
 from rsm_probe.errors import ComparisonError
 
-# So many pairs of pairs are compared at a time.
+# Pairs of pairs that are compared at a time.
 _BLOCK = 4 * 2**20
 
 
@@ -105,9 +106,7 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     Raises:
         ComparisonError: level out of range.
     """
-    require_number(level, "level", ComparisonError, above=0.0)
-    if level >= 1:
-        raise ComparisonError(f"level must be below 1, found {level}")
+    check_level(level)
     known = real_array(samples, "samples", ComparisonError).astype(np.float64)
     known = known[~np.isnan(known)]
     if not known.size:

@@ -1,4 +1,4 @@
-"""Ways to compare RSMs, each from two stacks of RSMs to all values between them.
+"""Measures that compare RSMs, by name, and functions that compare two RSMs.
 
 The survey of Klabunde et al. (paper, reference 10; section 3.3) names the family. A new measure is a class and one line
 in `MEASURES`.
@@ -6,20 +6,22 @@ in `MEASURES`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from rsm_probe.checks import brief
-from rsm_probe.comparison.alignment import Biased, Estimator, Unbiased
+from rsm_probe.comparison.alignment import ESTIMATORS
 from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
 from rsm_probe.comparison.inputs import stack_rsms
-from rsm_probe.comparison.protocol import About, Invariance, Measure, RowMeasure
+from rsm_probe.comparison.protocol import Invariance, Measure, Properties, RowMeasure, cosines
 from rsm_probe.errors import ComparisonError, look_up
 
-# A trace below this share of the RSM's size is rounding noise: the RSM is constant.
+# Spreads and eigenvalues below this share of the RSM's size are rounding noise.
 _CONSTANT = 1e-12
 _CKA_INVARIANCES: tuple[Invariance, ...] = ("scale", "shift", "additive", "images")
 
@@ -27,30 +29,51 @@ _CKA_INVARIANCES: tuple[Invariance, ...] = ("scale", "shift", "additive", "image
 class CKA(RowMeasure):
     """Centred kernel alignment (paper, equation 2), by the unbiased estimator of HSIC."""
 
-    name = "cka"
-    estimator: ClassVar[Estimator] = Unbiased()
-    about = About("similarity", "[-1, 1], 0 on average for unrelated RSMs", _CKA_INVARIANCES, "Song et al. 2012")
+    sums_over_batches = True
+
+    estimator = ESTIMATORS["unbiased"]
+    name = estimator.measure
+    properties = Properties(
+        "similarity", "[-1, 1], 0 on average for unrelated RSMs", _CKA_INVARIANCES, "Song et al. 2012"
+    )
 
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Centred entries."""
+        """Centred entries; see `Estimator.rows`."""
         return self.estimator.rows(rsms, weights)
+
+    def summed_grid(
+        self, batches: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """Compute CKA from HSICs summed over mini-batches, each weighted by its pairs; see `Measure.summed_grid`."""
+        # Rows of all batches joined: their products are sums of HSICs over batches, each times its divisor.
+        first, second = (
+            np.concatenate(
+                [
+                    self.rows(stacks[side], w) * np.sqrt(self.estimator.divisor(len(w)))
+                    for stacks, w in zip(batches, weights, strict=True)
+                ],
+                axis=1,
+            )
+            for side in (0, 1)
+        )
+        return cosines(first, second)
 
 
 class BiasedCKA(CKA):
     """`CKA` by the biased estimator of HSIC."""
 
-    name = "cka-biased"
-    about = About(
+    estimator = ESTIMATORS["biased"]
+    name = estimator.measure
+    properties = Properties(
         "similarity", "[-1, 1]; [0, 1] of positive semi-definite RSMs", _CKA_INVARIANCES, "Kornblith et al. 2019"
     )
-    estimator: ClassVar[Estimator] = Biased()
 
 
 class NormDifference(Measure):
     """Frobenius norm of the difference of the RSMs, diagonals included."""
 
     name = "norm-difference"
-    about = About("distance", "[0, inf)", ("images",), "Klabunde et al. 2023")
+    properties = Properties("distance", "[0, inf)", ("images",), "Klabunde et al. 2023")
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         from scipy.spatial.distance import cdist
@@ -65,12 +88,12 @@ class Bures(Measure):
     """
 
     name = "bures"
-    about = About("similarity", "[0, inf)", ("additive", "shift", "images"), "Tang et al. 2020")
+    properties = Properties("similarity", "[0, inf)", ("additive", "shift", "images"), "Tang et al. 2020")
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        return self._compared([_root(rsm) for rsm in a], [_root(rsm) for rsm in b])
+        return self._nuclear_norms([_root(rsm) for rsm in a], [_root(rsm) for rsm in b])
 
-    def _compared(self, first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
+    def _nuclear_norms(self, first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
         from scipy.linalg import svdvals
 
         return np.array([[float(svdvals(x.T @ y).sum()) if x.size and y.size else 0.0 for y in second] for x in first])
@@ -80,54 +103,84 @@ class NormalisedBures(Bures):
     """`Bures`, divided by the root of the traces: the cosine of the Procrustes angle between representations."""
 
     name = "bures-normalised"
-    about = About(
+    properties = Properties(
         "similarity", "[0, 1]", ("scale", "additive", "shift", "images"), "Tang et al. 2020; Harvey et al. 2024"
     )
 
-    def _compared(self, first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
-        norms = [np.array([np.linalg.norm(root) for root in roots]) for roots in (first, second)]
-        scale = np.outer(norms[0], norms[1])
-        return super()._compared(first, second) / np.where(scale > 0, scale, np.nan)
+    def _nuclear_norms(self, first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
+        x, y = ([float(np.linalg.norm(root)) for root in roots] for roots in (first, second))
+        scale = np.outer(x, y)
+        return super()._nuclear_norms(first, second) / np.where(scale > 0, scale, np.nan)
 
 
 @dataclass(frozen=True)
-class NeighbourJaccard(Measure):
-    """Share of nearest neighbours that two RSMs agree on: intersection over union, averaged over images.
+class _Neighbours(Measure):
+    """A comparison of each image's nearest neighbours, averaged over images.
 
-    An image is no neighbour of its own. Of equally similar ones, the earlier in the order of the images is the nearer,
-    so that a new order of the images can change values where there are ties.
+    An image does not count as its own neighbour. Of equally similar images, the earlier in the order of the images
+    counts as the nearer, so that a new order of the images can change values where there are ties.
+
+    Attributes:
+        neighbours: how many, fewer than images.
     """
 
     neighbours: int = 10
 
-    name = "knn-jaccard"
-    about = About("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Klabunde et al. 2023")
-
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        first, second = (_ranked(stack, self.neighbours, self.name) > 0 for stack in (a, b))
-        shared = np.einsum("aij,bij->abi", first, second, dtype=np.float64, optimize=True)
-        return _where_ordered((shared / (2 * self.neighbours - shared)).mean(axis=2), a, b)
+        spreads = [np.ptp(stack[:, ~np.eye(stack.shape[-1], dtype=bool)], axis=1) for stack in (a, b)]
+        flat = [s <= _CONSTANT * np.abs(stack).max(axis=(1, 2)) for s, stack in zip(spreads, (a, b), strict=True)]
+        overlaps = self._overlaps(self._ranks(a), self._ranks(b))
+        return np.where(flat[0][:, None] | flat[1][None, :], np.nan, overlaps)
+
+    def _ranks(self, rsms: np.ndarray) -> np.ndarray:
+        """Per image, 1 for the nearest other image up to `neighbours`, 0 for those that are farther: (R, N, N)."""
+        count = rsms.shape[-1]
+        if (
+            isinstance(self.neighbours, bool)
+            or not isinstance(self.neighbours, Integral)
+            or not 0 < self.neighbours < count
+        ):
+            raise ComparisonError(
+                f"{self.name} needs between 1 and {count - 1} neighbours for {count} images, found "
+                f"{brief(self.neighbours)}"
+            )
+        others = np.where(np.eye(count, dtype=bool), -np.inf, rsms)
+        order = np.argsort(-others, axis=2, kind="stable")[:, :, : self.neighbours]
+        ranks = np.zeros(rsms.shape, dtype=np.int32)
+        np.put_along_axis(ranks, order, np.arange(1, self.neighbours + 1, dtype=np.int32), axis=2)
+        return ranks
+
+    @abstractmethod
+    def _overlaps(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """All values between ranks (A, N, N) and ranks (B, N, N)."""
 
 
-@dataclass(frozen=True)
-class NeighbourRank(Measure):
+class NeighbourJaccard(_Neighbours):
+    """Share of nearest neighbours that two RSMs agree on: intersection over union, averaged over images."""
+
+    name = "knn-jaccard"
+    properties = Properties("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Klabunde et al. 2023")
+
+    def _overlaps(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        shared = np.einsum("aij,bij->abi", first > 0, second > 0, dtype=np.float64, optimize=True)
+        return (shared / (2 * self.neighbours - shared)).mean(axis=2)
+
+
+class NeighbourRank(_Neighbours):
     """How alike two RSMs rank the nearest neighbours that they share, averaged over images; 0 where they share none."""
 
-    neighbours: int = 10
-
     name = "knn-rank"
-    about = About("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Wang et al. 2020")
+    properties = Properties("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Wang et al. 2020")
 
-    def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        first, second = (_ranked(stack, self.neighbours, self.name) for stack in (a, b))
+    def _overlaps(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         most = np.concatenate([[1.0], np.cumsum(1 / np.arange(1, self.neighbours + 1))])
-        grid = np.empty((len(a), len(b)))
+        grid = np.empty((len(first), len(second)))
         for i, j in np.ndindex(grid.shape):
             x, y = first[i].astype(np.float64), second[j].astype(np.float64)
             both = (x > 0) & (y > 0)
             terms = 2 / ((1 + np.abs(x - y)) * np.where(both, x + y, 1.0)) * both
             grid[i, j] = (terms.sum(axis=1) / most[both.sum(axis=1)]).mean()
-        return _where_ordered(grid, a, b)
+        return grid
 
 
 def _root(rsm: np.ndarray) -> np.ndarray:
@@ -143,27 +196,6 @@ def _spectrum(rsm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.linalg.eigh((centred + centred.T) / 2)
 
 
-def _where_ordered(grid: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A grid with NaN for RSMs in which all images are equally near."""
-    spreads = [np.ptp(stack[:, ~np.eye(stack.shape[-1], dtype=bool)], axis=1) for stack in (a, b)]
-    flat = [s <= _CONSTANT * np.abs(stack).max(axis=(1, 2)) for s, stack in zip(spreads, (a, b), strict=True)]
-    return np.where(flat[0][:, None] | flat[1][None, :], np.nan, grid)
-
-
-def _ranked(rsms: np.ndarray, neighbours: int, name: str) -> np.ndarray:
-    """Per image, 1 for the nearest other image up to `neighbours`, 0 for those that are farther: (R, N, N)."""
-    count = rsms.shape[-1]
-    if isinstance(neighbours, bool) or not isinstance(neighbours, Integral) or not 0 < neighbours < count:
-        raise ComparisonError(
-            f"{name} needs between 1 and {count - 1} neighbours for {count} images, found {brief(neighbours)}"
-        )
-    others = np.where(np.eye(count, dtype=bool), -np.inf, rsms)
-    order = np.argsort(-others, axis=2, kind="stable")[:, :, :neighbours]
-    ranks = np.zeros(rsms.shape, dtype=np.int32)
-    np.put_along_axis(ranks, order, np.arange(1, neighbours + 1, dtype=np.int32), axis=2)
-    return ranks
-
-
 MEASURES: dict[str, Measure] = {
     measure.name: measure
     for measure in (
@@ -174,10 +206,10 @@ MEASURES: dict[str, Measure] = {
 
 
 def get_measure(measure: str | Measure) -> Measure:
-    """A measure from its name.
+    """Look a measure up by its name.
 
     Raises:
-        ComparisonError: unknown name; the message holds the known ones.
+        ComparisonError: unknown name; the message lists the known ones.
     """
     if isinstance(measure, Measure):
         return measure
@@ -193,8 +225,8 @@ def rsa(k: Any, l: Any, correlation: Literal["spearman", "pearson", "kendall", "
         correlation: "spearman", "pearson", "kendall" (tau-a) or "cosine".
 
     Raises:
-        ComparisonError: other shapes or images, no symmetry, values that are not finite, fewer than 3 images, or an RSM
-            that is constant, which leaves a correlation undefined.
+        ComparisonError: different shapes or images, no symmetry, values that are not finite, fewer than 3 images,
+            or a constant RSM, which leaves a correlation undefined.
     """
     return _value(f"rsa-{correlation}", k, l)
 
@@ -212,7 +244,7 @@ def norm_difference(k: Any, l: Any) -> float:  # noqa: E741
     """Frobenius norm of the difference of two RSMs.
 
     Raises:
-        ComparisonError: other shapes or images, no symmetry, values that are not finite.
+        ComparisonError: different shapes or images, no symmetry, values that are not finite.
     """
     return _value("norm-difference", k, l)
 
@@ -238,7 +270,7 @@ def negative_share(rsm: Any) -> float:
     0 for positive semi-definite RSMs; it is what `bures` leaves out.
 
     Raises:
-        ComparisonError: no symmetric, finite matrix.
+        ComparisonError: the RSM is not a symmetric, finite matrix.
     """
     values, _ = _spectrum(stack_rsms([rsm], ["given"])[0])
     total = np.abs(values).sum()
@@ -251,8 +283,7 @@ def _value(measure: str | Measure, k: Any, l: Any) -> float:  # noqa: E741
     stack = stack_rsms([k, l], ["first", "second"])
     value = float(measure.grid(stack[:1], stack[1:])[0, 0])
     if np.isnan(value):
-        own = [np.isnan(measure.grid(part, part)[0, 0]) for part in (stack[:1], stack[1:])]
-        which = "first" if own[0] else "second"
+        which = "first" if np.isnan(measure.grid(stack[:1], stack[:1])[0, 0]) else "second"
         raise ComparisonError(
             f"the {which} RSM is constant over all pairs of images once it is centred (for Bures, or has no positive "
             f"eigenvalue), so {measure.name} is undefined"

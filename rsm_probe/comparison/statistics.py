@@ -1,6 +1,6 @@
-"""How far a comparison can be trusted: bootstrap over images, permutations of images, spread over seeds.
+"""Uncertainty of comparisons: bootstrap over images, permutation tests, spread over seeds.
 
-All of it works on RSMs that exist: no image passes through a model again, and no location is matched again.
+All of it works on existing RSMs: no image passes through a model again, and no location is matched again.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsm_probe.checks import require_callable, require_number, require_seed, require_whole
-from rsm_probe.comparison.grid import label_grid, label_rsms, warn_undefined
-from rsm_probe.comparison.measures import CKA, get_measure
-from rsm_probe.comparison.protocol import Measure, cosines
+from rsm_probe.comparison.grid import label_rsms, measured_grid
+from rsm_probe.comparison.measures import get_measure
+from rsm_probe.comparison.protocol import Measure
 from rsm_probe.errors import ComparisonError
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def bootstrap(
     seed: int = 0,
     on_repeat: Callable[[int], object] = lambda count: None,
 ) -> xr.Dataset:
-    """Intervals of a grid of comparisons, from images drawn with replacement.
+    """Compute intervals of a grid of comparisons from images drawn with replacement.
 
-    Each repeat draws N of the N images and weighs every pair by how often it was drawn. Pairs of an image with its own
+    Each repeat draws N of the N images and weights every pair by how often it was drawn. Pairs of an image with its own
     copy are left out: their similarity is that of an image with itself, and would raise every value.
 
     Args:
@@ -46,19 +46,16 @@ def bootstrap(
 
     Returns:
         Dimensions (rsm_a, rsm_b): `value`, the percentiles `low` and `high`, `std`, the standard error, and `draws`,
-        the number of those in which a value is defined.
+        the number of draws in which a value is defined.
 
     Raises:
-        ComparisonError: as `compare`; a measure that cannot weigh images; repeats or level out of range; few images.
+        ComparisonError: as `compare`; a measure that cannot weight images; repeats or level out of range; few images.
     """
     measure = get_measure(measure)
     check_level(level)
     rows, columns = label_rsms(rsms, others)
-    pairs = [(rows.values, columns.values)]
-    samples = bootstrap_samples(pairs, measure, repeats, seed, on_repeat)
-    values = measure.grid(rows.values, columns.values)
-    warn_undefined(values, rows, columns, measure)
-    grid = label_grid(values, rows.keys, columns.keys)
+    samples = bootstrap_samples([(rows.values, columns.values)], measure, repeats, seed, on_repeat)
+    grid = measured_grid(rows, columns, measure)
     return summarise(grid, samples, level).assign_attrs(measure=measure.name, seed=seed)
 
 
@@ -69,7 +66,7 @@ def bootstrap_samples(
     seed: int = 0,
     on_repeat: Callable[[int], object] = lambda count: None,
 ) -> np.ndarray:
-    """Values of a comparison under images drawn with replacement, within each mini-batch.
+    """Compute the values of a comparison under images drawn with replacement, within each mini-batch.
 
     Args:
         batches: two stacks of RSMs (A, N, N) and (B, N, N) over the images of each batch; the same object twice for
@@ -87,10 +84,10 @@ def bootstrap_samples(
     """
     measure = get_measure(measure)
     _check_draws(repeats, seed, on_repeat)
-    if len(batches) > 1 and not isinstance(measure, CKA):
+    if len(batches) > 1 and not measure.sums_over_batches:
         raise ComparisonError(f"{measure.name} does not add up over mini-batches as CKA does; take RSMs of all images")
     if len(batches) > 1:
-        batches = _of_one_size(batches)
+        batches = _scaled_alike(batches)
     ready = [measure.ready(a) for a, _ in batches]
     batches = [(first, first if b is a else measure.ready(b)) for first, (a, b) in zip(ready, batches, strict=True)]
     rng, refused = np.random.default_rng(seed), 0
@@ -101,7 +98,7 @@ def bootstrap_samples(
             samples.append(_drawn(batches, weights, measure))
         except ComparisonError as error:
             refused += 1
-            # Not by chance: what is left of so many refusals is no sample of the draws.
+            # After that many refusals, the draws that survive would be a biased sample.
             if refused > repeats or not measure.weighted:
                 raise ComparisonError(f"there are too few images to draw from: {error}") from None
             continue
@@ -109,8 +106,11 @@ def bootstrap_samples(
     return np.stack(samples)
 
 
-def _of_one_size(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """RSMs times a power of two, the same in all batches, so that their squares stay numbers; CKA keeps every digit."""
+def _scaled_alike(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Scale each RSM by a power of two, the same in all batches, so that squares neither overflow nor underflow.
+
+    CKA keeps every digit.
+    """
 
     def scaled(side: int) -> list[np.ndarray]:
         largest = np.max([np.abs(pair[side]).max(axis=(1, 2), initial=0.0) for pair in batches], axis=0)
@@ -123,7 +123,7 @@ def _of_one_size(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple
 
 
 def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> xr.Dataset:
-    """A grid with the percentiles and the standard deviation of its bootstrap samples (repeats, A, B).
+    """Add percentiles and standard deviation of bootstrap samples (repeats, A, B) to a grid.
 
     Raises:
         ComparisonError: level out of range.
@@ -134,20 +134,20 @@ def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> x
         warnings.simplefilter("ignore", RuntimeWarning)  # of comparisons that no draw defines
         low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
         std = np.nanstd(samples, axis=0, ddof=1)
-    left_out = ~np.isnan(grid.values) & (draws < len(samples))
-    if left_out.any():
-        most = len(samples) - int(draws[left_out].min())
+    incomplete = ~np.isnan(grid.values) & (draws < len(samples))
+    if incomplete.any():
+        most = len(samples) - int(draws[incomplete].min())
         warnings.warn(
             f"in up to {most} of {len(samples)} draws, an RSM was constant, and these do not count for "
-            f"{int(left_out.sum())} comparisons; `draws` says how many do",
+            f"{int(incomplete.sum())} comparisons; `draws` says how many do",
             stacklevel=3,
         )
-    summary = _alike(grid, value=grid.values, low=low, high=high, std=std, draws=draws)
+    summary = _labelled_like(grid, value=grid.values, low=low, high=high, std=std, draws=draws)
     return summary.assign_attrs(level=level, repeats=len(samples))
 
 
 def check_level(level: float) -> None:
-    """Refuses levels of an interval outside of (0, 1).
+    """Refuse levels of an interval outside (0, 1).
 
     Raises:
         ComparisonError: not a number, or out of range.
@@ -171,7 +171,7 @@ def permutation_test(
     seed: int = 0,
     on_repeat: Callable[[int], object] = lambda count: None,
 ) -> xr.Dataset:
-    """Whether RSMs are more alike than those of unrelated images: the images of the columns are put in random orders.
+    """Test whether RSMs are more alike than those of unrelated images, by random orders of the columns' images.
 
     Args:
         rsms: see `compare`.
@@ -183,8 +183,8 @@ def permutation_test(
 
     Returns:
         Dimensions (rsm_a, rsm_b): `value`; `null_mean` and `null_std` over the orders; `z`, the value in these units
-        (NaN where all orders give the same); `p`, the share of orders that are at least as alike, the given one among
-        them.
+        (NaN where all orders give the same); `p`, the share of orders that are at least as alike, including the given
+        one.
 
     Raises:
         ComparisonError: as `compare`; repeats, seed or `on_repeat` of the wrong kind.
@@ -192,8 +192,8 @@ def permutation_test(
     measure = get_measure(measure)
     _check_draws(repeats, seed, on_repeat)
     rows, columns = label_rsms(rsms, others)
-    values = measure.grid(rows.values, columns.values)
-    warn_undefined(values, rows, columns, measure)
+    grid = measured_grid(rows, columns, measure)
+    values = grid.values
     rng, null = np.random.default_rng(seed), np.empty((repeats, *values.shape))
     for number in range(repeats):
         order = rng.permutation(rows.values.shape[-1])
@@ -201,28 +201,27 @@ def permutation_test(
         on_repeat(1)
     # The given order may come up again, off by rounding.
     slack = 1e-9 * np.maximum(np.abs(values), 1e-300)
-    alike = null >= values - slack if measure.about.kind == "similarity" else null <= values + slack
+    alike = null >= values - slack if measure.properties.kind == "similarity" else null <= values + slack
     mean, std = null.mean(axis=0), null.std(axis=0, ddof=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(std > 1e-12 * np.abs(null).max(axis=0), (values - mean) / std, np.nan)
     p = np.where(np.isnan(values), np.nan, (1 + alike.sum(axis=0)) / (1 + repeats))
-    grid = label_grid(values, rows.keys, columns.keys)
-    summary = _alike(grid, value=values, null_mean=mean, null_std=std, z=z, p=p)
+    summary = _labelled_like(grid, value=values, null_mean=mean, null_std=std, z=z, p=p)
     return summary.assign_attrs(measure=measure.name, repeats=repeats, seed=seed)
 
 
 def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:
-    """Mean and spread of grids over pairs of models, such as seeds of one architecture.
+    """Average grids over pairs of models, such as seeds of one architecture.
 
     Args:
         grids: of one shape, one for each pair.
 
     Returns:
         `mean`, `std` (over pairs, which share models and so are not independent; NaN for one pair) and `pairs`, the
-        number of those in which a value is defined.
+        number of pairs in which a value is defined.
 
     Raises:
-        ComparisonError: no grid, or grids of other layers.
+        ComparisonError: no grid, or grids of different layers.
     """
     if not grids:
         raise ComparisonError("there is no pair of models to average over")
@@ -235,11 +234,10 @@ def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(pairs > 0, np.nansum(values, axis=0) / pairs, np.nan)
         std = np.sqrt(np.where(pairs > 1, np.nansum((values - mean) ** 2, axis=0) / (pairs - 1), np.nan))
-    return _alike(first, mean=mean, std=std, pairs=pairs)
+    return _labelled_like(first, mean=mean, std=std, pairs=pairs)
 
 
-def _alike(grid: xr.DataArray, **values: np.ndarray) -> xr.Dataset:
-    """Values under the labels of a grid."""
+def _labelled_like(grid: xr.DataArray, **values: np.ndarray) -> xr.Dataset:
     import xarray as xr
 
     return xr.Dataset({name: grid.copy(data=data).rename(name) for name, data in values.items()})
@@ -250,16 +248,4 @@ def _drawn(
 ) -> np.ndarray:
     if len(batches) == 1:
         return measure.grid(*batches[0], weights[0])
-    assert isinstance(measure, CKA)
-    # Sums over pairs are products of rows that are joined: the rows of HSIC, without what it is divided by.
-    first, second = (
-        np.concatenate(
-            [
-                measure.rows(pair[side], w) * np.sqrt(measure.estimator.divisor(len(w)))
-                for pair, w in zip(batches, weights, strict=True)
-            ],
-            axis=1,
-        )
-        for side in (0, 1)
-    )
-    return cosines(first, second)
+    return measure.summed_grid(batches, weights)

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 def page(text):
     """The page with its tables made anew."""
     abouts = {
-        "measures": {name: measure.about for name, measure in MEASURES.items()},
+        "measures": {name: measure.properties for name, measure in MEASURES.items()},
         "features": {name: about for name, (_, about) in FEATURE_MEASURES.items()},
     }
     for mark, entries in abouts.items():

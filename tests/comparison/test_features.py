@@ -176,13 +176,13 @@ def test_pooled_and_sampled_tokens():
     assert np.array_equal(sampled(tokens + 100, 5), drawn + 100)
     with pytest.raises(ComparisonError, match="12 tokens, from which 13"):
         sampled(tokens, 13)
-    with pytest.raises(ComparisonError, match=r"\(N, S, C\), found \(12, 2\)"):
+    with pytest.raises(ComparisonError, match=r"shape \(12, 2\); expected \(N, S, C\)"):
         pooled(tokens.reshape(12, 2))
 
 
 def test_wrong_features_are_named():
     x, y = features(20)
-    with pytest.raises(ComparisonError, match=r"second features are tokens \(20, 5, 1\); take pooled"):
+    with pytest.raises(ComparisonError, match=r"second features have shape \(20, 5, 1\); expected \(N, C\); of tokens \(N, S, C\), take pooled"):
         svcca(x, y[:, :, None])
     with pytest.raises(ComparisonError, match="20 and 19 images"):
         procrustes(x, y[1:])

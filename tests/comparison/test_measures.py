@@ -167,7 +167,7 @@ def changed(k, l, what, rng):  # noqa: E741
 @pytest.mark.parametrize("what", ["scale", "shift", "monotone", "additive", "images"])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_what_the_table_calls_invariant_is(measure, what, seed):
-    if what not in MEASURES[measure].about.invariances:
+    if what not in MEASURES[measure].properties.invariances:
         return
     k, l = grams(14, seed=seed)  # noqa: E741
     before = MEASURES[measure].grid(k[None], l[None])
@@ -178,7 +178,7 @@ def test_what_the_table_calls_invariant_is(measure, what, seed):
 @pytest.mark.parametrize("what", ["scale", "shift", "monotone", "additive", "images"])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_what_the_table_does_not_call_invariant_is_not(measure, what):
-    if what in MEASURES[measure].about.invariances:
+    if what in MEASURES[measure].properties.invariances:
         return
     k, l = grams(14)  # noqa: E741
     x, y = changed(k, l, what, np.random.default_rng(0))
@@ -196,15 +196,15 @@ def test_values_are_symmetric_and_within_their_range(measure, seed, definite):
     assert np.isfinite(grid).all()
     assert grid == pytest.approx(grid.T, abs=1e-9)
     best = np.diagonal(grid)
-    if chosen.about.kind == "distance":
+    if chosen.properties.kind == "distance":
         assert (grid >= 0).all()
         assert best == pytest.approx(0)
     else:
         assert grid[0, 1] <= best.max() + 1e-12
-    if chosen.about.values.startswith(("[-1, 1]", "[0, 1]")):
+    if chosen.properties.values.startswith(("[-1, 1]", "[0, 1]")):
         assert (np.abs(grid) <= 1 + 1e-12).all()
         assert best == pytest.approx(1, abs=1e-9)
-    if chosen.about.values.startswith("[0,"):
+    if chosen.properties.values.startswith("[0,"):
         assert (grid >= 0).all()
 
 

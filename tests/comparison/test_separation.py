@@ -67,7 +67,7 @@ def test_draws_are_repeatable_and_of_the_size_of_the_set():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ComparisonError, match="level must be below 1"):
+    with pytest.raises(ComparisonError, match="lies between 0 and 1"):
         interval(np.arange(3.0), 95)
     with pytest.raises(ComparisonError, match="repeats must be at least 2"):
         draw_weights(3, 1)
@@ -96,7 +96,7 @@ def test_images_of_one_group_are_drawn_together():
         (lambda: draw_weights(3, 2.5), "repeats must be a whole number"),
         (lambda: draw_weights(3, 10, -1), "seed must be at least 0"),
         (lambda: interval(np.ones(3), np.nan), "level must be a finite number"),
-        (lambda: interval(np.ones(3), 1), "level must be below 1"),
+        (lambda: interval(np.ones(3), 1), "lies between 0 and 1"),
         (lambda: interval(np.ones(3), True), "level must be a number"),
         (lambda: mean_interval(np.ones(3), groups=["a", "b"]), "values and groups have shape"),
         (lambda: mean_interval(np.ones((3, 2))), "values and groups have shape"),

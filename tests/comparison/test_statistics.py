@@ -171,7 +171,7 @@ def test_related_rsms_stand_out_from_random_orders(measure):
     k, l = related(24, noise=0.3)  # noqa: E741
     found = permutation_test({"k": k}, {"l": l}, measure, repeats=99)
     assert found["p"].item() == pytest.approx(0.01)
-    sign = 1 if MEASURES[measure].about.kind == "similarity" else -1
+    sign = 1 if MEASURES[measure].properties.kind == "similarity" else -1
     assert sign * found["z"].item() > 3
 
 
