@@ -22,18 +22,21 @@ def require_dense(tensor: Tensor, name: str, error: type[RsmProbeError]) -> None
         RsmProbeError: of the given kind: nested, sparse, quantised, on the meta device, complex, or of fewer than 16
             bits (float8). The message says how to convert it.
     """
-    if tensor.is_nested:
+    if tensor.is_nested:  # which has no layout to ask for
         raise error(f"{name} is a nested tensor; give one of its parts, or torch.nested.to_padded_tensor(...)")
-    if tensor.layout != torch.strided:
-        raise error(f"{name} is sparse ({tensor.layout}); give .to_dense()")
-    if tensor.is_meta:
-        raise error(f"{name} is on the meta device and holds no values; give a tensor with data")
-    if tensor.is_quantized:
-        raise error(f"{name} is quantised ({tensor.dtype}); give .dequantize()")
-    if tensor.is_complex():
-        raise error(f"{name} holds complex numbers ({tensor.dtype}); give .real or .abs()")
-    if tensor.is_floating_point() and tensor.dtype.itemsize < 2:
-        raise error(f"{name} holds {tensor.dtype}, in which nothing can be computed; give .float()")
+    dtype = tensor.dtype
+    for is_refused, problem in (
+        (tensor.layout != torch.strided, f"is sparse ({tensor.layout}); give .to_dense()"),
+        (tensor.is_meta, "is on the meta device and holds no values; give a tensor with data"),
+        (tensor.is_quantized, f"is quantised ({dtype}); give .dequantize()"),
+        (dtype.is_complex, f"holds complex numbers ({dtype}); give .real or .abs()"),
+        (
+            dtype.is_floating_point and dtype.itemsize < 2,
+            f"holds {dtype}, in which nothing can be computed; give .float()",
+        ),
+    ):
+        if is_refused:
+            raise error(f"{name} {problem}")
 
 
 def real_array(values: Any, name: str, error: type[RsmProbeError]) -> np.ndarray:

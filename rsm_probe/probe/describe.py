@@ -1,9 +1,11 @@
-"""What a probe can name in a model, seen in one forward pass."""
+"""The layers of a model that a probe can name, found in one forward pass."""
 
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ class LayerInfo:
     Attributes:
         name: as a probe takes it.
         kind: class of the module.
-        shape: of its output, without the batch; None where the output is no tensor.
+        shape: of its output, without the batch; None where the output is not a tensor.
         locations: S.
         channels: C.
         grid: (H, W) or None.
@@ -41,7 +43,7 @@ class LayerInfo:
 
 
 def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo], dict[str, str]]:
-    """Runs a model once and lists its layers in forward order.
+    """Run a model once and list its layers in forward order.
 
     Args:
         model: the model.
@@ -60,17 +62,14 @@ def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo],
     except LayerError:
         blocks = set()
     shapes: dict[str, tuple[int, ...]] = {}
-    handles = []
 
-    def recorder(name: str) -> Any:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                shapes[name] = tuple(output.shape[1:])
+    def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            shapes[name] = tuple(output.shape[1:])
 
-        return record
-
-    try:
-        handles = [module.register_forward_hook(recorder(name)) for name, module in model.named_modules()]
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.callback(module.register_forward_hook(partial(record, name)).remove)
         with torch.no_grad(), warnings.catch_warnings(), probe:
             # The list itself names what could not be captured.
             warnings.simplefilter("ignore", UserWarning)
@@ -83,22 +82,17 @@ def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo],
                     f"{type(model).__name__} does not run on an image of shape {tuple(example.shape[1:])}: {error}; if "
                     f"it takes more than images, use a part of it, such as its image tower (part=, --part)"
                 ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    infos = []
-    for label, kept in probe.representations.items():
-        name = label.split("#")[0]
-        infos.append(
-            LayerInfo(
-                label,
-                type(model.get_submodule(name)).__name__,
-                shapes.get(name),
-                kept.tokens.shape[1],
-                kept.tokens.shape[2],
-                kept.grid,
-                kept.prefix.shape[1],
-                name in blocks,
-            )
+    infos = [
+        LayerInfo(
+            label,
+            type(model.get_submodule(name := label.split("#")[0])).__name__,
+            shapes.get(name),
+            representation.tokens.shape[1],
+            representation.tokens.shape[2],
+            representation.grid,
+            representation.prefix.shape[1],
+            name in blocks,
         )
+        for label, representation in probe.representations.items()
+    ]
     return infos, probe.skipped

@@ -7,6 +7,7 @@ an interruption can be told from what is not, and what a disk damaged from what 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from rsm_probe.errors import StorageError
 from rsm_probe.storage.checksums import ATTRIBUTE, covered, require_signed, signed
 from rsm_probe.storage.declared import chunk_keys, first_missing, is_harmless, require_plain
 from rsm_probe.storage.group import METADATA, UNFINISHED, StoredGroup
-from rsm_probe.storage.listing import Files, storing
+from rsm_probe.storage.listing import storing
 
 Selection = tuple[slice, ...]
 
@@ -134,7 +135,7 @@ class ChunkStore(StoredGroup):
                 fill_value=np.nan if data.dtype.kind == "f" else None,
                 dimension_names=dimensions,
                 overwrite=True,
-                # Texts that are all empty are no different from others.
+                # An array of empty texts is written like any other.
                 config={"write_empty_chunks": True},
             )
             self._sign(name, array)
@@ -194,17 +195,17 @@ class ChunkStore(StoredGroup):
         array = self.array(name)
         if not self._is_signed(array) and array.dtype.kind == "T":  # once, texts that were all empty had no file
             return True
-        return first_missing(array, self.files.sizes(name)) is None
+        return first_missing(array, self.files.sizes(name).get) is None
 
     def _tried(self, array: zarr.Array, name: str, where: Selection | None) -> tuple[np.ndarray | None, str]:
         """The values, or None and what is wrong."""
         texts = array.dtype.kind == "T"
         if not is_harmless(array, where) or (texts and self._is_signed(array)):
-            sizes = _OnDemand(self.files, name)
-            if first_missing(array, sizes, where) is not None:
+            size_of = cache(lambda key: self.files.size(f"{name}/{key}"))
+            if first_missing(array, size_of, where) is not None:
                 return None, "missing or torn"
             # A text takes four bytes at least.
-            if texts and 4 * array.size > sum(sizes[key] or 0 for key in chunk_keys(array, where)):
+            if texts and 4 * array.size > sum(size_of(key) or 0 for key in chunk_keys(array, where)):
                 return None, "damaged: it is too small for what is declared"
         try:
             with storing("damaged"):
@@ -226,21 +227,6 @@ class ChunkStore(StoredGroup):
 
     def _remove(self, name: str) -> str:
         return f"remove {self.where}/{name}, if it is there, and run the same work again, which makes it again"
-
-
-class _OnDemand(dict[str, int | None]):
-    """Sizes of the files of an array, asked for one by one."""
-
-    def __init__(self, files: Files, name: str) -> None:
-        super().__init__()
-        self._files, self._name = files, name
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self[key]
-
-    def __missing__(self, key: str) -> int | None:
-        self[key] = self._files.size(f"{self._name}/{key}")
-        return self[key]
 
 
 def _unwritten(values: np.ndarray, fill: Any) -> bool:

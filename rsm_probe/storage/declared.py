@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import zarr
@@ -87,7 +87,7 @@ def require_held(
         complete = chunk_bytes(array) is not None or ATTRIBUTE in array.attrs
         if array.metadata.zarr_format == 3 and complete:
             # Every chunk was written. Values themselves are read where they are used.
-            if (missing := first_missing(array, mine)) is not None:
+            if (missing := first_missing(array, mine.get)) is not None:
                 raise StorageError(f"{where}/{name}/{missing} is missing or torn; {advice}")
             if chunk_bytes(array) is not None:
                 continue
@@ -120,18 +120,20 @@ def chunk_bytes(array: zarr.Array) -> int | None:
     return _per_chunk(array) + _CHECKSUM_BYTES
 
 
-def first_missing(array: zarr.Array, sizes: Mapping[str, Any], where: tuple[slice, ...] | None = None) -> str | None:
+def first_missing(
+    array: zarr.Array, size_of: Callable[[str], int | None], where: tuple[slice, ...] | None = None
+) -> str | None:
     """The first chunk without a file, or whose file is of a wrong size; None where all are there.
 
     Args:
         array: whose chunks.
-        sizes: bytes of its files by name, such as "c/0/3".
+        size_of: bytes of a file by its name, such as "c/0/3"; None where there is none.
         where: only the chunks that this part touches.
     """
     expected = chunk_bytes(array)
     # Ends at the first one, so that it takes no longer than there are files.
     for key in chunk_keys(array, where):
-        size = sizes.get(key)
+        size = size_of(key)
         if size is None or (expected is not None and size != expected):
             return key
     return None

@@ -95,36 +95,29 @@ def best_candidate(typing_context: Any, values: Any, columns: Any, row: Any, cou
         cost = context.make_array(signature.args[4])(context, builder, args[4]).data
         lowest = ir.Constant(lanes, [LOWEST[number]] * CANDIDATE_LANES)
         none = ir.Constant(places, [0] * CANDIDATE_LANES)
-        before, loop, after = builder.block, builder.append_basic_block("pick"), builder.append_basic_block("picked")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        start, top, next_top, where = (builder.phi(kind) for kind in (_INT64, lanes, lanes, places))
-        found = builder.fsub(
-            _load(builder, held, start, lanes), _gather(builder, cost, _load(builder, named, start, places), lanes)
-        )
-        better = builder.fcmp_ordered(">", found, top)
-        beaten = builder.select(better, top, found)
-        new_top = builder.select(better, found, top)
-        new_next = _larger(builder, next_top, beaten)
-        new_where = builder.select(better, _repeat(builder, builder.trunc(start, _INT32), CANDIDATE_LANES), where)
-        following = builder.add(start, ir.Constant(_INT64, CANDIDATE_LANES))
-        zero = ir.Constant(_INT64, 0)
-        for phi, first, later in (
-            (start, zero, following), (top, lowest, new_top), (next_top, lowest, new_next), (where, none, new_where)
-        ):  # fmt: skip
-            phi.add_incoming(first, before)
-            phi.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, args[3]), loop, after)
-        builder.position_at_end(after)
-        best = _reduced(builder, new_top)
+
+        def pick(start: Any, top: Any, next_top: Any, where: Any) -> tuple[Any, ...]:
+            prices = _gather(builder, cost, _load(builder, named, start, places), lanes)
+            values = builder.fsub(_load(builder, held, start, lanes), prices)
+            better = builder.fcmp_ordered(">", values, top)
+            beaten = builder.select(better, top, values)
+            here = _repeat(builder, builder.trunc(start, _INT32), CANDIDATE_LANES)
+            return (
+                builder.select(better, values, top),
+                _larger(builder, next_top, beaten),
+                builder.select(better, here, where),
+            )
+
+        top, next_top, where = _loop(builder, args[3], CANDIDATE_LANES, (lowest, lowest, none), pick)
+        best = _reduced(builder, top)
         bits = builder.bitcast(
-            builder.fcmp_ordered("==", new_top, _repeat(builder, best, CANDIDATE_LANES)), ir.IntType(CANDIDATE_LANES)
+            builder.fcmp_ordered("==", top, _repeat(builder, best, CANDIDATE_LANES)), ir.IntType(CANDIDATE_LANES)
         )
         lane = builder.cttz(bits, ir.Constant(_BIT, 1))
         # The lane of the best offers its own second value, all others their first.
-        rest = builder.insert_element(new_top, builder.extract_element(new_next, lane), lane)
+        rest = builder.insert_element(top, builder.extract_element(next_top, lane), lane)
         second = _reduced(builder, rest)
-        place = builder.add(builder.zext(builder.extract_element(new_where, lane), _INT64), builder.zext(lane, _INT64))
+        place = builder.add(builder.zext(builder.extract_element(where, lane), _INT64), builder.zext(lane, _INT64))
         return context.make_tuple(builder, signature.return_type, [best, second, place])
 
     return signature, generate
@@ -180,22 +173,30 @@ def _load(builder: Any, pointer: Any, start: Any, lanes: Any) -> Any:
 
 def _running_maxima(builder: Any, pointers: list[Any], width: Any, lanes: Any, lowest: Any) -> Any:
     """For each of 64 lanes the largest of its values, in the precision of `lowest`."""
-    before, loop, after = builder.block, builder.append_basic_block("scan"), builder.append_basic_block("scanned")
+
+    def scan(start: Any, maxima: Any) -> tuple[Any, ...]:
+        loads = [_load(builder, pointer, start, lanes) for pointer in pointers]
+        if lowest.type != lanes:
+            loads = [builder.fpext(values, lowest.type) for values in loads]
+        return (_larger(builder, builder.fsub(*loads), maxima),)
+
+    return _loop(builder, width, LANES, (lowest,), scan)[0]
+
+
+def _loop(builder: Any, count: Any, step: int, first: tuple[Any, ...], body: Any) -> tuple[Any, ...]:
+    """Repeats `body(start, *values)`, which returns the next values, for start = 0, step, ... below count."""
+    before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)
     builder.position_at_end(loop)
-    start, maxima = builder.phi(_INT64), builder.phi(lowest.type)
-    loads = [_load(builder, pointer, start, lanes) for pointer in pointers]
-    if lowest.type != lanes:
-        loads = [builder.fpext(values, lowest.type) for values in loads]
-    values = builder.fsub(*loads)
-    larger = _larger(builder, values, maxima)
-    following = builder.add(start, ir.Constant(_INT64, LANES))
-    for phi, first, later in ((start, ir.Constant(_INT64, 0), following), (maxima, lowest, larger)):
-        phi.add_incoming(first, before)
-        phi.add_incoming(later, loop)
-    builder.cbranch(builder.icmp_signed("<", following, width), loop, after)
+    first = (ir.Constant(_INT64, 0), *first)
+    now = [builder.phi(value.type) for value in first]
+    following = (builder.add(now[0], ir.Constant(_INT64, step)), *body(*now))
+    for phi, *values in zip(now, first, following, strict=True):
+        phi.add_incoming(values[0], before)
+        phi.add_incoming(values[1], loop)
+    builder.cbranch(builder.icmp_signed("<", following[0], count), loop, after)
     builder.position_at_end(after)
-    return larger
+    return following[1:]
 
 
 def _repeat(builder: Any, value: Any, count: int) -> Any:

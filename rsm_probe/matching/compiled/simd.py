@@ -1,7 +1,7 @@
 """The searches in which the auction spends its time: with vector instructions, or else in plain Numba.
 
-Both give the same matchings to the last bit; plain Numba takes two to four times as long. It is used where the environment variable
-`RSM_PROBE_SIMD` is 0, and where vector instructions do not compile.
+Both give the same matchings to the last bit; plain Numba takes two to four times as long. It is used where the
+environment variable `RSM_PROBE_SIMD` is 0, and where vector instructions do not compile.
 """
 
 from __future__ import annotations
