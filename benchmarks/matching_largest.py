@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,13 +37,13 @@ def largest(path: Path, rounds: int) -> None:
     images = Locations(tokens)
     method = Rewindowed(rounds=rounds)
     start = time.perf_counter()
-    method.prepare(images)
-    prepared = time.perf_counter() - start
-    pairs = Pairs(np.array([0]), np.array([1]), images, images)
+    prepared = method.prepare(images)
+    preparation = time.perf_counter() - start
+    pairs = Pairs(np.array([0]), np.array([1]), images, images, prepared=(prepared, prepared))
     start = time.perf_counter()
     found = method.solve(pairs)
     seconds = time.perf_counter() - start
-    print(seconds, float(found.values[0]), peak_megabytes() - before, prepared)
+    print(seconds, float(found.values[0]), peak_megabytes() - before, preparation)
 
 
 def peak_megabytes() -> float:
@@ -58,9 +59,9 @@ def compare_largest(module: torch.nn.Module, optimum: bool) -> list[dict[str, ob
     rows: list[dict[str, object]] = []
     base = {"locations": tokens.shape[1], "channels": tokens.shape[2], "pairs": 1}
     images = Locations(tokens)
-    pairs = Pairs(np.array([0]), np.array([1]), images, images)
     for method in (BatchOptimal(), Identity()):
-        method.prepare(images)
+        prepared = method.prepare(images)
+        pairs = Pairs(np.array([0]), np.array([1]), images, images, prepared=(prepared, prepared))
         found = method.solve(pairs)
         rows.append(
             {
@@ -90,7 +91,7 @@ def compare_largest(module: torch.nn.Module, optimum: bool) -> list[dict[str, ob
     reference, what = largest_optimum(tokens) if optimum else (None, "")
     if reference is None:
         method = Rewindowed(rounds=12)
-        permutation = method.solve(pairs).permutations[0]
+        permutation = method.solve(replace(pairs, prepared=None)).permutations[0]
         rows_of = lambda rows: (tokens[0][torch.from_numpy(rows)].double() @ tokens[1].T.double()).numpy()  # noqa: E731
         reference, what = dual_bound(rows_of, tokens.shape[1], permutation), "a proven bound"
     print(f"S = {tokens.shape[1]}: shares against {what}")

@@ -14,12 +14,12 @@ from rsm_probe.errors import MatchingError
 from rsm_probe.execution.devices import in_halves, require_memory
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
 from rsm_probe.matching.certificate import SUMS_DIFFER, bounds_above, identity_partners, rounding_of
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
 from rsm_probe.matching.memory import require_room
 from rsm_probe.matching.methods.translation import checked_grid
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.matching.scaling import rescaled
-from rsm_probe.matching.workload import Workload
 
 
 @dataclass(frozen=True, eq=False)

@@ -329,15 +329,15 @@ def _from_both_sides(method: Matching, pairs: Pairs) -> Solution:
         return replace(forward, values=(forward.values + backward.values) / 2, bounds=bounds)
     better = backward.values > forward.values
     permutations = forward.permutations.copy()
-    for pair in np.flatnonzero(better):
-        permutations[pair] = inverted(backward.permutations[pair], permutations.shape[1])
+    permutations[better] = inverted(backward.permutations[better], permutations.shape[1])
     solvers = [b if take else a for a, b, take in zip(forward.solvers, backward.solvers, better, strict=True)]
     return Solution(np.where(better, backward.values, forward.values), permutations, bounds, solvers)
 
 
-def inverted(permutation: np.ndarray, count: int) -> np.ndarray:
-    """The partners seen from the other side, (count,), -1 where there is none."""
-    found = np.full(count, -1)
-    rows = np.flatnonzero(permutation >= 0)
-    found[permutation[rows]] = rows
-    return found
+def inverted(permutations: np.ndarray, count: int) -> np.ndarray:
+    """The partners (..., S) of the locations of x as those of y, (..., count), -1 where there is none."""
+    partners = np.full((*permutations.shape[:-1], count + 1), -1, permutations.dtype)
+    # Locations without a partner write into one place too many.
+    rows = np.broadcast_to(np.arange(permutations.shape[-1]), permutations.shape)
+    np.put_along_axis(partners, np.where(permutations < 0, count, permutations), rows, axis=-1)
+    return partners[..., :count]

@@ -15,10 +15,10 @@ from rsm_probe.execution.amounts import format_bytes
 from rsm_probe.execution.devices import token_bytes
 from rsm_probe.execution.executors import one_thread
 from rsm_probe.matching.bounds import Summaries
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.methods.identity import aligned_products
 from rsm_probe.matching.scaling import each_rescaled
-from rsm_probe.matching.workload import Workload
 from rsm_probe.neighbours.candidates import Best, Candidates, Counts, TopK, rounded_up
 from rsm_probe.neighbours.database import BlockReader, Database, summaries_of
 from rsm_probe.pairs.pair_loop import BlockSolver, match_sides, pairs_equal_locations

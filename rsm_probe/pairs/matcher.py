@@ -18,6 +18,7 @@ from rsm_probe.checks import require_whole
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import parse_bytes
 from rsm_probe.execution.devices import block_bytes, require_memory
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.affinities import Block, pairs_per_block
 from rsm_probe.pairs.pair_loop import BlockSolver, PairLoop
@@ -210,8 +211,9 @@ class PendingProducts:
 
 def queue_bytes(x: Tensor, memory: int) -> int:
     """How much of a memory budget the affinities of a layer can really fill."""
-    block = pairs_per_block(x, x) * x.shape[1] ** 2 * x.element_size()
-    return min(memory, block * (len(x) * (len(x) - 1) // 2 // pairs_per_block(x, x) + 1))
+    pairs = pairs_per_block(x, x)
+    size = pairs * x.shape[1] ** 2 * x.element_size()
+    return min(memory, size * (Workload.of(x.shape).pairs // pairs + 1))
 
 
 def available_cores() -> int:

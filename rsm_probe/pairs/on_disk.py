@@ -19,9 +19,9 @@ from rsm_probe.errors import CostError, RepresentationError, StorageError
 from rsm_probe.execution.amounts import format_bytes, format_seconds, parse_bytes
 from rsm_probe.execution.devices import find_device
 from rsm_probe.execution.executors import device_workers, finished, one_thread, threads
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.matching.workload import Workload
 from rsm_probe.pairs.matcher import available_cores
 from rsm_probe.pairs.products import permutation_dtype
 from rsm_probe.pairs.settings import about, own_tile, settings_of
@@ -105,7 +105,9 @@ def all_pairs(
     centering = check_centering(centering)
     wanted = None if out is None else place(out)
     if not isinstance(x, CapturedLayer) or not isinstance(y, CapturedLayer | None):
-        raise RepresentationError("all_pairs takes layers of captures; rsm_probe.capture makes them")
+        raise RepresentationError(
+            "all_pairs takes layers of captures; rsm_probe.capture makes them, and rsm_probe.rsm also takes tokens"
+        )
     if not isinstance(executor, Executor | None):
         raise CostError(f"executor must be a concurrent.futures.Executor, found {brief(executor)}")
     if not isinstance(permutations, bool):

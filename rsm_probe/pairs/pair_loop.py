@@ -20,10 +20,10 @@ from rsm_probe.errors import CostError, MatchingError
 from rsm_probe.execution.amounts import format_bytes
 from rsm_probe.execution.devices import in_halves
 from rsm_probe.matching.certificate import identity_partners
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching, Pairs, Solution, solve_both_ways
 from rsm_probe.matching.methods.identity import aligned_products
 from rsm_probe.matching.registry import cheap_matchings
-from rsm_probe.matching.workload import Workload
 from rsm_probe.pairs.affinities import Affinities, Block
 from rsm_probe.pairs.products import MatchedProducts, ProductMatrix
 from rsm_probe.pairs.sides import Side

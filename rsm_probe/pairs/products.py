@@ -31,10 +31,8 @@ class MatchedProducts:
 
     def transposed(self, locations: int) -> MatchedProducts:
         """The same pairs with rows and columns exchanged; `locations` is T."""
-        turned = self.permutations
-        if turned is not None:
-            turned = np.stack([[inverted(row, locations) for row in column] for column in turned.transpose(1, 0, 2)])
         bounds = None if self.bounds is None else self.bounds.T
+        turned = None if self.permutations is None else inverted(self.permutations.transpose(1, 0, 2), locations)
         return MatchedProducts(self.products.T, bounds, self.norms_y, self.norms_x, turned)
 
 
@@ -91,8 +89,8 @@ class ProductMatrix:
         permutations = self._permutations
         if permutations is not None and self._within:
             permutations[np.diag_indices(len(permutations))] = np.arange(self._locations)
-            for i, j in zip(*np.triu_indices(len(permutations), 1), strict=True):
-                permutations[i, j] = inverted(permutations[j, i], self._locations)
+            rows, columns = np.triu_indices(len(permutations), 1)
+            permutations[rows, columns] = inverted(permutations[columns, rows], self._locations)
         return MatchedProducts(products, bounds, *self._norms, permutations)
 
     def _mirrored(self, values: np.ndarray | None) -> np.ndarray | None:

@@ -17,8 +17,8 @@ from rsm_probe.captures.captured_layers import KIND as CAPTURE
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer, layers_of
 from rsm_probe.errors import StorageError
 from rsm_probe.execution.executors import one_thread
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
-from rsm_probe.matching.workload import Workload
 from rsm_probe.pairs.device_cache import DeviceCache
 from rsm_probe.pairs.pair_loop import match_sides
 from rsm_probe.pairs.products import MatchedProducts, permutation_dtype

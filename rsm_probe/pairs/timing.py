@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from rsm_probe.execution.devices import in_halves
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching, solve_both_ways
-from rsm_probe.matching.workload import Workload
 from rsm_probe.pairs.pair_loop import BlockSolver
 from rsm_probe.pairs.sides import Side
 

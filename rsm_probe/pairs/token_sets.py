@@ -38,23 +38,19 @@ class TokenSet(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Images, locations, channels."""
-        ...
 
     @property
     def mean(self) -> Tensor:
         """The mean over images (S, C), float64; of a part, that of the whole set."""
-        ...
 
     @property
     def images_per_chunk(self) -> int:
         """Images that are best read together."""
-        ...
 
     def __len__(self) -> int: ...
 
     def tokens(self, images: slice = ...) -> Tensor:
         """Tokens (n, S, C) of some images."""
-        ...
 
 
 class Tokens:

@@ -29,8 +29,8 @@ class RSM:
 
     Attributes:
         dataset: an `xarray.Dataset` with `similarity` (image_a, image_b), and, where it was computed here, the matched
-            inner `product` of every pair and the squared norms `norm_a`, `norm_b`; from captures also its upper
-            `bound`, labels, and the `permutation` of locations where it was kept. Coordinates are image ids.
+            inner `product` of every pair, its upper `bound`, the squared norms `norm_a`, `norm_b`, and the
+            `permutation` of locations where it was kept; from captures also labels. Coordinates are image ids.
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:

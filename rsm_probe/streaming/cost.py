@@ -12,6 +12,7 @@ import torch
 from rsm_probe.checks import require_number
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import format_bytes, format_seconds
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import cheap_matchings
 from rsm_probe.pairs.matcher import queue_bytes
@@ -159,7 +160,7 @@ def measure(
                 }
             _, locations, channels = kept.tokens.shape
             for label, method in methods.items():
-                if method.on_device(kept.tokens.device, kept.tokens.dtype, locations, at_once):
+                if Workload(at_once, locations).on_device(method, kept.tokens.device, kept.tokens.dtype):
                     seconds[label] *= workers  # a device does all that workers would share
             costs.append(
                 LayerCost(

@@ -9,12 +9,12 @@ from stores import captured
 
 from rsm_probe import all_pairs, match, nearest, rsm
 from rsm_probe.errors import MatchingError, RepresentationError
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Solution
 from rsm_probe.matching.methods.greedy import TopKGreedy
 from rsm_probe.matching.methods.library_solvers import ScipyAssignment
 from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.matching.workload import Workload
 from rsm_probe.pairs.matcher import PairMatcher
 from rsm_probe.probe.representation import Representation
 

@@ -13,10 +13,10 @@ from rsm_probe.checks import require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.execution.devices import full_precision, require_memory
 from rsm_probe.matching.certificate import identity_partners, prefer_identity
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 from rsm_probe.matching.methods.identity import products_of_pairs
 from rsm_probe.matching.methods.optimal import Auction
-from rsm_probe.matching.workload import Workload
 
 # Bytes of the windows' affinities that exist at once.
 _BLOCK_BYTES = 4 << 20

@@ -1,4 +1,7 @@
-"""How large a piece of work is, and so whether the device or the CPU solves its pairs: decided once for all parts."""
+"""Whether CPU threads or the GPU solve the pairs of a piece of work: decided once, by its size, for all of its parts.
+
+Every method says from which size on a device is worth it (`Matching.on_device`); only a `Workload` asks it.
+"""
 
 from __future__ import annotations
 
