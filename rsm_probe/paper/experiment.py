@@ -1,4 +1,4 @@
-"""What the paper's experiments have in common: models see images, layers are captured, a table and a report follow."""
+"""The common ground of the paper's experiments: models see images, layers are captured, a table and a report follow."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ class Subject:
 
     Attributes:
         title: its name in results.
-        model: the model itself; None where only what was computed of it is read.
+        model: the model itself; None where its results are only read.
         source: where its published weights are from; None for other weights.
         images: those that passed, by name.
         layers: of the model, in forward order, by the name of the images.
-        folder: for what is computed of it.
+        folder: for its results.
         owner: a hash of all that decides what is computed: settings, images, and the tokens of the layers.
     """
 
@@ -113,7 +113,7 @@ class Experiment(Runner[C]):
 
     The folder then holds `table.csv`, `report.md`, `result.json`, `captures/`, `parts/` (what was computed of them),
     `config.yaml` and `provenance.json`. An experiment defines `compare` and, where the defaults do not do,
-    `image_sets`, `check_model`, `choose_layers`, `report`, `picture` and `draw`.
+    `image_sets`, `check`, `choose_layers`, `report`, `picture` and `draw`.
     """
 
     def __init__(self, study: C, out: Path, progress: bool = False, executor: Executor | None = None) -> None:
@@ -122,11 +122,11 @@ class Experiment(Runner[C]):
         self.rules = study.rules()
         self.shown = shown_matchings(study.matchings)
 
-    # What an experiment defines
+    # Each experiment defines some of these
 
     @abstractmethod
     def compare(self, subject: Subject) -> list[Row]:
-        """What the table says about a model."""
+        """The rows of the table that are about a model."""
 
     def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
         """The images that pass through a model, by name.
@@ -135,9 +135,6 @@ class Experiment(Runner[C]):
             ImageError: they cannot be loaded, or the experiment cannot use them.
         """
         return {"images": source.load(self.progress)}
-
-    def check_model(self, title: str, model: LoadedModel, images: Mapping[str, ImageSet]) -> None:
-        """Refuse a model that the experiment cannot use, before anything is computed of it."""
 
     def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
         """Those of the captured layers that the experiment is about."""
@@ -148,23 +145,18 @@ class Experiment(Runner[C]):
         return markdown(list(result.table[0]), [list(row.values()) for row in result.table])
 
     def picture(self, subject: Subject) -> Any:
-        """What figures show of a model."""
+        """The part of a model's results that figures show, besides the table."""
 
     def draw(self, result: TableResult) -> dict[str, Figure]:
         """The figures by name."""
         return {}
 
-    # What all experiments share
+    # All experiments share these
 
     def load_images(self) -> None:
         """Load the images of all models."""
         for entry in self.study.models:
-            self._images(entry)
-
-    def check(self, loaded: dict[str, LoadedModel]) -> None:
-        """Refuse models that the experiment cannot use."""
-        for title, model in loaded.items():
-            self.check_model(title, model, self._images(self.entry(title)))
+            self.images(entry)
 
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
@@ -230,7 +222,7 @@ class Experiment(Runner[C]):
             model: captured now, or continued, where it is given.
         """
         entry, captures, study = self.entry(title), dict[str, Mapping[str, CapturedLayer]](), self.study
-        for name, images in self._images(entry).items():
+        for name, images in self.images(entry).items():
             file = capture_folder(self.folder, number, title, name)
             captures[name] = Capture.open(file) if model is None else capture(
                 model, images, self.layers(title), file, dtype=study.dtype, batch_size=study.batch_size,
@@ -239,9 +231,10 @@ class Experiment(Runner[C]):
         layers = {name: self.choose_layers(captured) for name, captured in captures.items()}
         published = entry.source if entry.weights == "default" and title != entry.control_title else None
         folder = subject_folder(self.folder, number, title)
-        return Subject(title, model, published, self._images(entry), layers, folder, self._owner(layers))
+        return Subject(title, model, published, self.images(entry), layers, folder, self._owner(layers))
 
-    def _images(self, entry: SubjectConfig) -> dict[str, ImageSet]:
+    def images(self, entry: SubjectConfig) -> dict[str, ImageSet]:
+        """The images that pass through the models of an entry, by name."""
         source = entry.images or self.study.images
         if source not in self._sets:
             self._sets[source] = self.image_sets(source)

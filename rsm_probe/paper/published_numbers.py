@@ -1,4 +1,4 @@
-"""What the paper states in its tables, to stand beside what a study measures on the same models and data.
+"""The numbers of the paper's tables, to stand beside measurements on the same models and data.
 
 Wald et al., "Decoupling Semantic Similarity from Spatial Alignment for Neural Networks", NeurIPS 2024. Keys are the
 names by which models are loaded here; values are (without, with) permutation invariance.

@@ -21,7 +21,7 @@ def similarity_values(
     x: CapturedLayer,
     y: CapturedLayer | None,
     rule: SimilarityRule,
-    where: Path,
+    store: Path,
     centering: Centering | None,
     tile: int | None,
     **options: Any,
@@ -32,7 +32,7 @@ def similarity_values(
         x: the images in the rows.
         y: those in the columns; None for the images of x among themselves.
         rule: how two images are compared.
-        where: a folder for what is matched, in which an interrupted call continues.
+        store: a folder for matched products, in which an interrupted call continues.
         centering: see `rsm_probe.rsm`.
         tile: see `in_tiles`.
         options: of `all_pairs`.
@@ -41,8 +41,8 @@ def similarity_values(
         columns = None if y is None else y.pooled[:, None].float()
         pairs = rsm(x.pooled[:, None].float(), columns, rule.matching, "linear", centering).dataset
     else:
-        # Read whole, so that what is damaged or missing is said before it is used.
-        pairs = RSM.from_pairs(all_pairs(x, y, where, rule.matching, centering, **options)).dataset
+        # Read whole, so that damaged or missing tiles are found before they are used.
+        pairs = RSM.from_pairs(all_pairs(x, y, store, rule.matching, centering, **options)).dataset
     norms = pairs["norm_a"].values, pairs["norm_b"].values
     if not np.isfinite(pairs["product"].values).all():
         raise ComparisonError(f"layer {x.name}: products of some images are not finite; its values are too large")
@@ -53,12 +53,12 @@ def similarity_values(
 def nearest_images(
     values: np.ndarray, top: int, groups: tuple[Sequence[str], Sequence[str]] | None = None
 ) -> np.ndarray:
-    """Places of the most similar images of each query, (N, top), -1 where there is no further candidate.
+    """Numbers of the most similar images of each query, (N, top), -1 where candidates run out.
 
     Args:
         values: similarities (N, M); of equal ones, the earlier image is the nearer.
         top: how many.
-        groups: names (N,) and (at least M); an image is no candidate for a query of its own group.
+        groups: names (N,) and (at least M); images of a query's own group are not candidates.
     """
     allowed = np.ones(values.shape, dtype=bool)
     if groups is not None:

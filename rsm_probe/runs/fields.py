@@ -1,4 +1,4 @@
-"""What the keys of a study's configuration may hold; pydantic says where a value is wrong, these say why."""
+"""Types of the keys of configurations. Pydantic says where a value is wrong, the checks here say why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_IMAGES, _MOST_DRAWS = 10_000_000, 1_000_000
 
 
 def _checked(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A validator that refuses what a check of ours refuses, and keeps the value as it is written."""
+    """A validator that calls a check of the project, and keeps the value as it is written."""
 
     def validate(value: Any) -> Any:
         try:

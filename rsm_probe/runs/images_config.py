@@ -1,4 +1,4 @@
-"""What a configuration says about images, and the image set that comes of it."""
+"""Images in a configuration, and the image set that they become."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration says about models, and the models that come of it."""
+"""Models in a configuration, and the loaded or trained models that they become."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ModelConfig(Config):
     dilated: Annotated[tuple[Literal[0, 1, 2], ...], Distinct] = Field(
         default=(0,),
         min_length=1,
-        description="of a recipe: take the network once for each number, with so many of its last stages dilated in "
+        description="of a recipe: take the network once for each number, with this many of its last stages dilated in "
         "place of strided, so that the same weights answer at more locations",
     )
     control: bool = Field(default=False, description="also take the model untrained, as NAME-untrained")
@@ -83,7 +83,7 @@ class ModelConfig(Config):
         return self
 
     def titled(self, seed: int) -> str:
-        """What results call the model of a seed; a source without a name is called as `load_model` calls it."""
+        """The title of the model of a seed; a source without a name is called as `load_model` calls it."""
         source = self.source or "resnet"
         library, _, title = source.partition(":")
         default = Path(source).stem if source.endswith(".safetensors") else (title or library).rstrip("/")
@@ -91,7 +91,7 @@ class ModelConfig(Config):
         return f"{name}-{seed}" if len(self.seeds) > 1 else name
 
     def titles(self) -> list[str]:
-        """What results call all models of this entry, in the order in which they are loaded."""
+        """The titles of all models of this entry, in the order in which they are loaded."""
         names = [self.titled(seed) for seed in self.seeds] + ([self.control_title] if self.control else [])
         return [f"{name}{DILATED}{dilated}" if dilated else name for name in names for dilated in self.dilated]
 
@@ -108,43 +108,33 @@ class ModelConfig(Config):
     def load(
         self, networks: Path, device: str | None = None, progress: bool = False
     ) -> Iterator[tuple[str, LoadedModel, float | None]]:
-        """Each model with what results call it and, where a recipe trains it here, its accuracy.
+        """Each model with its title and, where a recipe trains it here, its accuracy.
 
         Args:
-            networks: the folder of trained networks; those that are not there are trained now.
+            networks: the folder of trained networks; those that are missing are trained now.
             device: where to train.
             progress: show bars.
 
         Raises:
-            ModelError: a model cannot be had.
-            ImageError: the images of a recipe cannot be had.
+            ModelError: a model cannot be loaded or trained.
+            ImageError: the images of a recipe cannot be loaded.
             StorageError: the folder holds another network of that name, or cannot be written.
         """
-        for seed in self.seeds:
-            if self.source is not None:
-                loaded = load_model(self.source, self.weights, self.name, seed, part=self.part)
-                yield self.titled(seed), loaded, None
-            else:
-                assert self.recipe is not None
-                yield from self._trained(self.recipe, seed, self.titled(seed), networks, device, progress)
-        if self.control and self.source is not None:
-            yield self.control_title, load_model(self.source, None, self.name, self.seeds[0], part=self.part), None
-        elif self.control:
-            assert self.recipe is not None
-            untrained = self.recipe.model_copy(update={"steps": 0, "expected_accuracy": 0.0})
-            yield from self._trained(untrained, self.seeds[0], self.control_title, networks, device, progress)
-
-    def _trained(
-        self, recipe: TrainingConfig, seed: int, title: str, networks: Path, device: str | None, progress: bool
-    ) -> Iterator[tuple[str, LoadedModel, float | None]]:
-        """The network of a seed, once for each dilation."""
-        file = networks / f"{file_name(title)}.safetensors"
-        loaded, accuracy = train_or_load(recipe, seed, file, device, progress)
-        for dilated in self.dilated:
-            if dilated:
-                yield f"{title}{DILATED}{dilated}", load_trained(file, dilated=dilated), None
-            else:
-                yield title, loaded, accuracy
+        wanted = [(self.titled(seed), seed, self.weights, self.recipe) for seed in self.seeds]
+        if self.control:
+            untrained = self.recipe and self.recipe.model_copy(update={"steps": 0, "expected_accuracy": 0.0})
+            wanted.append((self.control_title, self.seeds[0], None, untrained))
+        for title, seed, weights, recipe in wanted:
+            if recipe is None:
+                yield title, load_model(self.source or "", weights, self.name, seed, part=self.part), None
+                continue
+            file = networks / f"{file_name(title)}.safetensors"
+            loaded, accuracy = train_or_load(recipe, seed, file, device, progress)
+            for dilated in self.dilated:
+                if dilated:
+                    yield f"{title}{DILATED}{dilated}", load_trained(file, dilated=dilated), None
+                else:
+                    yield title, loaded, accuracy
 
 
 def control_title(name: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.files import Arrays, load_arrays, save_arrays
 
-# The name under which a file says whose it is.
+# The name of the array that holds a file's owner.
 _OWNER = "owner"
 
 
@@ -25,8 +25,8 @@ def stacked(
 ) -> Arrays:
     """The arrays of `count` pieces, each made once, stacked along a new first axis.
 
-    What is done is written every few seconds, at the end and at an error or interruption; the same call continues.
-    A file that is damaged, or of another owner, is made anew.
+    Finished pieces are written every few seconds, at the end and at an error or interruption; the same call continues.
+    A file that is damaged, or of another owner, is replaced.
 
     Args:
         file: `.npz`.
@@ -69,10 +69,10 @@ def _read(file: Path, owner: str) -> Arrays:
     if not file.exists():
         return {}
     try:
-        found = load_arrays(file)
+        arrays = load_arrays(file)
     except StorageError:
         return {}
-    return found if str(found.pop(_OWNER, "")) == owner else {}
+    return arrays if str(arrays.pop(_OWNER, "")) == owner else {}
 
 
 def _stack(pieces: dict[str, Iterable[np.ndarray]] | dict[str, list[np.ndarray]], count: int) -> Arrays:

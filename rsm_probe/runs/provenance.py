@@ -1,4 +1,4 @@
-"""What a result was made with, for whoever wants to make it again."""
+"""Versions and machine that a result was made with, so that it can be reproduced."""
 
 from __future__ import annotations
 

@@ -59,11 +59,11 @@ def require_free(
         if out.is_dir() and any(not f.name.startswith(".") for f in out.iterdir()):
             raise StorageError(f"{out} is not empty and holds no run (there is no config.yaml); choose another --out")
         return
-    found = read_yaml(file)
-    if found.get("study") != settings["study"]:
-        raise StorageError(f"{out} holds a run of study {brief(found.get('study'))}; choose another --out")
+    data = read_yaml(file)
+    if data.get("study") != settings["study"]:
+        raise StorageError(f"{out} holds a run of study {brief(data.get('study'))}; choose another --out")
     if begun(out):
-        stored = config.parse(found, str(file)).model_dump(mode="json")
+        stored = config.parse(data, str(file)).model_dump(mode="json")
         differing = [key for key in settings if key not in execution and settings[key] != stored[key]]
         if differing:
             raise StorageError(
@@ -83,7 +83,7 @@ def claimed(
     Raises:
         StorageError: the folder is not free, another process runs in it, or it was removed during the run.
     """
-    require_free(config, out, begun, execution)  # before a lock is left in what is somebody else's
+    require_free(config, out, begun, execution)  # before a lock is left in a folder of something else
     file = out / "config.yaml"
 
     def require_there() -> None:

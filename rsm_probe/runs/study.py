@@ -52,11 +52,11 @@ class Study(Config):
 
         Args:
             out: the run folder.
-            progress: show what is needed, and bars.
+            progress: show bars, and estimates of time and memory.
             executor: where work is done, of studies with `on_cluster`; None for threads of this process.
 
         Returns:
-            The result, which says as text what was found and where it is.
+            The result; its text says what was measured, and where it is.
 
         Raises:
             RsmProbeError: whatever the loading of models and images, and the computation, raise.
@@ -116,7 +116,7 @@ class ModelStudy(Study):
 
     @abstractmethod
     def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Runner[Any]:
-        """What loads, computes and writes for this study in a folder."""
+        """The object that loads, computes and writes for this study in a folder."""
 
     def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Any:
         """See `Study.run`."""
@@ -144,7 +144,7 @@ class Runner(ABC, Generic[S]):
     Args:
         study: what to compute.
         out: the run folder.
-        progress: show what is needed, and bars.
+        progress: show bars, and estimates of time and memory.
         executor: where work is done; None for threads of this process.
     """
 
@@ -155,7 +155,7 @@ class Runner(ABC, Generic[S]):
         self.executor = executor
 
     def run(self) -> Any:
-        """Refuse what can be refused, claim the folder, load models, compute, and say what the result was made with."""
+        """Check everything, claim the folder, load models, compute, and write the provenance."""
         study = self.study
         study.require_free(self.folder)
         find_device(study.device, ModelError)
@@ -195,7 +195,7 @@ class Runner(ABC, Generic[S]):
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """What `provenance.json` says about images and seeds."""
+        """Images and seeds, for `provenance.json`."""
 
     @abstractmethod
     def open(self) -> Any:
@@ -210,7 +210,7 @@ class Runner(ABC, Generic[S]):
         return self.entry(title).layers_or(self.study.layers)
 
     def entry(self, title: str) -> Any:
-        """What the configuration says about a model.
+        """The entry of the configuration that a model is from.
 
         Raises:
             ConfigError: the configuration has no such model.

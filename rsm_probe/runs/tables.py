@@ -1,4 +1,4 @@
-"""What a study states, as a table: rows for CSV, and Markdown in the layout of the paper."""
+"""The table of a study: rows for CSV, and Markdown in the layout of the paper."""
 
 from __future__ import annotations
 
@@ -135,12 +135,12 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 def escaped(text: str) -> str:
     """A name of a model, layer or image set as Markdown shows it letter by letter, in one line."""
     line = "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text)
-    marked = _MARKED.sub(lambda found: f"\\{found[0]}", line)
+    marked = _MARKED.sub(lambda match: f"\\{match[0]}", line)
     return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def kernel_title(kernel: str) -> str:
-    """What the paper calls a kernel in its tables."""
+    """The name of a kernel in the paper's tables."""
     return {"cosine": "Cosine Sim.", "linear": "Inner Product", "rbf": "RBF"}.get(kernel, kernel)
 
 
@@ -167,7 +167,7 @@ def shown(value: float, digits: int = 3) -> str:
 
 
 def with_interval(row: Mapping[str, Any], value: str, low: str = "low", high: str = "high", digits: int = 3) -> str:
-    """A value of a row with its interval; a dash where there is none, such as a gain over what was not compared."""
+    """A value of a row with its interval; a dash where there is none, such as a gain without a base."""
     if math.isnan(row.get(value, math.nan)):
         return "-"
     ends = "" if math.isnan(row[low]) else f" [{row[low]:.{digits}f}, {row[high]:.{digits}f}]"

@@ -41,7 +41,7 @@ _TABLE = ("pairs.csv", "pairs.json")
 
 @dataclass(frozen=True)
 class PairsResult:
-    """Where the pairs of every layer are, and what is known of them.
+    """Where the pairs of every layer are, and the facts of each.
 
     Attributes:
         table: one row for each model, layer and matching: `images_a`, `images_b`, `locations`, `channels`;

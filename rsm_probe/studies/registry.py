@@ -15,7 +15,7 @@ from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweeps import SweepsConfig
 
-# Experiments can also be named in a study of several; whatever is added to their registry is found here.
+# Experiments can also be named in a study of several; additions to their registry appear here.
 STUDIES: ChainMap[str, type[Any]] = ChainMap(
     {"sweep": SweepConfig, "sweeps": SweepsConfig, "pairs": PairsConfig, "paper": PaperConfig}, EXPERIMENTS
 )
@@ -30,7 +30,7 @@ def read_study(path: str | Path) -> Study:
     data = read_yaml(path)
     name = data.get("study")
     if not isinstance(name, str) or name not in STUDIES:
-        found = f"found {brief(name)}{nearest(brief(name), STUDIES)}" if "study" in data else "but it is missing"
-        raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {found}")
+        problem = f"found {brief(name)}{nearest(brief(name), STUDIES)}" if "study" in data else "but it is missing"
+        raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {problem}")
     study: Study = STUDIES[name].parse(data, str(path))
     return study

@@ -47,16 +47,16 @@ def rsm_panels(rsms: xr.DataArray, kernel: str) -> Figure:
     count = int(np.isfinite(first.values[0, 0]).sum())
     order = sorted(range(count), key=lambda k: labels[k])
     model = str(first["model"].values[0])
-    chosen = first.isel(rsm=np.flatnonzero((first["model"].values == model) & (first["kernel"].values == kernel)))
-    matchings = list(dict.fromkeys(str(name) for name in chosen["matching"].values))
-    layers = list(dict.fromkeys(str(name) for name in chosen["layer"].values))
+    shown = first.isel(rsm=np.flatnonzero((first["model"].values == model) & (first["kernel"].values == kernel)))
+    matchings = list(dict.fromkeys(str(name) for name in shown["matching"].values))
+    layers = list(dict.fromkeys(str(name) for name in shown["layer"].values))
     layers = layers[:: -(-len(layers) // _MOST_LAYERS)]
     figure = Figure(figsize=(4.4 * len(layers), 4.1 * len(matchings) + 0.4), layout="compressed")
     axes = figure.subplots(len(matchings), len(layers), squeeze=False)
     for line, matching in zip(axes, matchings, strict=True):
         for ax, layer in zip(line, layers, strict=True):
-            mask = (chosen["matching"].values == matching) & (chosen["layer"].values == layer)
-            values = chosen.values[np.flatnonzero(mask)[0]][np.ix_(order, order)]
+            mask = (shown["matching"].values == matching) & (shown["layer"].values == layer)
+            values = shown.values[np.flatnonzero(mask)[0]][np.ix_(order, order)]
             rsm_heatmap(
                 ax,
                 values,

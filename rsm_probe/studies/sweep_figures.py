@@ -111,14 +111,10 @@ def figure16(
     results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
 ) -> Figure:
     """Layers against layers of the same model: spatio-semantic, semantic, and the difference; see `figure15`."""
-    _require_equal_numbers(results)
-    grids = {
-        (row.name, data, matching): result.within(row.trained, matching, kernel=kernel)
-        for row in rows
-        for data, result in results.items()
-        for matching in ("identity", semantic)
-    }
-    return _three_panels(grids, rows, results, semantic, f"CKA between layers of one model, {kernel} kernel", "models")
+    return _three_panels(
+        lambda result, row, matching: result.within(row.trained, matching, kernel=kernel),
+        rows, results, semantic, f"CKA between layers of one model, {kernel} kernel", "models",
+    )  # fmt: skip
 
 
 def figure17(
@@ -129,19 +125,13 @@ def figure17(
     Raises:
         ComparisonError: as `figure15`; no architecture has several seeds.
     """
-    _require_equal_numbers(results)
     rows = [row for row in rows if len(row.trained) > 1]
     if not rows:
         raise ComparisonError("Figure 17 compares models that differ in their seed, and there is one of each")
-    grids = {
-        (row.name, data, matching): result.across(row.trained, matching, kernel)
-        for row in rows
-        for data, result in results.items()
-        for matching in ("identity", semantic)
-    }
     return _three_panels(
-        grids, rows, results, semantic, f"CKA between layers of different seeds, {kernel} kernel", "pairs"
-    )
+        lambda result, row, matching: result.across(row.trained, matching, kernel),
+        rows, results, semantic, f"CKA between layers of different seeds, {kernel} kernel", "pairs",
+    )  # fmt: skip
 
 
 FIGURES: dict[str, Callable[..., Figure]] = {"figure15": figure15, "figure16": figure16, "figure17": figure17}
@@ -150,7 +140,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {"figure15": figure15, "figure16": f
 def figure_numbers(
     results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
 ) -> list[dict[str, str | float]]:
-    """What the figures state, as rows of a table: the diagonal layer by layer, and the ranges of the differences."""
+    """The numbers of the figures as rows of a table: the diagonal layer by layer, and the ranges of the differences."""
     table: list[dict[str, str | float]] = []
     for data, result in results.items():
         for row in rows:
@@ -191,7 +181,7 @@ def _diagonals(
 
 
 def _three_panels(
-    grids: Mapping[tuple[str, str, str], xr.Dataset],
+    grid: Callable[[SweepResult, Architecture, str], xr.Dataset],
     rows: Sequence[Architecture],
     results: Mapping[str, SweepResult],
     semantic: str,
@@ -199,7 +189,14 @@ def _three_panels(
     counted: str,
 ) -> Figure:
     """For every architecture and data set: spatio-semantic, semantic, difference."""
-    means = {key: grid["mean"] for key, grid in grids.items()}
+    _require_equal_numbers(results)
+    grids = {
+        (row.name, data, matching): grid(result, row, matching)
+        for row in rows
+        for data, result in results.items()
+        for matching in ("identity", semantic)
+    }
+    means = {key: values["mean"] for key, values in grids.items()}
     differences = {
         (row.name, data): means[row.name, data, semantic] - means[row.name, data, "identity"]
         for row in rows
@@ -217,9 +214,9 @@ def _three_panels(
                 panels = line[3 * k : 3 * k + 3]
                 for ax, matching, name in zip(panels, ("identity", semantic), names, strict=False):
                     cka_heatmap(ax, means[row.name, data, matching], name, lowest, bar=False)
-                found = differences[row.name, data]
-                difference_heatmap(panels[2], found, names[2], limit, bar=False)
-                panels[2].set_xlabel(f"{float(found.min()):+.3f} to {float(found.max()):+.3f}")
+                difference = differences[row.name, data]
+                difference_heatmap(panels[2], difference, names[2], limit, bar=False)
+                panels[2].set_xlabel(f"{float(difference.min()):+.3f} to {float(difference.max()):+.3f}")
                 for ax in panels[1:]:
                     ax.set_yticks([])
             count = int(grids[row.name, next(iter(results)), "identity"]["pairs"].max())
@@ -259,8 +256,8 @@ def _lowest(grids: Any) -> float:
 
 def _semantic(result: SweepResult) -> list[str]:
     """Matchings that there are beside the identity; none where there is nothing to compare with."""
-    found = list(dict.fromkeys(str(name) for name in result.cka["matching_a"].values))
-    return [name for name in found if name != "identity"] if "identity" in found else []
+    matchings = list(dict.fromkeys(str(name) for name in result.cka["matching_a"].values))
+    return [name for name in matchings if name != "identity"] if "identity" in matchings else []
 
 
 def _require_equal_numbers(results: Mapping[str, SweepResult]) -> None:

@@ -32,16 +32,15 @@ class SweepsConfig(SeveralStudies):
     @field_validator("sweeps", mode="before")
     @classmethod
     def _from_file(cls, sweeps: Any) -> Any:
-        found = read_yaml(sweeps).get("sweeps") if isinstance(sweeps, str) else sweeps
-        return folder_names(found, _TAKEN)
+        return folder_names(read_yaml(sweeps).get("sweeps") if isinstance(sweeps, str) else sweeps, _TAKEN)
 
     @model_validator(mode="after")
     def _comparable(self) -> SweepsConfig:
         rows = {data: sweep.architectures for data, sweep in self.sweeps.items()}
-        for data, found in rows.items():
-            if found is None:
+        for data, architectures in rows.items():
+            if architectures is None:
                 raise ValueError(f"sweeps.{data}: every model needs a name:, which becomes the name of its row")
-            if found != next(iter(rows.values())):
+            if architectures != next(iter(rows.values())):
                 raise ValueError(f"sweeps.{data}: all sweeps of one figure need the same names, seeds and controls")
         first = next(iter(self.sweeps.values()))
         for key in ("kernels", "matchings", "estimators", "centering", "layers", "batch_size"):
@@ -70,7 +69,7 @@ class SweepsConfig(SeveralStudies):
             raise ConfigError(f"CKA of different numbers of images cannot stand side by side ({shown}); set count:")
 
     def summary(self, results: Results) -> tuple[str, str]:
-        """`numbers.csv`: what the figure states."""
+        """`numbers.csv`: the numbers of the figure."""
         return "numbers.csv", csv_text(figure_numbers(results, self._rows, *self._kind))
 
     def figures(self, out: Path) -> dict[str, Figure]:

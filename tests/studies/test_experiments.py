@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -476,3 +477,17 @@ def test_tables_in_markdown_and_on_disk(tmp_path):
     assert np.isnan(again.only(a="y")["b"])
     with pytest.raises(rsm_probe.errors.ComparisonError, match="0 rows"):
         again.only(a="z")
+
+
+# What computes; reports and figures of results need none of it.
+COMPUTES = ("matching", "pairs", "neighbours", "captures", "sources.models", "forward", "streaming.layer_sweep")
+
+
+SHOWS = [file for file in Path(rsm_probe.__file__).parent.glob("paper/*/*.py") if file.stem in ("report", "figures")]
+
+
+@pytest.mark.parametrize("file", SHOWS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_reports_and_figures_only_show_what_results_hold(file):
+    modules = re.findall(r"^(?:from|import) rsm_probe\.(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    assert modules
+    assert not [name for name in modules if name.startswith(COMPUTES) or name.endswith(".study")]

@@ -8,7 +8,7 @@ from scipy.special import entr, softmax
 from rsm_probe.arrays import real_array
 from rsm_probe.errors import ComparisonError
 
-# So many bytes of mixed probabilities are held at a time.
+# Bytes of mixed probabilities that are held at a time.
 _BLOCK_BYTES = 64 * 2**20
 # What rounding to float32, or half precision of the classifier, leaves of a sum of probabilities.
 _ROUNDING = 1e-3
@@ -64,16 +64,16 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray | None = None) -> np.ndarray:
         raise ComparisonError(f"p holds {first.shape[1:]} questions and classes, and q {other.shape[1:]}")
     questions = first.shape[1]
     entropy_p, entropy_q = (entr(part).sum(axis=(1, 2)) for part in (first, other))
-    found = np.zeros((len(first), len(other)))
+    divergence = np.zeros((len(first), len(other)))
     step = max(1, _BLOCK_BYTES // (8 * other[0].size))
     for i in range(len(first)):
         begin = 0 if second is not None else i + 1
         for start in range(begin, len(other), step):
             part = slice(start, start + step)
             mixed = entr((first[i] + other[part]) / 2).sum(axis=(1, 2))
-            found[i, part] = mixed - (entropy_p[i] + entropy_q[part]) / 2
-    found = np.clip(found / questions, 0.0, np.log(2.0))
-    return found + found.T if second is None else found
+            divergence[i, part] = mixed - (entropy_p[i] + entropy_q[part]) / 2
+    divergence = np.clip(divergence / questions, 0.0, np.log(2.0))
+    return divergence + divergence.T if second is None else divergence
 
 
 def _distributions(values: np.ndarray, name: str) -> np.ndarray:

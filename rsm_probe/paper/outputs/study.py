@@ -72,16 +72,17 @@ class OutputsRunner(Experiment[OutputsConfig]):
         self._require_memory(len(images))
         return {"images": images}
 
-    def check_model(self, title: str, model: LoadedModel, images: Mapping[str, ImageSet]) -> None:
-        """Refuse a model that is not a classifier, by its outputs for two images.
+    def check(self, loaded: dict[str, LoadedModel]) -> None:
+        """Refuse models that are not classifiers, by their outputs for two images.
 
         Raises:
-            ModelError: it is not a classifier.
+            ModelError: a model is not a classifier.
         """
-        try:
-            probabilities(logits(model, images["images"], np.arange(2)))
-        except ComparisonError as error:
-            raise ModelError(f"{title}: {error}") from error
+        for title, model in loaded.items():
+            try:
+                probabilities(logits(model, self.images(self.entry(title))["images"], np.arange(2)))
+            except ComparisonError as error:
+                raise ModelError(f"{title}: {error}") from error
 
     def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
         """The last one."""

@@ -7,7 +7,7 @@ import numpy as np
 from rsm_probe.arrays import real_array
 from rsm_probe.errors import ComparisonError
 
-# So many bytes of counts are compared at a time.
+# Bytes of counts that are compared at a time.
 _BLOCK_BYTES = 64 * 2**20
 
 

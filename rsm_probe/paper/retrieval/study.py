@@ -110,8 +110,8 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         for part, count in ((queries, study.queries), (images, largest)):
             if len(part) < count:
                 raise ImageError(f"{part.name} holds {len(part)} images, and {count} are asked for")
-        chosen = rng.permutation(len(queries))[: study.queries]
-        return {"queries": queries.subset(chosen), "database": images.subset(order[:largest])}
+        drawn = rng.permutation(len(queries))[: study.queries]
+        return {"queries": queries.subset(drawn), "database": images.subset(order[:largest])}
 
     def compare(self, subject: Subject) -> list[Row]:
         """One row for each layer, database size, kernel and matching."""
@@ -223,7 +223,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         kernel: str,
         groups: Sequence[str],
     ) -> Row:
-        """What the table says about one rule, with the differences to spatio-semantic and semantic retrieval."""
+        """The row of one rule, with the differences to spatio-semantic and semantic retrieval."""
         first, best = scores[matching, kernel]
         measured = {"score": first, "best": best}
         for name, against in (("gain", "identity"), ("behind", "optimal")):

@@ -63,7 +63,7 @@ class Crops:
         return auroc_samples(*pairs, self._weights[OVERLAPPING], self._weights[others])
 
     def statistics(self, similarities: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
-        """What a table says of the RSMs of a layer.
+        """The columns of the table for the RSMs of a layer.
 
         Args:
             similarities: (batches, 2 n, 2 n): n upper crops, then n lower ones.

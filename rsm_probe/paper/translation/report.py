@@ -1,4 +1,4 @@
-"""What the translation experiment measured, as Markdown."""
+"""The tables of the translation experiment, as Markdown."""
 
 from __future__ import annotations
 
