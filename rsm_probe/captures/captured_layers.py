@@ -1,4 +1,4 @@
-"""Captures: the representations of a whole set of images on disk, layer by layer, for whoever compares all pairs.
+"""Captures: the representations of a whole set of images on disk, layer by layer, for comparisons of all pairs.
 
 A capture is a chunk store. Its root holds the names of the images (`image`, `label`) and, as attributes, what decided
 the values. Each layer is a group `layers/000`, ... with `tokens` (image, location, channel), `prefix` where there are
@@ -127,7 +127,7 @@ class CapturedLayer:
 
     @property
     def images_per_chunk(self) -> int:
-        """So many images are read at once."""
+        """Images read at a time."""
         return int(self._store.array(f"{self._place}/tokens").chunks[0])
 
     def tokens(self, images: slice = slice(None)) -> Tensor:
@@ -176,19 +176,18 @@ class CapturedLayer:
         return torch.from_numpy(self._whole("pooled", (len(self), self.shape[2])))
 
     def _whole(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        found = self._store.array(f"{self._place}/{name}").shape
-        if found != shape:
-            raise self._store.damaged(f"{self._place}/{name} is declared as {found}, and should be {shape}")
+        declared = self._store.array(f"{self._place}/{name}").shape
+        if declared != shape:
+            raise self._store.damaged(f"{self._place}/{name} is declared as {declared}, and should be {shape}")
         return self._store.read(f"{self._place}/{name}")
 
     def _tensor(self, name: str, images: slice) -> Tensor:
-        found, wanted = self._store.array(f"{self._place}/{name}"), self.shape
-        if (found.ndim, found.shape[0], found.shape[-1]) != (3, wanted[0], wanted[2]):
-            raise self._store.damaged(f"{self._place}/{name} is declared as {found.shape} beside tokens of {wanted}")
-        if found.dtype != _stored_as(self.dtype):
-            raise self._store.damaged(f"{self._place}/{name} is declared as {found.dtype}, and should be {self.dtype}")
-        values = torch.from_numpy(self._store.read(f"{self._place}/{name}", (images,)))
-        values = values.view(torch.bfloat16) if self.dtype == torch.bfloat16 else values
+        place, array, wanted = f"{self._place}/{name}", self._store.array(f"{self._place}/{name}"), self.shape
+        if (array.ndim, array.shape[0], array.shape[-1]) != (3, wanted[0], wanted[2]):
+            raise self._store.damaged(f"{place} is declared as {array.shape} beside tokens of {wanted}")
+        if array.dtype != stored_dtype(self.dtype):
+            raise self._store.damaged(f"{place} is declared as {array.dtype}, and should be {self.dtype}")
+        values = as_tensor(self._store.read(place, (images,)), self.dtype)
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
     def __repr__(self) -> str:
@@ -258,6 +257,12 @@ def is_whole(store: ChunkStore, ids: Sequence[str], labels: Sequence[str]) -> bo
     )
 
 
-def _stored_as(dtype: torch.dtype) -> np.dtype:
-    # NumPy lacks bfloat16: its bits are stored.
+def stored_dtype(dtype: torch.dtype) -> np.dtype:
+    """The dtype on disk of tokens of a dtype: NumPy lacks bfloat16, whose bits are stored."""
     return np.dtype(np.uint16 if dtype == torch.bfloat16 else str(dtype).removeprefix("torch."))
+
+
+def as_tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Tokens as they were captured, from what is stored of them."""
+    tensor = torch.from_numpy(values)
+    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from rsm_probe.arrays import first_nonfinite
-from rsm_probe.captures.captured_layers import array_names, layer_place, layers_of
+from rsm_probe.captures.captured_layers import array_names, as_tensor, layer_place, layers_of, stored_dtype
 from rsm_probe.errors import LayerError, RepresentationError, StorageError
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerNames, finished_name
 from rsm_probe.matching.methods.identity import squared_norms
 from rsm_probe.probe.representation import Representation, require_finite
 from rsm_probe.storage.chunks import ChunkStore
 
-# Tensors of this kind are stored as their bits, since NumPy lacks it; the fill value is one of its NaNs.
+# The fill value of bfloat16, whose bits are stored: one of its NaNs.
 _BFLOAT16_NAN = 0x7FC0
 
 
@@ -92,13 +92,12 @@ class CaptureWriter:
         fit = max(1, self._CHUNK_BYTES // (shape[0] * shape[1] * self._dtype.itemsize))
         # The largest divisor of the batch that fits.
         images = next(k for k in range(min(fit, self._batch_size), 0, -1) if self._batch_size % k == 0)
-        halves = self._dtype == torch.bfloat16
         return self.store.create(
             name,
             (self._count, *shape),
             (images, *shape),
-            np.uint16 if halves else np.dtype(self._dtype_name),
-            _BFLOAT16_NAN if halves else np.nan,
+            stored_dtype(self._dtype),
+            _BFLOAT16_NAN if self._dtype == torch.bfloat16 else np.nan,
             ("image", "location" if name.endswith("tokens") else "prefix_token", "channel"),
         )
 
@@ -194,9 +193,7 @@ class CaptureWriter:
                 except StorageError:
                     return start
                 digest.update(np.ascontiguousarray(values).data)
-                tokens = torch.from_numpy(values)
-                tokens = tokens.view(torch.bfloat16) if layer["dtype"] == "bfloat16" else tokens
-                total += tokens.sum(dim=0, dtype=torch.float64)
+                total += as_tensor(values, self._dtype).sum(dim=0, dtype=torch.float64)
             layer["digest"] = digest.hexdigest()
             self.store.put(f"{place}/mean", (total / self._count).numpy(), ("location", "channel"))
         self.store.finish({"layers": layers}, array_names(len(layers), prefixed))

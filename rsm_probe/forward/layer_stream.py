@@ -165,10 +165,9 @@ def layer_names(layers: Any, what: str = "layers") -> str | list[str]:
 def _by_model(layers: Layers | Mapping[str, Layers], models: Mapping[str, LoadedModel]) -> Mapping[str, Layers]:
     if not isinstance(layers, Mapping):
         return dict.fromkeys(models, layers)
-    for name in models:
+    for name in [*models, *layers]:
         if name not in layers:
             raise ModelError(f"layers= names no layers for model {name!r}; it has {', '.join(layers)}")
-    for name in layers:
         if name not in models:
             near = nearest(str(name), models)
             raise ModelError(f"layers= names layers for a model {name!r}{near}; there are {', '.join(models)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -110,7 +111,8 @@ class Accumulator(BatchConsumer[PendingProducts]):
         self._keys: list[RsmKey] = []
         self._backlog: Backlog[tuple[ImageBatch, Mapping[tuple[str, str], TakenLayer[PendingProducts]]]]
         self._backlog = Backlog(lambda batch: self._finish_batch(*batch))
-        self._matcher = PairMatcher(workers, memory, lambda count: self.on_pairs(count))
+        self._opened = ExitStack()
+        self._matcher = self._opened.enter_context(PairMatcher(workers, memory, lambda count: self.on_pairs(count)))
         self.workers, self.memory = self._matcher.workers, self._matcher.memory
 
     @property
@@ -137,7 +139,7 @@ class Accumulator(BatchConsumer[PendingProducts]):
 
     def close(self) -> None:
         """Stops the worker threads; pairs that wait are dropped."""
-        self._matcher.__exit__(None, None, None)
+        self._opened.close()
 
     def _lasting(self, representation: Representation) -> Representation:
         if self.means is not None or all(method.at_once for method in self.methods.values()):

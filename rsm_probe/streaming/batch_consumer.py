@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import torch
 
@@ -53,7 +53,7 @@ class BatchConsumer(ABC, Generic[Work]):
     """
 
     def __init__(self) -> None:
-        self._passes = _TakenPasses()
+        self._last: list[ref[Any]] = []
         self._batch = ImageBatch()
         self._open: dict[tuple[str, str], TakenLayer[Work]] = {}
 
@@ -97,12 +97,23 @@ class BatchConsumer(ABC, Generic[Work]):
             ComparisonError: a layer that the reducer of another consumer, or of another model, has taken.
             LayerError: nothing was captured, or a pass that was taken already.
         """
-        self._passes.require_new(probed)
+        self._require_new(probed)
         layers = walk(probed, self)
         ids = require_texts(ids, "ids", RepresentationError)
         labels = require_texts(labels, "labels", RepresentationError)
         self._close(ImageBatch(ids, labels), layers)
-        self._passes.remember(probed)
+        # Every pass counts once, also where what a probe holds was given in its place.
+        self._last = [ref(value) for part in _by_model(probed).values() for value in _held(part).values()]
+
+    def _require_new(self, probed: Probed) -> None:
+        """Refuses what the last update took."""
+        last = {id(value) for reference in self._last if (value := reference()) is not None}
+        for model, part in _by_model(probed).items():
+            if last & set(map(id, _held(part).values())):
+                raise LayerError(
+                    f"the pass that the probe of model {model!r} holds was taken already; call the model on the next "
+                    f"batch before updating"
+                )
 
     def _close(self, batch: ImageBatch, layers: Sequence[tuple[str, str, Any]]) -> None:
         """Checks the layers of a batch and adds them: those that were taken as they ran, and those that were not yet.
@@ -154,13 +165,12 @@ def walk(probed: Probed, consumer: object = None) -> list[tuple[str, str, Any]]:
     """
     layers = []
     for model, part in _by_model(probed).items():
-        representations = part.representations if isinstance(part, Probe) else part
-        if not representations:
+        if not (captured := _held(part)):
             raise LayerError(
                 f"model {model!r} captured nothing; call the model inside the 'with' block before updating (a layer "
                 f"that runs outside of the model's forward, as in encode_image(), empties its probe)"
             )
-        for layer, value in representations.items():
+        for layer, value in captured.items():
             require_text(layer, f"the name of a layer of model {model!r}", LayerError)
             layers.append((model, layer, _checked(model, layer, value, consumer)))
     return layers
@@ -225,36 +235,8 @@ def _require_one_batch(layers: Sequence[tuple[str, str, Any]], batch: ImageBatch
     return counts[0]
 
 
-class _TakenPasses:
-    """The last pass of each probe that was taken, also where what it held was given: every pass counts once."""
-
-    def __init__(self) -> None:
-        self._last: WeakKeyDictionary[Probe, int] = WeakKeyDictionary()
-        self._held: list[ref[Any]] = []
-
-    def require_new(self, probed: Probed) -> None:
-        """Refuses probes that still hold the pass that was taken last.
-
-        Raises:
-            LayerError: names the model.
-        """
-        held = {id(value) for reference in self._held if (value := reference()) is not None}
-        for model, part in _by_model(probed).items():
-            if (isinstance(part, Probe) and self._last.get(part) == part.passes) or held & set(map(id, _values(part))):
-                raise LayerError(
-                    f"the pass that the probe of model {model!r} holds was taken already; call the model on the next "
-                    f"batch before updating"
-                )
-
-    def remember(self, probed: Probed) -> None:
-        """Remembers the passes that probes hold now."""
-        parts = _by_model(probed).values()
-        self._held = [ref(value) for part in parts for value in _values(part)]
-        self._last.update({part: part.passes for part in parts if isinstance(part, Probe)})
-
-
-def _values(part: Captured) -> Iterable[Any]:
-    return (part.representations if isinstance(part, Probe) else part).values()
+def _held(part: Captured) -> Mapping[str, Any]:
+    return part.representations if isinstance(part, Probe) else part
 
 
 @contextmanager

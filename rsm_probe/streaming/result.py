@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import xarray as xr
 
+from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.comparison.statistics import bootstrap_samples, check_level, over_models, summarise
 from rsm_probe.errors import ComparisonError, StorageError, nearest
@@ -196,7 +197,7 @@ class SweepResult:
         # Beyond a smaller batch there is NaN.
         counts = np.isfinite(self.rsms.values[:, 0, 0]).sum(axis=1)
         batches = [self.rsms.values[k][:, :count, :count] for k, count in enumerate(counts)]
-        measure = "cka" if self.dataset.attrs["estimator"] == "unbiased" else "cka-biased"
+        measure = get_estimator(self.dataset.attrs["estimator"]).measure
         samples = bootstrap_samples([(batch, batch) for batch in batches], measure, repeats, seed, on_repeat)
         fields = zip(*(self.rsms[name].values for name in RsmKey._fields), strict=True)
         names = [str(name) for name in self.cka["rsm_a"].values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,15 +53,7 @@ def accumulate(
         StorageError: the state on disk cannot be continued; the message says what to remove.
     """
     if checkpoint:
-        store = checkpoint
-
-        def on_batch(rsms: BatchRsms) -> None:
-            # RSMs first: the sums are what says that a batch is done.
-            if rsms.keys:
-                store.save_rsms(accumulator.batches - 1, rsms)
-            store.save("sums", accumulator.state())
-
-        accumulator.on_batch = on_batch
+        accumulator.on_batch = partial(_save_batch, checkpoint, accumulator)
     _continue(accumulator, checkpoint, "sums")
     done = sum(len(b) * (len(b) - 1) // 2 for b in batches[: accumulator.batches])
     pair_bar.update(done * (pair_bar.total // max(pairs_per_layer, 1)))
@@ -71,6 +64,12 @@ def accumulate(
         accumulator.finish()  # also when a later batch fails: the earlier one is not lost
     if checkpoint and accumulator.keep.patterns:
         accumulator.kept = checkpoint.load_rsms(accumulator.batches)
+
+
+def _save_batch(checkpoint: Checkpoint, accumulator: Accumulator, rsms: BatchRsms) -> None:
+    if rsms.keys:  # RSMs first: the sums are what says that a batch is done
+        checkpoint.save_rsms(accumulator.batches - 1, rsms)
+    checkpoint.save("sums", accumulator.state())
 
 
 def _continue(consumer: Means | Accumulator, checkpoint: Checkpoint | None, stage: str) -> None:

@@ -4,7 +4,6 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +100,27 @@ def test_names_that_no_path_holds(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
     found = rsm_probe.capture(model, images(4), ["1#0", "fx:2"], tmp_path / "c.zarr")
     assert list(found) == ["1#0", "fx:2"]
+
+
+class Repeating(nn.Module):
+    """One module, called twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.relu(self.conv(x)) - 0.1)
+
+
+def test_each_call_of_a_module_is_a_layer_of_its_own(tmp_path):
+    model, batch = Repeating().eval(), images(6)
+    found = rsm_probe.capture(model, batch, ["*"], tmp_path / "c.zarr", batch_size=4)
+    seen = expected(model, batch, ["*"])
+    assert list(found) == list(seen) == ["conv", "relu#0", "relu#1"]
+    for name, kept in seen.items():
+        torch.testing.assert_close(found[name].tokens(), kept.tokens)
 
 
 def test_an_interrupted_capture_continues_with_the_batch_under_way(tmp_path):
@@ -308,14 +328,14 @@ rsm_probe.capture(Counting(), images(120), ["first", "second"], sys.argv[1], bat
 
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
     rsm_probe.capture(Counting(), images(120), ["first", "second"], tmp_path / "whole.zarr", batch_size=2)
-    where, rng = tmp_path / "c.zarr", np.random.default_rng(0)
-    for _ in range(4):
-        # A fork, which need not import everything anew.
+    where = tmp_path / "c.zarr"
+    # Killed while so many files are there: as the arrays are made, in the first batches, and near the end.
+    for count in (3, 20, 60, 250):
+        # A fork, which does not have to import everything again.
         process = multiprocessing.get_context("fork").Process(target=capture_all, args=(where,))
         process.start()
-        while not where.exists() and process.is_alive():
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.05, 0.5))
+        while sum(file.is_file() for file in where.rglob("*")) < count:
+            assert process.is_alive(), "the capture ended before it could be killed"
         process.kill()
         process.join()
     subprocess.run([sys.executable, "-c", SCRIPT, str(where), str(Path(__file__).parent)], check=True)
