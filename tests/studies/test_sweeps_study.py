@@ -8,8 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from rsm_probe import SweepResult
 from rsm_probe.errors import ComparisonError, ConfigError, StorageError
+from rsm_probe.streaming import SweepResult
 from rsm_probe.studies.registry import read_study
 from rsm_probe.studies.sweep_figures import Architecture, figure15, figure16, figure17, sweep_figures
 from rsm_probe.studies.sweeps import SweepsConfig
