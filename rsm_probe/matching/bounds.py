@@ -100,7 +100,7 @@ def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permut
     Returns:
         A number that the value of no matching exceeds.
     """
-    # Numba takes seconds to load, and whoever never matches should not wait for it.
+    # Lazy: importing Numba takes seconds.
     from rsm_probe.matching.compiled.cpu_auction import dual_prices
 
     rows = len(permutation)

@@ -58,7 +58,7 @@ def match(
     certify: bool = False,
     grid: tuple[int, ...] | None = None,
 ) -> Match:
-    """Matches the locations of two images by their concept vectors.
+    """Match the locations of two images by their concept vectors.
 
     Args:
         x: tokens (S, C).
@@ -136,7 +136,7 @@ def match(
 def match_affinity(
     affinity: Tensor | np.ndarray, matching: str | Matching = "optimal", *, certify: bool = False
 ) -> Match | list[Match]:
-    """Matches the rows to the columns of one affinity matrix, or of each in a batch.
+    """Match the rows to the columns of one affinity matrix, or of each in a batch.
 
     Args:
         affinity: shape (S, T) or (B, S, T), any real dtype; inner products of all pairs of locations.
@@ -218,7 +218,7 @@ def _above(bound: float, answer: Match, rounding: float) -> float:
 
 
 def _require_room_to_convert(affinity: Tensor | np.ndarray) -> None:
-    """Refuses what would not fit into memory in the precision, and the order, in which it can be computed with."""
+    """Refuse what would not fit into memory in the precision, and the order, in which it can be computed with."""
     if isinstance(affinity, Tensor):
         require_dense(affinity, "affinity", MatchingError)
         copied = not (affinity.is_contiguous() and affinity.dtype in (torch.float32, torch.float64))

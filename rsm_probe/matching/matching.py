@@ -271,7 +271,7 @@ class Matching(ABC):
         return 0
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
-        """Matches the locations of one pair.
+        """Match the locations of one pair.
 
         Args:
             affinity: shape (S, T), finite, float32 or float64; the inner products of all pairs of locations.
@@ -282,7 +282,7 @@ class Matching(ABC):
         raise NotImplementedError(f"{type(self).__name__} must override permutation or solve")
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Matches pairs; called from several threads at once.
+        """Match pairs; called from several threads at once.
 
         Returns:
             Values, permutations (B, S), bounds, and what ran.
@@ -302,7 +302,7 @@ class Matching(ABC):
 
 
 def solve_both_ways(method: Matching, pairs: Pairs) -> Solution:
-    """Solves pairs, from both sides where the method is not symmetric.
+    """Solve pairs, from both sides where the method is not symmetric.
 
     Raises:
         MatchingError: the method gives a bound that lies below its own value.

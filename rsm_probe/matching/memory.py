@@ -7,7 +7,7 @@ from rsm_probe.matching.matching import Matching
 
 
 def require_room(method: Matching, rows: int, columns: int, itemsize: int, copies: int = 1) -> None:
-    """Refuses a pair whose affinity does not fit into memory, for methods that need one.
+    """Refuse a pair whose affinity does not fit into memory, for methods that need one.
 
     Args:
         method: any matching.

@@ -133,7 +133,7 @@ def rsm(
 
 
 def _require_grid(grid: Any) -> None:
-    """Refuses anything but None, or the sides of a grid.
+    """Refuse anything but None, or the sides of a grid.
 
     Raises:
         RepresentationError: not a sequence of whole numbers above 0.

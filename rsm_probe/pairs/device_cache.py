@@ -20,7 +20,7 @@ class DeviceCache:
         self._lock = threading.Lock()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Forget everything."""
         with self._lock:
             self._held.clear()
 

@@ -222,5 +222,5 @@ def available_cores() -> int:
 
 
 def _one_thread() -> None:
-    """Keeps the matrix products of a worker from starting threads of their own: the workers fill the cores."""
+    """Keep the matrix products of a worker from starting threads of their own: the workers fill the cores."""
     torch.set_num_threads(1)

@@ -64,7 +64,7 @@ def all_pairs(
     """Matched inner products of all pairs of captured images, tile by tile, onto disk.
 
     A tile that is on disk is never computed again: interrupted, the same call continues, and a tile that was torn or
-    damaged is found by its checksum and made anew. Whatever executes the tiles, the arrays are the same to the last
+    damaged is found by its checksum and made again. Whatever executes the tiles, the arrays are the same to the last
     bit for a given tile size on processors of one kind; on devices, up to the gap that is certified.
 
     Args:
@@ -161,7 +161,7 @@ def all_pairs(
 
 
 def open_pairs(where: str | Path) -> xr.Dataset:
-    """Opens what `all_pairs` wrote; arrays are read when they are used.
+    """Open what `all_pairs` wrote; arrays are read when they are used.
 
     Raises:
         StorageError: there is no finished result; a file of it is missing or damaged (the message names it).
@@ -191,7 +191,7 @@ class _Run:
         self.left = self.tasks
 
     def find_left(self) -> None:
-        """Reads what is there: tiles that are missing or damaged are left to do.
+        """Read what is there; tiles that are missing or damaged are left to do.
 
         Raises:
             StorageError: an array lost its metadata.
@@ -213,7 +213,7 @@ class _Run:
         return all(task.is_there(self.store) for task in bar)
 
     def begin(self, max_hours: float | None) -> None:
-        """Says what is left will need, refuses what does not fit, and makes the arrays.
+        """Say what the rest of the work needs, refuse what does not fit, and make the arrays.
 
         Raises:
             CostError: it would take longer than `max_hours`.
@@ -247,7 +247,7 @@ class _Run:
         create_arrays(self.store, self.job, self.x, self.y)
 
     def compute(self, executor: Executor) -> None:
-        """Computes what is left."""
+        """Compute the tiles that are left."""
         total, left = (sum(task.pairs for task in tasks) for tasks in (self.tasks, self.left))
         with tqdm(
             desc="pairs", total=total, initial=total - left, unit="pair", unit_scale=True, disable=not self.progress

@@ -14,7 +14,7 @@ from rsm_probe.storage.differences import as_stored, differences, other_image
 
 
 def own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: CapturedLayer, y: CapturedLayer | None) -> int:
-    """Makes sure that a store is of these settings; returns its tile size.
+    """Make sure that a store is of these settings, and return its tile size.
 
     Raises:
         StorageError: it is of others.

@@ -15,13 +15,13 @@ from rsm_probe.pairs.pair_loop import affinity_bytes
 _TOKEN_BYTES = 16 << 20
 _TOKEN_BYTES_ON_DEVICE = 256 << 20
 _LARGEST_TILE = 1024
-# At least so many tiles along each side of the result, so that workers end at about the same time.
+# At least this many tiles along each side of the result, so that workers end at about the same time.
 _TILES_PER_SIDE = 8
 # What a tile needs, in units of the tokens on one side: those of both, centred and in float64, and what is read.
 _SIDES_IN_MEMORY = 8
 # Products, bounds, and what is made of them; partners of a location, and their copies for the other half.
 _PAIR_BYTES, _PERMUTATION_BYTES = 64, 16
-# A tile is small enough for so many workers to fit into the memory.
+# A tile is small enough for this many workers to fit into the memory.
 _WORKERS_THAT_FIT = 4
 
 
@@ -85,7 +85,7 @@ class Plan:
         return self.block_bytes + _SIDES_IN_MEMORY * tile * self.image_bytes + self.pair_bytes * tile**2
 
     def require_memory(self, tile: int) -> None:
-        """Refuses tiles that are too large.
+        """Refuse tiles that are too large.
 
         Raises:
             CostError: one tile exceeds the memory.

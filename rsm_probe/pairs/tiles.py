@@ -147,7 +147,7 @@ class Task:
 
 
 def forget_tokens() -> None:
-    """Gives back the memory of devices that tokens of tiles were kept in."""
+    """Free the memory of devices that holds tokens of tiles."""
     _tokens_on_devices.clear()
 
 
@@ -171,7 +171,7 @@ def holds_all(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -
 
 
 def create_arrays(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -> None:
-    """Makes the arrays of a result, or finds them there.
+    """Make the arrays of a result, or find them there.
 
     Raises:
         StorageError: they cannot be written.
@@ -192,7 +192,7 @@ def create_arrays(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLaye
 
 
 def compute(task: Task) -> int:
-    """Reads the images of a tile, matches its pairs in one thread, and writes it; returns the number of pairs.
+    """Read the images of a tile, match its pairs in one thread, and write it; return the number of pairs.
 
     Raises:
         StorageError: a capture cannot be read, or the result cannot be written.

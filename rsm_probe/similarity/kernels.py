@@ -48,7 +48,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
-        """Evaluates the kernel on a block of pairs.
+        """Evaluate the kernel on a block of pairs.
 
         Args:
             products: matched inner products g, shape (N, M), float64.
@@ -69,7 +69,7 @@ class Linear(Kernel):
     needs_norms: ClassVar[bool] = False
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
-        """Returns the products."""
+        """Return the products."""
         return products.copy()
 
 
@@ -80,7 +80,7 @@ class Cosine(Kernel):
     name: ClassVar[str] = "cosine"
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
-        """Divides by both norms."""
+        """Divide by both norms."""
         scale = np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None, :]
         # Float32 affinities can exceed the product of the norms in the last digit.
         return np.clip(np.divide(products, scale, out=np.zeros_like(products), where=scale > 0), -1.0, 1.0)
@@ -107,7 +107,7 @@ class RBF(Kernel):
             raise ComparisonError(f"sigma2 of the RBF kernel must be a number above 0, found {brief(width)}")
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
-        """Turns products into squared distances, clamped at 0, and those into similarities."""
+        """Turn products into squared distances, clamped at 0, and those into similarities."""
         distances = squared_distances(products, norms_x, norms_y)
         if self.sigma2 is not None:
             return self.of_distances(distances)
@@ -143,7 +143,7 @@ class Closeness(Kernel):
     name: ClassVar[str] = "closeness"
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
-        """Turns products into squared distances, clamped at 0, below 0."""
+        """Turn products into squared distances, clamped at 0, below 0."""
         return -squared_distances(products, norms_x, norms_y)
 
 
@@ -159,7 +159,7 @@ _KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Linear(), Cosi
 
 
 def check_kernel(kernel: Kernel, matching: str, one_to_one: bool) -> None:
-    """Refuses kernels of norms for scores, which pair no locations and whose values norms do not bound.
+    """Refuse kernels of norms for scores, which pair no locations and whose values norms do not bound.
 
     Raises:
         ComparisonError: the kernel does not apply.

@@ -45,7 +45,7 @@ class RSM:
         *,
         kind: Literal["similarity", "distance"] | None = None,
     ) -> Self:
-        """Wraps a matrix from elsewhere (brain data, another tool).
+        """Wrap a matrix from elsewhere (brain data, another tool).
 
         Args:
             values: similarities, shape (N, M); symmetric (N, N) unless `other_ids` is given.
@@ -177,7 +177,7 @@ class RSM:
         return found if measure is None else cls(found.dataset.assign_attrs(dissimilarity=measure))
 
     def save(self, path: str | Path) -> None:
-        """Writes a Zarr group that `xarray.open_zarr` opens.
+        """Write a Zarr group that `xarray.open_zarr` opens.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -186,7 +186,7 @@ class RSM:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote, or the products of a run of all pairs, whose kernel is then linear.
+        """Read what `save` wrote, or the products of a run of all pairs, whose kernel is then linear.
 
         Raises:
             StorageError: there is no readable RSM at the path.

@@ -165,7 +165,7 @@ def _products(left: torch.Tensor, right: torch.Tensor, places: np.ndarray) -> np
 
 
 def _places_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
-    """Matches locations window by window; returns the places of the partners.
+    """Match locations window by window, and return the places of the partners.
 
     Args:
         x: tokens (B, W * width, C), contiguous windows.
@@ -209,7 +209,7 @@ class Pairing:
         return len(self.orders[0])
 
     def sort(self, places: list[torch.Tensor], axis: int) -> None:
-        """Orders the pairs by where their two locations lie along an axis; vectors that were filled in lie at 0."""
+        """Order the pairs by where their two locations lie along an axis; vectors that were filled in lie at 0."""
         size = len(self)
         along = sum(
             functional.pad(where[:, axis], (0, size - len(where)))[order]
@@ -218,7 +218,7 @@ class Pairing:
         self._arrange(torch.argsort(torch.as_tensor(along), stable=True))
 
     def deal(self, window: int) -> None:
-        """Deals the pairs out like cards, so that each window gets some from everywhere."""
+        """Deal the pairs out like cards, so that each window gets some from everywhere."""
         windows = -(-len(self) // window)
         self._arrange(torch.argsort(torch.arange(len(self)) % windows, stable=True))
 
@@ -226,7 +226,7 @@ class Pairing:
         self.orders = [order[places] for order in self.orders]
 
     def improve(self, window: int, solver: Auction) -> None:
-        """Solves every window of the two orders; a window keeps its pairs where that gains nothing."""
+        """Solve every window of the two orders; a window keeps its pairs where that gains nothing."""
         window = min(window, len(self))
         require_memory(
             2 * window**2 * self.tokens[0].element_size(), f"a window of {window} locations", "take smaller windows"

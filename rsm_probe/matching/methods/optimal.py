@@ -173,7 +173,7 @@ class Auctions:
 
 
 def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row: int = 2000) -> Auctions:
-    """Solves a batch of assignments in the precision of the affinities.
+    """Solve a batch of assignments in the precision of the affinities.
 
     Args:
         affinities: (B, S, T), float32 or float64, finite.

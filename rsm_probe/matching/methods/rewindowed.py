@@ -1,4 +1,4 @@
-"""Windows that are cut anew round by round: above 99 % of the optimum on trained features, linear in locations."""
+"""Windows that are cut again round by round: above 99 % of the optimum on trained features, linear in locations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LocationsWithAxes(SortedLocations):
 
 @dataclass(frozen=True)
 class Rewindowed(Windowed):
-    """Batch-Optimal with small windows that are cut anew round by round: ours.
+    """Batch-Optimal with small windows that are cut again round by round: ours.
 
     At first, locations are ordered along the principal axis that the two images share, and equal places are paired;
     or equal locations are, where that is worth more. Rounds then solve windows of these pairs, which can only raise

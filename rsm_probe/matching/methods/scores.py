@@ -94,7 +94,7 @@ class SoftMatching(Matching):
         return 40 * rows * columns
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Transports every pair.
+        """Transport every pair.
 
         Raises:
             MatchingError: POT is not installed.

@@ -47,7 +47,7 @@ class Translation(Matching):
         return True
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Finds the best shift of every pair.
+        """Find the best shift of every pair.
 
         Raises:
             MatchingError: no grid, or two different ones.
