@@ -182,7 +182,7 @@ def test_pooled_and_sampled_tokens():
 
 def test_wrong_features_are_named():
     x, y = features(20)
-    with pytest.raises(ComparisonError, match=r"second features have shape \(20, 5, 1\); expected \(N, C\); of tokens \(N, S, C\), take pooled"):
+    with pytest.raises(ComparisonError, match=r"second features have shape \(20, 5, 1\).* \(N, S, C\), take pooled"):
         svcca(x, y[:, :, None])
     with pytest.raises(ComparisonError, match="20 and 19 images"):
         procrustes(x, y[1:])
@@ -192,7 +192,7 @@ def test_wrong_features_are_named():
     bad[7, 2] = np.inf
     with pytest.raises(ComparisonError, match="NaN or infinity, first in image 7"):
         linear_cka(x, bad)
-    with pytest.raises(ComparisonError, match=r"share in \(0, 1\], found 99"):
+    with pytest.raises(ComparisonError, match=r"variance must be at most 1.0, found 99"):
         svcca(x, y, 99)
     with pytest.raises(ComparisonError, match="the same for all images"):
         procrustes(x[:1], y[:1])

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images import decoded_batches as module
 from rsm_probe.sources.images.any_images import ImageSet
 from rsm_probe.sources.images.decoded_batches import augmented, batches, in_memory, shuffled
 
@@ -29,14 +28,12 @@ def test_batches_are_one_random_order_after_another():
     assert list(drawn(0)) == list(drawn(0)) != list(drawn(1))
 
 
-def test_images_are_kept_as_bytes_where_they_fit_exactly(coloured, monkeypatch):
-    monkeypatch.setattr(module, "MEMORY", 12 * 3 * 4 * 5)
-    pixels = in_memory(coloured)
+def test_images_are_kept_as_bytes_where_they_fit_exactly(coloured):
+    pixels = in_memory(coloured, memory=12 * 3 * 4 * 5)
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (12, 3, 4, 5)
     assert torch.equal(pixels[:, 2, 3, 4], torch.arange(12, dtype=torch.uint8) * 3)
-    monkeypatch.setattr(module, "MEMORY", 12 * 3 * 4 * 5 - 1)
-    assert in_memory(coloured) is None
+    assert in_memory(coloured, memory=12 * 3 * 4 * 5 - 1) is None
 
 
 def test_decoded_on_the_way_is_the_same_as_from_memory(coloured):

@@ -10,7 +10,6 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from rsm_probe.errors import ConfigError, ImageError
-from rsm_probe.sources.images import decoded_batches as batches
 from rsm_probe.sources.images.any_images import folder, from_tensor
 from rsm_probe.sources.images.published import cifar100, class_folders, resized
 from rsm_probe.sources.training.networks import NetworkConfig
@@ -216,11 +215,10 @@ def test_recipe_for_a_folder_learns_its_classes(classes):
     assert train(recipe).accuracy == 1.0
 
 
-def test_networks_are_the_same_whether_images_are_kept_or_decoded_again(classes, monkeypatch):
+def test_networks_are_the_same_whether_images_are_kept_or_decoded_again(classes):
     recipe = TrainingConfig(images=str(classes), size=8, steps=10, batch_size=8, augment=True, network=NETWORK)
     kept = train(recipe)
-    monkeypatch.setattr(batches, "MEMORY", 100)
-    read = train(recipe)
+    read = train(recipe, image_memory=100)
     assert kept.accuracy == read.accuracy
     for name, tensor in kept.module.state_dict().items():
         assert torch.equal(tensor, read.module.state_dict()[name]), name

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -39,11 +40,6 @@ def interruptible():
 
 
 @pytest.fixture
-def every_step(monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-
-
-@pytest.fixture
 def path(tmp_path):
     return tmp_path / "net.safetensors"
 
@@ -53,29 +49,18 @@ def kept(path):
     return path.with_name("net.partial.safetensors")
 
 
-def stop_at(monkeypatch, step, act):
-    """Lets something happen in the middle of a step, and gives the context in which it does."""
-    context, calls, real = monkeypatch.context(), [], training._require_finite
+def interrupted(path, step, act, expected, seconds=0.0, recipe=RECIPE, seed=2):
+    """Let something happen in the middle of a step, and give the steps that were begun."""
+    steps = []
 
-    def counted(values, number, config):
-        calls.append(number)
+    def on_step(number):
+        steps.append(number)
         if number == step:
             act()
-        real(values, number, config)
 
-    patch = context.__enter__()
-    patch.setattr(training, "_require_finite", counted)
-    return context, calls
-
-
-def interrupted(monkeypatch, path, step, act, expected):
-    context, calls = stop_at(monkeypatch, step, act)
-    try:
-        with pytest.raises(expected):
-            train_or_load(RECIPE, 2, path)
-    finally:
-        context.__exit__(None, None, None)
-    return calls
+    with pytest.raises(expected):
+        train_or_load(recipe, seed, path, checkpoint_seconds=seconds, on_step=on_step)
+    return steps
 
 
 def power_cut():
@@ -88,29 +73,27 @@ def equal(module, other) -> bool:
 
 
 @pytest.mark.parametrize("step", [2, 7, 14])
-def test_killed_training_continues_and_ends_in_the_same_bits(step, every_step, monkeypatch, path, kept, uninterrupted):
-    interrupted(monkeypatch, path, step, power_cut, Power)
+def test_killed_training_continues_and_ends_in_the_same_bits(step, path, kept, uninterrupted):
+    interrupted(path, step, power_cut, Power)
     assert not path.exists()
     with safe_open(kept, "pt") as stored:
         assert stored.metadata()["step"] == str(step - 1)
-    context, calls = stop_at(monkeypatch, None, None)
-    loaded, _ = train_or_load(RECIPE, 2, path)
-    context.__exit__(None, None, None)
-    # Each step that was left, and the look at the end.
-    assert calls == [*range(step, 15), 14]
+    steps = []
+    loaded, _ = train_or_load(RECIPE, 2, path, on_step=steps.append)
+    assert steps == [*range(step, 15)]
     assert equal(loaded.module, uninterrupted)
     assert [file.name for file in path.parent.iterdir()] == ["net.safetensors"]
 
 
-def test_killed_over_and_over(every_step, monkeypatch, path, uninterrupted):
+def test_killed_over_and_over(path, uninterrupted):
     for step in range(2, 15, 3):
-        interrupted(monkeypatch, path, step, power_cut, Power)
+        interrupted(path, step, power_cut, Power)
     assert equal(train_or_load(RECIPE, 2, path)[0].module, uninterrupted)
 
 
 @pytest.mark.parametrize("part", ["momentum", "running_mean", "weight"])
-def test_all_that_is_kept_is_needed(part, every_step, monkeypatch, path, kept, uninterrupted):
-    interrupted(monkeypatch, path, 7, power_cut, Power)
+def test_all_that_is_kept_is_needed(part, path, kept, uninterrupted):
+    interrupted(path, 7, power_cut, Power)
     with safe_open(kept, "pt") as stored:
         about = stored.metadata()
     del about["sha256"]  # or the change would be noticed
@@ -119,18 +102,18 @@ def test_all_that_is_kept_is_needed(part, every_step, monkeypatch, path, kept, u
     assert not equal(train_or_load(RECIPE, 2, path)[0].module, uninterrupted)
 
 
-def test_interruption_ends_the_step_and_keeps_it(monkeypatch, path, kept, uninterrupted):
+def test_interruption_ends_the_step_and_keeps_it(path, kept, uninterrupted):
     # A minute has not passed: it is the interruption that writes.
-    calls = interrupted(monkeypatch, path, 5, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)
-    assert calls == [1, 2, 3, 4, 5]
+    steps = interrupted(path, 5, lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt, seconds=60)
+    assert steps == [1, 2, 3, 4, 5]
     with safe_open(kept, "pt") as stored:
         assert stored.metadata()["step"] == "5"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert equal(train_or_load(RECIPE, 2, path)[0].module, uninterrupted)
 
 
-def test_nothing_is_written_before_its_time(monkeypatch, path, kept):
-    interrupted(monkeypatch, path, 9, power_cut, Power)
+def test_nothing_is_written_before_its_time(path, kept):
+    interrupted(path, 9, power_cut, Power, seconds=60)
     assert list(path.parent.iterdir()) == []
 
 
@@ -180,14 +163,9 @@ def test_other_threads_and_other_handlers_are_left_alone():
 
 
 @pytest.mark.parametrize("other", ["recipe", "seed"])
-def test_half_trained_network_of_another_recipe_or_seed_is_replaced(
-    other, every_step, monkeypatch, path, kept, uninterrupted
-):
+def test_half_trained_network_of_another_recipe_or_seed_is_replaced(other, path, kept, uninterrupted):
     recipe = RECIPE.model_copy(update={"learning_rate": 0.05}) if other == "recipe" else RECIPE
-    context, _ = stop_at(monkeypatch, 7, power_cut)
-    with pytest.raises(Power):
-        train_or_load(recipe, 2 if other == "recipe" else 3, path)
-    context.__exit__(None, None, None)
+    interrupted(path, 7, power_cut, Power, recipe=recipe, seed=2 if other == "recipe" else 3)
     with pytest.warns(UserWarning, match=r"net.partial.safetensors is of another recipe, seed or set of images"):
         loaded, _ = train_or_load(RECIPE, 2, path)
     assert equal(loaded.module, uninterrupted)
@@ -195,8 +173,8 @@ def test_half_trained_network_of_another_recipe_or_seed_is_replaced(
 
 
 @pytest.mark.parametrize("fault", ["empty", "cut", "tensor missing", "other shape", "no step"])
-def test_damaged_half_trained_network_is_replaced(fault, every_step, monkeypatch, path, kept, uninterrupted):
-    interrupted(monkeypatch, path, 7, power_cut, Power)
+def test_damaged_half_trained_network_is_replaced(fault, path, kept, uninterrupted):
+    interrupted(path, 7, power_cut, Power)
     if fault in ("empty", "cut"):
         content = kept.read_bytes()
         kept.write_bytes(content[: len(content) // 2] if fault == "cut" else b"")
@@ -211,28 +189,26 @@ def test_damaged_half_trained_network_is_replaced(fault, every_step, monkeypatch
         else:
             del about["step"]
         save_file(state, kept, metadata=about)
-    with pytest.warns(UserWarning, match=r"net.partial.safetensors .*training starts anew and replaces it"):
+    with pytest.warns(UserWarning, match=r"net.partial.safetensors .*training starts over and replaces it"):
         loaded, _ = train_or_load(RECIPE, 2, path)
     assert equal(loaded.module, uninterrupted)
 
 
-def test_half_trained_network_on_other_images_is_replaced(every_step, monkeypatch, path):
-    interrupted(monkeypatch, path, 7, power_cut, Power)
-    real = training.splits
-
-    def fewer(config):
-        train_set, test_set = real(config)
-        return train_set.subset(range(100)), test_set
-
-    monkeypatch.setattr(training, "splits", fewer)
-    monkeypatch.setattr(training, "_drawn_images", training._drawn_images.__wrapped__)  # nothing is remembered
+def test_half_trained_network_on_other_images_is_replaced(path, tmp_path):
+    for number in range(34):
+        file = tmp_path / "images" / ("test" if number < 2 else "train") / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (7 * number, 0, 0)).save(file)
+    recipe = RECIPE.model_copy(update={"images": str(tmp_path / "images"), "batch_size": 8})
+    interrupted(path, 7, power_cut, Power, recipe=recipe)
+    file.unlink()
     with pytest.warns(UserWarning, match="set of images"):
-        train_or_load(RECIPE, 2, path)
+        train_or_load(recipe, 2, path)
 
 
-def test_continuing_gives_no_warning(every_step, monkeypatch, path):
+def test_continuing_gives_no_warning(path):
     for step in (2, 3):  # the second continues after a single step
-        interrupted(monkeypatch, path, step, power_cut, Power)
+        interrupted(path, step, power_cut, Power)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train_or_load(RECIPE, 2, path)
@@ -246,8 +222,8 @@ def test_place_of_cifar_makes_no_difference(path):
     train_or_load(moved.model_copy(update={"steps": 0}), 2, path)
 
 
-def test_disk_that_cannot_be_written_is_said_and_keeps_what_was_there(every_step, monkeypatch, path, kept):
-    interrupted(monkeypatch, path, 7, power_cut, Power)
+def test_disk_that_cannot_be_written_is_said_and_keeps_what_was_there(monkeypatch, path, kept):
+    interrupted(path, 7, power_cut, Power)
     content = kept.read_bytes()
 
     def full(*args, **kwargs):
@@ -255,12 +231,12 @@ def test_disk_that_cannot_be_written_is_said_and_keeps_what_was_there(every_step
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match=r"cannot write .*net.partial.safetensors: No space left"):
-        train_or_load(RECIPE, 2, path)
+        train_or_load(RECIPE, 2, path, checkpoint_seconds=0)
     assert kept.read_bytes() == content
 
 
-def test_parameters_buffers_and_momentum_are_kept(every_step, monkeypatch, path, kept):
-    interrupted(monkeypatch, path, 3, power_cut, Power)
+def test_parameters_buffers_and_momentum_are_kept(path, kept):
+    interrupted(path, 3, power_cut, Power)
     state = load_file(kept)
     assert {name.partition(".")[0] for name in state} == {"network", "momentum"}
     assert {"network.bn1.running_var", "momentum.bn1.weight"} < set(state)

@@ -64,7 +64,7 @@ def test_every_flipped_bit_of_a_half_trained_network_is_noticed(partial, tmp_pat
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
-        with pytest.warns(UserWarning, match=r"net.partial.safetensors .*training starts anew and replaces it"):
+        with pytest.warns(UserWarning, match=r"net.partial.safetensors .*training starts over and replaces it"):
             assert taken(path) == 0
 
 
@@ -91,7 +91,7 @@ def test_a_half_trained_network_of_any_damage_is_trained_from_the_beginning(part
     path = tmp_path / "net.partial.safetensors"
     path.write_bytes(partial[0].read_bytes())
     damage(path)
-    with pytest.warns(UserWarning, match=r"net.partial.safetensors .*training starts anew and replaces it"):
+    with pytest.warns(UserWarning, match=r"net.partial.safetensors .*training starts over and replaces it"):
         assert taken(path) == 0
 
 

@@ -1,4 +1,4 @@
-"""Batches of decoded images: out of memory where all of them fit, else decoded while the batch before is used."""
+"""Batches of decoded images: kept in memory where all of them fit, else decoded one batch ahead."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.pixels import to_rgb
 
-# So many bytes of decoded images are kept.
+# Bytes of decoded images that are kept in memory.
 MEMORY = 2 * 10**9
 _THREADS = 8
 
 
 def shuffled(count: int, size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """The numbers of the images in each batch: one random order after another, without end effects.
+    """Draw the numbers of the images in each batch: one random order after another, without end effects.
 
     Raises:
         ImageError: the images do not fill one batch.
@@ -40,27 +40,25 @@ def shuffled(count: int, size: int, steps: int, seed: int) -> Iterator[np.ndarra
         order = order[size:]
 
 
-def in_memory(images: ImageSet, progress: bool = False) -> Tensor | None:
-    """All images decoded, uint8 (N, 3, H, W), or None where they take more than `MEMORY`.
+def in_memory(images: ImageSet, progress: bool = False, memory: int = MEMORY) -> Tensor | None:
+    """Decode all images into uint8 (N, 3, H, W), or give None where they take more memory than allowed.
 
     Args:
         images: PIL images of one size.
         progress: show a bar.
+        memory: bytes allowed.
 
     Raises:
         ImageError: an image cannot be read.
     """
     first = _decoded(images, 0)
-    if len(images) * first.numel() > MEMORY:
+    if len(images) * first.numel() > memory:
         return None
     pixels = torch.empty(len(images), *first.shape, dtype=torch.uint8)
 
-    def keep(number: int) -> None:
-        pixels[number] = _decoded(images, number)
-
     with _workers() as pool:
-        done = pool.map(keep, range(len(images)))
-        for _ in tqdm(done, f"reading {images.name}", len(images), disable=not progress, leave=False):
+        decoded = pool.map(lambda number: pixels[number].copy_(_decoded(images, number)), range(len(images)))
+        for _ in tqdm(decoded, f"reading {images.name}", len(images), disable=not progress, leave=False):
             pass
     return pixels
 
@@ -68,7 +66,7 @@ def in_memory(images: ImageSet, progress: bool = False) -> Tensor | None:
 def batches(
     images: ImageSet, pixels: Tensor | None, order: Iterable[np.ndarray]
 ) -> Generator[tuple[np.ndarray, Tensor]]:
-    """Batches in the order given, the same from memory as decoded on the way.
+    """Yield batches in the order given, the same whether kept in memory or decoded on the way.
 
     Args:
         images: PIL images of one size.
@@ -89,13 +87,13 @@ def batches(
         for numbers in order:
             ahead.append((numbers, [pool.submit(_decoded, images, int(number)) for number in numbers]))
             if len(ahead) > 1:
-                yield _due(ahead)
+                yield _stacked(*ahead.popleft())
         while ahead:
-            yield _due(ahead)
+            yield _stacked(*ahead.popleft())
 
 
 def augmented(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Every image of a batch (B, C, H, W), moved by up to an eighth of its edge into black, half of them mirrored."""
+    """Shift every image of a batch (B, C, H, W) by up to an eighth of its edge into black, and mirror half of them."""
     margin, (height, width) = pixels.shape[-1] // 8, pixels.shape[-2:]
     padded = functional.pad(pixels, [margin] * 4)
     corners = rng.integers(0, 2 * margin + 1, (len(pixels), 2))
@@ -112,14 +110,13 @@ def _decoded(images: ImageSet, number: int) -> Tensor:
     return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
-def _due(ahead: deque[tuple[np.ndarray, list[Future[Tensor]]]]) -> tuple[np.ndarray, Tensor]:
-    numbers, parts = ahead.popleft()
-    return numbers, torch.stack([part.result() for part in parts])
+def _stacked(numbers: np.ndarray, decoded: list[Future[Tensor]]) -> tuple[np.ndarray, Tensor]:
+    return numbers, torch.stack([image.result() for image in decoded])
 
 
 @contextmanager
 def _workers() -> Iterator[ThreadPoolExecutor]:
-    """Threads that leave undone what nobody waits for any more, so that an interruption is not kept waiting."""
+    """Threads whose pending work is cancelled at the end, so that an interruption need not wait for it."""
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
     try:
         yield pool

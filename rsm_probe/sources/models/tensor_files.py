@@ -1,4 +1,4 @@
-"""Networks on disk: tensors and text about them, with a checksum over both."""
+"""Tensors and texts in one file, with a checksum over both."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rsm_probe.storage.files import replacing
 _CHECKSUM = "sha256"
 
 
-def save_tensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Writes tensors and text about them as one `.safetensors` file, atomically.
+def save_tensors(path: Path, state: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+    """Write tensors and texts as one `.safetensors` file, atomically.
 
     Raises:
         StorageError: the file cannot be written.
@@ -28,35 +28,35 @@ def save_tensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, st
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as fresh:
         try:
-            save_file(dense, fresh, metadata={**about, _CHECKSUM: _checksum(dense, about)})
-        except SafetensorError as error:  # a full disk, among others
+            save_file(dense, fresh, metadata={**texts, _CHECKSUM: _checksum(dense, texts)})
+        except SafetensorError as error:  # a full disk, for example
             raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads what `save_tensors` wrote: the tensors, and the text about them.
+    """Read the tensors and texts that `save_tensors` wrote.
 
-    Files without a checksum, from before there was one, are read as they are.
+    Files without a checksum, which older versions wrote, are read as they are.
 
     Raises:
-        ModelError: no readable `.safetensors` file, or not what was written; the message says why.
+        ModelError: the file is not a readable `.safetensors` file or is damaged; the message says why.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as stored:
-            about = dict(stored.metadata() or {})
+            texts = dict(stored.metadata() or {})
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as a .safetensors file: {error}") from error
-    written = about.pop(_CHECKSUM, None)
-    if written is not None and written != _checksum(state, about):
+    written = texts.pop(_CHECKSUM, None)
+    if written is not None and written != _checksum(state, texts):
         raise ModelError(f"{path} is damaged: its checksum is not the one that was written with it")
-    return state, about
+    return state, texts
 
 
-def _checksum(state: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
+def _checksum(state: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode())
     for name in sorted(state):
         tensor = state[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -21,8 +21,8 @@ ARCHITECTURES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet101"
 class NetworkConfig(Config):
     """A ResNet in four stages with a 3 x 3 stem and no pooling before the first stage.
 
-    Either `architecture` or `blocks` says how deep it is. `widths` are the channels of the stages: the outputs of basic
-    blocks have as many, those of the bottlenecks of resnet101 four times as many.
+    Either `architecture` or `blocks` sets the depth. `widths` are the channels of the stages: outputs of basic blocks
+    have that many, outputs of the bottlenecks of resnet101 four times as many.
     """
 
     architecture: Literal["resnet18", "resnet34", "resnet101"] | None = Field(
@@ -65,29 +65,29 @@ class NetworkConfig(Config):
 
     @property
     def weights(self) -> int:
-        """About how many weights its convolutions have."""
+        """Approximate number of weights in the convolutions."""
         deep = self.architecture == "resnet101"
         expansion, total = 4 if deep else 1, 0
         incoming = self.widths[0] if self.narrow_stem else 64
         for count, width in zip(self.blocks, self.widths, strict=True):
             out = expansion * width
             inner = 9 * width**2 + width * out if deep else 9 * width**2
-            total += incoming * out + count * inner
-            # What a block reads: the first one what the stage before gives, the others what their own stage does.
-            total += (1 if deep else 9) * width * (incoming + (count - 1) * out)
+            # The first block of a stage reads the outputs of the stage before, the others those of their own stage.
+            read = (1 if deep else 9) * width * (incoming + (count - 1) * out)
+            total += incoming * out + count * inner + read
             incoming = out
         return total
 
 
 def build_network(config: NetworkConfig, outputs: int, dilated: int = 0) -> nn.Module:
-    """The untrained network: timm's ResNet with a stem for small images.
+    """Build the untrained network: timm's ResNet with a stem for small images.
 
     Args:
         config: its shape.
-        outputs: channels of its answer.
-        dilated: so many of the last two stages keep the resolution of the one before, and dilate their convolutions
-            instead. Weights mean the same: every location of the network as it is trained is among those of this one,
-            with the same answer.
+        outputs: channels of its output.
+        dilated: number of last stages, at most 2, that keep the resolution of the stage before and dilate their
+            convolutions instead. Weights keep their meaning: each location of the undilated network is among the
+            locations of this one, with the same values.
     """
     from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -113,7 +113,7 @@ def build_network(config: NetworkConfig, outputs: int, dilated: int = 0) -> nn.M
 
 
 def _dilate(stages: list[nn.Module]) -> None:
-    """Takes the strides out of stages, and lets what follows them look as much further."""
+    """Remove the strides of stages, and dilate the convolutions that follow by as much."""
     reach = 1
     for stage in stages:
         for name, conv in list(stage.named_modules()):
@@ -122,5 +122,5 @@ def _dilate(stages: list[nn.Module]) -> None:
             strided, conv.stride = conv.stride != (1, 1), (1, 1)
             if conv.kernel_size != (1, 1):
                 conv.dilation = conv.padding = (reach, reach)
-            # The shortcut of a block strides beside the convolution that does, and only one of the two counts.
+            # A block strides once, in its convolutions and in the shortcut beside them: count only one of the two.
             reach *= 2 if strided and "downsample" not in name else 1

@@ -1,10 +1,10 @@
-"""What a recipe says: which network is trained, on which images, how long."""
+"""Training recipes: which network to train, on which images, for how long."""
 
 from __future__ import annotations
 
 import os
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from rsm_probe.checks import brief
 from rsm_probe.config import Config
@@ -24,7 +24,7 @@ _HELD_OUT = 500
 
 
 class TrainingConfig(Config):
-    """What to train on what, and how long.
+    """Network, images and length of a training.
 
     The optimiser is SGD with Nesterov momentum under a one-cycle schedule. Training sees the training split of the
     images, accuracy is measured on their test split.
@@ -75,43 +75,33 @@ class TrainingConfig(Config):
             raise ValueError(f"must be at most {_MOST_STEPS}: a day has time for 86 million steps of a millisecond")
         return steps
 
-    @field_validator("size")
+    @field_validator("size", "count")
     @classmethod
-    def _size_fits_memory(cls, size: int) -> int:
-        require_edge(size)
-        return size
-
-    @field_validator("count")
-    @classmethod
-    def _count_fits_memory(cls, count: int) -> int:
-        require_drawn(count)
-        return count
+    def _fits_memory(cls, number: int, info: ValidationInfo) -> int:
+        (require_edge if info.field_name == "size" else require_drawn)(number)
+        return number
 
     @model_validator(mode="after")
-    def _batch_fits_memory(self) -> TrainingConfig:
+    def _keys_suit_each_other(self) -> TrainingConfig:
         if (taken := 12 * self.batch_size * self.size**2) > _MOST_BATCH_BYTES:
             raise ValueError(
                 f"batch_size: {brief(self.batch_size)} images of {self.size} x {self.size} take {in_bytes(taken)} at "
                 f"once, and at most {in_bytes(_MOST_BATCH_BYTES)} are tried"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _all_images_are_used(self) -> TrainingConfig:
         if named_images(self.images).on_disk and self.count != _DRAWN:
             raise ValueError(f"count: says how many scenes or crops to draw; of {self.images}, all images are used")
         return self
 
 
 def splits(config: TrainingConfig) -> tuple[ImageSet, ImageSet]:
-    """The images to train on and those held out, with targets and in the size that the recipe says.
+    """Load the images to train on and those held out, with targets and in the size of the recipe.
 
     Raises:
         ImageError: images are missing, do not suit their options, or have classes that only one of the two splits has.
     """
     images = named_images(config.images)
     train, test = (
-        # A broken file is an error when its turn comes in the first epoch; verifying all files would take as long.
+        # A broken file raises when it is read in the first epoch; verifying all files first would take as long.
         images.load(
             path=config.images, root=config.root, split=split, size=config.size, count=count if images.drawn else None,
             seed=seed, verify=False,

@@ -1,4 +1,4 @@
-"""Training by a recipe, which gives a sweep its seeds: repeatable, and continued after an interruption."""
+"""Train networks by a recipe, repeatably, and resume after an interruption: the seeds of a sweep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from rsm_probe.checks import require_seed
 from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.execution.devices import find_device
-from rsm_probe.sources.images.decoded_batches import augmented, batches, in_memory, shuffled
+from rsm_probe.sources.images.decoded_batches import MEMORY, augmented, batches, in_memory, shuffled
 from rsm_probe.sources.images.embedded.registry import EMBEDDED
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
@@ -51,10 +51,8 @@ __all__ = [
     "train_or_load",
 ]
 
-# Seconds between two writings of the half-trained network.
-CHECKPOINT_SECONDS = 60.0
-# Channels last is faster, but the gradient of a strided 1 x 1 convolution that reads fewer channels than this writes
-# beyond its memory there, on some AMD processors (PyTorch 2.10 to 2.15): the program ends or, worse, goes on.
+# Channels last is faster, but there the gradient of a strided 1 x 1 convolution that reads fewer channels than this
+# writes beyond its memory on some AMD processors (PyTorch 2.10 to 2.15): the program crashes or, worse, goes on.
 _FEW_CHANNELS = 8
 
 
@@ -64,16 +62,23 @@ def train(
     device: str | torch.device | None = None,
     progress: bool = False,
     partial: str | Path | None = None,
+    *,
+    checkpoint_seconds: float = 60.0,
+    image_memory: int = MEMORY,
+    on_step: Callable[[int], object] = lambda step: None,
 ) -> Trained:
-    """Trains one network; the same seed gives the same network on the same machine, however often it was interrupted.
+    """Train one network; the same seed gives the same network on the same machine, however often it was interrupted.
 
     Args:
         config: the recipe.
         seed: of the initial weights, of the order of the images and of their augmentation.
         device: where to train; None for the CPU, "auto" for a GPU where there is one.
         progress: show a bar.
-        partial: a `.safetensors` file that keeps the half-trained network, every `CHECKPOINT_SECONDS` and at an
-            interruption, and from which training continues; None keeps nothing.
+        partial: a `.safetensors` file that keeps the half-trained network, regularly and at an interruption, and from
+            which training continues; None keeps nothing.
+        checkpoint_seconds: time between two writings of `partial`.
+        image_memory: bytes of decoded images that are kept in memory; beyond it, each batch is decoded again.
+        on_step: called with the number of each step, from 1, before the network changes.
 
     Raises:
         ImageError: images are missing or broken, or the recipe does not fit them.
@@ -81,8 +86,8 @@ def train(
         StorageError: `partial` cannot be written.
     """
     require_seed(seed, "seed", ModelError)
-    images, held_out, pixels = _training_images(config, progress)
-    assert images.targets is not None  # every set that a recipe can name has them
+    images, held_out, pixels = _training_images(config, progress, image_memory)
+    assert images.targets is not None  # as in every set that a recipe can name
     questions, choices = images.targets.values.shape[1], images.targets.choices
     device = find_device(device, ModelError)
     answers = torch.from_numpy(images.targets.values).to(device)
@@ -112,18 +117,19 @@ def train(
             scores = module(_normalised(batch.to(device)).contiguous(memory_format=layout))
             loss = functional.cross_entropy(scores.unflatten(1, (questions, choices)).transpose(1, 2), answers[numbers])
             _require_finite([loss], step, config)
+            on_step(step)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             assert schedule is not None
             schedule.step()
             bar.update()
-            if file is not None and (interrupted or time.monotonic() - saved >= CHECKPOINT_SECONDS):
+            if file is not None and (interrupted or time.monotonic() - saved >= checkpoint_seconds):
                 save_partial(file, owner, step, module, optimiser)
                 saved = time.monotonic()
             if interrupted:
                 break
-    # No loss has seen what the last step did.
+    # No loss shows what the last step did.
     _require_finite(module.state_dict().values(), config.steps, config)
     module = module.eval().to(memory_format=torch.contiguous_format)
     accuracy = _accuracy(module, held_out, config.batch_size, device)
@@ -136,11 +142,14 @@ def train_or_load(
     path: str | Path,
     device: str | torch.device | None = None,
     progress: bool = False,
+    *,
+    checkpoint_seconds: float = 60.0,
+    on_step: Callable[[int], object] = lambda step: None,
 ) -> tuple[LoadedModel, float]:
-    """The network of a recipe and a seed, and its accuracy: read if the file exists, else trained and saved.
+    """Read the network of a recipe and a seed with its accuracy, or train and save it where there is no file.
 
-    Until training is complete, `<name>.partial.safetensors` beside the file keeps what is done; the same call continues
-    after an interruption.
+    Until training is complete, `<name>.partial.safetensors` beside the file keeps the half-trained network; the same
+    call resumes after an interruption. For the arguments, see `train`.
 
     Raises:
         ImageError: images are missing or broken, or the recipe does not fit them.
@@ -149,32 +158,32 @@ def train_or_load(
     """
     require_seed(seed, "seed", ModelError)
     path = local_folder(path, "the file of a network")
-    _require_place(path)
-    if path.is_file() and not made_by(config, seed, stored_network(path)[1]):
-        raise StorageError(
-            f"{path} holds a network of another recipe or seed; choose another folder or remove the file"
-        )
+    _require_writable(path)
     if not path.is_file():
         partial = path.with_name(f"{path.stem}.partial.safetensors")
-        trained = train(config, seed, device, progress, partial)
+        trained = train(config, seed, device, progress, partial, checkpoint_seconds=checkpoint_seconds, on_step=on_step)
         trained.save(path)
         partial.unlink(missing_ok=True)
         if not trained.as_expected:
             warnings.warn(
                 f"{path.name}: accuracy {trained.accuracy:.2f} is below the expected {config.expected_accuracy:.2f}; "
-                f"what its layers show may be that of an untrained network; train for more steps or change the rate",
+                f"its layers may look like those of an untrained network; train for more steps or change the rate",
                 stacklevel=2,
             )
-    state, about = stored_network(path)
+    state, texts = stored_network(path)
+    if not made_by(config, seed, texts):
+        raise StorageError(
+            f"{path} holds a network of another recipe or seed; choose another folder or remove the file"
+        )
     try:
-        accuracy = float(about["accuracy"])
+        accuracy = float(texts["accuracy"])
     except (KeyError, ValueError):
         raise ModelError(f"{path} does not say its accuracy; {AGAIN}") from None
-    return network_of(path, state, about), accuracy
+    return network_of(path, state, texts), accuracy
 
 
-def _require_place(path: Path) -> None:
-    """Makes sure, before hours of training, that a file can be written at its end.
+def _require_writable(path: Path) -> None:
+    """Check before hours of training that the file can be written afterwards.
 
     Raises:
         StorageError: it cannot.
@@ -189,45 +198,45 @@ def _require_place(path: Path) -> None:
 
 
 def _normalised(pixels: Tensor) -> Tensor:
-    """What `normalise` makes of each image, of a batch (B, 3, H, W) of bytes."""
+    """Apply `normalise` to a batch of bytes (B, 3, H, W)."""
     return (pixels.float() / 255.0 - 0.5) / 0.25
 
 
-def _training_images(config: TrainingConfig, progress: bool) -> tuple[ImageSet, ImageSet, Tensor | None]:
-    """What a network is trained on and tested on, and the pixels of the former where they fit into memory."""
+def _training_images(config: TrainingConfig, progress: bool, memory: int) -> tuple[ImageSet, ImageSet, Tensor | None]:
+    """Images to train on, images to test on, and the pixels of the former where they fit into memory."""
     if not config.steps:
         return *splits(config), None
     if config.images in EMBEDDED:
-        return _drawn_images(config.model_copy(update={"network": NetworkConfig(), "steps": 10}))
+        return _embedded_images(config.model_copy(update={"network": NetworkConfig(), "steps": 10}), memory)
     images, held_out = splits(config)
-    return images, held_out, in_memory(images, progress)
+    return images, held_out, in_memory(images, progress, memory)
 
 
 @lru_cache(maxsize=1)
-def _drawn_images(config: TrainingConfig) -> tuple[ImageSet, ImageSet, Tensor | None]:
-    """Those of an embedded set, which depend on nothing but the recipe: seeds one after another share them."""
+def _embedded_images(config: TrainingConfig, memory: int) -> tuple[ImageSet, ImageSet, Tensor | None]:
+    """Images of an embedded set, which depend on the recipe alone: seeds trained one after another share them."""
     images, held_out = splits(config)
-    return images, held_out, in_memory(images)
+    return images, held_out, in_memory(images, memory=memory)
 
 
 def _owner(config: TrainingConfig, seed: int, images: ImageSet) -> dict[str, str]:
-    """What a half-trained network is of. Where CIFAR-100 lies makes no difference; which files a folder holds does."""
+    """Identify a half-trained network: by the files of a folder, but not by where CIFAR-100 lies."""
     ids = hashlib.sha256("\n".join(images.ids).encode()).hexdigest()
     return {"recipe": config.model_dump_json(exclude={"root"}), "seed": str(seed), "images": ids}
 
 
 def _schedule(optimiser: torch.optim.SGD, config: TrainingConfig, done: int) -> OneCycleLR:
-    """Rate and momentum by step; both have a closed form, so that nothing of the past need be stored."""
+    """Learning rate and momentum by step; both have a closed form, so no past state need be stored."""
     schedule = OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.2)
     if not done:
         return schedule
-    # The first one has left in the optimiser what a schedule needs to begin later.
+    # The first schedule initialised the optimiser, which a schedule that begins later relies on.
     return OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.2, last_epoch=done - 1)
 
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """On a GPU, some faster convolutions add up in another order every time."""
+    """Choose deterministic convolutions: on a GPU, some faster ones sum in another order every time."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
@@ -246,11 +255,11 @@ def _require_finite(values: Iterable[Tensor], step: int, config: TrainingConfig)
 
 @torch.no_grad()
 def _accuracy(module: nn.Module, images: ImageSet, batch_size: int, device: str | torch.device) -> float:
-    """Share of questions answered rightly."""
+    """Share of questions answered correctly."""
     assert images.targets is not None
     values, right = images.targets.values, 0
     order = (np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size))
-    # Each image has one turn: keeping them would gain nothing.
+    # Each image is used once, so keeping it would gain nothing.
     for numbers, batch in batches(images, None, order):
         scores = module(_normalised(batch.to(device)))
         guesses = scores.unflatten(1, (values.shape[1], images.targets.choices)).argmax(dim=2).cpu().numpy()

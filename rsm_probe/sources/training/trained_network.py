@@ -1,4 +1,4 @@
-"""Trained networks: what they are, written and read."""
+"""Trained networks: the network with its recipe, written and read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rsm_probe.sources.training.networks import build_network
 from rsm_probe.sources.training.recipe import TrainingConfig
 
 AGAIN = "remove it; `rsm-probe train`, or the study that made it, makes it again"
-# What is written beside the weights; "format" is what other programs add.
+# Texts that are written beside the weights; other programs add "format".
 _TEXTS = {"recipe", "seed", "accuracy", "format"}
 
 
@@ -37,7 +37,7 @@ class Trained:
         return self.accuracy >= self.config.expected_accuracy
 
     def save(self, path: str | Path) -> None:
-        """Writes weights and recipe as one `.safetensors` file that `load_model` reads.
+        """Write weights and recipe as one `.safetensors` file that `load_model` reads.
 
         Raises:
             StorageError: the file cannot be written.
@@ -47,7 +47,7 @@ class Trained:
 
 
 def load_trained(path: str | Path, pretrained: bool = True, dilated: int = 0) -> LoadedModel:
-    """Reads a network that `Trained.save` wrote; its recipe says how to build it.
+    """Read a network that `Trained.save` wrote; its recipe says how to build it.
 
     Args:
         path: the file.
@@ -64,22 +64,22 @@ def load_trained(path: str | Path, pretrained: bool = True, dilated: int = 0) ->
 
 
 def network_of(
-    path: Path, state: Mapping[str, Tensor], about: Mapping[str, str], pretrained: bool = True, dilated: int = 0
+    path: Path, state: Mapping[str, Tensor], texts: Mapping[str, str], pretrained: bool = True, dilated: int = 0
 ) -> LoadedModel:
-    """The network of what a file holds.
+    """Build the network of a file from the tensors and texts that `stored_network` read.
 
     Raises:
-        ModelError: it names no recipe, or one that does not make these weights.
+        ModelError: there is no recipe, or one that does not make these weights.
     """
-    if "recipe" not in about:
+    if "recipe" not in texts:
         raise ModelError(f"{path} names no recipe; load it as weights= of a model instead")
-    # A damaged name of the checksum would make the file one from before there were any.
-    if surplus := sorted(set(about) - _TEXTS):
+    # With a damaged name of its checksum, a file would pass for one from before checksums.
+    if surplus := sorted(set(texts) - _TEXTS):
         raise ModelError(
             f"{path} is damaged or of another program: it holds a text called {brief(surplus[0])}; {AGAIN}"
         )
     try:
-        config = TrainingConfig.parse(json.loads(about["recipe"]), f"the recipe in {path}")
+        config = TrainingConfig.parse(json.loads(texts["recipe"]), f"the recipe in {path}")
         module = build_network(config.network, state["fc.weight"].shape[0], dilated)
         other = [name for name, own in module.state_dict().items() if name in state and state[name].dtype != own.dtype]
         if other:
@@ -92,15 +92,15 @@ def network_of(
 
 
 def normalise(image: object) -> Tensor:
-    """PIL image -> (3, H, W) with zero mean and unit deviation for typical images."""
+    """Turn a PIL image into (3, H, W) with zero mean and unit deviation for typical images."""
     return (to_tensor(image) - 0.5) / 0.25  # type: ignore[arg-type]
 
 
 def stored_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights and recipe of a file that `Trained.save` wrote.
+    """Read the tensors and texts of a file that `Trained.save` wrote.
 
     Raises:
-        ModelError: it is damaged; the message says what makes it again.
+        ModelError: the file is damaged; the message says how to recreate it.
     """
     try:
         return read_tensors(path)
@@ -108,11 +108,11 @@ def stored_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ModelError(f"{error}; {AGAIN}") from error
 
 
-def made_by(config: TrainingConfig, seed: int, about: dict[str, str]) -> bool:
-    """Whether a stored network is of a recipe and a seed; a recipe from before a key existed has its default."""
+def made_by(config: TrainingConfig, seed: int, texts: Mapping[str, str]) -> bool:
+    """Whether a stored network is of a recipe and a seed; keys newer than the stored recipe have their defaults."""
     try:
-        stored = TrainingConfig.parse(json.loads(about["recipe"]))
+        stored = TrainingConfig.parse(json.loads(texts["recipe"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         return False
     same = stored.model_dump(exclude={"root"}) == config.model_dump(exclude={"root"})
-    return same and about.get("seed") == str(seed)
+    return same and texts.get("seed") == str(seed)
