@@ -1,4 +1,4 @@
-"""Operations that are no modules, such as residual sums, reached through `torch.fx`."""
+"""Operations that are not modules, such as residual sums, reached through `torch.fx`."""
 
 from __future__ import annotations
 

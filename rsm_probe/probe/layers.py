@@ -77,7 +77,7 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
 
 
 def layer_specs(layers: Layers, modules: Mapping[str, nn.Module]) -> list[str]:
-    """What a user named, as a list of texts.
+    """The layer specification of a user as a list of texts.
 
     Raises:
         LayerError: no text, or nothing.
@@ -110,7 +110,7 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
         try:
             pattern = re.compile(spec.removeprefix("regex:"))
         except re.error as error:
-            raise LayerError(f"{spec!r} is no regular expression: {error}") from None
+            raise LayerError(f"{spec!r} is not a valid regular expression: {error}") from None
         return _matching(modules, spec, lambda name: pattern.search(name) is not None)
     if spec in modules:
         return [Selection(spec, spec)]
@@ -122,12 +122,12 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
         try:
             pattern = re.compile(_glob_to_regex(spec))
         except re.error as error:
-            raise LayerError(f"{spec!r} is no glob: {error}") from None
+            raise LayerError(f"{spec!r} is not a valid glob: {error}") from None
         return _matching(modules, spec, lambda name: pattern.fullmatch(name) is not None)
     wanted = exact["name"] if exact else spec
     raise LayerError(
         f"{type(model).__name__} has no layer {spec!r}{nearest(wanted, (n for n in modules if n), 5)} "
-        f"(`rsm-probe layers` lists them; operations that are no modules, such as residual sums, are 'fx:...' layers "
+        f"(`rsm-probe layers` lists them; operations that are not modules, such as residual sums, are 'fx:...' layers "
         f"where torch.fx can trace the model)"
     )
 

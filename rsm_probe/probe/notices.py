@@ -1,4 +1,4 @@
-"""What a user may not expect of a probe, said once each."""
+"""Warnings about what a user may not expect of a probe, each given once."""
 
 from __future__ import annotations
 

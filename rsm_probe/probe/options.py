@@ -41,7 +41,7 @@ class Options:
         """Options that fit the layers.
 
         Raises:
-            LayerError: layouts that are no mapping, or for a layer that is not probed.
+            LayerError: layouts that are not a mapping, or for a layer that is not probed.
             RepresentationError: an option of a wrong kind.
         """
         _require_layouts(layouts or {}, selections)
@@ -76,7 +76,7 @@ def _require_layouts(layouts: Mapping[str, Layout], selections: Sequence[Selecti
         uncalled = [selection.label for selection in selections if selection.call is None]
         if not any(_is_named(s, None, pattern) for s in selections) and not fnmatch.filter(uncalled, module):
             near = nearest(pattern, [selection.label for selection in selections])
-            raise LayerError(f"layouts: no probed layer answers to {pattern!r}{near}")
+            raise LayerError(f"layouts: no probed layer matches {pattern!r}{near}")
         if not isinstance(layout, str) or layout not in get_args(Layout):
             raise RepresentationError(
                 f"layouts: layer {pattern!r} has the unknown layout {brief(layout)}; layouts are: "

@@ -59,7 +59,7 @@ class Probe:
             on one device.
         layers: exact names, globs (`layer*`, `blocks.*`), `regex:...`, a list of these, `"blocks"` (the default:
             residual or transformer blocks in forward order) or `"all"`. `name#1` takes the second call of a module,
-            `name[key]` a part of a tuple or dict output; `fx:name` an operation that is no module, at the price of a
+            `name[key]` a part of a tuple or dict output; `fx:name` an operation that is not a module, at the price of a
             second forward pass, where `torch.fx` can trace the model.
         example: an input for one forward pass at entry, which checks that every layer runs and gives tokens before
             long work starts: a tensor, a tuple of positional or a mapping of keyword arguments. What it gives is not
@@ -85,8 +85,8 @@ class Probe:
         ModelError: `model` is not a module (at construction).
         LayerError: a name matches no module, or the model runs no hooks or holds no values (at construction); a named
             layer never ran or ran more than once (at the end of the forward pass).
-        RepresentationError: a named layer's output is no set of concept vectors (during the forward pass); an option
-            that is none (at construction).
+        RepresentationError: a named layer's output is not a set of concept vectors (during the forward pass); an
+            option is invalid (at construction).
 
     Warns:
         UserWarning: once each: modules that compute differently in training mode are in it (call `model.eval()`);

@@ -163,7 +163,7 @@ class OutputReader:
             copy: whether the tokens must outlive the output.
 
         Raises:
-            RepresentationError: the output is no set of concept vectors, or nothing says which.
+            RepresentationError: the output is not a set of concept vectors, or is ambiguous.
         """
         with unobserved():
             if self.tracing:

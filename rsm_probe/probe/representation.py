@@ -211,8 +211,8 @@ def _grid_of_sequence(length: int, grids: Sequence[Grid], layout: Layout) -> Gri
     if not fitting:
         seen = ", ".join(f"{h}x{w}" for h, w in dict.fromkeys(grids)) or "none"
         raise RepresentationError(
-            f"its output holds {length} tokens, which is no grid seen in this forward pass (seen: {seen}) plus at most "
-            f"{_MAX_PREFIX} prefix tokens; layouts={{'<layer>': {layout!r}}} takes them as they are"
+            f"its output holds {length} tokens, which matches no grid seen in this forward pass (seen: {seen}) plus at "
+            f"most {_MAX_PREFIX} prefix tokens; layouts={{'<layer>': {layout!r}}} takes them as they are"
         )
     return min(fitting, key=lambda g: length - g[0] * g[1])
 

@@ -81,6 +81,6 @@ def _reads_training(kind: type, method: str) -> bool:
 
 
 def _names(code: CodeType) -> set[str]:
-    """What a function mentions, with the functions inside it."""
+    """The names that a function and the functions inside it mention."""
     inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return set(code.co_names).union(*inner)

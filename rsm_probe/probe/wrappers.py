@@ -1,4 +1,4 @@
-"""What is put around a model: compilation and data parallelism, evaluation mode, the boundary of its passes."""
+"""Wrappers around a model: compilation and data parallelism, evaluation mode, the boundary of its passes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rsm_probe.checks import brief
 from rsm_probe.errors import LayerError, ModelError
 from rsm_probe.probe.torch_internals import COMPILED_FROM, EXPORT_GUARDS, is_compiled
 
-# What accelerate leaves on modules whose weights it fetches for each call.
+# The attribute that accelerate sets on modules whose weights it fetches for each call.
 _OFFLOADED = "_hf_hook"
 
 
@@ -130,7 +130,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, every training flag as it was outside.
 
     Raises:
-        LayerError: a model that is no longer made of modules; see `plain_model`.
+        LayerError: the model runs no hooks; see `plain_model`.
     """
     plain_model(module)
     flags = [(part, part.training) for part in module.modules()]

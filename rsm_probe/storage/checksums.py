@@ -99,7 +99,7 @@ def require_signed(document: Mapping[str, Any], file: str, advice: str) -> bool:
 def covered(document: Mapping[str, Any]) -> dict[str, Any]:
     """What the checksum of a document covers beside its attributes: everything of an array, nothing of a group.
 
-    The attributes of a group are replaced in one step, before which nobody knows what else Zarr will write.
+    The attributes of a group are replaced in one step, before Zarr has decided what else to write.
     """
     if document.get("node_type") == "group":
         return {}

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.codecs import Crc32cCodec
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import StorageError
@@ -20,6 +18,9 @@ from rsm_probe.storage.checksums import ATTRIBUTE, covered, require_signed, sign
 from rsm_probe.storage.declared import chunk_keys, first_missing, is_harmless, require_plain
 from rsm_probe.storage.group import METADATA, UNFINISHED, StoredGroup
 from rsm_probe.storage.listing import storing
+
+if TYPE_CHECKING:
+    import zarr
 
 Selection = tuple[slice, ...]
 
@@ -54,6 +55,8 @@ class ChunkStore(StoredGroup):
         Raises:
             StorageError: there is none of that name, or its metadata are damaged.
         """
+        import zarr
+
         if name not in self._arrays:
             file = f"{self.where}/{name}/{METADATA}"
             with storing(f"{file} is damaged", self._remove(name)):
@@ -112,7 +115,7 @@ class ChunkStore(StoredGroup):
                 dtype=np.dtype(dtype),
                 fill_value=fill,
                 # Representations hold digits that do not compress; uncompressed chunks are read fastest.
-                compressors=[Crc32cCodec()],
+                compressors=_checksums(),
                 dimension_names=dimensions,
             )
             self._sign(name, array)
@@ -131,7 +134,7 @@ class ChunkStore(StoredGroup):
                 name,
                 data=data,
                 chunks=tuple(max(1, size) for size in values.shape),
-                compressors=[Crc32cCodec()],
+                compressors=_checksums(),
                 fill_value=np.nan if data.dtype.kind == "f" else None,
                 dimension_names=dimensions,
                 overwrite=True,
@@ -233,6 +236,13 @@ def _unwritten(values: np.ndarray, fill: Any) -> bool:
     if values.dtype.kind == "f":
         return bool(np.isnan(values).any()) if np.isnan(fill) else bool((values == fill).any())
     return values.dtype.kind in "iu" and bool((values == fill).any())
+
+
+def _checksums() -> list[Any]:
+    """What chunks are written with: a checksum, no compression."""
+    from zarr.codecs import Crc32cCodec
+
+    return [Crc32cCodec()]
 
 
 def _part(array: zarr.Array, key: str) -> Selection:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-
-import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
+from typing import TYPE_CHECKING, Any
 
 from rsm_probe.errors import StorageError
 from rsm_probe.execution.amounts import available_bytes, format_bytes
 from rsm_probe.storage.checksums import ATTRIBUTE, require_signed
 from rsm_probe.storage.listing import LARGEST_TEXT, Files
+
+if TYPE_CHECKING:
+    import zarr
 
 # Metadata of formats 2 and 3.
 _DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
@@ -114,6 +114,8 @@ def declared_bytes(array: zarr.Array, shape: Sequence[int] | None = None) -> int
 
 def chunk_bytes(array: zarr.Array) -> int | None:
     """Bytes of a chunk's file where every chunk takes the same, as this package writes numbers; None of others."""
+    from zarr.codecs import BytesCodec, Crc32cCodec
+
     codecs = [*array.filters, array.serializer, *array.compressors]
     if [type(codec) for codec in codecs] != [BytesCodec, Crc32cCodec]:
         return None

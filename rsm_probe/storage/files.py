@@ -14,19 +14,19 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
-import zarr
 
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.checksums import ARRAYS, ATTRIBUTE, MANIFEST, require_manifest, write_manifest
 from rsm_probe.storage.declared import require_documents, require_held, require_plain
-from rsm_probe.storage.lazy import read_when_used
 from rsm_probe.storage.listing import Files, store_at, storing
 from rsm_probe.storage.places import is_url, local_folder, place
 from rsm_probe.storage.replacing import replacing as replacing
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Arrays = dict[str, np.ndarray]
 # Signature, numbers of disks, entries on this disk and in all, size and place of their list, length of a comment.
@@ -41,6 +41,8 @@ def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
     Raises:
         StorageError: the folder cannot be written, or the dataset holds what Zarr cannot store.
     """
+    import zarr
+
     with replacing(path) as fresh:
         # Format 2 has a specification for text; format 3 still warns that it has none.
         store = store_at(str(fresh))
@@ -60,6 +62,11 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         StorageError: there is no dataset at the path; a file of it is missing or damaged (the message names it); it
             declares more than its files hold, or more than fits into memory.
     """
+    import xarray as xr
+    import zarr
+
+    from rsm_probe.storage.lazy import read_when_used
+
     where = place(path, "path")
     if not is_url(where) and not Path(where).is_dir():
         raise StorageError(f"no stored dataset at {where}")
@@ -137,12 +144,12 @@ def _require_count(file: Path, found: int) -> None:
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, held: int) -> np.ndarray:
-    """One array of an archive of so many bytes. What it declares is compared with what is there before it is made.
+    """One array of an archive of `held` bytes. Its declared size is checked against the file before memory is taken.
 
     Raises:
         ValueError: it declares other than it holds, or objects.
     """
-    # NumPy reads as many bytes as the header asks for: of fewer than there are, nobody would check the sum.
+    # NumPy reads as many bytes as the header declares: of fewer than the entry has, the checksum would go unchecked.
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > held or entry.flag_bits & 1:
         raise ValueError(f"{entry.filename} is compressed, encrypted, or larger than the file")
     content = archive.read(entry)

@@ -9,9 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar
-
-import zarr
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import StorageError
@@ -19,6 +17,9 @@ from rsm_probe.storage.checksums import ARRAYS, ATTRIBUTE, require_signed, signe
 from rsm_probe.storage.listing import Files, store_at, storing
 from rsm_probe.storage.locks import sole_writer
 from rsm_probe.storage.places import is_url, place
+
+if TYPE_CHECKING:
+    import zarr
 
 _Value = TypeVar("_Value")
 # The file that holds the metadata of a group, and of an array.
@@ -66,6 +67,8 @@ class StoredGroup:
     @classmethod
     def existing(cls, where: str | Path, kind: str, writable: bool = False) -> Self | None:
         """As `open`; None where there is none."""
+        import zarr
+
         where = place(where, f"the place of {kind}")
         files = Files(where)
         if files.size(METADATA) is None:
@@ -100,6 +103,8 @@ class StoredGroup:
                     f"{kind}, or, if it was one, remove {where}"
                 )
             _remove_unfinished(path)
+        import zarr
+
         with storing(f"cannot write {where}"):
             group = zarr.create_group(store_at(where), zarr_format=3, attributes=signed({"kind": kind}))
             return cls(group, where)
@@ -134,7 +139,7 @@ class StoredGroup:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What is known of the whole, as it was stored; see `attribute`."""
+        """The attributes as they were stored; see `attribute`."""
         return {key: value for key, value in self.group.attrs.items() if key != ATTRIBUTE}
 
     def attribute(self, key: str, kind: type[_Value], default: _Value | None = None) -> _Value:
@@ -197,7 +202,7 @@ def _replace(where: str) -> str:
 
 
 def _is_empty(path: Path) -> bool:
-    # What a kill leaves of the very first write is no content.
+    # The rest of a first write that was killed does not count as content.
     return path.is_dir() and all(UNFINISHED.fullmatch(file.name) for file in path.iterdir())
 
 

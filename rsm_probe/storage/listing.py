@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from zarr.storage import LocalStore
+from typing import TYPE_CHECKING, Any
 
 from rsm_probe.errors import CostError, RsmProbeError, StorageError
 from rsm_probe.storage.places import is_url
+
+if TYPE_CHECKING:
+    from zarr.storage import LocalStore
 
 # Metadata and tables are a thousand times smaller; more would fill the memory before anything is known of it.
 LARGEST_TEXT = 64 << 20
@@ -47,6 +48,8 @@ def store_at(where: str) -> str | LocalStore:
 
     As text, Zarr would take a path that holds "::" for a chain of file systems, and write to another folder.
     """
+    from zarr.storage import LocalStore
+
     return where if is_url(where) else LocalStore(where)
 
 
@@ -97,7 +100,7 @@ class Files:
             return {name[len(root) + 1 :]: int(about["size"] or 0) for name, about in found.items()}
 
     def read(self, name: str) -> bytes:
-        """What a file holds.
+        """The content of a file.
 
         Raises:
             StorageError: it cannot be read.

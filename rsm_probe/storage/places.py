@@ -158,7 +158,7 @@ def _escaped(letter: str) -> str:
 
 
 def _text(where: Any, name: str) -> str:
-    """What was given for a path, as text that a file system can take."""
+    """The path that a caller gave, as text that a file system accepts."""
     try:
         text = os.fspath(where)
     except TypeError:

@@ -153,7 +153,7 @@ def test_one_wrong_entry_of_a_list_is_enough_to_refuse(resnet18):
 
 
 def test_broken_regular_expression_is_named(resnet18):
-    with pytest.raises(LayerError, match=r"'regex:layer\(' is no regular expression"):
+    with pytest.raises(LayerError, match=r"'regex:layer\(' is not a valid regular expression"):
         resolve(resnet18, "regex:layer(")
 
 

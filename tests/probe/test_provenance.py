@@ -317,7 +317,7 @@ def test_precision_of_what_is_captured_can_be_chosen(small_resnet, dtype):
 
 
 def test_layouts_that_answer_to_no_layer_are_refused(small_resnet):
-    with pytest.raises(LayerError, match="layouts: no probed layer answers to 'layer9'"):
+    with pytest.raises(LayerError, match="layouts: no probed layer matches 'layer9'"):
         Probe(small_resnet, "layer1.0", layouts={"layer9": "NCHW"})
 
 

@@ -61,7 +61,7 @@ def pictures(count: int = 2) -> torch.Tensor:
         ({"layouts": {"conv": None}}, RepresentationError, "'conv' has the unknown layout None"),
         ({"layouts": {"conv": ["NCHW"]}}, RepresentationError, "'conv' has the unknown layout"),
         ({"layouts": {"conv": "NWHC"}}, RepresentationError, "'conv' has the unknown layout 'NWHC'; .*NCHW, NHWC"),
-        ({"layouts": {"cov": "NCHW"}}, LayerError, "answers to 'cov'; nearest: 'conv'"),
+        ({"layouts": {"cov": "NCHW"}}, LayerError, "matches 'cov'; nearest: 'conv'"),
         ({"example": 5}, RepresentationError, "example must hold a tensor.*5"),
         ({"example": "image"}, RepresentationError, "example must hold a tensor"),
         ({"example": np.zeros((1, 3, 4, 4))}, RepresentationError, "example must hold a tensor"),

@@ -88,7 +88,7 @@ def dual_prices(affinity, gap, bids_per_row):
 def _living(affinity):
     """Rows and columns that are to be matched; those that hold zeros only are set aside where nothing is negative.
 
-    Dead locations of both images then answer to each other at no loss: of two pairs of one dead and one living
+    Matching dead locations of both images with each other then loses nothing: of two pairs of one dead and one living
     location each, exchanging the partners gains the affinity of the living ones.
     """
     rows, columns = affinity.shape
@@ -111,7 +111,7 @@ def _living(affinity):
 
 @compiled
 def _pad(affinity, kept_rows, kept_columns, square):
-    """Copies what is kept; zero vectors fill up the smaller side, columns that nobody wants the last 64."""
+    """Copies the living part; zero vectors fill up the smaller side, columns that no row wants the last 64."""
     n, rows, columns = len(square), len(kept_rows), len(kept_columns)
     square[:, n:] = lowest_value(square)
     square[:rows, columns:n] = 0
@@ -123,7 +123,7 @@ def _pad(affinity, kept_rows, kept_columns, square):
 
 @compiled
 def _report(owner, kept_rows, kept_columns, columns, out):
-    """Owners of kept columns -> columns of all rows; rows and columns that were set aside answer to each other."""
+    """Owners of kept columns -> columns of all rows; those that were set aside are matched with each other."""
     out[:] = -1
     free = np.ones(columns, np.bool_)
     for b in range(len(kept_columns)):

@@ -103,15 +103,15 @@ def solve_pairs(
         epsilon = gap * tl.maximum(tl.abs(largest), 1e-30)
         finest = epsilon
 
-    # Nobody owns a column yet. Made of what was read, this is laid out over the threads like the affinities, and so are
-    # the codes: otherwise each bid would move them through shared memory.
-    nobodys = tl.where(wanted, columns, -1)
-    codes = nobodys
+    # No column has an owner yet. Computed from what was read, this is laid out over threads like the affinities, and
+    # so are the codes: otherwise each bid would move them through shared memory.
+    unowned = tl.where(wanted, columns, -1)
+    codes = unowned
     budget = bids_per_row * count
     bids, placed = 0, count
     running = count > 0
     while running:
-        codes = nobodys
+        codes = unowned
         placed = 0
         row = tl.load(order)
         while (placed < count) & (bids < budget):
@@ -120,11 +120,11 @@ def solve_pairs(
             chosen = tl.max(tl.where(keys == best, codes, -1), 0)
             mine = codes == chosen
             second = _number(tl.max(tl.where(mine, _LOWEST_KEY, keys), 0))
-            # Where there is one column only, there is no second.
+            # A single column has no second best.
             ahead = tl.where(second > 0.5 * _LOWEST, _number(best) - second, 0.0)
             raised = tl.maximum(prices + (ahead + epsilon), prices + tl.abs(prices) * _LEAST_RISE)
             prices = tl.where(mine, raised, prices)
-            codes = tl.where(mine, nobodys + (row + 1) * _OWNER, codes)
+            codes = tl.where(mine, unowned + (row + 1) * _OWNER, codes)
             bids += 1
             loser = chosen // _OWNER - 1
             placed += (loser < 0).to(tl.int32)

@@ -18,7 +18,7 @@ from rsm_probe.errors import MatchingError
 
 # A row of a larger affinity, and what is known of its columns, would not fit into the registers of a program.
 LARGEST = 4096
-# So many columns are one warp's: 16 registers for each of affinities, prices and owners.
+# Columns of one warp: 16 registers for each of affinities, prices and owners.
 _COLUMNS_OF_A_WARP = 512
 # Triton compiles a kernel when it is first launched, and interprets one at a time; a launch itself takes microseconds.
 _launching = threading.Lock()
@@ -102,7 +102,7 @@ def solve_on_device(affinities: Tensor, scales: np.ndarray, gap: float, bids_per
 
 
 def warps_of(locations: int) -> int:
-    """Warps of the program that solves one affinity of so many locations, a power of two."""
+    """Warps of the program that solves one affinity of this many locations, a power of two."""
     return max(1, _block_of(locations) // _COLUMNS_OF_A_WARP)
 
 
@@ -112,9 +112,9 @@ def _block_of(locations: int) -> int:
 
 
 def _living(square: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What is to be matched; rows and columns of zeros are set aside where nothing is negative.
+    """Choose the rows and columns to match; those of zeros are set aside where nothing is negative.
 
-    Dead locations of both images then answer to each other at no loss, see the kernel for CPUs.
+    Matching dead locations with each other then loses nothing; see the auction for CPUs.
 
     Args:
         square: (B, n, n), affinities.

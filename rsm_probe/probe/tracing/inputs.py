@@ -1,4 +1,4 @@
-"""What a forward pass is given: how many images, what holds them, and what tells kinds of passes apart."""
+"""The inputs of a forward pass: how many images, which tensor holds them, and which kind of pass they start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rsm_probe.errors import RepresentationError
 
 # Whole numbers of more values than this are told apart by their shape only, unless they are grids.
 _MOST_VALUES = 4096
-# Lists and mappings that are nested deeper than this hold themselves, or are no output of a layer.
+# Lists and mappings nested deeper than this contain themselves, or are not the output of a layer.
 _DEEPEST = 50
 
 
@@ -23,7 +23,7 @@ class NestingError(RepresentationError):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model is called with.
+    """The arguments that a model is called with, as far as a probe needs to know them.
 
     Attributes:
         batch: number of images; 0 where nothing says it.

@@ -49,7 +49,7 @@ def channel_axis(shape: Sequence[int]) -> int | None:
 
 
 def _may_be_colours(axis: int, shape: Sequence[int]) -> bool:
-    """Whether an axis of a map of four axes that has the size of colours is no side of a small map of features."""
+    """Whether a short axis holds colours rather than a side of a tiny feature map."""
     _, first, second, third = shape
     first_form, last_form = _elongation(second, third), _elongation(first, second)
     if axis == 3:

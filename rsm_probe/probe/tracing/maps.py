@@ -77,7 +77,7 @@ def one_map(origins: Sequence[Origin], axis: int) -> Tensor | None:
         axis: their channels.
 
     Returns:
-        None where they are no such maps.
+        None where the maps are not of this kind.
     """
     maps = [origin for origin in origins if isinstance(origin, Tensor)]
     if not maps or any(isinstance(origin, Lost) for origin in origins) or maps[0].ndim not in (4, 5):

@@ -20,7 +20,7 @@ INDEXES = {
 }
 # In place, these make another view of the same values.
 RESHAPES = {"transpose", "t", "squeeze", "unsqueeze", "as_strided"}
-# Each step of a sequence answers for itself.
+# Each step of a sequence stands for itself.
 RECURRENT = {"mkldnn_rnn_layer", "_cudnn_rnn", "_thnn_fused_lstm_cell", "miopen_rnn"}
 ATTENTION = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "linear", "matmul"}

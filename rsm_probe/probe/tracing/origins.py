@@ -93,7 +93,7 @@ def moved(
     output: Tensor,
     learned: float = NOWHERE,
 ) -> Sequence[Origin]:
-    """What an operation that moves data makes of the origins; `learned` is the code of what depends on no input."""
+    """Apply an operation that moves data to the origins; `learned` is the code of values that depend on no input."""
 
     def origin_of(leaf: Any) -> Any:
         # Whole numbers say where to; except where images are made of them, they are moved by no operation here.
@@ -106,7 +106,7 @@ def moved(
 
     args, kwargs = tree_map(origin_of, (args, kwargs))
     if name == "constant_pad_nd" or name.startswith(("reflection_pad", "replication_pad")):
-        # Mirrored borders are no other locations.
+        # Mirrored borders are not further locations.
         func, name = torch.ops.aten.constant_pad_nd.default, "constant_pad_nd"
         args, kwargs = (*args[:2], NOWHERE), {}
     if (narrow := _without_channels(name, args, output.shape)) is not None:
@@ -187,7 +187,7 @@ def same_codes(one: Origin, other: Origin) -> bool:
 
 
 def of_reduction(origin: Tensor, dims: Any, shape: Sequence[int]) -> Origin:
-    """What is joined along axes stands for its first location."""
+    """Values joined along axes stand for their first location."""
     axes = range(origin.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     for axis in axes:
         origin = first_location(origin, axis)

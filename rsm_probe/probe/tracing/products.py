@@ -18,7 +18,7 @@ from rsm_probe.probe.tracing.origins import (
 
 
 def of_product(left: Origin, right: Origin, output: Tensor, batch: int) -> Origin:
-    """Rows keep the origin of the left factor's rows; where these are no locations, columns that of the right's."""
+    """Rows keep the left factor's origins; where these are not locations, columns keep those of the right factor."""
     for factor in (left, right):
         if isinstance(factor, Lost):
             return factor
@@ -33,14 +33,14 @@ def of_product(left: Origin, right: Origin, output: Tensor, batch: int) -> Origi
         return spread(compact(first_location(factor, axis)), output.shape)
     across = -2 if right.ndim > 1 else 0
     rows, columns = compact(first_location(left, -1)), compact(first_location(right, across))
-    # What is summed over many locations belongs to none of them.
+    # A sum over many locations belongs to none of them.
     mixed = held_once(left).shape[-1] > 1, held_once(right).shape[across] > 1
     by_columns = mixed == (True, False) or (_joins_locations(rows, batch) and not _joins_locations(columns, batch))
     return spread(columns if by_columns else rows, output.shape)
 
 
 def of_rows(origin: Origin, output: Tensor) -> Origin:
-    """Each row of the output answers for a row of the first factor (attention: for a query)."""
+    """Each row of the output stands for a row of the first factor (in attention, for a query)."""
     if isinstance(origin, Lost):
         return origin
     if not isinstance(origin, Tensor):  # learned queries: the images are in what they pick up, but no location is

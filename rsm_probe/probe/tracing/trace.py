@@ -151,7 +151,7 @@ class Trace(PassMode):
         if in_place and name in FILLS:
             self._origins.write(outputs[0], None)
             return
-        # Inputs that are no images by their shape are followed from the first convolution on.
+        # Inputs that do not look like images are followed from the first convolution on.
         begins = not self.started and name.startswith(GRIDS)
         if not any(isinstance(origin, Tensor | Lost) for origin in known.values()):
             others = {number for origin in known.values() if isinstance(origin, Elsewhere) for number in origin.inputs}

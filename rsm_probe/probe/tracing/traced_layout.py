@@ -83,7 +83,7 @@ class TracedLayout:
         return self.prefix.stop - self.prefix.start if isinstance(self.prefix, slice) else self.prefix.shape[1]
 
     def apply(self, output: Tensor, dtype: torch.dtype, copy: bool = True) -> Representation:
-        """What an output holds, as a copy or, where it can be, as a view; nothing is copied twice."""
+        """Read an output, as a copy or, where possible, as a view; nothing is copied twice."""
         if isinstance(self.locations, slice) and isinstance(self.prefix, slice):
             # In its own order in memory, whose views follow.
             output = output.to(dtype, copy=copy)
@@ -156,7 +156,7 @@ def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Trace
 
 
 def _as_slice(places: Tensor, length: int) -> _Places:
-    """Places (N, S) in images of so many vectors; a slice of each where they are the same, one after the other."""
+    """Places (N, S) within images of `length` vectors; one slice of each image where they are equal and contiguous."""
     images, count = places.shape
     start = int(places[0, 0]) if count else 0
     regular = torch.arange(images)[:, None] * length + start + torch.arange(count)
@@ -247,7 +247,7 @@ def _prefix(codes: Tensor, batch: int, by_image: bool) -> tuple[Tensor, Tensor]:
 
 
 def _note(left_out: Tensor, batch: int, inputs: Sequence[str]) -> str:
-    """What a user should know of vectors that are left out, by their codes."""
+    """Say which vectors are left out and why, by their codes."""
     said: dict[str, int] = {}
     for code, count in zip(*(found.tolist() for found in left_out.unique(return_counts=True)), strict=True):
         number = input_of_code(code)

@@ -93,7 +93,7 @@ def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict):
-        raise ModelError(f"{path} holds no state dict but {type(found).__name__}")
+        raise ModelError(f"{path} does not hold a state dict, but {type(found).__name__}")
     return found
 
 
@@ -148,7 +148,7 @@ def fetched(
 
 @contextmanager
 def _offline_where_unreachable() -> Iterator[None]:
-    """Tells the hub's library that there is no network where there is none; by itself it tries for half a minute."""
+    """Tell the hub's library when there is no network; left alone, it retries for half a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
