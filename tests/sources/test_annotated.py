@@ -139,7 +139,7 @@ def test_cityscapes_knows_the_evaluated_classes_that_are_present(tmp_path):
 def test_cityscapes_that_is_not_there_says_where_to_get_it(tmp_path):
     with pytest.raises(ImageError, match=r"leftImg8bit_trainvaltest.zip .* https://www.cityscapes-dataset.com"):
         cityscapes(tmp_path, "train")
-    with pytest.raises(ImageError, match="unknown split 'val'"):
+    with pytest.raises(ImageError, match="unknown split of Cityscapes 'val'"):
         cityscapes(tmp_path, "val")
     city_files(tmp_path)
     mask = next((tmp_path / "gtFine").rglob("ulm*labelIds.png"))

@@ -99,7 +99,7 @@ def test_targets_are_answers_among_the_choices(make):
 
 @MAKERS
 def test_unknown_split_names_the_known_ones(make):
-    with pytest.raises(ImageError, match=r"unknown split 'tset' \(known: all, train, test\)"):
+    with pytest.raises(ImageError, match=r"unknown split 'tset'; nearest: 'test'.*\(known: all, train, test\)"):
         make("tset", count=2)
 
 

@@ -1,4 +1,4 @@
-"""Data sets whose images come with the objects in them, for retrieval: EgoObjects and Cityscapes, read from disk."""
+"""Data sets with annotated objects, for retrieval: EgoObjects and Cityscapes, read from disk."""
 
 from __future__ import annotations
 
@@ -12,70 +12,67 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.folders import is_there
+from rsm_probe.errors import ImageError, look_up
+from rsm_probe.sources.images.folders import is_there, read_rgb
 from rsm_probe.sources.images.image_set import ImageSet
-from rsm_probe.sources.images.pixels import to_rgb
 
 _EGOOBJECTS = "https://github.com/facebookresearch/EgoObjects"
-# Frames of 16:9, and the size to which all of them are brought (paper, appendix D.1, which says 1028 for 1080).
+# Size of a 16:9 frame, to which all frames are resized (paper, appendix D.1, which says 1028 for 1080).
 _FRAME = (1920, 1080)
 _ASPECT_TOLERANCE = 0.01
 _CITYSCAPES = "https://www.cityscapes-dataset.com"
 
 
 def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObjectsV1_unified_eval.json") -> ImageSet:
-    """Frames of EgoObjects in 16:9, each with the number of objects of every class in it, and its video.
+    """Read the frames of EgoObjects in 16:9, each with the number of objects of every class in it, and its video.
 
     Each image's annotation holds `counts` (class -> objects), `boxes` (class, left, top, right, bottom, in pixels of
-    the frame as it is loaded), `video` and `scene` (the videos of one place), as far as the file tells. Frames of other
-    shapes are left out, as in the paper (appendix D.1), and counted in `skipped`.
+    the loaded frame), `video` and `scene` (the videos of one scene), as far as the file tells. Frames of other shapes
+    are left out, as in the paper (appendix D.1), and listed in `skipped`.
 
     Args:
         root: the folder that holds `images/` and the annotations.
-        split: "all", or the `subset` of the frames in the file: the published one for evaluation holds "test", of which
-            the paper takes its images, and "val".
-        annotations: the file of annotations (JSON in the manner of LVIS) within `root`.
+        split: "all", or the `subset` of the frames in the file: the published one for evaluation holds "test", from
+            which the paper takes its images, and "val".
+        annotations: the file of annotations (JSON in the format of LVIS) within `root`.
 
     Raises:
-        ImageError: files are missing (the message says where to get them and how they must lie), annotations that are
-            damaged, or that are of images which they do not list or which are not there.
+        ImageError: files are missing (the message says where to get them and where to put them), or the annotations
+            are damaged or describe images that they do not list or that are missing.
     """
-    place = Path(root).expanduser()
-    file = place / annotations
-    layout = (
+    folder = Path(root).expanduser()
+    file = folder / annotations
+    instructions = (
         f"download images and annotations of EgoObjects ({_EGOOBJECTS}) and place them as {file} and "
-        f"{place / 'images'}/<name as in the annotations>"
+        f"{folder / 'images'}/<name as in the annotations>"
     )
-    listed_there = is_there(file) and file.is_file()
-    if not listed_there or not (place / "images").is_dir():
-        missing = place / "images" if listed_there else file
-        raise ImageError(f"there is no {missing}: {layout}")
-    listed, frames = _annotated_frames(file)
+    for path, is_right in ((file, Path.is_file), (folder / "images", Path.is_dir)):
+        if not is_there(path) or not is_right(path):
+            raise ImageError(f"there is no {path}: {instructions}")
+    listed, objects = _annotated_frames(file)
     if split != "all":
         subsets = {str(frame.get("subset", "")) for frame in listed}
         listed = [frame for frame in listed if frame.get("subset") == split]
         if not listed:
             raise ImageError(f"{file} lists no image of subset {split!r} (it has: {', '.join(sorted(subsets))})")
     skipped = {str(frame["name"]): "not in 16:9" for frame in listed if not _is_wide(frame)}
-    kept = [frame for frame in listed if _is_wide(frame)]
-    if not kept:
+    frames = [frame for frame in listed if _is_wide(frame)]
+    if not frames:
         raise ImageError(f"{file} lists no image in 16:9")
-    absent = [frame["name"] for frame in kept if not (place / "images" / frame["name"]).is_file()]
+    absent = [frame["name"] for frame in frames if not (folder / "images" / frame["name"]).is_file()]
     if absent:
-        raise ImageError(f"{file} names {len(absent)} images that are not there, first {absent[0]!r}: {layout}")
+        raise ImageError(f"{file} names {len(absent)} images that are not there, first {absent[0]!r}: {instructions}")
 
     def load(index: int) -> Image.Image:
-        with Image.open(place / "images" / kept[index]["name"]) as image:
-            frame = to_rgb(image)
+        frame = read_rgb(folder / "images" / frames[index]["name"])
         return frame if frame.size == _FRAME else frame.resize(_FRAME, Image.Resampling.BICUBIC)
 
-    notes = [_note(frame, frames[frame["id"]]) for frame in kept]
+    notes = [_annotation(frame, objects[frame["id"]]) for frame in frames]
     return ImageSet(
         "egoobjects",
-        [frame["name"] for frame in kept],
+        [frame["name"] for frame in frames],
         load,
-        labels=[str(frame.get("main_category", "")) for frame in kept],
+        labels=[str(frame.get("main_category", "")) for frame in frames],
         annotations=notes,
         skipped=skipped,
         content=lambda: f"split={split} {json.dumps(notes, sort_keys=True)}",
@@ -83,10 +80,10 @@ def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObje
 
 
 def _annotated_frames(file: Path) -> tuple[list[dict[str, Any]], Mapping[Any, list[tuple[str, Sequence[float]]]]]:
-    """Images of an annotation file, and by their number the class and the box of every object.
+    """Read the images of an annotation file, and by image id the class and the box of every object.
 
     Raises:
-        ImageError: it cannot be read, lacks a part, or annotates an image or a class that it does not list.
+        ImageError: the file cannot be read, lacks a part, or annotates an image or a class that it does not list.
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -131,24 +128,24 @@ def _is_wide(frame: Mapping[str, Any]) -> bool:
     return abs(frame["width"] / max(frame["height"], 1) / aspect - 1) <= _ASPECT_TOLERANCE
 
 
-def _note(frame: Mapping[str, Any], objects: Sequence[tuple[str, Sequence[float]]]) -> dict[str, Any]:
+def _annotation(frame: Mapping[str, Any], objects: Sequence[tuple[str, Sequence[float]]]) -> dict[str, Any]:
     scale = _FRAME[0] / frame["width"], _FRAME[1] / frame["height"]
     boxes = [
         [name, *(round(v * scale[k % 2], 1) for k, v in enumerate((left, top, left + width, top + height)))]
         for name, (left, top, width, height) in objects
     ]
-    note: dict[str, Any] = {"counts": dict(Counter(name for name, _ in objects)), "boxes": boxes}
-    # Videos are numbered within the group of one place.
+    annotation: dict[str, Any] = {"counts": dict(Counter(name for name, _ in objects)), "boxes": boxes}
+    # Videos are numbered within the group of one scene.
     scene, video = frame.get("group_id"), frame.get("video_id")
     if video is not None:
-        note["video"] = str(video) if scene is None else f"{scene}/{video}"
-    return note if scene is None else note | {"scene": str(scene)}
+        annotation["video"] = str(video) if scene is None else f"{scene}/{video}"
+    return annotation if scene is None else annotation | {"scene": str(scene)}
 
 
 def cityscapes(root: str | Path, split: str, progress: bool = False) -> ImageSet:
-    """Images of Cityscapes with the classes that their fine annotation shows, those of the 19 that are evaluated.
+    """Read the images of Cityscapes with those of the 19 evaluated classes that their fine annotation shows.
 
-    Each image's annotation holds `counts`: class -> 1 where it is present, since there are no instances of most. The
+    Each image's annotation holds `counts`: class -> 1 where it is present, since most classes have no instances. The
     label is the city.
 
     Args:
@@ -157,31 +154,28 @@ def cityscapes(root: str | Path, split: str, progress: bool = False) -> ImageSet
         progress: show a bar while annotations are read.
 
     Raises:
-        ImageError: unknown split; files are missing (the message says where to get them and how they must lie) or
+        ImageError: unknown split; files are missing (the message says where to get them and where to put them) or
             cannot be read.
     """
     from torchvision.datasets import Cityscapes
     from tqdm import tqdm
 
-    place = Path(root).expanduser()
-    folders = {"train": "train", "test": "val"}
-    if split not in folders:
-        raise ImageError(f"unknown split {split!r} of Cityscapes (known: {', '.join(folders)})")
-    where = folders[split]
-    layout = (
+    folder = Path(root).expanduser()
+    part = look_up(split, {"train": "train", "test": "val"}, "split of Cityscapes", ImageError)
+    instructions = (
         f"download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from {_CITYSCAPES} (free, after "
-        f"registration) and unpack both in {place}, so that {place / 'leftImg8bit' / where}/<city>/*_leftImg8bit.png "
-        f"and {place / 'gtFine' / where}/<city>/*_gtFine_labelIds.png exist"
+        f"registration) and unpack both in {folder}, so that {folder / 'leftImg8bit' / part}/<city>/*_leftImg8bit.png "
+        f"and {folder / 'gtFine' / part}/<city>/*_gtFine_labelIds.png exist"
     )
     try:
-        data = Cityscapes(str(place), split=where, mode="fine", target_type="semantic")
+        data = Cityscapes(str(folder), split=part, mode="fine", target_type="semantic")
     except (RuntimeError, OSError) as error:
-        raise ImageError(f"{place} holds no Cityscapes: {layout}") from error
+        raise ImageError(f"{folder} holds no Cityscapes: {instructions}") from error
     files, masks = [Path(name) for name in data.images], [Path(targets[0]) for targets in data.targets]
     absent = [file for file in (*files, *masks) if not file.is_file()]
     if absent or not files:
-        found = f"first missing file {absent[0]}" if absent else "the folders are empty"
-        raise ImageError(f"{place} holds no complete {where} part of Cityscapes, {found}: {layout}")
+        problem = f"first missing file {absent[0]}" if absent else "the folders are empty"
+        raise ImageError(f"{folder} holds no complete {part} part of Cityscapes, {problem}: {instructions}")
     names = {entry.id: entry.name for entry in Cityscapes.classes if not entry.ignore_in_eval}
 
     def present(mask: Path) -> dict[str, int]:
@@ -196,15 +190,11 @@ def cityscapes(root: str | Path, split: str, progress: bool = False) -> ImageSet
         bar = tqdm(pool.map(present, masks), "reading annotations", len(masks), disable=not progress, leave=False)
         counts = list(bar)
 
-    def load(index: int) -> Image.Image:
-        with Image.open(files[index]) as image:
-            return to_rgb(image)
-
     return ImageSet(
         "cityscapes",
         [f"{file.parent.name}/{file.stem.removesuffix('_leftImg8bit')}" for file in files],
-        load,
+        lambda index: read_rgb(files[index]),
         labels=[file.parent.name for file in files],
-        annotations=[{"counts": found} for found in counts],
+        annotations=[{"counts": classes} for classes in counts],
         content=lambda: f"split={split} {json.dumps(counts, sort_keys=True)}",
     )

@@ -1,4 +1,4 @@
-"""Images with ids and labels: a folder, tensors or a data set of one's own, and the embedded sets by name."""
+"""Image sets from a folder, a tensor, a data set, or the name of an embedded set."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rsm_probe.sources.images.image_set import ImageSet, Targets, digest, pixel_
 
 __all__ = ["IMAGE_SUFFIXES", "ImageSet", "Targets", "as_images", "folder", "from_dataset", "from_tensor"]
 
-# How many images of a data set are read to know it again.
-_KNOWN_BY = 256
+# Images of a data set that are read for its fingerprint.
+_FINGERPRINTED = 256
 # Ids take about 70 bytes each.
 _MOST_IMAGES = 10**8
 
 
 def as_images(images: Any) -> ImageSet:
-    """Whatever a user calls images, as an `ImageSet`.
+    """Turn whatever a user calls images into an `ImageSet`.
 
     Args:
         images: an `ImageSet`; the name of an embedded set ("digits", "scenes", "cluttered", "photos"); the path of a
@@ -61,7 +61,7 @@ def as_images(images: Any) -> ImageSet:
 
 
 def _instead_of(images: Any) -> str:
-    """What to give in place of something that is not a sequence of images."""
+    """Suggest what to give instead of something that is not a sequence of images."""
     if isinstance(images, DataLoader):
         return "give its data set (loader.dataset): batches are made by batch_size="
     if isinstance(images, Mapping):
@@ -72,18 +72,18 @@ def _instead_of(images: Any) -> str:
 
 
 def from_tensor(tensor: Tensor | np.ndarray, ids: Sequence[str] | None = None, labels: Sequence[str] = ()) -> ImageSet:
-    """Images (N, C, H, W) that are ready for the models; ids are numbers where left out.
+    """Take images (N, C, H, W) that are ready for the models; ids are numbers by default.
 
     Double precision, NumPy's default, becomes single precision, which models take.
 
     Raises:
-        ImageError: another number of axes, no image, integers, or a tensor without plain values (sparse, for one); ids
-            or labels that are not text, repeated, or more or fewer than images.
+        ImageError: another number of axes, no image, integers, or a tensor without plain values (sparse, for example);
+            ids or labels that are not text, repeated, or of another number than images.
     """
     if isinstance(tensor, Tensor):
         require_dense(tensor, "the tensor of images", ImageError)
     else:
-        # PyTorch knows no negative strides.
+        # PyTorch does not support negative strides.
         tensor = torch.from_numpy(np.ascontiguousarray(real_array(tensor, "the array of images", ImageError)))
     if tensor.ndim != 4 or 0 in tensor.shape:
         raise ImageError(f"images as a tensor have shape (N, C, H, W), found {tuple(tensor.shape)}")
@@ -92,20 +92,25 @@ def from_tensor(tensor: Tensor | np.ndarray, ids: Sequence[str] | None = None, l
             f"images as a tensor hold what the models take, as floating numbers; found {tensor.dtype}: give "
             f"`.float()`, scaled and normalised as the models were trained"
         )
-    pixels = (tensor.float() if tensor.dtype == torch.float64 else tensor).detach()
+    pixels = tensor.detach().to(torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)
     names = [str(k) for k in range(len(pixels))] if ids is None else require_texts(ids, "ids", ImageError)
     if len(names) != len(pixels):
         raise ImageError(f"{len(names)} ids for {len(pixels)} images")
-    content = lambda: digest(map(pixel_bytes, pixels))  # noqa: E731
-    return ImageSet("tensor", names, lambda index: pixels[index], labels=labels, content=content)
+    return ImageSet(
+        "tensor",
+        names,
+        lambda index: pixels[index],
+        labels=labels,
+        content=lambda: digest(map(pixel_bytes, pixels)),
+    )
 
 
 def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
-    """Any sequence of images or of (image, label) pairs, such as a torchvision data set.
+    """Take any sequence of images or of (image, label) pairs, such as a torchvision data set.
 
-    Labels are known only where nothing has to be read for them, so that no image is decoded twice: `targets` of
+    Labels are taken only where no item has to be read for them, so that no image is decoded twice: `targets` of
     torchvision's data sets, whole numbers of a `TensorDataset`, those of the parts of `Subset` and `ConcatDataset`, and
-    those of a list of pairs. Elsewhere they are "".
+    those of a list of pairs. Otherwise they are "".
 
     Raises:
         ImageError: the data set is empty, or has no length. Items that are not images raise it when they are loaded;
@@ -122,10 +127,13 @@ def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
             f"{type(dataset).__name__} holds {count} images, and at most {_MOST_IMAGES} can be named at once (70 bytes "
             f"for each); give parts of it, as torch.utils.data.Subset does"
         )
-    title = name or type(dataset).__name__
-    # Decoding all images only to know them again would cost a whole pass: some, spread evenly, stand for all.
-    some = np.unique(np.linspace(0, count - 1, _KNOWN_BY).astype(int))
-    content = lambda: digest(pixel_bytes(images[int(index)]) for index in some)  # noqa: E731
-    ids = [str(k) for k in range(count)]
-    images: ImageSet = ImageSet(title, ids, lambda index: dataset[index], labels=labels_of(dataset), content=content)
+    # Decoding all images for a fingerprint would cost a whole pass: some, spread evenly, stand for all.
+    some = np.unique(np.linspace(0, count - 1, _FINGERPRINTED).astype(int))
+    images: ImageSet = ImageSet(
+        name or type(dataset).__name__,
+        [str(k) for k in range(count)],
+        lambda index: dataset[index],
+        labels=labels_of(dataset),
+        content=lambda: digest(pixel_bytes(images[int(index)]) for index in some),
+    )
     return images

@@ -18,17 +18,17 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".t
 
 
 def folder(path: str | Path, strict: bool = False, verify: bool = True, progress: bool = False) -> ImageSet:
-    """The image files in a folder, at any depth, as RGB; the folder that holds an image is its label.
+    """Take the image files in a folder, at any depth, as RGB; the folder that holds an image is its label.
 
     Grey images of 16 bits are scaled to 8, see `to_rgb`. Transparency is dropped, of several frames the first counts,
-    and EXIF orientation is left alone, as in torchvision's `ImageFolder`. File names that are not UTF-8 get ids in
-    which the bytes that are not are written as `\\xe9`.
+    and EXIF orientation is ignored, as in torchvision's `ImageFolder`. In ids, bytes of file names that are not UTF-8
+    are written as `\\xe9`.
 
     Args:
         path: the folder.
         strict: raise at the first broken file instead of leaving it out and counting it in `skipped`.
-        verify: read every file once now, so that batches hold only good images. Without it, a broken file is an error
-            when its turn comes.
+        verify: read every file once now, so that batches hold only good images. Without it, a broken file raises when
+            it is loaded.
         progress: show a bar while reading.
 
     Raises:
@@ -44,12 +44,12 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     if problems and strict:
         file, reason = next(iter(problems.items()))
         raise ImageError(f"{len(problems)} of {len(files)} images cannot be read, first {file}: {reason}")
-    good = [f for f in files if f not in problems]
+    good = [file for file in files if file not in problems]
     if not good:
         file, reason = next(iter(problems.items()))
         raise ImageError(f"none of the {len(files)} image files in {root} can be read, first {file}: {reason}")
-    ids = [_as_text(f.relative_to(root).as_posix()) for f in good]
-    skipped = {_as_text(f.relative_to(root).as_posix()): reason for f, reason in problems.items()}
+    ids = [_as_text(file.relative_to(root).as_posix()) for file in good]
+    skipped = {_as_text(file.relative_to(root).as_posix()): reason for file, reason in problems.items()}
     if skipped:
         names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
         first = next(iter(skipped.values()))
@@ -60,7 +60,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     return ImageSet(
         name=_as_text(root.name or str(root)),
         ids=ids,
-        load=lambda index: _read_file(good[index]),
+        load=lambda index: read_rgb(good[index]),
         labels=[name.rpartition("/")[0] for name in ids],
         skipped=skipped,
         content=lambda: digest(file.read_bytes() for file in good),
@@ -68,11 +68,12 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
 
 
 def _as_text(name: str) -> str:
-    """A file name as text that can be printed and stored: Linux allows any bytes."""
+    """Turn a file name into text that can be printed and stored: Linux allows any bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _read_file(file: Path) -> Image.Image:
+def read_rgb(file: Path) -> Image.Image:
+    """Read an image file as RGB; see `to_rgb`."""
     with Image.open(file) as image:
         return to_rgb(image)
 
@@ -80,7 +81,7 @@ def _read_file(file: Path) -> Image.Image:
 def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:
     def problem(file: Path) -> str | None:
         try:
-            _read_file(file)
+            read_rgb(file)
         except UnidentifiedImageError:
             return "no image format that can be read"
         except UNREADABLE as error:
@@ -93,8 +94,8 @@ def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether something lies at a path; of a name that no file can have, nothing does."""
+    """Whether a path exists; False for names that no file can have."""
     try:
         return path.exists()
-    except (OSError, ValueError):  # no file can have that name
+    except (OSError, ValueError):  # such as a name that is too long or holds a NUL character
         return False

@@ -1,4 +1,4 @@
-"""Data sets that others publish, read from disk: CIFAR-100, and class folders such as those of ImageNet."""
+"""Published data sets, read from disk: CIFAR-100, and class folders such as those of ImageNet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from rsm_probe.errors import ImageError
+from rsm_probe.errors import ImageError, look_up
 from rsm_probe.sources.images.folders import folder
 from rsm_probe.sources.images.image_set import ImageSet, Targets
 from rsm_probe.sources.images.limits import require_edge
@@ -21,7 +21,7 @@ _ANNOTATIONS = "val_annotations.txt"
 
 
 def cifar100(root: str | Path, split: str, count: int | None = None, seed: int = 0) -> ImageSet:
-    """CIFAR-100: 32 x 32 images of 100 classes. Labels are the names of the classes, targets their numbers.
+    """Read CIFAR-100: 32 x 32 images of 100 classes. Labels are the names of the classes, targets their numbers.
 
     Args:
         root: the folder that holds `cifar-100-python` with its files train, test and meta.
@@ -34,16 +34,16 @@ def cifar100(root: str | Path, split: str, count: int | None = None, seed: int =
     """
     from torchvision.datasets import CIFAR100
 
-    _known(split)
-    place = Path(root).expanduser().absolute()
+    look_up(split, _SPLITS, "split", ImageError)
+    root = Path(root).expanduser().absolute()
     # The files are pickles, which could run any code. torchvision reads them only after their MD5 sums have shown that
-    # they are those that were published.
+    # they are the published ones.
     try:
-        data = CIFAR100(place, train=split == "train", download=False)
+        data = CIFAR100(root, train=split == "train", download=False)
     except RuntimeError as error:
         raise ImageError(
-            f"{place} holds no intact CIFAR-100: download {CIFAR100.url} and unpack it in {place}, so that "
-            f"the files train, test and meta lie in {place / CIFAR100.base_folder}"
+            f"{root} holds no intact CIFAR-100: download {CIFAR100.url} and unpack it in {root}, so that "
+            f"the files train, test and meta lie in {root / CIFAR100.base_folder}"
         ) from error
     numbers = np.asarray(data.targets)
     images = ImageSet(
@@ -64,15 +64,15 @@ def class_folders(
     verify: bool = True,
     progress: bool = False,
 ) -> ImageSet:
-    """Images in one folder for each class, laid out as ImageNet and Tiny-ImageNet are.
+    """Read images in one folder per class, laid out as ImageNet and Tiny-ImageNet are.
 
-    Labels are the names of the class folders, targets their numbers in alphabetical order. Images come in their own
+    Labels are the names of the class folders, targets their numbers in alphabetical order. Images keep their own
     sizes; `resized` makes them equal.
 
     Args:
         path: the folder that holds `train/<class>/` and, with the same classes, `test`, `val` or `validation`.
-            Tiny-ImageNet is read as it is published: `val/images/` with `val/val_annotations.txt`; its `test`, which
-            has no labels, is passed over.
+            Tiny-ImageNet is read as published: `val/images/` with `val/val_annotations.txt`; its `test`, which has no
+            labels, is ignored.
         split: "train" or "test", which stands for the first of the other three that is there.
         count: a random sample of so many; None for all.
         seed: of the sample.
@@ -83,31 +83,30 @@ def class_folders(
         ImageError: unknown split, a folder is missing, or images have no class.
     """
     root = Path(path).expanduser()
-    _known(split)
-    places = [root / name for name in _SPLITS[split]]
-    place = next((place for place in places if _has_classes(place)), None)
-    if place is None:
-        looked = ", ".join(str(place / "<class>") for place in places)
+    candidates = [root / name for name in look_up(split, _SPLITS, "split", ImageError)]
+    split_folder = next((candidate for candidate in candidates if _has_classes(candidate)), None)
+    if split_folder is None:
+        looked = ", ".join(str(candidate / "<class>") for candidate in candidates)
         raise ImageError(f"no {split} images of {root}: looked for class folders {looked}")
-    images = folder(place, verify=verify, progress=progress)
-    annotated = (place / _ANNOTATIONS).is_file()
-    labels = _annotated(place, images.ids) if annotated else [name.rpartition("/")[0] for name in images.ids]
+    images = folder(split_folder, verify=verify, progress=progress)
+    annotations = split_folder / _ANNOTATIONS
+    folders = [name.rpartition("/")[0] for name in images.ids]
+    labels = _annotated_classes(annotations, images.ids) if annotations.is_file() else folders
     # Tiny-ImageNet puts another folder, `images`, between a class and its images.
     labels = [label.partition("/")[0] for label in labels]
     if "" in labels:
-        raise ImageError(f"{place / images.ids[labels.index('')]} is in no class folder; move it into one or away")
-    classes = sorted(set(labels))
-    numbers = {label: number for number, label in enumerate(classes)}
-    values = np.array([[numbers[label]] for label in labels])
-    name = f"{root.absolute().name}/{place.name}"
-    images = images.changed(name=name, labels=labels, targets=Targets(values, len(classes)))
+        image = split_folder / images.ids[labels.index("")]
+        raise ImageError(f"{image} is in no class folder; move it into one or away")
+    classes, values = np.unique(labels, return_inverse=True)
+    name = f"{root.absolute().name}/{split_folder.name}"
+    images = images.changed(name=name, labels=labels, targets=Targets(values[:, None], len(classes)))
     return images if count is None else images.sample(count, seed)
 
 
 def image_folder(
     path: str | Path, split: str = "all", strict: bool = False, verify: bool = True, progress: bool = False
 ) -> ImageSet:
-    """The images of a folder: all of them (see `folder`), or one split of its class folders (see `class_folders`).
+    """Read all images of a folder (see `folder`), or one split of its class folders (see `class_folders`).
 
     Args:
         path: the folder.
@@ -129,10 +128,10 @@ def image_folder(
 
 
 def resized(images: ImageSet, size: int) -> ImageSet:
-    """The same images with a short side of `size` pixels, cropped about the centre to `size` x `size`.
+    """Resize images to a short side of `size` pixels, and crop them about the centre to `size` x `size`.
 
     Raises:
-        ImageError: a size out of range; and when an image is loaded that is a tensor, ready for a model.
+        ImageError: a size out of range; and, on loading, an image that is a tensor, ready for a model.
     """
     require_edge(size)
 
@@ -145,21 +144,15 @@ def resized(images: ImageSet, size: int) -> ImageSet:
     return images.changed(load=load, content=lambda: f"{images.content()} size={size}")
 
 
-def _known(split: str) -> None:
-    if split not in _SPLITS:
-        raise ImageError(f"unknown split {split!r} (known: {', '.join(_SPLITS)})")
-
-
-def _has_classes(place: Path) -> bool:
+def _has_classes(path: Path) -> bool:
     """Whether a folder says the classes of its images; the test images of Tiny-ImageNet have none."""
-    if not place.is_dir():
+    if not path.is_dir():
         return False
-    return (place / _ANNOTATIONS).is_file() or any(f.is_dir() and f.name != "images" for f in place.iterdir())
+    return (path / _ANNOTATIONS).is_file() or any(f.is_dir() and f.name != "images" for f in path.iterdir())
 
 
-def _annotated(place: Path, ids: Sequence[str]) -> list[str]:
-    """The class of every image by the file of annotations: name, class and more, separated by tabs."""
-    file = place / _ANNOTATIONS
+def _annotated_classes(file: Path, ids: Sequence[str]) -> list[str]:
+    """Read the class of every image from annotations: name, class and more, separated by tabs."""
     try:
         rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:

@@ -1,6 +1,6 @@
-"""Crops of the 18 photographs that scikit-learn and scikit-image carry.
+"""Crops of the 18 photographs that come with scikit-learn and scikit-image.
 
-Everything is drawn when it is asked for and depends on nothing but the options and the image's number.
+Images are drawn when they are loaded and depend on nothing but the options and the image's number.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rsm_probe.checks import require_seed
-from rsm_probe.errors import ImageError
+from rsm_probe.errors import ImageError, look_up
 from rsm_probe.sources.images.image_set import ImageSet, Targets
 from rsm_probe.sources.images.limits import require_drawn, require_edge
 
@@ -31,7 +31,7 @@ _PHOTOS = {
 
 
 def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) -> ImageSet:
-    """Random square crops of 18 photographs; the label is the photograph.
+    """Crop random squares from 18 photographs; the label is the photograph.
 
     Args:
         split: "train" takes crops from the left 55 % of each photograph, "test" from the rest, "all" from anywhere.
@@ -52,11 +52,12 @@ def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) 
         crop = _photo(names[index % len(names)]).crop(boxes[index])
         return crop.resize((size, size), Image.Resampling.BICUBIC)
 
+    labels = [Path(names[k % len(names)]).stem for k in range(count)]
     return ImageSet(
         "photos",
-        [f"{Path(names[k % len(names)]).stem}-{seed}-{k:05d}" for k in range(count)],
+        [f"{label}-{seed}-{k:05d}" for k, label in enumerate(labels)],
         load,
-        labels=[Path(names[k % len(names)]).stem for k in range(count)],
+        labels=labels,
         targets=Targets(np.arange(count)[:, None] % len(names), len(names)),
         annotations=[{"box": list(box)} for box in boxes],
         content=lambda: f"size={size} split={split}",
@@ -81,9 +82,7 @@ def _photo_box(rng: np.random.Generator, name: str, split: str, size: int) -> tu
     width, height = _photo(name).size
     boundary = round(width * _TRAINING_SHARE)
     parts = {"all": (0, width), "train": (0, boundary), "test": (boundary, width)}
-    if split not in parts:
-        raise ImageError(f"unknown split {split!r} (known: {', '.join(parts)})")
-    left, right = parts[split]
+    left, right = look_up(split, parts, "split", ImageError)
     largest = min(height, right - left)
     if size > largest:
         raise ImageError(f"crops of {size} pixels do not fit the {split!r} part of {name} ({right - left} x {height})")

@@ -1,11 +1,12 @@
 """Handwritten digits, and scenes composed of them: images that need no network.
 
-The digits are scikit-learn's. Everything is drawn when it is asked for and depends on nothing but the options and the
+The digits are scikit-learn's. Images are drawn when they are loaded and depend on nothing but the options and the
 image's number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
@@ -13,23 +14,26 @@ import numpy as np
 from PIL import Image
 
 from rsm_probe.checks import require_seed, require_whole
-from rsm_probe.errors import ImageError
+from rsm_probe.errors import ImageError, look_up
 from rsm_probe.sources.images.image_set import ImageSet, Targets
 from rsm_probe.sources.images.limits import require_drawn, require_edge
 
 # Every fifth digit is held out from training: the set interleaves its writers, so both parts hold all of them.
 _HELD_OUT = 5
-# More copies of one digit than this count as this many.
+# Targets count at most this many copies of a digit.
 _MAX_COUNT = 3
+
+# Digits of one image: of each, its number in the split ("which"), the digit, and where it lies ("x", "y", "edge").
+_Layout = list[dict[str, Any]]
 
 
 def digits(split: str = "all", size: int = 32, count: int | None = None, seed: int = 0) -> ImageSet:
-    """scikit-learn's 1 797 handwritten digits, one centred digit an image.
+    """Enlarge scikit-learn's 1 797 handwritten digits, one centred digit per image.
 
     Args:
         split: "train" (four fifths), "test" (the rest) or "all".
         size: edge in pixels; the original 8 x 8 is enlarged.
-        count: a random sample of so many; None for the whole split.
+        count: size of a random sample; None for the whole split.
         seed: of the sample.
 
     Raises:
@@ -37,7 +41,7 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
     """
     require_edge(size)
     pixels, labels = _digit_data()
-    numbers = _split_indices(len(pixels), split)
+    numbers = _split_indices(split)
 
     def load(index: int) -> Image.Image:
         return _grey(pixels[numbers[index]]).resize((size, size), Image.Resampling.BICUBIC).convert("RGB")
@@ -50,7 +54,7 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
 
 
 def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0, frames: int = 1) -> ImageSet:
-    """Canvases with three to six real digits at random places and scales, among fragments of others.
+    """Draw three to six real digits at random positions and scales on each canvas, among fragments of others.
 
     Each scene's `annotation` holds `counts` (how often each digit occurs), `boxes` (digit, left, top, right, bottom)
     and `scene`, which frames share. Its label names the digits. Targets ask, for each of the ten digits, how often it
@@ -61,24 +65,21 @@ def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0,
         size: edge in pixels.
         count: how many scenes.
         seed: scene k of a seed never changes, whatever the count.
-        frames: so many scenes in a row show the same digits, as frames of videos of one place do: rearranged, rescaled,
+        frames: number of scenes in a row that show the same digits, as frames of one video do: rearranged, rescaled,
             among other fragments.
 
     Raises:
         ImageError: unknown split, a canvas too small for the digits, or a size, count or seed out of range.
     """
-    _require_canvas("scenes", size, count, seed)
     require_whole(frames, "frames", 1, ImageError)
-    source = _split_indices(len(_digit_data()[0]), split)
-    if frames == 1:
-        layouts = [_scene_layout(np.random.default_rng([seed, k]), source, size) for k in range(count)]
-    else:
-        layouts = [_frame_layout(seed, k, frames, source, size) for k in range(count)]
+
+    def lay_out(number: int, source: np.ndarray) -> _Layout:
+        if frames > 1:
+            return _frame_layout(seed, number, frames, source, size)
+        return _scene_layout(np.random.default_rng([seed, number]), source, size)
+
+    layouts, load = _composed("scenes", split, size, count, seed, lay_out)
     counts = np.stack([np.bincount([d["digit"] for d in layout], minlength=10) for layout in layouts])
-
-    def load(index: int) -> Image.Image:
-        return _draw_scene(np.random.default_rng([seed, index, 1]), layouts[index], source, size)
-
     return ImageSet(
         "scenes",
         [f"scene-{seed}-{k:05d}" for k in range(count)],
@@ -98,7 +99,7 @@ def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0,
 
 
 def cluttered(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0) -> ImageSet:
-    """One real digit at a random place and scale, among fragments of others; the label is the digit.
+    """Draw one real digit at a random position and scale, among fragments of others; the label is the digit.
 
     Args:
         split: which digits are used: "train", "test" or "all".
@@ -109,14 +110,12 @@ def cluttered(split: str = "all", size: int = 64, count: int = 1000, seed: int =
     Raises:
         ImageError: unknown split, a canvas too small for the digits, or a size, count or seed out of range.
     """
-    _require_canvas("cluttered", size, count, seed)
-    source = _split_indices(len(_digit_data()[0]), split)
-    layouts = [_scene_layout(np.random.default_rng([seed, k]), source, size, (1, 1)) for k in range(count)]
+
+    def lay_out(number: int, source: np.ndarray) -> _Layout:
+        return _scene_layout(np.random.default_rng([seed, number]), source, size, (1, 1))
+
+    layouts, load = _composed("cluttered", split, size, count, seed, lay_out)
     digits_shown = np.array([layout[0]["digit"] for layout in layouts])
-
-    def load(index: int) -> Image.Image:
-        return _draw_scene(np.random.default_rng([seed, index, 1]), layouts[index], source, size)
-
     return ImageSet(
         "cluttered",
         [f"cluttered-{seed}-{k:05d}" for k in range(count)],
@@ -129,39 +128,42 @@ def cluttered(split: str = "all", size: int = 64, count: int = 1000, seed: int =
 
 @cache
 def _digit_data() -> tuple[np.ndarray, np.ndarray]:
-    """Digits as (1797, 8, 8) in [0, 1] and their labels."""
+    """Load the digits as (1797, 8, 8) in [0, 1], and their labels."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     return data.images / 16.0, data.target
 
 
-def _split_indices(count: int, split: str) -> np.ndarray:
-    everything = np.arange(count)
-    held_out = everything % _HELD_OUT == 0
-    parts = {"all": everything, "train": everything[~held_out], "test": everything[held_out]}
-    if split not in parts:
-        raise ImageError(f"unknown split {split!r} (known: {', '.join(parts)})")
-    return parts[split]
+def _split_indices(split: str) -> np.ndarray:
+    every = np.arange(len(_digit_data()[0]))
+    held_out = every % _HELD_OUT == 0
+    return look_up(split, {"all": every, "train": every[~held_out], "test": every[held_out]}, "split", ImageError)
 
 
 def _grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray((values * 255).round().astype(np.uint8), mode=None)
 
 
-def _require_canvas(name: str, size: int, count: int, seed: int) -> None:
+def _composed(
+    name: str, split: str, size: int, count: int, seed: int, lay_out: Callable[[int, np.ndarray], _Layout]
+) -> tuple[list[_Layout], Callable[[int], Image.Image]]:
+    """Lay out all images of a set from the digits of a split, and give the function that draws one."""
     require_edge(size)
     require_drawn(count)
     require_seed(seed, "seed", ImageError)
     if size < 48:
         raise ImageError(f"{name} need a canvas of at least 48 pixels, found size={size}")
+    source = _split_indices(split)
+    layouts = [lay_out(number, source) for number in range(count)]
+    return layouts, lambda index: _draw_scene(np.random.default_rng([seed, index, 1]), layouts[index], source, size)
 
 
 def _scene_layout(
     rng: np.random.Generator, source: np.ndarray, size: int, objects: tuple[int, int] = (3, 6)
-) -> list[dict[str, Any]]:
-    """Which digits, how large and where: boxes that overlap by at most three pixels."""
-    placed: list[dict[str, Any]] = []
+) -> _Layout:
+    """Choose digits, sizes and positions: boxes that overlap by at most three pixels."""
+    placed: _Layout = []
     wanted = int(rng.integers(objects[0], objects[1] + 1))
     for _ in range(200):
         if len(placed) == wanted:
@@ -171,12 +173,12 @@ def _scene_layout(
     return placed
 
 
-def _frame_layout(seed: int, number: int, frames: int, source: np.ndarray, size: int) -> list[dict[str, Any]]:
-    """The digits of a set of frames, placed anew for one of them."""
+def _frame_layout(seed: int, number: int, frames: int, source: np.ndarray, size: int) -> _Layout:
+    """Rearrange the digits of a set of frames for one of them."""
     shown = _scene_layout(np.random.default_rng([seed, number // frames, 2]), source, size)
     rng = np.random.default_rng([seed, number, 3])
-    while True:  # digits that fitted once fit again, if not in the first try
-        placed: list[dict[str, Any]] = []
+    while True:  # digits that fitted once fit again, if not at the first attempt
+        placed: _Layout = []
         for _ in range(200):
             if len(placed) == len(shown):
                 return placed
@@ -188,23 +190,23 @@ def _as_digit(which: int, source: np.ndarray) -> dict[str, Any]:
     return {"which": which, "digit": int(_digit_data()[1][source[which]])}
 
 
-def _free_box(rng: np.random.Generator, size: int, placed: list[dict[str, Any]]) -> dict[str, int] | None:
-    """A random place and scale, if it is free."""
+def _free_box(rng: np.random.Generator, size: int, placed: _Layout) -> dict[str, int] | None:
+    """Draw a random position and scale; None where it is not free."""
     edge = int(rng.integers(size * 3 // 16, size * 3 // 8 + 1))
     x, y = (int(v) for v in rng.integers(0, size - edge + 1, 2))
     return {"x": x, "y": y, "edge": edge} if all(_overlap(x, y, edge, other) <= 3 for other in placed) else None
 
 
 def _overlap(x: int, y: int, edge: int, other: dict[str, Any]) -> int:
-    """How many pixels two square boxes overlap along the axis on which they overlap less."""
+    """Pixels by which two square boxes overlap along the axis of the smaller overlap."""
     wide = min(x + edge, other["x"] + other["edge"]) - max(x, other["x"])
     high = min(y + edge, other["y"] + other["edge"]) - max(y, other["y"])
     return max(0, min(wide, high))
 
 
-def _draw_scene(rng: np.random.Generator, layout: list[dict[str, Any]], source: np.ndarray, size: int) -> Image.Image:
+def _draw_scene(rng: np.random.Generator, layout: _Layout, source: np.ndarray, size: int) -> Image.Image:
     canvas = rng.uniform(0.0, 0.08, (size, size))
-    for _ in range(8):  # clutter: quarters of digits, which are no digits
+    for _ in range(8):  # clutter: quarters of digits, which cannot be read as digits
         which = int(source[rng.integers(len(source))])
         top, left = rng.integers(0, 2, 2) * 4
         x, y = rng.integers(0, size - 8, 2)
@@ -217,7 +219,7 @@ def _draw_scene(rng: np.random.Generator, layout: list[dict[str, Any]], source: 
 
 @lru_cache(maxsize=32768)
 def _enlarged(which: int, edge: int, quarter: tuple[int, int] | None = None) -> np.ndarray:
-    """Bytes of a digit, or of its quarter that begins at a row and a column; scenes draw the same ones often."""
+    """Enlarge a digit, or its quarter that begins at a row and a column; scenes draw the same ones often."""
     pixels = _digit_data()[0][which]
     if quarter is not None:
         pixels = pixels[quarter[0] : quarter[0] + 4, quarter[1] : quarter[1] + 4]
@@ -225,6 +227,6 @@ def _enlarged(which: int, edge: int, quarter: tuple[int, int] | None = None) -> 
 
 
 def _paint(canvas: np.ndarray, patch: np.ndarray, x: int, y: int, brightness: float) -> None:
-    """Draws a patch by maximum, so that what is beneath shows through where it is brighter."""
-    part = canvas[y : y + len(patch), x : x + len(patch)]
-    np.maximum(part, patch / 255.0 * brightness, out=part)
+    """Draw a patch by maximum, so that brighter pixels beneath show through."""
+    beneath = canvas[y : y + len(patch), x : x + len(patch)]
+    np.maximum(beneath, patch / 255.0 * brightness, out=beneath)
