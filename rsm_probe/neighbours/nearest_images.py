@@ -7,10 +7,10 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,6 +31,9 @@ from rsm_probe.pairs.token_sets import TokenSet, as_set, warn_of_other_layer
 from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.kernels import RBF, Kernel, check_kernel, get_kernel
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Queries whose neighbours are also looked for beyond the shortlist, to know what it misses.
 _CHECKED = 16
@@ -192,6 +195,8 @@ def _recall(search: Search, best: Best, count: int, own: Groups | None, known: A
 
 
 def _labelled(queries: TokenSet, images: TokenSet, best: Best, kernel: Kernel) -> xr.Dataset:
+    import xarray as xr
+
     names = np.array([*images.ids, ""])
     dimensions = ("query", "rank")
     return xr.Dataset(

@@ -7,10 +7,9 @@ from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import xarray as xr
 from tqdm import tqdm
 
 from rsm_probe.captures.captured_layers import CapturedLayer
@@ -43,6 +42,9 @@ from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.disk_space import require_space
 from rsm_probe.storage.files import open_dataset
 from rsm_probe.storage.places import absolute, place
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def all_pairs(

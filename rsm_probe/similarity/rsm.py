@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import xarray as xr
 
 from rsm_probe.arrays import condensed_hint, real_matrix, require_distances, require_similarities, require_symmetric
 from rsm_probe.checks import brief, require_texts
@@ -18,6 +17,7 @@ from rsm_probe.storage.files import open_dataset, save_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
 
 # What an RSM says of itself.
@@ -223,6 +223,8 @@ def _under(pairs: xr.Dataset, kernel: Kernel) -> xr.Dataset:
 
 def dataset_of(values: np.ndarray, rows: list[str], columns: list[str] | None) -> xr.Dataset:
     """Similarities with the names of their images; without names for the columns, those are the rows' images."""
+    import xarray as xr
+
     coordinates = {"image_a": rows, "image_b": rows if columns is None else columns}
     dataset = xr.Dataset({"similarity": (("image_a", "image_b"), values)}, coords=coordinates)
     # Two sets may bear the same names, so that names do not tell.

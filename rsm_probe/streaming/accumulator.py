@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-import xarray as xr
 
 from rsm_probe.checks import require_callable
 from rsm_probe.comparison.alignment import Estimator, get_estimator
@@ -28,6 +27,9 @@ from rsm_probe.streaming.cka_sums import CkaSums
 from rsm_probe.streaming.kept_rsms import BatchRsms, KeptLayers
 from rsm_probe.streaming.means import Means
 from rsm_probe.streaming.result import SweepResult
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _Batch = TypeVar("_Batch")
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.errors import LayerError, nearest
 from rsm_probe.forward.layer_stream import layer_names
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class KeptLayers:
@@ -70,6 +72,8 @@ def stack_rsms(kept: Sequence[BatchRsms]) -> xr.Dataset:
         `rsm` (batch, rsm, image_a, image_b) with the fields of its `RsmKey`, `image_id` and `image_label` as
         coordinates.
     """
+    import xarray as xr
+
     size = max(batch.values.shape[1] for batch in kept)
     keys = kept[0].keys
     values = np.full((len(kept), len(keys), size, size), np.nan)

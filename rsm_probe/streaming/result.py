@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import xarray as xr
 
 from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.comparison.grid import RsmKey
@@ -19,6 +18,7 @@ from rsm_probe.streaming.kept_rsms import BatchRsms, stack_rsms
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
 
 class SweepResult:
@@ -44,6 +44,8 @@ class SweepResult:
         **attributes: int | str,
     ) -> Self:
         """Puts grids by estimator name, smallest eigenvalues and kept mini-batch RSMs into one dataset."""
+        import xarray as xr
+
         first = next(iter(grids))
         variables = {"cka" if name == first else f"cka_{name}": grid for name, grid in grids.items()}
         dataset = xr.Dataset(variables).assign_attrs(estimator=first, **attributes)
@@ -122,6 +124,8 @@ class SweepResult:
             ComparisonError: the sweep holds no such combination.
         """
         values = self.cka_by(estimator) if estimator else self.cka
+        import xarray as xr
+
         parts = {}
         for side, model, matching in (
             ("a", model_a, matching_a),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import MatchingError
@@ -36,6 +35,8 @@ class ScipyAssignment(_Exact):
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
         """The optimal partners; of a rectangular affinity, all of the shorter side is matched."""
+        from scipy.optimize import linear_sum_assignment
+
         rows, columns = linear_sum_assignment(affinity, maximize=True)
         partners = np.full(affinity.shape[0], -1)
         partners[rows] = columns
