@@ -37,7 +37,12 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def auroc_samples(
-    positive: np.ndarray, negative: np.ndarray, weights_positive: np.ndarray, weights_negative: np.ndarray
+    positive: np.ndarray,
+    negative: np.ndarray,
+    weights_positive: np.ndarray,
+    weights_negative: np.ndarray,
+    *,
+    block: int = _BLOCK,
 ) -> np.ndarray:
     """The AUROC in samples in which pairs count more or less often, such as bootstrap samples of images.
 
@@ -45,7 +50,8 @@ def auroc_samples(
         positive: see `auroc`, shape (P,).
         negative: see `auroc`, shape (Q,).
         weights_positive: how often each counts in each sample, shape (R, P).
-        weights_negative: the same of the others, shape (R, Q).
+        weights_negative: the same for the negative pairs, shape (R, Q).
+        block: number of comparisons made at once.
 
     Returns:
         Shape (R,); NaN where a sample holds none of one kind.
@@ -65,7 +71,7 @@ def auroc_samples(
             f"{shapes[1]}"
         )
     found = np.zeros(len(counts[0]))
-    step = max(1, _BLOCK // max(1, first.size))
+    step = max(1, block // max(1, first.size))
     for start in range(0, second.size, step):
         part = second[start : start + step]
         wins = (first[:, None] > part).astype(np.float32) + np.float32(0.5) * (first[:, None] == part)

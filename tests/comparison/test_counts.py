@@ -34,11 +34,10 @@ def test_identical_images_and_images_that_share_nothing(score):
     assert found[0, 1] == found[1, 2] == found[2, 0] == 0
 
 
-def test_it_does_not_depend_on_the_size_of_a_block(monkeypatch):
+def test_it_does_not_depend_on_the_size_of_a_block():
     counts = np.random.default_rng(1).integers(0, 3, (20, 6))
     whole = count_f1(counts, counts)
-    monkeypatch.setattr("rsm_probe.paper.retrieval.object_counts._BLOCK_BYTES", 1)
-    np.testing.assert_array_equal(count_f1(counts, counts), whole)
+    np.testing.assert_array_equal(count_f1(counts, counts, block_bytes=1), whole)
 
 
 def test_one_class_only_counts_objects_and_knows_one_set():

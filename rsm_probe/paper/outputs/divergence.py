@@ -42,7 +42,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return np.asarray(softmax(values, axis=-1))
 
 
-def jensen_shannon(p: np.ndarray, q: np.ndarray | None = None) -> np.ndarray:
+def jensen_shannon(p: np.ndarray, q: np.ndarray | None = None, *, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
     """Jensen-Shannon divergence of all pairs of class probabilities, in nats (paper, equations 13-15).
 
     It is the entropy of the mean of two distributions less the mean of their entropies, which is the same as the mean
@@ -51,6 +51,7 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray | None = None) -> np.ndarray:
     Args:
         p: probabilities (N, K), or (N, Q, K) of Q questions, over which the divergence is averaged.
         q: probabilities (M, K) or (M, Q, K); None for the pairs within p.
+        block_bytes: memory for the pairs computed at once.
 
     Returns:
         Shape (N, M), in [0, log 2]; 0 for equal distributions; symmetric where q is None.
@@ -65,7 +66,7 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray | None = None) -> np.ndarray:
     questions = first.shape[1]
     entropy_p, entropy_q = (entr(part).sum(axis=(1, 2)) for part in (first, other))
     divergence = np.zeros((len(first), len(other)))
-    step = max(1, _BLOCK_BYTES // (8 * other[0].size))
+    step = max(1, block_bytes // (8 * other[0].size))
     for i in range(len(first)):
         begin = 0 if second is not None else i + 1
         for start in range(begin, len(other), step):

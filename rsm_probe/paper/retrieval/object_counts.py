@@ -11,7 +11,7 @@ from rsm_probe.errors import ComparisonError
 _BLOCK_BYTES = 64 * 2**20
 
 
-def count_f1(query: np.ndarray, database: np.ndarray) -> np.ndarray:
+def count_f1(query: np.ndarray, database: np.ndarray, *, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
     """F1 of the objects of two images, class by class (paper, equations 9-12).
 
     Each object of the query that has one of its class in the other image is a true positive, each other object of the
@@ -20,6 +20,7 @@ def count_f1(query: np.ndarray, database: np.ndarray) -> np.ndarray:
     Args:
         query: how many objects of each class are in each query, shape (N, K), not negative.
         database: the same of the images of a database, shape (M, K).
+        block_bytes: memory for the counts compared at once.
 
     Returns:
         Shape (N, M), in [0, 1]; two images without any object agree: 1.
@@ -27,7 +28,7 @@ def count_f1(query: np.ndarray, database: np.ndarray) -> np.ndarray:
     Raises:
         ComparisonError: other shapes or classes, counts that are negative or not finite.
     """
-    shared, size_q, size_d = _shared(*_counts(query, database))
+    shared, size_q, size_d = _shared(*_counts(query, database), block_bytes)
     # 2 TP + FN + FP is the number of objects in both images.
     both = size_q[:, None] + size_d[None, :]
     return np.divide(2 * shared, both, out=np.ones_like(shared), where=both > 0)
@@ -70,11 +71,13 @@ def _counts(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.nda
     return first, second
 
 
-def _shared(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _shared(
+    query: np.ndarray, database: np.ndarray, block_bytes: int = _BLOCK_BYTES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How many objects two images share, and how many each of them holds."""
     first, second = (part.astype(np.float64, copy=False) for part in (query, database))
     shared = np.empty((len(first), len(second)))
-    step = max(1, _BLOCK_BYTES // (8 * max(1, second.size)))
+    step = max(1, block_bytes // (8 * max(1, second.size)))
     for start in range(0, len(first), step):
         shared[start : start + step] = np.minimum(first[start : start + step, None], second[None]).sum(axis=2)
     return shared, first.sum(axis=1), second.sum(axis=1)
