@@ -28,7 +28,7 @@ def count_f1(query: np.ndarray, database: np.ndarray, *, block_bytes: int = _BLO
     Raises:
         ComparisonError: other shapes or classes, counts that are negative or not finite.
     """
-    shared, size_q, size_d = _shared(*_counts(query, database), block_bytes)
+    shared, size_q, size_d = _shared(*_counts(query, database), block_bytes=block_bytes)
     # 2 TP + FN + FP is the number of objects in both images.
     both = size_q[:, None] + size_d[None, :]
     return np.divide(2 * shared, both, out=np.ones_like(shared), where=both > 0)
@@ -72,7 +72,7 @@ def _counts(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _shared(
-    query: np.ndarray, database: np.ndarray, block_bytes: int = _BLOCK_BYTES
+    query: np.ndarray, database: np.ndarray, *, block_bytes: int = _BLOCK_BYTES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How many objects two images share, and how many each of them holds."""
     first, second = (part.astype(np.float64, copy=False) for part in (query, database))
