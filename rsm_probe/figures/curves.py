@@ -1,4 +1,4 @@
-"""Values by layer or by number of locations, with what is known of their spread."""
+"""Values by layer or by number of locations, with their spread."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rsm_probe.figures.style import labelled
 from rsm_probe.figures.ticks import layer_ticks
 
-# More places than this are layers, whose ticks may be thinned out.
+# More names than this along an axis are layers, whose ticks may be thinned out.
 _MOST_NAMES = 20
 
 
 def diagonal_plot(
     ax: Axes, values: xr.DataArray, title: str = "", label: str = "", control: xr.DataArray | None = None
 ) -> Axes:
-    """A value per layer: the mean over models, and a band from the smallest to the largest (paper, Figure 15, right).
+    """Plot a value per layer: the mean over models, and a band from smallest to largest (paper, Figure 15, right).
 
     Args:
-        ax: where to draw; further calls draw further lines.
+        ax: Axes to draw on; further calls add lines.
         values: dimensions (model, layer).
         title: above the panel.
         label: name of the line in a legend.
@@ -40,57 +41,53 @@ def diagonal_plot(
     ax.set_xticks(*layer_ticks(layers, ax), rotation=90)
     lowest = [float(np.nanmin(part.values, initial=0.0)) for part in (values, control) if part is not None]
     ax.set_ylim(min(ax.get_ylim()[0] if len(ax.lines) > 2 else 0.0, *lowest), 1.02)
-    ax.set_ylabel("CKA, semantic against spatio-semantic")
     ax.grid(alpha=0.3)
-    ax.set_title(title)
-    return ax
+    return labelled(ax, title, y="CKA, semantic against spatio-semantic")
 
 
 def interval_plot(
     ax: Axes,
-    places: Sequence[str],
+    positions: Sequence[str],
     lines: Mapping[str, Sequence[tuple[float, float, float]]],
     title: str = "",
     meaning: str = "",
     chance: float | None = None,
 ) -> Axes:
-    """Values with their intervals, side by side at each place (paper, Figure 3).
+    """Plot values with their intervals, side by side at each position (paper, Figure 3).
 
     Args:
-        ax: where to draw.
-        places: names along the x-axis, such as layers or numbers of locations.
-        lines: name -> for each place the value and the ends of its interval, NaN where there is none.
+        ax: Axes to draw on.
+        positions: names along the x-axis, such as layers or numbers of locations.
+        lines: name -> for each position the value and the ends of its interval, NaN where there is none.
         title: above the panel.
         meaning: of the values.
-        chance: what nothing but chance gives; a dashed line.
+        chance: value by chance alone; a dashed line.
     """
     for number, (name, points) in enumerate(lines.items()):
         values = np.array(points, dtype=np.float64).reshape(-1, 3)
-        # Intervals of one place lie beside each other.
-        at = np.arange(len(places)) + (number - (len(lines) - 1) / 2) * 0.6 / max(len(lines), 1)
+        # Intervals of one position lie beside each other.
+        x = np.arange(len(positions)) + (number - (len(lines) - 1) / 2) * 0.6 / max(len(lines), 1)
         spread = np.abs(values[:, 1:] - values[:, :1]).T
-        ax.errorbar(at, values[:, 0], yerr=spread, marker="o", markersize=3, linewidth=0.8, capsize=1.5, label=name)
+        ax.errorbar(x, values[:, 0], yerr=spread, marker="o", markersize=3, linewidth=0.8, capsize=1.5, label=name)
     if chance is not None:
         ax.axhline(chance, color="grey", linestyle="--", linewidth=0.8)
-    upright = 90 if max(map(len, places), default=0) > 4 else 0
-    if len(places) > _MOST_NAMES:
-        ax.set_xticks(*layer_ticks(places, ax), rotation=upright)
-    else:  # models are in no order that a reader could continue
-        ax.set_xticks(range(len(places)), list(places), rotation=upright, fontsize=8)
-    ax.set_ylabel(meaning)
+    rotation = 90 if max(map(len, positions), default=0) > 4 else 0
+    if len(positions) > _MOST_NAMES:
+        ax.set_xticks(*layer_ticks(positions, ax), rotation=rotation)
+    else:  # models have no order by which a reader could fill gaps
+        ax.set_xticks(range(len(positions)), list(positions), rotation=rotation, fontsize=8)
     ax.grid(alpha=0.3)
-    ax.set_title(title)
-    return ax
+    return labelled(ax, title, y=meaning)
 
 
 def common_legend(figure: Figure) -> Figure:
-    """One legend below all panels, of the first panel's lines; the others have the same."""
+    """Draw one legend below all panels, of the first panel's lines, which all panels share."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=7)
     return figure
 
 
 def panel_letter(ax: Axes, letter: str) -> Axes:
-    """A bold letter before the upper left corner of a panel, by which a text can name it."""
+    """Put a bold letter before the upper left corner of a panel, so that a text can refer to it."""
     ax.set_title(letter, loc="left", fontweight="bold", x=-0.03, ha="right")
     return ax

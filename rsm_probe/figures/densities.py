@@ -1,4 +1,4 @@
-"""How similarities are distributed, alone and against another quantity."""
+"""Distributions of similarities, alone and against another quantity."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
+from rsm_probe.figures.style import labelled
+
 _BINS = 40
 
 
 def distributions(ax: Axes, kinds: Mapping[str, np.ndarray], title: str = "", meaning: str = "similarity") -> Axes:
-    """Histograms of several kinds of pairs over each other, each of area 1 (paper, Figure 2, right).
+    """Draw histograms of several kinds of pairs over each other, each of area 1 (paper, Figure 2, right).
 
     Args:
-        ax: where to draw.
+        ax: Axes to draw on.
         kinds: name -> similarities; empty ones are left out.
         title: above the panel.
         meaning: of the values.
     """
-    known = {name: np.ravel(values) for name, values in kinds.items() if np.size(values)}
-    together = np.concatenate(list(known.values())) if known else np.zeros(1)
-    edges = np.linspace(together.min(), max(together.max(), together.min() + 1e-9), _BINS + 1)
-    for name, values in known.items():
+    filled = {name: np.ravel(values) for name, values in kinds.items() if np.size(values)}
+    every = np.concatenate(list(filled.values())) if filled else np.zeros(1)
+    edges = np.linspace(every.min(), max(every.max(), every.min() + 1e-9), _BINS + 1)
+    for name, values in filled.items():
         ax.hist(values, bins=list(edges), density=True, alpha=0.55, label=name)
     ax.set_yticks([])
-    ax.set_xlabel(meaning)
-    ax.set_title(title)
-    return ax
+    return labelled(ax, title, x=meaning)
 
 
 def joint_density(
     ax: Axes, x: np.ndarray, y: np.ndarray, title: str = "", meanings: tuple[str, str] = ("", ""), line: bool = False
 ) -> Axes:
-    """How many pairs have which two values, on a logarithmic scale of colours (paper, Figure 6).
+    """Draw how many pairs have which two values, on a logarithmic colour scale (paper, Figure 6).
 
     Args:
-        ax: where to draw.
+        ax: Axes to draw on.
         x: one value for each pair.
         y: the other.
         title: above the panel.
@@ -47,24 +47,19 @@ def joint_density(
     if line:
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
         ax.plot(ends, ends, color="grey", linestyle="--", linewidth=0.8)
-    ax.set_xlabel(meanings[0])
-    ax.set_ylabel(meanings[1])
-    ax.set_title(title)
-    return ax
+    return labelled(ax, title, *meanings)
 
 
 def spreads(ax: Axes, kinds: Mapping[str, np.ndarray], title: str = "", meaning: str = "") -> Axes:
-    """The middle half, the middle nine tenths and the median of several sets of values, side by side.
+    """Draw the median, the middle half and the middle nine tenths of several sets of values, side by side.
 
     Args:
-        ax: where to draw.
+        ax: Axes to draw on.
         kinds: name -> values.
         title: above the panel.
         meaning: of the values.
     """
     ax.boxplot(list(kinds.values()), whis=(5, 95), showfliers=False, widths=0.6)
     ax.set_xticks(range(1, len(kinds) + 1), list(kinds), rotation=90 if max(map(len, kinds), default=0) > 4 else 0)
-    ax.set_ylabel(meaning)
     ax.grid(alpha=0.3, axis="y")
-    ax.set_title(title)
-    return ax
+    return labelled(ax, title, y=meaning)

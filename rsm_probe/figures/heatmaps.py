@@ -12,16 +12,16 @@ from rsm_probe.figures.ticks import layer_ticks
 
 SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
-# More labels of classes than this overlap.
+# More class labels than this would overlap.
 _MOST_TICKS = 40
 
 
 def cka_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", lowest: float = 0.0, bar: bool = True) -> Axes:
-    """CKA of layers against layers, first layer at the lower left (paper, Figures 15-17).
+    """Draw CKA of layers against layers, first layer at the lower left (paper, Figures 15-17).
 
     Args:
-        ax: where to draw.
-        grid: dimensions (layer_a, layer_b), values up to 1; undefined ones stay grey.
+        ax: Axes to draw on.
+        grid: dimensions (layer_a, layer_b), values up to 1; undefined ones are grey.
         title: above the panel.
         lowest: value of the darkest colour.
         bar: draw a colour bar beside the panel; several panels of one scale can share one.
@@ -32,13 +32,13 @@ def cka_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", lowest: float = 0
 def difference_heatmap(
     ax: Axes, grid: xr.DataArray, title: str = "", limit: float | None = None, bar: bool = True
 ) -> Axes:
-    """Differences of CKA of layers against layers, white at 0 (paper, Figures 16 and 17, right).
+    """Draw differences in CKA of layers against layers, white at 0 (paper, Figures 16 and 17, right).
 
     Args:
-        ax: where to draw.
+        ax: Axes to draw on.
         grid: dimensions (layer_a, layer_b).
         title: above the panel.
-        limit: value of the strongest colours; the largest difference where left out.
+        limit: value of the strongest colours; the largest difference by default.
         bar: draw a colour bar beside the panel.
     """
     if limit is None:
@@ -48,10 +48,10 @@ def difference_heatmap(
 
 
 def rsm_heatmap(ax: Axes, values: np.ndarray, labels: Sequence[str], title: str = "") -> Axes:
-    """One RSM, with a tick in the middle of every run of equal labels; the images come sorted by label.
+    """Draw one RSM with a tick in the middle of every run of equal labels; the images are sorted by label.
 
     Args:
-        ax: where to draw.
+        ax: Axes to draw on.
         values: similarities, (N, N).
         labels: N labels, sorted; may be empty texts.
         title: above the panel.
@@ -65,7 +65,7 @@ def rsm_heatmap(ax: Axes, values: np.ndarray, labels: Sequence[str], title: str 
     if any(labels) and 1 < len(starts) <= _MOST_TICKS:
         middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
         names = [labels[k] for k in starts]
-        size = min(9.0, 110 / len(names))  # many names are written small
+        size = min(9.0, 110 / len(names))  # many names need a small font
         ax.set_xticks(middles, names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size)
         ax.set_yticks(middles, names, fontsize=size)
         ax.tick_params(length=0)

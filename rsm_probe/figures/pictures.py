@@ -1,4 +1,4 @@
-"""Images of any kind, and which of their locations are matched."""
+"""Images of any kind, and the matched locations of two of them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import ComparisonError, ImageError
 
-# Of grey images; those of colours ignore it.
+# Colour map of grey images; colour images ignore it.
 _SHADES: dict[str, Any] = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0}
 
 
 def displayed(image: Any) -> np.ndarray:
-    """An image as a screen shows it.
+    """Convert an image to what a screen shows.
 
-    Bytes, and 16-bit numbers without sign, are shown by the range of their type; other numbers as they are where all
-    lie in [0, 1], and else stretched from the smallest to the largest value of the image. What is not finite is black.
-    One channel is grey; of two channels, the first is red and the second green; of four and more, the first three are
-    shown. Transparent pixels of a PIL image lie on white.
+    Bytes and unsigned 16-bit numbers are scaled by the range of their type. Other numbers are shown as they are where
+    all lie in [0, 1], else stretched from the smallest to the largest value of the image. Values that are not finite
+    are black. One channel is grey; of two channels, the first is red and the second green; of four and more, the first
+    three are shown. Transparent pixels of a PIL image lie on white.
 
     Args:
         image: a tensor (C, H, W) or (H, W); a PIL image of any mode; an array (H, W), (H, W, C) with at most four
@@ -33,7 +33,7 @@ def displayed(image: Any) -> np.ndarray:
         Shape (H, W) or (H, W, 3), float64 in [0, 1].
 
     Raises:
-        ImageError: it has no such shape, or no real numbers.
+        ImageError: the image has another shape, or does not hold real numbers.
     """
     if isinstance(image, Tensor):
         # NumPy lacks bfloat16.
@@ -61,7 +61,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
         return np.asarray(image)
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))
-    if image.mode == "LAB":  # of which PIL knows no colours
+    if image.mode == "LAB":  # PIL cannot convert its colours
         return np.asarray(image.getchannel("L"))
     image = image.convert("LA") if image.mode == "La" else image
     if {"A", "a"} & set(image.getbands()) or "transparency" in image.info:
@@ -75,13 +75,13 @@ def _unit_range(values: np.ndarray) -> np.ndarray:
     if values.dtype in (np.uint8, np.uint16):
         return values / np.iinfo(values.dtype).max
     shown = values.astype(np.float64)
-    known = np.isfinite(shown)
-    low, high = (float(shown[known].min()), float(shown[known].max())) if known.any() else (0.0, 1.0)
+    finite = np.isfinite(shown)
+    low, high = (float(shown[finite].min()), float(shown[finite].max())) if finite.any() else (0.0, 1.0)
     if low < 0 or high > 1:
         # Halves do not overflow where the whole would.
         spread = high / 2 - low / 2
-        shown = (np.where(known, shown, low) / 2 - low / 2) / (spread or 1.0)
-    return np.where(known, shown, 0.0)
+        shown = (np.where(finite, shown, low) / 2 - low / 2) / (spread or 1.0)
+    return np.where(finite, shown, 0.0)
 
 
 def _channels(values: np.ndarray) -> np.ndarray:
@@ -101,19 +101,19 @@ def matched_locations(
     most: int = 60,
     title: str = "",
 ) -> Axes:
-    """Two images side by side, with lines between locations that are matched (paper, Figure 1).
+    """Draw two images side by side, with lines between matched locations (paper, Figure 1).
 
     Args:
-        ax: where to draw.
+        ax: Axes to draw on.
         images: two images of any size; see `displayed`.
         grids: (rows, columns) of the locations of each, row by row.
-        permutation: (S,), the partner of every location of the first image, -1 where it has none.
-        affinities: (S,), what each pair adds to the similarity; it colours the line.
-        most: how many lines to draw at most: those of the largest affinities.
+        permutation: (S,), the matched location of every location of the first image, -1 where there is none.
+        affinities: (S,), the affinity of each matched pair, which colours its line.
+        most: number of lines to draw at most: those of the largest affinities.
         title: above the panel.
 
     Raises:
-        ComparisonError: permutation and affinities are not of these grids, or `most` is below 0.
+        ComparisonError: permutation or affinities do not fit the grids, or `most` is below 0.
         ImageError: see `displayed`.
     """
     require_whole(most, "most", 0, ComparisonError)
@@ -141,8 +141,7 @@ def matched_locations(
     ax.add_collection(lines)
     points = segments.reshape(-1, 2)
     ax.scatter(points[:, 0], points[:, 1], s=5, c=np.repeat(affinities[drawn], 2), cmap="plasma", zorder=3)
-    ax.set_xlim(0, offset + sizes[1][1])
-    ax.set_ylim(max(height for height, _ in sizes), 0)
+    ax.set(xlim=(0, offset + sizes[1][1]), ylim=(max(height for height, _ in sizes), 0))
     ax.set_axis_off()
     ax.set_title(title)
     ax.figure.colorbar(lines, ax=ax, fraction=0.025, pad=0.02, label="affinity")
@@ -150,30 +149,27 @@ def matched_locations(
 
 
 def picture(ax: Axes, image: Any, title: str = "", framed: bool = False) -> Axes:
-    """One image, framed where it is the one in question.
+    """Draw one image, with a frame where it should stand out.
 
     Args:
-        ax: where to draw.
+        ax: Axes to draw on.
         image: see `displayed`.
-        title: above it.
+        title: above the image.
         framed: draw a frame.
 
     Raises:
         ImageError: see `displayed`.
     """
     ax.imshow(displayed(image), interpolation="nearest", **_SHADES)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
     for side in ax.spines.values():
-        side.set_visible(framed)
-        side.set_color("tab:orange")
-        side.set_linewidth(2)
+        side.set(visible=framed, color="tab:orange", linewidth=2)
     ax.set_title(title, fontsize=7)
     return ax
 
 
 def _centres(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Where the locations of a grid lie in a picture: (S, 2), x and y in pixels."""
+    """Centres of the locations of a grid in a picture: (S, 2), x and y in pixels."""
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     x, y = (columns + 0.5) * size[1] / grid[1], (rows + 0.5) * size[0] / grid[0]
     return np.stack([x.ravel(), y.ravel()], axis=1)

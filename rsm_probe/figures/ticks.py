@@ -1,4 +1,4 @@
-"""Which layers a figure names and shows where not all of them fit."""
+"""Layers that a figure names where not all of them fit."""
 
 from __future__ import annotations
 
