@@ -127,7 +127,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
             {"models": [{"source": "timm:resnet19", "weights": None}]},
             r"timm has no model 'resnet19'; nearest: .*resnet18",
         ),
-        ({"models": [{"source": "resnet18"}]}, r"cannot tell where to take model 'resnet18'"),
+        ({"models": [{"source": "resnet18"}]}, r"unrecognised model source 'resnet18'"),
         ({"layers": "layer9.*"}, r"no layer matches 'layer9\.\*'"),
         ({"images": {"source": "no/such/folder"}}, r"no image folder at no/such/folder"),
         ({"images": {"source": "digts"}}, r"no image.*digts"),

@@ -27,26 +27,26 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Loads a model with its preprocessing, in evaluation mode.
+    """Load a model with its preprocessing, in evaluation mode.
 
     Args:
         source: "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:organisation/name" or "hf:" and a local
             folder ("hf-classifier:" for the model with its classification head), a `.safetensors` file that
-            `rsm-probe train` wrote, "file.py:function" for a function of one's own that builds a module, that function,
+            `rsm-probe train` wrote, "file.py:function" for a function of your own that builds a module, that function,
             or a module.
         weights: "default" for the library's pretrained weights (of a file or a module: its own), None for random ones
             (a module keeps its own), or the path of a file with a state dict: `.safetensors`, or a checkpoint of
             PyTorch that holds tensors only.
-        name: what to call the model in results; derived from the source where left out.
+        name: what to call the model in results; derived from the source by default.
         seed: of random weights; None draws them from PyTorch's global state.
-        part: dotted name of the submodule to use in place of the whole, such as the image tower of a model that also
+        part: dotted name of the submodule to use instead of the whole, such as the image tower of a model that also
             takes text.
         allow_pickle: read checkpoints that hold more than tensors; reading them can run any code.
         trust_remote_code: let transformers run code that comes with a model.
 
     Raises:
-        ModelError: unknown library or model (the message holds the nearest names), weights that cannot be had or do not
-            fit, or a function that builds no module.
+        ModelError: unknown library or model (the message lists the nearest names), weights that are unavailable or do
+            not fit, or a function that does not build a module.
     """
     if isinstance(source, LoadedModel):
         return source
@@ -86,8 +86,8 @@ def _loaded(
     if library not in LIBRARIES or not title:
         known = ", ".join(f"'{key}:...'" for key in LIBRARIES)
         raise ModelError(
-            f"cannot tell where to take model {brief(str(source))} from; write {known}, 'file.py:function', or the "
-            f"path of a .safetensors file"
+            f"unrecognised model source {brief(str(source))}; use {known}, 'file.py:function', or the path of a "
+            f".safetensors file"
         )
     module, preprocess = LIBRARIES[library](title, pretrained, trust_remote_code)
     return LoadedModel(title.rstrip("/").rsplit("/", 1)[-1], module.eval(), preprocess)

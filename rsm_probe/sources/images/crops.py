@@ -1,4 +1,4 @@
-"""Pairs of crops of one image that overlap: the same content at other locations (paper, section 4.1)."""
+"""Pairs of overlapping crops of one image: the same content at different locations (paper, section 4.1)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rsm_probe.sources.images.published import resized
 
 
 def crop_pairs(images: ImageSet, edge: int, crop: int) -> ImageSet:
-    """The upper-left and the lower-left crop of every image, first all upper ones, then all lower ones.
+    """Cut the upper-left and the lower-left crop of every image: first all upper ones, then all lower ones.
 
     The two share `crop` x `2 crop - edge` pixels: 44 x 64 for the paper's crops of 64 from images of 84 (section 4.1).
-    A shift that no stride of the network divides, 20 or 100 pixels, keeps the tokens of the two from being the same
+    Shifts that strides of the network do not divide, 20 or 100 pixels, keep the tokens of the two from being equal
     (appendix B).
 
     Args:
-        images: N images; their short side is brought to `edge`, the rest cropped about the centre.
+        images: N images; their short side is resized to `edge`, the rest cropped about the centre.
         edge: of the image, in pixels.
         crop: edge of the crops, in pixels, less than `edge` and more than half of it.
 

@@ -1,4 +1,4 @@
-"""What the items of a data set hold: the image of each, and the labels that are known without reading any."""
+"""Items of a data set: the image of each, and the labels that are known without reading any."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LISTED = 6
 
 
 def image_of(item: Any) -> Image.Image | Tensor:
-    """The image of an item: the item itself, or the first entry of a tuple or list.
+    """Take the image of an item: the item itself, or the first entry of a tuple or list.
 
     Raises:
-        ImageError: it is something else; the message says what, and what reads it.
+        ImageError: it is something else; the message describes it and says how to read it.
     """
     first = item[0] if isinstance(item, tuple | list) and item else item
     if isinstance(first, Image.Image):
@@ -35,7 +35,8 @@ def image_of(item: Any) -> Image.Image | Tensor:
             return first
     raise ImageError(
         f"found {_described(item)}, which is neither a PIL image, nor a tensor (C, H, W) that is ready for the model, "
-        f"nor a tuple that begins with one; {_way_out(item)}"
+        f"nor a tuple that begins with one; give rsm_probe.sources.ImageSet(name, ids, load), where load makes an "
+        f"image of number k, as in lambda k: {_expression(item, 'data[k]') or '...'}"
     )
 
 
@@ -53,58 +54,47 @@ def _described(item: Any) -> str:
     return f"{type(item).__name__} {brief(item, 40)}" if isinstance(item, str | PurePath | int) else type(item).__name__
 
 
-def _way_out(item: Any) -> str:
-    """What to write so that such items are read."""
-    reading = _reading(item, "data[k]") or "..."
-    return (
-        "give rsm_probe.sources.ImageSet(name, ids, load), where load makes an image of number k, as in "
-        f"lambda k: {reading}"
-    )
-
-
-def _reading(item: Any, said: str) -> str | None:
-    """The expression that makes an image of an item, or None where nothing does."""
+def _expression(item: Any, data: str) -> str | None:
+    """Write the Python expression that makes an image of the item `data`, or None where nothing does."""
     if isinstance(item, Image.Image):
-        return said
+        return data
     if isinstance(item, Mapping | tuple | list):
-        # Of all that could be images, pictures come before text and numbers.
+        # Images and arrays are more likely meant than texts and nested items.
         parts = list(item.items() if isinstance(item, Mapping) else enumerate(item))
-        for kinds in (Image.Image, Tensor | np.ndarray, bytes | str | PurePath | Mapping | tuple | list):
-            for key, part in parts:
-                reading = _reading(part, f"{said}[{key!r}]") if isinstance(part, kinds) else None
-                if reading is not None:
-                    return reading
-        return None
+        kinds = (Image.Image, Tensor | np.ndarray, bytes | str | PurePath | Mapping | tuple | list)
+        expressions = (
+            _expression(part, f"{data}[{key!r}]") for kind in kinds for key, part in parts if isinstance(part, kind)
+        )
+        return next(filter(None, expressions), None)
     if isinstance(item, str | PurePath):
-        return f"PIL.Image.open({said})"
+        return f"PIL.Image.open({data})"
     if isinstance(item, bytes | bytearray):
-        return f"PIL.Image.open(io.BytesIO({said}))"
+        return f"PIL.Image.open(io.BytesIO({data}))"
     if isinstance(item, np.ndarray):
         if item.dtype == np.uint8 and (item.ndim == 2 or (item.ndim == 3 and item.shape[2] in (3, 4))):
-            return f"PIL.Image.fromarray({said})"
-        return f"torch.as_tensor({said})" if item.ndim >= 3 and item.dtype.kind in "fiu" else None
+            return f"PIL.Image.fromarray({data})"
+        return f"torch.as_tensor({data})" if item.ndim >= 3 and item.dtype.kind in "fiu" else None
     if isinstance(item, Tensor) and item.ndim >= 2 and item.numel():
-        return said if item.ndim >= 3 else f"{said}[None]"
+        return data if item.ndim >= 3 else f"{data}[None]"
     return None
 
 
 def labels_of(dataset: Any) -> list[str]:
-    """A label for each item, "" where none is known without reading items; [] where that is so for all.
+    """Collect labels without reading items, "" where there is none; [] where there are none at all.
 
-    Known are `targets` or `labels` of torchvision's data sets (with `classes` as their names), the second tensor of a
+    Labels are `targets` or `labels` of torchvision's data sets (with `classes` as their names), the second tensor of a
     `TensorDataset` if it holds one whole number per item, those of the parts of `Subset` and `ConcatDataset`, and those
     of pairs in a list.
     """
     if isinstance(dataset, Subset):
-        own = labels_of(dataset.dataset)
-        return [own[int(index)] for index in dataset.indices] if own else []
+        whole = labels_of(dataset.dataset)
+        return [whole[int(index)] for index in dataset.indices] if whole else []
     if isinstance(dataset, ConcatDataset):
         parts = [(labels_of(part), len(part)) for part in dataset.datasets]  # type: ignore[arg-type]
-        return [label for own, count in parts for label in own or [""] * count] if any(own for own, _ in parts) else []
+        any_labels = any(labels for labels, _ in parts)
+        return [label for labels, count in parts for label in labels or [""] * count] if any_labels else []
     if isinstance(dataset, TensorDataset):
-        second = dataset.tensors[1] if len(dataset.tensors) > 1 else None
-        whole = second is not None and not second.is_floating_point() and not second.is_complex()
-        return [str(int(number)) for number in second] if second is not None and whole and second.ndim == 1 else []
+        return [str(int(number)) for tensor in dataset.tensors[1:2] if _is_labels(tensor) for number in tensor]
     if isinstance(dataset, list | tuple):
         pairs = all(isinstance(item, tuple | list) and len(item) == 2 for item in dataset)
         return _plain([item[1] for item in dataset], None) if pairs else []
@@ -115,8 +105,12 @@ def labels_of(dataset: Any) -> list[str]:
     return []
 
 
+def _is_labels(tensor: Tensor) -> bool:
+    return tensor.ndim == 1 and not tensor.is_floating_point() and not tensor.is_complex()
+
+
 def _plain(targets: Any, classes: Any) -> list[str]:
-    """Targets as text; [] unless there is one whole number, number or text for each item."""
+    """Write targets as text; [] unless there is one number or text for each item."""
     if isinstance(targets, Tensor | np.ndarray):
         if targets.ndim != 1 or (isinstance(targets, Tensor) and targets.layout != torch.strided):
             return []
@@ -126,5 +120,5 @@ def _plain(targets: Any, classes: Any) -> list[str]:
     values = [value.item() if isinstance(value, Tensor | np.generic) and not value.ndim else value for value in targets]
     if not all(isinstance(value, str | int | float) for value in values):
         return []
-    named = classes if isinstance(classes, Sequence) and not isinstance(classes, str) else ()
-    return [str(named[value]) if isinstance(value, int) and 0 <= value < len(named) else str(value) for value in values]
+    names = classes if isinstance(classes, Sequence) and not isinstance(classes, str) else ()
+    return [str(names[value]) if isinstance(value, int) and 0 <= value < len(names) else str(value) for value in values]

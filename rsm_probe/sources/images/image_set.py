@@ -19,7 +19,7 @@ from rsm_probe.checks import brief, require_seed, require_text, require_texts, r
 from rsm_probe.errors import ImageError, repeated
 from rsm_probe.sources.images.dataset_items import image_of
 
-# What damaged files and data sets of one's own raise.
+# Errors that damaged files raise.
 UNREADABLE = (
     ArithmeticError,
     AttributeError,
@@ -38,7 +38,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Targets:
-    """What a network can be trained to answer: one or more questions per image, each with the same choices.
+    """Answers that a network can be trained to give: one or more questions per image, each with the same choices.
 
     Attributes:
         values: answers, shape (N, questions), integers in [0, choices).
@@ -59,13 +59,13 @@ class ImageSet:
         load: index -> PIL image, or a tensor (C, H, W) that is ready for the model.
         labels: one label per image, as text; "" where unknown.
         targets: answers to train for, where the set has them.
-        annotations: per image, what is in it (class counts, boxes), where the set knows.
-        skipped: files left out because they are no readable images, with the reason.
-        content: gives text that changes whenever the images do, beyond their ids; called only when it is needed.
+        annotations: per image, the objects in it (class counts, boxes), where the set knows.
+        skipped: files left out because they cannot be read, with the reason.
+        content: gives text that changes whenever the images do, beyond their ids; called only when needed.
 
     Raises:
-        ImageError: ids or labels that are not text or that stores cannot keep, ids that are there twice, or other
-            numbers of labels, targets or annotations than of ids.
+        ImageError: ids or labels that are not text or that stores cannot keep, repeated ids, or numbers of labels,
+            targets or annotations that differ from the number of ids.
     """
 
     name: str
@@ -98,7 +98,7 @@ class ImageSet:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Image.Image | Tensor:
-        """Loads one image; negative numbers count from the end.
+        """Load one image; negative numbers count from the end.
 
         Raises:
             ImageError: it cannot be read; the message names it.
@@ -107,31 +107,31 @@ class ImageSet:
         index = range(len(self))[index]
         try:
             return image_of(self.load(index))
-        except Exception as error:  # a data set of one's own raises what it likes
-            said = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not str(error) else error
-            raise ImageError(f"{self.name}: cannot read image {brief(self.ids[index])}: {said}") from error
+        except Exception as error:  # a user's data set may raise anything
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not str(error) else error
+            raise ImageError(f"{self.name}: cannot read image {brief(self.ids[index])}: {reason}") from error
 
     def changed(self, **parts: Any) -> ImageSet:
-        """The same set with other attributes, of which nothing is checked again: repeats in a subset are meant."""
+        """Copy the set with other attributes, without checks: a subset may repeat images."""
         other = copy(self)
         for name, value in parts.items():
             object.__setattr__(other, name, value)
         return other
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
-        """Some of the images, in the order given; an image that is asked for twice is there twice.
+        """Select images in the order given, with repeats.
 
         Raises:
-            ImageError: not a list of whole numbers; a mask, for one.
+            ImageError: not a list of whole numbers, such as a mask.
             IndexError: there is no such image.
         """
-        asked = np.asarray(indices)
-        if asked.ndim != 1 or (asked.dtype.kind not in "iu" and asked.size):
+        array = np.asarray(indices)
+        if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
             raise ImageError(
                 f"{self.name}: a subset is a list of whole numbers, found {brief(indices)}; of a mask, give "
                 f"numpy.flatnonzero(mask)"
             )
-        numbers = [range(len(self))[index] for index in asked.tolist()]
+        numbers = [range(len(self))[index] for index in array.tolist()]
         return self.changed(
             ids=[self.ids[k] for k in numbers],
             load=lambda index: self.load(numbers[index]),
@@ -141,7 +141,7 @@ class ImageSet:
         )
 
     def sample(self, count: int, seed: int = 0) -> ImageSet:
-        """A random sample without repetition; all images where there are no more than `count`.
+        """Draw a random sample without repetition; all images where there are no more than `count`.
 
         Raises:
             ImageError: `count` or `seed` is not a whole number, or negative.
@@ -153,13 +153,13 @@ class ImageSet:
         return self.subset(np.random.default_rng(seed).permutation(len(self))[:count])
 
     def fingerprint(self) -> str:
-        """A hash of ids, order and content, by which a stored result knows its images again."""
+        """Hash ids, order and content, so that a stored result can identify its images."""
         text = "\n".join([self.name, self.content(), *self.ids])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """A hash of byte strings, each of which counts with its length."""
+    """Hash byte strings so that their boundaries count."""
     total = hashlib.sha256()
     for part in parts:
         total.update(hashlib.sha256(part).digest())
@@ -167,8 +167,8 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def pixel_bytes(image: Image.Image | Tensor) -> bytes:
-    """The values of an image."""
+    """The values of an image as bytes."""
     if isinstance(image, Tensor):
-        # NumPy lacks some number formats; their bytes are all that counts here.
+        # NumPy lacks some number formats, so take the bytes alone.
         return image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return np.asarray(image).tobytes()

@@ -1,4 +1,4 @@
-"""Sizes that are refused from what is declared, before anything of them is made."""
+"""Sizes that are refused from the options alone, before any memory is taken."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import ImageError
 
-# An image of this edge takes 0.8 GB as a model sees it: three channels of four bytes.
+# An image of this edge takes 0.8 GB as a model's input: three channels of four bytes.
 MOST_PIXELS = 8192
-# Sets that are drawn keep about 2 kB for each of their images.
+# Sets that are drawn keep about 2 kB per image.
 MOST_DRAWN = 10**6
 
 
 def require_edge(size: Any, name: str = "size") -> None:
-    """Refuses an edge of square images that no memory holds.
+    """Refuse an edge of square images that would not fit into memory.
 
     Args:
         size: in pixels.
@@ -32,7 +32,7 @@ def require_edge(size: Any, name: str = "size") -> None:
 
 
 def require_drawn(count: Any, name: str = "count") -> None:
-    """Refuses a number of images to draw that no memory holds.
+    """Refuse a number of images to draw that would not fit into memory.
 
     Args:
         count: of images.
@@ -50,7 +50,7 @@ def require_drawn(count: Any, name: str = "count") -> None:
 
 
 def in_bytes(count: int) -> str:
-    """A number of bytes as people write it."""
+    """Write a number of bytes with a unit."""
     if count >= 10**24:
         return "more than all machines have"
     for power, unit in ((12, "TB"), (9, "GB"), (6, "MB")):

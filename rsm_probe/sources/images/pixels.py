@@ -12,19 +12,19 @@ from rsm_probe.errors import ImageError
 # Modes of one channel and 16 bits, in one byte order or another.
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _WHITE = 2**16 - 1
-# Pictures in 32 bits that hold values of 16: PNG as older versions of Pillow open it, and PGM, which Pillow scales.
+# Formats whose 32-bit pictures hold 16-bit values: PNG in older versions of Pillow, and PGM, which Pillow scales.
 _SIXTEEN_IN_32 = ("PNG", "PPM")
-# Formats whose 16-bit modes begin at black and have no sign; a picture made in memory has no format.
+# Formats whose 16-bit modes are unsigned and begin at black; a picture made in memory has no format.
 _UNSIGNED = (None, "PNG", "TIFF", "JPEG2000")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _SAMPLE_FORMAT, _SIGNED = 339, 2
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture as RGB with 8 bits per channel; transparency is dropped.
+    """Convert a picture to RGB with 8 bits per channel; transparency is dropped.
 
-    Grey values of 16 bits become 8 by the depth that the format declares (12 in some TIFF files); Pillow itself cuts
-    everything above 255. Of several frames, the current one counts: of a file just opened, the first.
+    Grey values of 16 bits are scaled by the depth that the format declares (12 bits in some TIFF files); Pillow itself
+    clips everything above 255. Of several frames, the current one counts: of a file just opened, the first.
 
     Raises:
         ImageError: the mode does not say which value is white (32-bit integers, floating-point numbers), or cannot be
@@ -42,7 +42,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.format == "TIFF" and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
         # Pillow reads -5 as 251.
         raise ImageError("this TIFF file holds signed numbers, and nothing says which of them is white; save it as PNG")
-    if image.mode == "La":  # Pillow converts these in two steps only
+    if image.mode == "La":  # Pillow converts this mode in two steps only
         image = image.convert("LA")
     try:
         return image.convert("RGB")

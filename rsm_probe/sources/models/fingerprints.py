@@ -1,4 +1,4 @@
-"""What a stored result knows a model by: every value of its state."""
+"""Hashes of models: every value of a state dict as bytes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rsm_probe.errors import ModelError
 
 
 def require_weights(module: nn.Module, name: str) -> None:
-    """Refuses modules whose parameters or buffers have no values yet.
+    """Refuse modules whose parameters or buffers have no values yet.
 
     Raises:
-        ModelError: of lazy modules before their first call, or on the meta device; the message says what to do.
+        ModelError: a lazy module before its first call, or one on the meta device; the message says what to do.
     """
     for key, value in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(value):
@@ -34,7 +34,7 @@ def require_weights(module: nn.Module, name: str) -> None:
 
 
 def add_value(digest: Any, name: str, value: Any) -> None:
-    """Adds a named value of a state dict to a hash: tensors, and what quantised modules keep beside them.
+    """Add a named value of a state dict to a hash: a tensor, or what quantised modules keep beside tensors.
 
     Raises:
         RuntimeError: a tensor whose values cannot be read, or another error of PyTorch.
@@ -42,12 +42,9 @@ def add_value(digest: Any, name: str, value: Any) -> None:
     if isinstance(value, Tensor):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(tensor_bytes(value))
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
+    elif isinstance(value, Mapping | list | tuple):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
             add_value(digest, f"{name}.{key}", part)
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            add_value(digest, f"{name}.{number}", part)
     else:
         digest.update(f"{name}{without_addresses(repr(value))}".encode())
 
@@ -63,5 +60,5 @@ def tensor_bytes(tensor: Tensor) -> bytes:
 
 
 def without_addresses(text: str) -> str:
-    """Text in which objects are written without their place in memory, which differs from run to run."""
+    """Remove memory addresses, which differ from run to run, from the text of an object."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)

@@ -15,8 +15,8 @@ from rsm_probe.sources.images.pixels import to_rgb
 from rsm_probe.sources.models.fingerprints import add_value, require_weights, tensor_bytes, without_addresses
 from rsm_probe.sources.models.libraries import Preprocess
 
-# What a preprocessing makes of this tells it from others.
-_KNOWN_IMAGE = Image.fromarray((np.arange(96 * 128 * 3) ** 2 % 251).astype(np.uint8).reshape(96, 128, 3))
+# The output for this image identifies a preprocessing.
+_REFERENCE_IMAGE = Image.fromarray((np.arange(96 * 128 * 3) ** 2 % 251).astype(np.uint8).reshape(96, 128, 3))
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class LoadedModel:
 
     Attributes:
         name: what the model is called in results.
-        module: the network, in evaluation mode; a module of one's own keeps the mode that it came in.
+        module: the network, in evaluation mode; a user's own module keeps its mode.
         preprocess: PIL image -> tensor (C, H, W).
-        questions: how many questions it answers, each by a softmax over its share of the output.
-        default_preprocess: whether the model brought no preprocessing, and takes what `to_tensor` gives.
+        questions: number of questions it answers, each by a softmax over an equal share of the output.
+        default_preprocess: whether the model came without preprocessing, so that `to_tensor` is used.
     """
 
     name: str
@@ -39,15 +39,15 @@ class LoadedModel:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of structure, preprocessing and weights, by which a stored result knows its model again.
+        """Hash of structure, preprocessing and weights, by which a stored result identifies its model.
 
         Raises:
-            ModelError: the preprocessing does not take images, or a weight has no values (of lazy modules before their
-                first call, or on the meta device), or none that can be read.
+            ModelError: the preprocessing does not take images, or the values of a weight do not exist yet (lazy
+                modules before their first call, the meta device) or cannot be read.
         """
         require_weights(self.module, self.name)
         digest = hashlib.sha256(without_addresses(repr(self.module)).encode())
-        digest.update(tensor_bytes(self._preprocessed(_KNOWN_IMAGE)))
+        digest.update(tensor_bytes(self._preprocessed(_REFERENCE_IMAGE)))
         for name, value in self.module.state_dict().items():
             try:
                 add_value(digest, name, value)
@@ -60,12 +60,12 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter is; the CPU for models without any."""
+        """Device of the first parameter; the CPU for models without parameters."""
         parameter = next(self.module.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
     def blank_input(self) -> Tensor:
-        """A grey image as the model takes it, (1, C, H, W).
+        """Make a preprocessed grey image, (1, C, H, W).
 
         Raises:
             ModelError: the preprocessing does not take images.
@@ -84,6 +84,6 @@ class LoadedModel:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """The preprocessing of models that bring none: RGB in [0, 1], shape (3, H, W)."""
+    """Preprocess for models that come without preprocessing: RGB in [0, 1], shape (3, H, W)."""
     pixels = np.asarray(to_rgb(image), dtype=np.float32) / 255.0
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Functions of the user's own that build a module."""
+"""User functions that build a module."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rsm_probe.sources.images.folders import is_there
 
 
 def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
-    """A function in a file of the user's, which is run for it.
+    """Run a user's file and take a function from it.
 
     Raises:
-        ModelError: no such file or function, or the file cannot be run.
+        ModelError: there is no such file or function, or the file cannot be run.
     """
     if not is_there(file) or not file.is_file():
         raise ModelError(f"no file at {file}")
@@ -36,14 +36,14 @@ def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
 
 
 def built(factory: Callable[[], nn.Module], where: str) -> nn.Module:
-    """What a function builds, in evaluation mode.
+    """Build a module in evaluation mode.
 
     Args:
-        factory: takes no arguments.
-        where: its name, and its file where it is in one.
+        factory: the function; takes no arguments.
+        where: name of the function, and of its file where it is in one.
 
     Raises:
-        ModelError: it fails, or builds something other than a module; the message names it.
+        ModelError: the function fails, or returns something other than a module; the message names it.
     """
     try:
         module = factory()
