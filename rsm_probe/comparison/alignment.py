@@ -103,9 +103,9 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
     Raises:
         ComparisonError: unknown name; the message lists the known ones.
     """
-    if isinstance(estimator, Estimator):
-        return estimator
-    return look_up(estimator, ESTIMATORS, "estimator", ComparisonError)
+    return (
+        estimator if isinstance(estimator, Estimator) else look_up(estimator, ESTIMATORS, "estimator", ComparisonError)
+    )
 
 
 def hsic(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # noqa: E741 (the field's letter)

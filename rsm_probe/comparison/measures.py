@@ -211,9 +211,7 @@ def get_measure(measure: str | Measure) -> Measure:
     Raises:
         ComparisonError: unknown name; the message lists the known ones.
     """
-    if isinstance(measure, Measure):
-        return measure
-    return look_up(measure, MEASURES, "measure", ComparisonError)
+    return measure if isinstance(measure, Measure) else look_up(measure, MEASURES, "measure", ComparisonError)
 
 
 def rsa(k: Any, l: Any, correlation: Literal["spearman", "pearson", "kendall", "cosine"] = "spearman") -> float:  # noqa: E741

@@ -11,8 +11,8 @@ from ckatorch.core import cka_base
 from scipy.spatial.distance import pdist
 from scipy.stats import ortho_group
 
-from rsm_probe import RSM, RsmProbeError, cka, hsic, rsm
-from rsm_probe.comparison.alignment import ESTIMATORS, cka_grid, get_estimator
+from rsm_probe import RSM, RsmProbeError, cka, rsm
+from rsm_probe.comparison.alignment import ESTIMATORS, cka_grid, get_estimator, hsic
 from rsm_probe.errors import ComparisonError
 
 

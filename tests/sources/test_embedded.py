@@ -1,6 +1,7 @@
 """Embedded images: digits, scenes and crops of photographs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,14 +25,19 @@ def pixels(image) -> np.ndarray:
 
 @pytest.fixture
 def other_digits(monkeypatch):
-    """Lets a test draw scenes of digits of its own, of which nothing is kept."""
+    """Let scikit-learn bring other digits for one test, of which nothing is cached afterwards."""
 
-    def use(data):
-        monkeypatch.setattr(digit_scenes, "_digit_data", lambda: data)
+    def forget():
+        digit_scenes._digit_data.cache_clear()
         digit_scenes._enlarged.cache_clear()
 
+    def use(images, labels):
+        digits_of_sklearn = SimpleNamespace(images=16 * images, target=labels)
+        monkeypatch.setattr("sklearn.datasets.load_digits", lambda: digits_of_sklearn)
+        forget()
+
     yield use
-    digit_scenes._enlarged.cache_clear()
+    forget()
 
 
 # What holds for each of them
@@ -189,7 +195,7 @@ def test_boxes_lie_on_the_canvas_and_hardly_overlap():
 def test_digits_are_drawn_where_the_boxes_say(other_digits):
     # Digit d becomes a full square for one d and nothing for the others: only its boxes are bright.
     labels = np.arange(50) % 10
-    other_digits(((labels == 7)[:, None, None] * np.ones((50, 8, 8)), labels))
+    other_digits((labels == 7)[:, None, None] * np.ones((50, 8, 8)), labels)
     images = scenes(size=64, count=40)
     seen = 0
     for k, annotation in enumerate(images.annotations):
@@ -209,8 +215,7 @@ def test_digits_are_drawn_where_the_boxes_say(other_digits):
 def test_scenes_for_testing_hold_no_digit_seen_in_training(other_digits, split, bright):
     # Every fifth digit is held out; here those, and only those, are visible.
     held_out = np.arange(50) % 5 == 0
-    data = held_out[:, None, None] * np.ones((50, 8, 8)), np.arange(50) % 10
-    other_digits(data)
+    other_digits(held_out[:, None, None] * np.ones((50, 8, 8)), np.arange(50) % 10)
     images = scenes(split, size=64, count=10)
     assert all((pixels(images[k]).max() > 0.5 * 255) == bright for k in range(10))
 

@@ -33,10 +33,14 @@ def save_tensors(path: Path, state: Mapping[str, Tensor], texts: Mapping[str, st
             raise OSError(str(error)) from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, hint: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and texts that `save_tensors` wrote.
 
     Files without a checksum, which older versions wrote, are read as they are.
+
+    Args:
+        path: the file.
+        hint: what to do about a damaged file; ends the message of an error.
 
     Raises:
         ModelError: the file is not a readable `.safetensors` file or is damaged; the message says why.
@@ -48,10 +52,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             texts = dict(stored.metadata() or {})
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as a .safetensors file: {error}") from error
+        raise ModelError(f"{path} cannot be read as a .safetensors file: {error}{hint}") from error
     written = texts.pop(_CHECKSUM, None)
     if written is not None and written != _checksum(state, texts):
-        raise ModelError(f"{path} is damaged: its checksum is not the one that was written with it")
+        raise ModelError(f"{path} is damaged: its checksum is not the one that was written with it{hint}")
     return state, texts
 
 

@@ -26,6 +26,7 @@ from rsm_probe.sources.images.decoded_batches import MEMORY, augmented, batches,
 from rsm_probe.sources.images.embedded.registry import EMBEDDED
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.sources.models.tensor_files import read_tensors
 from rsm_probe.sources.training.networks import NetworkConfig, build_network
 from rsm_probe.sources.training.recipe import TrainingConfig, splits
 from rsm_probe.sources.training.trained_network import (
@@ -35,7 +36,6 @@ from rsm_probe.sources.training.trained_network import (
     made_by,
     network_of,
     normalise,
-    stored_network,
 )
 from rsm_probe.sources.training.training_checkpoint import load_partial, save_partial, whole_steps
 from rsm_probe.storage.places import local_folder
@@ -170,7 +170,7 @@ def train_or_load(
                 f"its layers may look like those of an untrained network; train for more steps or change the rate",
                 stacklevel=2,
             )
-    state, texts = stored_network(path)
+    state, texts = read_tensors(path, f"; {AGAIN}")
     if not made_by(config, seed, texts):
         raise StorageError(
             f"{path} holds a network of another recipe or seed; choose another folder or remove the file"

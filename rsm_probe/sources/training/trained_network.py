@@ -60,13 +60,13 @@ def load_trained(path: str | Path, pretrained: bool = True, dilated: int = 0) ->
     path = Path(path)
     if not is_there(path) or not path.is_file():
         raise ModelError(f"no trained network at {path}; `rsm-probe train` makes one")
-    return network_of(path, *stored_network(path), pretrained, dilated)
+    return network_of(path, *read_tensors(path, f"; {AGAIN}"), pretrained, dilated)
 
 
 def network_of(
     path: Path, state: Mapping[str, Tensor], texts: Mapping[str, str], pretrained: bool = True, dilated: int = 0
 ) -> LoadedModel:
-    """Build the network of a file from the tensors and texts that `stored_network` read.
+    """Build the network of a file from the tensors and texts that `read_tensors` gave.
 
     Raises:
         ModelError: there is no recipe, or one that does not make these weights.
@@ -94,18 +94,6 @@ def network_of(
 def normalise(image: object) -> Tensor:
     """Turn a PIL image into (3, H, W) with zero mean and unit deviation for typical images."""
     return (to_tensor(image) - 0.5) / 0.25  # type: ignore[arg-type]
-
-
-def stored_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and texts of a file that `Trained.save` wrote.
-
-    Raises:
-        ModelError: the file is damaged; the message says how to recreate it.
-    """
-    try:
-        return read_tensors(path)
-    except ModelError as error:
-        raise ModelError(f"{error}; {AGAIN}") from error
 
 
 def made_by(config: TrainingConfig, seed: int, texts: Mapping[str, str]) -> bool:
