@@ -23,10 +23,6 @@ def thinned(layers: Sequence[T], most: int) -> list[T]:
 def layer_ticks(names: Sequence[str], ax: Axes) -> tuple[list[int], list[str]]:
     """Positions and names of axis ticks, thinned out where they would overlap."""
     width = ax.get_window_extent().width / ax.figure.dpi * 72
-    room = max(2, int(width / (1.25 * _tick_points())))
-    step = -(-len(names) // room)
+    points = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
+    step = -(-len(names) // max(2, int(width / (1.25 * points))))
     return list(range(0, len(names), step)), list(names[::step])
-
-
-def _tick_points() -> float:
-    return FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()

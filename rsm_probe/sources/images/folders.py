@@ -41,13 +41,10 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     if not files:
         raise ImageError(f"{root} holds no image files (looked for {', '.join(sorted(IMAGE_SUFFIXES))} at any depth)")
     problems = _broken_files(files, progress) if verify else {}
-    if problems and strict:
-        file, reason = next(iter(problems.items()))
-        raise ImageError(f"{len(problems)} of {len(files)} images cannot be read, first {file}: {reason}")
     good = [file for file in files if file not in problems]
-    if not good:
+    if problems and (strict or not good):
         file, reason = next(iter(problems.items()))
-        raise ImageError(f"none of the {len(files)} image files in {root} can be read, first {file}: {reason}")
+        raise ImageError(f"{len(problems)} of {len(files)} images in {root} cannot be read, first {file}: {reason}")
     ids = [_as_text(file.relative_to(root).as_posix()) for file in good]
     skipped = {_as_text(file.relative_to(root).as_posix()): reason for file, reason in problems.items()}
     if skipped:

@@ -63,6 +63,7 @@ def class_folders(
     seed: int = 0,
     verify: bool = True,
     progress: bool = False,
+    strict: bool = False,
 ) -> ImageSet:
     """Read images in one folder per class, laid out as ImageNet and Tiny-ImageNet are.
 
@@ -78,9 +79,10 @@ def class_folders(
         seed: of the sample.
         verify: read every file once now and leave out broken ones, as `folder` does.
         progress: show a bar while reading.
+        strict: raise at broken files instead of leaving them out.
 
     Raises:
-        ImageError: unknown split, a folder is missing, or images have no class.
+        ImageError: unknown split, a folder is missing, or images have no class; with `strict`, broken files.
     """
     root = Path(path).expanduser()
     candidates = [root / name for name in look_up(split, _SPLITS, "split", ImageError)]
@@ -88,7 +90,7 @@ def class_folders(
     if split_folder is None:
         looked = ", ".join(str(candidate / "<class>") for candidate in candidates)
         raise ImageError(f"no {split} images of {root}: looked for class folders {looked}")
-    images = folder(split_folder, verify=verify, progress=progress)
+    images = folder(split_folder, strict=strict, verify=verify, progress=progress)
     annotations = split_folder / _ANNOTATIONS
     folders = [name.rpartition("/")[0] for name in images.ids]
     labels = _annotated_classes(annotations, images.ids) if annotations.is_file() else folders
@@ -120,11 +122,7 @@ def image_folder(
     """
     if split == "all":
         return folder(path, strict=strict, verify=verify, progress=progress)
-    images = class_folders(path, split, verify=verify, progress=progress)
-    if strict and images.skipped:
-        name, reason = next(iter(images.skipped.items()))
-        raise ImageError(f"{images.name}: {len(images.skipped)} files cannot be read, first {name}: {reason}")
-    return images
+    return class_folders(path, split, strict=strict, verify=verify, progress=progress)
 
 
 def resized(images: ImageSet, size: int) -> ImageSet:
