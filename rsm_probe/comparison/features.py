@@ -125,10 +125,9 @@ def procrustes(x: Any, y: Any, normalised: bool = True) -> float:
     if normalised:
         x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
     # Rotated to their principal axes, of which there are at most as many as images.
-    (x_basis, x_scale), (y_basis, y_scale) = _basis(x), _basis(y)
-    width = max(len(x_scale), len(y_scale))
-    first = np.pad(x_basis * x_scale, ((0, 0), (0, width - len(x_scale))))
-    second = np.pad(y_basis * y_scale, ((0, 0), (0, width - len(y_scale))))
+    bases = _basis(x), _basis(y)
+    width = max(len(scale) for _, scale in bases)
+    first, second = (np.pad(basis * scale, ((0, 0), (0, width - len(scale)))) for basis, scale in bases)
     left, _, right = np.linalg.svd(first.T @ second)
     # The norm of the difference itself: computed from norms and a trace, small distances would lose half their digits.
     return float(np.linalg.norm(first @ (left @ right) - second))

@@ -58,7 +58,7 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
     Args:
         rsms: name -> RSM or symmetric array (N, N); names are texts, or pairs (model, layer). A model's layers come in
             forward order.
-        others: the same for the columns; the rows again where left out.
+        others: the same for the columns; the rows again by default.
         measure: see `MEASURES`, or a measure object with its options.
         eigenvalues: report each RSM's smallest eigenvalue; it costs a decomposition of every matrix.
 

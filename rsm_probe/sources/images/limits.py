@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rsm_probe.checks import brief, require_whole
+from rsm_probe.checks import brief, require_seed, require_whole
 from rsm_probe.errors import ImageError
 
 # An image of this edge takes 0.8 GB as a model's input: three channels of four bytes.
@@ -47,6 +47,17 @@ def require_drawn(count: Any, name: str = "count") -> None:
             f"{name} must be at most {MOST_DRAWN} images to draw: what is in {brief(count)} images takes "
             f"{in_bytes(2000 * int(count))}; draw several sets with seeds of their own"
         )
+
+
+def require_drawing(size: Any, count: Any, seed: Any) -> None:
+    """Refuse options of a set that is drawn: its edge, its number of images, its seed.
+
+    Raises:
+        ImageError: see `require_edge`, `require_drawn` and `require_seed`.
+    """
+    require_edge(size)
+    require_drawn(count)
+    require_seed(seed, "seed", ImageError)
 
 
 def in_bytes(count: int) -> str:

@@ -26,7 +26,7 @@ def cifar100(root: str | Path, split: str, count: int | None = None, seed: int =
     Args:
         root: the folder that holds `cifar-100-python` with its files train, test and meta.
         split: "train" (50 000 images) or "test" (10 000).
-        count: a random sample of so many; None for the whole split.
+        count: size of a random sample; None for the whole split.
         seed: of the sample.
 
     Raises:
@@ -75,7 +75,7 @@ def class_folders(
             Tiny-ImageNet is read as published: `val/images/` with `val/val_annotations.txt`; its `test`, which has no
             labels, is ignored.
         split: "train" or "test", which stands for the first of the other three that is there.
-        count: a random sample of so many; None for all.
+        count: size of a random sample; None for all.
         seed: of the sample.
         verify: read every file once now and leave out broken ones, as `folder` does.
         progress: show a bar while reading.

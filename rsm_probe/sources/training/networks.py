@@ -33,7 +33,7 @@ class NetworkConfig(Config):
     )
     widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64, 128)
     stem_stride: Literal[1, 2] = 1
-    narrow_stem: bool = Field(default=False, description="the stem has the channels of the first stage in place of 64")
+    narrow_stem: bool = Field(default=False, description="the stem has the channels of the first stage instead of 64")
     zero_init_residual: bool = Field(
         default=True, description="blocks begin as the identity; false learns scenes sooner"
     )

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rsm_probe.checks import require_seed
 from rsm_probe.errors import ImageError, look_up
 from rsm_probe.sources.images.image_set import ImageSet, Targets
-from rsm_probe.sources.images.limits import require_drawn, require_edge
+from rsm_probe.sources.images.limits import require_drawing
 
 # Left share of each photograph that training sees; crops for testing come from beyond it.
 _TRAINING_SHARE = 0.55
@@ -42,9 +41,7 @@ def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) 
     Raises:
         ImageError: unknown split, crops larger than that part of the photographs; a size, count or seed out of range.
     """
-    require_edge(size)
-    require_drawn(count)
-    require_seed(seed, "seed", ImageError)
+    require_drawing(size, count, seed)
     names = [name for _, files in _PHOTOS.values() for name in files.split()]
     boxes = [_photo_box(np.random.default_rng([seed, k]), names[k % len(names)], split, size) for k in range(count)]
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rsm_probe.checks import require_seed, require_whole
+from rsm_probe.checks import require_whole
 from rsm_probe.errors import ImageError, look_up
 from rsm_probe.sources.images.image_set import ImageSet, Targets
-from rsm_probe.sources.images.limits import require_drawn, require_edge
+from rsm_probe.sources.images.limits import require_drawing, require_edge
 
 # Every fifth digit is held out from training: the set interleaves its writers, so both parts hold all of them.
 _HELD_OUT = 5
@@ -149,9 +149,7 @@ def _composed(
     name: str, split: str, size: int, count: int, seed: int, lay_out: Callable[[int, np.ndarray], _Layout]
 ) -> tuple[list[_Layout], Callable[[int], Image.Image]]:
     """Lay out all images of a set from the digits of a split, and give the function that draws one."""
-    require_edge(size)
-    require_drawn(count)
-    require_seed(seed, "seed", ImageError)
+    require_drawing(size, count, seed)
     if size < 48:
         raise ImageError(f"{name} need a canvas of at least 48 pixels, found size={size}")
     source = _split_indices(split)
