@@ -126,8 +126,7 @@ def rsm(
         norm_b=("image_b", known.norms_y),
     )
     if known.permutations is not None:
-        locations = (x if y is None else y).shape[1]
-        kept = known.permutations.astype(permutation_dtype(locations))
+        kept = known.permutations.astype(permutation_dtype((x if y is None else y).shape[1]))
         dataset = dataset.assign(permutation=((*axes, "location"), kept))
     return RSM(dataset.assign_attrs(attributes, kernel=chosen.name, centering=str(centering)))
 

@@ -30,6 +30,10 @@ from rsm_probe.storage.places import absolute
 
 KIND = "pairs"
 _tokens_on_devices = DeviceCache()
+# What the arrays of a result are called, and the products of a tile that they hold.
+_FIELDS = {
+    "norm_a": "norms_x", "norm_b": "norms_y", "bound": "bounds", "product": "products", "permutation": "permutations",
+}  # fmt: skip
 # No location has this partner: it stands for what was not written.
 _NOT_WRITTEN = -2
 
@@ -219,17 +223,9 @@ def _side(
 
 def _write(task: Task, tile: MatchedProducts, locations: int) -> None:
     store = ChunkStore.open(task.job.out, KIND, writable=True)
-    values = {
-        "norm_a": tile.norms_x,
-        "norm_b": tile.norms_y,
-        "bound": tile.bounds,
-        "product": tile.products,
-        "permutation": tile.permutations,
-    }
     turned = tile.transposed(locations) if task.job.y is None and not task.on_diagonal else tile
-    other = {"bound": turned.bounds, "product": turned.products, "permutation": turned.permutations}
     for name, place in task.parts():
         mirrored = len(place) > 1 and place[0] != slice(task.top, task.bottom)
-        part = other[name] if mirrored else values[name]
-        assert part is not None
-        store.write(name, place, part)
+        values = getattr(turned if mirrored else tile, _FIELDS[name])
+        assert values is not None
+        store.write(name, place, values)
