@@ -182,7 +182,7 @@ def test_a_module_without_preprocessing_is_warned_of_once_where_it_sees_pictures
     found = [str(warning.message) for warning in caught if "normalisation" in str(warning.message)]
     assert len(found) == 1
     assert found[0].startswith("Sequential brings no preprocessing")
-    assert "rsm_probe.LoadedModel(name, module, preprocess)" in found[0]
+    assert "rsm_probe.sources.LoadedModel(name, module, preprocess)" in found[0]
 
 
 @pytest.mark.parametrize("use", [swept, captured])

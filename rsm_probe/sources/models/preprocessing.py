@@ -73,7 +73,7 @@ def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> Non
     if plain and len(images) and isinstance(images[0], Image.Image):
         warnings.warn(
             f"{', '.join(plain)} brings no preprocessing and gets RGB in [0, 1] without normalisation, in the size of "
-            f"the images; where it was trained on other values, give rsm_probe.LoadedModel(name, module, "
+            f"the images; where it was trained on other values, give rsm_probe.sources.LoadedModel(name, module, "
             f"preprocess), whose preprocess makes a tensor (C, H, W) of a PIL image",
             stacklevel=4,  # above this function and the `LayerStream` that calls it
         )
