@@ -498,7 +498,7 @@ def test_what_another_accumulator_reduced_is_refused(small_resnet):
     mine, other = Accumulator(("identity",)), Accumulator(("optimal",))
     with torch.no_grad(), Probe(small_resnet, "layer1.0", reduce=other.reducer()) as probe:
         small_resnet(torch.randn(6, 3, 32, 32))
-    with pytest.raises(ComparisonError, match="of another Accumulator; use the reducer.* of this Accum"):
+    with pytest.raises(ComparisonError, match=r"of another Accumulator; use the reducer.* of this Accum"):
         mine.update(probe)
     with pytest.raises(ComparisonError, match=r"layer 'layer1.0' of model 'b' was reduced by the reducer\('model'\)"):
         other.update({"b": probe})
