@@ -27,7 +27,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from rsm_probe import Match, match_affinity
+from rsm_probe import match_affinity
+from rsm_probe.matching import Match
 from rsm_probe.matching.methods.optimal import Auction
 
 FEWEST, MOST = 2, 7

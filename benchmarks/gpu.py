@@ -172,7 +172,7 @@ class Bench:
         turn = torch.linalg.qr(torch.randn(ROW["channels"], 256, generator=torch.Generator().manual_seed(0)))[0]
         network = dict(trained_network().named_children())
         stages = list(network.values())[: list(network).index("layer4")]
-        loaded = rsm_probe.LoadedModel("net", torch.nn.Sequential(*stages, _Turned(turn)).eval(), normalise)
+        loaded = rsm_probe.sources.LoadedModel("net", torch.nn.Sequential(*stages, _Turned(turn)).eval(), normalise)
         layers = []
         for name in ("queries", "database"):
             crops = photos("all", size=64, count=ROW[name], seed=len(name))
@@ -211,7 +211,7 @@ class Bench:
         images = photos("all", size=32 if self.smoke else 64, count=count, seed=1)
         name = "torchvision:resnet18" if self.smoke else "torchvision:resnet101"
         model = rsm_probe.load_model(name, weights=None)
-        model = rsm_probe.LoadedModel(name, model.module, normalise)
+        model = rsm_probe.sources.LoadedModel(name, model.module, normalise)
         start = time.perf_counter()
         found = rsm_probe.sweep(
             model, images, "layer4.1" if self.smoke else "blocks", batch_size=batch, device=self.device,

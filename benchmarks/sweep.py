@@ -26,9 +26,9 @@ from rsm_probe.sources.images.embedded.registry import digits, scenes
 from rsm_probe.sources.training.train import NetworkConfig, TrainingConfig, normalise, train
 
 
-def trained(steps: int = 100) -> rsm_probe.LoadedModel:
+def trained(steps: int = 100) -> rsm_probe.sources.LoadedModel:
     recipe = TrainingConfig(steps=steps, network=NetworkConfig(stem_stride=2))
-    return rsm_probe.LoadedModel("net", train(recipe).module, normalise)
+    return rsm_probe.sources.LoadedModel("net", train(recipe).module, normalise)
 
 
 def measure_time(count: int, batch: int, layer: str) -> None:

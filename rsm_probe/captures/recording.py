@@ -44,7 +44,7 @@ def capture(
 
     Args:
         model: a module, a `LoadedModel`, or a name; see `rsm_probe.load_model`.
-        images: see `rsm_probe.as_images`.
+        images: see `rsm_probe.sources.as_images`.
         layers: see `Probe`.
         out: a folder, or a URL of a file system that fsspec knows.
         dtype: of tokens on disk: "float32", "float16" or "bfloat16". Half precision takes half the space.

@@ -65,7 +65,7 @@ def sweep(
     Args:
         models: a module, a `LoadedModel`, a name such as "timm:vit_tiny_patch16_224", a list of these, or name -> one
             of these.
-        images: see `rsm_probe.as_images`: an embedded set, a folder, a tensor, a data set.
+        images: see `rsm_probe.sources.as_images`: an embedded set, a folder, a tensor, a data set.
         layers: see `Probe`; for all models, or model name -> layers.
         matchings: "identity" gives spatio-semantic RSMs, "optimal" semantic ones.
         kernels: "linear", "cosine", "rbf", or kernel objects.

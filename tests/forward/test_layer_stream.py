@@ -133,7 +133,7 @@ def test_layers_by_model_have_to_name_every_model_and_no_other():
 def test_logits_leave_every_training_flag_as_it_was():
     model = nn.Sequential(nn.Conv2d(3, 5, 9), nn.Dropout(0.5), nn.Flatten()).train()
     model[0].eval()
-    values = logits(rsm_probe.LoadedModel("net", model, torch.as_tensor), pictures(), np.array([2, 0]))
+    values = logits(rsm_probe.sources.LoadedModel("net", model, torch.as_tensor), pictures(), np.array([2, 0]))
     assert values.shape == (2, 5)
     assert [part.training for part in model.modules()] == [True, False, True, True]
     with torch.no_grad():

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from rsm_probe import Matching, match, match_affinity, rsm
+from rsm_probe import match, match_affinity, rsm
 from rsm_probe.errors import MatchingError
+from rsm_probe.matching import Matching
 from rsm_probe.matching.matching import Locations, Pairs, Solution
 from rsm_probe.matching.methods.optimal import Auction
 

@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from rsm_probe import Matching, RsmProbeError, match, match_affinity, rsm
+from rsm_probe import RsmProbeError, match, match_affinity, rsm
 from rsm_probe.errors import MatchingError
+from rsm_probe.matching import Matching
 from rsm_probe.matching.certificate import matched_sum
 from rsm_probe.matching.matching import Locations
 from rsm_probe.matching.methods.batch_optimal import BatchOptimal

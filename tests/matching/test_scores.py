@@ -9,9 +9,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
-from rsm_probe import Accumulator, Representation, match, match_affinity, rsm
+from rsm_probe import Accumulator, match, match_affinity, rsm
 from rsm_probe.errors import ComparisonError, MatchingError
 from rsm_probe.matching.methods.scores import LateInteraction, SoftMatching
+from rsm_probe.probe import Representation
 
 SHAPES = [(1, 1), (1, 5), (5, 1), (6, 6), (4, 9), (9, 4)]
 QUICK = SoftMatching(regularisation=0.2)

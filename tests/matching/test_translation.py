@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from rsm_probe import Accumulator, Representation, all_pairs, match, match_affinity, nearest, rsm
+from rsm_probe import Accumulator, all_pairs, match, match_affinity, nearest, rsm
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.matching import Locations
 from rsm_probe.matching.methods import translation
 from rsm_probe.matching.methods.translation import Translation
+from rsm_probe.probe import Representation
 
 GRIDS = [(1, 1), (1, 6), (6, 1), (2, 2), (2, 3), (4, 4), (3, 5), (5, 5), (4, 7), (7, 2)]
 

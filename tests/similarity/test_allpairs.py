@@ -235,7 +235,7 @@ def test_an_rsm_of_captures_can_be_saved(layer, tmp_path):
     assert np.array_equal(RSM.open(tmp_path / "rsm.zarr").values, found.values)
 
 
-class Reversed(rsm_probe.Matching):
+class Reversed(rsm_probe.matching.Matching):
     """A method of a user's own, which is no dataclass."""
 
     name, exact, symmetric, needs_affinity, growth = "reversed", False, True, True, 1.0
@@ -428,7 +428,7 @@ def test_too_long_is_refused_before_it_begins(layer, tmp_path):
         all_pairs(layer, max_hours=1e-9)
 
 
-class Killing(rsm_probe.Matching):
+class Killing(rsm_probe.matching.Matching):
     """Kills the process that works on it."""
 
     name, exact, symmetric, needs_affinity, growth = "killing", False, True, True, 1.0

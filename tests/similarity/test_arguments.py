@@ -10,6 +10,7 @@ from stores import captured, tokens
 
 import rsm_probe
 from rsm_probe import RSM, Probe
+from rsm_probe.comparison import permutation_test
 from rsm_probe.comparison.features import linear_cka, pooled, procrustes, sampled, svcca
 from rsm_probe.comparison.measures import NeighbourJaccard, neighbour_overlap, rsa
 from rsm_probe.errors import CostError, RepresentationError, RsmProbeError, StorageError
@@ -56,7 +57,7 @@ CALLS = {
         "level": [-1, 0, "x", b"3", [2], {}, math.nan, math.inf, 1j, object(), True, None, 1, 2, "0.95"],
         "measure": [*NOTHING, None, "CKA"],
     }),
-    "permutation_test": (lambda **options: rsm_probe.permutation_test({"a": K}, **{"repeats": 2} | options), {
+    "permutation_test": (lambda **options: permutation_test({"a": K}, **{"repeats": 2} | options), {
         "repeats": [*NOTHING, None],
         "seed": [v for v in NOTHING if v != 0] + [None, 2**63],
     }),

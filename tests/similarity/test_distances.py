@@ -7,7 +7,8 @@ import rsatoolbox
 from scipy.spatial.distance import cdist, pdist, squareform
 
 import rsm_probe
-from rsm_probe import RSM, bootstrap, cka, compare, hsic, permutation_test
+from rsm_probe import RSM, bootstrap, cka, compare
+from rsm_probe.comparison import hsic, permutation_test
 from rsm_probe.comparison.features import linear_cka
 from rsm_probe.comparison.measures import bures, negative_share, neighbour_overlap, norm_difference, rsa
 from rsm_probe.errors import ComparisonError

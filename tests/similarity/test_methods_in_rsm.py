@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from rsm_probe import Accumulator, Matching, Representation, match, rsm
+from rsm_probe import Accumulator, match, rsm
 from rsm_probe.errors import MatchingError
+from rsm_probe.matching import Matching
 from rsm_probe.matching.matching import Solution
 from rsm_probe.matching.methods.batch_optimal import BatchOptimal
 from rsm_probe.matching.methods.greedy import TopKGreedy
@@ -19,6 +20,7 @@ from rsm_probe.matching.methods.rewindowed import Rewindowed
 from rsm_probe.matching.methods.scores import SoftMatching
 from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.matching.registry import get_matching, matching_names
+from rsm_probe.probe import Representation
 
 SMALL = [BatchOptimal(5), Rewindowed(5, 3, 1e-9), TopKGreedy(4), SoftMatching(0.2)]
 METHODS = [name for name in matching_names() if name != "soft"] + SMALL

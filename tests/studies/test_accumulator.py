@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import rsm_probe
-from rsm_probe import Accumulator, Means, Probe, Representation
+from rsm_probe import Accumulator, Probe
 from rsm_probe.errors import (
     ComparisonError,
     CostError,
@@ -14,6 +14,8 @@ from rsm_probe.errors import (
     RepresentationError,
     RsmProbeError,
 )
+from rsm_probe.probe import Representation
+from rsm_probe.streaming import Means
 from rsm_probe.streaming.accumulator import Backlog
 
 
@@ -121,7 +123,7 @@ def test_batches_add_up_as_a_ratio_of_sums_over_pairs(estimator, sizes):
         rsms = {name: rsm_probe.rsm(kept.tokens, matching="identity", kernel="linear") for name, kept in batch.items()}
         for pair in hsic:
             weight = PAIRS[estimator](size) if len(set(sizes)) > 1 else 1  # of equal batches, it cancels out
-            hsic[pair] += weight * rsm_probe.hsic(rsms[pair[0]], rsms[pair[1]], estimator)
+            hsic[pair] += weight * rsm_probe.comparison.hsic(rsms[pair[0]], rsms[pair[1]], estimator)
     assert accumulator.cka.values[0, 1] == pytest.approx(hsic["ab"] / np.sqrt(hsic["aa"] * hsic["bb"]), abs=1e-12)
     assert accumulator.result().dataset.attrs["images"] == sum(sizes)
 

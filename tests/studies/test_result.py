@@ -7,10 +7,13 @@ import pytest
 import torch
 import xarray as xr
 
-from rsm_probe import Accumulator, Representation, SweepResult, bootstrap, permutation_test
+from rsm_probe import Accumulator, bootstrap
+from rsm_probe.comparison import permutation_test
 from rsm_probe.comparison.measures import MEASURES
 from rsm_probe.comparison.statistics import _drawn
 from rsm_probe.errors import ComparisonError
+from rsm_probe.probe import Representation
+from rsm_probe.streaming import SweepResult
 
 
 def layers(seed: int, names: str = "xyz") -> dict[str, Representation]:

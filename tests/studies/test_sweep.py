@@ -46,7 +46,7 @@ def test_sweep_equals_an_independent_computation(small_resnet, images):
     sums = np.zeros((4, 4))
     for batch in np.array_split(np.random.default_rng(0).permutation(60), 3):
         rsms = [rsm_probe.rsm(z[batch], matching=m, kernel="cosine") for z in tokens for m in ("identity", "optimal")]
-        sums += np.array([[rsm_probe.hsic(a, b) for b in rsms] for a in rsms])
+        sums += np.array([[rsm_probe.comparison.hsic(a, b) for b in rsms] for a in rsms])
     expected = sums / np.sqrt(np.outer(np.diagonal(sums), np.diagonal(sums)))
     np.testing.assert_allclose(result.cka.values, expected, atol=1e-5)
 
