@@ -114,7 +114,7 @@ def match(
     # What rounding can have moved inner products by: those of the method, and those in float64.
     scale = (left.shape[1] + 1) * float(images[0].image_norms[0] * images[1].image_norms[0]) * unit
     rounding, finest = (scale * torch.finfo(kind).eps / 2 for kind in (dtype, torch.float64))
-    # Equal locations that the affinity puts further below than rounding can are no better in float64.
+    # If the affinity puts equal locations below the answer by more than rounding explains, float64 does not reverse it.
     near = affinity is None or not float(pairs.aligned_sums[0]) * unit + rounding + finest < answer.value
     if near and method.reaches_identity(len(left), len(right)):
         identity = replace(answer, permutation=identity_partners(len(left), len(right)))

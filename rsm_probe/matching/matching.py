@@ -267,7 +267,7 @@ class Matching(ABC):
         return self.exact
 
     def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """What solving one pair takes beside its affinity (rows, columns) of so many bytes an entry."""
+        """Bytes that solving one pair takes beyond its affinity, (rows, columns) with `itemsize` bytes per entry."""
         return 0
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import struct
+import threading
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 # Signature, numbers of disks, entries on this disk and in all, size and place of their list, length of a comment.
 _END_OF_ARCHIVE = struct.Struct("<4s4H2LH")
+_setting = threading.Lock()
 
 
 def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
@@ -46,8 +48,9 @@ def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
     with replacing(path) as fresh:
         # Format 2 has a specification for text; format 3 still warns that it has none.
         store = store_at(str(fresh))
-        # Said to Zarr, since old releases of xarray pass it on to what does not take it.
-        with zarr.config.set({"array.write_empty_chunks": True}):
+        # Said to Zarr, since old releases of xarray pass it on to what does not take it. Its setting is one for all
+        # threads, of which the first to end would take it from the others.
+        with _setting, zarr.config.set({"array.write_empty_chunks": True}):
             dataset.drop_encoding().to_zarr(store, mode="w", zarr_format=2, consolidated=True)
         write_manifest(fresh)
 

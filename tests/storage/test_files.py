@@ -2,11 +2,14 @@
 
 import os
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.files import (
@@ -336,3 +339,27 @@ def test_folder_of_other_files_is_never_replaced(save, tmp_path):
         save(folder)
     assert (folder / "precious").read_text() == "kept"
     assert listing(tmp_path) == ["thing"]
+
+
+def test_datasets_that_are_saved_at_once_all_keep_their_empty_chunks(dataset, tmp_path, monkeypatch):
+    # The setting of Zarr that says so is one for all threads: whoever ends first must not take it from the others.
+    first_entered, second_entered, first_saved = (threading.Event() for _ in range(3))
+    settings, write = [], xr.Dataset.to_zarr
+
+    def to_zarr(self, store, **options):
+        if not first_entered.is_set():
+            first_entered.set()
+            second_entered.wait(0.5)  # if it may come in
+        else:
+            second_entered.set()
+            assert first_saved.wait(10)
+            settings.append(zarr.config.get("array.write_empty_chunks"))
+        return write(self, store, **options)
+
+    monkeypatch.setattr(xr.Dataset, "to_zarr", to_zarr)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(save_dataset, tmp_path / "first.zarr", dataset)
+        first.add_done_callback(lambda _: first_saved.set())
+        assert first_entered.wait(10)
+        pool.submit(save_dataset, tmp_path / "second.zarr", dataset).result()
+    assert settings == [True]

@@ -90,7 +90,7 @@ class Auction(Matching):
         return self.where != "cpu" and dtype == torch.float32 and locations <= LARGEST
 
     def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """A square copy that the vector unit can read, wherever the number of columns is no multiple of 64."""
+        """A square copy for the vector unit, which is made unless the number of columns is a multiple of 64."""
         return max(rows, columns) ** 2 * itemsize
 
     def prepare(self, images: Locations) -> np.ndarray:
