@@ -16,10 +16,11 @@ from rsm_probe.sources.training.train import TrainingConfig, normalise, train_or
 ROOT = Path(__file__).parent.parent
 
 
-def trained_network() -> torch.nn.Module:
+def trained_network(device: str | torch.device = "cpu") -> torch.nn.Module:
     """A full-width ResNet-18 with a stem for small images, trained at the first call."""
     config = TrainingConfig.parse(read_yaml(ROOT / "configs" / "train_photos.yaml"), "the recipe")
-    return train_or_load(config, 0, ROOT / "runs" / "models" / "train_photos-0.safetensors", progress=True)[0].module
+    file = ROOT / "runs" / "models" / "train_photos-0.safetensors"
+    return train_or_load(config, 0, file, device, progress=True)[0].module
 
 
 def features(module: torch.nn.Module, size: int, layers: list[str], count: int) -> dict[str, torch.Tensor]:

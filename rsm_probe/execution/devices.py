@@ -26,8 +26,8 @@ _LARGEST_BLOCK = 4 << 30
 _switching = threading.RLock()
 # Less main memory than this is not asked about: the question takes longer than an allocation.
 _TOO_LITTLE_TO_ASK = 256 << 20
-# The block of a device whose memory is the CPU's.
-_SHARED_MEMORY_BLOCK = 64 << 20
+# What a device whose memory is the CPU's may use.
+_SHARED_MEMORY = 512 << 20
 
 
 def free_memory() -> int | None:
@@ -132,17 +132,18 @@ def block_bytes(device: torch.device) -> int:
 
     Two such blocks are a quarter of what PyTorch may use: `torch.cuda.set_per_process_memory_fraction` sets that.
     """
-    if device.type != "cuda":
-        return _SHARED_MEMORY_BLOCK
-    return min(_LARGEST_BLOCK, int(_SHARE * _allowed(device)) // 2)
+    return min(_LARGEST_BLOCK, int(_SHARE * allowed_bytes(device)) // 2)
 
 
 def token_bytes(device: torch.device) -> int:
     """Bytes of the tokens that are kept on a device: half of what PyTorch may use."""
-    return int(_TOKEN_SHARE * _allowed(device)) if device.type == "cuda" else _SHARED_MEMORY_BLOCK
+    return int(_TOKEN_SHARE * allowed_bytes(device))
 
 
-def _allowed(device: torch.device) -> float:
+def allowed_bytes(device: torch.device) -> float:
+    """Bytes of a device's memory that PyTorch may use."""
+    if device.type != "cuda":
+        return _SHARED_MEMORY
     number = torch.cuda.current_device() if device.index is None else device.index
     return torch.cuda.get_device_properties(number).total_memory * torch.cuda.get_per_process_memory_fraction(number)
 

@@ -237,6 +237,7 @@ def test_tokens_of_any_precision_and_layout_are_matched_to_the_optimum(dtype):
         assert found.gap <= GAP * float(x.double().norm() * y.double().norm()) * (1 + 1e-6), name
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_tokens_and_affinities_on_cuda_are_matched_like_those_in_main_memory():
     x, y = torch.randn(2, 64, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -38,6 +38,7 @@ def test_the_exact_optimum_is_that_of_all_permutations(certificates):
 
 
 # The interpreter takes a millisecond for a bid.
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("where", "count", "most"),
     [("cpu", 600, 7), ("device", 2000, 7) if torch.cuda.is_available() else ("device", 40, 4)],
@@ -97,6 +98,7 @@ def test_a_bound_below_the_value_is_refused_unless_rounding_explains_it():
 
 # Entries above 1e15, or all of them below 1e-15, are not for the device's kernel; below 1e-15 and above 1e25, the CPU
 # rescales float32.
+@pytest.mark.gpu
 @pytest.mark.parametrize("size", [3e16, 1e22, 1e27, 1e-17, 1e-24, 1e-36])
 @pytest.mark.parametrize("where", ["cpu", "device"])
 def test_bounds_lie_above_the_optimum_where_the_value_does_not(certificates, where, size):

@@ -20,6 +20,7 @@ from rsm_probe.matching.methods.batch_optimal import BatchOptimal
 from rsm_probe.matching.methods.optimal import Auction
 from rsm_probe.matching.methods.rewindowed import Rewindowed
 
+pytestmark = pytest.mark.gpu
 ON_CUDA = torch.cuda.is_available()
 HERE = torch.device("cuda" if ON_CUDA else "cpu")
 # The same families on a GPU and in the interpreter, which takes milliseconds for a bid, and a small gap many bids.

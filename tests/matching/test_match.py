@@ -460,6 +460,7 @@ def test_a_certificate_holds_for_exact_inner_products(locations, channels, offse
             assert found.value == pytest.approx(float(found.affinities.sum()), rel=1e-12)
 
 
+@pytest.mark.gpu
 def test_what_an_option_cannot_do_for_a_single_pair_is_refused():
     x = torch.randn(9, 4)
     with pytest.raises(MatchingError, match=r"precision='float16' is for many pairs at once"):

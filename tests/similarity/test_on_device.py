@@ -29,6 +29,7 @@ from rsm_probe.pairs.pair_loop import match_sides
 from rsm_probe.pairs.sides import Side
 from rsm_probe.pairs.timing import seconds_per_pair
 
+pytestmark = pytest.mark.gpu
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter takes milliseconds for a bid.
 GAP = 1e-3
@@ -38,6 +39,11 @@ METHODS = {"optimal": DEVICE, "identity": Identity(), "greedy": Greedy(), "exact
 
 def tokens(images, locations, seed=0, channels=3):
     return torch.randn(images, locations, channels, generator=torch.Generator().manual_seed(seed)).to(HERE)
+
+
+def give_blocks(monkeypatch, size):
+    """A device with room for blocks of so many bytes."""
+    monkeypatch.setattr(devices, "allowed_bytes", lambda device: 8 * size)
 
 
 def products_of(x, y=None, methods=METHODS, **options):
@@ -69,7 +75,7 @@ def test_a_device_and_cpu_threads_match_the_same_pairs_side_by_side(others):
 
 
 def test_blocks_for_a_device_hold_every_pair_once_and_are_full(monkeypatch):
-    monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", 10 * 5 * 5 * 4)
+    give_blocks(monkeypatch, 10 * 5 * 5 * 4)
     x, y = Side.of(torch.zeros(7, 5, 2)), Side.of(torch.zeros(4, 5, 2))
     for own, diagonal, expected in (
         (x, False, [(i, j) for j in range(7) for i in range(j + 1, 7)]),
@@ -102,8 +108,8 @@ def test_affinities_of_any_pairs_are_inner_products_of_locations():
 def test_the_size_of_a_device_does_not_change_the_result(monkeypatch, pairs):
     x = tokens(4, 3)
     ample = products_of(x, methods={"optimal": DEVICE})
-    monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", pairs * 3 * 3 * 4)
-    assert block_bytes(torch.device("cpu")) == pairs * 3 * 3 * 4
+    give_blocks(monkeypatch, pairs * 3 * 3 * 4)
+    assert block_bytes(HERE) == pairs * 3 * 3 * 4
     tight = products_of(x, methods={"optimal": DEVICE}, workers=2)
     np.testing.assert_allclose(tight["optimal"], ample["optimal"], atol=GAP * norms(x, x).max())
 
@@ -134,9 +140,9 @@ def test_a_device_that_is_out_of_memory_gets_half_of_the_pairs_and_says_so(monke
     x, y = tokens(5, 3).cpu(), tokens(3, 3, seed=1).cpu()
     layers = captured(tmp_path / "x.zarr", x), captured(tmp_path / "y.zarr", y)
     work = {
-        "in memory": lambda: products_of(x, y, methods={"optimal": DEVICE})["optimal"],
-        "tiles": lambda: all_pairs(*layers, matching=DEVICE, device="cpu", tile=4)["product"].values,
-        "search": lambda: nearest(*layers, k=3, matching=DEVICE, device="cpu")["product"].values,
+        "in memory": lambda: products_of(x.to(HERE), y.to(HERE), methods={"optimal": DEVICE})["optimal"],
+        "tiles": lambda: all_pairs(*layers, matching=DEVICE, device=HERE.type, tile=4)["product"].values,
+        "search": lambda: nearest(*layers, k=3, matching=DEVICE, device=HERE.type)["product"].values,
     }[path]
     ample = work()
     # Two halves of a block do not fit at once, either: each must be given back before the next.
@@ -151,7 +157,7 @@ def test_a_device_that_is_out_of_memory_gets_half_of_the_pairs_and_says_so(monke
 
 def test_what_is_being_matched_is_waited_for_before_anything_is_halved(monkeypatch):
     x = tokens(6, 3)
-    monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", 5 * 3 * 3 * 4)
+    give_blocks(monkeypatch, 5 * 3 * 3 * 4)
     exact = products_of(x, methods={"slow": ScipyAssignment()})["slow"]
     memory = Memory(monkeypatch, room=5)
 
@@ -173,14 +179,14 @@ def test_what_is_being_matched_is_waited_for_before_anything_is_halved(monkeypat
 
 @pytest.mark.parametrize("path", ["in memory", "tiles"])
 def test_no_more_than_two_blocks_are_held_at_a_time(monkeypatch, tmp_path, path):
-    monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", 4 * 3 * 3 * 4)
+    give_blocks(monkeypatch, 4 * 3 * 3 * 4)
     memory, x = Memory(monkeypatch, room=1000), tokens(8, 3).cpu()
     if path == "tiles":
-        all_pairs(captured(tmp_path / "x.zarr", x), matching=DEVICE, device="cpu", tile=8, workers=1)
+        all_pairs(captured(tmp_path / "x.zarr", x), matching=DEVICE, device=HERE.type, tile=8, workers=1)
         # The first block was made for the estimate.
         assert memory.most <= 4
     else:
-        products_of(x, methods={"optimal": DEVICE}, workers=2)
+        products_of(x.to(HERE), methods={"optimal": DEVICE}, workers=2)
         assert 4 < memory.most <= 8
 
 
@@ -262,9 +268,8 @@ def test_who_matches_is_settled_by_the_whole_work_and_not_by_its_parts(monkeypat
 
     def counted(method, affinities, scales):
         solved.append(len(affinities))
-        return ScipyAssignment().solve(
-            Pairs(np.arange(len(affinities)), np.arange(len(affinities)), affinity=affinities)
-        )
+        numbers = np.arange(len(affinities))
+        return ScipyAssignment().solve(Pairs(numbers, numbers, affinity=affinities))
 
     def never(*arguments):
         raise AssertionError("a part of the work went to the CPU")
@@ -272,7 +277,7 @@ def test_who_matches_is_settled_by_the_whole_work_and_not_by_its_parts(monkeypat
     monkeypatch.setattr("rsm_probe.matching.methods.optimal.has_kernel", lambda device: True)
     monkeypatch.setattr(Auction, "_solve_on_device", counted)
     monkeypatch.setattr(Auction, "_solve_on_cpu", never)
-    monkeypatch.setattr(devices, "_SHARED_MEMORY_BLOCK", 7 * 2 * 2 * 4)
+    give_blocks(monkeypatch, 7 * 2 * 2 * 4)
     x = tokens(17, 2).cpu()
     layer = captured(tmp_path / "x.zarr", x)
     all_pairs(layer, tile=5)
