@@ -123,7 +123,8 @@ class Bench:
     def _matchings(self, locations: int, z: Side, count: int) -> None:
         rows, columns, affinity = self._affinities(z, count)
         images, gap = z.locations, Auction().gap
-        pairs = Pairs(rows, columns, images, images, affinity)
+        prepared = (Auction().prepare(images),) * 2
+        pairs = Pairs(rows, columns, images, images, affinity, prepared)
         scales = pairs.scales()
         *_, certified, bids = solve_on_device(affinity, scales, gap, 2000)
         seconds = self.seconds(lambda: Auction(where="device").solve(pairs))
@@ -136,7 +137,9 @@ class Bench:
         method = Auction(where="cpu")
 
         def solve(part: slice) -> np.ndarray:
-            return method.solve(Pairs(rows[:few][part], columns[:few][part], images, images, on_cpu[part])).values
+            return method.solve(
+                Pairs(rows[:few][part], columns[:few][part], images, images, on_cpu[part], prepared)
+            ).values
 
         with ThreadPoolExecutor(available_cores()) as pool:
             expected = np.concatenate(list(pool.map(solve, parts)))
@@ -160,7 +163,8 @@ class Bench:
         for locations, pairs in OF_THE_PEER.items():
             z = Side.of(self.tokens(locations, self.crops))
             rows, columns, affinity = self._affinities(z, 4 if self.smoke else pairs)
-            ours = Pairs(rows, columns, z.locations, z.locations, affinity)
+            prepared = (Auction().prepare(z.locations),) * 2
+            ours = Pairs(rows, columns, z.locations, z.locations, affinity, prepared)
 
             def theirs(affinity: torch.Tensor = affinity) -> np.ndarray:
                 partners = batch_linear_assignment(-affinity)

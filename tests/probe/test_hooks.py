@@ -1,5 +1,6 @@
 """Probe: what it captures, what it leaves as it was, and how it refuses."""
 
+import copy
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -815,14 +816,16 @@ def test_model_compiled_in_place_is_probed(part):
 @pytest.mark.parametrize("layer", ["layer1", "module.layer1"])
 @pytest.mark.parametrize("called", ["wrapper", "model"])
 def test_data_parallel_model_is_probed(resnet18, images, layer, called):
-    wrapper = nn.DataParallel(resnet18)
+    here = "cuda" if torch.cuda.is_available() else "cpu"  # where there are GPUs, it wants its model on the first
+    model, images = copy.deepcopy(resnet18).to(here), images.to(here)
+    wrapper = nn.DataParallel(model, device_ids=[0] if here == "cuda" else None)
     with torch.no_grad(), Probe(wrapper, layer) as probe:
-        (wrapper if called == "wrapper" else resnet18)(images)
-    assert torch.equal(probe.representations["layer1"].tokens, tokens(resnet18, "layer1", images)["layer1"].tokens)
+        (wrapper if called == "wrapper" else model)(images)
+    assert torch.equal(probe.representations["layer1"].tokens, tokens(model, "layer1", images)["layer1"].tokens)
 
 
 def test_batches_that_are_split_over_devices_are_refused(resnet18):
-    wrapper = nn.DataParallel(resnet18)
+    wrapper = nn.DataParallel(copy.deepcopy(resnet18))
     wrapper.device_ids = [0, 1]
     with pytest.raises(LayerError, match=r"splits every batch over 2 devices.*`model.module`"):
         Probe(wrapper, "layer1")
