@@ -204,7 +204,7 @@ def plain():
 
 
 def split():
-    wrapper = nn.DataParallel(Net())
+    wrapper = nn.DataParallel(Net()).cpu()  # a single GPU would have taken it
     wrapper.device_ids = [0, 1]
     return wrapper
 

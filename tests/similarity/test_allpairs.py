@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,15 @@ from rsm_probe.captures.captured_layers import Capture
 from rsm_probe.errors import CostError, MatchingError, RepresentationError, StorageError
 from rsm_probe.execution.executors import cluster
 from rsm_probe.matching.methods.optimal import Auction
-from rsm_probe.pairs.on_disk import all_pairs, open_pairs
+from rsm_probe.pairs.on_disk import open_pairs
 from rsm_probe.pairs.tile_plan import Plan
 from rsm_probe.pairs.tiles import LayerAddress
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.chunks import ChunkStore
 
 TILE = 6
+# Where a GPU is: bits are compared with those of other processes, which compute on the CPU, and forks cannot use it.
+all_pairs = partial(rsm_probe.all_pairs, device="cpu")
 
 
 @pytest.fixture
@@ -354,10 +357,11 @@ import resource, signal, sys, rsm_probe
 from rsm_probe.errors import StorageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 layer = rsm_probe.Capture.open(sys.argv[1])["layer"]
-rsm_probe.all_pairs(layer, tile=100, workers=1)  # what is compiled is stored before the limit
+run = {"tile": 100, "workers": 1, "device": "cpu"}
+rsm_probe.all_pairs(layer, **run)  # what is compiled is stored before the limit
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 try:
-    rsm_probe.all_pairs(layer, out=sys.argv[2], tile=100, workers=1)
+    rsm_probe.all_pairs(layer, out=sys.argv[2], **run)
 except StorageError as error:
     print(error)
 """

@@ -2,6 +2,7 @@
 
 import sys
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from rsm_probe.errors import ComparisonError, CostError, MatchingError, Represen
 from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.neighbours.database import BlockReader
 from rsm_probe.similarity.kernels import RBF
+
+# What it is compared with is of tokens in main memory.
+nearest = partial(rsm_probe.nearest, device="cpu")
 
 
 def scattered(images: int, clusters: int = 4, locations: int = 16, seed: int = 0) -> torch.Tensor:
@@ -43,7 +47,7 @@ def brute_force(x, y, k, **options):
 @pytest.mark.parametrize("matching", ["optimal", "identity", "greedy", "batch-optimal", Translation((4, 4)), "scipy"])
 def test_as_brute_force(kernel, centering, matching):
     x, y = scattered(7, seed=1), scattered(40, seed=2)
-    found = rsm_probe.nearest(x, y, 6, matching, kernel, centering)
+    found = nearest(x, y, 6, matching, kernel, centering)
     order, values = brute_force(x, y, 6, matching=matching, kernel=kernel, centering=centering)
     assert np.array_equal(found["index"].values, order)
     np.testing.assert_allclose(found["similarity"].values, values, rtol=1e-9, atol=1e-12)
@@ -69,7 +73,7 @@ def test_as_brute_force_on_anything(seed, rows, columns, k, kernel):
         return torch.from_numpy(np.maximum(values, 0) if kind == 2 else values).float()  # dead locations
 
     x, y = draw(4, rows), draw(12, columns)
-    found = rsm_probe.nearest(x, y, k, kernel=kernel)
+    found = nearest(x, y, k, kernel=kernel)
     _, values = brute_force(x, y, k, kernel=kernel)
     np.testing.assert_allclose(found["similarity"].values, values, rtol=1e-5, atol=1e-5)
     full = rsm_probe.rsm(x, y, kernel=kernel).values
@@ -79,7 +83,7 @@ def test_as_brute_force_on_anything(seed, rows, columns, k, kernel):
 
 def test_most_matchings_are_saved_where_images_are_of_kinds():
     x, y = scattered(20, 8, 64, seed=1), scattered(400, 8, 64, seed=2)
-    found = rsm_probe.nearest(x, y, 5)
+    found = nearest(x, y, 5)
     assert found.attrs["pairs"] == 20 * 400
     assert found.attrs["matchings"] < 0.25 * 20 * 400
     assert found.attrs["matchings"] <= found.attrs["affinities"]
@@ -99,7 +103,7 @@ def test_the_time_saved_is_never_negative(seconds, saved):
 
 def test_scores_are_computed_for_all_pairs():
     x, y = scattered(5, seed=1), scattered(30, seed=2)
-    found = rsm_probe.nearest(x, y, 4, "late-interaction", "linear")
+    found = nearest(x, y, 4, "late-interaction", "linear")
     assert np.array_equal(found["index"].values, brute_force(x, y, 4, matching="late-interaction", kernel="linear")[0])
     assert found.attrs["matchings"] == 150
     assert found.attrs["saved_matchings"] == 0
@@ -121,14 +125,14 @@ def pair_of_sets(kind):
 @pytest.mark.parametrize("matching", ["optimal", "identity", "greedy"])
 def test_an_rbf_kernel_has_the_width_that_it_has_in_rsm(kind, matching):
     x, y = pair_of_sets(kind)
-    found = rsm_probe.nearest(x, y, 7, matching, "rbf")
+    found = nearest(x, y, 7, matching, "rbf")
     order, values = brute_force(x, y, 7, matching=matching, kernel="rbf")
     assert np.array_equal(found["index"].values, order)
     np.testing.assert_allclose(found["similarity"].values, values, rtol=1e-6, atol=1e-12)
     everything = rsm_probe.rsm(x, y, matching, "linear").dataset
     distances = everything["norm_a"] + everything["norm_b"] - 2 * everything["product"]
     assert found.attrs["sigma2"] == pytest.approx(float(distances.median()), rel=1e-6)
-    again = rsm_probe.nearest(x, y, 7, matching, RBF(found.attrs["sigma2"]))
+    again = nearest(x, y, 7, matching, RBF(found.attrs["sigma2"]))
     np.testing.assert_allclose(again["similarity"].values, found["similarity"].values, rtol=1e-6)
     assert "sigma2" not in again.attrs
 
@@ -137,13 +141,13 @@ def test_an_rbf_kernel_has_the_width_that_it_has_in_rsm(kind, matching):
 def test_the_width_does_not_depend_on_what_groups_and_shortlists_leave_out(shortlist):
     z, names = scattered(24, seed=1), [str(k % 3) for k in range(24)]
     with pytest.warns(UserWarning, match=r"all 24 x 24 pairs, which are all matched.*RBF\(sigma2=\.\.\.\)"):
-        found = rsm_probe.nearest(z, z, 2, kernel="rbf", shortlist=shortlist, groups=(names, names))
+        found = nearest(z, z, 2, kernel="rbf", shortlist=shortlist, groups=(names, names))
     full = rsm_probe.rsm(z, z, kernel="rbf").values
     expected = np.take_along_axis(full, found["index"].values, axis=1)
     np.testing.assert_allclose(found["similarity"].values, expected, rtol=1e-6)
     assert found.attrs["matchings"] == 24 * 24
     assert found.attrs["saved_matchings"] == 0
-    cheap = rsm_probe.nearest(z, z, 2, kernel=RBF(found.attrs["sigma2"]), shortlist=shortlist, groups=(names, names))
+    cheap = nearest(z, z, 2, kernel=RBF(found.attrs["sigma2"]), shortlist=shortlist, groups=(names, names))
     assert np.array_equal(cheap["index"].values, found["index"].values)
     assert cheap.attrs["matchings"] < 24 * 24
     assert cheap.attrs.get("recall") == found.attrs.get("recall")
@@ -151,17 +155,17 @@ def test_the_width_does_not_depend_on_what_groups_and_shortlists_leave_out(short
 
 def test_a_width_that_needs_no_matching_warns_of_nothing(recwarn):
     x, y = scattered(3, seed=1), scattered(9, seed=2)
-    rsm_probe.nearest(x, y, 2, "identity", "rbf")
-    rsm_probe.nearest(x, y, 2, "optimal", RBF(2.0))
-    rsm_probe.nearest(x, y, 2)
+    nearest(x, y, 2, "identity", "rbf")
+    nearest(x, y, 2, "optimal", RBF(2.0))
+    nearest(x, y, 2)
     assert not recwarn.list
 
 
 def test_distances_that_do_not_fit_into_memory_are_refused_before_any_is_computed():
     x, y = scattered(20, seed=1), scattered(300, seed=2)
     with pytest.raises(CostError, match=r"median distance of 6,000 pairs.*above the memory.*give the width, as in RBF"):
-        rsm_probe.nearest(x, y, 2, kernel="rbf", memory="100KB")
-    rsm_probe.nearest(x[:2], y, 2, kernel=RBF(2.0), memory="100KB")
+        nearest(x, y, 2, kernel="rbf", memory="100KB")
+    nearest(x[:2], y, 2, kernel=RBF(2.0), memory="100KB")
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -171,7 +175,7 @@ def test_an_image_of_zeros_is_no_neighbour_before_it_was_matched(seed, memory):
     x, y = torch.rand(2, 6, 3, generator=generator), -torch.rand(40, 6, 3, generator=generator)
     y[0] = 0
     groups = (["a", "a"], ["a", *["b"] * 39])  # the image of zeros is no candidate, and all others are unlike
-    found = rsm_probe.nearest(x, y, 3, groups=groups, memory=memory)
+    found = nearest(x, y, 3, groups=groups, memory=memory)
     full = rsm_probe.rsm(x, y).values
     for query, own in enumerate(groups[0]):
         allowed = np.where([group == own for group in groups[1]], -np.inf, full[query])
@@ -181,7 +185,7 @@ def test_an_image_of_zeros_is_no_neighbour_before_it_was_matched(seed, memory):
 
 def test_a_narrow_rbf_says_0_in_the_order_of_a_wide_one():
     x, y = scattered(3, seed=1), scattered(30, seed=2)
-    wide, narrow = (rsm_probe.nearest(x, y, 4, kernel=RBF(width)) for width in (10.0, 1e-6))
+    wide, narrow = (nearest(x, y, 4, kernel=RBF(width)) for width in (10.0, 1e-6))
     assert np.array_equal(narrow["index"].values, wide["index"].values)
     assert narrow["similarity"].values.max() == 0
     assert wide["similarity"].values.min() > 0
@@ -190,7 +194,7 @@ def test_a_narrow_rbf_says_0_in_the_order_of_a_wide_one():
 def test_equal_images_come_in_the_order_of_the_database():
     y = scattered(10, 10, seed=3)
     y = torch.cat([y, y, y])
-    found = rsm_probe.nearest(y[:10], y, 3, centering="channel-mean")
+    found = nearest(y[:10], y, 3, centering="channel-mean")
     assert found["index"].values.tolist() == [[k, k + 10, k + 20] for k in range(10)]
     np.testing.assert_allclose(found["similarity"].values, 1)
     assert len(np.unique(found["product"].values[0])) == 1
@@ -199,8 +203,8 @@ def test_equal_images_come_in_the_order_of_the_database():
 def test_captures_and_tensors_give_the_same(tmp_path):
     x, y = scattered(9, seed=1), scattered(33, seed=2)
     kept = captured(tmp_path / "x.zarr", x, "query"), captured(tmp_path / "y.zarr", y, "base")
-    expected = rsm_probe.nearest(x, y, 4, centering="location-mean")
-    found = rsm_probe.nearest(*kept, 4, centering="location-mean")
+    expected = nearest(x, y, 4, centering="location-mean")
+    found = nearest(*kept, 4, centering="location-mean")
     for name in ("index", "similarity", "product"):
         assert np.array_equal(found[name].values, expected[name].values)
     assert found["neighbour"].values[2, 0] == f"base-{expected['index'].values[2, 0]}"
@@ -211,8 +215,8 @@ def test_captures_and_tensors_give_the_same(tmp_path):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_neither_memory_nor_workers_change_anything(tmp_path, memory, workers):
     x, y = captured(tmp_path / "x.zarr", scattered(9, seed=1)), captured(tmp_path / "y.zarr", scattered(60, seed=2))
-    expected = rsm_probe.nearest(x, y, 4, kernel="linear")
-    found = rsm_probe.nearest(x, y, 4, kernel="linear", memory=memory, workers=workers)
+    expected = nearest(x, y, 4, kernel="linear")
+    found = nearest(x, y, 4, kernel="linear", memory=memory, workers=workers)
     for name in ("index", "similarity", "product"):
         assert np.array_equal(found[name].values, expected[name].values)
 
@@ -221,7 +225,7 @@ def test_neither_memory_nor_workers_change_anything(tmp_path, memory, workers):
 def test_images_of_a_querys_own_group_are_no_candidates(matching):
     z = scattered(24, seed=1)
     groups = [f"video {k % 6}" for k in range(24)]
-    found = rsm_probe.nearest(z, z, 5, matching, groups=(groups, groups))
+    found = nearest(z, z, 5, matching, groups=(groups, groups))
     full = rsm_probe.rsm(z, z, matching=matching).values
     full[np.array(groups)[:, None] == np.array(groups)[None]] = -np.inf
     assert np.array_equal(found["index"].values, np.argsort(-full, axis=1, kind="stable")[:, :5])
@@ -230,11 +234,11 @@ def test_images_of_a_querys_own_group_are_no_candidates(matching):
 
 def test_queries_with_too_few_candidates():
     x, y = scattered(3, seed=1), scattered(4, seed=2)
-    found = rsm_probe.nearest(x, y, 4, groups=(["a", "b", "c"], ["a", "a", "a", "b"]))
+    found = nearest(x, y, 4, groups=(["a", "b", "c"], ["a", "a", "a", "b"]))
     assert (found["index"].values >= 0).sum(axis=1).tolist() == [1, 3, 4]
     assert found["neighbour"].values[0].tolist() == ["3", "", "", ""]
     assert np.isnan(found["similarity"].values[0, 1:]).all()
-    none = rsm_probe.nearest(x, y, 2, groups=(["a"] * 3, ["a"] * 4))
+    none = nearest(x, y, 2, groups=(["a"] * 3, ["a"] * 4))
     assert (none["index"].values == -1).all()
     assert none.attrs["pairs"] == 0
 
@@ -243,15 +247,15 @@ def test_queries_with_too_few_candidates():
 def test_more_neighbours_than_images_are_refused(options):
     x, y = tokens(3), tokens(9)
     with pytest.raises(ComparisonError, match="k is 100, and the database holds 9 images"):
-        rsm_probe.nearest(x, y, 100, **options)
+        nearest(x, y, 100, **options)
     with pytest.raises(ComparisonError, match="k is 5, and the database holds 4 images"):
-        rsm_probe.nearest(x, y[:4], **options)
-    assert rsm_probe.nearest(x, y, 9, **options)["index"].shape == (3, 9)
+        nearest(x, y[:4], **options)
+    assert nearest(x, y, 9, **options)["index"].shape == (3, 9)
 
 
 def test_a_shortlist_is_ranked_exactly_and_says_what_it_misses():
     x, y = scattered(12, 6, seed=1), scattered(120, 6, seed=2)
-    found = rsm_probe.nearest(x, y, 3, shortlist=10)
+    found = nearest(x, y, 3, shortlist=10)
     assert found.attrs["pairs"] == 120
     full = rsm_probe.rsm(x, y).values
     pooled = [p.mean(dim=1).double().numpy() for p in (x, y)]
@@ -267,13 +271,13 @@ def test_a_shortlist_is_ranked_exactly_and_says_what_it_misses():
     assert found.attrs["recall"] == pytest.approx(np.sum(hits) / 36)
     assert found.attrs["recall"] < 1
     assert found.attrs["saved_matchings"] == 1 - found.attrs["matchings"] / (12 * 120)
-    assert rsm_probe.nearest(x, y, 3, shortlist=120).attrs["recall"] == 1
+    assert nearest(x, y, 3, shortlist=120).attrs["recall"] == 1
 
 
 def test_a_shortlist_leaves_out_the_own_group():
     z = scattered(24, seed=1)
     groups = [str(k % 3) for k in range(24)]
-    found = rsm_probe.nearest(z, z, 2, shortlist=5, groups=(groups, groups))
+    found = nearest(z, z, 2, shortlist=5, groups=(groups, groups))
     assert found.attrs["pairs"] == 24 * 5
     assert all(groups[row] != groups[k] for row, places in enumerate(found["index"].values) for k in places)
 
@@ -281,56 +285,54 @@ def test_a_shortlist_leaves_out_the_own_group():
 def test_without_faiss_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ComparisonError, match=r"pip install 'rsm-probe\[faiss\]'"):
-        rsm_probe.nearest(tokens(3), tokens(9), 2, shortlist=4)
-    rsm_probe.nearest(tokens(3), tokens(9), 2)
+        nearest(tokens(3), tokens(9), 2, shortlist=4)
+    nearest(tokens(3), tokens(9), 2)
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_extreme_sizes(scale):
     x, y = scattered(5, seed=1), scattered(20, seed=2)
-    expected = rsm_probe.nearest(x, y, 4)
-    found = rsm_probe.nearest(x * scale, y * scale, 4)
+    expected = nearest(x, y, 4)
+    found = nearest(x * scale, y * scale, 4)
     assert np.array_equal(found["index"].values, expected["index"].values)
 
 
 def test_zeros_everywhere():
-    found = rsm_probe.nearest(torch.zeros(2, 4, 3), torch.zeros(5, 4, 3), 2)
+    found = nearest(torch.zeros(2, 4, 3), torch.zeros(5, 4, 3), 2)
     assert found["index"].values.tolist() == [[0, 1], [0, 1]]
     assert (found["similarity"].values == 0).all()
-    assert (
-        rsm_probe.nearest(torch.zeros(2, 4, 3), torch.zeros(5, 4, 3), 2, kernel="rbf")["similarity"].values.min() == 1
-    )
+    assert nearest(torch.zeros(2, 4, 3), torch.zeros(5, 4, 3), 2, kernel="rbf")["similarity"].values.min() == 1
 
 
 def test_surplus_locations_need_no_answer():
     # Of the larger image only one location is matched; the other's best answer is negative.
     x, y = torch.tensor([[[1.0]], [[-1.0]]]), torch.tensor([[[1.0], [-5.0]], [[0.1], [0.1]], [[-3.0], [-3.0]]])
-    found = rsm_probe.nearest(x, y, 1, kernel="linear")
+    found = nearest(x, y, 1, kernel="linear")
     assert found["product"].values.tolist() == [[1.0], [5.0]]
-    turned = rsm_probe.nearest(y, x, 1, kernel="linear")
+    turned = nearest(y, x, 1, kernel="linear")
     assert turned["product"].values[:, 0].tolist() == pytest.approx([5.0, 0.1, 3.0])
 
 
 def test_other_numbers_of_locations():
     x, y = scattered(4, locations=9, seed=1), scattered(20, locations=16, seed=2)
     for a, b in ((x, y), (y[:4], torch.cat([x, x]))):
-        found = rsm_probe.nearest(a, b, 3, kernel="linear")
+        found = nearest(a, b, 3, kernel="linear")
         assert np.allclose(found["similarity"].values, brute_force(a, b, 3, kernel="linear")[1])
 
 
 def test_numbers_of_other_precisions():
     x, y = scattered(4, seed=1), scattered(20, seed=2)
-    expected = rsm_probe.nearest(x, y, 3)
+    expected = nearest(x, y, 3)
     for a, b in ((x.double(), y), (x, y.double()), (x.double().numpy(), y), (x.half(), y)):
-        assert np.array_equal(rsm_probe.nearest(a, b, 3)["index"].values[:, 0], expected["index"].values[:, 0])
+        assert np.array_equal(nearest(a, b, 3)["index"].values[:, 0], expected["index"].values[:, 0])
     whole = torch.tensor([[[3, 0], [0, 1]], [[0, 2], [0, 0]]])
-    assert rsm_probe.nearest(whole, whole, 1)["index"].values[:, 0].tolist() == [0, 1]
+    assert nearest(whole, whole, 1)["index"].values[:, 0].tolist() == [0, 1]
 
 
 def test_many_small_images_take_little_memory():
     x, y = torch.randn(100, 4, 8), torch.randn(1000, 4, 8)
     tracemalloc.start()
-    rsm_probe.nearest(x, y, 5, memory="50MB", workers=1)
+    nearest(x, y, 5, memory="50MB", workers=1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
@@ -345,7 +347,7 @@ def reads_per_image(monkeypatch, layer, queries, **options):
         return read(self, images)
 
     monkeypatch.setattr(CapturedLayer, "tokens", counted)
-    found = rsm_probe.nearest(queries, layer, 3, workers=1, **options)
+    found = nearest(queries, layer, 3, workers=1, **options)
     monkeypatch.setattr(CapturedLayer, "tokens", read)
     return sum(reads) / len(layer), found
 
@@ -373,33 +375,33 @@ def test_a_database_beyond_memory_is_read_few_times_for_every_block_of_queries(t
 def test_wrong_arguments():
     x, y = tokens(3), tokens(9)
     with pytest.raises(ComparisonError, match="k must be at least 1"):
-        rsm_probe.nearest(x, y, 0)
+        nearest(x, y, 0)
     with pytest.raises(ComparisonError, match="shortlist must be at least 5, found 2"):
-        rsm_probe.nearest(x, y, 5, shortlist=2)
+        nearest(x, y, 5, shortlist=2)
     with pytest.raises(ComparisonError, match="groups holds 2 names for 9 images of the database"):
-        rsm_probe.nearest(x, y, 1, groups=(["a"] * 3, ["a"] * 2))
+        nearest(x, y, 1, groups=(["a"] * 3, ["a"] * 2))
     with pytest.raises(RepresentationError, match="6 channels and the database has 4"):
-        rsm_probe.nearest(x, tokens(9, channels=4), 1)
+        nearest(x, tokens(9, channels=4), 1)
     with pytest.raises(RepresentationError, match="query must hold tokens"):
-        rsm_probe.nearest(x[0], y, 1)
+        nearest(x[0], y, 1)
     bad = y.clone()
     bad[4, 0, 0] = torch.nan
     with pytest.raises(RepresentationError, match="database holds NaN or infinity, first in image 4"):
-        rsm_probe.nearest(x, bad, 1)
+        nearest(x, bad, 1)
     with pytest.raises(ComparisonError, match="query_ids holds 1 names"):
-        rsm_probe.nearest(x, y, 1, query_ids=["a"])
+        nearest(x, y, 1, query_ids=["a"])
     with pytest.raises(MatchingError, match="unknown matching"):
-        rsm_probe.nearest(x, y, 1, "best")
+        nearest(x, y, 1, "best")
     with pytest.raises(ComparisonError, match="score and pairs no locations"):
-        rsm_probe.nearest(x, y, 1, "late-interaction")
+        nearest(x, y, 1, "late-interaction")
     with pytest.raises(CostError, match="one affinity of 9 x 9"):
-        rsm_probe.nearest(x, y, 1, memory=100)
+        nearest(x, y, 1, memory=100)
     with pytest.raises(CostError, match="workers"):
-        rsm_probe.nearest(x, y, 1, workers=0)
+        nearest(x, y, 1, workers=0)
 
 
 def test_progress_says_what_was_saved(capsys):
-    rsm_probe.nearest(scattered(5, seed=1), scattered(60, seed=2), 2, progress=True)
+    nearest(scattered(5, seed=1), scattered(60, seed=2), 2, progress=True)
     said = capsys.readouterr().err
     assert "of 300 pairs matched" in said
     assert "5/5" in said
@@ -408,8 +410,8 @@ def test_progress_says_what_was_saved(capsys):
 def test_layers_of_captures_know_their_images_and_what_they_are(tmp_path):
     x, y = captured(tmp_path / "x.zarr", tokens(5)), captured(tmp_path / "y.zarr", tokens(6, seed=1), layer="other")
     with pytest.raises(ComparisonError, match="query_ids: a captured layer knows the names of its images"):
-        rsm_probe.nearest(x, y, 1, query_ids=list("abcde"))
-    for match in (lambda: rsm_probe.nearest(x, y, 1), lambda: rsm_probe.all_pairs(x, y), lambda: rsm_probe.rsm(x, y)):
+        nearest(x, y, 1, query_ids=list("abcde"))
+    for match in (lambda: nearest(x, y, 1), lambda: rsm_probe.all_pairs(x, y), lambda: rsm_probe.rsm(x, y)):
         with pytest.warns(UserWarning, match="of layer 'layer' are matched with those of layer 'other'"):
             match()
 
@@ -417,4 +419,4 @@ def test_layers_of_captures_know_their_images_and_what_they_are(tmp_path):
 @pytest.mark.parametrize("options", [{"k": 1.5}, {"k": True}, {"k": 1, "shortlist": 2.5}, {"k": 1, "workers": "2"}])
 def test_numbers_that_are_no_whole_ones_are_refused(options):
     with pytest.raises((ComparisonError, CostError), match="must be a whole number, found"):
-        rsm_probe.nearest(tokens(3), tokens(9), **options)
+        nearest(tokens(3), tokens(9), **options)

@@ -170,7 +170,8 @@ def test_outputs_state_the_correlation_over_pairs(finished):
     triangle = np.triu_indices(20, 1)
     row = results["outputs"].only(model="scenes", kernel="cosine", matching="optimal")
     expected = np.corrcoef(divergence[triangle], values[triangle])[0, 1]
-    assert row["pearson"] == pytest.approx(expected, abs=1e-5)
+    # A GPU ran the study, and its convolutions are in TF32 by PyTorch's default; these answers are the CPU's.
+    assert row["pearson"] == pytest.approx(expected, abs=1e-3 if torch.cuda.is_available() else 1e-5)
     assert row["pearson_low"] <= row["pearson"] <= row["pearson_high"]
 
 
