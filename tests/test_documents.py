@@ -1,5 +1,6 @@
-"""Notebooks and the README's code run as they stand."""
+"""The written pages: notebooks and code run as they stand, links and names lead somewhere, prose is wrapped."""
 
+import importlib
 import os
 import re
 from pathlib import Path
@@ -8,7 +9,6 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
-from torch import nn
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,42 +24,127 @@ def test_notebook_runs_from_the_top(notebook):
     assert all(cell.outputs or cell.source.startswith("import") for cell in stored.cells if cell.cell_type == "code")
 
 
-def readme_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGES = sorted(file for folder in ("", "docs", "benchmarks/results") for file in (ROOT / folder).glob("*.md"))
 
 
-def test_readme_code_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    sweep, loop, pieces = readme_blocks("python")
-    # Random weights and few images stand in for what would have to be downloaded.
-    quick = sweep.replace('"torchvision:resnet18"', "small").replace('"timm:vit_tiny_patch16_224"', "vit")
-    quick = quick.replace('images="photos"', "images=photos(count=12, size=64)")
-    quick = quick.replace("batch_size=50", "batch_size=6")
-    assert quick != sweep
-    torch.manual_seed(0)
+def parametrize_pages(test):
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())(test)
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def prose(text: str) -> list[str]:
+    """The lines outside of code and tables."""
+    lines = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE).splitlines()
+    return [line for line in lines if not line.lstrip().startswith("|")]
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """What the pages name: random weights and few images stand in for what would have to be downloaded."""
     from timm.models.vision_transformer import VisionTransformer
 
-    from rsm_probe.sources.images.embedded.registry import photos
-    from rsm_probe.sources.training.train import NetworkConfig, build_network
+    from rsm_probe.sources import NetworkConfig, build_network, photos
 
-    small = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10).eval()
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10).eval()
     vit = VisionTransformer(img_size=64, patch_size=16, embed_dim=16, depth=2, num_heads=2).eval()
-    namespace = {"small": small, "vit": vit, "photos": photos}
-    exec(quick, namespace)
-    assert namespace["result"].grid("resnet", "vit", matching_a="optimal").shape == (2, 2)
     batches = [torch.randn(5, 3, 64, 64) for _ in range(2)]
-    exec(loop, {"model": small, "batches": batches})
-    namespace = {"model": small, "images": batches[0], "rsm_probe": __import__("rsm_probe")}
-    exec(pieces, namespace)
-    assert isinstance(small, nn.Module)
-    assert namespace["semantic"].values.shape == (5, 5)
+    return {"model": model, "vit": vit, "few": photos(count=12, size=64), "images": batches[0], "batches": batches}
 
 
-def test_readme_commands_name_what_exists():
-    (quickstart,), commands = readme_blocks("bash")[:1], readme_blocks("bash")
+def small(code: str) -> str:
+    """A sweep as a page shows it, over the models and images that are pretended."""
+    for shown, substitute in (
+        ('"torchvision:resnet18"', "model"),
+        ('"timm:vit_tiny_patch16_224"', "vit"),
+        ('"my_photos"', "few"),
+        ("batch_size=50", "batch_size=6"),
+    ):
+        assert shown in code
+        code = code.replace(shown, substitute)
+    return code
+
+
+def test_readme_code_runs(pretend):
+    (code,) = code_blocks("README.md", "python")
+    exec(small(code), pretend)
+    assert pretend["result"].grid("resnet", "vit", matching_a="optimal").shape == (2, 2)
+    assert pretend["semantic"].values.shape == (5, 5)
+    assert pretend["best"].value <= pretend["best"].bound
+
+
+def test_code_of_the_sweep_page_runs(pretend):
+    sweep, loop, reducer = code_blocks("docs/sweep.md", "python")
+    exec(small(sweep), pretend)
+    assert pretend["result"].grid("resnet", "vit", matching_a="optimal").shape == (2, 2)
+    exec(loop, pretend)
+    whole = pretend["accumulator"].cka
+    exec(reducer, pretend)
+    assert pretend["accumulator"].cka.equals(whole)
+
+
+def test_code_of_the_matching_page_runs(pretend):
+    from matplotlib.figure import Figure
+
+    calls, picture = code_blocks("docs/matching.md", "python")
+    x, y = torch.randn(16, 8), torch.randn(12, 8)
+    z = torch.randn(4, 16, 8)
+    names = {"rsm_probe": importlib.import_module("rsm_probe"), "x": x, "y": y, "z": z, "affinity": x @ y.T}
+    exec(calls, names)
+    names |= {"ax": Figure().subplots(), "grid": (4, 4), "picture_a": torch.rand(32, 32, 3).numpy()}
+    exec(picture, names | {"picture_b": names["picture_a"]})
+
+
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def test_readme_commands_are_those_of_ci():
+    quickstart, test = code_blocks("README.md", "bash")
     assert "rsm-probe run configs/quickstart.yaml" in quickstart
-    for file in re.findall(r"configs/[\w/]+\.yaml", "\n".join(commands)):
-        assert (ROOT / file).is_file()
-    for file in re.findall(r"\]\((docs/[^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / file).is_file(), file
+    assert "-m pytest" in test
+    assert f"<!-- test command -->\n```bash\n{test}```" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@parametrize_pages
+def test_prose_wraps_at_120_columns(page):
+    assert [line for line in prose(page.read_text(encoding="utf-8")) if len(line) > 120] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which a link leads to a heading."""
+    headings = [line.lstrip("# ") for line in prose(page.read_text(encoding="utf-8")) if line.startswith("#")]
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@parametrize_pages
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        name, _, heading = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        assert not heading or heading in anchors(file), target
+
+
+@parametrize_pages
+def test_files_that_pages_name_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for file in re.findall(r"(?<![\w/])(?:configs|benchmarks|tests|notebooks|docs)/[\w/-]+\.\w+", text):
+        assert (ROOT / file).is_file(), file
+
+
+@parametrize_pages
+def test_names_that_pages_use_exist(page):
+    for name in set(re.findall(r"\brsm_probe((?:\.[A-Za-z_]\w*)+)", page.read_text(encoding="utf-8"))):
+        value = importlib.import_module("rsm_probe")
+        for part in name.removeprefix(".").split("."):
+            value = getattr(value, part, None) or importlib.import_module(f"{value.__name__}.{part}")

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 
 
 def page(text):
-    """The page with its tables made anew."""
+    """The page with its tables rebuilt."""
     abouts = {
         "measures": {name: measure.properties for name, measure in MEASURES.items()},
         "features": {name: about for name, (_, about) in FEATURE_MEASURES.items()},

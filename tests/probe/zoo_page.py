@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Writes docs/models.md from the table of models that the tests hold to independent routes.
 
 python tests/probe/zoo_page.py
@@ -13,61 +12,119 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 HEAD = """# Models
 
-A `Probe` holds no list of models. It follows the first forward pass operation by operation and keeps, for every value, which location of which image it belongs to:
-convolutions lay out a grid, views and indices move locations, attention answers for its queries, arithmetic changes nothing. From this it reads which axis of an output
-holds images, locations and channels, which tokens stand for no location (class, distillation, register and detection tokens, queries), and in which order the others stand.
-Windows, units and shuffled tokens are put back in the order of the image. Later passes over inputs of the same shapes, whole numbers and flags are read alike, at no cost; passes in which
-index tensors pick locations are followed each time. An operation of which it is not known what it does to locations (sorting, merging tokens, a Fourier transform) loses them: what was lost is
-refused, not guessed, unless a layer returns the shape that it was given, which is then read like its input.
+A `Probe` has no built-in list of models. It follows the first forward pass operation by operation and tags every value
+with the image location it comes from: convolutions lay out a grid, views and indices move locations, attention keeps
+the locations of its queries, arithmetic changes nothing. From these tags it reads which axis of an output holds images,
+locations and channels, which tokens have no location (class, distillation, register and detection tokens, queries), and
+the order of the others. Windows, mask units and shuffled tokens are put back in the order of the image.
 
-What a model declares about itself (`num_prefix_tokens`, `num_register_tokens`) is only compared: a warning names the layers that hold another number.
+Later passes over inputs of the same shapes, whole numbers and flags are read in the same way, at no cost. Passes in
+which index tensors pick locations are followed each time. Operations with an unknown effect on locations (sorting,
+merging tokens, a Fourier transform) lose the tags. A layer whose tags are lost is rejected with an explanation, unless
+it returns the shape it was given; it is then read like its input.
+
+What a model declares about itself (`num_prefix_tokens`, `num_register_tokens`) is only compared: a warning names the
+layers that have a different number.
+
+## Naming a model
+
+`load_model`, `sweep`, `capture`, `rsm-probe layers` and configurations take:
+
+| model | meaning |
+|---|---|
+| `"torchvision:resnet18"`, `"timm:vit_tiny_patch16_224"` | the library's weights and preprocessing |
+| `"hf:openai/clip-vit-base-patch32"` | a model of the Hugging Face hub, or `hf:` and a local folder |
+| `"hf-classifier:microsoft/resnet-50"` | the same with its classification head |
+| `part="vision_model"` | a part of a model that also takes text |
+| `"mine.py:build"` | a function in a file that returns a module |
+| a function or a module | your own, from Python |
+| `weights=None` | random weights |
+| `weights="mine.safetensors"`, `weights="mine.pth"` | a state dict |
+
+Checkpoints that hold more than tensors are refused unless you pass `allow_pickle=True`.
+[configs/models](../configs/models) has the twelve models of the paper, for `models: [configs/models/sam_vit_b.yaml]` in
+a study.
+
+## Naming layers
+
+| `layers=` | picks |
+|---|---|
+| `"layer1.0"`, `["layer1", "layer4"]` | exact names |
+| `"layer*"`, `"blocks.*"`, `"**.conv1"` | globs; `*` stays within one dotted component, `**` does not |
+| `"regex:^layer[12]"` | regular expressions, searched in the whole name |
+| `"blocks"` | the residual or transformer blocks, in forward order; the default |
+| `"all"` | everything that runs |
+| `"layer1.0.relu#1"`, `"encoder[hidden_states]"` | one call of a module; one part of an output |
+| `"fx:layer1.0.add"` | an operation outside any module, where `torch.fx` can trace the model |
+
+`rsm-probe layers timm:vit_tiny_patch16_224` lists names, shapes, grids and prefix tokens.
+
+`Probe(model, layers, stop_early=True)` ends each pass after the last layer; `dtype=torch.float16` halves what is
+captured. On two CPU cores, probing the 12 blocks of a ViT-B adds at most 1 % to the time of a pass, which is within the
+noise of the machine, and no memory beyond the 58 MB it captures (`python benchmarks/probe.py`,
+[figures](../benchmarks/results/probe.txt)).
 
 ## Layers that are tested
 
-{count} layers of {models} models of {families} families, with random weights, mostly small or shallow. Of each, the shape, the grid and the number of prefix tokens are checked, and the values against a way that
-does not use a probe, to 1e-6: timm's `forward_intermediates`, torchvision's feature extraction, the hidden states of transformers. The table is made from
-[tests/probe/zoo.py](../tests/probe/zoo.py) by `python tests/probe/zoo_page.py`.
+{count} layers of {models} models of {families} families are tested, with random weights, mostly small or shallow. For
+each, the tests check the shape, the grid and the number of prefix tokens, and compare the values to 1e-6 with a route
+that does not use a probe: timm's `forward_intermediates`, torchvision's feature extraction, or the hidden states of
+transformers. `python tests/probe/zoo_page.py` makes the table from [tests/probe/zoo.py](../tests/probe/zoo.py).
 
 """
 
 REFUSALS = """
 ## Layers that are refused
 
-Where nothing settles how an output is to be read, a named layer raises, and a layer that a pattern found is listed in `Probe.skipped`, each with the reason.
+If nothing settles how an output is to be read, a named layer raises, and a layer that a pattern matched is listed in
+`Probe.skipped`. Both state the reason.
 
 """
 
 TAIL = """
 ## Flagged
 
-- The prefix holds class, distillation and register tokens: what stands before the locations and joined them before any attention, or, where the sequence had none, one or two tokens that joined later (CaiT, XCiT).
-  Other tokens that join after attention are queries (EoMT, prompts of deep layers). These, tokens behind the locations (YOLOS) and padding inside windows are left out; `Probe.notes` says how many, and a warning says so once.
-- A map that was pooled whole, (N, C, 1, 1), has the grid (1, 1); vectors (N, C) and sequences of one token have none.
-- Maps that are joined along their channels or added lie on top of each other even where one of them was cut or padded to fit (U-Nets); if their order differs, they are refused. Enlarged maps get a location for each of their values.
-- One input is followed: the first with three channels, else the first of four axes. A layer of another input (a second view, depth, a mask) is refused with the name of that input, and `layouts={'<layer>': 'NCHW'}` reads it;
-  under a pattern it is listed in `Probe.skipped`, with a warning. Layers that depend on no image but on texts or vectors are skipped without one. Words that stand in one sequence with the patches (ViLT) are left out, with a note.
-- `layouts=` of a token sequence keeps grid and prefix where the pass proves them; where locations were lost, all tokens stay tokens, without a grid or a prefix.
-- Images of which each keeps other locations are refused, and so is a choice that differs from pass to pass; one that is always the same is kept, without a grid. An image that is alone in its batch shows
-  no other choices: a note says so.
-- Inputs that are no images by their shape (12 channels, features handed to a part of a model) are followed from the first convolution on; without one, `layouts=` says how to read. A map whose last axis is
-  1, 3 or 4 wide counts as channels-last only where that gives the likelier form: (N, 256, 4, 4) are 256 features.
-- A layer that mixes locations along one axis only (ViP, strip pooling) keeps its input's axes if it returns as many; mixtures of another number are refused.
-- Detectors that resize every image are followed; images that still differ in size within one batch have other locations each, and are refused; so are models that take the patches of all images in one sequence (Qwen2-VL).
-- Methods other than the model's own forward (`forward_features`, `encode_image`) are not captured: they empty the probe, and a warning says so once. A module that is itself named `blocks` or `all` goes by `regex:^blocks$`.
+- The prefix holds class, distillation and register tokens: tokens that precede the locations and joined them before any
+  attention, or, if there were none, one or two tokens that joined later (CaiT, XCiT). Other tokens that join after
+  attention are queries (EoMT, prompts of deep layers). Queries, tokens behind the locations (YOLOS) and padding inside
+  windows are left out; `Probe.notes` counts them, and a warning says so once.
+- A map pooled to one value per channel, (N, C, 1, 1), has the grid (1, 1); vectors (N, C) and sequences of one token
+  have none.
+- Maps that are concatenated along channels or added are aligned even if one of them was cut or padded to fit (U-Nets);
+  if their orders differ, they are refused. Enlarged maps get one location per value.
+- One input is followed: the first with three channels, else the first with four axes. A layer of another input (a
+  second view, depth, a mask) is refused with the name of that input, and `layouts={'<layer>': 'NCHW'}` reads it. If a
+  pattern matched it, it is listed in `Probe.skipped`, with a warning. Layers that depend on texts or vectors but on no
+  image are skipped without a warning. Words in one sequence with the patches (ViLT) are left out, with a note.
+- `layouts=` of a token sequence keeps grid and prefix if the pass proves them; if locations were lost, all tokens stay
+  tokens, without a grid or a prefix.
+- If every image keeps different locations, the layer is refused, and so is a choice that differs between passes. A
+  choice that is always the same is kept, without a grid. A batch of one cannot reveal per-image choices; a note says
+  so.
+- Inputs whose shape is not that of images (12 channels, features passed to a part of a model) are followed from the
+  first convolution on; without one, `layouts=` says how to read. A map whose last axis is 1, 3 or 4 wide counts as
+  channels-last only if that gives the likelier form: (N, 256, 4, 4) is 256 features.
+- A layer that mixes locations along one axis only (ViP, strip pooling) keeps its input's axes if it returns as many;
+  mixtures of a different number are refused.
+- Detectors that resize every image are followed. Images that still differ in size within one batch have different
+  locations and are refused; so are models that take the patches of all images in one sequence (Qwen2-VL).
+- Methods other than the model's own forward (`forward_features`, `encode_image`) are not captured: they empty the
+  probe, and a warning says so once. Name a module that is itself called `blocks` or `all` by `regex:^blocks$`.
 
-What is not seen: views that change from pass to pass though the inputs do not, such as rolling by a random amount; custom kernels and NumPy round trips, whose results seem to depend on no image
-and are refused; maps of more than 4 096 rows or columns; forward passes in other threads.
+A probe cannot see views that change between passes while the inputs do not, such as rolling by a random amount; custom
+kernels and NumPy round trips, whose results seem to depend on no image and are refused; maps of more than 4 096 rows or
+columns; or forward passes in other threads.
 
 ## Wrapped models
 
-| | |
+| wrapper | treatment |
 |---|---|
 | `torch.compile`, `module.compile()` | runs eagerly inside the `with` block, compiled again outside |
 | `DataParallel`, `DistributedDataParallel` on one device | probed as the model inside, by its plain names |
 | `DataParallel` on several devices | refused: no hook sees a whole batch; probe and call `model.module` |
-| scripted, traced, exported | refused: such modules run no hooks; probe the model that they were made from |
+| scripted, traced, exported | refused: such modules run no hooks; probe the original model |
 | lazy modules, the meta device | refused before they have values: call the model on images first, or load its weights |
-| operations that are no modules (residual sums) | `"fx:layer1.0.add"` where `torch.fx` can trace the model, at the price of a second forward pass |
+| operations outside modules (residual sums) | `"fx:layer1.0.add"` if `torch.fx` can trace it; costs a second pass |
 | half precision | captured in float32; `Probe(..., dtype=torch.float16)` keeps less |
 """
 
