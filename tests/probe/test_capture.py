@@ -1,15 +1,14 @@
 """Captures: what is on disk is what the probe saw, however often the work was interrupted."""
 
-import multiprocessing
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from moments import exit_code, signal_itself_at
 from torch import nn
 
 import rsm_probe
@@ -313,30 +312,30 @@ def test_one_image_and_xarray(small_resnet, tmp_path):
     np.testing.assert_array_equal(opened["tokens"].values, found["layer1.0"].tokens())
 
 
-def capture_all(where):
-    rsm_probe.capture(Counting(), images(120), ["first", "second"], where, batch_size=2)
+def capture_all(where, *moment):
+    if moment:
+        event, number, part = moment
+        signal_itself_at(event, number, where / part)
+    rsm_probe.capture(Counting(), images(40), ["first", "second"], where, batch_size=2)
 
 
-SCRIPT = """
-import sys, torch, rsm_probe
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[2])
-from test_capture import Counting, images
-rsm_probe.capture(Counting(), images(120), ["first", "second"], sys.argv[1], batch_size=2)
-"""
+# Each process is killed before it opens a file ("write"), or between writing a file and giving it its name ("rename").
+MOMENTS = [
+    ("write", 1, ""),  # nothing is there yet
+    ("rename", 6, ""),  # while arrays are declared
+    ("write", 2, "layers/000/tokens/c"),
+    ("rename", 3, "layers/001/tokens/c"),
+    ("write", 6, "layers/001/squared_norm/c"),
+    ("rename", 8, "layers/000/pooled/c"),
+    ("rename", 1, "layers/000/mean"),  # all batches are through
+    ("rename", 1, "zarr.json"),  # all is written, and not yet said to be
+]
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
-    rsm_probe.capture(Counting(), images(120), ["first", "second"], tmp_path / "whole.zarr", batch_size=2)
+    rsm_probe.capture(Counting(), images(40), ["first", "second"], tmp_path / "whole.zarr", batch_size=2)
     where = tmp_path / "c.zarr"
-    # Killed while so many files are there: as the arrays are made, in the first batches, and near the end.
-    for count in (3, 20, 60, 250):
-        # A fork, which does not have to import everything again.
-        process = multiprocessing.get_context("fork").Process(target=capture_all, args=(where,))
-        process.start()
-        while sum(file.is_file() for file in where.rglob("*")) < count:
-            assert process.is_alive(), "the capture ended before it could be killed"
-        process.kill()
-        process.join()
-    subprocess.run([sys.executable, "-c", SCRIPT, str(where), str(Path(__file__).parent)], check=True)
+    for moment in MOMENTS:
+        assert exit_code(capture_all, where, *moment) == -signal.SIGKILL, moment
+    assert exit_code(capture_all, where) == 0
     assert files(where) == files(tmp_path / "whole.zarr")

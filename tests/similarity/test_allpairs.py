@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from moments import exit_code, forked, signal_itself_at
 from stores import Watching, arrays, captured, chunk_files, tokens
 
 import rsm_probe
@@ -27,7 +28,6 @@ from rsm_probe.pairs.on_disk import open_pairs
 from rsm_probe.pairs.tile_plan import Plan
 from rsm_probe.pairs.tiles import LayerAddress
 from rsm_probe.similarity.rsm import RSM
-from rsm_probe.storage.chunks import ChunkStore
 
 TILE = 6
 # Where a GPU is: bits are compared with those of other processes, which compute on the CPU, and forks cannot use it.
@@ -448,25 +448,31 @@ def test_a_worker_process_that_dies_is_reported(layer, tmp_path, monkeypatch):
         all_pairs(layer, out=tmp_path / "p.zarr", matching=Killing(), executor=pool)
 
 
-def work(where: str, out: Path) -> None:
+# Each process is killed before it opens a file ("write"), or between writing a file and giving it its name ("rename").
+MOMENTS = [
+    ("write", 1, ""),  # nothing is there yet
+    ("rename", 4, ""),  # while arrays are declared
+    ("write", 1, "norm_a/c"),
+    ("rename", 1, "bound/c"),  # in the middle of a tile
+    ("write", 1, "product/c"),
+    ("rename", 1, "product/c"),
+    ("write", 12, "bound/c"),
+    ("rename", 9, "product/c"),
+    ("write", 16, "product/c"),
+    ("rename", 2, "zarr.json"),  # all is written, and not yet said to be
+]
+
+
+def work(where: str, out: Path, event: str, number: int, part: str) -> None:
+    signal_itself_at(event, number, out / part)
     all_pairs(rsm_probe.Capture.open(where)["layer"], out=out, tile=5, workers=2)
 
 
 def test_killed_at_ten_moments_it_ends_in_the_same_arrays_and_redoes_no_finished_tile(tmp_path):
-    layer, out = captured(tmp_path / "c.zarr", tokens(100, 49, 8)), tmp_path / "p.zarr"
-    expected, rng, finished = all_pairs(layer, tile=5), np.random.default_rng(0), {}
-    interrupted = 0
-    for _ in range(10):
-        before = set(chunk_files(out)) if out.exists() else set()
-        # A fork, which need not import everything anew.
-        process = multiprocessing.get_context("fork").Process(target=work, args=(layer.where, out))
-        process.start()
-        while process.is_alive() and not (set(chunk_files(out)) if out.exists() else set()) - before:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0.0, 0.1))
-        interrupted += process.is_alive()
-        process.kill()
-        process.join()
+    layer, out = captured(tmp_path / "c.zarr", tokens(40, 49, 8)), tmp_path / "p.zarr"
+    expected, finished, counts = all_pairs(layer, tile=5), {}, []
+    for moment in MOMENTS:
+        assert exit_code(work, layer.where, out, *moment) == -signal.SIGKILL
         files = chunk_files(out)
         # A tile is finished once the last of its chunks is there.
         assert finished.items() <= files.items()
@@ -477,29 +483,22 @@ def test_killed_at_ten_moments_it_ends_in_the_same_arrays_and_redoes_no_finished
             i, j = key.split("/")[2:]
             finished |= {f"{part}/c/{a}/{b}": files[f"{part}/c/{a}/{b}"]
                          for part in ("product", "bound") for a, b in ((i, j), (j, i))}  # fmt: skip
-    assert interrupted >= 8
-    assert 0 < len(finished) < 2 * 400
+        counts.append(len(finished))
+    assert counts == sorted(counts)
+    assert counts[:4] == [0] * 4
+    assert 0 < counts[-4] < counts[-2] < counts[-1] == 2 * 64
     assert_same(all_pairs(layer, out=out, tile=5), expected)
     assert finished.items() <= chunk_files(out).items()
 
 
-def stop_at_the_first_write(where: str, out: Path) -> None:
-    """Work that comes to a halt once its first chunk is written, until somebody lets it go on."""
-    write = ChunkStore.write
-
-    def stop(*arguments, **options) -> None:
-        ChunkStore.write = write
-        write(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    ChunkStore.write = stop
+def stop_at_the_first_chunk(where: str, out: Path) -> None:
+    signal_itself_at("write", 2, out / "product" / "c", signal.SIGSTOP)  # until somebody lets it go on
     all_pairs(Capture.open(where)["layer"], out=out, tile=5, workers=1)
 
 
 def test_a_second_process_on_one_folder_is_refused(tmp_path):
-    layer, out = captured(tmp_path / "c.zarr", tokens(60, 49, 8)), tmp_path / "p.zarr"
-    first = multiprocessing.get_context("fork").Process(target=stop_at_the_first_write, args=(layer.where, out))
-    first.start()
+    layer, out = captured(tmp_path / "c.zarr", tokens(20, 49, 8)), tmp_path / "p.zarr"
+    first = forked(stop_at_the_first_chunk, layer.where, out)
     try:
         assert os.WIFSTOPPED(os.waitpid(first.pid, os.WUNTRACED)[1])
         assert chunk_files(out)
