@@ -23,9 +23,9 @@ WITH_AFFINITY = [name for name in matching_names() if get_matching(name)[1].need
 
 
 @pytest.fixture
-def eight_gigabytes(monkeypatch):
+def eight_gigabytes(monkeypatch, memory_is):
     """A machine with 8 GB free, on which every large allocation would be seen."""
-    monkeypatch.setattr(devices, "free_memory", lambda: 8 * 10**9)
+    memory_is(8 * 10**9)
     largest = 1 << 26
 
     def guarded(function):
@@ -85,37 +85,50 @@ def test_affinities_that_would_be_copied_beyond_memory_are_refused(eight_gigabyt
             match_affinity(affinity)
 
 
-def test_what_solving_takes_beside_an_affinity_counts(monkeypatch):
+def test_what_solving_takes_beside_an_affinity_counts(memory_is):
     affinity = torch.ones(9000, 9000)
-    monkeypatch.setattr(devices, "free_memory", lambda: 300 * 10**6)
+    memory_is(300 * 10**6)
     for name in ("optimal", "scipy", "lap", "ortools"):
         with pytest.raises(CostError, match=rf"by '{name}', which needs their affinity, takes .* GB"):
             match_affinity(affinity, name)
 
 
-def test_what_float32_cannot_prove_is_finished_in_float64_only_where_it_fits(monkeypatch):
-    asked = []
-    monkeypatch.setattr("rsm_probe.matching.methods.optimal.require_memory", lambda *what: asked.append(what))
-    affinity = np.random.default_rng(0).normal(size=(20, 20)).astype(np.float32)
+@pytest.mark.parametrize(("rows", "columns"), [(4100, 4100), (4100, 4101), (4150, 4100)])
+def test_what_float32_cannot_prove_is_finished_in_float64_only_where_it_fits(memory_is, rows, columns):
+    rng = np.random.default_rng(0)
+    affinity = np.zeros((rows, columns), np.float32)
+    affinity[:30, :40] = rng.uniform(0, 1, (30, 40))
+    # Zeros fill up the smaller side: the affinity in float64, and the square that it is copied into.
+    needed = 8 * (rows * columns + max(rows, columns) ** 2)
+    memory_is(needed + 1024)
     assert match_affinity(affinity, Auction(1e-12)).solver == "auction-float64"
-    assert [needed for needed, *_ in asked] == [2 * 8 * 400]
-    # Zeros fill up the smaller side.
-    match_affinity(affinity[:5], Auction(1e-12))
-    assert asked[-1][0] == 8 * (100 + 400)
+    memory_is(needed - 1024)
+    with pytest.raises(
+        CostError, match=rf"in float64 .* takes {needed / 1e9:.3g} GB .* are free; .*Auction\(gap=1e-5\)"
+    ):
+        match_affinity(affinity, Auction(1e-12))
     # The way out: a larger gap needs no float64.
     assert match_affinity(affinity, Auction(gap=1e-5)).solver == "auction"
 
 
-def test_ordinary_sizes_never_ask_for_memory(monkeypatch):
-    monkeypatch.setattr(devices, "free_memory", lambda: pytest.fail("asked"))
+def test_ordinary_sizes_are_matched_however_little_memory_is_free(memory_is):
+    memory_is(0)
     assert match(torch.randn(64, 3), torch.randn(64, 3)).status == "optimal"
 
 
-def test_free_memory_is_the_least_that_is_known(monkeypatch):
-    for known, expected in (((5, None, 3), 3), ((None, 4, None), 4), ((None, None, None), None), ((7, -2, None), 0)):
-        for name, value in zip(("_of_system", "_of_container", "_of_limit"), known, strict=True):
-            monkeypatch.setattr(devices, name, lambda value=value: value)
-        assert devices.free_memory() == expected
+@pytest.mark.parametrize(
+    ("system", "container", "limit", "expected"),
+    [
+        (5 << 10, None, 3, 3),
+        (5 << 10, 6 << 10, None, 5 << 10),
+        (None, 4, None, 4),
+        (None, None, None, None),
+        (7 << 10, -2, None, 0),
+    ],
+)
+def test_free_memory_is_the_least_that_is_known(memory_is, system, container, limit, expected):
+    memory_is(system, container, limit)
+    assert devices.free_memory() == expected
 
 
 def test_the_memory_of_this_machine_is_known():

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from rsm_probe import RsmProbeError, match, match_affinity, rsm
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching import Matching
-from rsm_probe.matching.certificate import matched_sum
+from rsm_probe.matching.certificate import matched_sums
 from rsm_probe.matching.matching import Locations
 from rsm_probe.matching.methods.batch_optimal import BatchOptimal
 from rsm_probe.matching.methods.greedy import TopKGreedy
@@ -220,16 +220,15 @@ def test_products_of_identity_equal_its_value_for_every_pair(locations):
     np.testing.assert_allclose(products, expected, rtol=1e-12)
 
 
-def test_aligned_products_of_large_layers_do_not_depend_on_the_pieces_summed(monkeypatch):
-    x, y = torch.randn(3, 7, 4), torch.randn(2, 6, 4)
-    whole = aligned_products(x, y)
-    norms = squared_norms(x)
-    monkeypatch.setattr("rsm_probe.matching.methods.identity._BLOCK", 5)
-    monkeypatch.setattr("rsm_probe.matching.methods.identity._PRODUCTS", 12)
-    np.testing.assert_allclose(aligned_products(x, y), whole, rtol=1e-12)
+def test_aligned_products_of_large_layers_do_not_depend_on_the_pieces_summed():
+    # So many products that those of 1 024 features, of the 1 519 and 1 488, are summed at a time; and a few of them.
+    x, y = torch.randn(2100, 49, 31), torch.randn(2000, 48, 31)
+    few = np.einsum("isc,jsc->ij", x[:3, :48].double().numpy(), y[-2:].double().numpy())
+    for found in (aligned_products(x, y)[:3, -2:], aligned_products(x[:3], y[-2:])):
+        np.testing.assert_allclose(found, few, rtol=1e-12, atol=1e-11)
+    norms = x.double().square().sum(dim=(1, 2)).numpy()
     np.testing.assert_allclose(squared_norms(x), norms, rtol=1e-12)
-    expected = np.einsum("isc,jsc->ij", x[:, :6].double().numpy(), y.double().numpy())
-    np.testing.assert_allclose(whole, expected, rtol=1e-12)
+    np.testing.assert_allclose(squared_norms(x[:3]), norms[:3], rtol=1e-12)
 
 
 @pytest.mark.parametrize("layout", ["NSC", "NCS", "part"])
@@ -260,9 +259,9 @@ def test_methods_that_solve_pairs_one_by_one_say_so_when_asked_for_all_at_once()
 
 def test_matched_sum_of_rows_without_partner_adds_nothing():
     affinity = np.array([[1.0, 2.0], [4.0, 8.0], [16.0, 32.0]])
-    assert matched_sum(affinity, np.array([1, -1, 0])) == 18.0
+    assert matched_sums(affinity[None], np.array([[1, -1, 0]])).tolist() == [18.0]
     # -1 must not be read as "the last column".
-    assert matched_sum(affinity, np.array([-1, -1, -1])) == 0.0
+    assert matched_sums(affinity[None], np.array([[-1, -1, -1]])).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("name", ON_AFFINITIES)

@@ -1,16 +1,13 @@
 """The best circular shift against all shifts one by one, on square and other grids, and where there is no grid."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from stores import captured
 
 from rsm_probe import Accumulator, all_pairs, match, match_affinity, nearest, rsm
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.matching import Locations
-from rsm_probe.matching.methods import translation
 from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.probe import Representation
 
@@ -73,13 +70,13 @@ def test_an_image_that_was_shifted_is_recovered(grid):
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("block", [1, 500, 128 << 20])
-def test_all_pairs_at_once_equal_brute_force_pair_by_pair(grid, block, monkeypatch):
-    monkeypatch.setattr(translation, "_BLOCK_BYTES", block)
+def test_all_pairs_at_once_equal_brute_force_pair_by_pair(grid, block):
     x, y = images(grid, 1, count=5), images(grid, 2, count=3)
     expected = [[max(all_shifts(a, b, grid))[0] for b in y] for a in x]
     tensors = Locations(torch.from_numpy(x), grid), Locations(torch.from_numpy(y), grid)
-    np.testing.assert_allclose(Translation().products(*tensors), expected, rtol=1e-9)
-    np.testing.assert_allclose(Translation(grid).products(*(Locations(t.tokens) for t in tensors)), expected, rtol=1e-9)
+    bare = [Locations(images.tokens) for images in tensors]
+    for method, sides in ((Translation(), tensors), (Translation(grid), bare)):
+        np.testing.assert_allclose(method.products(*sides, block_bytes=block), expected, rtol=1e-9)
     for options in ({"matching": "translation", "grid": grid}, {"matching": Translation(grid)}):
         np.testing.assert_allclose(rsm(x, y, kernel="linear", **options).values, expected, rtol=1e-9)
 
@@ -103,12 +100,10 @@ def test_the_accumulator_takes_the_grid_that_a_probe_found():
 
 
 @pytest.mark.parametrize("locations", [2, 6, 9, 49])
-def test_a_grid_that_is_not_known_is_not_guessed(locations, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "similarity"))
-    stores = importlib.import_module("stores")
+def test_a_grid_that_is_not_known_is_not_guessed(locations, tmp_path):
     # 49 locations may be 7 x 7, or a sequence.
     z = torch.from_numpy(images((1, locations), count=4))
-    layer = stores.captured(tmp_path / "c.zarr", z)
+    layer = captured(tmp_path / "c.zarr", z)
     bare = Representation(z, z[:, :0], None)
 
     def accumulated(method):

@@ -64,14 +64,19 @@ class Translation(Matching):
             found.append(np.ravel_multi_index(moved, grid).ravel())
         return Solution(np.array(values), np.stack(found), np.full(len(found), np.nan), [self.name] * len(found))
 
-    def products(self, x: Locations, y: Locations) -> np.ndarray:
+    def products(self, x: Locations, y: Locations, *, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
         """The best shift's inner product of all pairs, (N, M).
+
+        Args:
+            x: images (N, S, C).
+            y: images (M, S, C).
+            block_bytes: memory for the spectra of a block of images; those of two blocks exist at once.
 
         Raises:
             MatchingError: no grid, or two different ones.
         """
         grid = self._grid(x, y)
-        step = max(1, _BLOCK_BYTES // (16 * x.count * max(x.tokens.shape[2], len(x), len(y))))
+        step = max(1, block_bytes // (16 * x.count * max(x.tokens.shape[2], len(x), len(y))))
         best = np.empty((len(x), len(y)))
         for i in range(0, len(x), step):
             for j in range(0, len(y), step):
