@@ -27,8 +27,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rsm_probe.sources.images.embedded.registry import photos
-from rsm_probe.sources.training.train import normalise
+from rsm_probe.sources import normalise, photos
 
 WAYS = ("rsm_probe", "torch_cka", "ckatorch")
 

@@ -10,8 +10,7 @@ import torch
 
 import rsm_probe
 from rsm_probe.config import read_yaml
-from rsm_probe.sources.images.embedded.registry import photos
-from rsm_probe.sources.training.train import TrainingConfig, normalise, train_or_load
+from rsm_probe.sources import TrainingConfig, normalise, photos, train_or_load
 
 ROOT = Path(__file__).parent.parent
 

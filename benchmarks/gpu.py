@@ -33,8 +33,7 @@ from rsm_probe.matching.methods.optimal import Auction
 from rsm_probe.pairs.affinities import Affinities
 from rsm_probe.pairs.matcher import available_cores
 from rsm_probe.pairs.sides import Side
-from rsm_probe.sources.images.embedded.registry import photos
-from rsm_probe.sources.training.train import normalise
+from rsm_probe.sources import normalise, photos
 from rsm_probe.streaming.cost import stopwatch
 
 LAYERS = {64: "layer4.1", 256: "layer3.1", 1024: "layer2.1", 4096: "layer1.1"}

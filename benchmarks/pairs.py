@@ -26,7 +26,7 @@ from rsm_probe.execution.executors import one_thread
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.affinities import block_slices
 from rsm_probe.pairs.matcher import available_cores
-from rsm_probe.sources.images.embedded.registry import photos
+from rsm_probe.sources import photos
 
 LAYER = "layer3.1"
 OUT = Path(__file__).parent / "results"

@@ -22,8 +22,7 @@ from rsm_probe.matching.matching import Pairs
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.affinities import block_slices
 from rsm_probe.pairs.matcher import available_cores
-from rsm_probe.sources.images.embedded.registry import digits, scenes
-from rsm_probe.sources.training.train import NetworkConfig, TrainingConfig, normalise, train
+from rsm_probe.sources import NetworkConfig, TrainingConfig, digits, normalise, scenes, train
 
 
 def trained(steps: int = 100) -> rsm_probe.sources.LoadedModel:

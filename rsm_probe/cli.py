@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
-from rsm_probe.storage.places import local_folder
+from rsm_probe.storage.paths import local_folder
 
 if TYPE_CHECKING:
     from rsm_probe.probe.describe import LayerInfo
@@ -164,7 +164,7 @@ def train(
     from rsm_probe.config import read_yaml
     from rsm_probe.errors import ModelError
     from rsm_probe.execution.devices import find_device
-    from rsm_probe.sources.training.train import TrainingConfig, train_or_load
+    from rsm_probe.sources import TrainingConfig, train_or_load
 
     find_device(device, ModelError)
     folder = local_folder(out, "--out")

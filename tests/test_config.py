@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, ValidationError
 import rsm_probe
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import ConfigError
-from rsm_probe.sources.training.train import TrainingConfig
+from rsm_probe.sources import TrainingConfig
 from rsm_probe.studies.registry import STUDIES, read_study
 from rsm_probe.studies.sweep import SweepConfig
 

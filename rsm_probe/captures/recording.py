@@ -23,7 +23,7 @@ from rsm_probe.sources.loading import load_model
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.differences import as_stored, differences, other_image
 from rsm_probe.storage.disk_space import require_space
-from rsm_probe.storage.places import place
+from rsm_probe.storage.paths import path_or_url
 
 
 def capture(
@@ -64,7 +64,7 @@ def capture(
         StorageError: `out` holds another capture (the message says what differs), is being written by another process,
             cannot be written, or the disk is too small.
     """
-    where = place(out)
+    where = path_or_url(out)
     stored_as = DTYPES.get(str(dtype).removeprefix("torch."))
     if stored_as is None:
         raise RepresentationError(f"a capture is of dtype {', '.join(DTYPES)}, found {brief(dtype)}")

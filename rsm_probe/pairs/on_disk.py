@@ -41,7 +41,7 @@ from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.disk_space import require_space
 from rsm_probe.storage.files import open_dataset
-from rsm_probe.storage.places import absolute, place
+from rsm_probe.storage.paths import absolute, path_or_url
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -105,7 +105,7 @@ def all_pairs(
     """
     label, method = get_matching(matching)
     centering = check_centering(centering)
-    wanted = None if out is None else place(out)
+    wanted = None if out is None else path_or_url(out)
     if not isinstance(x, CapturedLayer) or not isinstance(y, CapturedLayer | None):
         raise RepresentationError(
             "all_pairs takes layers of captures; rsm_probe.capture makes them, and rsm_probe.rsm also takes tokens"

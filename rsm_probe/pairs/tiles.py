@@ -26,7 +26,7 @@ from rsm_probe.pairs.sides import Side
 from rsm_probe.pairs.token_sets import centred_tokens
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.storage.chunks import ChunkStore
-from rsm_probe.storage.places import absolute
+from rsm_probe.storage.paths import absolute
 
 KIND = "pairs"
 _tokens_on_devices = DeviceCache()

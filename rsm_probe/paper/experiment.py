@@ -26,7 +26,7 @@ from rsm_probe.runs.study import ModelStudy, Runner
 from rsm_probe.runs.tables import Row, TableResult, markdown
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
-from rsm_probe.storage.places import file_name
+from rsm_probe.storage.paths import file_name
 
 # Letters of a title in the name of a folder; longer names fail on common file systems.
 _LONGEST_BEFORE = 200

@@ -14,7 +14,7 @@ from rsm_probe.execution.amounts import parse_bytes
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.similarity.kernels import get_kernel
 from rsm_probe.sources.images.limits import MOST_PIXELS
-from rsm_probe.storage.places import file_name, local_folder, place
+from rsm_probe.storage.paths import file_name, local_folder, path_or_url
 
 # Larger numbers of images, or of draws, would fill the memory with their names or weights alone.
 _MOST_IMAGES, _MOST_DRAWS = 10_000_000, 1_000_000
@@ -106,4 +106,4 @@ Kernels = Annotated[tuple[str, ...], AfterValidator(each(get_kernel)), Distinct]
 Estimators = Annotated[tuple[str, ...], AfterValidator(each(get_estimator)), Distinct]
 # Where something is written
 Folder = Annotated[str, AfterValidator(_checked(lambda value: local_folder(value, "the folder")))]
-Place = Annotated[str, AfterValidator(_checked(lambda value: place(value, "the place")))]
+Place = Annotated[str, AfterValidator(_checked(lambda value: path_or_url(value, "the place")))]

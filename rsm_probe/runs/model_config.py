@@ -14,10 +14,11 @@ from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import LayerError, repeated
 from rsm_probe.probe.probe import Probe
 from rsm_probe.runs.fields import Distinct, Layers, Seed
+from rsm_probe.sources import TrainingConfig, build_network, train_or_load
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.loaded_model import LoadedModel
-from rsm_probe.sources.training.train import TrainingConfig, build_network, load_trained, train_or_load
-from rsm_probe.storage.places import file_name
+from rsm_probe.sources.training.trained_network import load_trained
+from rsm_probe.storage.paths import file_name
 
 # Between the title of a network and how many of its stages are dilated.
 DILATED = "-dilated"

@@ -13,9 +13,10 @@ from rsm_probe.checks import brief
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import StorageError
 from rsm_probe.figures import names_as_written
-from rsm_probe.storage.files import replacing, save_text
+from rsm_probe.storage.files import save_text
 from rsm_probe.storage.locks import sole_writer
-from rsm_probe.storage.places import file_name, inside, local_folder
+from rsm_probe.storage.paths import file_name, inside, local_folder
+from rsm_probe.storage.replacing import replacing
 
 # Where links are looked for: below lie arrays, which are not walked.
 _DEEPEST = 3

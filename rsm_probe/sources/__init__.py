@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     from rsm_probe.sources.images.any_images import as_images, from_dataset, from_tensor
     from rsm_probe.sources.images.crops import crop_pairs
     from rsm_probe.sources.images.embedded.photos import photos
-    from rsm_probe.sources.images.embedded.registry import EMBEDDED
     from rsm_probe.sources.images.embedded.scenes import cluttered, digits, scenes
     from rsm_probe.sources.images.folders import folder
     from rsm_probe.sources.images.image_set import ImageSet, Targets
     from rsm_probe.sources.images.published import cifar100, class_folders
-    from rsm_probe.sources.images.registry import IMAGE_SETS, NamedImageSet
+    from rsm_probe.sources.images.registry import EMBEDDED, IMAGE_SETS, NamedImageSet
     from rsm_probe.sources.loading import load_model
     from rsm_probe.sources.models.libraries import LIBRARIES, Library
     from rsm_probe.sources.models.loaded_model import LoadedModel

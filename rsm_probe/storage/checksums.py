@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.listing import LARGEST_TEXT, Files, parsed
+from rsm_probe.storage.listing import Files
 
 # Names every other file of a stored dataset with its SHA-256.
 MANIFEST = "checksums.json"
@@ -49,9 +49,7 @@ def require_manifest(files: Files, sizes: Mapping[str, int], advice: str) -> Non
     Raises:
         StorageError: names the first file that is missing, damaged or does not belong there.
     """
-    size = sizes[MANIFEST]
-    file = f"{files.where}/{MANIFEST}"
-    sums = parsed(files.read(MANIFEST) if size <= LARGEST_TEXT else size, file, advice)
+    sums = files.document(MANIFEST, advice)
     for name in sorted({*sums, *sizes} - {MANIFEST}):
         if name not in sizes:
             raise StorageError(f"{files.where}/{name} is missing; {advice}")
@@ -61,15 +59,15 @@ def require_manifest(files: Files, sizes: Mapping[str, int], advice: str) -> Non
             raise StorageError(f"{files.where}/{name} is damaged: its checksum differs from {MANIFEST}; {advice}")
 
 
-def signed(attributes: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def signed(attributes: Mapping[str, Any], rest: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Attributes together with a checksum of them, and of the rest of their document.
 
     Args:
         attributes: to be stored as JSON.
-        about: what else the document holds and the checksum covers.
+        rest: what else the document holds and the checksum covers.
     """
     plain = {key: value for key, value in attributes.items() if key != ATTRIBUTE}
-    return {**plain, ATTRIBUTE: _of_document(plain, about or {})}
+    return {**plain, ATTRIBUTE: _of_document(plain, rest or {})}
 
 
 def require_signed(document: Mapping[str, Any], file: str, advice: str) -> bool:
@@ -106,5 +104,5 @@ def covered(document: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key != "attributes"}
 
 
-def _of_document(attributes: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    return checksum([json.dumps([attributes, about], sort_keys=True)])
+def _of_document(attributes: Mapping[str, Any], rest: Mapping[str, Any]) -> str:
+    return checksum([json.dumps([attributes, rest], sort_keys=True)])

@@ -63,11 +63,11 @@ class ChunkStore(StoredGroup):
                 document = self.files.document(f"{name}/{METADATA}", self._remove(name))
                 if not require_signed(document, file, self._remove(name)) and document.get("attributes"):
                     raise StorageError(f"{file} is damaged: its checksum is missing; {self._remove(name)}")
-                found = self.group[name]
-                if not isinstance(found, zarr.Array):
+                array = self.group[name]
+                if not isinstance(array, zarr.Array):
                     raise StorageError(f"{file} is damaged: it is not of an array; {self._remove(name)}")
-                require_plain(found, self.where)
-            self._arrays[name] = found
+                require_plain(array, self.where)
+            self._arrays[name] = array
         return self._arrays[name]
 
     def create(
@@ -97,28 +97,20 @@ class ChunkStore(StoredGroup):
         """
         chunks = tuple(max(1, min(chunk, size)) for chunk, size in zip(chunks, shape, strict=True))
         if name in self:
-            found = self.array(name)
-            there, wanted = (found.shape, found.chunks, found.dtype), (shape, chunks, np.dtype(dtype))
+            array = self.array(name)
+            there, wanted = (array.shape, array.chunks, array.dtype), (shape, chunks, np.dtype(dtype))
             if there != wanted:
                 raise StorageError(
                     f"{self.where}/{name}/{METADATA} is damaged: it is of {brief(there)}, not {brief(wanted)}; "
                     f"{self._remove(name)}"
                 )
-            if not self._is_signed(found):  # killed in between, or of an earlier version
-                self._sign(name, found)
+            if not self._is_signed(array):  # killed in between, or of an earlier version
+                self._sign(name, array)
             return False
         with storing(f"cannot write {self.where}/{name}"):
-            array = self.group.create_array(
-                name,
-                shape=shape,
-                chunks=chunks,
-                dtype=np.dtype(dtype),
-                fill_value=fill,
-                # Representations hold digits that do not compress; uncompressed chunks are read fastest.
-                compressors=_checksums(),
-                dimension_names=dimensions,
+            self._make(
+                name, shape=shape, chunks=chunks, dtype=np.dtype(dtype), fill_value=fill, dimension_names=dimensions
             )
-            self._sign(name, array)
         return True
 
     def put(self, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
@@ -130,18 +122,23 @@ class ChunkStore(StoredGroup):
         self._arrays.pop(name, None)
         with storing(f"cannot write {self.where}/{name}"):
             data = values.astype(np.dtypes.StringDType()) if values.dtype.kind == "U" else values
-            array = self.group.create_array(
+            self._make(
                 name,
                 data=data,
                 chunks=tuple(max(1, size) for size in values.shape),
-                compressors=_checksums(),
                 fill_value=np.nan if data.dtype.kind == "f" else None,
                 dimension_names=dimensions,
                 overwrite=True,
                 # An array of empty texts is written like any other.
                 config={"write_empty_chunks": True},
             )
-            self._sign(name, array)
+
+    def _make(self, name: str, **options: Any) -> None:
+        """Creates an array by the options of Zarr."""
+        from zarr.codecs import Crc32cCodec
+
+        # Representations hold digits that do not compress; uncompressed chunks are read fastest.
+        self._sign(name, self.group.create_array(name, compressors=[Crc32cCodec()], **options))
 
     def _sign(self, name: str, array: zarr.Array) -> None:
         """Adds the checksum to the metadata of an array that was just made."""
@@ -160,7 +157,7 @@ class ChunkStore(StoredGroup):
     def holds_names(self, name: str, names: Sequence[str]) -> bool:
         """Whether an array holds these names, and none of them is lost."""
         try:
-            return name in self and [str(found) for found in self.read(name)] == list(names)
+            return name in self and [str(text) for text in self.read(name)] == list(names)
         except StorageError:  # damaged
             return False
 
@@ -171,7 +168,7 @@ class ChunkStore(StoredGroup):
             StorageError: they cannot be written (disk full, read-only folder).
         """
         array = self.array(name)
-        with storing(f"cannot write {self._place(array, name, where)}"):
+        with storing(f"cannot write {self._first_file(array, name, where)}"):
             array[where] = values
 
     def read(self, name: str, where: Selection | None = None) -> np.ndarray:
@@ -184,9 +181,10 @@ class ChunkStore(StoredGroup):
         values, problem = self._tried(array, name, where)
         if values is None:
             for key in chunk_keys(array, where):
-                if (found := self._tried(array, name, _part(array, key)))[0] is None:
-                    raise StorageError(f"{self.where}/{name}/{key} is {found[1]}; {self._again()}")
-            raise StorageError(f"{self._place(array, name, where)} is {problem}; {self._again()}")
+                part, reason = self._tried(array, name, _part(array, key))
+                if part is None:
+                    raise StorageError(f"{self.where}/{name}/{key} is {reason}; {self._again()}")
+            raise StorageError(f"{self._first_file(array, name, where)} is {problem}; {self._again()}")
         return values
 
     def intact(self, name: str, where: Selection) -> bool:
@@ -221,7 +219,7 @@ class ChunkStore(StoredGroup):
     def _is_signed(array: zarr.Array) -> bool:
         return ATTRIBUTE in array.attrs
 
-    def _place(self, array: zarr.Array, name: str, where: Selection | None) -> str:
+    def _first_file(self, array: zarr.Array, name: str, where: Selection | None) -> str:
         """The file of the first chunk of a part."""
         return f"{self.where}/{name}/{next(chunk_keys(array, where), 'c')}"
 
@@ -236,13 +234,6 @@ def _unwritten(values: np.ndarray, fill: Any) -> bool:
     if values.dtype.kind == "f":
         return bool(np.isnan(values).any()) if np.isnan(fill) else bool((values == fill).any())
     return values.dtype.kind in "iu" and bool((values == fill).any())
-
-
-def _checksums() -> list[Any]:
-    """What chunks are written with: a checksum, no compression."""
-    from zarr.codecs import Crc32cCodec
-
-    return [Crc32cCodec()]
 
 
 def _part(array: zarr.Array, key: str) -> Selection:

@@ -145,11 +145,11 @@ def chunk_keys(array: zarr.Array, where: tuple[slice, ...] | None = None) -> Ite
     """The files of the chunks that a part of an array touches, in order; one by one, however many there are."""
     axes = _touched(array, where)
     for number in range(math.prod(count for _, count in axes)):
-        places = []
+        index = []
         for first, count in reversed(axes):
-            number, place = divmod(number, count)
-            places.append(first + place)
-        yield array.metadata.encode_chunk_key(tuple(reversed(places)))
+            number, offset = divmod(number, count)
+            index.append(first + offset)
+        yield array.metadata.encode_chunk_key(tuple(reversed(index)))
 
 
 def is_harmless(array: zarr.Array, where: tuple[slice, ...] | None) -> bool:

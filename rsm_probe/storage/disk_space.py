@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rsm_probe.errors import StorageError
 from rsm_probe.execution.amounts import format_bytes
-from rsm_probe.storage.places import is_url, located
+from rsm_probe.storage.paths import is_url, located
 
 
 def require_space(where: str | Path, needed: float) -> str:

@@ -23,8 +23,8 @@ from rsm_probe.errors import StorageError
 from rsm_probe.storage.checksums import ARRAYS, ATTRIBUTE, MANIFEST, require_manifest, write_manifest
 from rsm_probe.storage.declared import require_documents, require_held, require_plain
 from rsm_probe.storage.listing import Files, store_at, storing
-from rsm_probe.storage.places import is_url, local_folder, place
-from rsm_probe.storage.replacing import replacing as replacing
+from rsm_probe.storage.paths import is_url, local_folder, path_or_url
+from rsm_probe.storage.replacing import replacing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -70,7 +70,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
 
     from rsm_probe.storage.lazy import read_when_used
 
-    where = place(path, "path")
+    where = path_or_url(path, "path")
     if not is_url(where) and not Path(where).is_dir():
         raise StorageError(f"no stored dataset at {where}")
     files = Files(where)
@@ -132,7 +132,7 @@ def load_arrays(path: str | Path) -> Arrays:
             return {entry.filename.removesuffix(".npy"): _array(archive, entry, held) for entry in archive.infolist()}
 
 
-def _require_count(file: Path, found: int) -> None:
+def _require_count(file: Path, listed: int) -> None:
     """Makes sure that no entry was swallowed by a damaged one before it, which the zip module does not notice.
 
     Raises:
@@ -142,8 +142,8 @@ def _require_count(file: Path, found: int) -> None:
         stream.seek(-_END_OF_ARCHIVE.size, os.SEEK_END)
         signature, *_, count, _, _, _ = _END_OF_ARCHIVE.unpack(stream.read())
     # Beyond 65534 entries the number stands elsewhere.
-    if signature != b"PK\5\6" or (count != found and count != 0xFFFF):
-        raise ValueError(f"it holds {found} arrays, and its end says otherwise")
+    if signature != b"PK\5\6" or (count != listed and count != 0xFFFF):
+        raise ValueError(f"it holds {listed} arrays, and its end says otherwise")
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, held: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from rsm_probe.errors import StorageError
 from rsm_probe.storage.checksums import ARRAYS, ATTRIBUTE, require_signed, signed
 from rsm_probe.storage.listing import Files, store_at, storing
 from rsm_probe.storage.locks import sole_writer
-from rsm_probe.storage.places import is_url, place
+from rsm_probe.storage.paths import is_url, path_or_url
 
 if TYPE_CHECKING:
     import zarr
@@ -59,29 +59,29 @@ class StoredGroup:
             StorageError: there is none, it cannot be read, it is damaged (the message names the file), or it is of
                 another kind.
         """
-        found = cls.existing(where, kind, writable)
-        if found is None:
+        store = cls.existing(where, kind, writable)
+        if store is None:
             raise StorageError(f"no {kind} at {where}: {where}/{METADATA} is missing")
-        return found
+        return store
 
     @classmethod
     def existing(cls, where: str | Path, kind: str, writable: bool = False) -> Self | None:
         """As `open`; None where there is none."""
         import zarr
 
-        where = place(where, f"the place of {kind}")
+        where = path_or_url(where, f"the place of {kind}")
         files = Files(where)
         if files.size(METADATA) is None:
             return None
         with storing(f"cannot open {where}/{METADATA}", _replace(where)):
             document = files.document(METADATA, _replace(where))
             require_signed(document, f"{where}/{METADATA}", _replace(where))
-            found = document.get("attributes", {}).get("kind")
-            if found != kind and (found is not None or not writable or len(files.sizes()) > 1):
-                but = f" but a {brief(found)}" if found else f" ({where}/{METADATA} does not say what it is)"
+            stored = document.get("attributes", {}).get("kind")
+            if stored != kind and (stored is not None or not writable or len(files.sizes()) > 1):
+                but = f" but a {brief(stored)}" if stored else f" ({where}/{METADATA} does not say what it is)"
                 raise StorageError(f"{where} is no {kind}{but}; choose another place, or remove {where}")
             store = cls(zarr.open_group(store_at(where), mode="r+" if writable else "r"), where)
-        if found is None:  # killed before it knew what it was
+        if stored is None:  # killed before it knew what it was
             store.set({"kind": kind})
         return store
 
@@ -92,9 +92,9 @@ class StoredGroup:
         Raises:
             StorageError: it cannot be written, is damaged or of another kind, or another kind of thing is in its place.
         """
-        if (found := cls.existing(where, kind, writable=True)) is not None:
-            return found
-        where = place(where, f"the place of {kind}")
+        if (store := cls.existing(where, kind, writable=True)) is not None:
+            return store
+        where = path_or_url(where, f"the place of {kind}")
         path = Path(where)
         if not is_url(where) and path.exists():
             if not _is_empty(path):
@@ -119,7 +119,7 @@ class StoredGroup:
         Raises:
             StorageError: as `open_or_create` and `sole_writer`.
         """
-        where = place(where, f"the place of {kind}")
+        where = path_or_url(where, f"the place of {kind}")
         with sole_writer(where):
             began = not is_url(where) and not Path(where).exists()
             files = Files(where)

@@ -5,19 +5,38 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from rsm_probe.errors import CostError, RsmProbeError, StorageError
-from rsm_probe.storage.places import is_url
+from rsm_probe.storage.paths import is_url
 
 if TYPE_CHECKING:
     from zarr.storage import LocalStore
 
 # Metadata and tables are a thousand times smaller; more would fill the memory before anything is known of it.
 LARGEST_TEXT = 64 << 20
+# What the operating system, Zarr, numcodecs, NumPy and zipfile raise for files that are missing, damaged or refused.
+# ImportError: the library of a codec or file system is not installed. SystemError: Blosc, for some damaged chunks.
+_STORAGE_ERRORS: tuple[type[Exception], ...] = (
+    OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, ImportError, SystemError,
+    BadZipFile, zlib.error,
+)  # fmt: skip
+# Base classes of errors that the libraries behind fsspec raise and that are not OSError: module -> names.
+_REMOTE_ERRORS = {
+    "aiohttp": ("ClientError",),
+    "azure.core.exceptions": ("AzureError",),
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "gcsfs.retry": ("HttpError",),
+    "google.auth.exceptions": ("GoogleAuthError",),
+    "httpx": ("HTTPError",),
+    "paramiko": ("SSHException",),
+}
 
 
 @contextmanager
@@ -38,9 +57,15 @@ def storing(doing: str, advice: str = "") -> Iterator[None]:
         raise
     except MemoryError as error:
         raise CostError(f"{doing}: the memory ran out; close other programs, or take fewer images") from error
-    except Exception as error:
+    except _STORAGE_ERRORS + _remote_errors() as error:
         end = f"; {advice}" if advice else ""
         raise StorageError(f"{doing}: {str(error) or type(error).__name__}{end}") from error
+
+
+def _remote_errors() -> tuple[type[Exception], ...]:
+    """Errors of the remote libraries that are loaded: one that is not loaded raised nothing."""
+    loaded = ((sys.modules[module], names) for module, names in _REMOTE_ERRORS.items() if module in sys.modules)
+    return tuple(getattr(library, name) for library, names in loaded for name in names if hasattr(library, name))
 
 
 def store_at(where: str) -> str | LocalStore:
@@ -57,7 +82,7 @@ class Files:
     """The files of a folder, or behind a URL of a file system that fsspec knows.
 
     Args:
-        where: the path or URL, as `rsm_probe.storage.places.place` gives it.
+        where: the path or URL, as `rsm_probe.storage.paths.place` gives it.
     """
 
     def __init__(self, where: str) -> None:
@@ -79,10 +104,10 @@ class Files:
                 return path.stat().st_size if path.is_file() else None
             self._remote.invalidate_cache()
             try:
-                found = self._remote.info(f"{self._root}/{name}")
+                info = self._remote.info(f"{self._root}/{name}")
             except FileNotFoundError:
                 return None
-            return int(found["size"] or 0) if found["type"] == "file" else None
+            return int(info["size"] or 0) if info["type"] == "file" else None
 
     def sizes(self, under: str = "") -> dict[str, int]:
         """Bytes of all files by their names, which begin behind `under/` and hold slashes; empty where there are none.
@@ -96,8 +121,8 @@ class Files:
                 return dict(_listed(str(folder), "")) if folder.is_dir() else {"": 0} if folder.exists() else {}
             self._remote.invalidate_cache()
             root = f"{self._root}/{under}".rstrip("/")
-            found = self._remote.find(root, detail=True)
-            return {name[len(root) + 1 :]: int(about["size"] or 0) for name, about in found.items()}
+            infos = self._remote.find(root, detail=True)
+            return {name[len(root) + 1 :]: int(info["size"] or 0) for name, info in infos.items()}
 
     def read(self, name: str) -> bytes:
         """The content of a file.
@@ -118,12 +143,21 @@ class Files:
             advice: what to do where it is missing or damaged, for the message.
 
         Raises:
-            StorageError: it is missing, too large, or does not hold a JSON object.
+            StorageError: it is missing, too large, nested too deeply, or does not hold a JSON object.
         """
-        size = self.size(name)
+        file, size = f"{self.where}/{name}", self.size(name)
         if size is None:
-            raise StorageError(f"{self.where}/{name} is missing; {advice}")
-        return parsed(self.read(name) if size <= LARGEST_TEXT else size, f"{self.where}/{name}", advice)
+            raise StorageError(f"{file} is missing; {advice}")
+        if size > LARGEST_TEXT:
+            raise StorageError(f"{file} holds {size} bytes, more than any file of its kind; {advice}")
+        content = self.read(name)
+        try:
+            document = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise StorageError(f"{file} is damaged: {error}; {advice}") from None
+        if not isinstance(document, dict):
+            raise StorageError(f"{file} is damaged: it must hold a JSON object; {advice}")
+        return document
 
     def clear(self) -> None:
         """Removes everything, as far as that is possible; an empty folder stays where it was."""
@@ -133,28 +167,6 @@ class Files:
                 return
             for path in self._folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def parsed(content: bytes | int, file: str, advice: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Args:
-        content: what the file holds, or its size where it is too large to be read.
-        file: its name, for messages.
-        advice: what to do, for messages.
-
-    Raises:
-        StorageError: not a JSON object, nested too deeply, or too large.
-    """
-    if isinstance(content, int):
-        raise StorageError(f"{file} holds {content} bytes, more than any file of its kind; {advice}")
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"{file} is damaged: {error}; {advice}") from None
-    if not isinstance(found, dict):
-        raise StorageError(f"{file} is damaged: it must hold a JSON object; {advice}")
-    return found
 
 
 def _listed(folder: str, prefix: str) -> Iterator[tuple[str, int]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.places import is_url, located
+from rsm_probe.storage.paths import is_url, located
 from rsm_probe.storage.replacing import make_parents, remove_empty
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.places import local_folder
+from rsm_probe.storage.paths import local_folder
 
 # What this process is writing just now.
 _under_way: set[Path] = set()
@@ -95,10 +95,10 @@ def _beside(path: Path) -> Path:
     """A name beside a path that says which process uses it: six digits of the process, and two by chance."""
     with _lock:
         while True:
-            found = path.with_name(f".{path.name}.{os.getpid() & 0xFFFFFF:06x}{token_hex(1)}")
-            if found not in _under_way and not found.exists():
-                _under_way.add(found)
-                return found
+            beside = path.with_name(f".{path.name}.{os.getpid() & 0xFFFFFF:06x}{token_hex(1)}")
+            if beside not in _under_way and not beside.exists():
+                _under_way.add(beside)
+                return beside
 
 
 def _clear_stale(path: Path) -> None:
@@ -106,8 +106,8 @@ def _clear_stale(path: Path) -> None:
     pattern = re.compile(re.escape(f".{path.name}.") + "([0-9a-f]{6})[0-9a-f]{2}")
     with suppress(OSError):
         for file in list(path.parent.iterdir()):
-            found = pattern.fullmatch(file.name)
-            if found and not _is_used(path.with_name(file.name), int(found[1], 16)):
+            named = pattern.fullmatch(file.name)
+            if named and not _is_used(file, int(named[1], 16)):
                 _remove(file)
 
 

@@ -29,7 +29,7 @@ from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.storage.differences import as_stored
-from rsm_probe.storage.places import local_folder
+from rsm_probe.storage.paths import local_folder
 from rsm_probe.streaming.accumulator import Accumulator
 from rsm_probe.streaming.batch_consumer import walk
 from rsm_probe.streaming.checkpoint import Checkpoint

@@ -30,7 +30,7 @@ from rsm_probe.similarity.kernels import check_kernel, get_kernel
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
-from rsm_probe.storage.places import absolute, file_name, is_url
+from rsm_probe.storage.paths import absolute, file_name, is_url
 from rsm_probe.studies.rsm_panels import pair_panels
 
 # After the title of a model, in the name of its capture of the database.

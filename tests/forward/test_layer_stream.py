@@ -10,7 +10,7 @@ from rsm_probe import Accumulator, Probe
 from rsm_probe.errors import LayerError, ModelError
 from rsm_probe.forward.layer_stream import LayerStream
 from rsm_probe.forward.logits import logits
-from rsm_probe.sources.images.any_images import from_tensor
+from rsm_probe.sources import from_tensor
 from rsm_probe.streaming import Means
 
 

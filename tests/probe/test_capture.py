@@ -14,7 +14,7 @@ from torch import nn
 import rsm_probe
 from rsm_probe.captures.captured_layers import Capture
 from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, StorageError
-from rsm_probe.sources.images.any_images import ImageSet, from_tensor
+from rsm_probe.sources import ImageSet, from_tensor
 
 
 def images(count: int = 10, seed: int = 0) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.any_images import ImageSet
+from rsm_probe.sources import ImageSet
 from rsm_probe.sources.images.decoded_batches import augmented, batches, in_memory, shuffled
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rsm_probe.errors import ImageError
+from rsm_probe.sources import photos
 from rsm_probe.sources.images.crops import crop_pairs
-from rsm_probe.sources.images.embedded.registry import photos
 
 
 def test_the_two_crops_share_44_by_64_pixels():

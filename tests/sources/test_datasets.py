@@ -10,11 +10,10 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from rsm_probe.errors import ConfigError, ImageError
-from rsm_probe.sources.images.any_images import folder, from_tensor
+from rsm_probe.sources import folder, from_tensor, train
 from rsm_probe.sources.images.published import cifar100, class_folders, resized
 from rsm_probe.sources.training.networks import NetworkConfig
 from rsm_probe.sources.training.recipe import TrainingConfig, splits
-from rsm_probe.sources.training.train import train
 
 NETWORK = NetworkConfig(widths=(4, 4, 8, 8), stem_stride=2)
 CLASSES = [f"class {k:02d}" for k in range(100)]

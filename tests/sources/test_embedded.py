@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from rsm_probe.errors import ImageError
+from rsm_probe.sources import EMBEDDED, cluttered, digits, photos, scenes
 from rsm_probe.sources.images.embedded import scenes as digit_scenes
-from rsm_probe.sources.images.embedded.registry import EMBEDDED, cluttered, digits, photos, scenes
 
 MAKERS = pytest.mark.parametrize(
     "make", [digits, scenes, cluttered, photos], ids=["digits", "scenes", "cluttered", "photos"]

@@ -10,8 +10,7 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.any_images import ImageSet, Targets, as_images, folder, from_dataset, from_tensor
-from rsm_probe.sources.images.embedded.registry import digits
+from rsm_probe.sources import ImageSet, Targets, as_images, digits, folder, from_dataset, from_tensor
 
 COLOURS = {
     "birds/owl.png": (250, 10, 20),

@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 
 import rsm_probe
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.any_images import ImageSet, as_images, folder, from_dataset, from_tensor
+from rsm_probe.sources import ImageSet, as_images, folder, from_dataset, from_tensor
 
 IMAGES = torch.rand(6, 3, 4, 4)
 PICTURE = Image.new("RGB", (4, 4), (10, 20, 30))

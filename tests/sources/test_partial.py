@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rsm_probe.errors import StorageError
+from rsm_probe.sources import train, train_or_load
 from rsm_probe.sources.training import train as training
 from rsm_probe.sources.training.networks import NetworkConfig
 from rsm_probe.sources.training.recipe import TrainingConfig
-from rsm_probe.sources.training.train import train, train_or_load
 from rsm_probe.sources.training.training_checkpoint import whole_steps
 
 RECIPE = TrainingConfig(

@@ -12,7 +12,7 @@ from torch import nn
 
 from rsm_probe.captures.recording import capture
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.any_images import ImageSet, as_images, folder
+from rsm_probe.sources import ImageSet, as_images, folder
 from rsm_probe.sources.images.pixels import to_rgb
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor

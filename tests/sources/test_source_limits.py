@@ -5,9 +5,8 @@ from PIL import Image
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import ConfigError, ImageError
-from rsm_probe.sources.images.any_images import ImageSet
+from rsm_probe.sources import EMBEDDED, ImageSet
 from rsm_probe.sources.images.crops import crop_pairs
-from rsm_probe.sources.images.embedded.registry import EMBEDDED
 from rsm_probe.sources.images.limits import MOST_DRAWN, MOST_PIXELS, in_bytes, require_drawn, require_edge
 from rsm_probe.sources.images.published import resized
 from rsm_probe.sources.training.networks import NetworkConfig, build_network

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rsm_probe.errors import ModelError, StorageError
+from rsm_probe.sources import Trained, train_or_load
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.training.networks import NetworkConfig, build_network
 from rsm_probe.sources.training.recipe import TrainingConfig
-from rsm_probe.sources.training.train import Trained, load_trained, train_or_load
+from rsm_probe.sources.training.trained_network import load_trained
 from rsm_probe.sources.training.training_checkpoint import load_partial, save_partial
 
 # Half-trained networks

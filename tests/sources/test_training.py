@@ -12,17 +12,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from rsm_probe.errors import ConfigError, ImageError, ModelError, RsmProbeError, StorageError
-from rsm_probe.sources.images.embedded.registry import digits
-from rsm_probe.sources.loading import load_model
-from rsm_probe.sources.training.train import (
+from rsm_probe.sources import (
     NetworkConfig,
     TrainingConfig,
     build_network,
-    load_trained,
+    digits,
     normalise,
     train,
     train_or_load,
 )
+from rsm_probe.sources.loading import load_model
+from rsm_probe.sources.training.trained_network import load_trained
 
 NETWORK = NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2)
 RECIPE = TrainingConfig(size=16, steps=40, network=NETWORK)

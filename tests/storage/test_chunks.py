@@ -6,7 +6,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from zipfile import BadZipFile
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.differences import differences
 from rsm_probe.storage.files import open_dataset
+from rsm_probe.storage.listing import storing
 from rsm_probe.storage.locks import sole_writer
 
 
@@ -148,15 +152,45 @@ def test_places_that_are_no_names_are_storage_errors(where):
 
 
 def test_errors_of_object_stores_are_storage_errors(monkeypatch):
-    class NoCredentialsError(Exception):
+    class BotoCoreError(Exception):  # as botocore's, it is not an OSError
         pass
 
+    library = SimpleNamespace(BotoCoreError=BotoCoreError, ClientError=BotoCoreError)
+    monkeypatch.setitem(sys.modules, "botocore.exceptions", library)
+
     def refuse(*arguments, **options):
-        raise NoCredentialsError("Unable to locate credentials")
+        raise BotoCoreError("Unable to locate credentials")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
     with pytest.raises(StorageError, match=r"cannot open s3://bucket/q\.zarr: Unable to locate credentials"):
         ChunkStore.open_or_create("s3://bucket/q.zarr", "numbers")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("gone"),
+        BadZipFile("torn"),
+        zlib.error("torn"),
+        EOFError(),
+        KeyError("shape"),
+        TypeError("list"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_libraries_raise_at_damaged_files_is_a_storage_error(error):
+    with (
+        pytest.raises(StorageError, match=r"cannot open it: .*; restore it") as caught,
+        storing("cannot open it", "restore it"),
+    ):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [AttributeError, NameError, AssertionError, KeyboardInterrupt, SystemExit])
+def test_errors_of_programs_and_interruptions_are_not_damage(error):
+    with pytest.raises(error), storing("cannot open it"):
+        raise error
 
 
 def test_attributes_are_set_in_one_step(store, monkeypatch):

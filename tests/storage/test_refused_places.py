@@ -19,7 +19,7 @@ from rsm_probe.captures.captured_layers import Capture
 from rsm_probe.errors import RsmProbeError, StorageError
 from rsm_probe.pairs.on_disk import all_pairs, open_pairs
 from rsm_probe.similarity.rsm import RSM
-from rsm_probe.sources.images.any_images import ImageSet, from_tensor
+from rsm_probe.sources import ImageSet, from_tensor
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.files import (
     load_arrays,

@@ -26,7 +26,7 @@ from rsm_probe.paper.retrieval.object_counts import count_f1
 from rsm_probe.paper.retrieval.study import RetrievalConfig, class_counts, videos
 from rsm_probe.paper.translation.study import TranslationConfig
 from rsm_probe.runs.tables import TableResult, markdown
-from rsm_probe.sources.images.any_images import ImageSet, from_tensor
+from rsm_probe.sources import ImageSet, from_tensor
 from rsm_probe.sources.images.registry import IMAGE_SETS, NamedImageSet
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.libraries import LIBRARIES

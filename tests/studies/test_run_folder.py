@@ -29,7 +29,7 @@ from rsm_probe.paper.retrieval.study import RetrievalConfig
 from rsm_probe.paper.translation.study import TranslationConfig
 from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.runs.run_folder import claimed, require_free, run_folder, save_figures
-from rsm_probe.sources.images.any_images import from_tensor
+from rsm_probe.sources import from_tensor
 from rsm_probe.sources.images.embedded.scenes import digits
 from rsm_probe.sources.images.registry import IMAGE_SETS, NamedImageSet
 from rsm_probe.studies.pairs import PairsConfig

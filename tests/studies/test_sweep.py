@@ -11,8 +11,7 @@ from torch import nn
 
 import rsm_probe
 from rsm_probe.errors import CostError, ImageError, LayerError, ModelError, RepresentationError, StorageError
-from rsm_probe.sources.images.any_images import from_tensor
-from rsm_probe.sources.images.embedded.registry import digits
+from rsm_probe.sources import digits, from_tensor
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
 from rsm_probe.streaming.layer_sweep import make_batches
 
@@ -199,8 +198,8 @@ def test_a_killed_process_continues_to_identical_numbers(tmp_path):
         "import os, signal, sys, torch\n"
         "from dataclasses import replace\n"
         "import rsm_probe\n"
-        "from rsm_probe.sources.training.train import NetworkConfig, build_network\n"
-        "from rsm_probe.sources.images.embedded.registry import digits\n"
+        "from rsm_probe.sources import NetworkConfig, build_network\n"
+        "from rsm_probe.sources import digits\n"
         "torch.set_num_threads(1)\n"
         "torch.manual_seed(0)\n"
         "net = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10)\n"

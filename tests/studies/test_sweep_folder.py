@@ -15,7 +15,7 @@ from torch import nn
 import rsm_probe
 from rsm_probe.errors import RsmProbeError, StorageError
 from rsm_probe.matching.methods.translation import Translation
-from rsm_probe.sources.images.any_images import from_tensor
+from rsm_probe.sources import from_tensor
 from rsm_probe.storage.files import load_arrays, save_arrays
 from rsm_probe.storage.locks import sole_writer
 

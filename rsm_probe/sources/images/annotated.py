@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rsm_probe.errors import ImageError, look_up
-from rsm_probe.sources.images.folders import is_there, read_rgb
+from rsm_probe.sources.images.folders import read_rgb
 from rsm_probe.sources.images.image_set import ImageSet
 
 _EGOOBJECTS = "https://github.com/facebookresearch/EgoObjects"
@@ -46,8 +47,8 @@ def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObje
         f"download images and annotations of EgoObjects ({_EGOOBJECTS}) and place them as {file} and "
         f"{folder / 'images'}/<name as in the annotations>"
     )
-    for path, is_right in ((file, Path.is_file), (folder / "images", Path.is_dir)):
-        if not is_there(path) or not is_right(path):
+    for path, is_right in ((file, isfile), (folder / "images", isdir)):
+        if not is_right(path):
             raise ImageError(f"there is no {path}: {instructions}")
     listed, objects = _annotated_frames(file)
     if split != "all":

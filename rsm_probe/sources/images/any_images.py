@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,8 @@ from rsm_probe.arrays import real_array, require_dense
 from rsm_probe.checks import brief, require_texts
 from rsm_probe.errors import ImageError, nearest
 from rsm_probe.sources.images.dataset_items import labels_of
-from rsm_probe.sources.images.folders import IMAGE_SUFFIXES, folder, is_there
-from rsm_probe.sources.images.image_set import ImageSet, Targets, digest, pixel_bytes
-
-__all__ = ["IMAGE_SUFFIXES", "ImageSet", "Targets", "as_images", "folder", "from_dataset", "from_tensor"]
+from rsm_probe.sources.images.folders import folder
+from rsm_probe.sources.images.image_set import ImageSet, digest, pixel_bytes
 
 # Images of a data set that are read for its fingerprint.
 _FINGERPRINTED = 256
@@ -37,7 +36,7 @@ def as_images(images: Any) -> ImageSet:
     Raises:
         ImageError: none of these; the message says what to give.
     """
-    from rsm_probe.sources.images.embedded.registry import EMBEDDED
+    from rsm_probe.sources.images.registry import EMBEDDED
 
     if isinstance(images, ImageSet):
         return images
@@ -46,7 +45,7 @@ def as_images(images: Any) -> ImageSet:
     if isinstance(images, str | Path):
         path = Path(images)
         # Of an empty name, pathlib makes the working folder.
-        if images == "" or (len(path.parts) == 1 and not is_there(path)):
+        if images == "" or (len(path.parts) == 1 and not exists(path)):
             hint = nearest(str(images), EMBEDDED)
             raise ImageError(
                 f"no folder and no embedded image set {brief(str(images))}{hint} (embedded: {', '.join(EMBEDDED)})"

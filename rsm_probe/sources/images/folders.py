@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from os.path import exists, isdir
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -35,8 +36,8 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
         ImageError: the folder is missing, holds no readable image, or (strict) holds a broken one.
     """
     root = Path(path)
-    if not is_there(root) or not root.is_dir():
-        raise ImageError(f"no image folder at {root}" + (" (it is a file)" if is_there(root) else ""))
+    if not isdir(root):
+        raise ImageError(f"no image folder at {root}" + (" (it is a file)" if exists(root) else ""))
     files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
     if not files:
         raise ImageError(f"{root} holds no image files (looked for {', '.join(sorted(IMAGE_SUFFIXES))} at any depth)")
@@ -88,11 +89,3 @@ def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:
     with ThreadPoolExecutor() as pool:
         reasons = tqdm(pool.map(problem, files), "checking images", len(files), disable=not progress, leave=False)
         return {file: reason for file, reason in zip(files, reasons, strict=True) if reason is not None}
-
-
-def is_there(path: Path) -> bool:
-    """Whether a path exists; False for names that no file can have."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # such as a name that is too long or holds a NUL character
-        return False

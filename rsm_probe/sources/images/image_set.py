@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from rsm_probe.checks import brief, require_seed, require_text, require_texts, require_whole
 from rsm_probe.errors import ImageError, repeated
 from rsm_probe.sources.images.dataset_items import image_of
+from rsm_probe.sources.images.pixels import tensor_bytes
 
 # Errors that damaged files raise.
 UNREADABLE = (
@@ -168,7 +168,4 @@ def digest(parts: Iterable[bytes]) -> str:
 
 def pixel_bytes(image: Image.Image | Tensor) -> bytes:
     """The values of an image as bytes."""
-    if isinstance(image, Tensor):
-        # NumPy lacks some number formats, so take the bytes alone.
-        return image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return np.asarray(image).tobytes()
+    return tensor_bytes(image) if isinstance(image, Tensor) else np.asarray(image).tobytes()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from rsm_probe.errors import ImageError
 
@@ -48,6 +50,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     except ValueError as error:
         raise ImageError(f"mode {image.mode!r} cannot be converted to RGB ({error}); save it as RGB") from error
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The values of a tensor of any layout, as bytes."""
+    plain = tensor.detach()
+    if plain.is_quantized:
+        plain = plain.dequantize()
+    elif plain.layout != torch.strided:
+        plain = plain.to_dense()
+    # NumPy lacks some number formats, so take the bytes alone.
+    return plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

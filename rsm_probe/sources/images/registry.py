@@ -86,6 +86,8 @@ IMAGE_SETS = {
 }
 # Any other name is the path of a folder.
 FOLDER = NamedImageSet(image_folder, questions=1)
+# Those that need no network and no files, so that a name is enough to make one.
+EMBEDDED = {name: images.make for name, images in IMAGE_SETS.items() if not images.on_disk}
 
 
 def named_images(name: str) -> NamedImageSet:

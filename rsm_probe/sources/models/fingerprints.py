@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from rsm_probe.errors import ModelError
+from rsm_probe.sources.images.pixels import tensor_bytes
 
 
 def require_weights(module: nn.Module, name: str) -> None:
@@ -47,16 +47,6 @@ def add_value(digest: Any, name: str, value: Any) -> None:
             add_value(digest, f"{name}.{key}", part)
     else:
         digest.update(f"{name}{without_addresses(repr(value))}".encode())
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """The values of a tensor of any layout, as bytes."""
-    plain = tensor.detach()
-    if plain.is_quantized:
-        plain = plain.dequantize()
-    elif plain.layout != torch.strided:
-        plain = plain.to_dense()
-    return plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def without_addresses(text: str) -> str:

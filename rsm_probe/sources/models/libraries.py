@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
+from os.path import isdir
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rsm_probe.errors import ModelError, nearest
-from rsm_probe.sources.images.folders import is_there
 from rsm_probe.sources.images.pixels import to_rgb
 from rsm_probe.sources.models.weights import fetched
 
@@ -63,29 +64,20 @@ def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Mod
     return module, lambda image: transform(to_rgb(image))
 
 
-def _huggingface(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
-    from transformers import AutoModel
+def _transformers(
+    auto_class: str, title: str, pretrained: bool, trust_remote_code: bool
+) -> tuple[nn.Module, Preprocess]:
+    """Load with one of the classes of transformers that choose the right one for a model."""
+    import transformers
 
-    return _transformers(AutoModel, title, pretrained, trust_remote_code)
-
-
-def _classifier(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
-    from transformers import AutoModelForImageClassification
-
-    return _transformers(AutoModelForImageClassification, title, pretrained, trust_remote_code)
-
-
-def _transformers(auto: Any, title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
-    from transformers import AutoConfig, AutoImageProcessor
-
-    local = is_there(Path(title)) and Path(title).is_dir()
+    auto, local = getattr(transformers, auto_class), isdir(title)
     if not local and (title.startswith((".", "/", "~")) or title.count("/") > 1):
         raise ModelError(f"no folder at {title}; a model of the hub is written hf:organisation/name")
 
     def build() -> nn.Module:
         if pretrained:
             return auto.from_pretrained(title, trust_remote_code=trust_remote_code, use_safetensors=True)
-        config = AutoConfig.from_pretrained(title, trust_remote_code=trust_remote_code)
+        config = transformers.AutoConfig.from_pretrained(title, trust_remote_code=trust_remote_code)
         return auto.from_config(config, trust_remote_code=trust_remote_code)
 
     instructions = "" if local else _hub_instructions(title)
@@ -95,7 +87,7 @@ def _transformers(auto: Any, title: str, pretrained: bool, trust_remote_code: bo
     )
     processor = fetched(
         f"hf:{title}",
-        lambda: AutoImageProcessor.from_pretrained(title, trust_remote_code=trust_remote_code),
+        lambda: transformers.AutoImageProcessor.from_pretrained(title, trust_remote_code=trust_remote_code),
         instructions,
         random_weights=False,
         local=local,
@@ -103,7 +95,7 @@ def _transformers(auto: Any, title: str, pretrained: bool, trust_remote_code: bo
     )
 
     if not trust_remote_code:
-        _warn_of_other_code(title, auto.__name__, module.config, "model")
+        _warn_of_other_code(title, auto_class, module.config, "model")
         _warn_of_other_code(title, "AutoImageProcessor", processor, "preprocessing")
 
     def preprocess(image: Image.Image) -> Tensor:
@@ -132,6 +124,6 @@ def _hub_instructions(repository: str) -> str:
 LIBRARIES: dict[str, Library] = {
     "torchvision": _torchvision,
     "timm": _timm,
-    "hf": _huggingface,
-    "hf-classifier": _classifier,  # with the head that tells classes
+    "hf": partial(_transformers, "AutoModel"),
+    "hf-classifier": partial(_transformers, "AutoModelForImageClassification"),  # with the classification head
 }

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rsm_probe.errors import ModelError
-from rsm_probe.sources.images.pixels import to_rgb
-from rsm_probe.sources.models.fingerprints import add_value, require_weights, tensor_bytes, without_addresses
+from rsm_probe.sources.images.pixels import tensor_bytes, to_rgb
+from rsm_probe.sources.models.fingerprints import add_value, require_weights, without_addresses
 from rsm_probe.sources.models.libraries import Preprocess
 
 # The output for this image identifies a preprocessing.

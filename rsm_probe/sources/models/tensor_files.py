@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from rsm_probe.errors import ModelError
-from rsm_probe.storage.files import replacing
+from rsm_probe.sources.images.pixels import tensor_bytes
+from rsm_probe.storage.replacing import replacing
 
 _CHECKSUM = "sha256"
 
@@ -61,8 +61,7 @@ def read_tensors(path: Path, hint: str = "") -> tuple[dict[str, Tensor], dict[st
 
 def _checksum(state: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode())
-    for name in sorted(state):
-        tensor = state[name]
+    for name, tensor in sorted(state.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from os.path import isfile
 from pathlib import Path
 
 from torch import nn
 
 from rsm_probe.errors import ModelError, RsmProbeError, nearest
-from rsm_probe.sources.images.folders import is_there
 
 
 def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
@@ -18,7 +18,7 @@ def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
     Raises:
         ModelError: there is no such file or function, or the file cannot be run.
     """
-    if not is_there(file) or not file.is_file():
+    if not isfile(file):
         raise ModelError(f"no file at {file}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from os.path import isfile
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from rsm_probe.errors import ModelError
-from rsm_probe.sources.images.folders import is_there
 from rsm_probe.sources.models.fingerprints import require_weights
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt")
@@ -39,7 +39,7 @@ def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> N
             f"weights must be 'default', None, a .safetensors file or a checkpoint ({', '.join(_CHECKPOINTS)}), "
             f"found {str(path)!r}"
         )
-    if not is_there(path) or not path.is_file():
+    if not isfile(path):
         raise ModelError(f"no weights at {path}")
     state = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path, allow_pickle)
     if state and all(str(name).startswith("module.") for name in state):  # saved from DataParallel
@@ -52,8 +52,8 @@ def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> N
     kinds = [n for n in own if n in state and n not in other and _is_whole(state[n]) and not _is_whole(own[n])]
     problems = [("missing", missing), ("unknown", surplus), ("of another shape", other), ("whole numbers", kinds)]
     if any(names for _, names in problems):  # before anything is changed
-        said = "; ".join(f"{what}: {', '.join(map(str, names[:5]))}" for what, names in problems if names)
-        raise ModelError(f"the weights in {path} do not fit {type(module).__name__} ({said})")
+        listed = "; ".join(f"{what}: {', '.join(map(str, names[:5]))}" for what, names in problems if names)
+        raise ModelError(f"the weights in {path} do not fit {type(module).__name__} ({listed})")
     try:
         module.load_state_dict(state)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -78,7 +78,7 @@ def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
     from pickle import UnpicklingError
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+        content = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except UnpicklingError as error:
         if allow_pickle:
             raise ModelError(f"cannot read {path}: {error}") from error
@@ -88,13 +88,13 @@ def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
         ) from None
     except (EOFError, KeyError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
-    found = found.state_dict() if isinstance(found, nn.Module) else found
+    state = content.state_dict() if isinstance(content, nn.Module) else content
     for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} does not hold a state dict, but {type(found).__name__}")
-    return found
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise ModelError(f"{path} does not hold a state dict, but {type(state).__name__}")
+    return state
 
 
 def fetched(
@@ -124,9 +124,9 @@ def fetched(
         try:
             return build()
         # What comes with a model of others may be damaged in any way, or need what is not installed.
-        except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            problem: Exception = error
-        except SafetensorError as error:
+        except (
+            AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError, SafetensorError
+        ) as error:  # fmt: skip
             problem = error
     reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
     otherwise = ", or use weights=None for random weights" if random_weights else ""

@@ -23,33 +23,15 @@ from rsm_probe.checks import require_seed
 from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.execution.devices import find_device
 from rsm_probe.sources.images.decoded_batches import MEMORY, augmented, batches, in_memory, shuffled
-from rsm_probe.sources.images.embedded.registry import EMBEDDED
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.registry import named_images
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.tensor_files import read_tensors
 from rsm_probe.sources.training.networks import NetworkConfig, build_network
 from rsm_probe.sources.training.recipe import TrainingConfig, splits
-from rsm_probe.sources.training.trained_network import (
-    AGAIN,
-    Trained,
-    load_trained,
-    made_by,
-    network_of,
-    normalise,
-)
+from rsm_probe.sources.training.trained_network import AGAIN, Trained, made_by, network_of
 from rsm_probe.sources.training.training_checkpoint import load_partial, save_partial, whole_steps
-from rsm_probe.storage.places import local_folder
-
-__all__ = [
-    "NetworkConfig",
-    "Trained",
-    "TrainingConfig",
-    "build_network",
-    "load_trained",
-    "normalise",
-    "train",
-    "train_or_load",
-]
+from rsm_probe.storage.paths import local_folder
 
 # Channels last is faster, but there the gradient of a strided 1 x 1 convolution that reads fewer channels than this
 # writes beyond its memory on some AMD processors (PyTorch 2.10 to 2.15): the program crashes or, worse, goes on.
@@ -206,17 +188,19 @@ def _training_images(config: TrainingConfig, progress: bool, memory: int) -> tup
     """Images to train on, images to test on, and the pixels of the former where they fit into memory."""
     if not config.steps:
         return *splits(config), None
-    if config.images in EMBEDDED:
-        return _embedded_images(config.model_copy(update={"network": NetworkConfig(), "steps": 10}), memory)
+    if named_images(config.images).on_disk:
+        return _decoded_images(config, progress, memory)
+    # Drawn images depend on the recipe alone: seeds trained one after another share them.
+    key = config.model_copy(update={"network": NetworkConfig(), "steps": 10})
+    return _drawn_images(key, False, memory)
+
+
+def _decoded_images(config: TrainingConfig, progress: bool, memory: int) -> tuple[ImageSet, ImageSet, Tensor | None]:
     images, held_out = splits(config)
     return images, held_out, in_memory(images, progress, memory)
 
 
-@lru_cache(maxsize=1)
-def _embedded_images(config: TrainingConfig, memory: int) -> tuple[ImageSet, ImageSet, Tensor | None]:
-    """Images of an embedded set, which depend on the recipe alone: seeds trained one after another share them."""
-    images, held_out = splits(config)
-    return images, held_out, in_memory(images, memory=memory)
+_drawn_images = lru_cache(maxsize=1)(_decoded_images)
 
 
 def _owner(config: TrainingConfig, seed: int, images: ImageSet) -> dict[str, str]:

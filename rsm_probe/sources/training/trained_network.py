@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import ModelError
-from rsm_probe.sources.images.folders import is_there
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
 from rsm_probe.sources.models.tensor_files import read_tensors, save_tensors
 from rsm_probe.sources.training.networks import build_network
@@ -58,7 +58,7 @@ def load_trained(path: str | Path, pretrained: bool = True, dilated: int = 0) ->
         ModelError: the file is missing, damaged, or was not written by this recipe.
     """
     path = Path(path)
-    if not is_there(path) or not path.is_file():
+    if not isfile(path):
         raise ModelError(f"no trained network at {path}; `rsm-probe train` makes one")
     return network_of(path, *read_tensors(path, f"; {AGAIN}"), pretrained, dilated)
 

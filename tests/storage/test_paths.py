@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.places import file_name, inside, local_folder, place
+from rsm_probe.storage.paths import file_name, inside, local_folder, path_or_url
 
 NO_PLACES = [
     None,
@@ -58,7 +58,7 @@ def test_what_is_no_local_folder_is_refused_by_name_and_not_made(where, tmp_path
 def test_local_folders_stay_as_they_are(where):
     for given in (where, Path(where), PurePosixPath(where), np.str_(where)):
         assert local_folder(given) == Path(where)
-        assert place(given) == str(Path(where))
+        assert path_or_url(given) == str(Path(where))
 
 
 def test_a_folder_that_is_called_like_a_url_has_an_absolute_path(tmp_path, monkeypatch):
@@ -67,17 +67,17 @@ def test_a_folder_that_is_called_like_a_url_has_an_absolute_path(tmp_path, monke
     with pytest.raises(StorageError, match="absolute path"):
         local_folder("s3:/x")
     assert local_folder(Path("s3:/x").absolute()).is_dir()
-    assert Path(place(Path("s3:/x").absolute())).is_dir()
+    assert Path(path_or_url(Path("s3:/x").absolute())).is_dir()
 
 
 def test_a_file_url_is_its_path():
     assert local_folder("file:///tmp/x") == Path("/tmp/x")
-    assert place("file:///tmp/x") == "/tmp/x"
+    assert path_or_url("file:///tmp/x") == "/tmp/x"
 
 
 @pytest.mark.parametrize("where", ["s3://bucket/x", "memory://x", "https://host/x", "simplecache::s3://bucket/x"])
 def test_urls_that_fsspec_knows_are_places(where):
-    assert place(where) == where
+    assert path_or_url(where) == where
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_urls_that_fsspec_knows_are_places(where):
 )
 def test_what_is_neither_folder_nor_url_is_refused_by_name(where):
     with pytest.raises(StorageError, match=r"^out "):
-        place(where)
+        path_or_url(where)
 
 
 ORDINARY = ["resnet50", "ResNet-50 (v1)", "vit_b_16.in1k", "layer1.0", "a b", "x+y=z,@", "überlang", "雪", "-1"]

@@ -65,7 +65,7 @@ def local_folder(where: Any, name: str = "out") -> Path:
     return path
 
 
-def place(where: Any, name: str = "out") -> str:
+def path_or_url(where: Any, name: str = "out") -> str:
     """A local folder, or a URL of a file system that fsspec knows, as text. Nothing is made.
 
     Raises:
@@ -120,13 +120,13 @@ def file_name(name: str) -> str:
         return "".join(units)
     # "%-" begins no escape.
     end = "%-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    kept, size = [], len(end)
+    shortened, size = [], len(end)
     for unit in units:
         size += len(unit.encode())
         if size > _LONGEST_FILE:
             break
-        kept.append(unit)
-    return "".join(kept) + end
+        shortened.append(unit)
+    return "".join(shortened) + end
 
 
 def inside(folder: Path, path: Path) -> Path:
