@@ -30,7 +30,7 @@ layers that have a different number.
 
 `load_model`, `sweep`, `capture`, `rsm-probe layers` and configurations take:
 
-| model | meaning |
+| argument | meaning |
 |---|---|
 | `"torchvision:resnet18"`, `"timm:vit_tiny_patch16_224"` | the library's weights and preprocessing |
 | `"hf:openai/clip-vit-base-patch32"` | a model of the Hugging Face hub, or `hf:` and a local folder |
