@@ -8,6 +8,13 @@ from contextlib import ExitStack
 from rsm_probe.probe.torch_internals import TorchDispatchMode
 
 
+class _Modes(threading.local):
+    """The modes that began in this thread, outermost first."""
+
+    def __init__(self) -> None:
+        self.begun: list[PassMode] = []
+
+
 class PassMode(TorchDispatchMode):
     """Sees this thread's operations between `begin` and `end`.
 
@@ -18,7 +25,7 @@ class PassMode(TorchDispatchMode):
         ended: whether the mode is to pass operations on as they are.
     """
 
-    _threads = threading.local()
+    _thread = _Modes()
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,20 +34,12 @@ class PassMode(TorchDispatchMode):
 
     def begin(self) -> None:
         """Sees operations from now on."""
-        self._begun().append(self)
+        self._thread.begun.append(self)
         self._entered.enter_context(self)
 
     def end(self) -> None:
         """Sees no more."""
         self.ended = True
-        begun = self._begun()
+        begun = self._thread.begun
         while begun and begun[-1].ended:
             begun.pop()._entered.close()
-
-    @classmethod
-    def _begun(cls) -> list[PassMode]:
-        """The modes of this thread, outermost first."""
-        if not hasattr(cls._threads, "begun"):
-            cls._threads.begun = []
-        begun: list[PassMode] = cls._threads.begun
-        return begun

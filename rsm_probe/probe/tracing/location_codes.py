@@ -51,16 +51,11 @@ def channel_axis(shape: Sequence[int]) -> int | None:
 def _may_be_colours(axis: int, shape: Sequence[int]) -> bool:
     """Whether a short axis holds colours rather than a side of a tiny feature map."""
     _, first, second, third = shape
-    first_form, last_form = _elongation(second, third), _elongation(first, second)
+    first_form, last_form = (max(sides) / max(1, min(sides)) for sides in ((second, third), (first, second)))
     if axis == 3:
         return last_form <= first_form
-    if first == 4:  # images with four channels are rarer than maps of features that are four wide
-        return first_form <= last_form
-    return not first == second < third
-
-
-def _elongation(height: int, width: int) -> float:
-    return max(height, width) / max(1, min(height, width))
+    # Images with four channels are rarer than maps of features that are four wide.
+    return first_form <= last_form if first == 4 else not first == second < third
 
 
 def codes_of_grid(batch: int, spatial: Sequence[int], device: torch.device) -> Tensor:
@@ -68,8 +63,8 @@ def codes_of_grid(batch: int, spatial: Sequence[int], device: torch.device) -> T
     code = torch.arange(batch, dtype=torch.float64, device=device).view(-1, *(1 for _ in spatial))
     code = code * EXTENT ** (3 - len(spatial))
     for axis, size in enumerate(spatial, start=1):
-        place = (torch.arange(size, device=device) * EXTENT // size).double()
-        code = code * EXTENT + place.view(*(-1 if a == axis else 1 for a in range(len(spatial) + 1)))
+        fractions = (torch.arange(size, device=device) * EXTENT // size).double()
+        code = code * EXTENT + fractions.view(*(-1 if a == axis else 1 for a in range(len(spatial) + 1)))
     return code + 1
 
 
@@ -81,11 +76,10 @@ def codes_of_patches(patches: Tensor, grids: Tensor) -> Tensor:
         heights, widths = rows.amax(1, keepdim=True) + 1, columns.amax(1, keepdim=True) + 1
         inside = torch.ones_like(rows, dtype=torch.bool)
     else:
-        place = torch.arange(count, dtype=torch.float64, device=patches.device).expand(len(patches), -1)
-        heights, widths = grids.to(place).unbind(-1)
-        heights, widths = heights[:, None], widths[:, None]
-        rows, columns = place // widths, place % widths
-        inside = place < heights * widths
+        number = torch.arange(count, dtype=torch.float64, device=patches.device).expand(len(patches), -1)
+        heights, widths = grids.to(number)[:, None].unbind(-1)
+        rows, columns = number // widths, number % widths
+        inside = number < heights * widths
     image = torch.arange(len(patches), dtype=torch.float64, device=patches.device)[:, None]
     code = image * EXTENT**3 + (rows * EXTENT // heights) * EXTENT + columns * EXTENT // widths + 1
     return torch.where(inside, code, NOWHERE)

@@ -15,11 +15,10 @@ def is_image_order(codes: Tensor) -> bool:
     """Whether (N, *spatial) codes are those of images, row by row, apart from padding and what was cut off."""
     inside = codes > NOWHERE
     parts = decode(codes)
-    places = [parts[0], *parts[4 - (codes.ndim - 1) :]]
-    for axis, place in enumerate(places):
+    for axis, coordinates in enumerate([parts[0], *parts[4 - (codes.ndim - 1) :]]):
         others = [a for a in range(codes.ndim) if a != axis]
-        lowest = torch.where(inside, place, EXTENT**4).amin(others)
-        highest = torch.where(inside, place, -1).amax(others)
+        lowest = torch.where(inside, coordinates, EXTENT**4).amin(others)
+        highest = torch.where(inside, coordinates, -1).amax(others)
         present = highest >= 0
         if not torch.equal(lowest[present], highest[present]) or (lowest[present].diff() < 0).any():
             return False
@@ -93,7 +92,7 @@ def one_map(origins: Sequence[Origin], axis: int) -> Tensor | None:
         return maps[0]
     codes = [origin.squeeze(axis) for origin in maps]
     frames = [decode(code)[1][code > NOWHERE].unique() for code in codes]
-    still = all(len(found) == 1 for found in frames)
+    still = all(len(numbers) == 1 for numbers in frames)
     if (still and len(torch.cat(frames).unique()) > 1) or not all(map(is_image_order, codes)):
         return None
     whole = codes_of_grid(len(codes[0]), codes[0].shape[1:], codes[0].device)
@@ -103,9 +102,8 @@ def one_map(origins: Sequence[Origin], axis: int) -> Tensor | None:
 def repeated(codes: Tensor) -> bool:
     """Whether (N, *spatial) codes are whole maps whose rows, columns or frames were each repeated as often."""
     sizes = [len(part[codes > NOWHERE].unique()) for part in decode(codes)[4 - (codes.ndim - 1) :]]
-    if any(size % max(1, coarse) for size, coarse in zip(codes.shape[1:], sizes, strict=True)):
-        return False
-    if list(codes.shape[1:]) == sizes or bool((codes <= NOWHERE).any()):
+    uneven = any(size % max(1, coarse) for size, coarse in zip(codes.shape[1:], sizes, strict=True))
+    if uneven or list(codes.shape[1:]) == sizes or bool((codes <= NOWHERE).any()):
         return False
     coarse = codes_of_grid(len(codes), sizes, codes.device)
     for axis, size in enumerate(codes.shape[1:], start=1):
@@ -120,11 +118,11 @@ class Grids:
         batch: number of images in the forward pass.
 
     Attributes:
-        found: (H, W) of every map that was laid out, in order.
+        laid_out: (H, W) of every map that was laid out, in order.
     """
 
     def __init__(self, batch: int) -> None:
-        self.found: list[tuple[int, int]] = []
+        self.laid_out: list[tuple[int, int]] = []
         self._batch = batch
         self._laid: dict[tuple[int, ...], Tensor] = {}
 
@@ -143,15 +141,14 @@ class Grids:
         whole, frames = output.shape[0] == self._batch and len(spatial) > 1, None
         if isinstance(origin, Tensor):
             origin = first_location(origin, 1).squeeze(1)
-            laid = self._laid.get(tuple(images.shape[2:]))
-            if not (laid is not None and _same(laid, origin)):
+            if not same_codes(self._laid.get(tuple(images.shape[2:])), origin):
                 inside = without_border(origin, spatial)
                 whole = whole and (is_image_order(origin) or is_image_order(inside))
                 # One window may hold a map and its padding, which goes again: its locations stay where they are.
                 whole = whole and not (pools and bool((inside <= NOWHERE).any()))
                 frames = frames_of(origin) if whole and len(spatial) == 2 else None
         if whole and (isinstance(origin, Tensor) or (origin is None and begins)):
-            self.found += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
+            self.laid_out += [(int(spatial[0]), int(spatial[1]))] if len(spatial) == 2 else []
             codes = self.whole(spatial, output.device)
             return (codes if frames is None else codes + frames).unsqueeze(1).expand(output.shape)
         if not isinstance(origin, Tensor):
@@ -159,10 +156,8 @@ class Grids:
         if len(spatial) > 1 and (larger := resized(origin, spatial)) is not None:
             return larger.unsqueeze(1).expand(output.shape)
         for axis, size in enumerate(spatial, start=1):
-            before = origin.shape[axis]
-            if before != size:
-                nearest = torch.arange(size, device=origin.device) * before // size
-                origin = origin.index_select(axis, nearest)
+            nearest = torch.arange(size, device=origin.device) * origin.shape[axis] // size
+            origin = origin.index_select(axis, nearest)
         return compact(origin).unsqueeze(1).expand(output.shape)
 
     def enlarged(self, codes: Origin, before: Origin) -> Origin:
@@ -176,7 +171,3 @@ class Grids:
             if held_once(codes).shape[axis] == 1 and repeated(one):
                 return self.whole(one.shape[1:], codes.device).unsqueeze(axis).expand(codes.shape)
         return codes
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()

@@ -28,8 +28,10 @@ GRIDS = (
     *("convolution", "_convolution", "max_pool", "avg_pool", "_adaptive_avg_pool", "adaptive_", "upsample_"),
     *("_upsample_", "pixel_shuffle", "max_unpool", "torchvision::deform_conv2d"),
 )
-REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "norm", "linalg_vector_norm"}
-REDUCTIONS |= {"argmax", "argmin", "any", "all", "logsumexp"}
+REDUCTIONS = {
+    *("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "norm", "linalg_vector_norm"),
+    *("argmax", "argmin", "any", "all", "logsumexp"),
+}
 # Element by element as well, though ATen does not tag them so; and sums along an axis that keep it.
 _KEEPS = {
     *("clone", "_to_copy", "lift_fresh", "hardswish", "gelu", "polar", "complex", "log_sigmoid_forward", "masked_fill"),

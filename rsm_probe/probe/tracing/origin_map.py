@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.probe.torch_internals import storage_of
-from rsm_probe.probe.tracing.location_codes import NOWHERE
-from rsm_probe.probe.tracing.origins import Elsewhere, Lost, Origin, compact, nowhere
+from rsm_probe.probe.tracing.origins import Elsewhere, Lost, Origin, as_codes, compact, nowhere
 
 # Stands for all views of a storage that was written to in parts.
 _EVERY_VIEW = ()
@@ -27,12 +26,10 @@ class OriginMap:
         if not followable(tensor):
             return None
         views = self._storages.get(storage_of(tensor), {})
-        if (found := views.get(_view(tensor))) is not None:
-            return found
+        if (origin := views.get(_view(tensor))) is not None:
+            return origin
         codes = views.get(_EVERY_VIEW)
-        if isinstance(codes, Tensor):
-            return compact(codes.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
-        return codes
+        return compact(_part(codes, tensor)) if isinstance(codes, Tensor) else codes
 
     def forget(self, tensor: Tensor) -> None:
         """A new tensor lies here: whatever was known of this memory is of another one."""
@@ -68,21 +65,15 @@ class OriginMap:
             return
         before = self._storages.get(key, {})
         codes = self._flat(before, size, tensor.device)
-        for lost in (codes, origin):
-            if isinstance(lost, Lost):
-                self._storages[key] = {_EVERY_VIEW: lost}
-                return
-        if isinstance(codes, Elsewhere) or (not before and isinstance(origin, Elsewhere)):
-            if not isinstance(origin, Tensor):
-                inputs = [o.inputs for o in (codes, origin) if isinstance(o, Elsewhere)]
-                self._storages[key] = {_EVERY_VIEW: Elsewhere(tuple(sorted({n for some in inputs for n in some})))}
-                return
-            assert isinstance(codes, Elsewhere)
-            codes = nowhere((size,), tensor.device, codes.code).clone()
-        assert isinstance(codes, Tensor)
-        code = origin.code if isinstance(origin, Elsewhere) else NOWHERE
-        part = codes.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-        part.copy_(origin if isinstance(origin, Tensor) else nowhere(tensor.shape, tensor.device, code))
+        inputs = [known.inputs for known in (codes, origin) if isinstance(known, Elsewhere)]
+        if isinstance(origin, Lost) and not isinstance(codes, Lost):
+            codes = origin
+        elif inputs and not isinstance(origin, Tensor) and (isinstance(codes, Elsewhere) or not before):
+            codes = Elsewhere(tuple(sorted(set[int]().union(*inputs))))
+        elif not isinstance(codes, Lost):
+            if isinstance(codes, Elsewhere):
+                codes = nowhere((size,), tensor.device, codes.code).clone()
+            _part(codes, tensor).copy_(as_codes(origin, tensor))
         self._storages[key] = {_EVERY_VIEW: codes}
 
     @staticmethod
@@ -101,6 +92,11 @@ class OriginMap:
                 flat.as_strided(shape, strides).copy_(origin)
                 return flat
         return Lost("a write to a part")
+
+
+def _part(codes: Tensor, tensor: Tensor) -> Tensor:
+    """The part of a storage's codes (size,) that a view shows."""
+    return codes.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def followable(tensor: Tensor) -> bool:

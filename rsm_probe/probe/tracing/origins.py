@@ -44,9 +44,21 @@ def nowhere(shape: Sequence[int], device: torch.device, code: float = NOWHERE) -
     return torch.full((), code, dtype=torch.float64, device=device).expand(tuple(shape))
 
 
-def among_images(origin: Origin, tensor: Tensor) -> Origin:
+def among_images(origin: Origin, tensor: Tensor) -> Tensor | Lost | None:
     """The origin of a tensor that meets images: values of inputs that are not followed have a code of their own."""
     return nowhere(tensor.shape, tensor.device, origin.code) if isinstance(origin, Elsewhere) else origin
+
+
+def as_codes(origin: Origin, tensor: Tensor, code: float = NOWHERE) -> Tensor:
+    """The codes of a tensor that is joined with images; `code` stands for values that depend on no input.
+
+    Raises:
+        ValueError: the origin is lost.
+    """
+    origin = nowhere(tensor.shape, tensor.device, code) if origin is None else among_images(origin, tensor)
+    if not isinstance(origin, Tensor):
+        raise ValueError("a part of what is moved was lost")
+    return origin
 
 
 def held_once(origin: Tensor) -> Tensor:
@@ -68,11 +80,6 @@ def compact(origin: Tensor) -> Tensor:
     return origin.expand(shape)
 
 
-def spread(origin: Origin, shape: Sequence[int]) -> Any:
-    """An origin broadcast to a shape."""
-    return origin.expand(tuple(shape)) if isinstance(origin, Tensor) else origin
-
-
 def first_location(origin: Tensor, axis: int) -> Tensor:
     """The first location along an axis, which stays with size 1."""
     narrow = held_once(origin)
@@ -84,7 +91,7 @@ def first_location(origin: Tensor, axis: int) -> Tensor:
     return narrow.expand(shape)
 
 
-def moved(
+def move_origins(
     func: Any,
     name: str,
     args: tuple[Any, ...],
@@ -99,10 +106,7 @@ def moved(
         # Whole numbers say where to; except where images are made of them, they are moved by no operation here.
         if not isinstance(leaf, Tensor) or (leaf is not args[0] and not leaf.is_floating_point()):
             return leaf
-        origin = known[id(leaf)]
-        if isinstance(origin, Lost):
-            raise ValueError("a part of what is moved was lost")
-        return nowhere(leaf.shape, leaf.device, learned) if origin is None else among_images(origin, leaf)
+        return as_codes(known[id(leaf)], leaf, learned)
 
     args, kwargs = tree_map(origin_of, (args, kwargs))
     if name == "constant_pad_nd" or name.startswith(("reflection_pad", "replication_pad")):
@@ -114,10 +118,10 @@ def moved(
     if name_of(func).endswith("_"):  # the origin that is written to serves others
         args = (args[0].clone(), *args[1:])
     try:
-        found = func(*args, **kwargs)
+        origins = func(*args, **kwargs)
     except RuntimeError:  # a view that does not exist of repeated memory
-        found = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
-    return [compact(origin) for origin in (found if isinstance(found, list | tuple) else [found])]
+        origins = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
+    return [compact(origin) for origin in tree_leaves(origins)]
 
 
 def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) -> tuple[Any, ...] | None:
@@ -126,27 +130,20 @@ def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) ->
     What would be copied for every channel is copied once.
     """
     origins = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dtype == torch.float64]
-    last = origins[0].ndim - 1
-    if not all(o.ndim == last + 1 and o.shape[-1] == shape[-1] > 1 and o.stride(-1) == 0 for o in origins):
-        return None
-    rest = args[1:]
-    if name in ("view", "_unsafe_view"):
-        rest = ((*shape[:-1], 1),)
-    elif name == "roll":
-        if len(rest) < 2 or any(axis % (last + 1) == last for axis in rest[1]):
-            return None
-    elif name == "cat":
-        if len(rest) and rest[0] % (last + 1) == last:
-            return None
-    elif name == "constant_pad_nd":
-        if any(rest[0][:2]):
-            return None
-    elif name != "index" or len(rest[0]) > last:
-        return None
-    return (
-        tree_map(lambda leaf: leaf[..., :1].contiguous() if any(leaf is o for o in origins) else leaf, (args[0],))
-        + rest
+    ndim, rest = origins[0].ndim, args[1:]
+    is_reshape = name in ("view", "_unsafe_view")
+    keeps_channels = (
+        is_reshape
+        or (name == "roll" and len(rest) > 1 and all(axis % ndim != ndim - 1 for axis in rest[1]))
+        or (name == "cat" and (not rest or rest[0] % ndim != ndim - 1))
+        or (name == "constant_pad_nd" and not any(rest[0][:2]))
+        or (name == "index" and len(rest[0]) < ndim)
     )
+    one_code = all(o.ndim == ndim and o.shape[-1] == shape[-1] > 1 and o.stride(-1) == 0 for o in origins)
+    if not (keeps_channels and one_code):
+        return None
+    narrow = tree_map(lambda leaf: leaf[..., :1].contiguous() if any(leaf is o for o in origins) else leaf, args[0])
+    return (narrow, (*shape[:-1], 1)) if is_reshape else (narrow, *rest)
 
 
 def finest(origins: Sequence[Tensor]) -> Tensor | None:
@@ -178,12 +175,9 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 
 def same_codes(one: Origin, other: Origin) -> bool:
     """Whether two origins say the same."""
-    if one is other:
-        return True
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return False
-    narrow = held_once(one), held_once(other)
-    return narrow[0].shape == narrow[1].shape and torch.equal(*narrow)
+        return one is other
+    return one is other or torch.equal(held_once(one), held_once(other))
 
 
 def of_reduction(origin: Tensor, dims: Any, shape: Sequence[int]) -> Origin:

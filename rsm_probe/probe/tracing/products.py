@@ -8,12 +8,10 @@ from rsm_probe.probe.tracing.location_codes import NOWHERE
 from rsm_probe.probe.tracing.origins import (
     Lost,
     Origin,
-    among_images,
+    as_codes,
     compact,
     first_location,
     held_once,
-    nowhere,
-    spread,
 )
 
 
@@ -30,22 +28,20 @@ def of_product(left: Origin, right: Origin, output: Tensor, batch: int) -> Origi
             if factor.shape == output.shape:
                 return factor  # mixed, but as many as before
             raise ValueError("locations along one axis became another number of mixtures")
-        return spread(compact(first_location(factor, axis)), output.shape)
+        return compact(first_location(factor, axis)).expand(output.shape)
     across = -2 if right.ndim > 1 else 0
     rows, columns = compact(first_location(left, -1)), compact(first_location(right, across))
     # A sum over many locations belongs to none of them.
     mixed = held_once(left).shape[-1] > 1, held_once(right).shape[across] > 1
     by_columns = mixed == (True, False) or (_joins_locations(rows, batch) and not _joins_locations(columns, batch))
-    return spread(columns if by_columns else rows, output.shape)
+    return (columns if by_columns else rows).expand(output.shape)
 
 
 def of_rows(origin: Origin, output: Tensor) -> Origin:
     """Each row of the output stands for a row of the first factor (in attention, for a query)."""
-    if isinstance(origin, Lost):
-        return origin
-    if not isinstance(origin, Tensor):  # learned queries: the images are in what they pick up, but no location is
-        return among_images(origin or nowhere(output.shape, output.device), output)
-    return first_location(origin, -1).expand(output.shape)
+    if isinstance(origin, Tensor):
+        return first_location(origin, -1).expand(output.shape)
+    return as_codes(origin, output)  # learned queries: the images are in what they pick up, but no location is
 
 
 def mixes_one_axis(codes: Tensor, axis: int) -> bool:

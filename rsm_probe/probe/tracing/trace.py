@@ -42,10 +42,9 @@ from rsm_probe.probe.tracing.origins import (
     compact,
     finest,
     held_once,
-    moved,
+    move_origins,
     of_reduction,
     same_codes,
-    spread,
 )
 from rsm_probe.probe.tracing.products import of_product, of_rows
 
@@ -98,7 +97,7 @@ class Trace(PassMode):
     @property
     def grids(self) -> list[tuple[int, int]]:
         """(H, W) of every map that a convolution, pooling or enlargement laid out, in order."""
-        return self._grids.found
+        return self._grids.laid_out
 
     def pass_by(self, tensor: Tensor, number: int) -> None:
         """Marks an input whose locations are not followed; `number` names it."""
@@ -151,20 +150,13 @@ class Trace(PassMode):
         if in_place and name in FILLS:
             self._origins.write(outputs[0], None)
             return
-        # Inputs that do not look like images are followed from the first convolution on.
-        begins = not self.started and name.startswith(GRIDS)
-        if not any(isinstance(origin, Tensor | Lost) for origin in known.values()):
-            others = {number for origin in known.values() if isinstance(origin, Elsewhere) for number in origin.inputs}
-            if others or not begins:
-                makes = others and not _makes_new(name)
-                self._pass_on(Elsewhere(tuple(sorted(others))) if makes else None, name, in_place, is_view, outputs)
-                return
         try:
             origins = self._origins_of_results(func, name, is_view, args, kwargs, known, outputs)
         except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError, ValueError):
-            origins = [_lost(name, known) for _ in outputs]
+            lost = next((origin for origin in known.values() if isinstance(origin, Lost)), Lost(name))
+            origins = [lost for _ in outputs]
         for output, origin in zip(outputs, origins, strict=True):
-            if origin is not None and not followable(output):
+            if isinstance(origin, Tensor | Lost) and not followable(output):
                 self.blind = self.blind or name
             if not in_place:
                 if not is_view:
@@ -172,18 +164,8 @@ class Trace(PassMode):
                 self._origins.put(output, origin)
             elif name in RESHAPES:
                 self._origins.put(output, origin)  # another view of the same values
-            elif not same_codes(origin, known[id(output)]):
+            elif not same_codes(origin, known.get(id(output))):
                 self._origins.write(output, origin)
-
-    def _pass_on(self, origin: Origin, name: str, in_place: bool, is_view: bool, outputs: list[Tensor]) -> None:
-        """Notes the origin of results that depend on no image."""
-        for output in outputs:
-            if in_place and origin is not None and name not in RESHAPES:
-                self._origins.write(output, origin)
-                continue
-            if not in_place and not is_view:
-                self._origins.forget(output)
-            self._origins.put(output, origin)
 
     def _origins_of_results(
         self,
@@ -195,12 +177,18 @@ class Trace(PassMode):
         known: dict[int, Origin],
         outputs: list[Tensor],
     ) -> Sequence[Origin]:
-        """One origin for each result of an operation of whose inputs at least one has one."""
+        """One origin for each result of an operation."""
         first, others = outputs[0], [None] * (len(outputs) - 1)
-        if _makes_new(name):
+        if name.startswith("new_") or name.endswith("_like"):  # takes no more than the shape of what it is given
             return [None for _ in outputs]
+        # Inputs that do not look like images are followed from the first convolution on.
+        begins = not self.started and name.startswith(GRIDS)
+        if not any(isinstance(origin, Tensor | Lost) for origin in known.values()):
+            inputs = {number for origin in known.values() if isinstance(origin, Elsewhere) for number in origin.inputs}
+            if inputs or not begins:
+                return [Elsewhere(tuple(sorted(inputs))) if inputs else None for _ in outputs]
         if name.startswith(GRIDS):
-            maps, begins = among_images(known[id(args[0])], args[0]), not self.started
+            maps = among_images(known[id(args[0])], args[0])
             return [self._grids.lay(args[0], maps, first, begins=begins, pools="pool" in name), *others]
         if name == "embedding":
             return [known[id(args[1])].unsqueeze(-1).expand(first.shape)]  # type: ignore[union-attr]
@@ -217,8 +205,8 @@ class Trace(PassMode):
                 if (joined := one_map([known[id(part)] for part in args[0]], axis)) is not None:
                     return [joined.expand(first.shape)]
             learned = QUERY if name == "cat" and self._joins_queries(*args[:2], known=known) else NOWHERE
-            found = moved(func, name, args, kwargs, known, first, learned)
-            return [self._grids.enlarged(found[0], known.get(id(args[0])))] if len(found) == 1 else found
+            origins = move_origins(func, name, args, kwargs, known, first, learned)
+            return [self._grids.enlarged(origins[0], known.get(id(args[0])))] if len(origins) == 1 else origins
         if name == "as_strided" and isinstance(origin := known[id(args[0])], Tensor) and origin.shape == first.shape:
             return [origin]  # only the strides of axes of size 1 change
         followed = [origin for origin in known.values() if isinstance(origin, Tensor)]
@@ -231,7 +219,8 @@ class Trace(PassMode):
         if name in RECURRENT or "scaled_dot_product" in name:
             return [of_rows(known[id(args[0])], first), *others]
         if name == "copy":
-            return [spread(known[id(args[1])], first.shape)]
+            source = known[id(args[1])]
+            return [source.expand(first.shape) if isinstance(source, Tensor) else source]
         if name in REDUCTIONS and first.shape != args[0].shape:
             dims = args[1] if len(args) > 1 else kwargs.get("dim")
             return [of_reduction(followed[0], dims, output.shape) for output in outputs]
@@ -240,14 +229,13 @@ class Trace(PassMode):
             return [compact(followed[0].narrow(axis, 0, first.shape[axis]))]
         if not is_arithmetic(func, name):
             raise ValueError("what this does to locations is not known")
-        operands = [spread(origin, first.shape) for origin in followed]
+        operands = [origin.expand(first.shape) for origin in followed]
         best = finest(operands)
         for axis in (1, -1) if best is None else ():
             best = one_map(operands, axis) if best is None else best
         if best is None:
             raise ValueError("operands of different locations")
-        best = spread(best, first.shape)
-        return [best if output.shape == first.shape else None for output in outputs]
+        return [best.expand(first.shape) if output.shape == first.shape else None for output in outputs]
 
     def _joins_queries(self, parts: Sequence[Tensor], axis: int = 0, *, known: dict[int, Origin]) -> bool:
         """Whether what is learned and joins a sequence are queries: of no location, yet no class or register tokens.
@@ -264,11 +252,6 @@ class Trace(PassMode):
         return count > 2 or (count > 0 and any(bool((origin <= NOWHERE).any()) for origin in origins))
 
 
-def _makes_new(name: str) -> bool:
-    """Whether an operation takes no more than the shape of what it is given."""
-    return name.startswith("new_") or name.endswith("_like")
-
-
 def _is_attention(name: str, args: tuple[Any, ...], known: dict[int, Origin]) -> bool:
     """Whether locations exchange by what they hold: attention, or a product of what depends on the images with such."""
     if name in PRODUCTS:
@@ -276,7 +259,3 @@ def _is_attention(name: str, args: tuple[Any, ...], known: dict[int, Origin]) ->
         return sum(isinstance(factor, Tensor) for factor in factors) > 1
     first = known.get(id(args[0])) if args else None
     return ("scaled_dot_product" in name or name in ATTENTION) and isinstance(first, Tensor)
-
-
-def _lost(name: str, known: dict[int, Origin]) -> Lost:
-    return next((origin for origin in known.values() if isinstance(origin, Lost)), Lost(name))
