@@ -63,27 +63,39 @@ def other_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], inputs: Input
     images = inputs.images if isinstance(inputs.images, list) else [inputs.images]
     followed = {id(tensor) for tensor in (*images, inputs.grids)}
     sides = tuple(images[0].shape[-2:])
-    found: list[OtherInput] = []
-    named = [(f"args[{place}]", value) for place, value in enumerate(args)]
-    for argument, value in (*named, *((repr(name), value) for name, value in kwargs.items())):
-        for name, tensor, in_list in _named_tensors(argument, value):
-            if id(tensor) not in followed:
-                looks = tensor.ndim >= 4 or (tensor.ndim == 3 and (tensor.shape[1:] == sides or in_list))
-                found.append(OtherInput(name, tensor, looks))
-    return found
+    others: list[OtherInput] = []
+    for name, leaf, in_list in _named_arguments(args, kwargs):
+        if isinstance(leaf, Tensor) and not leaf.is_nested and id(leaf) not in followed:  # a nested one has no shape
+            looks = leaf.ndim >= 4 or (leaf.ndim == 3 and (leaf.shape[1:] == sides or in_list))
+            others.append(OtherInput(name, leaf, looks))
+    return others
 
 
-def _named_tensors(name: str, value: Any, in_list: bool = False) -> Iterator[tuple[str, Tensor, bool]]:
-    """Tensors, the names of their places, and whether they are items of a list."""
-    if isinstance(value, Tensor):
-        if not value.is_nested:  # which has no shape
-            yield name, value, in_list
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _named_tensors(f"{name}[{key!r}]", item)
-    elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            yield from _named_tensors(f"{name}[{place}]", item, True)
+def _named_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    named = [*((f"args[{index}]", value) for index, value in enumerate(args)), *((repr(k), kwargs[k]) for k in kwargs)]
+    return (leaf for name, value in named for leaf in _named_leaves(name, value))
+
+
+def _named_leaves(
+    name: str, value: Any, in_list: bool = False, holders: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any, bool]]:
+    """See `leaves`; each with how it is reached, and whether it is an item of a list. Empty lists are leaves."""
+    if not isinstance(value, Mapping | list | tuple) or not value:
+        yield name, value, in_list
+        return
+    if id(value) in holders or len(holders) == _DEEPEST:
+        raise NestingError(f"a {type(value).__name__} holds itself, or is nested deeper than {_DEEPEST} levels")
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from _named_leaves(f"{name}[{key!r}]", item, isinstance(value, list | tuple), (*holders, id(value)))
+
+
+def leaves(value: Any) -> list[Any]:
+    """The values inside lists, tuples and mappings, in order.
+
+    Raises:
+        NestingError: a list or mapping that holds itself, or one nested beyond reason.
+    """
+    return [leaf for _, leaf, _ in _named_leaves("", value)]
 
 
 def find_images(values: tuple[Any, ...]) -> Inputs:
@@ -110,54 +122,25 @@ def find_images(values: tuple[Any, ...]) -> Inputs:
                 return Inputs(len(patches), patches, grids)
             of_images = patches.ndim == grids.ndim == 2 and grids.shape[1] in (2, 3)
             if of_images and int(grids.prod(dim=1).sum()) == len(patches):
-                return Inputs(len(grids), problem=_packed(patches, grids))
+                problem = (
+                    f"the patches of {len(grids)} images or videos are packed into one sequence "
+                    f"{tuple(patches.shape)}, in an order that only the model knows; such models are not supported"
+                )
+                return Inputs(len(grids), problem=problem)
     return Inputs(int(tensors[0].shape[0]) if tensors else 0)
-
-
-def _packed(patches: Tensor, grids: Tensor) -> str:
-    return (
-        f"the patches of {len(grids)} images or videos are packed into one sequence {tuple(patches.shape)}, in an "
-        f"order that only the model knows; such models are not supported"
-    )
 
 
 def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: Tensor | None) -> tuple[Any, ...]:
     """What decides how a forward pass goes: shapes, names, and the values of whole numbers, flags and texts."""
-    found: list[Any] = []
-
-    def add(value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                found.append(key)
-                add(item)
-        elif isinstance(value, list | tuple):
-            found.append(len(value))
-            for item in value:
-                add(item)
-        elif isinstance(value, Tensor):
-            if value.is_nested:
-                return
-            found.append((tuple(value.shape), value.dtype))
-            whole = not value.is_floating_point() and not value.is_complex() and not value.is_quantized
-            plain = value.layout == torch.strided and not value.is_meta
-            if whole and plain and (value.numel() <= _MOST_VALUES or value is grids):
-                found.append(value.cpu().numpy().tobytes())
-        elif isinstance(value, bool | int | float | str | None):
-            found.append(value)
-
-    add((args, kwargs))
-    return tuple(found)
+    return tuple((name, *_traits(leaf, leaf is grids)) for name, leaf, _ in _named_arguments(args, kwargs))
 
 
-def leaves(value: Any, holders: tuple[int, ...] = ()) -> list[Any]:
-    """The values inside lists, tuples and mappings, in order.
-
-    Raises:
-        NestingError: a list or mapping that holds itself, or one nested beyond reason.
-    """
-    if not isinstance(value, Mapping | list | tuple):
-        return [value]
-    if id(value) in holders or len(holders) == _DEEPEST:
-        raise NestingError(f"a {type(value).__name__} holds itself, or is nested deeper than {_DEEPEST} levels")
-    items = value.values() if isinstance(value, Mapping) else value
-    return [leaf for item in items for leaf in leaves(item, (*holders, id(value)))]
+def _traits(leaf: Any, is_grid: bool) -> tuple[Any, ...]:
+    if not isinstance(leaf, Tensor):
+        return (leaf,) if isinstance(leaf, bool | int | float | str | None) else ()
+    if leaf.is_nested:
+        return ()
+    whole = not leaf.is_floating_point() and not leaf.is_complex() and not leaf.is_quantized
+    plain = leaf.layout == torch.strided and not leaf.is_meta
+    shows_values = whole and plain and (is_grid or leaf.numel() <= _MOST_VALUES)
+    return (tuple(leaf.shape), leaf.dtype, leaf.cpu().numpy().tobytes() if shows_values else b"")
