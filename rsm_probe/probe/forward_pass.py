@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,10 @@ from rsm_probe.probe.layers import Selection
 from rsm_probe.probe.module_calls import ModuleCalls
 from rsm_probe.probe.options import Options
 from rsm_probe.probe.readers import LearnedReaders, OutputReader
-from rsm_probe.probe.representation import Representation, pick_tensor
 from rsm_probe.probe.torch_internals import unobserved
 from rsm_probe.probe.tracing.inputs import NestingError
 
 _PART_OF_LAYER = re.compile(r"<layer>\[([^\]]+)\]")
-Reduce = Callable[[str, Representation], Any]
 # Stands for a call of which nothing is kept; None may be what a user's own function made of it.
 _NOTHING = object()
 
@@ -41,7 +39,6 @@ class ForwardPass:
         module_calls: for messages that name what can be probed in place of a silent layer.
         learned: how outputs are read, as earlier passes showed; a pass over inputs of a new kind adds to it.
         options: how the user says that outputs are read.
-        reduce: see `Probe`.
         args: positional arguments of the model.
         kwargs: its keyword arguments.
 
@@ -55,14 +52,12 @@ class ForwardPass:
         module_calls: ModuleCalls,
         learned: LearnedReaders,
         options: Options,
-        reduce: Reduce | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
         self._selections = selections
         self._module_calls = module_calls
         self._options = options
-        self._reduce = reduce
         self._reader = OutputReader(learned, args, kwargs)
         self._calls: dict[str, list[_Call]] = {selection.label: [] for selection in selections}
         self._taken = self._ran = 0
@@ -88,10 +83,11 @@ class ForwardPass:
                 problem = _named(str(error), selection, index)
                 if selection.strict:
                     raise RepresentationError(f"layer {label!r} ({kind}): {problem}") from None
-        if self._reduce is not None and representation is not _NOTHING:
+        reduce = self._options.reduce
+        if reduce is not None and representation is not _NOTHING:
             with torch.no_grad(), unobserved():
                 name = label if selection.call is not None or not index else f"{label}#{index}"
-                representation = self._reduce(name, representation)
+                representation = reduce(name, representation)
         self._taken += 1
         self._calls[label].append(_Call(self._taken, representation, problem))
 
@@ -103,15 +99,12 @@ class ForwardPass:
     def _read(self, selection: Selection, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         tensor = self._tensor(selection, index, output)
         dtype = self._options.dtype or torch.promote_types(tensor.dtype, torch.float32)
-        layout, copy = self._options.layout(selection, index), self._reduce is None
+        layout, copy = self._options.layout(selection, index), self._options.reduce is None
         return self._reader.read(selection.label, index, tensor, dtype, args, module, layout, copy)
 
     def _tensor(self, selection: Selection, index: int, output: Any) -> Tensor:
         try:
-            if selection.key is None:
-                tensor = self._reader.choose(selection.label, index, output)
-            else:
-                tensor = pick_tensor(output, selection.key, self._reader.batch)
+            tensor = self._reader.choose(selection.label, index, selection.key, output)
         except NestingError as error:
             raise RepresentationError(f"in its output, {error}; choose a part with '<layer>[<part>]'") from None
         try:
@@ -140,11 +133,11 @@ class ForwardPass:
             LayerError: a named layer never ran, or ran more than once; or no layer gave a representation.
         """
         self._reader.end(self._ran)
-        captured: list[tuple[int, str, Any]] = []
+        captured: dict[str, _Call] = {}
         skipped: dict[str, str] = {}
         for selection in self._selections:
             try:
-                captured += self._captured(selection)
+                captured |= self._captured(selection)
                 calls = enumerate(self._calls[selection.label])
                 skipped |= {f"{selection.label}#{k}": call.problem for k, call in calls if call.problem}
             except LayerError as error:
@@ -154,10 +147,11 @@ class ForwardPass:
         if not captured:
             label, reason = next(iter(skipped.items()))
             raise LayerError(f"none of {len(skipped)} layers could be captured; {label!r}: {reason}")
-        return {label: taken for _, label, taken in sorted(captured, key=lambda item: item[0])}, skipped
+        in_order = sorted(captured.items(), key=lambda item: item[1].order)
+        return {name: call.representation for name, call in in_order}, skipped
 
-    def _captured(self, selection: Selection) -> list[tuple[int, str, Any]]:
-        """The calls of a layer that count, with their order and their names."""
+    def _captured(self, selection: Selection) -> dict[str, _Call]:
+        """The calls of a layer that count, by their names."""
         label, calls = selection.label, self._calls[selection.label]
         if not calls:
             instead = self._module_calls.instead(selection.module_name)
@@ -171,12 +165,8 @@ class ForwardPass:
         elif len(calls) > 1 and selection.strict:
             choices = ", ".join(repr(f"{label}#{k}") for k in range(min(len(calls), 4)))
             raise LayerError(f"layer {label!r} ran {len(calls)} times in one forward pass; choose a call: {choices}")
-        names = [label] if len(calls) == 1 else [f"{label}#{k}" for k in range(len(calls))]
-        captured = [
-            (call.order, name, call.representation)
-            for name, call in zip(names, calls, strict=True)
-            if call.representation is not _NOTHING
-        ]
+        named = {label: calls[0]} if len(calls) == 1 else {f"{label}#{k}": call for k, call in enumerate(calls)}
+        captured = {name: call for name, call in named.items() if call.representation is not _NOTHING}
         if not captured:
             raise LayerError(calls[0].problem)
         return captured

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from rsm_probe.errors import LayerError, nearest
+from rsm_probe.probe.layers import Selection
 
 PREFIX = "fx:"
 _STATE = threading.local()
@@ -24,7 +25,11 @@ class GraphLayers:
 
     Args:
         model: a model that `torch.fx` can trace.
-        names: of operations, such as `layer1.0.add`.
+        names: of operations, such as `fx:layer1.0.add`.
+
+    Attributes:
+        selections: the operations, as layers to capture.
+        modules: names of what the graph calls, by which a run of its operations outside of a pass is noticed.
 
     Raises:
         LayerError: the model cannot be traced, or has no such operation.
@@ -40,26 +45,27 @@ class GraphLayers:
         except Exception as error:  # noqa: BLE001
             raise LayerError(f"torch.fx cannot trace {type(model).__name__}: {error}; name modules instead") from None
         named = {name: node for node, name in tracer.node_to_qualname.items()}
-        for name in names:
-            if name not in named:
+        self._nodes: dict[fx.Node, Selection] = {}
+        for label in names:
+            if (name := label.removeprefix(PREFIX)) not in named:
                 raise LayerError(
                     f"the graph of {type(model).__name__} has no operation {name!r}{nearest(name, named, 5)}"
                 )
-        self.names = {named[name]: name for name in names}
+            self._nodes[named[name]] = Selection(label, "")
+        self.selections = list(self._nodes.values())
         self._module = fx.GraphModule(tracer.root, graph)
-        # Modules that the model calls, by which a run of its operations outside of a pass is noticed.
         self.modules = {str(node.target) for node in graph.nodes if node.op == "call_module"}
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Callable[[str, Any], None]) -> None:
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], take: Callable[[Selection, Any], None]) -> None:
         """Runs the graph, and hands over each operation's result before others can change it."""
-        names = self.names
+        nodes = self._nodes
         inputs = [node.target for node in self._module.graph.nodes if node.op == "placeholder"][len(args) :]
 
         class Following(fx.Interpreter):
             def run_node(self, node: fx.Node) -> Any:
                 result = super().run_node(node)
-                if node in names:
-                    seen(names[node], result)
+                if node in nodes:
+                    take(nodes[node], result)
                 return result
 
         _STATE.repeating = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -62,7 +62,7 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
     """
     modules = named_layers(model)
     specs = layer_specs(layers, modules)
-    found: dict[str, Selection] = {}
+    selections: dict[str, Selection] = {}
     for spec in specs:
         # Names may come from a wrapper's point of view.
         if spec not in modules:
@@ -70,10 +70,10 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
             spec = spec.removeprefix("module.") if "module" not in modules else spec
         for selection in _resolve_one(model, modules, spec):
             # A layer that is named stays strict when a pattern matches it too.
-            if selection.strict or selection.label not in found:
-                found[selection.label] = selection
-    order = {name: position for position, name in enumerate(modules)}
-    return sorted(found.values(), key=lambda s: (order[s.module_name], s.call or 0))
+            if selection.strict or selection.label not in selections:
+                selections[selection.label] = selection
+    order = {name: number for number, name in enumerate(modules)}
+    return sorted(selections.values(), key=lambda s: (order[s.module_name], s.call or 0))
 
 
 def layer_specs(layers: Layers, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -83,35 +83,28 @@ def layer_specs(layers: Layers, modules: Mapping[str, nn.Module]) -> list[str]:
         LayerError: no text, or nothing.
     """
     several = isinstance(layers, Iterable) and not isinstance(layers, str | bytes | nn.Module)
-    specs = layers if several and getattr(layers, "ndim", None) != 0 else [layers]
     if isinstance(layers, Mapping):
         raise LayerError(f"layers must be text or a list of texts, found {brief(layers)}; give list(layers)")
-    specs = list(specs)
+    specs = list(layers) if several and getattr(layers, "ndim", None) != 0 else [layers]
     for spec in specs:
         if isinstance(spec, nn.Module):
             name = next((name for name, module in modules.items() if module is spec), "")
             near = f"; write {name!r}" if name else ", which is not a part of the model"
             raise LayerError(f"layers are named by text, found a module ({type(spec).__name__}){near}")
-        require_text(spec, "a layer's name", LayerError)
     if not specs:
         raise LayerError("no layers named; give names, globs, 'regex:...', 'blocks' or 'all'")
-    return [str(spec) for spec in specs]
+    return [require_text(spec, "a layer's name", LayerError) for spec in specs]
 
 
 def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> Iterable[Selection]:
     if spec == "blocks":
         return [Selection(name, name, strict=False) for name in block_names(model)]
     if spec == "all":
-        found = [Selection(n, n, strict=False) for n, m in modules.items() if n and type(m) not in _GENERIC[1:]]
-        if not found:
-            raise LayerError(f"{type(model).__name__} has no layers inside; {_NO_LAYERS}")
-        return found
+        return _matching(modules, "", f"{type(model).__name__} has no layers inside; {_NO_LAYERS}")
+    top = ", ".join(list(dict.fromkeys(n.split(".")[0] for n in modules if n))[:12])
+    no_match = f"no layer matches {spec!r}; top-level names are: {top}"
     if spec.startswith("regex:"):
-        try:
-            pattern = re.compile(spec.removeprefix("regex:"))
-        except re.error as error:
-            raise LayerError(f"{spec!r} is not a valid regular expression: {error}") from None
-        return _matching(modules, spec, lambda name: pattern.search(name) is not None)
+        return _matching(modules, spec.removeprefix("regex:"), no_match, f"{spec!r} is not a valid regular expression")
     if spec in modules:
         return [Selection(spec, spec)]
     exact = re.fullmatch(r"(?P<name>[^#\[]*)(?:\[(?P<key>[^\]]+)\])?(?:#(?P<call>\d+))?", spec)
@@ -119,40 +112,35 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
         call = int(exact["call"]) if exact["call"] else None
         return [Selection(spec, exact["name"], call=call, key=exact["key"])]
     if any(char in spec for char in "*?["):
-        try:
-            pattern = re.compile(_glob_to_regex(spec))
-        except re.error as error:
-            raise LayerError(f"{spec!r} is not a valid glob: {error}") from None
-        return _matching(modules, spec, lambda name: pattern.fullmatch(name) is not None)
-    wanted = exact["name"] if exact else spec
+        return _matching(modules, rf"\A(?:{_glob_to_regex(spec)})\Z", no_match, f"{spec!r} is not a valid glob")
+    near = nearest(exact["name"] if exact else spec, (n for n in modules if n), 5)
     raise LayerError(
-        f"{type(model).__name__} has no layer {spec!r}{nearest(wanted, (n for n in modules if n), 5)} "
-        f"(`rsm-probe layers` lists them; operations that are not modules, such as residual sums, are 'fx:...' layers "
-        f"where torch.fx can trace the model)"
+        f"{type(model).__name__} has no layer {spec!r}{near} (`rsm-probe layers` lists them; operations that are "
+        f"not modules, such as residual sums, are 'fx:...' layers where torch.fx can trace the model)"
     )
 
 
-def _matching(modules: dict[str, nn.Module], spec: str, accepts: Callable[[str], bool]) -> list[Selection]:
-    found = [n for n, m in modules.items() if n and accepts(n) and type(m) not in _GENERIC[1:]]
-    if not found:
-        names = ", ".join(list(dict.fromkeys(n.split(".")[0] for n in modules if n))[:12])
-        raise LayerError(f"no layer matches {spec!r}; top-level names are: {names}")
-    return [Selection(name, name, strict=False) for name in found]
+def _matching(modules: dict[str, nn.Module], regex: str, no_match: str, invalid: str = "") -> list[Selection]:
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise LayerError(f"{invalid}: {error}") from None
+    names = [n for n, m in modules.items() if n and pattern.search(n) and type(m) not in _GENERIC[1:]]
+    if not names:
+        raise LayerError(no_match)
+    return [Selection(name, name, strict=False) for name in names]
 
 
 def _glob_to_regex(glob: str) -> str:
     """Shell wildcards within one dotted component, `**` across components."""
 
     def translate(part: re.Match[str]) -> str:
-        text = part[0]
-        wildcards = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-        if len(text) > 1 and text[0] == "[":
-            negated = text[1] == "!"
-            characters = re.escape(text[1 + negated : -1]).replace(r"\-", "-")
-            return f"[^.{characters}]" if negated else f"[{characters}]"
-        return wildcards.get(text) or re.escape(text)
+        if part["characters"]:
+            characters = re.escape(part["characters"]).replace(r"\-", "-")
+            return f"[^.{characters}]" if part["negated"] else f"[{characters}]"
+        return {"**": ".*", "*": "[^.]*", "?": "[^.]"}.get(part[0]) or re.escape(part[0])
 
-    return re.sub(r"\*\*|\[!?[^\]]+\]|.", translate, glob)
+    return re.sub(r"\*\*|\[(?P<negated>!?)(?P<characters>[^\]]+)\]|.", translate, glob)
 
 
 def block_names(model: nn.Module) -> list[str]:
@@ -166,20 +154,15 @@ def block_names(model: nn.Module) -> list[str]:
     Raises:
         LayerError: the model stacks no blocks, so that the layers have to be named.
     """
-    weights = {name: _weight_count(module) for name, module in model.named_modules()}
-    classes = Counter(type(m) for n, m in model.named_modules() if weights[n] >= 2 and type(m) not in _GENERIC)
+    classes = Counter(type(m) for m in model.modules() if type(m) not in _GENERIC and _weight_count(m) >= 2)
     repeated = {cls for cls, count in classes.items() if count >= 2}
-
-    def is_block(module: nn.Module) -> bool:
-        return type(module) in repeated
-
     # A stage of a single block looks like a block, but for the others of its class.
-    stages = {type(module) for module in model.modules() if type(module) in repeated and _is_stage(module, is_block)}
+    stages = {type(module) for module in model.modules() if type(module) in repeated and _is_stage(module, repeated)}
 
     def walk(prefix: str, module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
         for child_name, child in module.named_children():
             name = f"{prefix}.{child_name}" if prefix else child_name
-            if is_block(child) and type(child) not in stages:
+            if type(child) in repeated - stages:
                 yield name, child
             else:
                 yield from walk(name, child)
@@ -192,8 +175,7 @@ def block_names(model: nn.Module) -> list[str]:
     sizes: Counter[type[nn.Module]] = Counter()
     for _, block in blocks:
         sizes[type(block)] += sum(p.numel() for p in block.parameters())
-    total = sum(sizes.values())
-    names = [name for name, block in blocks if sizes[type(block)] >= _ACCESSORY_SHARE * total]
+    names = [name for name, block in blocks if sizes[type(block)] >= _ACCESSORY_SHARE * sizes.total()]
     names = names or _along_convolutions(model)
     if not names:
         top = ", ".join(name for name, _ in model.named_children())
@@ -225,7 +207,7 @@ def _along_convolutions(model: nn.Module) -> list[str]:
     return next((names for names in (composite, activations) if len(names) >= _FEWEST_LAYERS), [])
 
 
-def _is_stage(module: nn.Module, is_block: Callable[[nn.Module], bool]) -> bool:
+def _is_stage(module: nn.Module, blocks: set[type[nn.Module]]) -> bool:
     """Whether a module is, or holds, a sequence of nothing but blocks: then its blocks are swept, not the module."""
     containers = [list(child.children()) for child in module.children() if type(child) in _GENERIC[:2]]
     # A stage may hold its blocks itself; what joins them in its own way (dense blocks) is a dictionary of them.
@@ -233,4 +215,4 @@ def _is_stage(module: nn.Module, is_block: Callable[[nn.Module], bool]) -> bool:
         not isinstance(module, nn.ModuleDict) and len(list(module.children())) > 1
     ):
         containers.append(list(module.children()))
-    return any(elements and all(map(is_block, elements)) for elements in containers)
+    return any(elements and all(type(part) in blocks for part in elements) for elements in containers)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -38,19 +38,17 @@ class ModuleCalls:
         """A forward pass of the model begins or is over: what is called from now on was not called before."""
         self._now = set()
 
-    @contextmanager
-    def watching(self, is_followed: Callable[[nn.Module, nn.Module], bool]) -> Iterator[None]:
-        """Hooks inside.
+    def watch(self, hooks: ExitStack, is_followed: Callable[[nn.Module, nn.Module], bool]) -> None:
+        """Sets hooks.
 
         Args:
+            hooks: removes them when it is closed.
             is_followed: whether the call of a module counts, given that module and the one that was hooked.
         """
-        with ExitStack() as hooks:
-            for name in self._watched:
-                module = self._modules[name]
-                hook = self._noticing(name, module, is_followed)
-                hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            yield
+        for name in self._watched:
+            module = self._modules[name]
+            hook = self._noticing(name, module, is_followed)
+            hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     def _noticing(
         self, name: str, own: nn.Module, is_followed: Callable[[nn.Module, nn.Module], bool]
@@ -93,18 +91,18 @@ class ModuleCalls:
 
     def _parts(self, layer: str) -> list[str]:
         """The outermost modules within a layer that can be called."""
-        found: list[str] = []
+        parts: list[str] = []
         silent = has_no_forward(self._modules[layer])
         for name, child in self._modules[layer].named_children():
             full = f"{layer}.{name}" if layer else name
             if full not in self._modules:  # the wrapper of a compiled part, whose own name is its plain one
                 continue
             if has_no_forward(child):
-                found += self._parts(full)
+                parts += self._parts(full)
             # Seeing a hook, it computes in another way, whose values differ in the last digits.
             elif silent or not isinstance(child, nn.TransformerEncoderLayer):
-                found.append(full)
-        return found
+                parts.append(full)
+        return parts
 
 
 def _holders(layer: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 from torch import nn
 
@@ -23,22 +24,23 @@ class Notices:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._changed_by_training: list[tuple[str, nn.Module]] | None = None
-        self._said: set[str] = set()
+        self._given: set[str] = set()
+
+    @cached_property
+    def _changed_by_training(self) -> list[tuple[str, nn.Module]]:
+        return changed_by_training(self._model.named_modules())
 
     def training_mode(self) -> None:
         """A pass begins: says which modules are in training mode, of those that it changes."""
-        if "training mode" in self._said:
+        if "training mode" in self._given:
             return
-        if self._changed_by_training is None:
-            self._changed_by_training = changed_by_training(self._model.named_modules())
-        found = [name or type(module).__name__ for name, module in self._changed_by_training if module.training]
-        if found:
+        training = [name or type(module).__name__ for name, module in self._changed_by_training if module.training]
+        if training:
             self._say(
                 "training mode",
-                f"{len(found)} modules are in training mode, in which they compute something else ({_some(found)}): "
-                f"captured values depend on chance or on the rest of the batch, and running statistics change; call "
-                f"model.eval() first",
+                f"{len(training)} modules are in training mode, in which they compute something else "
+                f"({_some(training)}): captured values depend on chance or on the rest of the batch, and running "
+                f"statistics change; call model.eval() first",
             )
 
     def outside(self, layer: str, part: str) -> None:
@@ -65,7 +67,7 @@ class Notices:
         # Text towers are expected to be skipped.
         skipped = {layer: reason for layer, reason in skipped.items() if not reason.startswith(INDEPENDENT)}
         declared = declared_prefix(self._model)
-        other = [layer for layer, found in prefixes.items() if declared is not None and found != declared]
+        other = [layer for layer, count in prefixes.items() if declared is not None and count != declared]
         messages = [
             f"{len(layers)} {what} ({_some(layers)})"
             for what, layers in (
@@ -82,13 +84,13 @@ class Notices:
             self._say("layers", *messages)
 
     def _say(self, what: str, *messages: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
+        if what not in self._given:
+            self._given.add(what)
             for message in messages:
                 warnings.warn(message, stacklevel=2)
 
 
 def _some(names: Iterable[str]) -> str:
     """The first names, for a message."""
-    found = list(names)
-    return ", ".join(found[:_MOST_NAMES]) + (", ..." if len(found) > _MOST_NAMES else "")
+    listed = list(names)
+    return ", ".join(listed[:_MOST_NAMES]) + (", ..." if len(listed) > _MOST_NAMES else "")

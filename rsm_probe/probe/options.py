@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from rsm_probe.checks import brief, require_text
+from rsm_probe.checks import brief, require_flag, require_text
 from rsm_probe.errors import LayerError, RepresentationError, nearest
 from rsm_probe.probe.layers import Selection
-from rsm_probe.probe.representation import Layout
+from rsm_probe.probe.representation import Layout, Representation
 from rsm_probe.probe.tracing.inputs import leaves
 
+Reduce = Callable[[str, Representation], Any]
 _OF_A_CALL = re.compile(r"#\d+$")
 
 
@@ -28,6 +29,7 @@ class Options:
     dtype: torch.dtype | None
     stop_early: bool
     example: Any
+    reduce: Reduce | None
 
     @classmethod
     def checked(
@@ -37,6 +39,7 @@ class Options:
         dtype: torch.dtype | None,
         stop_early: bool,
         example: Any,
+        reduce: Reduce | None,
     ) -> Options:
         """Options that fit the layers.
 
@@ -53,11 +56,12 @@ class Options:
                 f"tokens are floating numbers of at least 16 bits, found dtype={dtype}; write torch.float32 or "
                 f"torch.float16"
             )
-        if not isinstance(stop_early, bool):
-            raise RepresentationError(f"stop_early must be True or False, found {brief(stop_early)}")
+        require_flag(stop_early, "stop_early", RepresentationError)
         if example is not None:
             _require_example(example)
-        return cls(dict(layouts or {}), dtype, stop_early, example)
+        if reduce is not None and not callable(reduce):
+            raise RepresentationError(f"reduce must be a function of a layer and what it gave, found {brief(reduce)}")
+        return cls(dict(layouts or {}), dtype, stop_early, example, reduce)
 
     def layout(self, selection: Selection, call: int) -> Layout | None:
         """The layout that was given for a call of a layer."""
@@ -73,8 +77,9 @@ def _require_layouts(layouts: Mapping[str, Layout], selections: Sequence[Selecti
     for pattern, layout in layouts.items():
         require_text(pattern, "a layer's name in layouts", LayerError)
         module = _OF_A_CALL.sub("", pattern)
-        uncalled = [selection.label for selection in selections if selection.call is None]
-        if not any(_is_named(s, None, pattern) for s in selections) and not fnmatch.filter(uncalled, module):
+        if not any(
+            _is_named(s, None, pattern) or (s.call is None and fnmatch.fnmatch(s.label, module)) for s in selections
+        ):
             near = nearest(pattern, [selection.label for selection in selections])
             raise LayerError(f"layouts: no probed layer matches {pattern!r}{near}")
         if not isinstance(layout, str) or layout not in get_args(Layout):

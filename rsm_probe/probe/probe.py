@@ -11,14 +11,13 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from rsm_probe.checks import brief
-from rsm_probe.errors import LayerError, RepresentationError
+from rsm_probe.errors import LayerError
 from rsm_probe.probe import fx_layers
-from rsm_probe.probe.forward_pass import ForwardPass, Reduce
+from rsm_probe.probe.forward_pass import ForwardPass
 from rsm_probe.probe.layers import Layers, Selection, layer_specs, resolve
 from rsm_probe.probe.module_calls import ModuleCalls
 from rsm_probe.probe.notices import Notices
-from rsm_probe.probe.options import Options
+from rsm_probe.probe.options import Options, Reduce
 from rsm_probe.probe.readers import LearnedReaders
 from rsm_probe.probe.representation import Layout
 from rsm_probe.probe.torch_internals import in_backward
@@ -106,59 +105,51 @@ class Probe:
     ) -> None:
         self._plain = plain_model(model)
         self.model = model
-        self._reduce = reduce
         self._modules = named_layers(self._plain)
         specs = layer_specs(layers, self._modules)
-        operations = [spec.removeprefix(fx_layers.PREFIX) for spec in specs if spec.startswith(fx_layers.PREFIX)]
-        specs = [spec for spec in specs if not spec.startswith(fx_layers.PREFIX)]
-        self.selections = resolve(self._plain, specs) if specs else []
+        operations = [spec for spec in specs if spec.startswith(fx_layers.PREFIX)]
+        modules = [spec for spec in specs if spec not in operations]
+        self.selections = resolve(self._plain, modules) if modules else []
+        self._by_module: dict[str, list[Selection]] = {}
+        for selection in self.selections:
+            self._by_module.setdefault(selection.module_name, []).append(selection)
+        self._module_calls = ModuleCalls(self._modules, self._by_module)
         self._graph = fx_layers.GraphLayers(self._plain, operations) if operations else None
-        self.selections += [Selection(f"{fx_layers.PREFIX}{name}", "") for name in operations]
-        self._options = Options.checked(self.selections, layouts, dtype, stop_early, example)
-        if reduce is not None and not callable(reduce):
-            raise RepresentationError(f"reduce must be a function of a layer and what it gave, found {brief(reduce)}")
+        if self._graph is not None:
+            self.selections += self._graph.selections
+            for name in sorted(self._graph.modules & self._modules.keys()):
+                self._by_module.setdefault(name, [])
+        self._options = Options.checked(self.selections, layouts, dtype, stop_early, example, reduce)
         require_values(self._plain)
         self.representations: dict[str, Any] = {}
         self.passes = 0
         self.skipped: dict[str, str] = {}
         self.notes: dict[str, str] = {}
-        self._by_module: dict[str, list[Selection]] = {}
-        for selection in self.selections:
-            if not selection.label.startswith(fx_layers.PREFIX):
-                self._by_module.setdefault(selection.module_name, []).append(selection)
-        self._module_calls = ModuleCalls(self._modules, self._by_module)
         self._boundary = Boundary(self._plain, self._drop)
         self._learned = LearnedReaders()
         self._pass: ForwardPass | None = None
-        self._open = ExitStack()
         self._active = self._in_example = False
-        self._thread = threading.get_ident()
         self._notices = Notices(self._plain)
 
     def __enter__(self) -> Self:
         if self._active:
             raise LayerError("this Probe is already active; leave its 'with' block before entering it again")
         self._thread = threading.get_ident()
-        try:
-            with ExitStack() as opened:
-                opened.callback(self._close)
-                opened.enter_context(run_eagerly(self.model))
-                plain = self._plain
-                opened.callback(plain.register_forward_pre_hook(self._on_start, with_kwargs=True).remove)
-                opened.enter_context(self._module_calls.watching(self._follows))
-                operations = set() if self._graph is None else self._graph.modules & self._modules.keys()
-                for name in {**self._by_module, **dict.fromkeys(sorted(operations))}:
-                    opened.callback(self._modules[name].register_forward_hook(self._capturing(name)).remove)
-                opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
-                opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
-                opened.enter_context(self._boundary.in_place())
-                self._active = True
-                if self._options.example is not None:
-                    self._run_example()
-                self._open = opened.pop_all()
-        except BaseException:
-            self._active = False
-            raise
+        with ExitStack() as opened:
+            opened.callback(self._close)
+            opened.enter_context(run_eagerly(self.model))
+            plain = self._plain
+            opened.callback(plain.register_forward_pre_hook(self._on_start, with_kwargs=True).remove)
+            self._module_calls.watch(opened, self._follows)
+            for name in self._by_module:
+                opened.callback(self._modules[name].register_forward_hook(self._capturing(name)).remove)
+            opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
+            opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
+            opened.enter_context(self._boundary.in_place())
+            self._active = True
+            if self._options.example is not None:
+                self._run_example()
+            self._open = opened.pop_all()
         return self
 
     def __exit__(
@@ -176,14 +167,11 @@ class Probe:
 
     def _run_example(self) -> None:
         example, self._in_example = self._options.example, True
+        named = isinstance(example, Mapping)
+        args = () if named else example if isinstance(example, tuple) else (example,)
         try:
             with torch.no_grad(), evaluating(self.model):
-                if isinstance(example, Mapping):
-                    self.model(**example)
-                elif isinstance(example, tuple):
-                    self.model(*example)
-                else:
-                    self.model(example)
+                self.model(*args, **(example if named else {}))
         finally:
             self._in_example = False
             self.representations = {}
@@ -209,9 +197,7 @@ class Probe:
         self._module_calls.begin()
         if not self._in_example:
             self._notices.training_mode()
-        self._pass = ForwardPass(
-            self.selections, self._module_calls, self._learned, self._options, self._reduce, args, *kwargs
-        )
+        self._pass = ForwardPass(self.selections, self._module_calls, self._learned, self._options, args, *kwargs)
 
     def _drop(self) -> None:
         """Drops what was captured: another pass begins, or one failed or was interrupted."""
@@ -224,26 +210,21 @@ class Probe:
         self._pass = None
 
     def _capturing(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        selections, own = self._by_module.get(name, []), self._modules[name]
+        selections, own = self._by_module[name], self._modules[name]
 
         def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if not self._follows(module, own):
                 return
             if self._pass is None:
-                self._on_layer_outside(name)
-                return
-            if not selections:  # called by a model of which only operations are probed
-                return
-            for selection in selections:
-                self._pass.take(selection, module, type(module).__name__, args, output)
-            if self._pass.is_last_call() and self._options.stop_early:
-                raise LastLayerSeenError(self._boundary)
+                self.representations = {}
+                self._notices.outside(name, self._module_calls.outside(name))
+            elif selections:  # none of a module that is called by a model of which only operations are probed
+                for selection in selections:
+                    self._pass.take(selection, module, type(module).__name__, args, output)
+                if self._pass.is_last_call() and self._options.stop_early:
+                    raise LastLayerSeenError(self._boundary)
 
         return capture
-
-    def _on_layer_outside(self, name: str) -> None:
-        self.representations = {}
-        self._notices.outside(name, self._module_calls.outside(name))
 
     def _on_failure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Called in any case, after `_on_end`: a pass that is still there raised.
@@ -259,11 +240,8 @@ class Probe:
                 raise LayerError(
                     f"'{fx_layers.PREFIX}...' layers run the model twice, which changes it in training mode; eval() it"
                 )
-            selections = {selection.label: selection for selection in self.selections}
             self._graph.run(
-                args,
-                kwargs,
-                lambda name, result: forward.take(selections[fx_layers.PREFIX + name], module, "operation", (), result),
+                args, kwargs, lambda selection, result: forward.take(selection, module, "operation", (), result)
             )
         traced = forward.traced
         representations, self.skipped = forward.end()

@@ -78,7 +78,7 @@ class OutputReader:
         self._learned = learned
         self._kind = signature(args, kwargs, inputs.grids)
         self._readers = learned.readers.get(self._kind, {})
-        self._others = list[OtherInput]()
+        self._others: list[OtherInput] = []
         self._unknown_layers = False
         self.tracing = self._kind not in learned.readers
         if self.tracing:
@@ -111,14 +111,14 @@ class OutputReader:
         if self._unknown_layers:  # so that the next pass is traced
             self._learned.readers.pop(self._kind, None)
 
-    def choose(self, label: str, call: int, output: Any) -> Tensor:
-        """The part of an output that holds its representation, where no key says which.
+    def choose(self, label: str, call: int, key: str | None, output: Any) -> Tensor:
+        """The part of an output that holds its representation.
 
-        The first tensor of at least three axes, of which one is the batch, that can be read as locations on a grid;
-        else as `pick_tensor` takes it.
+        The one that `key` names; without it, the first tensor of at least three axes, of which one is the batch, that
+        can be read as locations on a grid; else as `pick_tensor` takes it.
         """
-        if isinstance(output, Tensor):
-            return pick_tensor(output, None, self.batch)
+        if key is not None or isinstance(output, Tensor):
+            return pick_tensor(output, key, self.batch)
         parts = leaves(output)
         if self.tracing:
             with unobserved():
@@ -130,11 +130,7 @@ class OutputReader:
         for index, tensor in enumerate(parts):
             usable = isinstance(tensor, Tensor) and not tensor.is_nested
             if usable and tensor.ndim >= 3 and self.batch in tensor.shape[:2]:
-                origin = self._trace.of(tensor)
-                try:
-                    layout = read_origin(origin, self.batch) if isinstance(origin, Tensor) else None
-                except RepresentationError:
-                    continue
+                layout = self._readable(self._trace.of(tensor))
                 if layout is not None and layout.grid is not None and not is_attention(layout):
                     return index
         return None
@@ -188,11 +184,12 @@ class OutputReader:
                     f"its output has shape {tuple(output.shape)}, and had {reader.shape} in the first forward pass "
                     f"over inputs of the same shape; open a new Probe"
                 )
-            if output.ndim == 3 and reader.grid is not None:
-                self._learned.prefixes[label] = reader.prefix_count
             if reader.note:
                 self._learned.notes[label] = reader.note
-            return reader.apply(output.detach(), dtype, copy)
+            representation = reader.apply(output.detach(), dtype, copy)
+            if output.ndim == 3 and reader.grid is not None:
+                self._learned.prefixes[label] = representation.prefix.shape[1]
+            return representation
 
     def _learn(
         self, label: str, call: int, output: Tensor, args: tuple[Any, ...], module: nn.Module, layout: Layout | None
@@ -212,18 +209,16 @@ class OutputReader:
                 if (given := self._as_given(output, args)) is None:
                     raise
                 return given
-            if len(traced.channel_axes) > 1:
-                # Where locations along one axis were joined, its values look like channels of those along the other.
-                finer = self._as_given(output, args)
-                if finer is not None and set(finer.channel_axes) < set(traced.channel_axes):
-                    return finer
+            # Where locations along one axis were joined, its values look like channels of those along the other.
+            finer = self._as_given(output, args) if len(traced.channel_axes) > 1 else None
+            if finer is not None and set(finer.channel_axes) < set(traced.channel_axes):
+                return finer
             return self._picked(label, call, traced) if trace.by_index else traced
-        if isinstance(origin, Lost):
-            if (given := self._as_given(output, args)) is not None:
-                return given
-            raise not_followed(tuple(output.shape), origin.operation)
-        if trace.started and trace.blind:
-            raise not_followed(tuple(output.shape), trace.blind)
+        if isinstance(origin, Lost) and (given := self._as_given(output, args)) is not None:
+            return given
+        operation = origin.operation if isinstance(origin, Lost) else trace.started and trace.blind
+        if operation:
+            raise not_followed(tuple(output.shape), operation)
         if trace.started:
             raise RepresentationError(INDEPENDENT)
         if not self.batch:
@@ -245,6 +240,13 @@ class OutputReader:
 
     def _read_origin(self, origin: Tensor) -> TracedLayout:
         return read_origin(origin, self.batch, [str(other) for other in self._others])
+
+    def _readable(self, origin: Origin) -> TracedLayout | None:
+        """The layout that an origin shows; None where it shows no set of concept vectors."""
+        try:
+            return self._read_origin(origin) if isinstance(origin, Tensor) else None
+        except RepresentationError:
+            return None
 
     def _proven(self, label: str, call: int, origin: Origin, layout: Layout) -> TracedLayout | None:
         """The layout of a sequence for which the user gave one, where the pass shows the same axes, and a grid."""
@@ -274,14 +276,9 @@ class OutputReader:
 
     def _as_given(self, output: Tensor, args: tuple[Any, ...]) -> TracedLayout | None:
         """A layer that mixes locations, and returns the shape that it was given, keeps its input's axes."""
-        for value in args:
-            origin = self._trace.of(value) if isinstance(value, Tensor) else None
-            if isinstance(origin, Tensor) and origin.shape == output.shape:
-                try:
-                    return self._read_origin(origin)
-                except RepresentationError:
-                    continue
-        return None
+        origins = (self._trace.of(value) for value in args if isinstance(value, Tensor))
+        same_shape = (origin for origin in origins if isinstance(origin, Tensor) and origin.shape == output.shape)
+        return next((layout for origin in same_shape if (layout := self._readable(origin)) is not None), None)
 
 
 def declared_prefix(model: nn.Module) -> int | None:

@@ -59,25 +59,19 @@ def pick_tensor(output: Any, key: str | None, batch: int) -> Tensor:
     tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not tensors:
         raise RepresentationError(_no_tensor(output))
-    best = [t for t in tensors if not t.is_nested and t.ndim >= 3 and t.shape[0] == batch]
-    return best[0] if best else tensors[0]
+    return next((t for t in tensors if not t.is_nested and t.ndim >= 3 and t.shape[0] == batch), tensors[0])
 
 
 def _part(output: Any, part: str) -> Any:
-    keys: Sequence[Any]
-    if isinstance(output, Mapping):
-        keys = list(output)
-        if part in output:
-            return output[part]
-    elif isinstance(output, tuple | list):
-        keys = range(len(output))
-        if part.isdecimal() and int(part) < len(output):
-            return output[int(part)]
+    if isinstance(output, tuple | list):
+        parts: Mapping[str, Any] = {str(index): value for index, value in enumerate(output)}
+    elif isinstance(output, Mapping):
+        parts = output
     else:
-        keys = _fields(output)
-        if part in keys:
-            return getattr(output, part)
-    raise RepresentationError(f"its output has no part {part!r}; parts are: {', '.join(map(str, keys)) or 'none'}")
+        parts = {name: getattr(output, name) for name in _fields(output)}
+    if part not in parts:
+        raise RepresentationError(f"its output has no part {part!r}; parts are: {', '.join(map(str, parts)) or 'none'}")
+    return parts[part]
 
 
 def _fields(output: Any) -> list[str]:
@@ -90,12 +84,12 @@ def _no_tensor(output: Any) -> str:
         return f"its output holds {output.dtype}, not floating numbers; probe a layer before or after it"
     if isinstance(output, Iterable) and not isinstance(output, str | bytes | Mapping | list | tuple):
         return f"its output is a {type(output).__name__}, which is not looked into; return a tensor, list or mapping"
-    found = f"no floating tensor was found in its output ({type(output).__name__})"
+    problem = f"no floating tensor was found in its output ({type(output).__name__})"
     fields = [] if isinstance(output, Mapping | list | tuple) else _fields(output)
     parts = [name for name in fields if any(isinstance(leaf, Tensor) for leaf in leaves(getattr(output, name)))]
     if parts:
-        return f"{found}; choose a part with '<layer>[{parts[0]}]' (parts are: {', '.join(parts)})"
-    return f"{found}; probe a layer before or after it"
+        return f"{problem}; choose a part with '<layer>[{parts[0]}]' (parts are: {', '.join(parts)})"
+    return f"{problem}; probe a layer before or after it"
 
 
 def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.Module) -> Layout:
@@ -137,9 +131,7 @@ def _is_sequence_first(first: int, batch: int, module: nn.Module) -> bool:
     is declared as sequence-first settles it.
     """
     attention = (part for part in module.modules() if isinstance(part, nn.MultiheadAttention))
-    if any(not part.batch_first for part in attention):
-        return True
-    return first % batch != 0 or batch == 1 != first
+    return any(not part.batch_first for part in attention) or first % batch != 0 or batch == 1 != first
 
 
 def _infer_map_layout(shape: tuple[int, ...], grids: set[Grid], module: nn.Module) -> Layout:
@@ -161,12 +153,12 @@ def _infer_map_layout(shape: tuple[int, ...], grids: set[Grid], module: nn.Modul
 
 def _with_halvings(grids: Sequence[Grid]) -> list[Grid]:
     """Grids and what patch merging or strided slicing makes of them."""
-    found = list(dict.fromkeys(grids))
-    for grid in found[:]:
+    sizes = list(dict.fromkeys(grids))
+    for grid in sizes[:]:
         while max(grid) > 1:
             grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
-            found.append(grid)
-    return found
+            sizes.append(grid)
+    return sizes
 
 
 def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid], *, given: bool = False) -> Representation:
@@ -186,11 +178,9 @@ def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid], *, 
     if output.ndim != len(layout):
         raise RepresentationError(f"its output has shape {tuple(output.shape)}, which layout {layout!r} does not fit")
     if layout in ("NCHW", "NCTHW"):
-        grid = tuple(output.shape[2:])
-        return _without_prefix(output.flatten(2).transpose(1, 2), grid)
+        return _without_prefix(output.flatten(2).transpose(1, 2), tuple(output.shape[2:]))
     if layout in ("NHWC", "NTHWC"):
-        grid = tuple(output.shape[1:-1])
-        return _without_prefix(output.flatten(1, -2), grid)
+        return _without_prefix(output.flatten(1, -2), tuple(output.shape[1:-1]))
     if layout == "NC":
         return _without_prefix(output.unsqueeze(1), None)
     tokens = {"NTC": output, "TNC": output.transpose(0, 1), "NCT": output.transpose(1, 2)}[layout]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import CodeType
 from typing import Any
 
@@ -14,6 +15,14 @@ from rsm_probe.probe.torch_internals import DROPOUTS, NORMS_WITH_STATISTICS, pre
 
 # Attributes that say how much a module changes in training: drop_prob, attention_dropout, layerdrop, noise_std, p.
 _RATE = re.compile(r"drop|prob|rate|noise|^p$")
+# PyTorch's own classes, and whether a module of them changes.
+_RULES: tuple[tuple[Any, Callable[[Any], bool]], ...] = (
+    (NORMS_WITH_STATISTICS, lambda norm: norm.track_running_stats),
+    (DROPOUTS, lambda dropout: dropout.p > 0),
+    (nn.RReLU, lambda slopes: slopes.lower < slopes.upper),
+    (nn.MultiheadAttention, lambda attention: attention.dropout > 0),
+    (nn.RNNBase, lambda recurrent: recurrent.dropout > 0 and recurrent.num_layers > 1),
+)
 
 
 def changed_by_training(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
@@ -22,25 +31,15 @@ def changed_by_training(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[
     Of PyTorch's own classes it is known: normalisation by running statistics, dropout, randomised slopes. A class of
     somebody else counts if its forward reads `self.training`, unless all the rates that it holds are zero.
     """
-    reading: dict[type[nn.Module], bool] = {}
+    reads_training: Callable[[type, str], bool] = functools.cache(_reads_training)
 
     def changes(module: nn.Module) -> bool:
-        if isinstance(module, NORMS_WITH_STATISTICS):
-            return bool(module.track_running_stats)
-        if isinstance(module, DROPOUTS):
-            return module.p > 0
-        if isinstance(module, nn.RReLU):
-            return module.lower < module.upper
-        if isinstance(module, nn.MultiheadAttention):
-            return module.dropout > 0
-        if isinstance(module, nn.RNNBase):
-            return module.dropout > 0 and module.num_layers > 1
-        if any(_reads_training(type(hook), "__call__") for hook in pre_hooks_of(module)):
+        for kinds, rule in _RULES:
+            if isinstance(module, kinds):
+                return bool(rule(module))
+        if any(reads_training(type(hook), "__call__") for hook in pre_hooks_of(module)):
             return True
-        kind = type(module)
-        if kind not in reading:
-            reading[kind] = _reads_training(kind, "forward")
-        return reading[kind] and any(rate > 0 for rate in _rates(module) or [1.0])
+        return reads_training(type(module), "forward") and any(rate > 0 for rate in _rates(module) or [1.0])
 
     return [(name, module) for name, module in modules if changes(module)]
 
@@ -62,7 +61,7 @@ def _rates(module: nn.Module) -> list[float]:
 
 def _reads_training(kind: type, method: str) -> bool:
     """Whether a method of a class, or another one that it calls, mentions `training`."""
-    todo, seen = [method], set()
+    todo, seen = [method], set[str]()
     own = [base for base in kind.__mro__ if base is not object and not base.__module__.startswith("torch.nn.modules.")]
     while todo:
         name = todo.pop()

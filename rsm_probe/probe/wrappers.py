@@ -20,6 +20,7 @@ from rsm_probe.probe.torch_internals import COMPILED_FROM, EXPORT_GUARDS, is_com
 
 # The attribute that accelerate sets on modules whose weights it fetches for each call.
 _OFFLOADED = "_hf_hook"
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -32,25 +33,21 @@ def plain_model(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(_not_a_module(model))
-    while True:
-        if isinstance(model, nn.DataParallel):
-            if len(model.device_ids) > 1:
-                raise LayerError(
-                    f"DataParallel splits every batch over {len(model.device_ids)} devices; probe and call the model "
-                    f"that it was made from (`model.module`)"
-                )
-            model = model.module
-        elif isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, COMPILED_FROM, None), nn.Module):
-            model = getattr(model, COMPILED_FROM)
-        else:
-            break
+    while isinstance(model, _PARALLEL) or isinstance(getattr(model, COMPILED_FROM, None), nn.Module):
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise LayerError(
+                f"DataParallel splits every batch over {len(model.device_ids)} devices; probe and call the model "
+                f"that it was made from (`model.module`)"
+            )
+        model = model.module if isinstance(model, _PARALLEL) else getattr(model, COMPILED_FROM)
     for name, part in model.named_modules():
         where = f"its layer {name!r} is" if name else f"{type(part).__name__} is"
         if isinstance(part, torch.jit.ScriptModule):
             raise LayerError(f"{where} scripted or traced and runs no hooks; probe the model it was made from")
-        if isinstance(part, fx.GraphModule) and not _calls_modules(part.graph):
+        # An exported program calls one module, which checks its inputs.
+        if isinstance(part, fx.GraphModule) and not any(
+            node.op == "call_module" and node.target != EXPORT_GUARDS for node in part.graph.nodes
+        ):
             raise LayerError(
                 f"{where} a graph of operations without modules (made by torch.export?) and runs no hooks; probe the "
                 f"model it was made from"
@@ -87,36 +84,31 @@ def has_no_forward(module: nn.Module) -> bool:
     return type(module).forward is nn.Module.forward and "forward" not in vars(module)
 
 
-def _calls_modules(operations: fx.Graph) -> bool:
-    # An exported program calls one module, which checks its inputs.
-    return any(node.op == "call_module" and node.target != EXPORT_GUARDS for node in operations.nodes)
-
-
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     return chain(module.parameters(recurse=False), module.buffers(recurse=False))
 
 
 def _not_a_module(model: object) -> str:
-    found = f"a probe takes a torch.nn.Module, found {brief(model) if isinstance(model, str) else type(model).__name__}"
+    hint = ""
     if isinstance(getattr(model, "module", None), nn.Module):
-        return f"{found}; give its .module"
-    if isinstance(model, torch.export.ExportedProgram):
-        return f"{found}; exported programs run no hooks: give the model it was made from"
-    if isinstance(model, str):
-        return f"{found}; give rsm_probe.load_model({model!r}).module"
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        return f"{found}; give an instance, {model.__name__}(...)"
-    return found
+        hint = "; give its .module"
+    elif isinstance(model, torch.export.ExportedProgram):
+        hint = "; exported programs run no hooks: give the model it was made from"
+    elif isinstance(model, str):
+        hint = f"; give rsm_probe.load_model({model!r}).module"
+    elif isinstance(model, type) and issubclass(model, nn.Module):
+        hint = f"; give an instance, {model.__name__}(...)"
+    given = brief(model) if isinstance(model, str) else type(model).__name__
+    return f"a probe takes a torch.nn.Module, found {given}{hint}"
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Dotted name -> module in the order of registration, aliases included; compiled parts have their plain names."""
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        parts = name.split(".")
-        # The wrapper first, then the module inside, whose hooks see its calls.
-        found[".".join(part for part in parts if part != COMPILED_FROM)] = module
-    return found
+    # The wrapper first, then the module inside, whose hooks see its calls.
+    return {
+        ".".join(part for part in name.split(".") if part != COMPILED_FROM): module
+        for name, module in model.named_modules(remove_duplicate=False)
+    }
 
 
 def run_eagerly(model: nn.Module) -> AbstractContextManager[object]:
@@ -143,15 +135,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class LastLayerSeenError(Exception):
-    """Ends a forward pass of which nothing more is wanted.
-
-    Args:
-        wanted_by: whose last layer it was.
-    """
-
-    def __init__(self, wanted_by: Boundary) -> None:
-        super().__init__()
-        self.wanted_by = wanted_by
+    """Ends a forward pass of which nothing more is wanted; its argument is the `Boundary` whose last layer it was."""
 
 
 class Boundary:
@@ -205,7 +189,7 @@ class Boundary:
         try:
             return self._forward(*args, **kwargs)
         except LastLayerSeenError as error:
-            if error.wanted_by is self and self.depth == 1:
+            if error.args[0] is self and self.depth == 1:
                 return None
             raise
         except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -46,7 +47,7 @@ def _given_layout(shape: tuple[int, ...]) -> str:
 
 # Where tokens stand: at the same places of each image's sequence, one after the other, which is a view; or anywhere in
 # all images' locations, (N, S).
-_Places = slice | Tensor
+_Indices = slice | Tensor
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,11 @@ class TracedLayout:
     axes: tuple[int, ...]
     channel_axes: tuple[int, ...]
     channels: int
-    locations: _Places
-    prefix: _Places
+    locations: _Indices
+    prefix: _Indices
     grid: Grid | None
     stands_for: Tensor
     note: str = ""
-
-    @property
-    def prefix_count(self) -> int:
-        """P."""
-        return self.prefix.stop - self.prefix.start if isinstance(self.prefix, slice) else self.prefix.shape[1]
 
     def apply(self, output: Tensor, dtype: torch.dtype, copy: bool = True) -> Representation:
         """Read an output, as a copy or, where possible, as a view; nothing is copied twice."""
@@ -88,13 +84,13 @@ class TracedLayout:
             # In its own order in memory, whose views follow.
             output = output.to(dtype, copy=copy)
         ordered = output.permute(self.axes)
-        tokens, prefix = (self._picked(ordered, places) for places in (self.locations, self.prefix))
+        tokens, prefix = (self._select(ordered, indices) for indices in (self.locations, self.prefix))
         return Representation(tokens.to(dtype), prefix.to(dtype), self.grid)
 
-    def _picked(self, ordered: Tensor, places: _Places) -> Tensor:
-        if isinstance(places, slice):
-            return ordered.reshape(self.batch, -1, self.channels)[:, places]
-        return ordered.reshape(-1, self.channels)[places.to(ordered.device)]
+    def _select(self, ordered: Tensor, indices: _Indices) -> Tensor:
+        if isinstance(indices, slice):
+            return ordered.reshape(self.batch, -1, self.channels)[:, indices]
+        return ordered.reshape(-1, self.channels)[indices.to(ordered.device)]
 
 
 def not_followed(shape: tuple[int, ...], operation: str) -> RepresentationError:
@@ -148,19 +144,18 @@ def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Trace
     axes = (*entry_axes, *channel_axes)
     channels = prod(shape[axis] for axis in channel_axes)
     length = len(codes) // batch if len(codes) % batch == 0 else 0
-    places = _as_slice(locations, length), _as_slice(prefix, length)
-    if not all(isinstance(place, slice) for place in places):
-        places = locations, prefix
+    slices = _as_slice(locations, length), _as_slice(prefix, length)
+    indices = slices if all(isinstance(part, slice) for part in slices) else (locations, prefix)
     several = tuple(axis for axis in channel_axes if shape[axis] > 1)
-    return TracedLayout(shape, batch, axes, several, channels, *places, grid, stands_for, note)
+    return TracedLayout(shape, batch, axes, several, channels, *indices, grid, stands_for, note)
 
 
-def _as_slice(places: Tensor, length: int) -> _Places:
-    """Places (N, S) within images of `length` vectors; one slice of each image where they are equal and contiguous."""
-    images, count = places.shape
-    start = int(places[0, 0]) if count else 0
+def _as_slice(indices: Tensor, length: int) -> _Indices:
+    """Indices (N, S) within images of `length` vectors; one slice of each image where they are equal and contiguous."""
+    images, count = indices.shape
+    start = int(indices[0, 0]) if count else 0
     regular = torch.arange(images)[:, None] * length + start + torch.arange(count)
-    return slice(start, start + count) if start + count <= length and torch.equal(places, regular) else places
+    return slice(start, start + count) if start + count <= length and torch.equal(indices, regular) else indices
 
 
 def _channel_axes(origin: Tensor) -> list[int]:
@@ -169,25 +164,22 @@ def _channel_axes(origin: Tensor) -> list[int]:
     constant = [axis for axis, size in enumerate(origin.shape) if size > 1 and narrow.shape[axis] == 1]
     if constant:
         return constant
-    for axes in ([], [origin.ndim - 1], [1]):
-        joined = origin
-        for axis in axes:
-            joined = first_location(joined, axis)
-        narrow = held_once(joined).flatten()
-        inside = narrow[narrow > NOWHERE]
+    last = origin.ndim - 1
+    for axes in ([], [last], [1]):
+        codes = held_once(first_location(origin, axes[0]) if axes else origin)
+        inside = codes[codes > NOWHERE]
         if len(inside.unique()) == len(inside):
-            return [*axes]
-    return [origin.ndim - 1]
+            return axes
+    return [last]
 
 
 def _image_axis(origin: Tensor, batch: int, channel_axes: list[int]) -> int | None:
     """The axis whose index is the number of the image, where there is one; channels of `origin` are joined."""
     image = torch.where(origin > NOWHERE, decode(origin)[0], -1)
     for axis, size in enumerate(origin.shape):
-        if axis in channel_axes:
-            continue
         index = torch.arange(size, device=origin.device).view(*(-1 if a == axis else 1 for a in range(origin.ndim)))
-        if size == batch and bool(((image < 0) | (image == index)).all()) and bool((image >= 0).any()):
+        is_candidate = size == batch and axis not in channel_axes
+        if is_candidate and bool(((image < 0) | (image == index)).all()) and bool((image >= 0).any()):
             return axis
     return None
 
@@ -199,8 +191,8 @@ def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: S
         order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
         count, none = prod(shape[axis] for axis in axes), torch.empty(0)
         return TracedLayout(shape, batch, order, tuple(axes), count, slice(0, 1), slice(0, 0), None, none)
-    found = {input_of_code(code) for code in codes.unique().tolist()}
-    if others := [inputs[number] for number in sorted(n for n in found if n is not None) if number < len(inputs)]:
+    numbers = {input_of_code(code) for code in codes.unique().tolist()}
+    if others := [name for number, name in enumerate(inputs) if number in numbers]:
         raise UnfollowedInputError(shape, ", ".join(others), likely_layout(shape))
     raise RepresentationError(
         f"its output has shape {shape}, and its vectors stand for no location of the images (queries?); "
@@ -211,14 +203,14 @@ def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: S
 def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tensor, Grid | None, Tensor]:
     """Where each image's locations stand, in the order of the image; their grid; and their codes."""
     order = codes.argsort(stable=True)[int((codes <= NOWHERE).sum()) :]
-    found = codes[order]
-    image = decode(found)[0]
-    if len(found) % batch or not torch.equal(image, torch.arange(batch).repeat_interleave(len(found) // batch)):
+    located = codes[order]
+    image = decode(located)[0]
+    if len(located) % batch or not torch.equal(image, torch.arange(batch).repeat_interleave(len(located) // batch)):
         raise RepresentationError(
             f"its output has shape {shape}, which holds another number of locations of each image "
             f"(images of different sizes?)"
         )
-    where = ((found - 1) % EXTENT**3).view(batch, -1)
+    where = ((located - 1) % EXTENT**3).view(batch, -1)
     if bool((where.diff(dim=1) == 0).any()):
         raise RepresentationError(
             f"its output has shape {shape}, in which several vectors stand for the same location (several scales or "
@@ -230,7 +222,7 @@ def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tenso
             f"tokens shuffled, dropped at random or picked by what they hold), so that no grid holds them; give images "
             f"of one size, turn that off in the model, or {as_they_are(shape)}"
         )
-    sizes = tuple(len(places.unique()) for places in decode(where[0] + 1)[1:])
+    sizes = tuple(len(coordinates.unique()) for coordinates in decode(where[0] + 1)[1:])
     grid = None if where.shape[1] == 1 or prod(sizes) != where.shape[1] else sizes if sizes[0] > 1 else sizes[1:]
     return order.view(batch, -1), grid, where[0]
 
@@ -242,17 +234,15 @@ def _prefix(codes: Tensor, batch: int, by_image: bool) -> tuple[Tensor, Tensor]:
     rows = codes.view(batch, -1)
     before = torch.arange(rows.shape[1]) < (rows[0] > NOWHERE).int().argmax()
     prefix = before & (rows[0] == NOWHERE)  # queries and what is of other inputs have codes of their own
-    places = torch.arange(batch)[:, None] * rows.shape[1] + prefix.nonzero().flatten()
-    return places, rows[:, ~prefix & (rows[0] <= NOWHERE)].flatten()
+    indices = torch.arange(batch)[:, None] * rows.shape[1] + prefix.nonzero().flatten()
+    return indices, rows[:, ~prefix & (rows[0] <= NOWHERE)].flatten()
 
 
 def _note(left_out: Tensor, batch: int, inputs: Sequence[str]) -> str:
     """Say which vectors are left out and why, by their codes."""
-    said: dict[str, int] = {}
-    for code, count in zip(*(found.tolist() for found in left_out.unique(return_counts=True)), strict=True):
+    counts: Counter[str] = Counter()
+    for code, count in zip(*(part.tolist() for part in left_out.unique(return_counts=True)), strict=True):
         number = input_of_code(code)
-        why = "stand for no location"
-        if number is not None and number < len(inputs):
-            why = f"belong to {inputs[number]}, which is not followed,"
-        said[why] = said.get(why, 0) + count
-    return "; ".join(f"{count // batch} vectors per image {why} and are left out" for why, count in said.items())
+        named = "" if number is None or number >= len(inputs) else inputs[number]
+        counts[f"belong to {named}, which is not followed," if named else "stand for no location"] += count
+    return "; ".join(f"{count // batch} vectors per image {why} and are left out" for why, count in counts.items())
