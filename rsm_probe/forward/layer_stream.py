@@ -56,14 +56,14 @@ class LayerStream:
         layers: Layers | Mapping[str, Layers],
         device: str | torch.device | None = None,
     ) -> None:
-        moved_to = None if device is None else find_device(device, ModelError)
+        target = None if device is None else find_device(device, ModelError)
         by_model = _by_model(layers, models)
         self.models, self.images = models, images
         self._consumer: LayerConsumer
         self._probes: dict[str, Probe] = {}
         for name, model in models.items():
-            if moved_to is not None:
-                model.module.to(moved_to)
+            if target is not None:
+                model.module.to(target)
             self._probes[name] = Probe(model.module, by_model[name], reduce=partial(self._hand_over, name))
         warn_of_plain_pixels(models.values(), images)
 

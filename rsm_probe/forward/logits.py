@@ -45,12 +45,10 @@ def logits(model: LoadedModel, images: ImageSet, numbers: np.ndarray) -> np.ndar
 
 
 def _tensor(output: Any, name: str) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    part = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    if isinstance(part, Tensor):
-        return part
-    raise ModelError(
-        f"{name} is no classifier: it answers with {type(output).__name__}, which holds no logits; take a model "
-        "with a classification head, and not a part of it"
-    )
+    part = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+    if not isinstance(part, Tensor):
+        raise ModelError(
+            f"{name} is no classifier: it answers with {type(output).__name__}, which holds no logits; take a model "
+            "with a classification head, and not a part of it"
+        )
+    return part
