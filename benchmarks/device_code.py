@@ -24,7 +24,7 @@ from rsm_probe.matching.compiled.gpu_batches import solve_on_device, warps_of
 from rsm_probe.matching.methods.optimal import auction
 
 POINTERS = {
-    "affinities": "*fp32", "scales": "*fp64", "orders": "*i32", "aside": "*i32", "kept": "*i32",
+    "affinities": "*fp32", "scales": "*fp64", "orders": "*i32", "aside": "*i32", "counts": "*i32",
     "permutations": "*i32", "values": "*fp64", "bounds": "*fp64", "bids_made": "*i32",
 }  # fmt: skip
 SCALARS = {"size": "i32", "order_stride": "i32", "gap": "fp32", "bids_per_row": "i32", "BLOCK": "constexpr"}

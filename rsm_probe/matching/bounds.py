@@ -114,7 +114,9 @@ def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permut
         block[real, :columns] = rows_of(wanted[real])
         return block
 
-    partners = _completed(permutation, size)
+    partners = np.concatenate([permutation, np.full(size - rows, -1)])
+    # Rows without a partner take the columns that are left.
+    partners[partners < 0] = np.setdiff1d(np.arange(size), partners)
     sample = np.sort(np.random.default_rng(0).permutation(size)[:_SAMPLE])
     sampled_columns = partners[sample]
     pieces = np.split(sample, range(step, len(sample), step))
@@ -128,11 +130,3 @@ def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permut
     terms = np.concatenate([prices, *((padded(part) - prices).max(axis=1) for part in parts)])
     # The sum is exact; each subtraction and the sum itself are rounded once.
     return math.fsum(terms) + _ROUNDING * float(np.abs(terms).sum())
-
-
-def _completed(permutation: np.ndarray, size: int) -> np.ndarray:
-    """A permutation of `size` numbers; rows without a partner take the columns that are left."""
-    partners = np.concatenate([permutation, np.full(size - len(permutation), -1)])
-    free = np.setdiff1d(np.arange(size), partners)
-    partners[partners < 0] = free
-    return partners

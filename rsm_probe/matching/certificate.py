@@ -13,9 +13,10 @@ from rsm_probe.errors import MatchingError
 SUMS_DIFFER, PRODUCTS_DIFFER = 1e-12, 1e-5
 
 
-def matched_sum(affinity: np.ndarray, permutation: np.ndarray) -> float:
-    """Sum of the affinities that a permutation picks, in float64; rows without a partner add 0."""
-    return float(matched_entries(affinity, permutation).sum(dtype=np.float64))
+def matched_sums(affinities: np.ndarray, permutations: np.ndarray) -> np.ndarray:
+    """Sums (B,) of the affinities that permutations pick, in float64; rows without a partner add 0."""
+    pairs = zip(affinities, permutations, strict=True)
+    return np.array([matched_entries(affinity, partners).sum(dtype=np.float64) for affinity, partners in pairs])
 
 
 def matched_entries(affinity: np.ndarray, permutation: np.ndarray) -> np.ndarray:

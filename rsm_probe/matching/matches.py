@@ -16,10 +16,9 @@ from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
 from rsm_probe.matching.certificate import SUMS_DIFFER, bounds_above, identity_partners, rounding_of
 from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
-from rsm_probe.matching.memory import require_room
 from rsm_probe.matching.methods.translation import checked_grid
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.matching.scaling import rescaled
+from rsm_probe.matching.scaling import each_rescaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +83,16 @@ def match(
             f"x has {left.shape[1]} channels and y has {right.shape[1]}; only vectors of one layer can be matched"
         )
     dtype = torch.promote_types(left.dtype, right.dtype)
-    (left, unit_x), (right, unit_y) = rescaled(left.to(dtype)), rescaled(right.to(dtype))
-    images = Locations(left[None], grid), Locations(right[None], grid)
+    (scaled_x, unit_x), (scaled_y, unit_y) = (each_rescaled(side.to(dtype)[None]) for side in (left, right))
+    images = Locations(scaled_x, grid), Locations(scaled_y, grid)
+    left, right, unit = scaled_x[0], scaled_y[0], float(unit_x[0]) * float(unit_y[0])
     prepared = method.prepare(images[0]), method.prepare(images[1])
     if method.precision != "float32":
         raise MatchingError(
             f"precision={method.precision!r} is for many pairs at once (rsm, all_pairs, nearest); a single pair is "
             f"matched in the tokens' own"
         )
-    require_room(method, len(left), len(right), dtype.itemsize)
+    _require_room(method, len(left), len(right), dtype.itemsize)
     # Where the device is asked for by name, its solver says what it needs.
     stays = Workload(1, max(len(left), len(right))).on_device(method, left.device, dtype)
     affinity: Tensor | np.ndarray | None = (left @ right.T)[None] if method.needs_affinity else None
@@ -100,16 +100,13 @@ def match(
         affinity = affinity.numpy()
     pairs = Pairs(np.zeros(1, int), np.zeros(1, int), *images, affinity, prepared, stays)
     solution = solve_both_ways(method, pairs)
-    answer = _answer(method, solution, 0, unit_x * unit_y)
+    answer = _answer(method, solution, 0, unit)
     if answer.permutation is None:
         if certify:
             raise MatchingError(f"{method.name} is a score, which pairs nothing: there is no matching to certify")
         return answer
 
-    def rows_of(rows: np.ndarray) -> np.ndarray:
-        return (left[torch.from_numpy(rows)].double() @ right.T.double()).numpy()
-
-    unit, gap, found = unit_x * unit_y, answer.gap, answer.permutation
+    gap, permutation = answer.gap, answer.permutation
     answer = _in_float64(answer, left, right, unit)
     # What rounding can have moved inner products by: those of the method, and those in float64.
     scale = (left.shape[1] + 1) * float(images[0].image_norms[0] * images[1].image_norms[0]) * unit
@@ -118,19 +115,20 @@ def match(
     near = affinity is None or not float(pairs.aligned_sums[0]) * unit + rounding + finest < answer.value
     if near and method.reaches_identity(len(left), len(right)):
         identity = replace(answer, permutation=identity_partners(len(left), len(right)))
-        answer = max(answer, _in_float64(identity, left, right, unit), key=lambda found: found.value)
-    if certify or answer.bound is None or gap is None:
-        loosest = sorted_norms_bound(images[0], 0, images[1], 0) * unit
+        answer = max(answer, _in_float64(identity, left, right, unit), key=lambda candidate: candidate.value)
+    bounds = []
+    if answer.bound is not None and gap is not None:
+        # Without a certificate, the gap that the method proved stays, wherever rounding has moved the value to.
+        bounds.append(answer.bound + rounding if certify else max(answer.bound, answer.value + gap))
+    if certify or not bounds:
+        bounds.append(sorted_norms_bound(images[0], 0, images[1], 0) * unit)
     if certify:
-        proven = dual_bound(rows_of, len(right), found) * unit + finest
-        own = loosest if answer.bound is None else answer.bound + rounding
-        bound = min(proven, own, loosest)
-    elif answer.bound is None or gap is None:
-        bound = loosest
-    else:
-        # The gap that the method proved stays, wherever rounding has moved the value to.
-        bound = max(answer.bound, answer.value + gap)
-    return replace(answer, bound=_above(bound, answer, SUMS_DIFFER * scale))
+        transposed = right.T.double()
+        proven = dual_bound(
+            lambda rows: (left[torch.from_numpy(rows)].double() @ transposed).numpy(), len(right), permutation
+        )
+        bounds.append(proven * unit + finest)
+    return replace(answer, bound=_above(min(bounds), answer, SUMS_DIFFER * scale))
 
 
 def match_affinity(
@@ -161,7 +159,7 @@ def match_affinity(
     if not len(batch):
         return []
     numbers = np.zeros(len(batch), int)
-    require_room(method, batch.shape[1], batch.shape[2], batch.element_size(), copies=0)
+    _require_room(method, batch.shape[1], batch.shape[2], batch.element_size(), copies=0)
     stays = Workload(len(batch), max(batch.shape[1:])).on_device(method, batch.device, batch.dtype)
     try:
         pairs = Pairs(numbers, numbers, affinity=batch if stays else batch.cpu().numpy(), on_device=stays)
@@ -217,16 +215,41 @@ def _above(bound: float, answer: Match, rounding: float) -> float:
     return float(bounds_above(np.array([bound]), np.array([answer.value]), lambda _: rounding, answer.solver)[0])
 
 
+def _require_room(method: Matching, rows: int, columns: int, itemsize: int, copies: int = 1) -> None:
+    """Refuse a pair whose affinity does not fit into memory, for methods that need one.
+
+    Args:
+        method: any matching.
+        rows: locations S of one image.
+        columns: locations T of the other.
+        itemsize: bytes of an entry.
+        copies: of the affinity that are still to be made; 0 where it is there.
+
+    Raises:
+        CostError: the message says what it takes, what is free, and which method needs no affinity.
+    """
+    if not method.needs_affinity:
+        return
+    entries = rows * columns
+    # The other side of an asymmetric method reads a copy.
+    size = entries * itemsize * (copies + (not method.symmetric)) + method.scratch_bytes(rows, columns, itemsize)
+    require_memory(
+        size,
+        f"matching {rows} x {columns} locations by {method.name!r}, which needs their affinity,",
+        "match(x, y, 'rewindowed') takes the tokens of two images and needs no affinity",
+    )
+
+
 def _require_room_to_convert(affinity: Tensor | np.ndarray) -> None:
     """Refuse what would not fit into memory in the precision, and the order, in which it can be computed with."""
     if isinstance(affinity, Tensor):
         require_dense(affinity, "affinity", MatchingError)
-        copied = not (affinity.is_contiguous() and affinity.dtype in (torch.float32, torch.float64))
+        contiguous = affinity.is_contiguous()
     elif isinstance(affinity, np.ndarray):
-        copied = not (affinity.flags.c_contiguous and affinity.dtype in (np.float32, np.float64))
+        contiguous = affinity.flags.c_contiguous
     else:
         return
-    if copied:
+    if not (contiguous and affinity.dtype in (torch.float32, torch.float64, np.float32, np.float64)):
         require_memory(
             max(4, affinity.dtype.itemsize) * math.prod(affinity.shape),
             f"a copy of the affinity of shape {tuple(affinity.shape)}",

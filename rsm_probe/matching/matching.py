@@ -132,9 +132,8 @@ class Pairs:
             MatchingError: no affinities were computed.
         """
         given = self.affinities() if self.affinity is None else self.affinity
-        if isinstance(given, Tensor):
-            return given.diagonal(dim1=1, dim2=2).cpu().numpy()
-        return np.ascontiguousarray(np.diagonal(given, axis1=1, axis2=2))
+        on_diagonal = given.diagonal(0, 1, 2)
+        return np.ascontiguousarray(on_diagonal.cpu().numpy() if isinstance(on_diagonal, Tensor) else on_diagonal)
 
     @property
     def aligned_sums(self) -> np.ndarray:
@@ -142,7 +141,7 @@ class Pairs:
 
         All methods take these sums, in the same order, so that they agree with the identity to the last digit.
         """
-        return np.ascontiguousarray(self.aligned_entries).sum(axis=1, dtype=np.float64)
+        return self.aligned_entries.sum(axis=1, dtype=np.float64)
 
     def scales(self) -> np.ndarray:
         """|x||y| of every pair, (B,), which no matched inner product exceeds; 0 where tokens are not known."""
@@ -152,27 +151,23 @@ class Pairs:
 
     def part(self, start: int, stop: int) -> Pairs:
         """Some of the pairs."""
-        if stop - start == len(self):
-            return self
-        chosen = None if self.affinity is None else self.affinity[start:stop]
-        return replace(self, rows=self.rows[start:stop], columns=self.columns[start:stop], affinity=chosen)
+        return self if stop - start == len(self) else self.selected(slice(start, stop))
 
-    def chosen(self, mask: np.ndarray) -> Pairs:
-        """The pairs that a mask (B,) chooses."""
+    def selected(self, index: slice | np.ndarray) -> Pairs:
+        """Select pairs by a slice or by a mask (B,)."""
         affinity = self.affinity
         if isinstance(affinity, Tensor):
-            affinity = affinity[torch.from_numpy(mask).to(affinity.device)]
+            on_device = index if isinstance(index, slice) else torch.from_numpy(index).to(affinity.device)
+            affinity = affinity[on_device]
         elif affinity is not None:
-            affinity = affinity[mask]
-        return replace(self, rows=self.rows[mask], columns=self.columns[mask], affinity=affinity)
+            affinity = affinity[index]
+        return replace(self, rows=self.rows[index], columns=self.columns[index], affinity=affinity)
 
     def reversed(self) -> Pairs:
         """The same pairs with the roles of x and y exchanged."""
-        turned: np.ndarray | Tensor | None = None
-        if isinstance(self.affinity, Tensor):
-            turned = self.affinity.mT.contiguous()
-        elif self.affinity is not None:
-            turned = np.ascontiguousarray(self.affinity.transpose(0, 2, 1))
+        turned = self.affinity
+        if turned is not None:
+            turned = turned.mT.contiguous() if isinstance(turned, Tensor) else np.ascontiguousarray(turned.mT)
         prepared = None if self.prepared is None else (self.prepared[1], self.prepared[0])
         return Pairs(self.columns, self.rows, self.y, self.x, turned, prepared, self.on_device)
 
@@ -192,6 +187,11 @@ class Solution:
     permutations: np.ndarray | None
     bounds: np.ndarray
     solvers: Sequence[str]
+
+    @classmethod
+    def uncertified(cls, values: np.ndarray, permutations: np.ndarray | None, solver: str) -> Solution:
+        """A solution without bounds, by one solver."""
+        return cls(values, permutations, np.full(len(values), np.nan), [solver] * len(values))
 
     @classmethod
     def joined(cls, parts: Sequence[Solution]) -> Solution:
@@ -230,10 +230,10 @@ class Matching(ABC):
     """
 
     name: ClassVar[str]
-    exact: ClassVar[bool]
-    symmetric: ClassVar[bool]
-    needs_affinity: ClassVar[bool]
-    growth: ClassVar[float]
+    exact: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = False
+    needs_affinity: ClassVar[bool] = True
+    growth: ClassVar[float] = 2.0
     is_identity: ClassVar[bool] = False
     at_once: ClassVar[bool] = False
     one_to_one: ClassVar[bool] = True
@@ -288,13 +288,11 @@ class Matching(ABC):
             Values, permutations (B, S), bounds, and what ran.
         """
         affinities = pairs.affinities()
-        found = np.stack([self.permutation(affinity) for affinity in affinities])
-        values = np.array(
-            [certificate.matched_sum(affinity, order) for affinity, order in zip(affinities, found, strict=True)]
-        )
+        permutations = np.stack([self.permutation(affinity) for affinity in affinities])
+        values = certificate.matched_sums(affinities, permutations)
         if self.reaches_identity(*affinities.shape[1:]):
-            certificate.prefer_identity(pairs.aligned_sums, affinities.shape[2], found, values)
-        return Solution(values, found, np.full(len(pairs), np.nan), [self.name] * len(pairs))
+            certificate.prefer_identity(pairs.aligned_sums, affinities.shape[2], permutations, values)
+        return Solution.uncertified(values, permutations, self.name)
 
     def products(self, x: Locations, y: Locations) -> np.ndarray:
         """Matched inner products of all pairs of two sets of images, (N, M), float64, if `at_once`."""

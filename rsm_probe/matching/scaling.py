@@ -12,15 +12,6 @@ from rsm_probe.errors import MatchingError
 _LARGEST_HALF = 2.0**15
 
 
-def rescaled(tokens: Tensor) -> tuple[Tensor, float]:
-    """Tokens of one image whose affinities neither overflow nor vanish in float32, and the unit to multiply them with.
-
-    See `each_rescaled`.
-    """
-    scaled, units = each_rescaled(tokens[None])
-    return scaled[0], float(units[0])
-
-
 def each_rescaled(tokens: Tensor) -> tuple[Tensor, np.ndarray]:
     """Tokens (N, S, C) whose affinities neither overflow nor vanish in float32, and the units (N,) of the images.
 

@@ -147,7 +147,7 @@ class Candidates:
                 bounds = _best_answers(pairs.affinity) * (x.units[rows] * y.units[columns])
                 norms = x.squared_norms[rows], y.squared_norms[columns]
                 near = _similarities(self.kernel, bounds, *norms, method.precision) >= self.least[rows]
-                pairs = pairs.chosen(near)
+                pairs = pairs.selected(near)
             halfway = time.perf_counter()
             products = np.empty(0)
             if len(pairs):

@@ -85,9 +85,9 @@ def test_dead_locations_are_set_aside_where_nothing_is_negative():
                                (living, half, signed), strict=True):  # fmt: skip
         assert_optimal(found, affinity, 1e-3)
     batch = on_device(living, half, signed)
-    order, aside, kept, permutations = device._living(batch, batch.amin(dim=(1, 2)))
+    order, aside, counts, permutations = device.live_lines(batch, batch.amin(dim=(1, 2)))
     # Three rows and four columns of the second live; the third has something negative, and keeps everything.
-    assert kept.tolist() == [6, 4, 6]
+    assert counts.tolist() == [6, 4, 6]
     assert order[1, :3].tolist() == [1, 3, 5]
     assert aside.sum(dim=1).tolist() == [0, 2, 0]
     assert permutations[1, order[1, 4:].long()].tolist() == aside[1].nonzero().flatten().tolist()
@@ -204,7 +204,7 @@ from triton.compiler import ASTSource
 from rsm_probe.matching.compiled.gpu_batches import warps_of
 from rsm_probe.matching.compiled.gpu_auction import solve_pairs
 
-names = ["affinities", "scales", "orders", "aside", "kept", "permutations", "values", "bounds", "bids_made",
+names = ["affinities", "scales", "orders", "aside", "counts", "permutations", "values", "bounds", "bids_made",
          "size", "order_stride", "gap", "bids_per_row", "BLOCK"]
 kinds = "*fp32 *fp64 *i32 *i32 *i32 *i32 *fp64 *fp64 *i32 i32 i32 fp32 i32 constexpr".split()
 assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"

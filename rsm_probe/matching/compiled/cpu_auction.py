@@ -57,20 +57,20 @@ def solve_batch(affinities, scales, gap, bids_per_row, out, values, bounds, outc
     space = np.empty(0, affinities.dtype)
     for pair in range(len(affinities)):
         affinity = affinities[pair]
-        kept_rows, kept_columns = _living(affinity)
-        n = max(len(kept_rows), len(kept_columns))
-        if fits and len(kept_rows) == rows and len(kept_columns) == columns:
+        live_rows, live_columns = _live_lines(affinity)
+        n = max(len(live_rows), len(live_columns))
+        if fits and len(live_rows) == rows and len(live_columns) == columns:
             square = affinity
         else:
             padded = (n + LANES - 1) // LANES * LANES
             space = space if len(space) >= n * padded else np.empty(n * padded, affinities.dtype)
             square = space[: n * padded].reshape(n, padded)
-            _pad(affinity, kept_rows, kept_columns, square)
+            _pad(affinity, live_rows, live_columns, square)
         owner, prices = np.arange(n), np.zeros(square.shape[1], square.dtype)
         values[pair], bounds[pair], outcomes[pair], bids[pair] = _solve(
             square, scales[pair], gap, bids_per_row, owner, prices
         )
-        _report(owner, kept_rows, kept_columns, columns, out[pair])
+        _report(owner, live_rows, live_columns, columns, out[pair])
 
 
 @compiled
@@ -85,7 +85,7 @@ def dual_prices(affinity, gap, bids_per_row):
 
 
 @compiled
-def _living(affinity):
+def _live_lines(affinity):
     """Rows and columns that are to be matched; those that hold zeros only are set aside where nothing is negative.
 
     Matching dead locations of both images with each other then loses nothing: of two pairs of one dead and one living
@@ -110,26 +110,26 @@ def _living(affinity):
 
 
 @compiled
-def _pad(affinity, kept_rows, kept_columns, square):
+def _pad(affinity, live_rows, live_columns, square):
     """Copies the living part; zero vectors fill up the smaller side, columns that no row wants the last 64."""
-    n, rows, columns = len(square), len(kept_rows), len(kept_columns)
+    n, rows, columns = len(square), len(live_rows), len(live_columns)
     square[:, n:] = lowest_value(square)
     square[:rows, columns:n] = 0
     square[rows:, :n] = 0
     for a in range(rows):
         for b in range(columns):
-            square[a, b] = affinity[kept_rows[a], kept_columns[b]]
+            square[a, b] = affinity[live_rows[a], live_columns[b]]
 
 
 @compiled
-def _report(owner, kept_rows, kept_columns, columns, out):
+def _report(owner, live_rows, live_columns, columns, out):
     """Owners of kept columns -> columns of all rows; those that were set aside are matched with each other."""
     out[:] = -1
     free = np.ones(columns, np.bool_)
-    for b in range(len(kept_columns)):
-        if owner[b] < len(kept_rows):
-            out[kept_rows[owner[b]]] = kept_columns[b]
-            free[kept_columns[b]] = False
+    for b in range(len(live_columns)):
+        if owner[b] < len(live_rows):
+            out[live_rows[owner[b]]] = live_columns[b]
+            free[live_columns[b]] = False
     left = np.flatnonzero(free)
     taken = 0
     for row in range(len(out)):
@@ -210,19 +210,19 @@ def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts,
         row = queue[head]
         remembered = counts[row] > 0
         if remembered:
-            best, second, place = best_candidate(held, named, row, counts[row], prices)
+            best, second, position = best_candidate(held, named, row, counts[row], prices)
             # All other columns are at the threshold or below: what counts as second best may be too good, which only
             # makes the bid smaller.
             remembered = best > thresholds[row]
             second = max(second, thresholds[row])
-            column = np.int64(named[row, place])
+            column = np.int64(named[row, position])
         if not remembered:
             best, second, lane, threshold = best_lanes(affinity, row, prices)
-            column, found = lane, False
+            column, seen = lane, False
             for j in range(lane, n, LANES):
                 value = affinity[row, j] - prices[j]
-                if value == best and not found:
-                    column, found = j, True
+                if value == best and not seen:
+                    column, seen = j, True
                 elif value > second:
                     second = value
             counts[row] = min(counts[row], 0)

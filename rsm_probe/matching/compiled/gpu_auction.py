@@ -45,7 +45,7 @@ def solve_pairs(
     scales,
     orders,
     aside,
-    kept,
+    counts,
     permutations,
     values,
     bounds,
@@ -63,7 +63,7 @@ def solve_pairs(
         scales: (B,) float64, what the gap is relative to.
         orders: (B, size) int32, rows; those that are to be matched come first.
         aside: (B, size) int32, 1 for columns that are not to be matched.
-        kept: (B,) int32, how many rows, and columns, are to be matched.
+        counts: (B,) int32, how many rows, and columns, are to be matched.
         permutations: (B, size) int32, receives the columns of the rows that are matched.
         values: (B,) float64, receives the sums, -infinity where the bids ran out.
         bounds: (B,) float64, receives the duals' upper bounds; no sum exceeds them, in any case.
@@ -77,7 +77,7 @@ def solve_pairs(
     pair = tl.program_id(0).to(tl.int64)
     affinity = affinities + pair * size * size
     order = orders + pair * order_stride
-    count = tl.load(kept + pair)
+    count = tl.load(counts + pair)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
     wanted = tl.load(aside + pair * order_stride + columns, mask=inside, other=1) == 0
@@ -87,9 +87,9 @@ def solve_pairs(
     low, high = tl.full([BLOCK], -_LOWEST, tl.float32), tl.full([BLOCK], _LOWEST, tl.float32)
     for k in range(count):
         row = tl.load(order + k)
-        found = tl.load(affinity + row * size + columns, mask=inside, other=0.0)
-        total += found
-        low, high = tl.minimum(low, found), tl.maximum(high, found)
+        entries = tl.load(affinity + row * size + columns, mask=inside, other=0.0)
+        total += entries
+        low, high = tl.minimum(low, entries), tl.maximum(high, entries)
     largest = tl.max(tl.where(wanted, high, _LOWEST), 0)
     spread = largest - tl.min(tl.where(wanted, low, -_LOWEST), 0)
     # Nobody can pay for a column that is not wanted: cheaper than a mask that every bid must look at.
@@ -117,8 +117,8 @@ def solve_pairs(
         while (placed < count) & (bids < budget):
             keys = _key(tl.load(affinity + row * size + columns, mask=inside, other=0.0) - prices)
             best = tl.max(keys, 0)
-            chosen = tl.max(tl.where(keys == best, codes, -1), 0)
-            mine = codes == chosen
+            top_code = tl.max(tl.where(keys == best, codes, -1), 0)
+            mine = codes == top_code
             second = _number(tl.max(tl.where(mine, _LOWEST_KEY, keys), 0))
             # A single column has no second best.
             ahead = tl.where(second > 0.5 * _LOWEST, _number(best) - second, 0.0)
@@ -126,7 +126,7 @@ def solve_pairs(
             prices = tl.where(mine, raised, prices)
             codes = tl.where(mine, unowned + (row + 1) * _OWNER, codes)
             bids += 1
-            loser = chosen // _OWNER - 1
+            loser = top_code // _OWNER - 1
             placed += (loser < 0).to(tl.int32)
             row = tl.where(loser < 0, tl.load(order + tl.minimum(placed, count - 1)), loser)
         running = (placed == count) & (epsilon > finest)
@@ -141,8 +141,8 @@ def solve_pairs(
     magnitude = tl.sum(tl.abs(paid), 0)
     for k in range(count):
         row = tl.load(order + k)
-        found = tl.load(affinity + row * size + columns, mask=inside, other=0.0)
-        best = tl.max(found.to(tl.float64) - prices.to(tl.float64), 0)
+        entries = tl.load(affinity + row * size + columns, mask=inside, other=0.0)
+        best = tl.max(entries.to(tl.float64) - prices.to(tl.float64), 0)
         bound += best
         magnitude += tl.abs(best)
     bound += _ROUNDING * (count + 16) * magnitude

@@ -80,25 +80,25 @@ def solve_on_device(affinities: Tensor, scales: np.ndarray, gap: float, bids_per
     known = torch.from_numpy(scales).to(device)
     if not scales.all():
         known = torch.where(known > 0, known, torch.linalg.vector_norm(square, dim=(1, 2)).double())
-    order, aside, kept, permutations = _living(square, least)
+    order, aside, counts, permutations = live_lines(square, least)
     values, bounds = (torch.empty(count, dtype=torch.float64, device=device) for _ in range(2))
     bids = torch.empty(count, dtype=torch.int32, device=device)
     block = _block_of(size)
     most_bids = min(bids_per_row, (2**31 - 1) // size)  # the kernel counts in 32 bits
     with _launching, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         solve_pairs[(count,)](
-            square, known, order, aside, kept, permutations, values, bounds, bids,
+            square, known, order, aside, counts, permutations, values, bounds, bids,
             size, 0 if len(order) == 1 else size, gap, most_bids,
             BLOCK=block, num_warps=warps_of(size), enable_fp_fusion=False,
         )  # fmt: skip
     # Those that are not for the kernel were replaced by zeros, of which values and bounds say nothing.
     values.masked_fill_(~solvable, -torch.inf)
     bounds.masked_fill_(~solvable, torch.inf)
-    found = permutations[:, :rows]
-    found = torch.where(found < columns, found, -1).to(torch.int16)
+    partners = permutations[:, :rows]
+    partners = torch.where(partners < columns, partners, -1).to(torch.int16)
     certified = (bounds - values <= gap * torch.maximum(known, values.abs())) & values.isfinite()
     rest = (part.cpu().numpy() for part in (values, bounds, certified, bids))
-    return found.cpu().numpy().astype(np.int64), *rest
+    return partners.cpu().numpy().astype(np.int64), *rest
 
 
 def warps_of(locations: int) -> int:
@@ -111,7 +111,7 @@ def _block_of(locations: int) -> int:
     return max(16, 1 << (locations - 1).bit_length())
 
 
-def _living(square: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def live_lines(square: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Choose the rows and columns to match; those of zeros are set aside where nothing is negative.
 
     Matching dead locations with each other then loses nothing; see the auction for CPUs.
@@ -133,8 +133,8 @@ def _living(square: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     dead = torch.stack([square.amax(dim=2), square.amax(dim=1)]) == 0
     dead &= (least >= 0)[:, None]
     order, column_order = dead.to(torch.uint8).argsort(dim=2, stable=True).to(torch.int32)
-    kept = (size - dead.sum(dim=2)).amax(dim=0).to(torch.int32)
-    last = numbers[None] >= kept[:, None]
+    counts = (size - dead.sum(dim=2)).amax(dim=0).to(torch.int32)
+    last = numbers[None] >= counts[:, None]
     aside = torch.zeros_like(order).scatter_(1, column_order.long(), last.to(torch.int32))
     permutations = torch.empty_like(order).scatter_(1, order.long(), column_order)
-    return order.contiguous(), aside, kept, permutations
+    return order.contiguous(), aside, counts, permutations

@@ -27,13 +27,13 @@ def choose(affinity, order, out):
         if out[row] >= 0 or count == 0:
             continue
         best = 0
-        for place in range(1, count):
-            if affinity[row, left[place]] > affinity[row, left[best]]:
-                best = place
+        for position in range(1, count):
+            if affinity[row, left[position]] > affinity[row, left[best]]:
+                best = position
         out[row] = left[best]
         # The order of columns is kept: among equal ones the first is taken.
-        for place in range(best, count - 1):
-            left[place] = left[place + 1]
+        for position in range(best, count - 1):
+            left[position] = left[position + 1]
         count -= 1
 
 

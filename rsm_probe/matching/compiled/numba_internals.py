@@ -89,15 +89,15 @@ def best_candidate(typing_context: Any, values: Any, columns: Any, row: Any, cou
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         scalar = context.get_value_type(number)
-        lanes, places = ir.VectorType(scalar, CANDIDATE_LANES), ir.VectorType(_INT32, CANDIDATE_LANES)
+        lanes, indices = ir.VectorType(scalar, CANDIDATE_LANES), ir.VectorType(_INT32, CANDIDATE_LANES)
         held, _ = _row(context, builder, signature.args[0], args[0], args[2])
         named, _ = _row(context, builder, signature.args[1], args[1], args[2])
         cost = context.make_array(signature.args[4])(context, builder, args[4]).data
         lowest = ir.Constant(lanes, [LOWEST[number]] * CANDIDATE_LANES)
-        none = ir.Constant(places, [0] * CANDIDATE_LANES)
+        none = ir.Constant(indices, [0] * CANDIDATE_LANES)
 
         def pick(start: Any, top: Any, next_top: Any, where: Any) -> tuple[Any, ...]:
-            prices = _gather(builder, cost, _load(builder, named, start, places), lanes)
+            prices = _gather(builder, cost, _load(builder, named, start, indices), lanes)
             values = builder.fsub(_load(builder, held, start, lanes), prices)
             better = builder.fcmp_ordered(">", values, top)
             beaten = builder.select(better, top, values)
@@ -117,8 +117,8 @@ def best_candidate(typing_context: Any, values: Any, columns: Any, row: Any, cou
         # The lane of the best offers its own second value, all others their first.
         rest = builder.insert_element(top, builder.extract_element(next_top, lane), lane)
         second = _reduced(builder, rest)
-        place = builder.add(builder.zext(builder.extract_element(where, lane), _INT64), builder.zext(lane, _INT64))
-        return context.make_tuple(builder, signature.return_type, [best, second, place])
+        position = builder.add(builder.zext(builder.extract_element(where, lane), _INT64), builder.zext(lane, _INT64))
+        return context.make_tuple(builder, signature.return_type, [best, second, position])
 
     return signature, generate
 
@@ -137,9 +137,9 @@ def lowest_bit(typing_context: Any, bits: Any) -> Any:
 def search_once(values, columns, prices):
     """Compiles every search, and runs it on a row of ones; 0 where each finds what it must."""
     best, second, lane, threshold = best_lanes(values, 0, prices)
-    candidate, _, place = best_candidate(values, columns, 0, columns.shape[1], prices)
+    candidate, _, position = best_candidate(values, columns, 0, columns.shape[1], prices)
     wrong = abs(best) + abs(second) + abs(threshold) + abs(candidate) + abs(best_in_float64(values, 0, prices))
-    return wrong + lane + place + lowest_bit(lanes_above(values, 0, prices, 0, -values[0, 0]))
+    return wrong + lane + position + lowest_bit(lanes_above(values, 0, prices, 0, -values[0, 0]))
 
 
 def _operands(context: Any, builder: Any, signature: Any, args: Any) -> tuple[list[Any], Any]:
@@ -156,19 +156,19 @@ def _row(context: Any, builder: Any, kind: Any, array: Any, row: Any) -> tuple[A
     return builder.gep(matrix.data, [builder.mul(row, width)]), width
 
 
-def _gather(builder: Any, pointer: Any, places: Any, lanes: Any) -> Any:
+def _gather(builder: Any, pointer: Any, indices: Any, lanes: Any) -> Any:
     gathered = ir.Constant(lanes, ir.Undefined)
     for lane in range(lanes.count):
-        place = builder.extract_element(places, ir.Constant(_INT32, lane))
+        position = builder.extract_element(indices, ir.Constant(_INT32, lane))
         gathered = builder.insert_element(
-            gathered, builder.load(builder.gep(pointer, [place])), ir.Constant(_INT32, lane)
+            gathered, builder.load(builder.gep(pointer, [position])), ir.Constant(_INT32, lane)
         )
     return gathered
 
 
 def _load(builder: Any, pointer: Any, start: Any, lanes: Any) -> Any:
-    place = builder.bitcast(builder.gep(pointer, [start]), lanes.as_pointer())
-    return builder.load(place, align=4)
+    position = builder.bitcast(builder.gep(pointer, [start]), lanes.as_pointer())
+    return builder.load(position, align=4)
 
 
 def _running_maxima(builder: Any, pointers: list[Any], width: Any, lanes: Any, lowest: Any) -> Any:
@@ -211,8 +211,8 @@ def _larger(builder: Any, left: Any, right: Any) -> Any:
 
 
 def _part(builder: Any, vector: Any, start: int, count: int) -> Any:
-    places = ir.Constant(ir.VectorType(_INT32, count), list(range(start, start + count)))
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), places)
+    indices = ir.Constant(ir.VectorType(_INT32, count), list(range(start, start + count)))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), indices)
 
 
 def _reduced(builder: Any, vector: Any, operation: str = "fmax") -> Any:

@@ -89,23 +89,23 @@ def best_candidate(values, columns, row, count, prices):
     """One pass over `values[row, :count] - prices[columns[row, :count]]`; count is a multiple of 16.
 
     Returns:
-        (best, second, place): the two best values, equal where two candidates tie, and where the best stands.
+        (best, second, position): the two best values, equal where two candidates tie, and where the best stands.
     """
-    best, second, best_place = lowest_value(values), lowest_value(values), 0
-    for place in range(count):
-        value = values[row, place] - prices[columns[row, place]]
+    best, second, best_position = lowest_value(values), lowest_value(values), 0
+    for position in range(count):
+        value = values[row, position] - prices[columns[row, position]]
         # Of equal values, the one in the first lane counts, as in a vector.
-        if value > best or (value == best and place % CANDIDATE_LANES < best_place % CANDIDATE_LANES):
-            best, second, best_place = value, best, place
+        if value > best or (value == best and position % CANDIDATE_LANES < best_position % CANDIDATE_LANES):
+            best, second, best_position = value, best, position
         else:
             second = max(second, value)
-    return best, second, best_place
+    return best, second, best_position
 
 
 @njit(cache=True, nogil=True)
 def lowest_bit(bits):
     """The position of the lowest bit that is set; at least one must be."""
-    place = 0
-    while (bits >> np.uint64(place)) & np.uint64(1) == 0:
-        place += 1
-    return place
+    position = 0
+    while (bits >> np.uint64(position)) & np.uint64(1) == 0:
+        position += 1
+    return position

@@ -25,7 +25,7 @@ def _do_vectors_compile():
         from rsm_probe.matching.compiled.numba_internals import search_once
 
         square = np.ones((1, LANES), np.float32)
-        found = search_once(square, np.zeros((1, CANDIDATE_LANES), np.int32), square[0])
+        difference = search_once(square, np.zeros((1, CANDIDATE_LANES), np.int32), square[0])
     except (AttributeError, ImportError, LookupError, NumbaError, RuntimeError, TypeError, ValueError) as error:
         warnings.warn(
             f"matching on CPUs takes two to four times as long: its vector instructions do not compile ({error}); "
@@ -33,7 +33,7 @@ def _do_vectors_compile():
             stacklevel=2,
         )
         return False
-    return found == 0
+    return difference == 0
 
 
 VECTORISED = vector_instructions() and _do_vectors_compile()

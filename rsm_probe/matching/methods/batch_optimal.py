@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,6 +21,9 @@ from rsm_probe.matching.methods.optimal import Auction
 
 # Bytes of the windows' affinities that exist at once.
 _BLOCK_BYTES = 4 << 20
+# Principal axes of an image, and the rounds of the iteration that approaches them.
+_AXES = 4
+_ITERATIONS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,11 @@ class SortedLocations:
     images: Locations
     tokens: torch.Tensor
     order: np.ndarray
+
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """Principal axes of each image's locations, times their standard deviations: (N, A, C) with A <= 4, float64."""
+        return principal_axes(self.images.tokens)
 
     @property
     def count(self) -> int:
@@ -52,7 +61,6 @@ class Windowed(Matching):
 
     window: int = 512
 
-    exact: ClassVar[bool] = False
     symmetric: ClassVar[bool] = True
     needs_affinity: ClassVar[bool] = False
     growth: ClassVar[float] = 1.0
@@ -74,19 +82,21 @@ class Windowed(Matching):
         from rsm_probe.matching.compiled.loops import matched_product
 
         x, y = pairs.prepared_by(self)
-        rows, columns = pairs.rows, pairs.columns
-        found = np.stack([self.partners(x, i, y, j) for i, j in zip(rows, columns, strict=True)])
+        numbers = list(zip(pairs.rows, pairs.columns, strict=True))
+        permutations = np.stack([self.partners(x, i, y, j) for i, j in numbers])
 
         def products(permutations: np.ndarray) -> np.ndarray:
-            chosen = zip(rows, columns, permutations, strict=True)
-            return np.array([matched_product(x.tokens[i].numpy(), y.tokens[j].numpy(), each) for i, j, each in chosen])
+            images = [(x.tokens[i].numpy(), y.tokens[j].numpy()) for i, j in numbers]
+            matched = zip(images, permutations, strict=True)
+            return np.array([matched_product(*both, partners) for both, partners in matched])
 
-        values = products(found)
+        values = products(permutations)
         if self.reaches_identity(x.count, y.count):
             # Windows compare affinities as they are rounded; here nothing is.
             identity = identity_partners(x.count, y.count)
-            prefer_identity(products(np.broadcast_to(identity, found.shape)), y.count, found, values)
-        return Solution(values, found, np.full(len(found), np.nan), [self.name] * len(found))
+            aligned = products(np.broadcast_to(identity, permutations.shape))
+            prefer_identity(aligned, y.count, permutations, values)
+        return Solution.uncertified(values, permutations, self.name)
 
     def partners(self, x: SortedLocations, i: int, y: SortedLocations, j: int) -> np.ndarray:
         """The partner of every location of one image (S,), -1 where it has none."""
@@ -130,22 +140,22 @@ class BatchOptimal(Windowed):
         size = max(x.count, y.count)
         left, rows = _by_norm(x, pairs.rows, size)
         right, columns = _by_norm(y, pairs.columns, size)
-        places = np.empty(rows.shape, np.int64)
+        positions = np.empty(rows.shape, np.int64)
         window = min(self.window, size)
         whole = size // window * window
         for start, stop, width in ((0, whole, window), (whole, size, size - whole)):
             if width:
                 part, solver = slice(start, stop), Auction(where=self.where)
-                places[:, part] = start + _places_in_windows(left[:, part], right[:, part], width, solver)
-        found = np.empty_like(places)
-        np.put_along_axis(found, rows, np.take_along_axis(columns, places, axis=1), axis=1)
-        values = _products(left, right, places)
-        found = np.where(found < y.count, found, -1)[:, : x.count]
+                positions[:, part] = start + _positions_in_windows(left[:, part], right[:, part], width, solver)
+        permutations = np.empty_like(positions)
+        np.put_along_axis(permutations, rows, np.take_along_axis(columns, positions, axis=1), axis=1)
+        values = _products(left, right, positions)
+        permutations = np.where(permutations < y.count, permutations, -1)[:, : x.count]
         if self.reaches_identity(x.count, y.count):
             # Where each location of y stands in its order, looked up in the order of x.
             same = np.take_along_axis(np.argsort(columns, axis=1), rows, axis=1)
-            prefer_identity(_products(left, right, same), y.count, found, values)
-        return Solution(values, found, np.full(len(values), np.nan), [f"{self.name}-device"] * len(values))
+            prefer_identity(_products(left, right, same), y.count, permutations, values)
+        return Solution.uncertified(values, permutations, f"{self.name}-device")
 
 
 def _by_norm(side: SortedLocations, numbers: np.ndarray, size: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -154,17 +164,17 @@ def _by_norm(side: SortedLocations, numbers: np.ndarray, size: int) -> tuple[tor
     order = np.concatenate([side.order[numbers], filled], axis=1)
     tokens = side.images.tokens[torch.from_numpy(numbers).to(side.images.tokens.device)]
     tokens = functional.pad(tokens, (0, 0, 0, size - side.count))
-    places = torch.from_numpy(order).to(tokens.device)[:, :, None]
-    return tokens.gather(1, places.expand_as(tokens)), order
+    index = torch.from_numpy(order).to(tokens.device)[:, :, None]
+    return tokens.gather(1, index.expand_as(tokens)), order
 
 
-def _products(left: torch.Tensor, right: torch.Tensor, places: np.ndarray) -> np.ndarray:
+def _products(left: torch.Tensor, right: torch.Tensor, positions: np.ndarray) -> np.ndarray:
     """Inner products (B,), float64, of images (B, S, C) with others whose locations (B, S) are paired with theirs."""
-    partners = torch.from_numpy(places).to(right.device)[:, :, None].expand_as(right)
+    partners = torch.from_numpy(positions).to(right.device)[:, :, None].expand_as(right)
     return products_of_pairs(right.gather(1, partners), left)
 
 
-def _places_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
+def _positions_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
     """Match locations window by window, and return the places of the partners.
 
     Args:
@@ -177,13 +187,10 @@ def _places_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auc
         Shape (B, W * width).
     """
     left, right = (side.reshape(-1, width, side.shape[2]) for side in (x, y))
-    numbers = np.zeros(len(left), int)
     with full_precision(left.device):
         affinity = torch.bmm(left, right.mT)
-    found = solver.solve(Pairs(numbers, numbers, affinity=affinity)).permutations
-    assert found is not None
     starts = np.arange(0, x.shape[1], width)
-    return (found.reshape(len(x), -1, width) + starts[:, None]).reshape(len(x), -1)
+    return (solver.assign(affinity).reshape(len(x), -1, width) + starts[:, None]).reshape(len(x), -1)
 
 
 class Pairing:
@@ -208,22 +215,23 @@ class Pairing:
     def __len__(self) -> int:
         return len(self.orders[0])
 
-    def sort(self, places: list[torch.Tensor], axis: int) -> None:
+    def sort(self, coordinates: list[torch.Tensor], axis: int) -> None:
         """Order the pairs by where their two locations lie along an axis; vectors that were filled in lie at 0."""
         size = len(self)
         along = sum(
-            functional.pad(where[:, axis], (0, size - len(where)))[order]
-            for where, order in zip(places, self.orders, strict=True)
+            functional.pad(side[:, axis], (0, size - len(side)))[order]
+            for side, order in zip(coordinates, self.orders, strict=True)
         )
-        self._arrange(torch.argsort(torch.as_tensor(along), stable=True))
+        self._arrange(torch.as_tensor(along))
 
     def deal(self, window: int) -> None:
         """Deal the pairs out like cards, so that each window gets some from everywhere."""
         windows = -(-len(self) // window)
-        self._arrange(torch.argsort(torch.arange(len(self)) % windows, stable=True))
+        self._arrange(torch.arange(len(self)) % windows)
 
-    def _arrange(self, places: torch.Tensor) -> None:
-        self.orders = [order[places] for order in self.orders]
+    def _arrange(self, keys: torch.Tensor) -> None:
+        positions = torch.argsort(keys, stable=True)
+        self.orders = [order[positions] for order in self.orders]
 
     def improve(self, window: int, solver: Auction) -> None:
         """Solve every window of the two orders; a window keeps its pairs where that gains nothing."""
@@ -244,14 +252,38 @@ class Pairing:
         affinity = torch.bmm(left.view(-1, window, channels), right.view(-1, window, channels).mT).numpy()
         numbers = np.arange(len(affinity))
         pairs = Pairs(numbers, numbers, affinity=affinity)
-        found = solver.solve(pairs)
-        assert found.permutations is not None
-        places = np.where((found.values > pairs.aligned_sums)[:, None], found.permutations, np.arange(window))
-        self.orders[1][part] = self.orders[1][part].view(-1, window).gather(1, torch.from_numpy(places)).flatten()
+        solution = solver.solve(pairs)
+        assert solution.permutations is not None
+        better = (solution.values > pairs.aligned_sums)[:, None]
+        positions = torch.from_numpy(np.where(better, solution.permutations, np.arange(window)))
+        self.orders[1][part] = self.orders[1][part].view(-1, window).gather(1, positions).flatten()
 
     def permutation(self) -> np.ndarray:
         """The partner of every location of x, -1 where it is a zero vector that was filled in."""
         first, second = self.counts
-        found = np.empty(len(self), np.int64)
-        found[self.orders[0].numpy()] = self.orders[1].numpy()
-        return np.where(found < second, found, -1)[:first]
+        partners = np.empty(len(self), np.int64)
+        partners[self.orders[0].numpy()] = self.orders[1].numpy()
+        return np.where(partners < second, partners, -1)[:first]
+
+
+def principal_axes(tokens: torch.Tensor) -> np.ndarray:
+    """Principal axes of each image's locations, times their standard deviations.
+
+    The start is fixed and the iterations are few: axes are good to some percent, which is all that ordering needs.
+
+    Args:
+        tokens: (N, S, C), on any device.
+
+    Returns:
+        Shape (N, A, C) with A <= 4, float64.
+    """
+    centred = tokens - tokens.mean(dim=1, keepdim=True)
+    channels = centred.shape[2]
+    start = torch.randn(channels, min(2 * _AXES, channels), generator=torch.Generator().manual_seed(0))
+    basis = start.to(centred).expand(len(centred), -1, -1)
+    for _ in range(_ITERATIONS):
+        basis = torch.linalg.qr(centred.mT @ (centred @ basis))[0]
+    within = (centred @ basis).cpu().double()
+    variances, turns = torch.linalg.eigh(within.mT @ within / centred.shape[1])
+    axes = basis.cpu().double() @ (turns * variances.clamp(min=0).sqrt()[:, None, :])
+    return axes.flip(2)[:, :, :_AXES].mT.numpy()

@@ -9,7 +9,7 @@ import numpy as np
 
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import MatchingError
-from rsm_probe.matching.certificate import matched_sum
+from rsm_probe.matching.certificate import matched_sums
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 from rsm_probe.matching.methods.optimal import Auction
 
@@ -19,10 +19,6 @@ class Greedy(Matching):
     """Locations choose in order of descending norm; each takes the best partner that is free."""
 
     name: ClassVar[str] = "greedy"
-    exact: ClassVar[bool] = False
-    symmetric: ClassVar[bool] = False
-    needs_affinity: ClassVar[bool] = True
-    growth: ClassVar[float] = 2.0
 
     def prepare(self, images: Locations) -> np.ndarray:
         """Sort the locations of every image by norm: (N, S)."""
@@ -39,8 +35,7 @@ class Greedy(Matching):
         for affinity, i, j, out in zip(affinities, pairs.rows, pairs.columns, partners, strict=True):
             self._begin(affinity, order_x[i], order_y[j], out)
             choose(affinity, order_x[i], out)
-        values = np.array([matched_sum(*one) for one in zip(affinities, partners, strict=True)])
-        return Solution(values, partners, np.full(len(pairs), np.nan), [self.name] * len(pairs))
+        return Solution.uncertified(matched_sums(affinities, partners), partners, self.name)
 
     def _begin(self, affinity: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
         """Match what a subclass does not leave to the greedy choice."""
@@ -68,6 +63,4 @@ class TopKGreedy(Greedy):
     def _begin(self, affinity: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
         k = min(self.k, *affinity.shape)
         largest = np.ascontiguousarray(affinity[np.ix_(rows[:k], columns[:k])])[None]
-        found = Auction().solve(Pairs(np.zeros(1, int), np.zeros(1, int), affinity=largest)).permutations
-        assert found is not None
-        out[rows[:k]] = columns[:k][found[0]]
+        out[rows[:k]] = columns[:k][Auction().assign(largest)[0]]

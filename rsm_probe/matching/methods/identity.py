@@ -26,7 +26,6 @@ class Identity(Matching):
 
     name: ClassVar[str] = "identity"
     is_identity: ClassVar[bool] = True
-    exact: ClassVar[bool] = False
     symmetric: ClassVar[bool] = True
     needs_affinity: ClassVar[bool] = False
     growth: ClassVar[float] = 1.0
@@ -42,7 +41,7 @@ class Identity(Matching):
             values = np.array([aligned_products(x.on_cpu[[i]], y.on_cpu[[j]])[0, 0] for i, j in numbers])
             rows, columns = x.count, y.count
         partners = np.tile(identity_partners(rows, columns), (len(pairs), 1))
-        return Solution(values, partners, np.full(len(pairs), np.nan), [self.name] * len(pairs))
+        return Solution.uncertified(values, partners, self.name)
 
     def products(self, x: Locations, y: Locations) -> np.ndarray:
         """Inner products of whole images, shape (N, M)."""
@@ -62,11 +61,6 @@ def aligned_products(x: Tensor, y: Tensor) -> np.ndarray:
     Returns:
         Shape (N, M), float64.
     """
-    with full_precision(x.device):
-        return _aligned_products(x, y)
-
-
-def _aligned_products(x: Tensor, y: Tensor) -> np.ndarray:
     shared = min(x.shape[1], y.shape[1])
     left = _features(x[:, :shared], x)
     right = left if y is x else _features(y[:, :shared], x)
@@ -74,10 +68,11 @@ def _aligned_products(x: Tensor, y: Tensor) -> np.ndarray:
     device = torch.device("cpu") if x.device.type == "mps" else x.device
     total = torch.zeros(len(x), len(y), dtype=torch.float64, device=device)
     step = _BLOCK * max(1, _PRODUCTS // (len(x) * len(y)))
-    for start in range(0, left.shape[1], step):
-        blocks, others = (_blocks(flat[:, start : start + step], left.shape[1], device) for flat in (left, right))
-        for block, other in zip(blocks, others, strict=True):
-            total += torch.bmm(block, other.transpose(1, 2)).to(device).sum(dim=0, dtype=torch.float64)
+    with full_precision(x.device):
+        for start in range(0, left.shape[1], step):
+            blocks, others = (_blocks(flat[:, start : start + step], left.shape[1], device) for flat in (left, right))
+            for block, other in zip(blocks, others, strict=True):
+                total += torch.bmm(block, other.transpose(1, 2)).to(device).sum(dim=0, dtype=torch.float64)
     return total.cpu().numpy()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,7 +19,6 @@ _LARGEST_COST = 1 << 62
 class _Exact(Matching):
     exact: ClassVar[bool] = True
     symmetric: ClassVar[bool] = True
-    needs_affinity: ClassVar[bool] = True
     growth: ClassVar[float] = 3.0
 
     def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
@@ -89,37 +88,27 @@ class OrToolsAssignment(_Exact):
         """The optimal partners up to rounding; of a rectangular affinity, all of the shorter side is matched.
 
         Raises:
-            MatchingError: OR-Tools is not installed, or finds no solution.
+            MatchingError: OR-Tools is not installed, or finds no solution; there are too many levels.
         """
+        try:
+            from ortools.graph.python import linear_sum_assignment as ortools
+        except ImportError as error:
+            raise MatchingError("OR-Tools is not installed; pip install 'rsm-probe[ortools]'") from error
         rows, columns = affinity.shape
         size = max(rows, columns)
+        most = _LARGEST_COST // (size + 1)
+        if self.levels > most:
+            raise MatchingError(
+                f"levels must be at most {most} for {size} locations, found {self.levels}: sums would overflow"
+            )
         square = np.zeros((size, size))
         square[:rows, :columns] = affinity
-        solver = integer_problem(square, self.levels)
+        costs = square.max() - square
+        costs *= self.levels / (costs.max() or 1.0)
+        solver = ortools.SimpleLinearSumAssignment()
+        ends = np.indices((size, size), dtype=np.int32).reshape(2, -1)
+        solver.add_arcs_with_cost(*ends, np.rint(costs).astype(np.int64).ravel())
         if solver.solve() != solver.OPTIMAL:
             raise MatchingError(f"OR-Tools found no assignment for an affinity of shape {affinity.shape}")
         partners = np.array([solver.right_mate(row) for row in range(rows)])
         return np.where(partners < columns, partners, -1)
-
-
-def integer_problem(affinity: np.ndarray, levels: int) -> Any:
-    """OR-Tools' solver, loaded with a square affinity as integer costs.
-
-    Raises:
-        MatchingError: OR-Tools is not installed; there are too many levels.
-    """
-    try:
-        from ortools.graph.python import linear_sum_assignment as ortools
-    except ImportError as error:
-        raise MatchingError("OR-Tools is not installed; pip install 'rsm-probe[ortools]'") from error
-    size = len(affinity)
-    most = _LARGEST_COST // (size + 1)
-    if levels > most:
-        raise MatchingError(f"levels must be at most {most} for {size} locations, found {levels}: sums would overflow")
-    cost = affinity.max() - affinity.astype(np.float64)
-    cost *= levels / (cost.max() or 1.0)
-    solver = ortools.SimpleLinearSumAssignment()
-    left = np.repeat(np.arange(size, dtype=np.int32), size)
-    right = np.tile(np.arange(size, dtype=np.int32), size)
-    solver.add_arcs_with_cost(left, right, np.rint(cost).astype(np.int64).ravel())
-    return solver

@@ -13,7 +13,7 @@ from torch import Tensor
 from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.execution.devices import require_memory
-from rsm_probe.matching.certificate import matched_sum, prefer_identity
+from rsm_probe.matching.certificate import matched_sums, prefer_identity
 from rsm_probe.matching.compiled.gpu_batches import LARGEST, has_kernel, solve_on_device, warps_of
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 from rsm_probe.matching.methods.library_solvers import ScipyAssignment
@@ -59,7 +59,6 @@ class Auction(Matching):
     name: ClassVar[str] = "optimal"
     exact: ClassVar[bool] = True
     symmetric: ClassVar[bool] = True
-    needs_affinity: ClassVar[bool] = True
     growth: ClassVar[float] = 2.2
 
     def __post_init__(self) -> None:
@@ -110,6 +109,13 @@ class Auction(Matching):
         prefer_identity(pairs.aligned_sums, pairs.aligned_entries.shape[1], solution.permutations, solution.values)
         return solution
 
+    def assign(self, affinities: Tensor | np.ndarray) -> np.ndarray:
+        """The partners (B, S) of affinities (B, S, T) alone, see `solve`."""
+        numbers = np.zeros(len(affinities), int)
+        permutations = self.solve(Pairs(numbers, numbers, affinity=affinities)).permutations
+        assert permutations is not None
+        return permutations
+
     def _solve_on_device(self, affinities: Tensor, scales: np.ndarray) -> Solution:
         permutations, values, bounds, certified, _ = solve_on_device(affinities, scales, self.gap, self.bids_per_row)
         solvers = ["auction-device"] * len(values)
@@ -125,26 +131,26 @@ class Auction(Matching):
         return Solution(values, permutations, bounds, solvers)
 
     def _solve_on_cpu(self, affinities: np.ndarray, scales: np.ndarray) -> Solution:
-        found = auction(affinities, scales, self.gap, self.bids_per_row)
+        results = auction(affinities, scales, self.gap, self.bids_per_row)
+        permutations, values, bounds = results.permutations, results.values, results.bounds
         solvers = ["auction" if affinities.dtype == np.float32 else "auction-float64"] * len(affinities)
-        for k in np.flatnonzero(~found.certified):
-            proven = False
+        for k in np.flatnonzero(~results.certified):
+            alone, proven = slice(k, k + 1), False
             if affinities.dtype == np.float32:
-                alone = slice(k, k + 1)
                 require_memory(
                     8 * (affinities[k].size + max(affinities[k].shape) ** 2),
                     "finishing in float64 what float32 cannot prove",
                     "Auction(gap=1e-5), or a larger gap, asks for less, and match(x, y, 'rewindowed') for no affinity",
                 )
                 finer = auction(affinities[alone].astype(np.float64), scales[alone], self.gap, self.bids_per_row)
-                found.take(int(k), finer)
+                permutations[k], bounds[k] = finer.permutations[0], min(bounds[k], finer.bounds[0])
                 solvers[k], proven = "auction-float64", bool(finer.certified[0])
             if not proven:
                 solvers[k] = ScipyAssignment.name
-                found.permutations[k] = ScipyAssignment().permutation(affinities[k])
+                permutations[k] = ScipyAssignment().permutation(affinities[k])
             # What was found in another way is summed up like the rest.
-            found.values[k] = matched_sum(affinities[k], found.permutations[k])
-        return Solution(found.values, found.permutations, found.bounds, solvers)
+            values[k] = matched_sums(affinities[alone], permutations[alone])[0]
+        return Solution(values, permutations, bounds, solvers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,12 +170,6 @@ class Auctions:
     bounds: np.ndarray
     certified: np.ndarray
     bids: np.ndarray
-
-    def take(self, k: int, other: Auctions) -> None:
-        """Replaces pair k by the only pair of another batch, the same affinity; the lower bound of both holds."""
-        self.permutations[k], self.values[k] = other.permutations[0], other.values[0]
-        self.bounds[k] = min(self.bounds[k], other.bounds[0])
-        self.bids[k] += other.bids[0]
 
 
 def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row: int = 2000) -> Auctions:

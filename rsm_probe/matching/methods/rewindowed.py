@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -14,16 +14,6 @@ from rsm_probe.errors import MatchingError
 from rsm_probe.matching.matching import Locations, inverted
 from rsm_probe.matching.methods.batch_optimal import Pairing, SortedLocations, Windowed
 from rsm_probe.matching.methods.optimal import Auction
-from rsm_probe.matching.methods.principal_axes import principal_axes
-
-
-class LocationsWithAxes(SortedLocations):
-    """Sorted locations, and the axes along which windows are cut."""
-
-    @cached_property
-    def axes(self) -> np.ndarray:
-        """Principal axes of each image's locations, times their standard deviations: (N, A, C) with A <= 4, float64."""
-        return principal_axes(self.images.tokens)
 
 
 @dataclass(frozen=True)
@@ -57,9 +47,9 @@ class Rewindowed(Windowed):
         """Always: it starts with equal locations where that is worth more, and rounds can only raise the value."""
         return True
 
-    def prepare(self, images: Locations) -> LocationsWithAxes:
+    def prepare(self, images: Locations) -> SortedLocations:
         """Sort the locations of every image, and find its principal axes, unless one window holds it."""
-        side = LocationsWithAxes(images, images.on_cpu, images.order)
+        side = super().prepare(images)
         if images.count > self.window:
             _ = side.axes  # now, in one thread
         return side
@@ -71,17 +61,15 @@ class Rewindowed(Windowed):
         # What a round does depends on which image comes first, so the same one does from both sides.
         if _comes_first(y, j, x, i):
             return inverted(self.partners(y, j, x, i), x.count)
-        assert isinstance(x, LocationsWithAxes)
-        assert isinstance(y, LocationsWithAxes)
         axes = _shared_axes(x.axes[i], y.axes[j]).to(x.tokens.dtype)
-        places = [x.tokens[i] @ axes, y.tokens[j] @ axes]
-        first = [np.argsort(along[:, 0].numpy(), kind="stable") for along in places]
+        coordinates = [x.tokens[i] @ axes, y.tokens[j] @ axes]
+        first = [np.argsort(along[:, 0].numpy(), kind="stable") for along in coordinates]
         starts = [first, [np.arange(x.count), np.arange(y.count)]]
         pairing = Pairing(x, i, y, j, *max(starts, key=partial(_aligned_product, x.tokens[i], y.tokens[j])))
         solver = Auction(self.gap)
         for number in range(self.rounds):
             if number:
-                pairing.sort(places, number % places[0].shape[1])
+                pairing.sort(coordinates, number % coordinates[0].shape[1])
             if number % 3 == 0:
                 pairing.deal(self.window)
             pairing.improve(self.window, solver)

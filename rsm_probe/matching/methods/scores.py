@@ -27,10 +27,7 @@ class LateInteraction(Matching):
     unit_length: bool = False
 
     name: ClassVar[str] = "late-interaction"
-    exact: ClassVar[bool] = False
     symmetric: ClassVar[bool] = True
-    needs_affinity: ClassVar[bool] = True
-    growth: ClassVar[float] = 2.0
     one_to_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -60,7 +57,7 @@ class LateInteraction(Matching):
                 scales = np.expand_dims(_inverse(other[other_rows]), 3 - axis).astype(affinities.dtype)
                 best = (affinities * scales).max(axis=axis) * _inverse(own[own_rows])
             values += best.sum(axis=1, dtype=np.float64) / 2
-        return Solution(values, None, np.full(len(values), np.nan), [self.name] * len(values))
+        return Solution.uncertified(values, None, self.name)
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,6 @@ class SoftMatching(Matching):
     iterations: int = 1000
 
     name: ClassVar[str] = "soft"
-    exact: ClassVar[bool] = False
-    symmetric: ClassVar[bool] = False
-    needs_affinity: ClassVar[bool] = True
-    growth: ClassVar[float] = 2.0
     one_to_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -100,7 +93,7 @@ class SoftMatching(Matching):
             MatchingError: POT is not installed.
         """
         values = np.array([self._value(affinity.astype(np.float64)) for affinity in pairs.affinities()])
-        return Solution(values, None, np.full(len(values), np.nan), [self.name] * len(values))
+        return Solution.uncertified(values, None, self.name)
 
     def _value(self, affinity: np.ndarray) -> float:
         try:

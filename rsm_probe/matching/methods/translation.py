@@ -31,7 +31,6 @@ class Translation(Matching):
     grid: tuple[int, ...] | None = None
 
     name: ClassVar[str] = "translation"
-    exact: ClassVar[bool] = False
     symmetric: ClassVar[bool] = True
     needs_affinity: ClassVar[bool] = False
     growth: ClassVar[float] = 1.0
@@ -55,14 +54,14 @@ class Translation(Matching):
         x, y = pairs.images()
         grid = self._grid(x, y)
         axes = np.indices(grid)
-        values, found = [], []
+        values, permutations = [], []
         for i, j in zip(pairs.rows, pairs.columns, strict=True):
             table = self._correlations(x.tokens[[i]], y.tokens[[j]], grid)[0, 0].cpu().numpy()
             shift = np.unravel_index(int(table.argmax()), grid)
             values.append(float(table[shift]))
-            moved = [(axis + by) % size for axis, by, size in zip(axes, shift, grid, strict=True)]
-            found.append(np.ravel_multi_index(moved, grid).ravel())
-        return Solution(np.array(values), np.stack(found), np.full(len(found), np.nan), [self.name] * len(found))
+            shifted = [(axis + by) % size for axis, by, size in zip(axes, shift, grid, strict=True)]
+            permutations.append(np.ravel_multi_index(shifted, grid).ravel())
+        return Solution.uncertified(np.array(values), np.stack(permutations), self.name)
 
     def products(self, x: Locations, y: Locations, *, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
         """The best shift's inner product of all pairs, (N, M).
@@ -92,9 +91,8 @@ class Translation(Matching):
         spectra = [
             torch.fft.rfftn(tokens.to(device, torch.float64).mT.unflatten(2, grid), dim=along) for tokens in (x, y)
         ]
-        kept = spectra[0].shape[2:]
         left, right = (spectrum.flatten(2).permute(2, 0, 1) for spectrum in spectra)
-        cross = (left.conj() @ right.mT).permute(1, 2, 0).unflatten(2, kept)
+        cross = (left.conj() @ right.mT).permute(1, 2, 0).unflatten(2, spectra[0].shape[2:])
         return torch.fft.irfftn(cross, s=grid, dim=along)
 
     def _grid(self, x: Locations, y: Locations) -> tuple[int, ...]:
@@ -125,9 +123,8 @@ def checked_grid(grid: Any) -> tuple[int, ...]:
     Raises:
         MatchingError: anything but whole numbers above 0.
     """
-    several = isinstance(grid, Sequence) and not isinstance(grid, str | bytes)
-    several = several or (isinstance(grid, np.ndarray) and grid.ndim > 0)
-    numbers = list(grid) if several else []
+    is_sequence = isinstance(grid, Sequence | np.ndarray) and not isinstance(grid, str | bytes)
+    numbers = list(grid) if is_sequence and getattr(grid, "ndim", 1) else []
     if not numbers:
         raise MatchingError(f"a grid is whole numbers above 0, such as (H, W), found {brief(grid)}")
     for axis, number in enumerate(numbers):
