@@ -117,7 +117,7 @@ def require_texts(values: Any, name: str, error: type[RsmProbeError]) -> list[st
         together = "".join(texts)
         if "\0" not in together and (together.isascii() or _is_unicode(together)):
             return texts
-    return [require_text(value, f"{name}[{place}]", error) for place, value in enumerate(texts)]
+    return [require_text(value, f"{name}[{number}]", error) for number, value in enumerate(texts)]
 
 
 def _is_unicode(text: str) -> bool:

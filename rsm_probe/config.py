@@ -189,19 +189,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def _explain(root: type[BaseModel], item: dict[str, Any]) -> str:
     """One line for one pydantic error: place, what was wrong, what was expected."""
-    place = ".".join(brief(part)[1:-1] if isinstance(part, str) else str(part) for part in item["loc"])
-    place = place or "(top level)"
+    key_path = ".".join(brief(part)[1:-1] if isinstance(part, str) else str(part) for part in item["loc"])
+    key_path = key_path or "(top level)"
     if item["type"] == "extra_forbidden":
         valid = _keys_at(root, item["loc"][:-1])
         hint = nearest(str(item["loc"][-1]), valid)
-        return f"{place}: unknown key{hint} (valid here: {', '.join(valid)})"
+        return f"{key_path}: unknown key{hint} (valid here: {', '.join(valid)})"
     if item["type"] == "missing":
-        return f"{place}: required, but missing"
+        return f"{key_path}: required, but missing"
     message = re.sub(r"^(Value error|Assertion failed), ", "", item["msg"])
-    said = f"{place}: {message[0].lower() + message[1:]}"
+    problem = f"{key_path}: {message[0].lower() + message[1:]}"
     # What concerns several keys at once would show all of them.
     many = isinstance(item["input"], Mapping) and len(item["input"]) > 2
-    return said if many else f"{said}, found {brief(item['input'])}"
+    return problem if many else f"{problem}, found {brief(item['input'])}"
 
 
 def _cut(text: str) -> str:

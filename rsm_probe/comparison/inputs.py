@@ -37,9 +37,23 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
         ids = getattr(rsm, "ids", None)
         if ids is not None:
             reference = reference or (name, ids)
-            _require_same_images(reference, (name, ids))
+            if reference[1] != ids:
+                pairs = enumerate(zip_longest(reference[1], ids))
+                position, images = next((k, images) for k, images in pairs if images[0] != images[1])
+                raise ComparisonError(
+                    f"the {reference[0]} and the {name} RSM hold different images or another order, first at position "
+                    f"{position}: " + " and ".join("none" if image is None else repr(image) for image in images)
+                )
         array = real_matrix(rsm, f"the {name} RSM", ComparisonError)
-        _require_rsm(array, name)
+        if array.ndim != 2 or array.shape[0] != array.shape[1]:
+            raise ComparisonError(
+                f"the {name} RSM has shape {array.shape}; only square matrices (N, N) can be compared"
+                f"{condensed_hint(array)}"
+            )
+        if not np.isfinite(array).all():
+            row, column = np.argwhere(~np.isfinite(array))[0]
+            raise ComparisonError(f"the {name} RSM holds {array[row, column]} for images {row} and {column}")
+        require_symmetric(array, f"the {name} RSM", ComparisonError)
         if ids is None:  # an `RSM` was checked when it was made
             require_similarities(array, f"the {name} RSM", ComparisonError)
         if arrays and array.shape != arrays[0].shape:
@@ -57,26 +71,3 @@ def in_range(rsms: np.ndarray) -> np.ndarray:
     if ((largest == 0) | ((largest > 1e-100) & (largest < 1e100))).all():
         return rsms
     return rsms / np.where(largest > 0, largest, 1.0)[:, None, None]
-
-
-def _require_same_images(first: tuple[str, list[str]], second: tuple[str, list[str]]) -> None:
-    if first[1] != second[1]:
-        position, images = next(
-            (k, images) for k, images in enumerate(zip_longest(first[1], second[1])) if images[0] != images[1]
-        )
-        raise ComparisonError(
-            f"the {first[0]} and the {second[0]} RSM hold different images or another order, first at position "
-            f"{position}: " + " and ".join("none" if image is None else repr(image) for image in images)
-        )
-
-
-def _require_rsm(array: np.ndarray, name: str) -> None:
-    if array.ndim != 2 or array.shape[0] != array.shape[1]:
-        raise ComparisonError(
-            f"the {name} RSM has shape {array.shape}; only square matrices (N, N) can be compared"
-            f"{condensed_hint(array)}"
-        )
-    if not np.isfinite(array).all():
-        row, column = np.argwhere(~np.isfinite(array))[0]
-        raise ComparisonError(f"the {name} RSM holds {array[row, column]} for images {row} and {column}")
-    require_symmetric(array, f"the {name} RSM", ComparisonError)

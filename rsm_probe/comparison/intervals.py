@@ -70,14 +70,14 @@ def auroc_samples(
             f"weights have shapes (samples, {len(first)}) and (samples, {len(second)}), found {shapes[0]} and "
             f"{shapes[1]}"
         )
-    found = np.zeros(len(counts[0]))
+    won = np.zeros(len(counts[0]))
     step = max(1, block // max(1, first.size))
     for start in range(0, second.size, step):
         part = second[start : start + step]
         wins = (first[:, None] > part).astype(np.float32) + np.float32(0.5) * (first[:, None] == part)
-        found += np.einsum("rp,rp->r", counts[0], counts[1][:, start : start + step] @ wins.T, dtype=np.float64)
+        won += np.einsum("rp,rp->r", counts[0], counts[1][:, start : start + step] @ wins.T, dtype=np.float64)
     total = counts[0].sum(axis=1, dtype=np.float64) * counts[1].sum(axis=1, dtype=np.float64)
-    return np.divide(found, total, out=np.full(len(found), np.nan), where=total > 0)
+    return np.divide(won, total, out=np.full(len(won), np.nan), where=total > 0)
 
 
 def d_prime(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -153,9 +153,9 @@ def mean_interval(
     known = every[~np.isnan(every)]
     if not known.size:
         return float("nan"), float("nan"), float("nan")
-    places = np.unique(names[~np.isnan(every)], return_inverse=True)[1]
-    drawn = draw_weights(int(places.max()) + 1, repeats, seed)
-    samples = (drawn @ np.bincount(places, known)) / (drawn @ np.bincount(places))
+    group_numbers = np.unique(names[~np.isnan(every)], return_inverse=True)[1]
+    drawn = draw_weights(int(group_numbers.max()) + 1, repeats, seed)
+    samples = (drawn @ np.bincount(group_numbers, known)) / (drawn @ np.bincount(group_numbers))
     return float(known.mean()), *interval(samples, level)
 
 

@@ -95,14 +95,15 @@ def bootstrap_samples(
     while len(samples) < repeats:
         weights = [np.bincount(rng.integers(a.shape[-1], size=a.shape[-1]), minlength=a.shape[-1]) for a, _ in batches]
         try:
-            samples.append(_drawn(batches, weights, measure))
+            drawn = measure.summed_grid(batches, weights) if len(batches) > 1 else measure.grid(*batches[0], weights[0])
         except ComparisonError as error:
             refused += 1
             # After that many refusals, the draws that survive would be a biased sample.
             if refused > repeats or not measure.weighted:
                 raise ComparisonError(f"there are too few images to draw from: {error}") from None
-            continue
-        on_repeat(1)
+        else:
+            samples.append(drawn)
+            on_repeat(1)
     return np.stack(samples)
 
 
@@ -241,11 +242,3 @@ def _labelled_like(grid: xr.DataArray, **values: np.ndarray) -> xr.Dataset:
     import xarray as xr
 
     return xr.Dataset({name: grid.copy(data=data).rename(name) for name, data in values.items()})
-
-
-def _drawn(
-    batches: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[np.ndarray], measure: Measure
-) -> np.ndarray:
-    if len(batches) == 1:
-        return measure.grid(*batches[0], weights[0])
-    return measure.summed_grid(batches, weights)

@@ -12,7 +12,7 @@ from rsm_probe.checks import require_whole
 from rsm_probe.errors import ComparisonError
 
 
-def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str, about: Mapping[str, Any]) -> Any:
+def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str, attributes: Mapping[str, Any]) -> Any:
     """An RSM as an `rsatoolbox.rdm.RDMs` of one matrix of squared distances `k_ii + k_jj - 2 k_ij`.
 
     Biased linear CKA is rsatoolbox's `cosine_cov` of two of these. Names of images go into the pattern descriptor
@@ -22,7 +22,7 @@ def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str, about: M
         similarities: shape (N, N).
         ids: N names of images.
         measure: what the distances are called.
-        about: what else is known of the RSM.
+        attributes: what else is known of the RSM.
 
     Raises:
         ComparisonError: rsatoolbox is not installed.
@@ -36,7 +36,7 @@ def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str, about: M
     return rdm.RDMs(
         squared[np.triu_indices(len(own), 1)][None],
         dissimilarity_measure=measure,
-        rdm_descriptors={key: [str(value)] for key, value in about.items()},
+        rdm_descriptors={key: [str(value)] for key, value in attributes.items()},
         pattern_descriptors={"image": list(ids)},
     )
 
