@@ -1,8 +1,8 @@
-"""Which location of one image is matched with which location of another.
+"""Matching: which location of one image corresponds to which location of another.
 
 Begin with `matching.py` (the interface of a method and its guarantees), `registry.py` (the methods by name) and
-`matches.py` (`match()`); `cpu_or_gpu.py` decides where pairs are solved. `methods` holds one method per file,
-`compiled` the auction for CPU and GPU.
+`matches.py` (`match()`). `cpu_or_gpu.py` decides where pairs are solved. `methods` holds one method per file;
+`compiled` holds the auction for CPU and GPU.
 """
 
 from typing import TYPE_CHECKING

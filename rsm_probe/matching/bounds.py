@@ -12,40 +12,41 @@ from torch import Tensor
 
 from rsm_probe.matching.matching import Locations
 
-# Matched pairs whose exact prices are carried to all others.
+# Matched pairs that enter the exact auction; its prices are then extended to all other columns.
 _SAMPLE = 2048
 _SAMPLE_GAP = 1e-9
 _BIDS_PER_ROW = 2000
-# Directions in which summaries hold each location by itself: further ones hardly tighten the bound.
+# Principal directions along which summaries keep sorted projections; more hardly tighten the bound.
 _DIRECTIONS = 8
 _ITERATIONS = 10
-# What rounding may hide of a sum of differences, relative to their magnitudes.
+# Rounding error of a sum of differences, relative to the summed magnitudes.
 _ROUNDING = 2.0**-50
-# Bytes of the affinities that exist at once.
+# Bytes of affinities held at once.
 _BLOCK_BYTES = 64 << 20
 
 
 def sorted_norms_bound(x: Locations, i: int, y: Locations, j: int) -> float:
-    """The product of the sorted norms: vectors of these lengths cannot be matched to more."""
+    """The inner product of the sorted norms, which bounds the value of every matching (rearrangement inequality)."""
     shared = min(x.count, y.count)
     left, right = x.norms[i][x.order[i]], y.norms[j][y.order[j]]
-    # Squares are added up over channels, products over locations.
+    # Squares are summed over channels, products over locations.
     rounding = 2 * (x.tokens.shape[2] + shared + 4) * np.finfo(np.float64).eps
     return float(left[:shared] @ right[:shared]) * (1 + rounding)
 
 
 @dataclass(frozen=True, eq=False)
 class Summaries:
-    """Bounds of many pairs at the cost of one short inner product each, without their affinities.
+    """Upper bounds on the values of many pairs, each at the cost of one short inner product and without affinities.
 
-    With as many locations on both sides (the smaller image is padded with zeros), the mean over locations is the same
-    under every permutation: `<x, P y> = S <mean x, mean y> + <x - mean x, P (y - mean y)>`. Of the second term, a part
-    along one direction is at most the product of the sorted projections, by the rearrangement inequality, and what is
-    left the product of the sorted norms. All three are inner products of what is known of each image by itself.
+    The smaller image is padded with zeros, so both sides have S locations and every permutation keeps the mean over
+    locations: `<x, P y> = S <mean x, mean y> + <x - mean x, P (y - mean y)>`. The second term is split into projections
+    on a few directions and a remainder. By the rearrangement inequality, each projection contributes at most the inner
+    product of the sorted projections, and the remainder at most that of the sorted norms. All three parts are inner
+    products of per-image summaries.
 
     Attributes:
-        directions: (C, K), orthonormal; any are valid, the first principal axes of the images make the bound close.
-        locations: of the larger image, S.
+        directions: (C, K), orthonormal. Any directions are valid; the leading principal axes give the tightest bound.
+        locations: number of locations of the larger image, S.
     """
 
     directions: Tensor
@@ -53,7 +54,7 @@ class Summaries:
 
     @classmethod
     def fit(cls, tokens: Tensor, locations: int) -> Summaries:
-        """Directions from a sample of images, tokens (N, T, C)."""
+        """Fit the directions to a sample of images, tokens (N, T, C)."""
         residuals = (tokens - tokens.mean(dim=1, keepdim=True)).flatten(0, 1).double()
         spread = residuals.T @ residuals
         start = torch.randn(len(spread), min(_DIRECTIONS, len(spread)), generator=torch.Generator().manual_seed(0))
@@ -64,14 +65,14 @@ class Summaries:
 
     @property
     def length(self) -> int:
-        """Numbers in the summary of an image."""
+        """Number of values in the summary of one image."""
         channels, directions = self.directions.shape
         return channels + (directions + 1) * self.locations
 
     def of(self, tokens: Tensor) -> Tensor:
-        """Summaries (N, length), float64, of tokens (N, T, C); the product of two is at least that of any matching."""
-        tokens = tokens.cpu() if tokens.device.type == "mps" else tokens  # where float64 is
-        # Some images at a time: all of this is float64, several times over.
+        """Summarise tokens (N, T, C): (N, length), float64. Inner products of summaries bound every matching."""
+        tokens = tokens.cpu() if tokens.device.type == "mps" else tokens  # MPS lacks float64
+        # In parts, because this needs several float64 copies of the tokens.
         parts = tokens.split(max(1, _BLOCK_BYTES // (8 * max(1, tokens[:1].numel()))))
         return torch.cat([self._of(part) for part in parts])
 
@@ -87,18 +88,19 @@ class Summaries:
 
 
 def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permutation: np.ndarray) -> float:
-    """A bound by linear programming duality, block by block: prices of columns, and each row's best at these prices.
+    """Bound the value of every matching by linear programming duality, in blocks of rows.
 
-    Prices come from an exact auction among a sample of the matched pairs; each other column costs what makes no row of
-    the sample prefer it. With up to 2048 locations the sample is everything, and the bound is tight.
+    The dual value is the sum of the column prices and of each row's best affinity at these prices. An exact auction on
+    a sample of the matched pairs gives the prices of their columns. Every other column is priced so that no sampled row
+    prefers it. Up to 2048 locations the sample is complete, and the bound is tight.
 
     Args:
-        rows_of: numbers of rows -> their affinities (k, T), float64.
-        columns: T.
-        permutation: (S,), the partner of every row, -1 where it has none; with a good matching the bound is close.
+        rows_of: maps row indices (k,) to their affinities (k, T), float64.
+        columns: number of columns T.
+        permutation: the partner of each row, (S,), -1 for unmatched rows. A good matching gives a tight bound.
 
     Returns:
-        A number that the value of no matching exceeds.
+        A number that no matching exceeds.
     """
     # Lazy: importing Numba takes seconds.
     from rsm_probe.matching.compiled.cpu_auction import dual_prices
@@ -108,14 +110,14 @@ def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permut
     step = max(1, _BLOCK_BYTES // (8 * size))
 
     def padded(wanted: np.ndarray) -> np.ndarray:
-        """Affinities (k, size) of rows; those beyond S, and columns beyond T, are zero vectors'."""
+        """Affinities of the wanted rows, (k, size); rows beyond S and columns beyond T are zero."""
         block = np.zeros((len(wanted), size))
         real = wanted < rows
         block[real, :columns] = rows_of(wanted[real])
         return block
 
     partners = np.concatenate([permutation, np.full(size - rows, -1)])
-    # Rows without a partner take the columns that are left.
+    # Unmatched rows take the columns that are left.
     partners[partners < 0] = np.setdiff1d(np.arange(size), partners)
     sample = np.sort(np.random.default_rng(0).permutation(size)[:_SAMPLE])
     sampled_columns = partners[sample]
@@ -124,9 +126,9 @@ def dual_bound(rows_of: Callable[[np.ndarray], np.ndarray], columns: int, permut
     profits = (among - dual_prices(among, _SAMPLE_GAP, _BIDS_PER_ROW)).max(axis=1)
     prices = np.full(size, -np.inf)
     for start, piece in zip(range(0, len(sample), step), pieces, strict=True):
-        # Made a second time: all rows of the sample at once would not be small.
+        # Computed a second time, because all sampled rows at once would take too much memory.
         prices = np.maximum(prices, (padded(piece) - profits[start : start + len(piece), None]).max(axis=0))
     parts = np.split(np.arange(size), range(step, size, step))
     terms = np.concatenate([prices, *((padded(part) - prices).max(axis=1) for part in parts)])
-    # The sum is exact; each subtraction and the sum itself are rounded once.
+    # fsum is exact: only each subtraction and the final result are rounded.
     return math.fsum(terms) + _ROUNDING * float(np.abs(terms).sum())

@@ -1,4 +1,4 @@
-"""What certificates rest on: sums of matched affinities, and how a bound may lie to its value."""
+"""Sums of matched affinities, and checks that bounds are consistent with them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ import numpy as np
 
 from rsm_probe.errors import MatchingError
 
-# What the sums of one affinity may differ by, relative to the magnitudes that are added up; and what the products of
-# two images may, relative to their norms, where a method works on tokens in float32.
+# How far two sums of one affinity may differ, relative to the summed magnitudes; and how far two inner products of the
+# same images may differ, relative to their norms, when a method works on float32 tokens.
 SUMS_DIFFER, PRODUCTS_DIFFER = 1e-12, 1e-5
 
 
 def matched_sums(affinities: np.ndarray, permutations: np.ndarray) -> np.ndarray:
-    """Sums (B,) of the affinities that permutations pick, in float64; rows without a partner add 0."""
+    """Sums of the affinities that permutations (B, S) select, (B,), float64; unmatched rows add 0."""
     pairs = zip(affinities, permutations, strict=True)
     return np.array([matched_entries(affinity, partners).sum(dtype=np.float64) for affinity, partners in pairs])
 
 
 def matched_entries(affinity: np.ndarray, permutation: np.ndarray) -> np.ndarray:
-    """The affinities that a permutation picks; rows without a partner pick none."""
+    """Affinities that a permutation selects; unmatched rows are left out."""
     rows = np.flatnonzero(permutation >= 0)
     return affinity[rows, permutation[rows]]
 
 
 def rounding_of(affinity: np.ndarray, permutation: np.ndarray) -> float:
-    """How far two sums of the affinities that a permutation picks can lie apart by rounding."""
+    """How far rounding can separate two sums of the affinities that a permutation selects."""
     return SUMS_DIFFER * float(np.abs(matched_entries(affinity, permutation)).sum(dtype=np.float64))
 
 
 def prefer_identity(aligned: np.ndarray, columns: int, permutations: np.ndarray, values: np.ndarray) -> None:
-    """Pair equal locations where their affinities have the larger sum: within a method's gap, they may be the optimum.
+    """Replace matchings by the identity where the identity has the larger value.
+
+    A method that stops within a gap of the optimum can end below the identity.
 
     Args:
-        aligned: (B,), the sums of the affinities of equal locations.
-        columns: T, or as many locations as both images have.
+        aligned: values of the identity, (B,).
+        columns: number of columns T, or min(S, T).
         permutations: (B, S), changed in place.
         values: (B,), changed in place.
     """
@@ -47,24 +49,24 @@ def prefer_identity(aligned: np.ndarray, columns: int, permutations: np.ndarray,
 
 
 def identity_partners(rows: int, columns: int) -> np.ndarray:
-    """The partners (S,) that the identity gives: location s for location s, -1 where y has no such location."""
+    """The identity as partners (S,): location s for location s, -1 where y has no location s."""
     numbers = np.arange(rows)
     return np.where(numbers < columns, numbers, -1)
 
 
 def bounds_above(bounds: np.ndarray, values: np.ndarray, rounding: Callable[[int], float], solver: str) -> np.ndarray:
-    """Bounds (B,), raised to their values where rounding alone left them below.
+    """Raise bounds (B,) to their values where rounding alone left them below.
 
-    A bound that lies further below belongs to something else. Raised, it would claim a perfect certificate.
+    A bound further below its value must be wrong. Raising it would fake a perfect certificate.
 
     Args:
-        bounds: (B,), NaN where there is none.
+        bounds: (B,), NaN where unknown.
         values: (B,).
-        rounding: how far the bound of a pair may lie below its value.
-        solver: what answered.
+        rounding: maps a pair to how far its bound may lie below its value.
+        solver: name of the solver, for the message.
 
     Raises:
-        MatchingError: a bound lies further below its value.
+        MatchingError: a bound lies further below its value than rounding explains.
     """
     below = np.flatnonzero(bounds < values)
     for k in below:

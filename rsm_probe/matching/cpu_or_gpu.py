@@ -1,6 +1,6 @@
-"""Whether CPU threads or the GPU solve the pairs of a piece of work: decided once, by its size, for all of its parts.
+"""The choice between CPU threads and the GPU, made once for a whole workload by its size.
 
-Every method says from which size on a device is worth it (`Matching.on_device`); only a `Workload` asks it.
+Each method knows from which size on the device pays off (`Matching.on_device`); only `Workload` asks it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from rsm_probe.matching.matching import Matching
 
 @dataclass(frozen=True)
 class Workload:
-    """The size of a piece of work, however small the parts it is done in.
+    """The size of a whole workload, even if it is processed in small parts.
 
     Attributes:
-        pairs: of images; of one set, every unordered pair of different images counts once.
-        locations: of the larger image.
+        pairs: number of image pairs; within one set, unordered pairs of different images.
+        locations: number of locations of the larger image.
     """
 
     pairs: int
@@ -27,11 +27,11 @@ class Workload:
 
     @classmethod
     def of(cls, x: Sequence[int], y: Sequence[int] | None = None) -> Workload:
-        """All pairs of two sets of images, by their shapes (N, S, C) and (M, T, C); without y, all within x."""
+        """Count all pairs of two sets of images of shapes (N, S, C) and (M, T, C); without y, the pairs within x."""
         if y is None:
             return cls(x[0] * (x[0] - 1) // 2, x[1])
         return cls(x[0] * y[0], max(x[1], y[1]))
 
     def on_device(self, method: Matching, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether the device that holds tokens of a dtype solves the pairs; affinities then stay there."""
+        """Decide whether to solve on the device that holds the tokens; affinities then stay there."""
         return method.on_device(device, dtype, self.locations, self.pairs)

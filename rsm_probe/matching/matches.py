@@ -1,4 +1,4 @@
-"""Single pairs of images, or a batch of affinities: which location answers to which."""
+"""Matching of single image pairs and of batches of affinities."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from rsm_probe.matching.scaling import each_rescaled
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """How the locations of one image answer to those of another.
+    """The matching of two images.
 
     Attributes:
-        permutation: shape (S,), for each location of the first image its partner in the second, -1 where it has none;
-            None for scores, which pair nothing.
-        value: sum of the affinities of matched locations, in float64: the matched inner product; of tokens, the
-            affinities are computed in float64 as well.
-        bound: a proven upper bound on the value of any matching, or None where there is none.
-        solver: what really ran.
-        status: "optimal" where no matching has a larger value (up to the certified gap), else "feasible".
-        affinities: shape (S,), what each location adds to the value, NaN where it has no partner; None for scores.
+        permutation: for each location of the first image its partner in the second, (S,), -1 for unmatched locations;
+            None for scores, which do not pair locations.
+        value: the matched inner product: the sum of the matched affinities, in float64. Given tokens, the affinities
+            themselves are computed in float64, too.
+        bound: a proven upper bound on the value of any matching, or None if there is none.
+        solver: the solver that ran.
+        status: "optimal" if no matching has a larger value (up to the certified gap), otherwise "feasible".
+        affinities: what each location adds to the value, (S,), NaN for unmatched locations; None for scores.
     """
 
     permutation: np.ndarray | None
@@ -45,7 +45,7 @@ class Match:
 
     @property
     def gap(self) -> float | None:
-        """How far the value can be from the optimum at most; None where there is no bound."""
+        """An upper bound on the distance to the optimum; None without a bound."""
         return None if self.bound is None else self.bound - self.value
 
 
@@ -61,18 +61,18 @@ def match(
 
     Args:
         x: tokens (S, C).
-        y: tokens (T, C). Affinities are computed in the tokens' own precision, at least float32.
+        y: tokens (T, C). Affinities are computed in the precision of the tokens, but at least in float32.
         matching: a name or a method object.
-        certify: prove how far the value is from the optimum at most, whatever the method: one blockwise pass over all
-            affinities in float64, at a memory linear in S.
-        grid: (H, W) of the locations, or one number for each axis they have, for methods that move along it.
+        certify: compute a dual bound, whatever the method. This takes one blockwise pass over all affinities in
+            float64, and memory linear in S.
+        grid: (H, W) of the locations, or their number along each axis, for methods that shift images along a grid.
 
     Returns:
-        A `Match`. Its bound is the method's own where it gives one, else the product of the sorted norms.
+        A `Match`. Its bound is that of the method if it gives one, otherwise the inner product of the sorted norms.
 
     Raises:
-        MatchingError: wrong shapes, NaN or infinity (the message gives the position), unknown method, a score to
-            certify, a grid that is not known where one is needed.
+        MatchingError: wrong shapes, NaN or infinity (the message gives the position), an unknown method, a score
+            together with `certify`, or a grid that is needed but unknown.
         CostError: the method needs an affinity that does not fit into memory.
     """
     _, method = get_matching(matching)
@@ -89,11 +89,11 @@ def match(
     prepared = method.prepare(images[0]), method.prepare(images[1])
     if method.precision != "float32":
         raise MatchingError(
-            f"precision={method.precision!r} is for many pairs at once (rsm, all_pairs, nearest); a single pair is "
-            f"matched in the tokens' own"
+            f"precision={method.precision!r} applies to batches of pairs (rsm, all_pairs, nearest); a single pair is "
+            f"matched in the precision of its tokens"
         )
     _require_room(method, len(left), len(right), dtype.itemsize)
-    # Where the device is asked for by name, its solver says what it needs.
+    # If the user insists on a device that cannot solve the pair, the device's solver raises the error.
     stays = Workload(1, max(len(left), len(right))).on_device(method, left.device, dtype)
     affinity: Tensor | np.ndarray | None = (left @ right.T)[None] if method.needs_affinity else None
     if isinstance(affinity, Tensor) and not stays:
@@ -108,17 +108,17 @@ def match(
 
     gap, permutation = answer.gap, answer.permutation
     answer = _in_float64(answer, left, right, unit)
-    # What rounding can have moved inner products by: those of the method, and those in float64.
+    # Rounding error of the inner products: those that the method computed, and those in float64.
     scale = (left.shape[1] + 1) * float(images[0].image_norms[0] * images[1].image_norms[0]) * unit
     rounding, finest = (scale * torch.finfo(kind).eps / 2 for kind in (dtype, torch.float64))
-    # If the affinity puts equal locations below the answer by more than rounding explains, float64 does not reverse it.
+    # Skip the identity if it loses by more than rounding: float64 cannot reverse that.
     near = affinity is None or not float(pairs.aligned_sums[0]) * unit + rounding + finest < answer.value
     if near and method.reaches_identity(len(left), len(right)):
         identity = replace(answer, permutation=identity_partners(len(left), len(right)))
         answer = max(answer, _in_float64(identity, left, right, unit), key=lambda candidate: candidate.value)
     bounds = []
     if answer.bound is not None and gap is not None:
-        # Without a certificate, the gap that the method proved stays, wherever rounding has moved the value to.
+        # Without `certify`, keep the gap that the method proved, however rounding moved the value.
         bounds.append(answer.bound + rounding if certify else max(answer.bound, answer.value + gap))
     if certify or not bounds:
         bounds.append(sorted_norms_bound(images[0], 0, images[1], 0) * unit)
@@ -134,20 +134,20 @@ def match(
 def match_affinity(
     affinity: Tensor | np.ndarray, matching: str | Matching = "optimal", *, certify: bool = False
 ) -> Match | list[Match]:
-    """Match the rows to the columns of one affinity matrix, or of each in a batch.
+    """Match the rows to the columns of one affinity matrix, or of each matrix in a batch.
 
     Args:
-        affinity: shape (S, T) or (B, S, T), any real dtype; inner products of all pairs of locations.
-        matching: a name or a method object, of a method that needs nothing but the affinity.
-        certify: prove how far the value is from the optimum at most, whatever the method.
+        affinity: inner products of all pairs of locations, (S, T) or (B, S, T), any real dtype.
+        matching: a name or a method object; the method must not need tokens.
+        certify: compute a dual bound, whatever the method.
 
     Returns:
         One `Match` for a matrix, a list of B for a batch.
 
     Raises:
-        MatchingError: another shape, NaN or infinity (the message gives the position), unknown method, or one that
+        MatchingError: wrong shape, NaN or infinity (the message gives the position), an unknown method, or one that
             needs tokens.
-        CostError: what the method needs beside the affinity does not fit into memory.
+        CostError: the scratch memory of the method does not fit.
     """
     _, method = get_matching(matching)
     _require_room_to_convert(affinity)
@@ -189,17 +189,17 @@ def match_affinity(
 
 
 def _answer(method: Matching, solution: Solution, k: int, unit: float) -> Match:
-    """What was found for one pair, in the unit of the tokens that were given."""
+    """The match of pair k, in the unit of the original tokens."""
     permutation = None if solution.permutations is None else solution.permutations[k]
     bound = None if np.isnan(solution.bounds[k]) else float(solution.bounds[k]) * unit
     if not np.isfinite(solution.values[k]):
-        raise MatchingError(f"affinities are too large: what they add up to is {solution.values[k]}; scale them down")
+        raise MatchingError(f"affinities are too large: their sum is {solution.values[k]}; scale them down")
     status = "optimal" if method.exact else "feasible"
     return Match(permutation, float(solution.values[k]) * unit, bound, solution.solvers[k], status)
 
 
 def _in_float64(answer: Match, x: Tensor, y: Tensor, unit: float) -> Match:
-    """A matching of tokens (S, C) and (T, C) with its value as inner products in float64 add up to it."""
+    """Recompute the affinities and the value of a match of tokens (S, C) and (T, C) in float64."""
     assert answer.permutation is not None
     partners = torch.from_numpy(np.maximum(answer.permutation, 0))
     each = (x.double() * y[partners].double()).sum(dim=1).numpy() * unit
@@ -211,27 +211,27 @@ def _in_float64(answer: Match, x: Tensor, y: Tensor, unit: float) -> Match:
 
 
 def _above(bound: float, answer: Match, rounding: float) -> float:
-    """A bound, raised to the value where only rounding put it below."""
+    """Raise a bound to the value if rounding alone put it below."""
     return float(bounds_above(np.array([bound]), np.array([answer.value]), lambda _: rounding, answer.solver)[0])
 
 
 def _require_room(method: Matching, rows: int, columns: int, itemsize: int, copies: int = 1) -> None:
-    """Refuse a pair whose affinity does not fit into memory, for methods that need one.
+    """Refuse a pair whose affinity does not fit into memory, if the method needs one.
 
     Args:
         method: any matching.
-        rows: locations S of one image.
-        columns: locations T of the other.
+        rows: locations of one image, S.
+        columns: locations of the other image, T.
         itemsize: bytes of an entry.
-        copies: of the affinity that are still to be made; 0 where it is there.
+        copies: copies of the affinity that are still to be made; 0 if it exists already.
 
     Raises:
-        CostError: the message says what it takes, what is free, and which method needs no affinity.
+        CostError: the message gives the memory needed and available, and names a method that needs no affinity.
     """
     if not method.needs_affinity:
         return
     entries = rows * columns
-    # The other side of an asymmetric method reads a copy.
+    # Solving the reverse direction of an asymmetric method takes a copy.
     size = entries * itemsize * (copies + (not method.symmetric)) + method.scratch_bytes(rows, columns, itemsize)
     require_memory(
         size,
@@ -241,7 +241,7 @@ def _require_room(method: Matching, rows: int, columns: int, itemsize: int, copi
 
 
 def _require_room_to_convert(affinity: Tensor | np.ndarray) -> None:
-    """Refuse what would not fit into memory in the precision, and the order, in which it can be computed with."""
+    """Refuse an affinity whose copy in a supported dtype and memory order would not fit into memory."""
     if isinstance(affinity, Tensor):
         require_dense(affinity, "affinity", MatchingError)
         contiguous = affinity.is_contiguous()
@@ -253,7 +253,7 @@ def _require_room_to_convert(affinity: Tensor | np.ndarray) -> None:
         require_memory(
             max(4, affinity.dtype.itemsize) * math.prod(affinity.shape),
             f"a copy of the affinity of shape {tuple(affinity.shape)}",
-            "give a contiguous one in float32 or float64, or match(x, y, 'rewindowed') the tokens, which needs none",
+            "give a contiguous affinity in float32 or float64, or use match(x, y, 'rewindowed'), which needs none",
         )
 
 
@@ -266,7 +266,7 @@ def _tokens(values: Tensor | np.ndarray, name: str) -> Tensor:
 
 
 def _require_finite(values: Tensor, name: str) -> None:
-    # A finite sum has finite terms: one cheap pass, where finding the position takes several.
+    # A finite sum implies finite terms: one cheap pass. Only locating a bad entry takes several.
     if torch.isfinite(values.sum()):
         return
     bad = (~torch.isfinite(values)).nonzero()

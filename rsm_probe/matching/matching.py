@@ -1,4 +1,4 @@
-"""The matching interface: what a method reads of images and pairs, what it returns, what it guarantees."""
+"""The matching interface: inputs, outputs and guarantees."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching import certificate
 
-# Numbers of the tokens that are copied into float64 at a time.
+# Tokens are copied to float64 in parts of at most this many numbers.
 _AT_ONCE = 1 << 24
 
 
 class TokensNeededError(MatchingError):
-    """A method asked for tokens where only affinities are known."""
+    """A method needs tokens, but only affinities were given."""
 
 
 class Locations:
-    """The concept vectors of a set of images, with the norms and orders that several methods read.
+    """The tokens of a set of images, with the norms and orders that several methods share.
 
     Attributes:
         tokens: (N, S, C), float32 or float64, on any device.
-        grid: (H, W) with H * W = S, where it is known.
+        grid: (H, W) with H * W = S, or None if unknown.
     """
 
     def __init__(self, tokens: Tensor, grid: tuple[int, ...] | None = None) -> None:
@@ -40,7 +40,7 @@ class Locations:
 
     @property
     def count(self) -> int:
-        """Locations of one image, S."""
+        """Number of locations of one image, S."""
         return self.tokens.shape[1]
 
     @cached_property
@@ -50,20 +50,20 @@ class Locations:
 
     @cached_property
     def norms(self) -> np.ndarray:
-        """L2 norm of every concept vector, (N, S), float64."""
+        """L2 norms of all tokens, (N, S), float64."""
         tokens = self.on_cpu if self.tokens.device.type == "mps" else self.tokens
-        # Some images at a time: each part is copied into float64.
+        # In parts, because each part is copied to float64.
         parts = tokens.split(max(1, _AT_ONCE // max(1, tokens[:1].numel())))
         return torch.cat([torch.linalg.vector_norm(part, dim=2, dtype=torch.float64) for part in parts]).cpu().numpy()
 
     @cached_property
     def order(self) -> np.ndarray:
-        """Locations by descending norm, (N, S); equal norms keep their order."""
+        """Locations by descending norm, (N, S); ties keep their original order."""
         return np.argsort(-self.norms, axis=1, kind="stable")
 
     @cached_property
     def image_norms(self) -> np.ndarray:
-        """L2 norm of every image, (N,), float64."""
+        """L2 norms of whole images, (N,), float64."""
         return np.sqrt((self.norms**2).sum(axis=1))
 
 
@@ -72,14 +72,14 @@ class Pairs:
     """Pairs of images to match: image `rows[k]` of x with image `columns[k]` of y.
 
     Attributes:
-        rows: (B,), integers.
-        columns: (B,), integers.
-        x: the first images; None where only affinities are known.
-        y: the second images; None where only affinities are known.
-        affinity: (B, S, T), float32 or float64, contiguous, finite: inner products of all locations (paper, equation
-            5); a tensor on the device where the method solves them there; None for methods that do not need it.
-        prepared: what the method that solves them prepared for x and for y; None where nobody asked it to.
-        on_device: whether the device solves them, as decided for the whole piece of work; None leaves it to the method.
+        rows: image indices into x, (B,).
+        columns: image indices into y, (B,).
+        x: the images in the rows; None if only affinities are known.
+        y: the images in the columns; None if only affinities are known.
+        affinity: inner products of all locations (paper, equation 5), (B, S, T), float32 or float64, contiguous and
+            finite. A tensor on the device if the method solves the pairs there; None if the method does not need it.
+        prepared: what `Matching.prepare` returned for x and for y; None if it has not been called.
+        on_device: whether to solve on the device, as decided for the whole workload; None leaves it to the method.
     """
 
     rows: np.ndarray
@@ -94,27 +94,27 @@ class Pairs:
         return len(self.rows)
 
     def images(self) -> tuple[Locations, Locations]:
-        """Both sets of images.
+        """Return both sets of images.
 
         Raises:
             TokensNeededError: only affinities are known.
         """
         if self.x is None or self.y is None:
-            raise TokensNeededError("the tokens of both images are needed, and only their affinity was given")
+            raise TokensNeededError("the tokens of both images are needed, but only their affinity was given")
         return self.x, self.y
 
     def affinities(self) -> np.ndarray:
-        """The affinities, (B, S, T), in main memory.
+        """Return the affinities in main memory, (B, S, T).
 
         Raises:
-            MatchingError: they were not computed, as the method said that it does not need them.
+            MatchingError: they were not computed because the method declares that it does not need them.
         """
         if self.affinity is None:
             raise MatchingError("affinities are needed: the method must declare needs_affinity = True")
         return self.affinity.cpu().numpy() if isinstance(self.affinity, Tensor) else self.affinity
 
     def prepared_by(self, method: Matching) -> tuple[Any, Any]:
-        """What a method prepared for x and for y, prepared now if nobody asked for it before.
+        """Return what a method prepared for x and for y; prepare it now if that has not been done.
 
         Raises:
             TokensNeededError: only affinities are known.
@@ -126,7 +126,7 @@ class Pairs:
 
     @cached_property
     def aligned_entries(self) -> np.ndarray:
-        """The affinities of equal locations, (B, min(S, T)), in main memory.
+        """Affinities of equal locations, (B, min(S, T)), in main memory.
 
         Raises:
             MatchingError: no affinities were computed.
@@ -137,24 +137,24 @@ class Pairs:
 
     @property
     def aligned_sums(self) -> np.ndarray:
-        """The affinities of equal locations, summed: (B,), float64.
+        """Sums of the affinities of equal locations, (B,), float64.
 
-        All methods take these sums, in the same order, so that they agree with the identity to the last digit.
+        Every method uses these sums, so that values agree with those of the identity to the last digit.
         """
         return self.aligned_entries.sum(axis=1, dtype=np.float64)
 
     def scales(self) -> np.ndarray:
-        """|x||y| of every pair, (B,), which no matched inner product exceeds; 0 where tokens are not known."""
+        """Products of the image norms |x||y|, (B,), which bound every matched inner product; 0 without tokens."""
         if self.x is None or self.y is None:
             return np.zeros(len(self))
         return self.x.image_norms[self.rows] * self.y.image_norms[self.columns]
 
     def part(self, start: int, stop: int) -> Pairs:
-        """Some of the pairs."""
+        """Return the pairs from `start` to `stop`."""
         return self if stop - start == len(self) else self.selected(slice(start, stop))
 
     def selected(self, index: slice | np.ndarray) -> Pairs:
-        """Select pairs by a slice or by a mask (B,)."""
+        """Return the pairs that a slice or a mask (B,) selects."""
         affinity = self.affinity
         if isinstance(affinity, Tensor):
             on_device = index if isinstance(index, slice) else torch.from_numpy(index).to(affinity.device)
@@ -164,7 +164,7 @@ class Pairs:
         return replace(self, rows=self.rows[index], columns=self.columns[index], affinity=affinity)
 
     def reversed(self) -> Pairs:
-        """The same pairs with the roles of x and y exchanged."""
+        """Return the same pairs with the roles of x and y exchanged."""
         turned = self.affinity
         if turned is not None:
             turned = turned.mT.contiguous() if isinstance(turned, Tensor) else np.ascontiguousarray(turned.mT)
@@ -174,13 +174,13 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What a method answers to B pairs.
+    """The matchings of B pairs.
 
     Attributes:
-        values: (B,), float64.
-        permutations: (B, S), integers, -1 where a location has no partner; None for scores.
-        bounds: (B,), float64, upper bounds on any matching of the pair; NaN where there is none.
-        solvers: B names of what ran.
+        values: matched inner products, (B,), float64.
+        permutations: (B, S), integers, -1 for unmatched locations; None for scores.
+        bounds: upper bounds on the value of any matching of the pair, (B,), float64; NaN where unknown.
+        solvers: for each pair, the name of the solver that produced it.
     """
 
     values: np.ndarray
@@ -190,12 +190,12 @@ class Solution:
 
     @classmethod
     def uncertified(cls, values: np.ndarray, permutations: np.ndarray | None, solver: str) -> Solution:
-        """A solution without bounds, by one solver."""
+        """Build a solution without bounds, all of it by one solver."""
         return cls(values, permutations, np.full(len(values), np.nan), [solver] * len(values))
 
     @classmethod
     def joined(cls, parts: Sequence[Solution]) -> Solution:
-        """One solution of the pairs of several."""
+        """Join the solutions of consecutive parts into one."""
         if len(parts) == 1:
             return parts[0]
         permutations = [part.permutations for part in parts if part.permutations is not None]
@@ -208,25 +208,25 @@ class Solution:
 
 
 class Matching(ABC):
-    """A way to pair locations: a small frozen object that carries its own options.
+    """A matching method: a small frozen object that carries its own options.
 
-    A subclass overrides one of: `permutation`, for methods that read one affinity at a time; `solve`, for all others;
-    and `products` besides, where all pairs at once are cheaper than one by one. What it computes once per image,
-    `prepare` returns and `solve` finds in its `Pairs`. The rest of the project never asks for a method's name but reads
-    class attributes:
+    A subclass overrides `permutation` if it reads one affinity at a time, and `solve` otherwise. It may also override
+    `products` if all pairs at once are cheaper than one by one. `prepare` computes and returns what a method needs once
+    per image; `solve` finds it in its `Pairs`. The rest of the project never checks the name of a method; it reads
+    these class attributes instead.
 
     Attributes:
-        name: how users and results call it.
-        is_identity: whether it pairs equal locations, so that products are those of whole images (paper, equation 3).
-        exact: whether it reaches the optimum of the assignment (paper, equation 4).
-        symmetric: whether matching (x, y) and (y, x) gives equal values. If not, both are tried; of matchings the
-            larger value counts, of scores the mean.
-        needs_affinity: whether it reads the full affinity (paper, equation 5); if not, it works on tokens.
-        growth: its time per pair grows as S to this power; used for estimates only.
-        at_once: whether `products` gives all pairs of two sets of images at once; if not, they are solved one by one.
-        one_to_one: whether it pairs all locations of the smaller image, each with one of its own, so that norms are
-            kept, every kernel applies, and bounds hold; scores do not.
-        precision: of the tokens whose inner products make the affinity, "float32" (or theirs) or "float16".
+        name: the name of the method, for users and in results.
+        is_identity: pairs equal locations, so that products are those of whole images (paper, equation 3).
+        exact: reaches the optimum of the assignment (paper, equation 4).
+        symmetric: gives equal values for (x, y) and (y, x). Otherwise both directions are solved; matchings keep the
+            larger value, scores the mean.
+        needs_affinity: reads the full affinity (paper, equation 5); otherwise the method works on tokens.
+        growth: time per pair grows as S to this power; used for estimates only.
+        at_once: `products` computes all pairs of two sets of images at once; otherwise they are solved one by one.
+        one_to_one: pairs every location of the smaller image with a location of its own, so that norms are preserved,
+            every kernel applies, and bounds hold. False for scores.
+        precision: precision of the tokens that are multiplied: "float32" (or their own, if wider) or "float16".
     """
 
     name: ClassVar[str]
@@ -240,53 +240,49 @@ class Matching(ABC):
     precision: str = "float32"
 
     def __repr__(self) -> str:
-        # By what it says, a stored result knows the method again: no place in memory may be in it.
+        # Stores identify the method by this text, so it must not contain a memory address.
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
 
     def prepare(self, images: Locations) -> Any:  # noqa: B027 - most methods need nothing
-        """Compute once what all pairs of these images need; `solve` reads it by `pairs.prepared_by(self)`.
+        """Compute what all pairs of these images share; `solve` reads it through `pairs.prepared_by(self)`.
 
-        It is called in one thread, before several solve pairs.
+        Called in one thread, before several threads solve pairs.
         """
 
     def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
-        """Whether the device that holds the tokens solves so many pairs; affinities then stay there.
+        """Decide whether to solve this many pairs on the device that holds the tokens; affinities then stay there.
 
-        Ask a `Workload`, which decides for a whole piece of work, instead of calling this for a part of it.
+        Do not call this for a part of the work; ask a `Workload`, which decides for all of it.
 
         Args:
-            device: of the tokens.
-            dtype: of the tokens.
-            locations: of the larger image.
-            pairs: of the whole piece of work.
+            device: device of the tokens.
+            dtype: dtype of the tokens.
+            locations: number of locations of the larger image.
+            pairs: number of pairs of the whole workload.
         """
         return False
 
     def reaches_identity(self, rows: int, columns: int) -> bool:
-        """Whether no value falls below that of equal locations, for images of so many locations."""
+        """Whether every value is at least that of equal locations, for images of `rows` and `columns` locations."""
         return self.exact
 
     def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """Bytes that solving one pair takes beyond its affinity, (rows, columns) with `itemsize` bytes per entry."""
+        """Bytes needed to solve one pair beyond its affinity, (rows, columns) with `itemsize` bytes per entry."""
         return 0
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
         """Match the locations of one pair.
 
         Args:
-            affinity: shape (S, T), finite, float32 or float64; the inner products of all pairs of locations.
+            affinity: inner products of all pairs of locations, (S, T), float32 or float64, finite.
 
         Returns:
-            Shape (S,), integer: partner of each row, -1 where it has none. No column is used twice.
+            The partner of each row, (S,), integer, -1 for unmatched rows. No column appears twice.
         """
         raise NotImplementedError(f"{type(self).__name__} must override permutation or solve")
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Match pairs; called from several threads at once.
-
-        Returns:
-            Values, permutations (B, S), bounds, and what ran.
-        """
+        """Match pairs. Several threads may call this at once."""
         affinities = pairs.affinities()
         permutations = np.stack([self.permutation(affinity) for affinity in affinities])
         values = certificate.matched_sums(affinities, permutations)
@@ -295,15 +291,15 @@ class Matching(ABC):
         return Solution.uncertified(values, permutations, self.name)
 
     def products(self, x: Locations, y: Locations) -> np.ndarray:
-        """Matched inner products of all pairs of two sets of images, (N, M), float64, if `at_once`."""
+        """Matched inner products of all pairs of two sets of images, (N, M), float64; needs `at_once`."""
         raise NotImplementedError(f"{self.name} solves pairs one by one")
 
 
 def solve_both_ways(method: Matching, pairs: Pairs) -> Solution:
-    """Solve pairs, from both sides where the method is not symmetric.
+    """Solve pairs, in both directions if the method is not symmetric.
 
     Raises:
-        MatchingError: the method gives a bound that lies below its own value.
+        MatchingError: the method returned a bound below its own value.
     """
     solution = method.solve(pairs) if method.symmetric else _from_both_sides(method, pairs)
     bounds = certificate.bounds_above(
@@ -313,7 +309,7 @@ def solve_both_ways(method: Matching, pairs: Pairs) -> Solution:
 
 
 def _rounding(pairs: Pairs, solution: Solution, k: int) -> float:
-    """How far rounding can leave the bound of a pair below its value."""
+    """How far rounding alone can push the bound of pair k below its value."""
     if pairs.affinity is None or solution.permutations is None:
         return certificate.PRODUCTS_DIFFER * float(pairs.scales()[k])
     return certificate.rounding_of(pairs.part(k, k + 1).affinities()[0], solution.permutations[k])
@@ -333,9 +329,9 @@ def _from_both_sides(method: Matching, pairs: Pairs) -> Solution:
 
 
 def inverted(permutations: np.ndarray, count: int) -> np.ndarray:
-    """The partners (..., S) of the locations of x as those of y, (..., count), -1 where there is none."""
+    """Invert permutations (..., S) of x into permutations (..., count) of y, with -1 for unmatched locations."""
     partners = np.full((*permutations.shape[:-1], count + 1), -1, permutations.dtype)
-    # Locations without a partner write into one place too many.
+    # Unmatched locations write into one extra column, which is dropped.
     rows = np.broadcast_to(np.arange(permutations.shape[-1]), permutations.shape)
     np.put_along_axis(partners, np.where(permutations < 0, count, permutations), rows, axis=-1)
     return partners[..., :count]

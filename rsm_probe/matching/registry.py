@@ -33,20 +33,20 @@ METHODS: dict[str, Matching] = {
 
 
 def matching_names() -> list[str]:
-    """All names that `get_matching` knows."""
+    """List all names that `get_matching` accepts."""
     return list(METHODS)
 
 
 def cheap_matchings() -> list[str]:
-    """Names of the methods that read no full affinity and whose time is linear in the number of locations."""
+    """List the methods that need no full affinity and take time linear in the number of locations."""
     return [name for name, method in METHODS.items() if not method.needs_affinity and method.growth <= 1]
 
 
 def get_matching(matching: str | Matching) -> tuple[str, Matching]:
-    """A method and the name it goes by, from a name or from a method object with its options.
+    """Return the name and the method, given either a name or a method object with its options.
 
     Raises:
-        MatchingError: unknown name; the message holds the known ones. A class in place of an object.
+        MatchingError: unknown name (the message lists the known ones), or a class instead of an object.
     """
     if isinstance(matching, Matching):
         return matching.name, matching

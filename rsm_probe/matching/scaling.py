@@ -1,4 +1,4 @@
-"""Tokens scaled so that their affinities neither overflow nor vanish."""
+"""Scaling of tokens, so that their affinities neither overflow nor underflow."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from torch import Tensor
 
 from rsm_probe.errors import MatchingError
 
-# The largest token in half precision: as large as it holds, so that small tokens keep their digits.
+# Scale the largest token to this in half precision: close to the maximum, so that small tokens keep their digits.
 _LARGEST_HALF = 2.0**15
 
 
 def each_rescaled(tokens: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Tokens (N, S, C) whose affinities neither overflow nor vanish in float32, and the units (N,) of the images.
+    """Scale tokens (N, S, C) so that their affinities neither overflow nor underflow in float32.
 
-    Each image has its own unit: one for the whole set would let the small images beside a large one vanish. Scaling by
-    powers of two changes no digit. Images of ordinary size keep a unit of 1, and a set of such images is returned as it
-    is. Locations far smaller than the largest of their own image may still vanish: less than 1e-14 of the norms.
+    Each image has its own unit, because a common one would let small images beside a large one underflow. Units are
+    powers of two, which changes no digit. Images of ordinary size keep a unit of 1; if all do, the tokens are returned
+    as they are. Locations far smaller than the largest of their image may still underflow, which loses less than 1e-14
+    of the norms.
+
+    Returns:
+        The scaled tokens, and the units (N,) to multiply them by.
 
     Raises:
-        MatchingError: the squares of the tokens of an image do not fit into 64 bits.
+        MatchingError: the squared tokens of an image do not fit into float64.
     """
     largest = _largest(tokens)
     units = np.ones(len(largest))
@@ -35,15 +39,15 @@ def each_rescaled(tokens: Tensor) -> tuple[Tensor, np.ndarray]:
         )
     units[extreme] = np.exp2(np.frexp(largest[extreme])[1].astype(np.float64))
     numbers = torch.from_numpy(extreme).to(tokens.device)
-    # In float64: the reciprocals of the smallest units are beyond float32.
+    # In float64, because the reciprocals of the smallest units exceed float32.
     parts = tokens[numbers].double() / torch.from_numpy(units[extreme]).to(tokens.device)[:, None, None]
     return tokens.index_copy(0, numbers, parts.to(tokens.dtype)), units
 
 
 def in_half_precision(tokens: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Tokens (N, S, C) rounded to float16, and the units (N,) of the images, powers of two.
+    """Round tokens (N, S, C) to float16 with one unit per image, (N,), a power of two.
 
-    CUDA devices multiply them as they are, and add up in float32. Others get the same numbers in their former type.
+    CUDA devices multiply float16 tokens and sum in float32. Elsewhere, the rounded tokens keep their original dtype.
     """
     largest = _largest(tokens)
     units = np.where(largest > 0, np.exp2(np.frexp(largest / _LARGEST_HALF)[1].astype(np.float64)), 1.0)
@@ -52,8 +56,8 @@ def in_half_precision(tokens: Tensor) -> tuple[Tensor, np.ndarray]:
 
 
 def _largest(tokens: Tensor) -> np.ndarray:
-    """The largest magnitude of every image (N,), float64."""
-    # As the tokens lie in memory, and without a tensor of magnitudes.
+    """The largest magnitude of each image, (N,), float64."""
+    # In memory order, and without allocating the magnitudes.
     in_order = tokens if tokens.stride(1) >= tokens.stride(2) else tokens.mT
     ends = torch.maximum(in_order.amax(dim=(1, 2)), -in_order.amin(dim=(1, 2)))
     return ends.cpu().numpy().astype(np.float64)

@@ -120,7 +120,7 @@ def test_a_grid_that_is_not_known_is_not_guessed(locations, tmp_path):
         "accumulator": accumulated,
     }
     for use in uses.values():
-        with pytest.raises(MatchingError, match=rf"the grid of these {locations} locations is not known"):
+        with pytest.raises(MatchingError, match=rf"the grid of these {locations} locations is unknown"):
             use("translation")
         use(Translation(grid=(1, locations)))  # what the message says
     match(z[0], z[1], "translation", grid=(1, locations))
@@ -162,9 +162,9 @@ def test_a_grid_that_does_not_hold_the_locations_is_refused(grid):
 @pytest.mark.parametrize("options", [{}, {"grid": (3, 3)}, {"grid": (4, 4)}])
 def test_images_of_different_sizes_have_no_shift(options):
     x, y = images((3, 3))[0], images((4, 4))[0]
-    with pytest.raises(MatchingError, match=r"shifts need equal grids|does not hold|is not known"):
+    with pytest.raises(MatchingError, match=r"shifts need equal grids|does not hold|is unknown"):
         match(x, y, "translation", **options)
-    with pytest.raises(MatchingError, match=r"shifts need equal grids|does not hold|is not known"):
+    with pytest.raises(MatchingError, match=r"shifts need equal grids|does not hold|is unknown"):
         rsm(x[None], y[None], matching="translation", **options)
 
 

@@ -84,7 +84,7 @@ def test_representations_are_taken_with_their_grids():
     found, expected = nearest(representation(x), representation(y), 2, "translation"), nearest(x, y, 2, shifts)
     np.testing.assert_array_equal(found["index"], expected["index"])
     np.testing.assert_array_equal(found["similarity"], expected["similarity"])
-    with pytest.raises(MatchingError, match="the grid of these 16 locations is not known"):
+    with pytest.raises(MatchingError, match="the grid of these 16 locations is unknown"):
         rsm(representation(x), representation(y, None), "translation")
     with pytest.raises(RepresentationError, match=r"z is a representation with the grid \(4, 4\); leave grid= out"):
         rsm(representation(x), matching="translation", grid=(2, 8))

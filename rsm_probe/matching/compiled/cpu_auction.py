@@ -1,11 +1,11 @@
-"""The auction's inner loops, compiled by Numba on first use and cached on disk; they release the GIL.
+"""The auction's inner loops, compiled by Numba on first use and cached on disk. They release the GIL.
 
-A forward auction with epsilon scaling (Bertsekas, "The auction algorithm: a distributed relaxation method for the
-assignment problem", 1988). Rows bid for columns: the price of a row's best column rises by what that column is worth
-to it beyond the second best, plus epsilon, and the owner before bids again. At the end of a phase every row has a
-column that is within epsilon of its best, so the sum lies within S times epsilon of the optimum. Prices only rise, and
-are kept from phase to phase. That they only rise has a second use: columns that a row found below a threshold stay
-below it, so its next bids need to look at the few columns above it only.
+This is a forward auction with epsilon scaling (Bertsekas, "The auction algorithm: a distributed relaxation method for
+the assignment problem", 1988). Rows bid for columns. A bid raises the price of the row's best column by the margin over
+its second best, plus epsilon; the previous owner of the column bids again. At the end of a phase, every row owns a
+column within epsilon of its best, so the sum is within S times epsilon of the optimum. Prices carry over to the next
+phase. Because prices only rise, columns below a threshold stay below it: a row's next bids need to check only the few
+columns that were above it (its candidates).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rsm_probe.matching.compiled.simd import (
 )
 from rsm_probe.matching.compiled.sums import frobenius, sum_over, upper_bound
 
-# The first epsilon over the range of the affinities, and each epsilon over the next.
+# The first epsilon as a share of the range of the affinities, and the factor between successive epsilons.
 _FIRST, _SHRINK = 0.005, 8.0
-# Rows that are looked at for the starting prices: the means of columns need no more.
+# Rows sampled for the starting prices: enough to estimate the column means.
 _SAMPLED = 256
-# How many candidates a row remembers, and by how many rises of a price the best must exceed the threshold.
+# Candidates stored per row; they pay off if the best lies this many epsilons above the threshold.
 _CANDIDATES = 64
 _WORTHWHILE = 8.0
 
@@ -38,17 +38,17 @@ CERTIFIED, LOOSE, OUT_OF_BIDS = 0, 1, 2
 
 @compiled
 def solve_batch(affinities, scales, gap, bids_per_row, out, values, bounds, outcomes, bids):
-    """Solves a batch of assignments.
+    """Solve a batch of assignments.
 
     Args:
-        affinities: (B, S, T), contiguous, finite, and in float32 below 1e30.
-        scales: (B,) float64, what the gap is relative to: the product of the norms, or 0 where it is not known.
-        gap: allowed difference of bound and value, relative to the scale.
-        bids_per_row: where to give up.
-        out: (B, S) int64, receives each row's column, -1 where it has none.
+        affinities: (B, S, T), contiguous, finite; float32 affinities must lie below 1e30.
+        scales: scale of the gap, (B,) float64: the product of the norms, or 0 if unknown.
+        gap: allowed difference between bound and value, relative to the scale.
+        bids_per_row: bids per row after which to give up.
+        out: (B, S) int64, receives the column of each row, -1 for unmatched rows.
         values: (B,) float64, receives the sums.
-        bounds: (B,) float64, receives the duals' upper bounds; no sum exceeds them, even where the bids ran out.
-        outcomes: (B,) int64, receives CERTIFIED where the gap was reached, LOOSE, or OUT_OF_BIDS.
+        bounds: (B,) float64, receives the dual upper bounds; valid even if the bids ran out.
+        outcomes: (B,) int64, receives CERTIFIED if the gap was reached, otherwise LOOSE or OUT_OF_BIDS.
         bids: (B,) int64, receives the number of bids.
     """
     rows, columns = affinities.shape[1], affinities.shape[2]
@@ -75,7 +75,7 @@ def solve_batch(affinities, scales, gap, bids_per_row, out, values, bounds, outc
 
 @compiled
 def dual_prices(affinity, gap, bids_per_row):
-    """Prices of the columns of one square affinity that prove its optimum up to a gap; see `solve_batch`."""
+    """Compute column prices that certify the optimum of a square affinity up to a gap; see `solve_batch`."""
     n = len(affinity)
     square = np.empty((n, (n + LANES - 1) // LANES * LANES), affinity.dtype)
     _pad(affinity, np.arange(n), np.arange(n), square)
@@ -86,10 +86,10 @@ def dual_prices(affinity, gap, bids_per_row):
 
 @compiled
 def _live_lines(affinity):
-    """Rows and columns that are to be matched; those that hold zeros only are set aside where nothing is negative.
+    """Select the rows and columns to match; if nothing is negative, all-zero (dead) rows and columns are set aside.
 
-    Matching dead locations of both images with each other then loses nothing: of two pairs of one dead and one living
-    location each, exchanging the partners gains the affinity of the living ones.
+    Matching dead rows with dead columns loses nothing: whenever a dead row is matched with a live column and a live row
+    with a dead column, exchanging the partners gains the affinity of the live pair.
     """
     rows, columns = affinity.shape
     row_lives, column_lives = np.zeros(rows, np.bool_), np.zeros(columns, np.bool_)
@@ -111,7 +111,7 @@ def _live_lines(affinity):
 
 @compiled
 def _pad(affinity, live_rows, live_columns, square):
-    """Copies the living part; zero vectors fill up the smaller side, columns that no row wants the last 64."""
+    """Copy the live part, pad the smaller side with zeros, and fill up to a multiple of 64 with unwanted columns."""
     n, rows, columns = len(square), len(live_rows), len(live_columns)
     square[:, n:] = lowest_value(square)
     square[:rows, columns:n] = 0
@@ -123,7 +123,7 @@ def _pad(affinity, live_rows, live_columns, square):
 
 @compiled
 def _report(owner, live_rows, live_columns, columns, out):
-    """Owners of kept columns -> columns of all rows; those that were set aside are matched with each other."""
+    """Turn owners of live columns into columns of all rows; rows and columns set aside are matched with each other."""
     out[:] = -1
     free = np.ones(columns, np.bool_)
     for b in range(len(live_columns)):
@@ -140,7 +140,7 @@ def _report(owner, live_rows, live_columns, columns, out):
 
 @compiled
 def _solve(affinity, scale, gap, bids_per_row, owner, prices):
-    """Assigns the first n columns of an (n, multiple of 64) matrix; returns value, bound, outcome, bids."""
+    """Assign the first n columns of an (n, multiple of 64) matrix; return value, bound, outcome and bids."""
     n = len(affinity)
     if n == 0:
         return 0.0, 0.0, CERTIFIED, 0
@@ -149,7 +149,7 @@ def _solve(affinity, scale, gap, bids_per_row, owner, prices):
         value = sum_over(affinity, owner)
         return value, value, CERTIFIED, 0
     if spread == 0:
-        # Every assignment is as good as another.
+        # All assignments have the same value.
         prices[:n] = 0
         return sum_over(affinity, owner), upper_bound(affinity, prices), CERTIFIED, 0
     queue = np.empty(n, np.int64)
@@ -177,7 +177,7 @@ def _solve(affinity, scale, gap, bids_per_row, owner, prices):
 
 @compiled
 def _start(affinity, prices):
-    """Sets prices to the means of columns and returns the range of the affinities. A sample of rows does."""
+    """Set prices to the (sampled) column means, and return the (sampled) range of the affinities."""
     n = len(affinity)
     step = max(1, n // _SAMPLED)
     while True:
@@ -193,12 +193,12 @@ def _start(affinity, prices):
         spread = float(largest.max()) - float(smallest.min())
         if spread > 0 or step == 1:
             return spread
-        step = 1  # a sample that is constant proves nothing
+        step = 1  # a constant sample does not prove that the whole is constant
 
 
 @compiled
 def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts, thresholds):
-    """One phase: all rows bid until each has a column. Returns the number of bids, the budget if it was too small."""
+    """Run one phase: rows bid until each owns a column. Return the number of bids, or the budget if it ran out."""
     n = len(affinity)
     step = affinity.dtype.type(epsilon)
     owner[:] = -1
@@ -211,7 +211,7 @@ def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts,
         remembered = counts[row] > 0
         if remembered:
             best, second, position = best_candidate(held, named, row, counts[row], prices)
-            # All other columns are at the threshold or below: what counts as second best may be too good, which only
+            # All other columns are at most at the threshold. Using it as second best may overestimate that, which only
             # makes the bid smaller.
             remembered = best > thresholds[row]
             second = max(second, thresholds[row])
@@ -230,7 +230,7 @@ def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts,
                 counts[row] = _remember(affinity, row, prices, threshold, held, named)
                 thresholds[row] = threshold
         raised = prices[column] + ((best - second) + step)
-        # A rise below the price's resolution must not be lost, or two rows would bid for ever.
+        # A rise below the resolution of the price must not be lost: two rows would outbid each other forever.
         if raised <= prices[column]:
             raised = np.nextafter(prices[column], affinity.dtype.type(np.inf))
         prices[column] = raised
@@ -247,7 +247,7 @@ def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts,
 
 @compiled
 def _remember(affinity, row, prices, threshold, held, named):
-    """Notes the columns above the threshold; returns how many, filled up for the vector unit, or -1 if too many."""
+    """Store the columns above the threshold; return their number, padded for the vector unit, or -1 if too many."""
     count = 0
     for start in range(0, affinity.shape[1], LANES):
         bits = lanes_above(affinity, row, prices, start, threshold)

@@ -1,8 +1,8 @@
-"""The auction of `cpu_auction` for a device: many pairs at once, one Triton program for each.
+"""The auction of `cpu_auction` on a device: many pairs at once, one Triton program per pair.
 
-Prices, and who owns each column, stay in the registers of a program from the first bid to the certificate; affinities
-are read row by row from where they are. So programs share nothing, and nothing needs to be synchronised. A row that
-loses its column bids next: that takes about as many bids as a queue, and needs no memory.
+A program keeps prices and column owners in registers from the first bid to the certificate, and reads affinities row
+by row from global memory. Programs share nothing and need no synchronisation. A row that loses its column bids next;
+this takes about as many bids as a queue, without its memory.
 
 Without a device, Triton's interpreter runs the same code (TRITON_INTERPRET=1).
 """
@@ -12,24 +12,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# The first epsilon over the range of the affinities, and each epsilon over the next; see the kernel for CPUs.
+# As on the CPU: the first epsilon as a share of the range of the affinities, and the factor between epsilons.
 _FIRST = tl.constexpr(0.005)
 _SHRINK = tl.constexpr(8.0)
-# Below every affinity, yet so that its differences are finite.
+# Below every affinity, but differences stay finite.
 _LOWEST = tl.constexpr(-1e38)
 _LOWEST_KEY = tl.constexpr(-(2**31))
-# Rises of prices are at least so large relative to the price, some units in the last place: one that is lost in
-# rounding would let two rows bid for ever.
+# The smallest relative rise of a price, a few units in the last place. If rounding swallowed a rise, two rows would
+# outbid each other forever.
 _LEAST_RISE = tl.constexpr(2.4e-7)
-# A code holds a column in its lower 16 bits, and its owner plus one above them.
+# A code holds a column in its lower 16 bits and its owner plus one above them.
 _OWNER = tl.constexpr(65536)
-# What float64 may round away of a bound, relative to the magnitudes that are added up one by one, for each of these.
+# Rounding error of float64 per summand of a bound, relative to the summed magnitudes.
 _ROUNDING = tl.constexpr(2.0**-52)
 
 
 @triton.jit
 def _key(values):
-    """Numbers as integers of the same order, and such integers as numbers again: devices reduce integers faster."""
+    """Map float32 numbers to integers in the same order, because devices reduce integers faster; see `_number`."""
     bits = values.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -56,22 +56,22 @@ def solve_pairs(
     bids_per_row,
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Solves the assignments of B affinities.
+    """Solve the assignments of B affinities.
 
     Args:
         affinities: (B, size, size) float32, contiguous, finite.
-        scales: (B,) float64, what the gap is relative to.
-        orders: (B, size) int32, rows; those that are to be matched come first.
-        aside: (B, size) int32, 1 for columns that are not to be matched.
-        counts: (B,) int32, how many rows, and columns, are to be matched.
-        permutations: (B, size) int32, receives the columns of the rows that are matched.
-        values: (B,) float64, receives the sums, -infinity where the bids ran out.
-        bounds: (B,) float64, receives the duals' upper bounds; no sum exceeds them, in any case.
-        bids_made: (B,) int32, receives the number of bids, each of which reads a row.
-        size: locations.
-        order_stride: numbers between the rows of `orders` and of `aside`, 0 where one holds for all pairs.
-        gap: allowed difference of bound and value, relative to the scale.
-        bids_per_row: where to give up.
+        scales: scale of the gap, (B,) float64.
+        orders: rows in order, (B, size) int32; those to be matched come first.
+        aside: (B, size) int32, 1 for columns that are set aside.
+        counts: number of rows, and of columns, to be matched, (B,) int32.
+        permutations: (B, size) int32, receives the columns of the matched rows.
+        values: (B,) float64, receives the sums, -infinity if the bids ran out.
+        bounds: (B,) float64, receives the dual upper bounds, which are always valid.
+        bids_made: (B,) int32, receives the number of bids; each reads one row.
+        size: number of locations.
+        order_stride: distance between the rows of `orders` and `aside`; 0 if all pairs share one row.
+        gap: allowed difference between bound and value, relative to the scale.
+        bids_per_row: bids per row after which to give up.
         BLOCK: a power of two, at least `size`.
     """
     pair = tl.program_id(0).to(tl.int64)
@@ -82,7 +82,7 @@ def solve_pairs(
     inside = columns < size
     wanted = tl.load(aside + pair * order_stride + columns, mask=inside, other=1) == 0
 
-    # Prices start at the means of columns.
+    # Start prices at the column means.
     total = tl.zeros([BLOCK], tl.float32)
     low, high = tl.full([BLOCK], -_LOWEST, tl.float32), tl.full([BLOCK], _LOWEST, tl.float32)
     for k in range(count):
@@ -92,19 +92,19 @@ def solve_pairs(
         low, high = tl.minimum(low, entries), tl.maximum(high, entries)
     largest = tl.max(tl.where(wanted, high, _LOWEST), 0)
     spread = largest - tl.min(tl.where(wanted, low, -_LOWEST), 0)
-    # Nobody can pay for a column that is not wanted: cheaper than a mask that every bid must look at.
+    # Unwanted columns are unaffordable, which is cheaper than a mask in every bid.
     prices = tl.where(wanted, total / tl.maximum(count, 1), -_LOWEST)
 
     allowed = (gap * tl.load(scales + pair)).to(tl.float32)
     finest = tl.minimum(gap * spread, 0.9 * allowed / tl.maximum(count, 1))
     epsilon = _FIRST * spread
     if spread <= 0:
-        # Every assignment is as good as another, and one phase finds one.
+        # All assignments have the same value, and one phase finds one of them.
         epsilon = gap * tl.maximum(tl.abs(largest), 1e-30)
         finest = epsilon
 
-    # No column has an owner yet. Computed from what was read, this is laid out over threads like the affinities, and
-    # so are the codes: otherwise each bid would move them through shared memory.
+    # No column has an owner yet. Derived from loaded data, `unowned` (and so `codes`) has the thread layout of the
+    # affinities; otherwise every bid would move codes through shared memory.
     unowned = tl.where(wanted, columns, -1)
     codes = unowned
     budget = bids_per_row * count
@@ -135,7 +135,7 @@ def solve_pairs(
     owners = codes // _OWNER - 1
     owned = owners >= 0
     value = tl.sum(tl.load(affinity + owners * size + columns, mask=owned, other=0.0).to(tl.float64), 0)
-    # The dual: the prices, and each row's best at these prices, and what rounding can hide of their sum.
+    # The dual value: prices, plus each row's best at these prices, plus an allowance for rounding.
     paid = tl.where(wanted, prices, 0.0).to(tl.float64)
     bound = tl.sum(paid, 0)
     magnitude = tl.sum(tl.abs(paid), 0)
@@ -153,5 +153,5 @@ def solve_pairs(
     tl.store(bids_made + pair, bids)
 
 
-# Whether the kernel runs without a device, in Triton's interpreter: for tests, which set TRITON_INTERPRET=1 before.
+# Whether the program runs in Triton's interpreter, for tests that set TRITON_INTERPRET=1 before the import.
 interpreted = not isinstance(solve_pairs, triton.JITFunction)

@@ -1,4 +1,4 @@
-"""Loops of the cheaper methods, compiled by Numba on first use and cached on disk; they release the GIL."""
+"""Loops of the cheaper methods, compiled by Numba on first use and cached on disk. They release the GIL."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def choose(affinity, order, out):
-    """Rows without a partner take, in a given order, the best column that is free.
+    """Give each unmatched row, in the given order, its best free column.
 
     Args:
         affinity: (S, T), finite.
-        order: (S,), the rows in the order in which they choose.
-        out: (S,) int64, the partners that are given, -1 where a row has none; receives the others.
+        order: the rows in the order in which they choose, (S,).
+        out: partners, (S,) int64, -1 for unmatched rows; receives the new partners.
     """
     columns = affinity.shape[1]
-    # Free columns are kept together, so that rows that choose late look at few.
+    # Free columns are stored contiguously, so that rows that choose late check only a few.
     free = np.ones(columns, np.bool_)
     for row in range(len(out)):
         if out[row] >= 0:
@@ -31,21 +31,21 @@ def choose(affinity, order, out):
             if affinity[row, left[position]] > affinity[row, left[best]]:
                 best = position
         out[row] = left[best]
-        # The order of columns is kept: among equal ones the first is taken.
+        # Preserve the order of the columns, so that ties go to the first.
         for position in range(best, count - 1):
             left[position] = left[position + 1]
         count -= 1
 
 
-# Terms may be added in any order, so that several are added at once; the sum is float64 all the same.
+# Allow reassociation, so that the loop vectorises; the sum is in float64 in any case.
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def matched_product(x, y, permutation):
-    """Sum of the inner products that a permutation picks, in float64.
+    """Sum the inner products that a permutation selects, in float64.
 
     Args:
         x: tokens (S, C).
         y: tokens (T, C).
-        permutation: (S,) int64, rows of y, -1 where a row of x has no partner.
+        permutation: rows of y, (S,) int64, -1 for unmatched rows of x.
     """
     total = 0.0
     for row in range(len(permutation)):
@@ -58,14 +58,14 @@ def matched_product(x, y, permutation):
 
 @njit(cache=True, nogil=True)
 def matched_products(x, y, rows, columns, permutation, out):
-    """Sums as of `matched_product` for pairs of images under one permutation.
+    """Compute `matched_product` for pairs of images under one permutation.
 
     Args:
         x: tokens (N, S, C).
         y: tokens (M, T, C).
-        rows: (B,), images of x.
-        columns: (B,), images of y.
-        permutation: (S,) int64, rows of an image of y, -1 where there is none.
+        rows: images of x, (B,).
+        columns: images of y, (B,).
+        permutation: locations of y, (S,) int64, -1 for unmatched locations.
         out: (B,) float64, receives the sums.
     """
     for pair in range(len(rows)):

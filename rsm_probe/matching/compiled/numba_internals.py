@@ -1,10 +1,10 @@
-"""The auction's searches by vector instructions, which Numba does not reach by itself: in LLVM's portable form.
+"""The auction's searches by vector instructions, in LLVM's portable vector types, which Numba does not expose.
 
-LLVM turns vectors of 64 numbers into the registers of whatever processor compiles them (AVX-512, AVX2, NEON). What the
-searches return is said, and said again in plain Numba, in `plain_searches`.
+LLVM maps vectors of 64 numbers to the registers of the processor at hand (AVX-512, AVX2, NEON). `plain_searches`
+documents the searches and implements them in plain Numba.
 
-This is the only module that touches the insides of Numba and llvmlite. `tests/matching/test_simd.py` has a
-canary for each name, and where a release takes one away, `simd` falls back to plain Numba.
+Only this module uses internals of Numba and llvmlite. `tests/matching/test_simd.py` has a canary for each name; if a
+release removes one, `simd` falls back to plain Numba.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from rsm_probe.matching.compiled.plain_searches import CANDIDATE_LANES, LANES
 
-# Below every real value, yet finite after a price was subtracted.
+# Below every real value, but finite after a price is subtracted.
 LOWEST = {types.float32: -3e38, types.float64: -1e300}
 
 _BIT, _INT32, _INT64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
@@ -114,7 +114,7 @@ def best_candidate(typing_context: Any, values: Any, columns: Any, row: Any, cou
             builder.fcmp_ordered("==", top, _repeat(builder, best, CANDIDATE_LANES)), ir.IntType(CANDIDATE_LANES)
         )
         lane = builder.cttz(bits, ir.Constant(_BIT, 1))
-        # The lane of the best offers its own second value, all others their first.
+        # The lane of the best contributes its second value, every other lane its first.
         rest = builder.insert_element(top, builder.extract_element(next_top, lane), lane)
         second = _reduced(builder, rest)
         position = builder.add(builder.zext(builder.extract_element(where, lane), _INT64), builder.zext(lane, _INT64))
@@ -135,7 +135,7 @@ def lowest_bit(typing_context: Any, bits: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def search_once(values, columns, prices):
-    """Compiles every search, and runs it on a row of ones; 0 where each finds what it must."""
+    """Compile every search and run it on a row of ones; return 0 if all results are correct."""
     best, second, lane, threshold = best_lanes(values, 0, prices)
     candidate, _, position = best_candidate(values, columns, 0, columns.shape[1], prices)
     wrong = abs(best) + abs(second) + abs(threshold) + abs(candidate) + abs(best_in_float64(values, 0, prices))
@@ -150,7 +150,7 @@ def _operands(context: Any, builder: Any, signature: Any, args: Any) -> tuple[li
 
 
 def _row(context: Any, builder: Any, kind: Any, array: Any, row: Any) -> tuple[Any, Any]:
-    """A pointer to a row of a contiguous matrix, and the number of its columns."""
+    """A pointer to a row of a contiguous matrix, and its number of columns."""
     matrix = context.make_array(kind)(context, builder, array)
     width = cgutils.unpack_tuple(builder, matrix.shape)[1]
     return builder.gep(matrix.data, [builder.mul(row, width)]), width
@@ -172,7 +172,7 @@ def _load(builder: Any, pointer: Any, start: Any, lanes: Any) -> Any:
 
 
 def _running_maxima(builder: Any, pointers: list[Any], width: Any, lanes: Any, lowest: Any) -> Any:
-    """For each of 64 lanes the largest of its values, in the precision of `lowest`."""
+    """The largest value in each of 64 lanes, in the precision of `lowest`."""
 
     def scan(start: Any, maxima: Any) -> tuple[Any, ...]:
         loads = [_load(builder, pointer, start, lanes) for pointer in pointers]
@@ -184,7 +184,7 @@ def _running_maxima(builder: Any, pointers: list[Any], width: Any, lanes: Any, l
 
 
 def _loop(builder: Any, count: Any, step: int, first: tuple[Any, ...], body: Any) -> tuple[Any, ...]:
-    """Repeats `body(start, *values)`, which returns the next values, for start = 0, step, ... below count."""
+    """Emit a loop: repeat `body(start, *values)`, which returns the next values, for start = 0, step, ... < count."""
     before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -216,7 +216,7 @@ def _part(builder: Any, vector: Any, start: int, count: int) -> Any:
 
 
 def _reduced(builder: Any, vector: Any, operation: str = "fmax") -> Any:
-    """The largest or smallest element; none is NaN, so the hardware's order of operands does not matter."""
+    """Reduce to the largest or smallest element; no element is NaN, so the order of operands does not matter."""
     suffix = f"v{vector.type.count}f{64 if vector.type.element == _DOUBLE else 32}"
     kind = ir.FunctionType(vector.type.element, [vector.type])
     reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.{operation}.{suffix}")

@@ -1,7 +1,7 @@
-"""The searches of the auction in plain Numba: what `numba_internals` does with vector instructions, value for value.
+"""The auction's searches in plain Numba, equal in every value to the vector instructions of `numba_internals`.
 
-They serve as the fallback where a release of Numba or a platform cannot compile those, and as their specification: both
-name the same columns, ties included, so that matchings are the same to the last bit.
+They are the fallback if a Numba release or a platform cannot compile the vector instructions, and their specification.
+Both select the same columns, ties included, so that matchings agree to the last bit.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-# How many values of a row one vector holds, and how many candidates.
+# Values of a row per vector, and candidates per vector.
 LANES, CANDIDATE_LANES = 64, 16
-# Candidates pay where a pass over a row costs more than gathering some prices: not for small matrices, and not while
+# Candidates pay off if a pass over a row costs more than gathering a few prices: not for small matrices, and not while
 # prices rise so fast that the best candidate soon drops below the threshold.
 FEWEST_FOR_CANDIDATES = 512
 
 
 @njit(cache=True, nogil=True)
 def lowest_value(array):
-    """A finite value below all others, even after a price was subtracted."""
+    """A finite value below all others, even after a price is subtracted."""
     return array.dtype.type(-3e38 if array.itemsize == 4 else -1e300)
 
 
 @njit(cache=True, nogil=True)
 def best_lanes(affinity, row, prices):
-    """One pass over `affinity[row] - prices`; both have a multiple of 64 columns.
+    """Search `affinity[row] - prices` in one pass; both have a multiple of 64 columns.
 
     Returns:
-        (best, runner_up, lane, threshold): the best value; the best of other lanes, or a better one of its own lane
-        that is not the best itself, so that it equals `best` where two lanes hold that; the first lane, in whose
-        columns lane, lane + 64, ... the best stands; a value that some twenty columns exceed, as it is the smallest of
-        eight maxima, where there are enough columns for candidates.
+        (best, runner_up, lane, threshold). `runner_up` is the best value of the other lanes, or a larger one from the
+        same lane; it equals `best` if two lanes hold that. `lane` is the first lane whose columns lane, lane + 64, ...
+        hold the best. `threshold` is the smallest of eight maxima, which some twenty columns exceed; it equals `best`
+        if there are too few columns for candidates.
     """
     best, runner_up, best_lane = lowest_value(affinity), lowest_value(affinity), 0
     for column in range(affinity.shape[1]):
@@ -66,7 +66,7 @@ def _threshold(affinity, row, prices):
 
 @njit(cache=True, nogil=True, fastmath={"nnan"})
 def best_in_float64(affinity, row, prices):
-    """The best of `affinity[row] - prices`, subtracted in float64: nothing is rounded where both are float32."""
+    """The largest of `affinity[row] - prices`, subtracted in float64, which is exact if both are float32."""
     best = -1e300
     for column in range(affinity.shape[1]):
         value = np.float64(affinity[row, column]) - np.float64(prices[column])
@@ -76,7 +76,7 @@ def best_in_float64(affinity, row, prices):
 
 @njit(cache=True, nogil=True)
 def lanes_above(affinity, row, prices, start, threshold):
-    """Which of 64 values `affinity[row] - prices` from column `start` exceed a threshold, as the bits of an integer."""
+    """A bit mask of the 64 values `affinity[row] - prices` from column `start` on that exceed a threshold."""
     bits = np.uint64(0)
     for lane in range(LANES):
         if affinity[row, start + lane] - prices[start + lane] > threshold:
@@ -86,15 +86,15 @@ def lanes_above(affinity, row, prices, start, threshold):
 
 @njit(cache=True, nogil=True)
 def best_candidate(values, columns, row, count, prices):
-    """One pass over `values[row, :count] - prices[columns[row, :count]]`; count is a multiple of 16.
+    """Search `values[row, :count] - prices[columns[row, :count]]` in one pass; count is a multiple of 16.
 
     Returns:
-        (best, second, position): the two best values, equal where two candidates tie, and where the best stands.
+        (best, second, position): the two largest values, equal if two candidates tie, and the position of the best.
     """
     best, second, best_position = lowest_value(values), lowest_value(values), 0
     for position in range(count):
         value = values[row, position] - prices[columns[row, position]]
-        # Of equal values, the one in the first lane counts, as in a vector.
+        # As in a vector, ties go to the first lane.
         if value > best or (value == best and position % CANDIDATE_LANES < best_position % CANDIDATE_LANES):
             best, second, best_position = value, best, position
         else:
@@ -104,7 +104,7 @@ def best_candidate(values, columns, row, count, prices):
 
 @njit(cache=True, nogil=True)
 def lowest_bit(bits):
-    """The position of the lowest bit that is set; at least one must be."""
+    """The position of the lowest set bit; at least one bit must be set."""
     position = 0
     while (bits >> np.uint64(position)) & np.uint64(1) == 0:
         position += 1

@@ -1,7 +1,7 @@
-"""The searches in which the auction spends its time: with vector instructions, or else in plain Numba.
+"""The searches that dominate the auction's time: by vector instructions or in plain Numba.
 
-Both give the same matchings to the last bit; plain Numba takes two to four times as long. It is used where the
-environment variable `RSM_PROBE_SIMD` is 0, and where vector instructions do not compile.
+Both give the same matchings to the last bit; plain Numba takes two to four times as long. It is used if the
+environment variable `RSM_PROBE_SIMD` is 0, or if vector instructions do not compile.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ __all__ = [
 
 
 def compiled(function=None, **options):
-    """Has Numba compile a function on first use and cache it on disk; it releases the GIL."""
+    """Let Numba compile a function on first use and cache it on disk; the function releases the GIL."""
     if function is None:
         return lambda decorated: compiled(decorated, **options)
-    if not VECTORISED:  # the cache knows a function by its file and name, whatever functions it calls
+    if not VECTORISED:  # Numba's cache key ignores which functions a function calls
         function.__qualname__ = f"plain.{function.__qualname__}"
     return njit(cache=True, nogil=True, **options)(function)

@@ -1,7 +1,7 @@
-"""The sums behind values and certificates, compiled by Numba: hardly anything is lost, and that is counted.
+"""Sums behind values and certificates, compiled by Numba, with rigorous bounds on rounding.
 
-A bound is a sum of thousands of float64 numbers, and may cancel. So what each addition rounds away is added up beside
-it (Neumaier's summation), and what is left of all rounding is added to the bound: it holds in exact arithmetic.
+A bound sums thousands of float64 numbers that may cancel. Neumaier's summation accumulates the rounding error of each
+addition, and an allowance for the remaining error is added to the bound, so that it holds in exact arithmetic.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import numpy as np
 
 from rsm_probe.matching.compiled.simd import best_in_float64, compiled
 
-# Of the magnitudes that make a bound. Subtracting prices rounds by 2^-53 each; the rest covers the sums, and those of
-# the values, which are added up in pairs.
+# Allowance relative to the summed magnitudes. Subtracting prices rounds by 2^-53 each; the rest covers the sums,
+# including those of the values, which use pairwise summation.
 _ROUNDING = 2.0**-48
 
 
 @compiled
 def sum_over(affinity, owner):
-    """The sum over an assignment, in float64."""
+    """The value of an assignment, in float64."""
     total, lost = 0.0, 0.0
     for column in range(len(owner)):
         total, lost = _added(total, lost, np.float64(affinity[owner[column], column]))
@@ -26,7 +26,7 @@ def sum_over(affinity, owner):
 
 @compiled
 def upper_bound(affinity, prices):
-    """The dual's bound on every assignment, in float64: the prices, and each row's best at these prices."""
+    """The dual bound on every assignment, in float64: the prices plus each row's best at these prices."""
     total, lost, size = 0.0, 0.0, 0.0
     for j in range(len(affinity)):
         price = np.float64(prices[j])
@@ -41,7 +41,7 @@ def upper_bound(affinity, prices):
 
 @compiled
 def _added(total, lost, term):
-    """A sum with another term, and what rounding has taken from it so far."""
+    """Add a term to a sum; return the sum and its accumulated rounding error."""
     following = total + term
     if abs(total) >= abs(term):
         lost += (total - following) + term
@@ -50,7 +50,7 @@ def _added(total, lost, term):
     return following, lost
 
 
-# Terms may be added in any order: several at once.
+# Allow reassociation, so that the loop vectorises.
 @compiled(fastmath={"reassoc", "contract", "nsz"})
 def frobenius(affinity):
     """The Frobenius norm of the first n columns, in float64."""

@@ -1,4 +1,4 @@
-"""The matching methods, one per file; each is a small frozen object that carries its options.
+"""The matching methods, one per file. Each is a small frozen object that carries its options.
 
 Begin with `identity.py` and `optimal.py`. A new method is one file here and one line in `rsm_probe.matching.registry`.
 """

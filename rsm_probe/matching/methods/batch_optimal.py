@@ -1,4 +1,4 @@
-"""Matching within windows: linear in the number of locations, and no full affinity (paper, appendix F)."""
+"""Matching within windows: linear in the number of locations, without a full affinity (paper, appendix F)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 from rsm_probe.matching.methods.identity import products_of_pairs
 from rsm_probe.matching.methods.optimal import Auction
 
-# Bytes of the windows' affinities that exist at once.
+# Bytes of window affinities held at once.
 _BLOCK_BYTES = 4 << 20
-# Principal axes of an image, and the rounds of the iteration that approaches them.
+# Principal axes per image, and subspace iterations to find them.
 _AXES = 4
 _ITERATIONS = 3
 
 
 @dataclass(frozen=True, eq=False)
 class SortedLocations:
-    """What windows need of a set of images.
+    """A set of images, prepared for windowed matching.
 
     Attributes:
-        images: these.
+        images: the images themselves.
         tokens: (N, S, C), in main memory.
-        order: (N, S), locations by descending norm.
+        order: locations by descending norm, (N, S).
     """
 
     images: Locations
@@ -42,21 +42,21 @@ class SortedLocations:
 
     @cached_property
     def axes(self) -> np.ndarray:
-        """Principal axes of each image's locations, times their standard deviations: (N, A, C) with A <= 4, float64."""
+        """Principal axes of each image's locations, scaled by standard deviations: (N, A, C) with A <= 4, float64."""
         return principal_axes(self.images.tokens)
 
     @property
     def count(self) -> int:
-        """Locations of one image, S."""
+        """Number of locations of one image, S."""
         return self.images.count
 
 
 @dataclass(frozen=True)
 class Windowed(Matching):
-    """What matchings within windows share: pairs one after the other on the CPU, from their tokens.
+    """Base of windowed matchings: solve pairs one by one on the CPU, from their tokens.
 
     Attributes:
-        window: locations of a window; the last one may hold fewer.
+        window: locations per window; the last window may be shorter.
     """
 
     window: int = 512
@@ -69,15 +69,15 @@ class Windowed(Matching):
         require_whole(self.window, "window", 1, MatchingError)
 
     def prepare(self, images: Locations) -> SortedLocations:
-        """Sort the locations of every image by norm."""
+        """Sort the locations of each image by norm."""
         return SortedLocations(images, images.on_cpu, images.order)
 
     def reaches_identity(self, rows: int, columns: int) -> bool:
-        """Where one window holds everything, which is then solved exactly."""
+        """True if one window holds all locations, because a window is solved exactly."""
         return self.window >= max(rows, columns)
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Match the pairs one after the other, from their tokens."""
+        """Match the pairs one by one, from their tokens."""
         # Lazy: importing Numba takes seconds.
         from rsm_probe.matching.compiled.loops import matched_product
 
@@ -92,14 +92,14 @@ class Windowed(Matching):
 
         values = products(permutations)
         if self.reaches_identity(x.count, y.count):
-            # Windows compare affinities as they are rounded; here nothing is.
+            # Windows compare rounded affinities; this comparison is in float64.
             identity = identity_partners(x.count, y.count)
             aligned = products(np.broadcast_to(identity, permutations.shape))
             prefer_identity(aligned, y.count, permutations, values)
         return Solution.uncertified(values, permutations, self.name)
 
     def partners(self, x: SortedLocations, i: int, y: SortedLocations, j: int) -> np.ndarray:
-        """The partner of every location of one image (S,), -1 where it has none."""
+        """Return the partner of each location of one image, (S,), -1 for unmatched locations."""
         pairing = Pairing(x, i, y, j, x.order[i], y.order[j])
         pairing.improve(self.window, Auction())
         return pairing.permutation()
@@ -107,11 +107,11 @@ class Windowed(Matching):
 
 @dataclass(frozen=True)
 class BatchOptimal(Windowed):
-    """The paper's Batch-Optimal: locations in order of their norms, cut into windows, each solved exactly.
+    """The paper's Batch-Optimal: sort locations by norm, cut them into windows, and solve each window exactly.
 
     Attributes:
-        window: locations of a window; the last one may hold fewer.
-        where: where windows are solved, see `Auction`.
+        window: locations per window; the last window may be shorter.
+        where: where windows are solved; see `Auction`.
     """
 
     where: Literal["auto", "cpu", "device"] = field(default="auto", kw_only=True, repr=False)
@@ -120,15 +120,15 @@ class BatchOptimal(Windowed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Auction(where=self.where)  # which knows where it may run
+        Auction(where=self.where)  # validates `where`
 
     def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
-        """Whether the windows of so many pairs are solved on the device, by the kernel of `optimal`."""
+        """Decide whether the device solves the windows of this many pairs; see `Auction`."""
         window = min(self.window, locations)
         return Auction(where=self.where).on_device(device, dtype, window, pairs * (locations // window))
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Match the pairs one after the other, from their tokens; on a device, many at once."""
+        """Match the pairs from their tokens: one by one on the CPU, many at once on a device."""
         x, y = pairs.images()
         stays = pairs.on_device
         if stays is None:
@@ -152,14 +152,14 @@ class BatchOptimal(Windowed):
         values = _products(left, right, positions)
         permutations = np.where(permutations < y.count, permutations, -1)[:, : x.count]
         if self.reaches_identity(x.count, y.count):
-            # Where each location of y stands in its order, looked up in the order of x.
+            # The identity in sorted positions: where each location of x stands in the order of y.
             same = np.take_along_axis(np.argsort(columns, axis=1), rows, axis=1)
             prefer_identity(_products(left, right, same), y.count, permutations, values)
         return Solution.uncertified(values, permutations, f"{self.name}-device")
 
 
 def _by_norm(side: SortedLocations, numbers: np.ndarray, size: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Tokens (B, size, C) of some images in the order of their norms, zero vectors last, and that order (B, size)."""
+    """Tokens (B, size, C) of selected images in order of their norms, padded with zeros, and that order (B, size)."""
     filled = np.tile(np.arange(side.count, size), (len(numbers), 1))
     order = np.concatenate([side.order[numbers], filled], axis=1)
     tokens = side.images.tokens[torch.from_numpy(numbers).to(side.images.tokens.device)]
@@ -169,22 +169,22 @@ def _by_norm(side: SortedLocations, numbers: np.ndarray, size: int) -> tuple[tor
 
 
 def _products(left: torch.Tensor, right: torch.Tensor, positions: np.ndarray) -> np.ndarray:
-    """Inner products (B,), float64, of images (B, S, C) with others whose locations (B, S) are paired with theirs."""
+    """Inner products (B,), float64, of images (B, S, C), whose location s is paired with `positions[:, s]`."""
     partners = torch.from_numpy(positions).to(right.device)[:, :, None].expand_as(right)
     return products_of_pairs(right.gather(1, partners), left)
 
 
 def _positions_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: Auction) -> np.ndarray:
-    """Match locations window by window, and return the places of the partners.
+    """Match locations window by window.
 
     Args:
-        x: tokens (B, W * width, C), contiguous windows.
+        x: tokens (B, W * width, C), in contiguous windows.
         y: tokens of the same shape.
-        width: locations of a window.
-        solver: for all windows at once.
+        width: locations per window.
+        solver: solves all windows at once.
 
     Returns:
-        Shape (B, W * width).
+        The position of each partner, (B, W * width).
     """
     left, right = (side.reshape(-1, width, side.shape[2]) for side in (x, y))
     with full_precision(left.device):
@@ -194,9 +194,9 @@ def _positions_in_windows(x: torch.Tensor, y: torch.Tensor, width: int, solver: 
 
 
 class Pairing:
-    """The locations of two images in two orders; equal places answer to each other.
+    """The locations of two images in two orders; equal positions are paired.
 
-    The smaller image is filled up with zero vectors, numbered after its locations.
+    The smaller image is padded with zero vectors, which are numbered after its locations.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Pairing:
         return len(self.orders[0])
 
     def sort(self, coordinates: list[torch.Tensor], axis: int) -> None:
-        """Order the pairs by where their two locations lie along an axis; vectors that were filled in lie at 0."""
+        """Sort the pairs by the sum of their coordinates along an axis; padding has coordinate 0."""
         size = len(self)
         along = sum(
             functional.pad(side[:, axis], (0, size - len(side)))[order]
@@ -225,7 +225,7 @@ class Pairing:
         self._arrange(torch.as_tensor(along))
 
     def deal(self, window: int) -> None:
-        """Deal the pairs out like cards, so that each window gets some from everywhere."""
+        """Deal the pairs out like cards, so that every window holds pairs from everywhere."""
         windows = -(-len(self) // window)
         self._arrange(torch.arange(len(self)) % windows)
 
@@ -234,7 +234,7 @@ class Pairing:
         self.orders = [order[positions] for order in self.orders]
 
     def improve(self, window: int, solver: Auction) -> None:
-        """Solve every window of the two orders; a window keeps its pairs where that gains nothing."""
+        """Solve every window; a window keeps its pairs if solving it gains nothing."""
         window = min(window, len(self))
         require_memory(
             2 * window**2 * self.tokens[0].element_size(), f"a window of {window} locations", "take smaller windows"
@@ -259,7 +259,7 @@ class Pairing:
         self.orders[1][part] = self.orders[1][part].view(-1, window).gather(1, positions).flatten()
 
     def permutation(self) -> np.ndarray:
-        """The partner of every location of x, -1 where it is a zero vector that was filled in."""
+        """Return the partner of each location of x, -1 if that is padding."""
         first, second = self.counts
         partners = np.empty(len(self), np.int64)
         partners[self.orders[0].numpy()] = self.orders[1].numpy()
@@ -267,9 +267,9 @@ class Pairing:
 
 
 def principal_axes(tokens: torch.Tensor) -> np.ndarray:
-    """Principal axes of each image's locations, times their standard deviations.
+    """Compute the principal axes of each image's locations, scaled by their standard deviations.
 
-    The start is fixed and the iterations are few: axes are good to some percent, which is all that ordering needs.
+    A fixed start and a few subspace iterations give the axes to within some percent, which is enough for sorting.
 
     Args:
         tokens: (N, S, C), on any device.

@@ -1,4 +1,4 @@
-"""Greedy matching, locations of the largest norms first (paper, appendix F)."""
+"""Greedy matching, largest norms first (paper, appendix F)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from rsm_probe.matching.methods.optimal import Auction
 
 @dataclass(frozen=True)
 class Greedy(Matching):
-    """Locations choose in order of descending norm; each takes the best partner that is free."""
+    """Greedy matching: in order of descending norm, each location takes the best partner that is still free."""
 
     name: ClassVar[str] = "greedy"
 
     def prepare(self, images: Locations) -> np.ndarray:
-        """Sort the locations of every image by norm: (N, S)."""
+        """Sort the locations of each image by norm, (N, S)."""
         return images.order
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Match the pairs as seen from x."""
+        """Match the pairs from the side of x."""
         # Lazy: importing Numba takes seconds.
         from rsm_probe.matching.compiled.loops import choose
 
@@ -38,15 +38,15 @@ class Greedy(Matching):
         return Solution.uncertified(matched_sums(affinities, partners), partners, self.name)
 
     def _begin(self, affinity: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
-        """Match what a subclass does not leave to the greedy choice."""
+        """Match the locations that a subclass excludes from the greedy choice."""
 
 
 @dataclass(frozen=True)
 class TopKGreedy(Greedy):
-    """The k largest locations of both images are matched optimally, the rest greedily.
+    """Match the k largest locations of both images optimally, the rest greedily.
 
     Attributes:
-        k: how many; the paper tries 128 and more.
+        k: number of locations matched optimally; the paper tries 128 and more.
     """
 
     k: int = 128
@@ -57,7 +57,7 @@ class TopKGreedy(Greedy):
         require_whole(self.k, "k", 1, MatchingError)
 
     def reaches_identity(self, rows: int, columns: int) -> bool:
-        """Where the k largest of both are all there are, which are then matched exactly."""
+        """True if both images have the same number of locations, at most k, because all are then matched exactly."""
         return rows == columns <= self.k
 
     def _begin(self, affinity: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:

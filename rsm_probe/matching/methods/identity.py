@@ -1,4 +1,4 @@
-"""Equal locations answer to each other: spatio-semantic similarity (paper, equation 3)."""
+"""The identity matching: spatio-semantic similarity (paper, equation 3)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rsm_probe.execution.devices import full_precision
 from rsm_probe.matching.certificate import identity_partners
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 
-# Features whose products are summed before they are added up in float64; how many of these sums are held at a time; and
-# up to how many features of an image everything is float64, which is then cheap, and there is little to average over.
+# Products per sum in the tokens' own precision; how many such sums are held at once; and the number of features up to
+# which all is float64: it is cheap there, and there are too few sums for their rounding errors to average out.
 _BLOCK = 1024
 _PRODUCTS = 1 << 22
 _EXACT = 1 << 16
@@ -22,7 +22,7 @@ _EXACT = 1 << 16
 
 @dataclass(frozen=True)
 class Identity(Matching):
-    """Location s of one image answers to location s of the other; surplus locations of the larger image to none."""
+    """Pair location s with location s; surplus locations of the larger image stay unmatched."""
 
     name: ClassVar[str] = "identity"
     is_identity: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class Identity(Matching):
     at_once: ClassVar[bool] = True
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Pair location s with location s, as long as both images have it."""
+        """Pair location s with location s, up to the smaller number of locations."""
         if pairs.affinity is not None:
             values, (rows, columns) = pairs.aligned_sums, pairs.affinity.shape[1:]
         else:
@@ -44,19 +44,19 @@ class Identity(Matching):
         return Solution.uncertified(values, partners, self.name)
 
     def products(self, x: Locations, y: Locations) -> np.ndarray:
-        """Inner products of whole images, shape (N, M)."""
+        """Inner products of whole images, (N, M)."""
         return aligned_products(x.tokens, y.tokens)
 
 
 def aligned_products(x: Tensor, y: Tensor) -> np.ndarray:
-    """Inner products of images whose equal locations answer to each other (paper, equation 3), summed in float64.
+    """Inner products of images under the identity matching (paper, equation 3), summed in float64.
 
-    Of images of more than 65 536 features, products of 1 024 at a time are summed in the tokens' own precision, and
-    these sums in float64: their errors, which are independent, leave a few 1e-8 of the norms, in a third of the time.
+    Beyond 65 536 features per image, blocks of 1 024 products are summed in the precision of the tokens, and these sums
+    in float64. Their independent errors amount to a few 1e-8 of the norms, in a third of the time.
 
     Args:
         x: tokens (N, S, C).
-        y: tokens (M, T, C); locations beyond the smaller of S and T answer to none.
+        y: tokens (M, T, C); locations beyond the smaller of S and T are ignored.
 
     Returns:
         Shape (N, M), float64.
@@ -64,7 +64,7 @@ def aligned_products(x: Tensor, y: Tensor) -> np.ndarray:
     shared = min(x.shape[1], y.shape[1])
     left = _features(x[:, :shared], x)
     right = left if y is x else _features(y[:, :shared], x)
-    # Apple's devices have no float64; there the (small) product moves to the CPU.
+    # MPS lacks float64, so the (small) result moves to the CPU.
     device = torch.device("cpu") if x.device.type == "mps" else x.device
     total = torch.zeros(len(x), len(y), dtype=torch.float64, device=device)
     step = _BLOCK * max(1, _PRODUCTS // (len(x) * len(y)))
@@ -77,13 +77,13 @@ def aligned_products(x: Tensor, y: Tensor) -> np.ndarray:
 
 
 def products_of_pairs(x: Tensor, y: Tensor) -> np.ndarray:
-    """Inner products (B,) of B images of x, (B, S, C), with as many of y, where they are; x is overwritten."""
-    # Over channels in their own precision: a sum of float32 numbers in float64 would first copy them all.
+    """Inner products (B,) of corresponding images of x and y, both (B, S, C), on their device; x is overwritten."""
+    # Sum channels in their own precision: a float64 sum of float32 values would first copy all of them.
     return x.mul_(y).sum(dim=2).sum(dim=1, dtype=torch.float64).cpu().numpy()
 
 
 def squared_norms(x: Tensor) -> np.ndarray:
-    """|z_i|^2 of whole images, tokens (N, S, C) -> (N,), float64, as precise as `aligned_products`."""
+    """Squared norms |z_i|^2 of whole images, tokens (N, S, C) -> (N,), float64, as precise as `aligned_products`."""
     device = torch.device("cpu") if x.device.type == "mps" else x.device
     flat = _features(x, x)
     total = torch.zeros(len(x), dtype=torch.float64, device=device)
@@ -95,12 +95,12 @@ def squared_norms(x: Tensor) -> np.ndarray:
 
 
 def _features(x: Tensor, like: Tensor) -> Tensor:
-    """Tokens (N, S, C) as (N, S * C), in the order in which another tensor lies in memory, without a copy of it."""
+    """Flatten tokens (N, S, C) to (N, S * C) in the memory order of another tensor, to avoid copying that one."""
     return (x.transpose(1, 2) if like.stride(1) < like.stride(2) else x).flatten(1)
 
 
 def _blocks(part: Tensor, features: int, device: torch.device) -> list[Tensor]:
-    """A part (N, F) of images of so many features, as (blocks, N, 1024), and the rest as (1, N, F % 1024)."""
+    """Split a part (N, F) of images with `features` features into (blocks, N, 1024) and a rest (1, N, F % 1024)."""
     if features <= _EXACT:
         part = part.to(device, torch.float64)
     whole = part.shape[1] // _BLOCK

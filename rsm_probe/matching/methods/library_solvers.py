@@ -1,4 +1,4 @@
-"""Exact assignment by established libraries: the permutation of equation 4 of the paper, and oracles for our own."""
+"""Exact assignment by established libraries (paper, equation 4); also the test oracles of our own solver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rsm_probe.checks import require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.matching import Matching
 
-# OR-Tools adds costs up in 64 bits.
+# OR-Tools sums costs in 64-bit integers.
 _LARGEST_COST = 1 << 62
 
 
@@ -22,18 +22,18 @@ class _Exact(Matching):
     growth: ClassVar[float] = 3.0
 
     def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """Costs in float64, and the library's own copy of them."""
+        """Costs in float64, and the library's own copy."""
         return 16 * rows * columns
 
 
 @dataclass(frozen=True)
 class ScipyAssignment(_Exact):
-    """SciPy's shortest augmenting paths (modified Jonker-Volgenant); releases the GIL."""
+    """SciPy's shortest augmenting paths (modified Jonker-Volgenant). Releases the GIL."""
 
     name: ClassVar[str] = "scipy"
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
-        """The optimal partners; of a rectangular affinity, all of the shorter side is matched."""
+        """Return the optimal partners; of a rectangular affinity, the shorter side is matched in full."""
         from scipy.optimize import linear_sum_assignment
 
         rows, columns = linear_sum_assignment(affinity, maximize=True)
@@ -44,20 +44,20 @@ class ScipyAssignment(_Exact):
 
 @dataclass(frozen=True)
 class LapAssignment(_Exact):
-    """Jonker-Volgenant from the package `lap`; holds the GIL, so worker threads do not help it."""
+    """Jonker-Volgenant from the package `lap`. Holds the GIL, so worker threads do not help."""
 
     name: ClassVar[str] = "lap"
 
     def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """Costs in float64, and the library's own copy of them, which is square."""
+        """Costs in float64, and the library's own square copy."""
         return 8 * rows * columns + 8 * max(rows, columns) ** 2
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
-        """The optimal partners; of a rectangular affinity, all of the shorter side is matched."""
-        import lap  # imported here: most users never choose it
+        """Return the optimal partners; of a rectangular affinity, the shorter side is matched in full."""
+        import lap  # lazy: few users need it
 
-        # lap pads a rectangle with a cost above all others, which forces the shorter side to be matched in full; costs
-        # in [0, 1] keep clear of the constant that it takes for infinity.
+        # lap pads a rectangle with a cost above all others, which matches the shorter side in full. Costs in [0, 1]
+        # stay below the constant that it treats as infinity.
         cost = affinity.max() - affinity.astype(np.float64)
         cost /= cost.max() or 1.0
         _, partners, _ = lap.lapjv(cost, extend_cost=True)
@@ -66,10 +66,10 @@ class LapAssignment(_Exact):
 
 @dataclass(frozen=True)
 class OrToolsAssignment(_Exact):
-    """The cost-scaling auction of OR-Tools, which the paper found fastest; an extra, and it holds the GIL.
+    """OR-Tools' cost-scaling auction, the fastest solver in the paper. An optional extra; holds the GIL.
 
     Attributes:
-        levels: costs are rounded to this many integers over the range of the affinity: OR-Tools knows no fractions.
+        levels: integer levels to which costs are rounded over the range of the affinity; OR-Tools takes integers only.
     """
 
     levels: int = 1 << 30
@@ -81,14 +81,14 @@ class OrToolsAssignment(_Exact):
     growth: ClassVar[float] = 2.5
 
     def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """Square costs in float64 and as integers, and an arc for each, with its two ends, here and in the solver."""
+        """Square costs in float64 and as integers, and for each an arc with two ends, here and in the solver."""
         return 56 * max(rows, columns) ** 2
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
-        """The optimal partners up to rounding; of a rectangular affinity, all of the shorter side is matched.
+        """Return the optimal partners up to rounding; of a rectangular affinity, the shorter side is matched in full.
 
         Raises:
-            MatchingError: OR-Tools is not installed, or finds no solution; there are too many levels.
+            MatchingError: OR-Tools is not installed or finds no solution, or `levels` is too large.
         """
         try:
             from ortools.graph.python import linear_sum_assignment as ortools

@@ -1,4 +1,4 @@
-"""The optimal matching by auction, with a certificate (paper, equation 4)."""
+"""The optimal matching by an auction with a certificate (paper, equation 4)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rsm_probe.matching.compiled.gpu_batches import LARGEST, has_kernel, solve_o
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 from rsm_probe.matching.methods.library_solvers import ScipyAssignment
 
-# The smallest gap that float64 can be asked for.
+# The smallest gap that float64 can certify.
 _FINEST_GAP = 1e-12
-# Fewer warps than this leave most of a device without work, while a CPU's threads solve the pairs. An estimate from
-# counted instructions; benchmarks/gpu.py measures where the two meet.
+# With fewer warps, most of a device idles while CPU threads could solve the pairs. Estimated from instruction counts;
+# benchmarks/gpu.py measures the break-even point.
 _FEWEST_ON_DEVICE = 128
-# Below, float32 proves hardly anything, and all pairs would come back to the CPU.
+# Below this gap, float32 can certify hardly any pair, and nearly all would return to the CPU.
 _FINEST_ON_DEVICE = 1e-7
-# Pairs that come back to the CPU at a time.
+# Pairs copied back to the CPU at a time.
 _FINISHED_AT_ONCE = 64
 
 
@@ -33,22 +33,24 @@ _FINISHED_AT_ONCE = 64
 class Auction(Matching):
     """Exact assignment by an epsilon-scaling auction in the precision of the affinity.
 
-    Every pair carries an upper bound, the auction's dual in float64. Where the bound stays further from the value than
-    `gap` allows, as float32 prices can be too coarse, the pair is finished in float64; where bids run out, SciPy
-    solves it. The solver of a pair says which: "auction", "auction-float64" or "scipy".
+    Every pair comes with an upper bound, the dual value of the auction in float64. If the bound stays further from the
+    value than `gap` allows, because float32 prices are too coarse, the pair is finished in float64; if the bids run
+    out, SciPy solves it. The solver of a pair is "auction", "auction-float64" or "scipy" accordingly.
 
-    Batches whose affinities are on a device are solved there, many pairs at once ("auction-device"); the pairs that
-    miss the gap follow on the CPU.
+    Batches whose affinities are on a device are solved there, many pairs at once ("auction-device"). Pairs that miss
+    the gap are finished on the CPU.
 
     Attributes:
-        gap: largest certified difference of bound and value, relative to the product of the images' norms (or, where
-            only the affinity is known, to its Frobenius norm or its value).
-        bids_per_row: bids after which an auction gives up; features of trained networks need 20 to 100.
-        where: "auto" for the device that holds the affinities, where it has a kernel and the batch is worth it; or
-            "cpu"; or "device", however small the batch. The kernel is for float32 and up to 4096 locations.
-        precision: of the tokens whose inner products are taken, "float32" or "float16"; sums are float32 in any case.
-            Half precision is faster on devices. It moves an affinity by 1e-3 of the norms at most, and a value, which
-            rests on the difference of two, by 2e-3; bounds allow for that. docs/gpu.md says what it moved.
+        gap: largest certified difference between bound and value, relative to the product of the image norms. If only
+            the affinity is known, it is relative to its Frobenius norm or its value, whichever is larger.
+        bids_per_row: bids per row after which the auction gives up; features of trained networks need 20 to 100.
+        where: "auto" solves on the device that holds the affinities if it has a Triton program and the batch is large
+            enough; "cpu" always solves on the CPU; "device" ignores the size of the batch. The device takes float32 and
+            up to 4096 locations.
+        precision: precision of the tokens that are multiplied, "float32" or "float16"; sums are float32 in either case.
+            Half precision is faster on devices. It changes an affinity by at most 1e-3 of the norms, and a value, which
+            depends on differences of two affinities, by at most 2e-3. Bounds account for that. See docs/gpu.md for
+            measured changes.
     """
 
     gap: float = 1e-6
@@ -71,13 +73,12 @@ class Auction(Matching):
             raise MatchingError(f'precision must be "float32" or "float16", found {brief(self.precision)}')
 
     def __repr__(self) -> str:
-        # A stored result knows the method again by this. Where it ran is no part of it: what a CPU began, a device may
-        # continue.
+        # Stores identify the method by this text. It omits `where`, so that a device can continue what a CPU began.
         half = "" if self.precision == "float32" else f", precision={self.precision!r}"
         return f"Auction(gap={self.gap!r}, bids_per_row={self.bids_per_row!r}{half})"
 
     def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
-        """Whether a batch is solved on the device that holds the tokens, so that affinities are to stay there."""
+        """Decide whether to solve a batch on the device that holds the tokens, so that its affinities stay there."""
         if not self._may_stay(dtype, locations):
             return False
         if self.where == "device":
@@ -89,28 +90,28 @@ class Auction(Matching):
         return self.where != "cpu" and dtype == torch.float32 and locations <= LARGEST
 
     def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """A square copy for the vector unit, which is made unless the number of columns is a multiple of 64."""
+        """A square copy for the vector unit, needed unless the number of columns is a multiple of 64."""
         return max(rows, columns) ** 2 * itemsize
 
     def prepare(self, images: Locations) -> np.ndarray:
-        """Measure the images (N,), whose norms the gap is relative to."""
+        """Compute the image norms (N,), to which the gap is relative."""
         return images.image_norms
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Match pairs; values and bounds belong to the affinities as they are."""
+        """Match pairs; values and bounds refer to the affinities as given."""
         scales, given = pairs.scales(), pairs.affinity
-        # The caller decided for the whole piece of work, not for this block, that they stay there.
+        # Do not ask `on_device` again: the caller decided for the whole workload, not for this block.
         if isinstance(given, Tensor) and self._may_stay(given.dtype, max(given.shape[1:])):
             solution = self._solve_on_device(given, scales)
         else:
             solution = self._solve_on_cpu(pairs.affinities(), scales)
         assert solution.permutations is not None
-        # Within the gap, equal locations may be the optimum.
+        # The identity may beat a matching that is optimal only up to the gap.
         prefer_identity(pairs.aligned_sums, pairs.aligned_entries.shape[1], solution.permutations, solution.values)
         return solution
 
     def assign(self, affinities: Tensor | np.ndarray) -> np.ndarray:
-        """The partners (B, S) of affinities (B, S, T) alone, see `solve`."""
+        """Return the partners (B, S) for affinities (B, S, T) without tokens; see `solve`."""
         numbers = np.zeros(len(affinities), int)
         permutations = self.solve(Pairs(numbers, numbers, affinity=affinities)).permutations
         assert permutations is not None
@@ -139,8 +140,8 @@ class Auction(Matching):
             if affinities.dtype == np.float32:
                 require_memory(
                     8 * (affinities[k].size + max(affinities[k].shape) ** 2),
-                    "finishing in float64 what float32 cannot prove",
-                    "Auction(gap=1e-5), or a larger gap, asks for less, and match(x, y, 'rewindowed') for no affinity",
+                    "finishing in float64 what float32 cannot certify",
+                    "use a larger gap, e.g. Auction(gap=1e-5), or match(x, y, 'rewindowed'), which needs no affinity",
                 )
                 finer = auction(affinities[alone].astype(np.float64), scales[alone], self.gap, self.bids_per_row)
                 permutations[k], bounds[k] = finer.permutations[0], min(bounds[k], finer.bounds[0])
@@ -148,21 +149,21 @@ class Auction(Matching):
             if not proven:
                 solvers[k] = ScipyAssignment.name
                 permutations[k] = ScipyAssignment().permutation(affinities[k])
-            # What was found in another way is summed up like the rest.
+            # Values of all solvers are summed in the same way.
             values[k] = matched_sums(affinities[alone], permutations[alone])[0]
         return Solution(values, permutations, bounds, solvers)
 
 
 @dataclass(frozen=True, eq=False)
 class Auctions:
-    """What auctions found for a batch of affinities.
+    """Results of auctions over a batch of affinities.
 
     Attributes:
-        permutations: (B, S), -1 where a row has no column; of no meaning where the bids ran out.
-        values: (B,), -inf where the bids ran out.
-        bounds: (B,), upper bounds in float64 on the sums of these very affinities, valid in any case.
-        certified: (B,), whether the bound is as close to the value as was asked.
-        bids: (B,), bids that were made.
+        permutations: (B, S), -1 for unmatched rows; undefined if the bids ran out.
+        values: (B,), -inf if the bids ran out.
+        bounds: upper bounds on the sums of exactly these affinities, (B,), float64; always valid.
+        certified: whether the bound is within the requested gap of the value, (B,).
+        bids: number of bids, (B,).
     """
 
     permutations: np.ndarray
@@ -177,10 +178,10 @@ def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row
 
     Args:
         affinities: (B, S, T), float32 or float64, finite.
-        scales: (B,), what the gap is relative to; 0 for the larger of the affinity's Frobenius norm and its value,
-            neither of which exceeds |x||y|.
-        gap: allowed difference of bound and value, relative to the scale.
-        bids_per_row: where to give up.
+        scales: scale of the gap, (B,). For 0, use the larger of the affinity's Frobenius norm and its value, neither
+            of which exceeds |x||y|.
+        gap: allowed difference between bound and value, relative to the scale.
+        bids_per_row: bids per row after which to give up.
     """
     # Lazy: importing Numba takes seconds.
     from rsm_probe.matching.compiled.cpu_auction import CERTIFIED, solve_batch
@@ -192,13 +193,13 @@ def auction(affinities: np.ndarray, scales: np.ndarray, gap: float, bids_per_row
     values, bounds = np.empty(count), np.empty(count)
     outcomes, bids = np.empty(count, np.int64), np.empty(count, np.int64)
     solve_batch(affinities, scales / units, gap, bids_per_row, permutations, values, bounds, outcomes, bids)
-    # In a larger unit, entries far below the largest may have lost digits: as many as a subnormal number has at most.
+    # Rescaling may have underflowed small entries; each loses less than the smallest subnormal number.
     lost = np.where(units == 1, 0.0, max(affinities.shape[1:]) * float(np.finfo(affinities.dtype).smallest_subnormal))
     return Auctions(permutations, values * units, (bounds + lost) * units, outcomes == CERTIFIED, bids)
 
 
 def _within_range(affinities: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Affinities whose squares and differences stay finite and normal, and the unit of each, a power of two."""
+    """Rescale affinities so that squares and differences stay finite and normal; units are powers of two."""
     low, high = (1e-15, 1e25) if affinities.dtype == np.float32 else (1e-140, 1e140)
     units = np.ones(len(affinities))
     if scales.size and low < scales.min() and scales.max() < high:

@@ -1,4 +1,4 @@
-"""Windows that are cut again round by round: above 99 % of the optimum on trained features, linear in locations."""
+"""Matching in windows that are recut every round: above 99 % of the optimum on trained features, linear in S."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rsm_probe.matching.methods.optimal import Auction
 
 @dataclass(frozen=True)
 class Rewindowed(Windowed):
-    """Batch-Optimal with small windows that are cut again round by round: ours.
+    """Batch-Optimal with small windows that are recut every round (our method).
 
-    At first, locations are ordered along the principal axis that the two images share, and equal places are paired;
-    or equal locations are, where that is worth more. Rounds then solve windows of these pairs, which can only raise
-    the value: dealt out along an axis, so that every window holds locations from everywhere, and then cut along one
-    axis after the other, so that a window holds neighbours. Each round costs as much as Batch-Optimal with such
-    windows and needs no more memory.
+    Start from the locations of both images sorted along their shared first principal axis and paired by position, or
+    from the identity if its value is larger. Each round then solves windows of the current pairs, which can only raise
+    the value. Some rounds deal the pairs out along an axis, so that every window holds locations from everywhere; the
+    others cut along one axis after the other, so that a window holds neighbours. A round costs as much as Batch-Optimal
+    with the same windows and needs no more memory.
 
     Attributes:
-        window: locations of a window.
-        rounds: how often windows are cut.
-        gap: how exactly each window is solved, relative to the product of its norms.
+        window: locations per window.
+        rounds: number of rounds.
+        gap: gap of each window's auction, relative to the product of the norms.
     """
 
     window: int = 256
@@ -40,25 +40,25 @@ class Rewindowed(Windowed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Auction(self.gap)  # which knows what a gap may be
+        Auction(self.gap)  # validates the gap
         require_whole(self.rounds, "rounds", 1, MatchingError)
 
     def reaches_identity(self, rows: int, columns: int) -> bool:
-        """Always: it starts with equal locations where that is worth more, and rounds can only raise the value."""
+        """Always true: the identity is a possible start, and rounds can only raise the value."""
         return True
 
     def prepare(self, images: Locations) -> SortedLocations:
-        """Sort the locations of every image, and find its principal axes, unless one window holds it."""
+        """Sort the locations of each image; compute its principal axes unless one window holds all locations."""
         side = super().prepare(images)
         if images.count > self.window:
-            _ = side.axes  # now, in one thread
+            _ = side.axes  # compute it here, in one thread
         return side
 
     def partners(self, x: SortedLocations, i: int, y: SortedLocations, j: int) -> np.ndarray:
-        """The partner of every location of one image (S,), -1 where it has none; the same from both sides."""
+        """Return the partner of each location (S,), -1 for unmatched locations; consistent in both directions."""
         if max(x.count, y.count) <= self.window:
-            return super().partners(x, i, y, j)  # one window holds everything: nothing to cut, and nothing to lose
-        # What a round does depends on which image comes first, so the same one does from both sides.
+            return super().partners(x, i, y, j)  # one window holds all locations
+        # Rounds depend on the order of the images, so both directions use the same order.
         if _comes_first(y, j, x, i):
             return inverted(self.partners(y, j, x, i), x.count)
         axes = _shared_axes(x.axes[i], y.axes[j]).to(x.tokens.dtype)
@@ -77,7 +77,7 @@ class Rewindowed(Windowed):
 
 
 def _comes_first(x: SortedLocations, i: int, y: SortedLocations, j: int) -> bool:
-    """An order of images by what they hold: fewer locations first, then smaller norms, then smaller sums."""
+    """Order images by content: fewer locations first, then smaller norms, then smaller sums."""
     first, second = (x.count, x.images.image_norms[i]), (y.count, y.images.image_norms[j])
     if first != second:
         return first < second
@@ -85,7 +85,7 @@ def _comes_first(x: SortedLocations, i: int, y: SortedLocations, j: int) -> bool
 
 
 def _aligned_product(x: torch.Tensor, y: torch.Tensor, orders: list[np.ndarray]) -> float:
-    """The inner product of two images, (S, C) and (T, C), whose locations answer to each other in these orders."""
+    """The inner product of two images, (S, C) and (T, C), paired by position in the given orders."""
     from rsm_probe.matching.compiled.loops import matched_product
 
     shared = min(len(x), len(y))
@@ -95,7 +95,7 @@ def _aligned_product(x: torch.Tensor, y: torch.Tensor, orders: list[np.ndarray])
 
 
 def _shared_axes(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
-    """Principal axes (C, A) of two images together, from the axes (A, C) of each, scaled by standard deviations."""
+    """Principal axes (C, A) of two images together, from the scaled axes (A, C) of each."""
     both = np.concatenate([x, y])
     _, turns = np.linalg.eigh(both @ both.T)
     count = min(len(x), x.shape[1])

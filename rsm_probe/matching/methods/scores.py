@@ -1,6 +1,6 @@
-"""Scores: similarities of sets of locations that pair nothing one to one. They are measures beyond the paper.
+"""Scores: similarities of two sets of locations without a one-to-one pairing. The paper does not use them.
 
-Norms do not bound them, so only the linear kernel applies. Neither is the same in both directions, which are averaged.
+Norms do not bound scores, so only the linear kernel applies. The two directions of a score differ and are averaged.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 
 @dataclass(frozen=True)
 class LateInteraction(Matching):
-    """Each location's best answer, summed (Khattab and Zaharia, "ColBERT", 2020).
+    """The best affinity of each location, summed (Khattab and Zaharia, "ColBERT", 2020).
 
     Attributes:
-        unit_length: compare directions only, by the cosines of concept vectors, as ColBERT does; a location that is all
-            zero then answers with 0.
+        unit_length: use cosines of concept vectors in place of inner products, as ColBERT does. Zero vectors then
+            contribute 0.
     """
 
     unit_length: bool = False
@@ -35,14 +35,14 @@ class LateInteraction(Matching):
             raise MatchingError(f"unit_length must be True or False, found {brief(self.unit_length)}")
 
     def prepare(self, images: Locations) -> np.ndarray | None:
-        """Measure the concept vectors (N, S), where only their directions count."""
+        """Compute the norms of the concept vectors, (N, S), if only directions count."""
         return images.norms if self.unit_length else None
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Sum the largest affinities of the rows, and of the columns, and take the mean of both.
+        """Average the sum of row maxima and the sum of column maxima.
 
         Raises:
-            TokensNeededError: `unit_length`, and only affinities are known.
+            TokensNeededError: `unit_length` is set, but only affinities are known.
         """
         affinities = pairs.affinities()
         values = np.zeros(len(pairs))
@@ -62,14 +62,14 @@ class LateInteraction(Matching):
 
 @dataclass(frozen=True)
 class SoftMatching(Matching):
-    """Entropic optimal transport between the locations (Cuturi, "Sinkhorn distances", 2013), by the package POT.
+    """Entropic optimal transport between locations (Cuturi, "Sinkhorn distances", 2013), by the package POT.
 
-    The value is the transported affinity times the number of locations of the smaller image, so that it tends to the
-    optimal matching's as the regularisation goes to 0.
+    The value is the transported affinity times the number of locations of the smaller image. It tends to the value of
+    the optimal matching as the regularisation goes to 0.
 
     Attributes:
-        regularisation: relative to the range of the affinity.
-        iterations: of Sinkhorn's algorithm at most.
+        regularisation: entropic regularisation, relative to the range of the affinity.
+        iterations: maximal number of Sinkhorn iterations.
     """
 
     regularisation: float = 0.01
@@ -83,11 +83,11 @@ class SoftMatching(Matching):
         require_whole(self.iterations, "iterations", 1, MatchingError)
 
     def scratch_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """The affinity and its costs in float64, and the transport plans of Sinkhorn's algorithm."""
+        """The affinity and its costs in float64, and Sinkhorn's transport plans."""
         return 40 * rows * columns
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Transport every pair.
+        """Transport each pair.
 
         Raises:
             MatchingError: POT is not installed.
@@ -122,7 +122,7 @@ def _inverse(norms: np.ndarray) -> np.ndarray:
 
 
 def _feasible(plan: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """A plan with exactly these masses: one that was stopped early could otherwise be worth more than the optimum.
+    """Round a plan to exactly these masses; a plan from too few iterations could otherwise exceed the optimum.
 
     Source: Altschuler, Weed and Rigollet, "Near-linear time approximation algorithms for optimal transport", 2017,
     algorithm 2.

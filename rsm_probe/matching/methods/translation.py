@@ -1,4 +1,4 @@
-"""The best circular shift of the grid (Williams et al., "Generalized shape metrics", 2021), by Fourier transform."""
+"""The best circular shift of the grid by FFT (Williams et al., "Generalized shape metrics", 2021)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 
-# Bytes of the spectra of a block of images; those of two blocks exist at once.
+# Bytes of the spectra of one block of images; two blocks exist at once.
 _BLOCK_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
 class Translation(Matching):
-    """Shift one image along all axes of its grid; what leaves on one side returns on the other.
+    """Shift one image circularly along all axes of its grid.
 
     Attributes:
-        grid: (H, W) of the locations, row by row, or (T, H, W) of a video's, or (L,) of a sequence's. None for the grid
-            that a probe found. It is not guessed: 49 locations may be 7 x 7, or a sequence.
+        grid: (H, W) of the locations in row-major order, (T, H, W) for videos, or (L,) for sequences. None uses the
+            grid that the probe recorded. It is not guessed: 49 locations may be 7 x 7 or a sequence.
     """
 
     grid: tuple[int, ...] | None = None
@@ -38,18 +38,18 @@ class Translation(Matching):
 
     def __post_init__(self) -> None:
         if self.grid is not None:
-            # By what it says, a stored result knows the method again: lists and arrays mean the same.
+            # Stores identify the method by its repr, so lists and arrays must look the same there.
             object.__setattr__(self, "grid", checked_grid(self.grid))
 
     def reaches_identity(self, rows: int, columns: int) -> bool:
-        """Always: the shift by nothing is among those that are tried."""
+        """Always true: the zero shift is among the candidates."""
         return True
 
     def solve(self, pairs: Pairs) -> Solution:
-        """Find the best shift of every pair.
+        """Find the best shift of each pair.
 
         Raises:
-            MatchingError: no grid, or two different ones.
+            MatchingError: no grid, or two different grids.
         """
         x, y = pairs.images()
         grid = self._grid(x, y)
@@ -64,15 +64,15 @@ class Translation(Matching):
         return Solution.uncertified(np.array(values), np.stack(permutations), self.name)
 
     def products(self, x: Locations, y: Locations, *, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
-        """The best shift's inner product of all pairs, (N, M).
+        """Compute the best shift's inner product for all pairs, (N, M).
 
         Args:
-            x: images (N, S, C).
-            y: images (M, S, C).
-            block_bytes: memory for the spectra of a block of images; those of two blocks exist at once.
+            x: N images in the rows.
+            y: M images in the columns, with equally many locations.
+            block_bytes: bytes of the spectra of one block of images; two blocks exist at once.
 
         Raises:
-            MatchingError: no grid, or two different ones.
+            MatchingError: no grid, or two different grids.
         """
         grid = self._grid(x, y)
         step = max(1, block_bytes // (16 * x.count * max(x.tokens.shape[2], len(x), len(y))))
@@ -84,10 +84,10 @@ class Translation(Matching):
         return best
 
     def _correlations(self, x: Tensor, y: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """Inner products under every shift, (N, M, *grid): location s of x with location s + shift of y."""
+        """Inner products under every shift, (N, M, *grid): location s of x against location s + shift of y."""
         device = torch.device("cpu") if x.device.type == "mps" else x.device
         along = tuple(range(2, 2 + len(grid)))
-        # Frequencies in one axis, so that channels are summed for all of them by one product.
+        # Flatten the frequencies, so that one batched product sums the channels of all of them.
         spectra = [
             torch.fft.rfftn(tokens.to(device, torch.float64).mT.unflatten(2, grid), dim=along) for tokens in (x, y)
         ]
@@ -103,12 +103,12 @@ class Translation(Matching):
 
     def _grid_of(self, images: Locations) -> tuple[int, ...]:
         if images.count == 1 and self.grid is None:
-            return (1,)  # a map of one location and a vector are shifted alike
+            return (1,)  # one location shifts trivially
         known = self.grid if self.grid is not None else images.grid
         if known is None:
             raise MatchingError(
-                f"translation shifts images along their grid, and the grid of these {images.count} locations is not "
-                f"known: take rsm_probe.matching.Translation(grid=(H, W)) as the matching; match and rsm also take "
+                f"translation shifts images along their grid, but the grid of these {images.count} locations is "
+                f"unknown: use rsm_probe.matching.Translation(grid=(H, W)) as the matching; match and rsm also take "
                 f"grid=(H, W)"
             )
         grid = checked_grid(known)
@@ -118,7 +118,7 @@ class Translation(Matching):
 
 
 def checked_grid(grid: Any) -> tuple[int, ...]:
-    """The numbers of locations along each axis of a grid, whatever sequence holds them.
+    """Convert a grid, given as any sequence, to a tuple with the number of locations along each axis.
 
     Raises:
         MatchingError: anything but whole numbers above 0.
@@ -126,7 +126,7 @@ def checked_grid(grid: Any) -> tuple[int, ...]:
     is_sequence = isinstance(grid, Sequence | np.ndarray) and not isinstance(grid, str | bytes)
     numbers = list(grid) if is_sequence and getattr(grid, "ndim", 1) else []
     if not numbers:
-        raise MatchingError(f"a grid is whole numbers above 0, such as (H, W), found {brief(grid)}")
+        raise MatchingError(f"a grid consists of whole numbers above 0, such as (H, W), found {brief(grid)}")
     for axis, number in enumerate(numbers):
         require_whole(number, f"axis {axis} of the grid", 1, MatchingError)
     return tuple(int(number) for number in numbers)
