@@ -1,4 +1,4 @@
-"""RSM against RSM: CKA, RSA and others, with intervals. Arrays in, arrays out.
+"""Comparison of RSMs: CKA, RSA and other measures, with intervals. Pure functions of arrays.
 
 Begin with `alignment.py` (CKA) and `measures.py` (all measures by name).
 """

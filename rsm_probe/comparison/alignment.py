@@ -1,8 +1,8 @@
-"""Centred kernel alignment (CKA) between RSMs, for one pair and for any number at once.
+"""Centred kernel alignment (CKA) between two RSMs or within any number of them.
 
 HSIC is an inner product of centred matrices. An estimator therefore turns each RSM into one row of numbers, and a
-single matrix product of such rows gives all values between any number of RSMs. Mini-batch CKA divides sums of these
-values over batches, each multiplied by its estimator's divisor, so that a batch counts by its pairs.
+single matrix product of such rows gives the values of all pairs of RSMs. Mini-batch CKA divides sums of HSIC over
+batches. Each batch is multiplied by the divisor of its estimator, so that it counts by its number of pairs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from rsm_probe.errors import ComparisonError, look_up
 
 @dataclass(frozen=True)
 class Estimator:
-    """A way to estimate HSIC from the RSMs of one set of images.
+    """An estimator of HSIC from the RSMs of one set of images.
 
-    - "unbiased": HSIC_1 of Song et al. (paper, reference 28), which leaves the diagonals out. Its mean is 0 for
-      independent RSMs, and it can be negative. It uses the U-centred matrix: for i != j,
+    - "unbiased": HSIC_1 of Song et al. (paper, reference 28), which omits the diagonals. Its mean is 0 for independent
+      RSMs, so it can be negative. It uses the U-centred matrix: for i != j,
       `K_ij - r_i / (n-2) - r_j / (n-2) + s / ((n-1)(n-2))` with the row sums r and the total s of K without its
       diagonal; `HSIC_1 = <U(K), U(L)> / (n (n-3))`.
-    - "biased": HSIC of Gretton et al. (paper, equation 1), `tr(K H L H) / (n-1)^2`. It grows towards 1 with few images.
+    - "biased": HSIC of Gretton et al. (paper, equation 1), `tr(K H L H) / (n-1)^2`. With few images, it makes CKA too
+      large.
 
-    Both centre an RSM by subtracting the matrix `a_i + a_j` that leaves every row with sum 0, over the entries that
-    they count: `K - a_i - a_j`.
+    Both centre an RSM by subtracting a matrix `a_i + a_j`, such that every row of `K - a_i - a_j` sums to 0 over the
+    entries that the estimator uses.
 
     Attributes:
-        name: what users call it.
+        name: name of the estimator, for users.
         measure: name of CKA by this estimator in `MEASURES`.
-        fewest: the smallest number of images.
-        diagonal: whether the similarity of an image with itself counts.
+        fewest: smallest number of images.
+        diagonal: whether the diagonal is used.
     """
 
     name: str
@@ -42,18 +43,18 @@ class Estimator:
     diagonal: bool
 
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Rows whose inner products are HSIC values.
+        """Turn RSMs into rows whose inner products are HSIC values.
 
         Args:
-            rsms: stack of symmetric RSMs over the same images, shape (R, N, N).
-            weights: how often each image counts, shape (N,), whole numbers that sum to N (a bootstrap sample); pairs of
-                an image with its own copies are left out. Once each by default.
+            rsms: stack of symmetric RSMs over the same images, (R, N, N).
+            weights: how often each image counts, (N,), whole numbers that sum to N, as in a bootstrap sample. Pairs of
+                an image with its own copies are omitted. Default: each image once.
 
         Returns:
-            Shape (R, N * (N + 1) / 2) or fewer columns, float64. The row of a constant RSM is exactly zero.
+            Shape (R, P) with P <= N (N + 1) / 2, float64. The row of a constant RSM is exactly zero.
 
         Raises:
-            ComparisonError: fewer images than the estimator needs, or weights that leave too few distinct ones.
+            ComparisonError: fewer images than the estimator needs, or too few distinct ones under the weights.
         """
         rsms = np.asarray(rsms, dtype=np.float64)
         count = rsms.shape[-1]
@@ -63,12 +64,12 @@ class Estimator:
             )
         weights = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
         own = 1.0 if self.diagonal else 0.0
-        # Row i must vanish: (sum of w - 2 w_i + 2 own) a_i + sum of w_j a_j = its weighted sum.
+        # Row i must sum to 0: (sum of w - 2 w_i + 2 own) a_i + sum of w_j a_j = its weighted sum.
         slack = weights.sum() - 2 * weights + 2 * own
         if (slack[weights > 0] <= 0).any() or (weights > 0).sum() < self.fewest:
             raise ComparisonError(f"too few different images are left for {self.name} CKA")
         share = np.where(weights > 0, weights / np.where(weights > 0, slack, 1.0), 0.0)
-        # Summed without the diagonal: subtracting a large diagonal from the whole sum would lose digits.
+        # Sum without the diagonal: subtracting a large diagonal from the full sum would lose digits.
         others = np.where(np.eye(count, dtype=bool), 0.0, rsms)
         sums = others @ weights + own * np.diagonal(rsms, axis1=1, axis2=2)
         total = (sums @ share) / (1 + share.sum())
@@ -84,7 +85,7 @@ class Estimator:
         return centred
 
     def divisor(self, count: int) -> float:
-        """Number that HSIC divides a sum over pairs of `count` images by: the weight of such a batch in a sum."""
+        """The number that HSIC divides sums over `count` images by, which is also the weight of such a batch."""
         return float((count - 1) ** 2 if self.diagonal else count * (count - 3))
 
 
@@ -98,7 +99,7 @@ ESTIMATORS = {
 
 
 def get_estimator(estimator: str | Estimator) -> Estimator:
-    """Look an estimator up by its name.
+    """Look up an estimator by name.
 
     Raises:
         ComparisonError: unknown name; the message lists the known ones.
@@ -109,34 +110,34 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
 
 
 def hsic(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # noqa: E741 (the field's letter)
-    """Hilbert-Schmidt independence criterion between two RSMs.
+    """Compute the Hilbert-Schmidt independence criterion (HSIC) between two RSMs.
 
     Args:
         k: symmetric array (N, N), or an `RSM`.
-        l: the same over the same images.
-        estimator: "unbiased" (HSIC_1; 0 on average for independent RSMs, at least 4 images) or "biased" (equation 1).
+        l: a second RSM over the same images.
+        estimator: "unbiased" (HSIC_1: 0 on average for independent RSMs; at least 4 images) or "biased" (equation 1).
 
     Raises:
-        ComparisonError: different shapes or images, no symmetry, values that are not finite, too few images.
+        ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, or too few images.
     """
     rows = get_estimator(estimator).rows(stack_rsms([k, l], ["first", "second"]))
     return float(rows[0] @ rows[1])
 
 
 def cka(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # noqa: E741 (the field's letter)
-    """Centred kernel alignment between two RSMs (paper, equation 2).
+    """Compute the centred kernel alignment between two RSMs (paper, equation 2).
 
-    Invariant to positive scaling and shifts of either RSM and to one permutation of the images of both.
+    CKA is invariant to positive scaling and shifts of either RSM, and to a common permutation of the images.
 
     Args:
-        k: symmetric array (N, N), or an `RSM`; of RSMs, the image ids must agree.
-        l: the same over the same images.
+        k: symmetric array (N, N), or an `RSM`; image ids of two `RSM`s must agree.
+        l: a second RSM over the same images.
         estimator: "unbiased" (at least 4 images; may leave [0, 1] slightly) or "biased" (in [0, 1] for positive
-            semi-definite RSMs, near 1 for few images and many features, whatever they are).
+            semi-definite RSMs; close to 1 for any RSMs of few images and many features).
 
     Raises:
-        ComparisonError: different shapes or images, no symmetry, values that are not finite, too few images, or an
-            RSM whose HSIC with itself is not above 0 (a constant RSM), which leaves CKA undefined.
+        ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, too few images, or a
+            constant RSM, for which CKA is undefined.
     """
     rows = get_estimator(estimator).rows(in_range(stack_rsms([k, l], ["first", "second"])))
     own = (rows**2).sum(axis=1)
@@ -152,14 +153,14 @@ def cka_grid(hsics: np.ndarray) -> np.ndarray:
     """Compute all CKA values from all HSIC values, or from their sums over mini-batches.
 
     Args:
-        hsics: shape (R, R), HSIC of every RSM with every other, times any positive number.
+        hsics: HSIC of all pairs of R RSMs, (R, R), up to a positive factor.
 
     Returns:
-        Shape (R, R); NaN in the rows and columns of RSMs whose HSIC with themselves is not above 0.
+        Shape (R, R); NaN in the rows and columns of RSMs whose HSIC with themselves is not positive.
     """
     own = np.diagonal(hsics)
     scale = np.sqrt(np.where(own > 0, own, np.nan))
     grid = hsics / (scale[:, None] * scale[None, :])
-    # The diagonal is 1 by definition; division leaves it off by the last bit.
+    # The diagonal is 1 by definition, but the division may be off by the last bit.
     np.fill_diagonal(grid, np.where(own > 0, 1.0, np.nan))
     return grid

@@ -1,4 +1,4 @@
-"""Representational similarity analysis (RSA): correlations of the similarities of different images."""
+"""Representational similarity analysis (RSA): correlations between the off-diagonal entries of two RSMs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rsm_probe.errors import ComparisonError
 
 
 class _Triangle(RowMeasure):
-    """A correlation of the similarities of different images."""
+    """A correlation between the off-diagonal entries of two RSMs."""
 
     fewest = 3
 
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Entries above the diagonal, transformed so that their cosine is the correlation."""
+        """Transform the entries above the diagonal, so that cosines of rows are correlations."""
         values = _triangle(rsms)
         if weights is None:
             return self._prepared(values, np.ones(values.shape[1]))
@@ -30,11 +30,11 @@ class _Triangle(RowMeasure):
 
     @abstractmethod
     def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
-        """Transform similarities of pairs (R, P), each of which counts as often as `pair_weights` (P,) says."""
+        """Transform similarities (R, P) of image pairs, each of which counts `pair_weights` (P,) times."""
 
 
 class PearsonRSA(_Triangle):
-    """Pearson correlation of the similarities of different images."""
+    """Pearson correlation between the off-diagonal entries of two RSMs."""
 
     name = "rsa-pearson"
     properties = Properties("similarity", "[-1, 1]", ("scale", "shift", "images"), "Kriegeskorte et al. 2008")
@@ -47,7 +47,7 @@ class PearsonRSA(_Triangle):
 
 
 class SpearmanRSA(PearsonRSA):
-    """Spearman correlation of the similarities of different images; ties share their mean rank."""
+    """Spearman correlation between the off-diagonal entries of two RSMs; ties share their mean rank."""
 
     name = "rsa-spearman"
     properties = Properties(
@@ -55,7 +55,7 @@ class SpearmanRSA(PearsonRSA):
     )
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
-        """Index of every similarity among the distinct ones of its RSM, so that no sample sorts again."""
+        """Replace each similarity by its index among the distinct ones of its RSM, so that samples need not sort."""
         return np.stack([np.unique(rsm, return_inverse=True)[1].reshape(rsm.shape) for rsm in np.asarray(rsms)])
 
     def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ class SpearmanRSA(PearsonRSA):
 
 
 class CosineRSA(_Triangle):
-    """Cosine between the similarities of different images."""
+    """Cosine between the off-diagonal entries of two RSMs."""
 
     name = "rsa-cosine"
     properties = Properties(
@@ -75,9 +75,9 @@ class CosineRSA(_Triangle):
 
 
 class KendallRSA(Measure):
-    """Kendall's tau-a of the similarities of different images: concordant less discordant pairs, over all pairs.
+    """Kendall's tau-a between the off-diagonal entries: concordant minus discordant pairs, over all pairs.
 
-    Ties count as neither, so an RSM with ties is not at 1 with itself.
+    Ties count as neither, so an RSM with ties has tau-a below 1 with itself.
     """
 
     name = "rsa-kendall"
@@ -88,7 +88,7 @@ class KendallRSA(Measure):
         from scipy.stats import kendalltau
 
         x, y = _triangle(a), _triangle(b)
-        # SciPy's tau-b divides by the pairs that are not tied in x and by those that are not tied in y.
+        # SciPy's tau-b divides by the numbers of untied pairs in x and in y; multiply them back in.
         untied = np.outer([_untied(row) for row in x], [_untied(row) for row in y])
         grid = np.full(untied.shape, np.nan)
         for i, j in np.argwhere(untied > 0):
@@ -110,7 +110,7 @@ def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _untied(values: np.ndarray) -> float:
-    """Square root of the share of pairs that are not tied."""
+    """Square root of the share of untied pairs."""
     sizes = np.unique(values, return_counts=True)[1].astype(np.float64)
     count = len(values)
     return float(np.sqrt(1 - (sizes * (sizes - 1)).sum() / (count * (count - 1)))) if count > 1 else 0.0

@@ -23,7 +23,7 @@ def pooled(tokens: Any) -> np.ndarray:
     """Average tokens (N, S, C) over locations: (N, C), float64.
 
     Raises:
-        ComparisonError: another shape, or values that are not finite.
+        ComparisonError: wrong shape or non-finite values.
     """
     return _finite(tokens, "the tokens", "(N, S, C)").mean(axis=1)
 
@@ -31,10 +31,10 @@ def pooled(tokens: Any) -> np.ndarray:
 def sampled(tokens: Any, count: int, seed: int = 0) -> np.ndarray:
     """Sample `count` of all N * S tokens (N, S, C): (count, C), float64.
 
-    The same seed takes the same locations of the same images, so that representations of equal S can be compared.
+    The same seed selects the same locations of the same images, so that representations of equal S can be compared.
 
     Raises:
-        ComparisonError: another shape, values that are not finite, or fewer tokens than asked for.
+        ComparisonError: wrong shape, non-finite values, or fewer than `count` tokens.
     """
     values = _finite(tokens, "the tokens", "(N, S, C)")
     rows = values.reshape(-1, values.shape[2])
@@ -46,7 +46,7 @@ def sampled(tokens: Any, count: int, seed: int = 0) -> np.ndarray:
 
 
 def linear_cka(x: Any, y: Any, estimator: str = "unbiased") -> float:
-    """Compute CKA of linear RSMs of features (Kornblith et al. 2019), equal to `cka(x @ x.T, y @ y.T)`.
+    """Compute CKA of linear RSMs of features (Kornblith et al. 2019); equals `cka(x @ x.T, y @ y.T)`.
 
     Args:
         x: features (N, P).
@@ -54,14 +54,14 @@ def linear_cka(x: Any, y: Any, estimator: str = "unbiased") -> float:
         estimator: "unbiased" or "biased".
 
     Raises:
-        ComparisonError: wrong shapes, values that are not finite, too few images, or constant features.
+        ComparisonError: wrong shapes, non-finite values, too few images, or constant features.
     """
     x, y = _centred(x, y)
     return cka(x @ x.T, y @ y.T, estimator)
 
 
 def canonical_correlations(x: Any, y: Any) -> np.ndarray:
-    """Correlations of the best correlated directions of two representations (Hotelling 1936), largest first.
+    """Compute the canonical correlations of two representations (Hotelling 1936), largest first.
 
     Args:
         x: features (N, P).
@@ -78,15 +78,15 @@ def canonical_correlations(x: Any, y: Any) -> np.ndarray:
 
 
 def svcca(x: Any, y: Any, variance: float = 0.99) -> float:
-    """Mean canonical correlation of the principal components that hold a share of the variance (Raghu et al. 2017).
+    """Average the canonical correlations of the leading principal components (Raghu et al. 2017).
 
     Args:
         x: features (N, P), with N well above the number of components; see `pooled` and `sampled`.
         y: features (N, Q) of the same images in the same order.
-        variance: the share, in (0, 1].
+        variance: share of the variance that the components explain, in (0, 1].
 
     Raises:
-        ComparisonError: as `linear_cka`; a share out of range.
+        ComparisonError: as `linear_cka`; or `variance` out of range.
     """
     require_number(variance, "variance", ComparisonError, above=0.0, most=1.0)
     x, y = _centred(x, y)
@@ -94,7 +94,9 @@ def svcca(x: Any, y: Any, variance: float = 0.99) -> float:
 
 
 def pwcca(x: Any, y: Any) -> float:
-    """Canonical correlations, weighted by how much of `x` their directions hold (Morcos et al. 2018). Not symmetric.
+    """Average canonical correlations, weighted by how much of `x` their directions explain (Morcos et al. 2018).
+
+    Not symmetric in x and y.
 
     Args:
         x: features (N, P), with N well above P + Q; see `pooled` and `sampled`.
@@ -111,11 +113,11 @@ def pwcca(x: Any, y: Any) -> float:
 
 
 def procrustes(x: Any, y: Any, normalised: bool = True) -> float:
-    """Compute the distance that remains after the best rotation or reflection (Williams et al. 2021).
+    """Compute the distance after the best rotation or reflection (Williams et al. 2021).
 
     Args:
         x: features (N, P).
-        y: features (N, Q) of the same images in the same order; the narrower is padded with zeros.
+        y: features (N, Q) of the same images in the same order; the narrower array is padded with zeros.
         normalised: scale both to norm 1 after centring; the distance then lies in [0, sqrt(2)].
 
     Raises:
@@ -124,12 +126,12 @@ def procrustes(x: Any, y: Any, normalised: bool = True) -> float:
     x, y = _centred(x, y, any_size=normalised)
     if normalised:
         x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
-    # Rotated to their principal axes, of which there are at most as many as images.
+    # Rotate to principal axes, of which there are at most as many as images.
     bases = _basis(x), _basis(y)
     width = max(len(scale) for _, scale in bases)
     first, second = (np.pad(basis * scale, ((0, 0), (0, width - len(scale)))) for basis, scale in bases)
     left, _, right = np.linalg.svd(first.T @ second)
-    # The norm of the difference itself: computed from norms and a trace, small distances would lose half their digits.
+    # Take the norm of the difference itself; norms and a trace would lose half the digits of small distances.
     return float(np.linalg.norm(first @ (left @ right) - second))
 
 
@@ -151,7 +153,7 @@ FEATURE_MEASURES: dict[str, tuple[Callable[..., float], Properties]] = {
 
 
 def _centred(x: Any, y: Any, any_size: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Subtract the mean over images; where units do not count, scale features whose squares would overflow."""
+    """Subtract the mean over images; unless units matter, rescale features whose squares would overflow."""
     arrays = []
     for name, values in (("first", x), ("second", y)):
         array = _finite(values, f"the {name} features", "(N, C)")
@@ -159,7 +161,7 @@ def _centred(x: Any, y: Any, any_size: bool = True) -> tuple[np.ndarray, np.ndar
         if any_size and largest and not 1e-100 < largest < 1e100:
             array = array / largest
         centred = array - array.mean(axis=0)
-        # Features that vary by rounding alone are constant.
+        # Features that vary only by rounding are constant.
         if np.linalg.norm(centred) <= 1e-12 * np.linalg.norm(array):
             raise ComparisonError(f"the {name} features are the same for all images, so they compare with nothing")
         arrays.append(centred)
@@ -190,9 +192,9 @@ def _basis(centred: np.ndarray, variance: float = 1.0) -> tuple[np.ndarray, np.n
 
 
 def _canonical(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Canonical correlations between the spans of two bases, and their directions in the first."""
+    """Canonical correlations between the spans of two bases, and their directions in the first span."""
     count = min(x.shape[1], y.shape[1])
-    # Centring removes one dimension; two subspaces that do not fit side by side into the rest must overlap.
+    # Centring removes one dimension. Two subspaces whose dimensions exceed the rest must overlap.
     forced = x.shape[1] + y.shape[1] - (len(x) - 1)
     if forced > 0:
         warnings.warn(

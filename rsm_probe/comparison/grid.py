@@ -1,4 +1,4 @@
-"""Grids of comparisons, labelled by what each RSM is."""
+"""Labelled grids of comparisons between RSMs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RsmKey(NamedTuple):
-    """What identifies an RSM of a sweep: model, layer, depth of the layer, matching and kernel."""
+    """The identity of an RSM in a sweep: model, layer, depth of the layer, matching and kernel."""
 
     model: str
     layer: str
@@ -27,22 +27,22 @@ class RsmKey(NamedTuple):
     kernel: str
 
     def label(self) -> str:
-        """Join the fields that are not empty into one text."""
+        """Join the non-empty fields into one text."""
         return "/".join(part for part in (self.model, self.layer, self.matching, self.kernel) if part)
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> RsmKey:
-        """Read a key from its fields as stored text."""
+        """Parse a key from its fields, stored as texts."""
         model, layer, depth, matching, kernel = map(str, texts)
         return cls(model, layer, int(depth), matching, kernel)
 
 
 class RsmStack(NamedTuple):
-    """RSMs over the same images with their keys.
+    """RSMs over the same images, with their keys.
 
     Attributes:
-        values: shape (R, N, N), float64.
-        keys: R of them, in forward order within a model.
+        values: (R, N, N), float64.
+        keys: R keys, in forward order within a model.
     """
 
     values: np.ndarray
@@ -52,22 +52,23 @@ class RsmStack(NamedTuple):
 def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, eigenvalues: bool = True) -> xr.DataArray:
     """Compare every RSM with every other: layers with layers, models with models, models with brains.
 
-    CKA and RSA take one matrix product for the whole grid. RSMs need not be positive semi-definite, as semantic ones
-    are not in general: all measures but Bures are defined for any symmetric matrix, and CKA is a cosine in [-1, 1].
+    CKA and RSA take one matrix product for the whole grid. RSMs need not be positive semi-definite (semantic RSMs are
+    not in general): all measures but Bures are defined for any symmetric matrix, and CKA is a cosine in [-1, 1].
 
     Args:
-        rsms: name -> RSM or symmetric array (N, N); names are texts, or pairs (model, layer). A model's layers come in
-            forward order.
-        others: the same for the columns; the rows again by default.
-        measure: see `MEASURES`, or a measure object with its options.
-        eigenvalues: report each RSM's smallest eigenvalue; it costs a decomposition of every matrix.
+        rsms: mapping from names to RSMs or symmetric arrays (N, N). Names are texts or pairs (model, layer); layers of
+            a model come in forward order.
+        others: the RSMs in the columns; by default those in the rows.
+        measure: a name from `MEASURES`, or a measure object with its options.
+        eigenvalues: report the smallest eigenvalue of each RSM, which takes a decomposition of every matrix.
 
     Returns:
-        Dimensions (rsm_a, rsm_b), with plain coordinates model, layer, depth, matching, kernel, and
-        smallest_eigenvalue (suffixed `_a`, `_b`). NaN, with a warning that names the RSM, where a value is undefined.
+        Dimensions (rsm_a, rsm_b) with plain coordinates model, layer, depth, matching, kernel and smallest_eigenvalue
+        (suffixed `_a`, `_b`). Undefined values are NaN, with a warning that names the RSM.
 
     Raises:
-        ComparisonError: no RSM, different images or orders, no symmetry, values that are not finite, unknown measure.
+        ComparisonError: no RSM, different images or orders, an asymmetric matrix, non-finite values, or an unknown
+            measure.
     """
     measure = get_measure(measure)
     rows, columns = label_rsms(rsms, others)
@@ -81,7 +82,7 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
 
 
 def label_rsms(rsms: Any, others: Any = None) -> tuple[RsmStack, RsmStack]:
-    """Check and stack the RSMs in the rows and in the columns, which are the same object where `others` is None.
+    """Check and stack the RSMs in the rows and in the columns; without `others`, both are the same object.
 
     Raises:
         ComparisonError: as `compare`.
@@ -89,7 +90,7 @@ def label_rsms(rsms: Any, others: Any = None) -> tuple[RsmStack, RsmStack]:
     sides = [rsms] if others is None else [rsms, others]
     for side in sides:
         if not isinstance(side, Mapping):
-            raise ComparisonError(f"RSMs come by name, as in {{'layer1': rsm}}; found {type(side).__name__}")
+            raise ComparisonError(f"RSMs are given by name, as in {{'layer1': rsm}}; found {type(side).__name__}")
     keys = [_keys(side) for side in sides]
     if not all(keys):
         raise ComparisonError("there is no RSM to compare")
@@ -101,10 +102,10 @@ def label_rsms(rsms: Any, others: Any = None) -> tuple[RsmStack, RsmStack]:
 
 
 def measured_grid(rows: RsmStack, columns: RsmStack, measure: Measure) -> xr.DataArray:
-    """Compute and label all values between rows and columns; a warning names the first RSM without a value.
+    """Compute and label all values between rows and columns; warn and name the first RSM without a value.
 
     Raises:
-        ComparisonError: see `Measure.grid`.
+        ComparisonError: as `Measure.grid`.
     """
     values = measure.grid(rows.values, columns.values)
     if np.isnan(values).any():
@@ -128,14 +129,14 @@ def _keys(rsms: Mapping[Any, Any]) -> list[RsmKey]:
             keys.append(name)
             continue
         if not isinstance(name, str) and not (isinstance(name, tuple) and len(name) == 2):
-            raise ComparisonError(f"an RSM is named by a text or a pair (model, layer), found {name!r}")
+            raise ComparisonError(f"the name of an RSM is a text or a pair (model, layer), found {name!r}")
         model, layer = ("", name) if isinstance(name, str) else map(str, name)
         attributes = getattr(rsm, "attributes", {})
         depth = depths.setdefault(model, {}).setdefault(layer, len(depths[model]))
         matching, kernel = (str(attributes.get(name, "")) for name in ("matching", "kernel"))
         keys.append(RsmKey(model, layer, depth, matching, kernel))
     if (twice := repeated(key.label() for key in keys)) is not None:
-        raise ComparisonError(f"two RSMs are called {twice!r}, and results are told apart by name")
+        raise ComparisonError(f"two RSMs are called {twice!r}; names must be unique")
     return keys
 
 
@@ -146,7 +147,7 @@ def _smallest_eigenvalues(rsms: np.ndarray) -> list[float]:
 
 
 def label_grid(values: np.ndarray, rows: Sequence[RsmKey], columns: Sequence[RsmKey]) -> xr.DataArray:
-    """Label a grid of RSM comparisons with plain coordinates on both axes, which stores keep as they are."""
+    """Label a grid of comparisons with plain coordinates on both axes, because stores cannot keep a multi-index."""
     import xarray as xr
 
     coordinates: dict[str, Any] = {}

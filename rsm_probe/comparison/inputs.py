@@ -1,4 +1,4 @@
-"""Checks of the RSMs to compare."""
+"""Checks of RSMs before they are compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from rsm_probe.arrays import condensed_hint, real_matrix, require_similarities, require_symmetric
 from rsm_probe.errors import ComparisonError
 
-# A centred RSM whose squared norm is below this share of the RSM's own is constant up to float32 rounding.
+# An RSM is constant up to float32 rounding if centring leaves less than this share of its squared norm.
 CONSTANT = 1e-14
 
 
@@ -19,14 +19,14 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
     """Stack RSMs over the same images into one array.
 
     Args:
-        rsms: symmetric arrays (N, N) of similarities, or `RSM`s, whose image ids must then agree.
-        names: what messages call them.
+        rsms: symmetric arrays (N, N) of similarities, or `RSM`s with equal image ids.
+        names: names of the RSMs, for messages.
 
     Returns:
         Shape (R, N, N), float64.
 
     Raises:
-        ComparisonError: no RSM, different shapes, images or orders, no symmetry, values that are not real or
+        ComparisonError: no RSM, different shapes, images or orders, an asymmetric matrix, values that are not real or
             not finite, or arrays that look like distances.
     """
     if not len(rsms):
@@ -54,7 +54,7 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
             row, column = np.argwhere(~np.isfinite(array))[0]
             raise ComparisonError(f"the {name} RSM holds {array[row, column]} for images {row} and {column}")
         require_symmetric(array, f"the {name} RSM", ComparisonError)
-        if ids is None:  # an `RSM` was checked when it was made
+        if ids is None:  # an `RSM` object was checked when it was created
             require_similarities(array, f"the {name} RSM", ComparisonError)
         if arrays and array.shape != arrays[0].shape:
             raise ComparisonError(
@@ -66,7 +66,7 @@ def stack_rsms(rsms: Sequence[Any], names: Sequence[str]) -> np.ndarray:
 
 
 def in_range(rsms: np.ndarray) -> np.ndarray:
-    """Divide RSMs by their largest entry where their squares would overflow or underflow."""
+    """Divide RSMs by their largest entry if their squares would overflow or underflow."""
     largest = np.abs(rsms).max(axis=(1, 2), initial=0.0)
     if ((largest == 0) | ((largest > 1e-100) & (largest < 1e100))).all():
         return rsms

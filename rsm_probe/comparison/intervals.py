@@ -1,4 +1,4 @@
-"""How well a similarity tells two kinds of pairs apart, and means over images, each with its interval."""
+"""How well similarities separate two kinds of pairs (AUROC, d'), and means over images, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from rsm_probe.checks import require_seed, require_whole
 from rsm_probe.comparison.statistics import check_level
 from rsm_probe.errors import ComparisonError
 
-# Pairs of pairs that are compared at a time.
+# Comparisons of two pairs made at once.
 _BLOCK = 4 * 2**20
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Area under the receiver operating characteristic: how often a pair of the one kind is the more similar.
+    """Compute the area under the ROC curve: the probability that a positive pair is more similar than a negative one.
 
     Args:
-        positive: similarities of the pairs that should be similar, shape (P,).
-        negative: of those that should not, shape (Q,).
+        positive: similarities of pairs that should be similar, (P,).
+        negative: similarities of pairs that should not be similar, (Q,).
 
     Returns:
-        In [0, 1], 0.5 by chance; ties count half. NaN where one of the kinds is empty.
+        A value in [0, 1], 0.5 by chance; ties count half. NaN if one kind has no pairs.
 
     Raises:
-        ComparisonError: similarities that are NaN, or not real numbers.
+        ComparisonError: similarities that are NaN or not real numbers.
     """
     first, second = _known(positive, "positive"), _known(negative, "negative")
     if not (first.size and second.size):
@@ -44,20 +44,20 @@ def auroc_samples(
     *,
     block: int = _BLOCK,
 ) -> np.ndarray:
-    """The AUROC in samples in which pairs count more or less often, such as bootstrap samples of images.
+    """Compute the AUROC in weighted samples of the pairs, such as bootstrap samples of images.
 
     Args:
-        positive: see `auroc`, shape (P,).
-        negative: see `auroc`, shape (Q,).
-        weights_positive: how often each counts in each sample, shape (R, P).
-        weights_negative: the same for the negative pairs, shape (R, Q).
+        positive: see `auroc`, (P,).
+        negative: see `auroc`, (Q,).
+        weights_positive: how often each positive pair counts in each sample, (R, P).
+        weights_negative: how often each negative pair counts in each sample, (R, Q).
         block: number of comparisons made at once.
 
     Returns:
-        Shape (R,); NaN where a sample holds none of one kind.
+        Shape (R,); NaN if a sample has no pairs of one kind.
 
     Raises:
-        ComparisonError: similarities that are NaN, or not real numbers; weights of another shape.
+        ComparisonError: similarities that are NaN or not real numbers, or weights of a wrong shape.
     """
     first, second = _known(positive, "positive"), _known(negative, "negative")
     counts = [
@@ -81,10 +81,10 @@ def auroc_samples(
 
 
 def d_prime(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Distance of the means of two kinds of pairs, in units of their root mean variance; NaN where there is none.
+    """Compute d': the difference of the means of two kinds of pairs over their root mean variance; NaN if undefined.
 
     Raises:
-        ComparisonError: similarities that are NaN, or not real numbers.
+        ComparisonError: similarities that are NaN or not real numbers.
     """
     first, second = _known(positive, "positive"), _known(negative, "negative")
     if min(len(first), len(second)) < 2:
@@ -94,10 +94,10 @@ def d_prime(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def draw_weights(count: int, repeats: int, seed: int = 0) -> np.ndarray:
-    """How often each of `count` images occurs in samples of that size drawn with replacement, (repeats, count).
+    """Draw `count` images with replacement, `repeats` times; return how often each occurs, (repeats, count).
 
     Raises:
-        ComparisonError: nothing to draw from, fewer than 2 repeats, or no seed.
+        ComparisonError: `count` below 1, `repeats` below 2, or an invalid seed.
     """
     require_whole(count, "the number of images to draw from", 1, ComparisonError)
     require_whole(repeats, "repeats", 2, ComparisonError)
@@ -107,10 +107,10 @@ def draw_weights(count: int, repeats: int, seed: int = 0) -> np.ndarray:
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentiles between which the share `level` of bootstrap samples lies; NaN ones do not count.
+    """Return the percentiles that enclose the central share `level` of bootstrap samples; NaN samples are ignored.
 
     Raises:
-        ComparisonError: level out of range.
+        ComparisonError: `level` out of range.
     """
     check_level(level)
     known = real_array(samples, "samples", ComparisonError).astype(np.float64)
@@ -128,23 +128,23 @@ def mean_interval(
     seed: int = 0,
     groups: Sequence[str] | np.ndarray | None = None,
 ) -> tuple[float, float, float]:
-    """A mean over images, and its interval from images drawn with replacement.
+    """Compute a mean over images and its bootstrap interval.
 
-    Differences of two conditions on the same images are given as such, so that the draws are the same for both.
+    To compare two conditions on the same images, pass the differences, so that both use the same draws.
 
     Args:
-        values: one for each image, shape (N,); NaN ones are left out.
-        repeats: how many draws.
-        level: of the interval, in (0, 1).
-        seed: of the draws.
-        groups: one name for each image, shape (N,); images of a group, such as frames of one scene, are not independent
-            and are drawn together.
+        values: one value per image, (N,); NaN values are ignored.
+        repeats: number of draws.
+        level: level of the interval, in (0, 1).
+        seed: seed of the draws.
+        groups: one name per image, (N,). Images of a group, such as frames of one scene, are not independent and are
+            drawn together.
 
     Returns:
-        Mean, lower and upper end; NaN where there is no value.
+        The mean and the lower and upper end of its interval; NaN if there is no value.
 
     Raises:
-        ComparisonError: repeats or level out of range, no seed, values or groups of another shape.
+        ComparisonError: `repeats` or `level` out of range, an invalid seed, or values or groups of a wrong shape.
     """
     every = real_array(values, "values", ComparisonError).astype(np.float64)
     names = np.arange(len(every)) if groups is None else np.asarray(groups)
@@ -160,7 +160,7 @@ def mean_interval(
 
 
 def _known(similarities: np.ndarray, name: str) -> np.ndarray:
-    """Similarities in one row; a NaN would be sorted above all others without a word."""
+    """Flatten similarities and reject NaN, which would silently sort above all others."""
     values = real_array(similarities, name, ComparisonError).ravel()
     if np.isnan(values).any():
         raise ComparisonError(f"{name} holds NaN, which is neither more nor less similar than anything")

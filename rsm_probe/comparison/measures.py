@@ -1,7 +1,7 @@
 """Measures that compare RSMs, by name, and functions that compare two RSMs.
 
-The survey of Klabunde et al. (paper, reference 10; section 3.3) names the family. A new measure is a class and one line
-in `MEASURES`.
+Klabunde et al. (paper, reference 10; section 3.3) survey the family. A new measure is one class and one line in
+`MEASURES`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rsm_probe.comparison.inputs import stack_rsms
 from rsm_probe.comparison.protocol import Invariance, Measure, Properties, RowMeasure, cosines
 from rsm_probe.errors import ComparisonError, look_up
 
-# Spreads and eigenvalues below this share of the RSM's size are rounding noise.
+# Spreads and eigenvalues below this share of an RSM's size are rounding noise.
 _CONSTANT = 1e-12
 _CKA_INVARIANCES: tuple[Invariance, ...] = ("scale", "shift", "additive", "images")
 
 
 class CKA(RowMeasure):
-    """Centred kernel alignment (paper, equation 2), by the unbiased estimator of HSIC."""
+    """Centred kernel alignment (paper, equation 2) with the unbiased estimator of HSIC."""
 
     sums_over_batches = True
 
@@ -38,14 +38,14 @@ class CKA(RowMeasure):
     )
 
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Centred entries; see `Estimator.rows`."""
+        """Centre the entries; see `Estimator.rows`."""
         return self.estimator.rows(rsms, weights)
 
     def summed_grid(
         self, batches: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[np.ndarray]
     ) -> np.ndarray:
         """Compute CKA from HSICs summed over mini-batches, each weighted by its pairs; see `Measure.summed_grid`."""
-        # Rows of all batches joined: their products are sums of HSICs over batches, each times its divisor.
+        # Inner products of rows joined over batches are sums of HSICs, each times its divisor.
         first, second = (
             np.concatenate(
                 [
@@ -60,7 +60,7 @@ class CKA(RowMeasure):
 
 
 class BiasedCKA(CKA):
-    """`CKA` by the biased estimator of HSIC."""
+    """`CKA` with the biased estimator of HSIC."""
 
     estimator = ESTIMATORS["biased"]
     name = estimator.measure
@@ -70,7 +70,7 @@ class BiasedCKA(CKA):
 
 
 class NormDifference(Measure):
-    """Frobenius norm of the difference of the RSMs, diagonals included."""
+    """Frobenius norm of the difference of two RSMs, diagonals included."""
 
     name = "norm-difference"
     properties = Properties("distance", "[0, inf)", ("images",), "Klabunde et al. 2023")
@@ -84,7 +84,7 @@ class NormDifference(Measure):
 class Bures(Measure):
     """Bures similarity of centred RSMs: the nuclear norm of `K^(1/2) L^(1/2)`.
 
-    Negative eigenvalues, as semantic RSMs may have, count as 0; `negative_share` says how much that leaves out.
+    Negative eigenvalues, which semantic RSMs may have, count as 0; see `negative_share` for their weight.
     """
 
     name = "bures"
@@ -100,7 +100,7 @@ class Bures(Measure):
 
 
 class NormalisedBures(Bures):
-    """`Bures`, divided by the root of the traces: the cosine of the Procrustes angle between representations."""
+    """`Bures` divided by the square roots of the traces: the cosine of the Procrustes angle."""
 
     name = "bures-normalised"
     properties = Properties(
@@ -117,11 +117,11 @@ class NormalisedBures(Bures):
 class _Neighbours(Measure):
     """A comparison of each image's nearest neighbours, averaged over images.
 
-    An image does not count as its own neighbour. Of equally similar images, the earlier in the order of the images
-    counts as the nearer, so that a new order of the images can change values where there are ties.
+    An image is not its own neighbour. Ties go to the image that comes first, so a different order of the images can
+    change the value if there are ties.
 
     Attributes:
-        neighbours: how many, fewer than images.
+        neighbours: number of neighbours, fewer than images.
     """
 
     neighbours: int = 10
@@ -133,7 +133,7 @@ class _Neighbours(Measure):
         return np.where(flat[0][:, None] | flat[1][None, :], np.nan, overlaps)
 
     def _ranks(self, rsms: np.ndarray) -> np.ndarray:
-        """Per image, 1 for the nearest other image up to `neighbours`, 0 for those that are farther: (R, N, N)."""
+        """Ranks (R, N, N): 1 for the nearest image up to `neighbours`, 0 for images farther away."""
         count = rsms.shape[-1]
         if (
             isinstance(self.neighbours, bool)
@@ -152,11 +152,11 @@ class _Neighbours(Measure):
 
     @abstractmethod
     def _overlaps(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """All values between ranks (A, N, N) and ranks (B, N, N)."""
+        """Compute all values between ranks (A, N, N) and ranks (B, N, N)."""
 
 
 class NeighbourJaccard(_Neighbours):
-    """Share of nearest neighbours that two RSMs agree on: intersection over union, averaged over images."""
+    """Overlap of nearest neighbours: intersection over union, averaged over images."""
 
     name = "knn-jaccard"
     properties = Properties("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Klabunde et al. 2023")
@@ -167,7 +167,7 @@ class NeighbourJaccard(_Neighbours):
 
 
 class NeighbourRank(_Neighbours):
-    """How alike two RSMs rank the nearest neighbours that they share, averaged over images; 0 where they share none."""
+    """Agreement of the ranks of shared nearest neighbours, averaged over images; 0 if none are shared."""
 
     name = "knn-rank"
     properties = Properties("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Wang et al. 2020")
@@ -184,7 +184,7 @@ class NeighbourRank(_Neighbours):
 
 
 def _root(rsm: np.ndarray) -> np.ndarray:
-    """A matrix X with X X^T = the centred RSM, without its negative part: shape (N, rank)."""
+    """A matrix X (N, rank) such that X X^T is the positive part of the centred RSM."""
     values, vectors = _spectrum(rsm)
     positive = values > _CONSTANT * max(np.abs(rsm).max(initial=0.0) * len(rsm), np.abs(values).max(initial=0.0))
     return vectors[:, positive] * np.sqrt(values[positive])
@@ -206,7 +206,7 @@ MEASURES: dict[str, Measure] = {
 
 
 def get_measure(measure: str | Measure) -> Measure:
-    """Look a measure up by its name.
+    """Look up a measure by name.
 
     Raises:
         ComparisonError: unknown name; the message lists the known ones.
@@ -215,64 +215,64 @@ def get_measure(measure: str | Measure) -> Measure:
 
 
 def rsa(k: Any, l: Any, correlation: Literal["spearman", "pearson", "kendall", "cosine"] = "spearman") -> float:  # noqa: E741
-    """Correlation of the similarities that two RSMs give to pairs of different images.
+    """Correlate the off-diagonal entries of two RSMs (RSA).
 
     Args:
-        k: symmetric array (N, N), or an `RSM`; of RSMs, the image ids must agree.
-        l: the same over the same images.
+        k: symmetric array (N, N), or an `RSM`; image ids of two `RSM`s must agree.
+        l: a second RSM over the same images.
         correlation: "spearman", "pearson", "kendall" (tau-a) or "cosine".
 
     Raises:
-        ComparisonError: different shapes or images, no symmetry, values that are not finite, fewer than 3 images,
-            or a constant RSM, which leaves a correlation undefined.
+        ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, fewer than 3 images, or a
+            constant RSM, for which a correlation is undefined.
     """
     return _value(f"rsa-{correlation}", k, l)
 
 
 def bures(k: Any, l: Any, normalised: bool = True) -> float:  # noqa: E741
-    """Bures similarity of two RSMs, after centring; see `Bures` and, for what is left out, `negative_share`.
+    """Compute the Bures similarity of two RSMs after centring; see `Bures` and `negative_share`.
 
     Raises:
-        ComparisonError: as `rsa`; normalised, an RSM without variance.
+        ComparisonError: as `rsa`; if normalised, also an RSM without variance.
     """
     return _value("bures-normalised" if normalised else "bures", k, l)
 
 
 def norm_difference(k: Any, l: Any) -> float:  # noqa: E741
-    """Frobenius norm of the difference of two RSMs.
+    """Compute the Frobenius norm of the difference of two RSMs.
 
     Raises:
-        ComparisonError: different shapes or images, no symmetry, values that are not finite.
+        ComparisonError: different shapes or images, an asymmetric matrix, or non-finite values.
     """
     return _value("norm-difference", k, l)
 
 
 def neighbour_overlap(k: Any, l: Any, neighbours: int = 10, ranked: bool = False) -> float:  # noqa: E741
-    """How far two RSMs agree on each image's nearest neighbours.
+    """Measure how far two RSMs agree on the nearest neighbours of each image.
 
     Args:
         k: symmetric array (N, N), or an `RSM`.
-        l: the same over the same images.
-        neighbours: how many, fewer than N.
-        ranked: compare their ranks (`NeighbourRank`) instead of the sets (`NeighbourJaccard`).
+        l: a second RSM over the same images.
+        neighbours: number of neighbours, fewer than N.
+        ranked: compare ranks (`NeighbourRank`) instead of sets (`NeighbourJaccard`).
 
     Raises:
-        ComparisonError: as `norm_difference`; neighbours out of range.
+        ComparisonError: as `norm_difference`; or `neighbours` out of range.
     """
     return _value(NeighbourRank(neighbours) if ranked else NeighbourJaccard(neighbours), k, l)
 
 
 def negative_share(rsm: Any) -> float:
-    """Share of an RSM's negative eigenvalues in the sum of all their magnitudes, after centring: in [0, 1].
+    """Compute the share of negative eigenvalues in the summed magnitudes of all eigenvalues, after centring.
 
-    0 for positive semi-definite RSMs; it is what `bures` leaves out.
+    The result lies in [0, 1] and is 0 for positive semi-definite RSMs. `bures` ignores this part of an RSM.
 
     Raises:
         ComparisonError: the RSM is not a symmetric, finite matrix.
     """
     values, _ = _spectrum(stack_rsms([rsm], ["given"])[0])
     total = np.abs(values).sum()
-    # Below 0 by rounding alone is not below 0.
+    # Eigenvalues below 0 only by rounding do not count.
     return float(np.abs(values[values < -_CONSTANT * total]).sum() / total) if total > 0 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The interface of measures: two stacks of RSMs in, all values between them out."""
+"""The interface of measures: take two stacks of RSMs, return all values between them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 from rsm_probe.comparison.inputs import in_range
 from rsm_probe.errors import ComparisonError
 
-# Transformations that leave a value unchanged. Of RSMs: all similarities times a positive number, plus a number, or
-# under an increasing function; plus a number for each image; and one new order of the images of both RSMs. Of
-# representations: a rotation or reflection of all feature vectors, times a positive number, plus a vector, any
-# invertible linear map.
+# Transformations that leave a value unchanged. Of the similarities in an RSM: multiply all by a positive number
+# ("scale"), add a number ("shift"), apply an increasing function ("monotone"), add a number per image ("additive"),
+# reorder the images of both RSMs ("images"). Of feature vectors: rotate or reflect all of them ("rotation"), scale
+# them, shift them by a vector, apply an invertible linear map ("linear map").
 Invariance = Literal["scale", "shift", "monotone", "additive", "images", "rotation", "linear map"]
 
 
 @dataclass(frozen=True)
 class Properties:
-    """Facts about a measure, as the documentation lists them.
+    """Facts about a measure, as listed in the documentation.
 
     Attributes:
-        kind: whether larger values mean more alike or less.
-        values: range of its values.
-        invariances: transformations that leave its values unchanged.
-        source: the paper that introduced it.
+        kind: "similarity" if larger values mean more alike, "distance" if they mean less alike.
+        values: range of the values.
+        invariances: transformations that leave values unchanged.
+        source: the paper that introduced the measure.
     """
 
     kind: Literal["similarity", "distance"]
@@ -37,33 +37,33 @@ class Properties:
 
 
 class Measure(ABC):
-    """A comparison of RSMs over the same images."""
+    """A measure that compares RSMs over the same images."""
 
     name: ClassVar[str]
     properties: ClassVar[Properties]
     fewest: ClassVar[int] = 2
-    # Whether images may count more than once, as in a bootstrap sample.
+    # Whether images may count several times, as in a bootstrap sample.
     weighted: ClassVar[bool] = False
     # Whether values over several mini-batches follow from sums over them; see `summed_grid`.
     sums_over_batches: ClassVar[bool] = False
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
-        """Do once what many calls of `grid` on the same images would repeat; values stay the same."""
+        """Precompute what repeated calls of `grid` on the same images share, without changing values."""
         return rsms
 
     def grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Compute all values between two stacks.
+        """Compute all values between two stacks of RSMs.
 
         Args:
-            a: symmetric, finite RSMs, shape (A, N, N).
-            b: the same over the same images, shape (B, N, N).
-            weights: how often each image counts, shape (N,); see `Estimator.rows`.
+            a: symmetric, finite RSMs, (A, N, N).
+            b: symmetric, finite RSMs over the same images, (B, N, N).
+            weights: how often each image counts, (N,); see `Estimator.rows`.
 
         Returns:
             Shape (A, B), float64; NaN where a value is undefined, for example for constant RSMs.
 
         Raises:
-            ComparisonError: too few images, or weights for a measure that takes none.
+            ComparisonError: too few images, or weights for a measure that does not support them.
         """
         if a.shape[-1] < self.fewest:
             raise ComparisonError(f"{self.name} needs at least {self.fewest} images, found {a.shape[-1]}")
@@ -79,26 +79,26 @@ class Measure(ABC):
     def summed_grid(
         self, batches: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[np.ndarray]
     ) -> np.ndarray:
-        """Compute all values over several mini-batches of images, as `grid` does over one.
+        """Compute all values over several mini-batches of images, like `grid` over one.
 
         Args:
-            batches: two stacks of RSMs over the images of each batch.
+            batches: for each batch, two stacks of RSMs over its images.
             weights: for each batch, how often each of its images counts.
 
         Raises:
-            NotImplementedError: the measure does not have `sums_over_batches`.
+            NotImplementedError: `sums_over_batches` is False.
         """
         raise NotImplementedError
 
 
 class RowMeasure(Measure):
-    """A measure that is the cosine between rows of numbers, one per RSM: one matrix product for a whole grid."""
+    """A measure that is the cosine between two rows of numbers, one per RSM: a grid is one matrix product."""
 
     weighted = True
 
     @abstractmethod
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Turn each RSM into one row, shape (R, P); exactly 0 where the RSM is constant."""
+        """Turn each RSM into one row, (R, P), exactly 0 for constant RSMs."""
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         rows = self.rows(in_range(a), weights)
@@ -106,7 +106,7 @@ class RowMeasure(Measure):
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Compute cosines between rows (A, P) and rows (B, P); NaN where a row is 0."""
+    """Compute cosines between rows (A, P) and rows (B, P); NaN if a row is 0."""
     return _unit(a) @ _unit(b).T
 
 

@@ -1,6 +1,6 @@
 """Uncertainty of comparisons: bootstrap over images, permutation tests, spread over seeds.
 
-All of it works on existing RSMs: no image passes through a model again, and no location is matched again.
+All functions work on existing RSMs; no model runs again, and no location is matched again.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ def bootstrap(
     seed: int = 0,
     on_repeat: Callable[[int], object] = lambda count: None,
 ) -> xr.Dataset:
-    """Compute intervals of a grid of comparisons from images drawn with replacement.
+    """Compute bootstrap intervals of a grid of comparisons, by drawing images with replacement.
 
     Each repeat draws N of the N images and weights every pair by how often it was drawn. Pairs of an image with its own
-    copy are left out: their similarity is that of an image with itself, and would raise every value.
+    copy are omitted: their similarity is that of an image with itself and would raise every value.
 
     Args:
         rsms: see `compare`.
         others: see `compare`.
         measure: CKA or a correlation other than Kendall's.
-        repeats: how many draws; the time grows in proportion, and each costs about as much as the grid itself.
-        level: of the interval, in (0, 1).
-        seed: of the draws; all RSMs see the same.
-        on_repeat: called with 1 after each repeat, for a progress bar.
+        repeats: number of draws; each takes about as long as the grid itself.
+        level: level of the interval, in (0, 1).
+        seed: seed of the draws, which are the same for all RSMs.
+        on_repeat: called with 1 after each repeat, for progress bars.
 
     Returns:
-        Dimensions (rsm_a, rsm_b): `value`, the percentiles `low` and `high`, `std`, the standard error, and `draws`,
-        the number of draws in which a value is defined.
+        Dimensions (rsm_a, rsm_b): `value`, the percentiles `low` and `high`, the standard error `std`, and `draws`, the
+        number of draws in which the value is defined.
 
     Raises:
-        ComparisonError: as `compare`; a measure that cannot weight images; repeats or level out of range; few images.
+        ComparisonError: as `compare`; a measure that cannot weight images, `repeats` or `level` out of range, or too
+            few images.
     """
     measure = get_measure(measure)
     check_level(level)
@@ -66,14 +67,15 @@ def bootstrap_samples(
     seed: int = 0,
     on_repeat: Callable[[int], object] = lambda count: None,
 ) -> np.ndarray:
-    """Compute the values of a comparison under images drawn with replacement, within each mini-batch.
+    """Compute the values of a comparison for images drawn with replacement, within each mini-batch.
 
     Args:
-        batches: two stacks of RSMs (A, N, N) and (B, N, N) over the images of each batch; the same object twice for
-            RSMs among themselves. Several batches need CKA, whose HSICs are summed over them, each by its pairs.
+        batches: for each batch, two stacks of RSMs (A, N, N) and (B, N, N) over its images; pass the same object twice
+            to compare RSMs among themselves. Several batches require CKA, which sums HSICs over them, weighted by
+            pairs.
         measure: see `bootstrap`.
-        repeats: how many draws.
-        seed: of the draws.
+        repeats: number of draws.
+        seed: seed of the draws.
         on_repeat: called with 1 after each repeat.
 
     Returns:
@@ -85,7 +87,7 @@ def bootstrap_samples(
     measure = get_measure(measure)
     _check_draws(repeats, seed, on_repeat)
     if len(batches) > 1 and not measure.sums_over_batches:
-        raise ComparisonError(f"{measure.name} does not add up over mini-batches as CKA does; take RSMs of all images")
+        raise ComparisonError(f"{measure.name} does not add up over mini-batches as CKA does; use RSMs of all images")
     if len(batches) > 1:
         batches = _scaled_alike(batches)
     ready = [measure.ready(a) for a, _ in batches]
@@ -98,7 +100,7 @@ def bootstrap_samples(
             drawn = measure.summed_grid(batches, weights) if len(batches) > 1 else measure.grid(*batches[0], weights[0])
         except ComparisonError as error:
             refused += 1
-            # After that many refusals, the draws that survive would be a biased sample.
+            # After this many refusals, the draws that survive would be a biased sample.
             if refused > repeats or not measure.weighted:
                 raise ComparisonError(f"there are too few images to draw from: {error}") from None
         else:
@@ -124,23 +126,23 @@ def _scaled_alike(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tupl
 
 
 def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> xr.Dataset:
-    """Add percentiles and standard deviation of bootstrap samples (repeats, A, B) to a grid.
+    """Add percentiles and the standard deviation of bootstrap samples (repeats, A, B) to a grid.
 
     Raises:
-        ComparisonError: level out of range.
+        ComparisonError: `level` out of range.
     """
     check_level(level)
     draws = (~np.isnan(samples)).sum(axis=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of comparisons that no draw defines
+        warnings.simplefilter("ignore", RuntimeWarning)  # for comparisons that are undefined in all draws
         low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
         std = np.nanstd(samples, axis=0, ddof=1)
     incomplete = ~np.isnan(grid.values) & (draws < len(samples))
     if incomplete.any():
         most = len(samples) - int(draws[incomplete].min())
         warnings.warn(
-            f"in up to {most} of {len(samples)} draws, an RSM was constant, and these do not count for "
-            f"{int(incomplete.sum())} comparisons; `draws` says how many do",
+            f"in up to {most} of {len(samples)} draws, an RSM was constant; {int(incomplete.sum())} comparisons ignore "
+            f"these draws, and `draws` counts the rest",
             stacklevel=3,
         )
     summary = _labelled_like(grid, value=grid.values, low=low, high=high, std=std, draws=draws)
@@ -148,7 +150,7 @@ def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> x
 
 
 def check_level(level: float) -> None:
-    """Refuse levels of an interval outside (0, 1).
+    """Refuse interval levels outside (0, 1).
 
     Raises:
         ComparisonError: not a number, or out of range.
@@ -172,23 +174,22 @@ def permutation_test(
     seed: int = 0,
     on_repeat: Callable[[int], object] = lambda count: None,
 ) -> xr.Dataset:
-    """Test whether RSMs are more alike than those of unrelated images, by random orders of the columns' images.
+    """Test whether RSMs are more alike than RSMs of unrelated images, by shuffling the images of the columns.
 
     Args:
         rsms: see `compare`.
         others: see `compare`.
         measure: any of `MEASURES`.
-        repeats: how many random orders; no p-value is below 1 / (repeats + 1).
-        seed: of the orders; all RSMs see the same.
+        repeats: number of random orders; p-values are at least 1 / (repeats + 1).
+        seed: seed of the orders, which are the same for all RSMs.
         on_repeat: called with 1 after each repeat.
 
     Returns:
-        Dimensions (rsm_a, rsm_b): `value`; `null_mean` and `null_std` over the orders; `z`, the value in these units
-        (NaN where all orders give the same); `p`, the share of orders that are at least as alike, including the given
-        one.
+        Dimensions (rsm_a, rsm_b): `value`; `null_mean` and `null_std` over the orders; `z`, the standardised value (NaN
+        if all orders give the same value); `p`, the share of orders at least as alike, including the given one.
 
     Raises:
-        ComparisonError: as `compare`; repeats, seed or `on_repeat` of the wrong kind.
+        ComparisonError: as `compare`; invalid `repeats`, `seed` or `on_repeat`.
     """
     measure = get_measure(measure)
     _check_draws(repeats, seed, on_repeat)
@@ -200,7 +201,7 @@ def permutation_test(
         order = rng.permutation(rows.values.shape[-1])
         null[number] = measure.grid(rows.values, columns.values[:, order[:, None], order])
         on_repeat(1)
-    # The given order may come up again, off by rounding.
+    # The given order may recur among the random ones, with a different rounding.
     slack = 1e-9 * np.maximum(np.abs(values), 1e-300)
     alike = null >= values - slack if measure.properties.kind == "similarity" else null <= values + slack
     mean, std = null.mean(axis=0), null.std(axis=0, ddof=1)
@@ -215,11 +216,11 @@ def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:
     """Average grids over pairs of models, such as seeds of one architecture.
 
     Args:
-        grids: of one shape, one for each pair.
+        grids: one grid per pair, all of one shape.
 
     Returns:
-        `mean`, `std` (over pairs, which share models and so are not independent; NaN for one pair) and `pairs`, the
-        number of pairs in which a value is defined.
+        `mean`; `std` over pairs (which share models, so they are not independent; NaN for one pair); and `pairs`, the
+        number of pairs in which the value is defined.
 
     Raises:
         ComparisonError: no grid, or grids of different layers.

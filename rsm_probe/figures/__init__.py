@@ -1,6 +1,6 @@
-"""Results -> matplotlib Axes.
+"""Figures: draw results on matplotlib Axes.
 
-Nothing here computes or saves; every function draws on the Axes it is given and returns it.
+Functions draw on the Axes they are given and return it; none computes results or saves files.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Values by layer or by number of locations, with their spread."""
+"""Values per layer or per number of locations, with their spread."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from matplotlib.figure import Figure
 from rsm_probe.figures.style import labelled
 from rsm_probe.figures.ticks import layer_ticks
 
-# More names than this along an axis are layers, whose ticks may be thinned out.
+# With more names than this along an axis, take them for layers, whose ticks may be thinned.
 _MOST_NAMES = 20
 
 
 def diagonal_plot(
     ax: Axes, values: xr.DataArray, title: str = "", label: str = "", control: xr.DataArray | None = None
 ) -> Axes:
-    """Plot a value per layer: the mean over models, and a band from smallest to largest (paper, Figure 15, right).
+    """Plot a value per layer: the mean over models and a band from minimum to maximum (paper, Figure 15, right).
 
     Args:
         ax: Axes to draw on; further calls add lines.
         values: dimensions (model, layer).
-        title: above the panel.
-        label: name of the line in a legend.
-        control: (layer,), of an untrained network; dashed.
+        title: title of the panel.
+        label: name of the line in the legend.
+        control: values of an untrained network, (layer,); drawn as a dashed line.
     """
     layers = [str(name) for name in values["layer"].values]
     positions = np.arange(len(layers))
@@ -58,14 +58,14 @@ def interval_plot(
     Args:
         ax: Axes to draw on.
         positions: names along the x-axis, such as layers or numbers of locations.
-        lines: name -> for each position the value and the ends of its interval, NaN where there is none.
-        title: above the panel.
-        meaning: of the values.
-        chance: value by chance alone; a dashed line.
+        lines: for each name, the value and the ends of its interval at each position; NaN if undefined.
+        title: title of the panel.
+        meaning: label of the values.
+        chance: value expected by chance; drawn as a dashed line.
     """
     for number, (name, points) in enumerate(lines.items()):
         values = np.array(points, dtype=np.float64).reshape(-1, 3)
-        # Intervals of one position lie beside each other.
+        # Offset the lines, so that their intervals do not overlap.
         x = np.arange(len(positions)) + (number - (len(lines) - 1) / 2) * 0.6 / max(len(lines), 1)
         spread = np.abs(values[:, 1:] - values[:, :1]).T
         ax.errorbar(x, values[:, 0], yerr=spread, marker="o", markersize=3, linewidth=0.8, capsize=1.5, label=name)
@@ -74,20 +74,20 @@ def interval_plot(
     rotation = 90 if max(map(len, positions), default=0) > 4 else 0
     if len(positions) > _MOST_NAMES:
         ax.set_xticks(*layer_ticks(positions, ax), rotation=rotation)
-    else:  # models have no order by which a reader could fill gaps
+    else:  # show every model: readers cannot infer missing names
         ax.set_xticks(range(len(positions)), list(positions), rotation=rotation, fontsize=8)
     ax.grid(alpha=0.3)
     return labelled(ax, title, y=meaning)
 
 
 def common_legend(figure: Figure) -> Figure:
-    """Draw one legend below all panels, of the first panel's lines, which all panels share."""
+    """Draw one legend below all panels, with the lines of the first panel, which all panels share."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=7)
     return figure
 
 
 def panel_letter(ax: Axes, letter: str) -> Axes:
-    """Put a bold letter before the upper left corner of a panel, so that a text can refer to it."""
+    """Put a bold letter at the upper left of a panel, so that a text can refer to it."""
     ax.set_title(letter, loc="left", fontweight="bold", x=-0.03, ha="right")
     return ax

@@ -1,4 +1,4 @@
-"""Distributions of similarities, alone and against another quantity."""
+"""Distributions of similarities, alone or against another quantity."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _BINS = 40
 
 
 def distributions(ax: Axes, kinds: Mapping[str, np.ndarray], title: str = "", meaning: str = "similarity") -> Axes:
-    """Draw histograms of several kinds of pairs over each other, each of area 1 (paper, Figure 2, right).
+    """Draw overlaid histograms of several kinds of pairs, each of area 1 (paper, Figure 2, right).
 
     Args:
         ax: Axes to draw on.
-        kinds: name -> similarities; empty ones are left out.
-        title: above the panel.
-        meaning: of the values.
+        kinds: for each name, its similarities; empty kinds are omitted.
+        title: title of the panel.
+        meaning: label of the values.
     """
     filled = {name: np.ravel(values) for name, values in kinds.items() if np.size(values)}
     every = np.concatenate(list(filled.values())) if filled else np.zeros(1)
@@ -33,15 +33,15 @@ def distributions(ax: Axes, kinds: Mapping[str, np.ndarray], title: str = "", me
 def joint_density(
     ax: Axes, x: np.ndarray, y: np.ndarray, title: str = "", meanings: tuple[str, str] = ("", ""), line: bool = False
 ) -> Axes:
-    """Draw how many pairs have which two values, on a logarithmic colour scale (paper, Figure 6).
+    """Draw the joint density of two values per pair, on a logarithmic colour scale (paper, Figure 6).
 
     Args:
         ax: Axes to draw on.
-        x: one value for each pair.
-        y: the other.
-        title: above the panel.
-        meanings: of x and of y.
-        line: draw where the two are equal.
+        x: one value per pair.
+        y: another value per pair.
+        title: title of the panel.
+        meanings: labels of x and y.
+        line: draw the diagonal.
     """
     ax.hexbin(x, y, gridsize=36, bins="log", mincnt=1, cmap="viridis", linewidths=0.1)
     if line:
@@ -51,13 +51,13 @@ def joint_density(
 
 
 def spreads(ax: Axes, kinds: Mapping[str, np.ndarray], title: str = "", meaning: str = "") -> Axes:
-    """Draw the median, the middle half and the middle nine tenths of several sets of values, side by side.
+    """Draw box plots of several sets of values: median, quartiles, and 5th to 95th percentile.
 
     Args:
         ax: Axes to draw on.
-        kinds: name -> values.
-        title: above the panel.
-        meaning: of the values.
+        kinds: for each name, its values.
+        title: title of the panel.
+        meaning: label of the values.
     """
     ax.boxplot(list(kinds.values()), whis=(5, 95), showfliers=False, widths=0.6)
     ax.set_xticks(range(1, len(kinds) + 1), list(kinds), rotation=90 if max(map(len, kinds), default=0) > 4 else 0)

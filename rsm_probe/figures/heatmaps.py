@@ -1,4 +1,4 @@
-"""Matrices: CKA of layers with layers, differences of it, RSMs."""
+"""Heatmaps: CKA between layers, differences in CKA, and RSMs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rsm_probe.figures.ticks import layer_ticks
 
 SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
-# More class labels than this would overlap.
+# More class labels would overlap.
 _MOST_TICKS = 40
 
 
 def cka_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", lowest: float = 0.0, bar: bool = True) -> Axes:
-    """Draw CKA of layers against layers, first layer at the lower left (paper, Figures 15-17).
+    """Draw CKA between layers, with the first layer at the lower left (paper, Figures 15-17).
 
     Args:
         ax: Axes to draw on.
-        grid: dimensions (layer_a, layer_b), values up to 1; undefined ones are grey.
-        title: above the panel.
+        grid: dimensions (layer_a, layer_b), values up to 1; undefined values are grey.
+        title: title of the panel.
         lowest: value of the darkest colour.
-        bar: draw a colour bar beside the panel; several panels of one scale can share one.
+        bar: draw a colour bar beside the panel; panels of the same scale can share one.
     """
     return _layer_heatmap(ax, grid, title, SEQUENTIAL, (lowest, 1.0), "CKA" if bar else None)
 
@@ -32,13 +32,13 @@ def cka_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", lowest: float = 0
 def difference_heatmap(
     ax: Axes, grid: xr.DataArray, title: str = "", limit: float | None = None, bar: bool = True
 ) -> Axes:
-    """Draw differences in CKA of layers against layers, white at 0 (paper, Figures 16 and 17, right).
+    """Draw differences in CKA between layers, white at 0 (paper, Figures 16 and 17, right).
 
     Args:
         ax: Axes to draw on.
         grid: dimensions (layer_a, layer_b).
-        title: above the panel.
-        limit: value of the strongest colours; the largest difference by default.
+        title: title of the panel.
+        limit: value of the strongest colours; by default the largest difference.
         bar: draw a colour bar beside the panel.
     """
     if limit is None:
@@ -48,15 +48,15 @@ def difference_heatmap(
 
 
 def rsm_heatmap(ax: Axes, values: np.ndarray, labels: Sequence[str], title: str = "") -> Axes:
-    """Draw one RSM with a tick in the middle of every run of equal labels; the images are sorted by label.
+    """Draw one RSM, whose images are sorted by label, with a tick in the middle of each run of equal labels.
 
     Args:
         ax: Axes to draw on.
         values: similarities, (N, N).
-        labels: N labels, sorted; may be empty texts.
-        title: above the panel.
+        labels: N sorted labels; may be empty texts.
+        title: title of the panel.
     """
-    # The diagonal holds each image with itself and would take most of the colour scale.
+    # The diagonal compares images with themselves and would use up most of the colour scale.
     others = values[~np.eye(len(values), dtype=bool)]
     low, high = (float(others.min()), float(others.max())) if others.size else (0.0, 1.0)
     image = ax.imshow(values, cmap=SEQUENTIAL, vmin=low, vmax=high, interpolation="nearest")

@@ -1,4 +1,4 @@
-"""Images of any kind, and the matched locations of two of them."""
+"""Images of any kind, and the matched locations of two images."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch import Tensor
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import ComparisonError, ImageError
 
-# Colour map of grey images; colour images ignore it.
+# Colour map of grey images; ignored for colour images.
 _SHADES: dict[str, Any] = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0}
 
 
 def displayed(image: Any) -> np.ndarray:
-    """Convert an image to what a screen shows.
+    """Convert an image to displayable values.
 
-    Bytes and unsigned 16-bit numbers are scaled by the range of their type. Other numbers are shown as they are where
-    all lie in [0, 1], else stretched from the smallest to the largest value of the image. Values that are not finite
-    are black. One channel is grey; of two channels, the first is red and the second green; of four and more, the first
-    three are shown. Transparent pixels of a PIL image lie on white.
+    8-bit and 16-bit unsigned integers are divided by the maximum of their type. Other values are kept if all lie in
+    [0, 1]; otherwise they are stretched from the minimum to the maximum of the image. Non-finite values become black.
+    One channel is shown in grey; two channels as red and green; of four or more channels, the first three are shown.
+    Transparent pixels of PIL images are drawn over white.
 
     Args:
-        image: a tensor (C, H, W) or (H, W); a PIL image of any mode; an array (H, W), (H, W, C) with at most four
+        image: a tensor (C, H, W) or (H, W); a PIL image of any mode; or an array (H, W), (H, W, C) with at most four
             channels, or (C, H, W).
 
     Returns:
         Shape (H, W) or (H, W, 3), float64 in [0, 1].
 
     Raises:
-        ImageError: the image has another shape, or does not hold real numbers.
+        ImageError: wrong shape, or values that are not real numbers.
     """
     if isinstance(image, Tensor):
         # NumPy lacks bfloat16.
@@ -61,7 +61,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
         return np.asarray(image)
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))
-    if image.mode == "LAB":  # PIL cannot convert its colours
+    if image.mode == "LAB":  # PIL cannot convert LAB colours
         return np.asarray(image.getchannel("L"))
     image = image.convert("LA") if image.mode == "La" else image
     if {"A", "a"} & set(image.getbands()) or "transparency" in image.info:
@@ -78,7 +78,7 @@ def _unit_range(values: np.ndarray) -> np.ndarray:
     finite = np.isfinite(shown)
     low, high = (float(shown[finite].min()), float(shown[finite].max())) if finite.any() else (0.0, 1.0)
     if low < 0 or high > 1:
-        # Halves do not overflow where the whole would.
+        # Halve first: the full range could overflow.
         spread = high / 2 - low / 2
         shown = (np.where(finite, shown, low) / 2 - low / 2) / (spread or 1.0)
     return np.where(finite, shown, 0.0)
@@ -106,14 +106,14 @@ def matched_locations(
     Args:
         ax: Axes to draw on.
         images: two images of any size; see `displayed`.
-        grids: (rows, columns) of the locations of each, row by row.
-        permutation: (S,), the matched location of every location of the first image, -1 where there is none.
-        affinities: (S,), the affinity of each matched pair, which colours its line.
-        most: number of lines to draw at most: those of the largest affinities.
-        title: above the panel.
+        grids: (rows, columns) of the locations of each image, in row-major order.
+        permutation: for each location of the first image its partner in the second, (S,), -1 for unmatched locations.
+        affinities: the affinity of each matched pair, (S,), which colours its line.
+        most: maximal number of lines; those of the largest affinities are drawn.
+        title: title of the panel.
 
     Raises:
-        ComparisonError: permutation or affinities do not fit the grids, or `most` is below 0.
+        ComparisonError: `permutation` or `affinities` do not fit the grids, or `most` is negative.
         ImageError: see `displayed`.
     """
     require_whole(most, "most", 0, ComparisonError)
@@ -133,7 +133,7 @@ def matched_locations(
     for shown, (height, width), left in zip(pictures, sizes, (0.0, offset), strict=True):
         ax.imshow(shown, extent=(left, left + width, height, 0), interpolation="nearest", **_SHADES)
     matched = np.flatnonzero(permutation >= 0)
-    # The strongest are drawn last, above the others.
+    # Draw the strongest last, on top of the others.
     drawn = matched[np.argsort(affinities[matched], kind="stable")][max(0, len(matched) - most) :]
     ends = [_centres(grid, size) for grid, size in zip(grids, sizes, strict=True)]
     segments = np.stack([ends[0][drawn], ends[1][permutation[drawn]] + [offset, 0]], axis=1)
@@ -149,12 +149,12 @@ def matched_locations(
 
 
 def picture(ax: Axes, image: Any, title: str = "", framed: bool = False) -> Axes:
-    """Draw one image, with a frame where it should stand out.
+    """Draw one image, with an optional frame to make it stand out.
 
     Args:
         ax: Axes to draw on.
         image: see `displayed`.
-        title: above the image.
+        title: title above the image.
         framed: draw a frame.
 
     Raises:
@@ -169,7 +169,7 @@ def picture(ax: Axes, image: Any, title: str = "", framed: bool = False) -> Axes
 
 
 def _centres(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Centres of the locations of a grid in a picture: (S, 2), x and y in pixels."""
+    """Pixel coordinates (x, y) of the centres of a grid's locations, (S, 2)."""
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     x, y = (columns + 0.5) * size[1] / grid[1], (rows + 0.5) * size[0] / grid[0]
     return np.stack([x.ravel(), y.ravel()], axis=1)

@@ -1,4 +1,4 @@
-"""Image against image: the RSM, kernels and centering.
+"""Similarity of images: the RSM, kernels and centring.
 
 Begin with `rsm.py`; `kernels.py` turns matched inner products into similarities.
 """

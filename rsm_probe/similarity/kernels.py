@@ -1,7 +1,7 @@
-"""Kernels from matched inner products: one matching per pair gives every kernel (paper, equations 6-8).
+"""Kernels of matched inner products: one matching per pair gives every kernel (paper, equations 6-8).
 
-A permutation keeps norms, so with `g = <x, P y>` and squared norms `n`: linear `g`, cosine `g / sqrt(n m)`, RBF
-`exp(-(n + m - 2 g) / (2 sigma^2))`.
+A permutation preserves norms. With `g = <x, P y>` and the squared norms `n` and `m`, the linear kernel is `g`, the
+cosine kernel `g / sqrt(n m)`, and the RBF kernel `exp(-(n + m - 2 g) / (2 sigma^2))`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import numpy as np
 from rsm_probe.checks import brief
 from rsm_probe.errors import ComparisonError, look_up
 
-# What rounding leaves of a distance of 0, relative to the norms that it is the difference of: affinities are float32.
+# Rounding error of a squared distance of 0, relative to the norms: affinities are float32.
 _ROUNDING = float(np.finfo(np.float32).eps)
 
 
 class Kernel(ABC):
-    """A similarity of two images given their matched inner product and their squared norms; it grows with the product.
+    """A similarity of two images as a function of their matched inner product and squared norms.
+
+    It must increase with the product.
 
     Attributes:
-        name: how users and results call it.
-        needs_norms: whether it relates the product to norms, which bound the product of matched locations only.
+        name: the name of the kernel, for users and in results.
+        needs_norms: uses the norms, which bound the products of matchings but not of scores.
     """
 
     name: ClassVar[str]
@@ -34,16 +36,16 @@ class Kernel(ABC):
 
     @property
     def needs_width(self) -> bool:
-        """Whether it takes a width from the distances of the pairs at hand."""
+        """Whether the kernel takes its width from the distances between the images at hand."""
         return False
 
     @property
     def ordering(self) -> Kernel:
-        """A kernel that ranks pairs as this one does, and tells apart those that it may round to the same value."""
+        """A kernel that ranks pairs as this one does, but separates pairs that this one may round to the same value."""
         return self
 
     def of_ordering(self, values: np.ndarray) -> np.ndarray:
-        """This kernel's similarities, of any shape, from those of its `ordering`."""
+        """Convert similarities under `ordering`, of any shape, to similarities under this kernel."""
         return values
 
     @abstractmethod
@@ -51,9 +53,9 @@ class Kernel(ABC):
         """Evaluate the kernel on a block of pairs.
 
         Args:
-            products: matched inner products g, shape (N, M), float64.
-            norms_x: squared norms, shape (N,).
-            norms_y: squared norms, shape (M,).
+            products: matched inner products g, (N, M), float64.
+            norms_x: squared norms n, (N,).
+            norms_y: squared norms m, (M,).
             same: whether rows and columns are the same images, so that the diagonal holds self-similarities.
 
         Returns:
@@ -63,7 +65,7 @@ class Kernel(ABC):
 
 @dataclass(frozen=True)
 class Linear(Kernel):
-    """The inner product itself (equation 7); unbounded."""
+    """The inner product itself (paper, equation 7); unbounded."""
 
     name: ClassVar[str] = "linear"
     needs_norms: ClassVar[bool] = False
@@ -75,25 +77,25 @@ class Linear(Kernel):
 
 @dataclass(frozen=True)
 class Cosine(Kernel):
-    """Cosine similarity in [-1, 1] (equation 8); 0 where an image's representation is all zero."""
+    """Cosine similarity in [-1, 1] (paper, equation 8); 0 if a representation is all zero."""
 
     name: ClassVar[str] = "cosine"
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Divide by both norms."""
         scale = np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None, :]
-        # Float32 affinities can exceed the product of the norms in the last digit.
+        # With float32 affinities, a product can exceed the product of the norms in the last digit.
         return np.clip(np.divide(products, scale, out=np.zeros_like(products), where=scale > 0), -1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class RBF(Kernel):
-    """Radial basis function in [0, 1] (equation 6).
+    """Radial basis function in [0, 1] (paper, equation 6).
 
     Attributes:
-        sigma2: the squared width; None for the median squared distance over the pairs at hand (without the diagonal
-            where rows and columns are the same images). Distances below the resolution of float32 count as 0. If that
-            median is 0, the limit is taken: 1 at distance 0, else 0.
+        sigma2: the squared width. None uses the median squared distance over the pairs at hand, without the diagonal if
+            rows and columns are the same images. Distances below the resolution of float32 count as 0. If the median is
+            0, the kernel is its limit: 1 at distance 0, otherwise 0.
     """
 
     name: ClassVar[str] = "rbf"
@@ -107,7 +109,7 @@ class RBF(Kernel):
             raise ComparisonError(f"sigma2 of the RBF kernel must be a number above 0, found {brief(width)}")
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
-        """Turn products into squared distances, clamped at 0, and those into similarities."""
+        """Turn products into squared distances, clamped at 0, and these into similarities."""
         distances = squared_distances(products, norms_x, norms_y)
         if self.sigma2 is not None:
             return self.of_distances(distances)
@@ -122,33 +124,33 @@ class RBF(Kernel):
 
     @property
     def ordering(self) -> Kernel:
-        """Closeness, in which far images still differ."""
+        """`Closeness`, which still separates distant images."""
         return Closeness()
 
     def of_ordering(self, values: np.ndarray) -> np.ndarray:
-        """Similarities of squared distances below 0, given a width."""
+        """Convert negated squared distances to similarities; needs a width."""
         return self.of_distances(-values)
 
     def of_distances(self, distances: np.ndarray) -> np.ndarray:
-        """Similarities of squared distances, given a width."""
+        """Convert squared distances to similarities; needs a width."""
         assert self.sigma2 is not None
-        with np.errstate(over="ignore"):  # however far, exp(-infinity) is 0
+        with np.errstate(over="ignore"):  # exp(-infinity) is 0, as it should be
             return np.exp(-distances / (2.0 * self.sigma2))
 
 
 @dataclass(frozen=True)
 class Closeness(Kernel):
-    """The squared distance below 0: in the order of every RBF kernel, where narrow ones only say 0."""
+    """The negated squared distance. It orders pairs as every RBF kernel does, but never underflows to 0."""
 
     name: ClassVar[str] = "closeness"
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
-        """Turn products into squared distances, clamped at 0, below 0."""
+        """Turn products into negated squared distances, clamped at 0."""
         return -squared_distances(products, norms_x, norms_y)
 
 
 def squared_distances(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray) -> np.ndarray:
-    """`n + m - 2 g` (N, M); what is below the resolution of float32 counts as 0."""
+    """Squared distances `n + m - 2 g` (N, M); values below the resolution of float32 become 0."""
     scale = norms_x[:, None] + norms_y[None, :]
     distances = scale - 2.0 * products
     distances[distances <= _ROUNDING * scale] = 0.0
@@ -159,7 +161,7 @@ _KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Linear(), Cosi
 
 
 def check_kernel(kernel: Kernel, matching: str, one_to_one: bool) -> None:
-    """Refuse kernels of norms for scores, which pair no locations and whose values norms do not bound.
+    """Refuse kernels of norms for scores, which pair no locations and are not bounded by norms.
 
     Raises:
         ComparisonError: the kernel does not apply.
@@ -172,15 +174,15 @@ def check_kernel(kernel: Kernel, matching: str, one_to_one: bool) -> None:
 
 
 def kernel_names() -> list[str]:
-    """All names that `get_kernel` knows."""
+    """List all names that `get_kernel` accepts."""
     return list(_KERNELS)
 
 
 def get_kernel(kernel: str | Kernel) -> Kernel:
-    """A kernel from its name, or a kernel object with its options as it is.
+    """Look up a kernel by name; return kernel objects as they are.
 
     Raises:
-        ComparisonError: unknown name; the message holds the known ones.
+        ComparisonError: unknown name; the message lists the known ones.
     """
     if isinstance(kernel, Kernel):
         return kernel

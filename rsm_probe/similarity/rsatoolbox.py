@@ -1,4 +1,4 @@
-"""RSMs as the distances of rsatoolbox, and from them."""
+"""Conversion of RSMs to and from the distances of rsatoolbox."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rsm_probe.errors import ComparisonError
 
 
 def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str, attributes: Mapping[str, Any]) -> Any:
-    """An RSM as an `rsatoolbox.rdm.RDMs` of one matrix of squared distances `k_ii + k_jj - 2 k_ij`.
+    """Convert an RSM to an `rsatoolbox.rdm.RDMs` with one matrix of squared distances `k_ii + k_jj - 2 k_ij`.
 
-    Biased linear CKA is rsatoolbox's `cosine_cov` of two of these. Names of images go into the pattern descriptor
-    `image`. Distances that `from_rsatoolbox` or `kind="distance"` made an RSM come back as they were.
+    rsatoolbox's `cosine_cov` of two such RDMs equals biased linear CKA. Image names become the pattern descriptor
+    `image`. RSMs made from distances (by `from_rsatoolbox` or `kind="distance"`) are converted back to these distances.
 
     Args:
-        similarities: shape (N, N).
+        similarities: (N, N).
         ids: N names of images.
-        measure: what the distances are called.
-        attributes: what else is known of the RSM.
+        measure: name of the distances.
+        attributes: further facts about the RSM.
 
     Raises:
         ComparisonError: rsatoolbox is not installed.
@@ -42,26 +42,28 @@ def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str, attribut
 
 
 def distances(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:
-    """One matrix of distances, the names of its images, and what the distances are.
+    """Return one matrix of distances, the names of its images, and the name of the distances.
 
-    As similarities, these become `-d / 2` without centring, which keeps every comparison what it is of the distances:
-    correlations take pairs of different images as they stand, and CKA and Bures centre for themselves (Torgerson 1952):
-    for squared Euclidean distances `-d_ij / 2` is the inner product of two patterns less half the squared norm of each.
+    `RSM` stores distances as similarities `-d / 2`, without centring. Every comparison then equals that of the
+    distances: correlations use the off-diagonal entries as they are, and CKA and Bures centre for themselves (Torgerson
+    1952). For squared Euclidean distances, `-d_ij / 2` is the inner product of two patterns minus half of each squared
+    norm.
 
     Args:
         rdms: one or more matrices of distances, an `rsatoolbox.rdm.RDMs`.
-        index: which of them.
-        descriptor: the pattern descriptor that names the images; None for `image`, or where nothing names them.
+        index: index of the matrix.
+        descriptor: the pattern descriptor that names the images; None for `image` if there is one.
 
     Returns:
-        Shape (N, N); N names, or None where nothing names the images; the dissimilarity measure, where it is known.
+        The distances (N, N); N names, or None if nothing names the images; the dissimilarity measure, or None if
+        unknown.
 
     Raises:
-        ComparisonError: no RDMs, no such matrix or descriptor; distances that are not finite.
+        ComparisonError: not RDMs, no such matrix or descriptor, or non-finite distances.
     """
     if not hasattr(rdms, "get_matrices"):
         raise ComparisonError(
-            f"expected rsatoolbox.rdm.RDMs, found {type(rdms).__name__}; a matrix of distances is taken by "
+            f"expected rsatoolbox.rdm.RDMs, found {type(rdms).__name__}; for a plain matrix of distances, use "
             "RSM.from_array(d, ids, kind='distance')"
         )
     matrices = rdms.get_matrices()
@@ -69,7 +71,7 @@ def distances(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarray
     if index >= len(matrices):
         raise ComparisonError(f"there are {len(matrices)} matrices, and none has index {index}")
     known = [str(name) for name in rdms.pattern_descriptors if name != "index"]
-    # Invented names would agree with those of any other RSM, whatever the order of its images.
+    # Do not invent names: they would agree with those of any other RSM, whatever the order of its images.
     if (descriptor or "image") not in rdms.pattern_descriptors and (descriptor is not None or known):
         raise ComparisonError(
             f"no pattern descriptor {descriptor or 'image'!r} names the images; give descriptor= (there are: "

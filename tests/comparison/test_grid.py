@@ -91,7 +91,7 @@ def test_measures_with_options():
 
 def test_wrong_input():
     k = grams()
-    with pytest.raises(ComparisonError, match=r"RSMs come by name.*found list"):
+    with pytest.raises(ComparisonError, match=r"RSMs are given by name.*found list"):
         compare(k)
     with pytest.raises(ComparisonError, match="there is no RSM"):
         compare({})
