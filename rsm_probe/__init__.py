@@ -1,7 +1,7 @@
 """Compare what vision models consider similar.
 
-The names below suffice for most work; every room has a face of its own with the rest, such as
-`rsm_probe.matching.Rewindowed` or `rsm_probe.comparison.permutation_test`. Names load when they are first used.
+The names below suffice for most work. Every subpackage exports the rest, such as `rsm_probe.matching.Rewindowed` or
+`rsm_probe.comparison.permutation_test`. Names load on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Whatever holds real numbers -> dense arrays and tensors that can be computed with."""
+"""Conversion of array-likes of real numbers to dense arrays and tensors, and checks of matrices."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from rsm_probe.errors import RsmProbeError
 
-# What rounding in float32 leaves of distances that are 0, relative to the largest one.
+# Rounding error of zero distances in float32, relative to the largest distance.
 _NOISE_OF_DISTANCES = 1e-3
 
 
 def require_dense(tensor: Tensor, name: str, error: type[RsmProbeError]) -> None:
-    """Refuses tensors whose values cannot be read as a block of real numbers.
+    """Refuse tensors that are not dense blocks of real numbers.
 
     Raises:
-        RsmProbeError: of the given kind: nested, sparse, quantised, on the meta device, complex, or of fewer than 16
-            bits (float8). The message says how to convert it.
+        RsmProbeError: of the given type, for tensors that are nested, sparse, quantised, complex, on the meta device or
+            of fewer than 16 bits (float8). The message says how to convert them.
     """
-    if tensor.is_nested:  # which has no layout to ask for
+    if tensor.is_nested:  # nested tensors have no layout to check
         raise error(f"{name} is a nested tensor; give one of its parts, or torch.nested.to_padded_tensor(...)")
     dtype = tensor.dtype
     for is_refused, problem in (
@@ -32,7 +32,7 @@ def require_dense(tensor: Tensor, name: str, error: type[RsmProbeError]) -> None
         (dtype.is_complex, f"holds complex numbers ({dtype}); give .real or .abs()"),
         (
             dtype.is_floating_point and dtype.itemsize < 2,
-            f"holds {dtype}, in which nothing can be computed; give .float()",
+            f"holds {dtype}, which does not support arithmetic; give .float()",
         ),
     ):
         if is_refused:
@@ -40,17 +40,17 @@ def require_dense(tensor: Tensor, name: str, error: type[RsmProbeError]) -> None
 
 
 def real_array(values: Any, name: str, error: type[RsmProbeError]) -> np.ndarray:
-    """Real numbers as a NumPy array in this machine's byte order.
+    """Convert to a NumPy array of real numbers in native byte order.
 
     Raises:
-        RsmProbeError: of the given kind: not an array of real numbers of at most 64 bits.
+        RsmProbeError: of the given type, unless the values form an array of real numbers of at most 64 bits.
     """
     if isinstance(values, Tensor):
         require_dense(values, name, error)
         values = values.detach().cpu()
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     if np.ma.is_masked(values):
-        raise error(f"{name} is a masked array, and what is masked would be taken for numbers; give .filled(...)")
+        raise error(f"{name} is a masked array, whose masked entries would count as numbers; give .filled(...)")
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as problem:
@@ -58,7 +58,7 @@ def real_array(values: Any, name: str, error: type[RsmProbeError]) -> np.ndarray
     if array.dtype.kind == "c":
         raise error(f"{name} holds complex numbers ({array.dtype}); give .real or abs()")
     if array.dtype.kind not in "fiub":
-        hint = "; if all of it are numbers, give .astype(float)" if array.dtype.kind == "O" else ""
+        hint = "; if all entries are numbers, give .astype(float)" if array.dtype.kind == "O" else ""
         raise error(f"{name} must hold real numbers, found dtype {array.dtype}{hint}")
     if array.dtype.itemsize > 8:
         raise error(f"{name} holds {array.dtype}; give .astype(numpy.float64)")
@@ -66,26 +66,26 @@ def real_array(values: Any, name: str, error: type[RsmProbeError]) -> np.ndarray
 
 
 def real_tensor(values: Any, name: str, error: type[RsmProbeError]) -> Tensor:
-    """Values in float32, or in float64 where they need it, on the device they are on, without gradients.
+    """Convert to a detached tensor in float32, or in float64 where the values need it, on their device.
 
     Raises:
-        RsmProbeError: of the given kind; see `require_dense` and `real_array`.
+        RsmProbeError: of the given type; see `require_dense` and `real_array`.
     """
     if isinstance(values, Tensor):
         require_dense(values, name, error)
     else:
-        # PyTorch knows no negative strides.
+        # PyTorch does not support negative strides.
         values = torch.from_numpy(np.ascontiguousarray(real_array(values, name, error)))
-    # float32 holds integers of 24 bits.
+    # float32 represents integers of up to 24 bits exactly.
     wide = not values.is_floating_point() and values.dtype.itemsize > 2
     return values.detach().to(torch.promote_types(values.dtype, torch.float64 if wide else torch.float32))
 
 
 def real_matrix(values: Any, name: str, error: type[RsmProbeError]) -> np.ndarray:
-    """Real numbers as a matrix in float64; a copy.
+    """Convert to a float64 matrix; always a copy.
 
     Raises:
-        RsmProbeError: of the given kind; see `real_array`. Tables with labels get a message of their own.
+        RsmProbeError: of the given type; see `real_array`. Tables with labels get a message of their own.
     """
     if hasattr(values, "columns") and hasattr(values, "index"):
         raise error(
@@ -96,60 +96,60 @@ def real_matrix(values: Any, name: str, error: type[RsmProbeError]) -> np.ndarra
 
 
 def condensed_hint(array: np.ndarray) -> str:
-    """The end of a message about a vector that holds the pairs of a matrix, or nothing."""
+    """Return the end of an error message if a vector looks like a condensed matrix, otherwise an empty text."""
     count = math.isqrt(2 * array.size) + 1
     if array.ndim != 1 or not array.size or count * (count - 1) != 2 * array.size:
         return ""
     return (
-        f"; of the pairs of {count} images, scipy.spatial.distance.squareform makes a matrix, and of distances "
-        "RSM.from_array(squareform(vector), ids, kind='distance') an RSM"
+        f"; if it holds the pairs of {count} images, scipy.spatial.distance.squareform makes a matrix of it, and "
+        "RSM.from_array(squareform(vector), ids, kind='distance') makes an RSM of distances"
     )
 
 
 def require_symmetric(matrix: np.ndarray, name: str, error: type[RsmProbeError]) -> None:
-    """Refuses matrices (N, N) that do not relate images of one set, up to rounding.
+    """Refuse matrices (N, N) that are not symmetric up to rounding.
 
     Raises:
-        RsmProbeError: of the given kind.
+        RsmProbeError: of the given type.
     """
     if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * np.abs(matrix).max(initial=0.0)):
-        raise error(f"{name} is not symmetric, as similarities within one set of images are")
+        raise error(f"{name} is not symmetric, but similarities within one set of images are")
 
 
 def require_similarities(matrix: np.ndarray, name: str, error: type[RsmProbeError]) -> None:
-    """Refuses matrices (N, N) in which every image is least like itself: these are distances.
+    """Refuse matrices (N, N) that look like distances: every image is least similar to itself.
 
-    Similarities that a kernel gives are never like that, as an entry cannot exceed both of its images' own.
+    Kernels never give such similarities, because an entry cannot exceed both self-similarities.
 
     Raises:
-        RsmProbeError: of the given kind. The message says how to compare distances, and how to insist.
+        RsmProbeError: of the given type. The message says how to pass distances, and how to override the check.
     """
     noise = _NOISE_OF_DISTANCES * np.abs(matrix).max(initial=0.0)
     if noise and np.abs(np.diagonal(matrix)).max() <= noise and matrix.min() >= -noise:
         raise error(
             f"{name} looks like a matrix of distances: zeros on the diagonal, nothing negative. To compare distances, "
-            "give RSM.from_array(values, ids, kind='distance'), or -values; if larger values mean more alike, insist "
-            "by RSM.from_array(values, ids, kind='similarity')"
+            "give RSM.from_array(values, ids, kind='distance'), or -values; if larger values mean more alike, give "
+            "RSM.from_array(values, ids, kind='similarity')"
         )
 
 
 def require_distances(matrix: np.ndarray, name: str, error: type[RsmProbeError]) -> None:
-    """Refuses matrices (N, N) with anything but 0 on the diagonal, up to rounding. Estimates may be negative elsewhere.
+    """Refuse matrices (N, N) whose diagonal is not 0 up to rounding. Estimates of distances may be negative elsewhere.
 
     Raises:
-        RsmProbeError: of the given kind.
+        RsmProbeError: of the given type.
     """
     own = np.abs(np.diagonal(matrix)).max(initial=0.0)
     if own > _NOISE_OF_DISTANCES * np.abs(matrix).max(initial=0.0):
         raise error(
-            f"{name} holds up to {own:.3g} on its diagonal, and the distance of an image from itself is 0; "
-            "similarities are given without kind='distance'"
+            f"{name} holds up to {own:.3g} on its diagonal, but the distance of an image from itself is 0; "
+            "give similarities without kind='distance'"
         )
 
 
 def first_nonfinite(tokens: Tensor) -> int | None:
-    """The first image of tokens (N, S, C) that holds NaN or infinity, or None."""
-    # A finite sum has finite terms: one cheap pass. A sum may overflow, so others are looked at closely.
+    """Return the first image of tokens (N, S, C) that contains NaN or infinity, or None."""
+    # A finite sum implies finite terms: one cheap pass. Only an infinite sum needs a closer look, as it may overflow.
     if torch.isfinite(tokens.sum()):
         return None
     bad = (~torch.isfinite(tokens)).flatten(1).any(dim=1)

@@ -1,4 +1,4 @@
-"""One validator for each kind of argument: whole numbers, numbers, names, choices. Errors name the argument."""
+"""Validators, one per kind of argument: whole numbers, numbers, texts, flags. Errors name the argument."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rsm_probe.errors import RsmProbeError
 
 
 def require_whole(value: Any, name: str, least: int, error: type[RsmProbeError], most: int | None = None) -> None:
-    """Refuses anything but a whole number in a range.
+    """Require a whole number in a range.
 
     Args:
-        value: what was given.
-        name: of the argument.
-        least: the smallest number allowed.
-        error: what to raise.
-        most: the largest number allowed, or None.
+        value: the value to check.
+        name: name of the argument, for the message.
+        least: smallest number allowed.
+        error: type of the error to raise.
+        most: largest number allowed, or None.
 
     Raises:
-        RsmProbeError: of the given kind.
+        RsmProbeError: of the given type.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise error(f"{name} must be a whole number, found {brief(value)}")
@@ -33,10 +33,10 @@ def require_whole(value: Any, name: str, least: int, error: type[RsmProbeError],
 
 
 def require_seed(value: Any, name: str, error: type[RsmProbeError]) -> None:
-    """Refuses anything but a seed that PyTorch and NumPy both take: a whole number in [0, 2^63).
+    """Require a seed that PyTorch and NumPy both accept: a whole number in [0, 2^63).
 
     Raises:
-        RsmProbeError: of the given kind.
+        RsmProbeError: of the given type.
     """
     require_whole(value, name, 0, error, most=2**63 - 1)
 
@@ -50,24 +50,24 @@ def require_number(
     least: float | None = None,
     most: float | None = None,
 ) -> None:
-    """Refuses anything but a finite number in a range.
+    """Require a finite number in a range.
 
     Args:
-        value: what was given.
-        name: of the argument.
-        error: what to raise.
+        value: the value to check.
+        name: name of the argument, for the message.
+        error: type of the error to raise.
         above: the number must exceed this, or None.
-        least: the smallest number allowed, or None.
-        most: the largest number allowed, or None.
+        least: smallest number allowed, or None.
+        most: largest number allowed, or None.
 
     Raises:
-        RsmProbeError: of the given kind.
+        RsmProbeError: of the given type.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise error(f"{name} must be a number, found {brief(value)}")
     try:
         number = float(value)
-    except OverflowError:  # a whole number beyond float64
+    except OverflowError:  # an integer beyond float64
         number = math.inf
     if not math.isfinite(number):
         raise error(f"{name} must be a finite number, found {brief(value)}")
@@ -80,14 +80,14 @@ def require_number(
 
 
 def require_text(value: Any, name: str, error: type[RsmProbeError]) -> str:
-    """Text that files, tables and stores keep as it is.
+    """Require text that files, tables and stores preserve.
 
     Returns:
-        The text; NumPy's own strings become Python's.
+        The text; NumPy strings become Python strings.
 
     Raises:
-        RsmProbeError: of the given kind: not text, a NUL character (NumPy drops it at the end of a string), or half of
-            a surrogate pair (file names that are not UTF-8 hold these).
+        RsmProbeError: of the given type, for anything but text, for NUL characters (NumPy drops them at the end of a
+            string) and for unpaired surrogates (file names that are not UTF-8 contain them).
     """
     if not isinstance(value, str):
         hint = f"; write {str(value)!r}" if isinstance(value, Integral) and not isinstance(value, bool) else ""
@@ -100,19 +100,19 @@ def require_text(value: Any, name: str, error: type[RsmProbeError]) -> str:
 
 
 def require_texts(values: Any, name: str, error: type[RsmProbeError]) -> list[str]:
-    """Several texts, such as ids or labels; see `require_text`.
+    """Require a sequence of texts, such as ids or labels; see `require_text`.
 
     Raises:
-        RsmProbeError: of the given kind: a single text, no sequence, or an entry that is not text.
+        RsmProbeError: of the given type, for a single text, anything but a sequence, or an entry that is not text.
     """
-    # Sets have no order, by which names and images belong together.
+    # Sets have no order, so their texts cannot be assigned to images.
     if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(values, Iterable):
         raise error(f"{name} must be a sequence of texts, found {brief(values)} ({type(values).__name__})")
     try:
         texts = list(values)
-    except TypeError:  # a tensor of a single number, for one
+    except TypeError:  # e.g. a tensor of a single number
         raise error(f"{name} must be a sequence of texts, found {brief(values)} ({type(values).__name__})") from None
-    # Millions of ids are checked at once; only where something is wrong, one by one for its place.
+    # Check millions of ids at once; only if something is wrong, check them one by one to locate it.
     if all(type(text) is str for text in texts):
         together = "".join(texts)
         if "\0" not in together and (together.isascii() or _is_unicode(together)):
@@ -129,30 +129,30 @@ def _is_unicode(text: str) -> bool:
 
 
 def require_flag(value: Any, name: str, error: type[RsmProbeError]) -> None:
-    """Refuses anything but True and False.
+    """Require True or False.
 
     Raises:
-        RsmProbeError: of the given kind.
+        RsmProbeError: of the given type.
     """
     if type(value).__name__ not in ("bool", "bool_"):  # bool_ is NumPy's
         raise error(f"{name} must be True or False, found {brief(value)}")
 
 
 def require_callable(value: Any, name: str, error: type[RsmProbeError]) -> None:
-    """Refuses what cannot be called.
+    """Require a callable.
 
     Raises:
-        RsmProbeError: of the given kind.
+        RsmProbeError: of the given type.
     """
     if not callable(value):
         raise error(f"{name} must be a function, found {brief(value)} ({type(value).__name__})")
 
 
 def brief(value: Any, most: int = 80) -> str:
-    """How a value is written, cut where it would flood a message."""
-    # Of long text, only what is shown is escaped.
+    """Write a value as text, truncated so that it does not flood a message."""
+    # Truncate long text before it is escaped.
     try:
         text = repr(value[:most] if isinstance(value, str | bytes) else value)
-    except (ValueError, RecursionError):  # Python writes no numbers of thousands of digits, nor lists so deeply nested
-        text = f"a value of type {type(value).__name__} that is too large to be written here"
+    except (ValueError, RecursionError):  # Python refuses to write huge integers and deeply nested lists
+        text = f"a value of type {type(value).__name__} that is too large to show"
     return text if len(text) <= most else f"{text[:most]}..."

@@ -1,4 +1,4 @@
-"""Typed configurations read from YAML; a mistake is answered with its place and the nearest valid key."""
+"""Typed configurations read from YAML. Error messages give the position of each mistake and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from rsm_probe.checks import brief, require_text
 from rsm_probe.errors import ConfigError, nearest
 
-# A configuration takes a few kilobytes, a few hundred values and a handful of levels.
+# Limits far above any real configuration, which takes a few kilobytes, some hundred values and a handful of levels.
 _MOST_BYTES = 1 << 20
 _MOST_VALUES = 20_000
 _DEEPEST = 100
-# Of a number; the time to read one grows with the square of its length.
+# Digits of a number; the time to parse one grows with the square of its length.
 _MOST_DIGITS = 400
-# No path is longer, and no name; messages repeat a text where it is used.
+# Characters of a text: more than any path or name has. Messages repeat texts.
 _LONGEST_TEXT = 4096
-# Mistakes listed at once, and characters of each.
+# Mistakes listed at once, and characters per line of the list.
 _MOST_LINES, _LONGEST_LINE = 20, 2000
 
 
 class Config(BaseModel):
-    """Base of all configurations: unknown keys are refused, values are not changed after reading."""
+    """Base of all configurations: rejects unknown keys; frozen after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="after")
     @classmethod
     def _texts_can_be_stored(cls, value: Any) -> Any:
-        """Texts become names of files, entries of results and parts of messages: no NUL characters, and short."""
+        """Require texts that are valid in file names, results and messages: no NUL characters, limited length."""
         for text in value if isinstance(value, tuple | list | dict) else (value,):
             if isinstance(text, str):
                 require_text(text, "text", ConfigError)
@@ -44,14 +44,14 @@ class Config(BaseModel):
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], where: str = "the configuration") -> Self:
-        """Validates plain data.
+        """Validate plain data.
 
         Args:
-            data: keys and values as YAML gives them.
-            where: what the data is, for the error message (a file's path).
+            data: keys and values, as read from YAML.
+            where: source of the data, for messages (such as the path of a file).
 
         Raises:
-            ConfigError: names every wrong place, what was expected there and the nearest valid key.
+            ConfigError: lists every mistake with its position, what was expected and the nearest valid key.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where} must hold keys and values, found {brief(data)} ({type(data).__name__})")
@@ -59,7 +59,7 @@ class Config(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
-            # A mistake in an item is reported again, in other words, for the list that holds it.
+            # pydantic reports a mistake in an item again, in different words, for the list that contains it.
             outer = {tuple(item["loc"][:depth]) for item in items for depth in range(len(item["loc"]))}
             inner = [item for item in items if item["loc"] not in outer]
             lines = [_cut(_explain(cls, item)) for item in inner[:_MOST_LINES]]
@@ -70,25 +70,25 @@ class Config(BaseModel):
             raise ConfigError(f"{where} is nested too deeply") from None
 
     def to_yaml(self) -> str:
-        """The resolved configuration, defaults included, as YAML that `read_yaml` reads back."""
+        """Dump the resolved configuration, defaults included, as YAML that `read_yaml` can read."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses repeated keys, and what would take long to read.
+    """PyYAML's safe loader, which also rejects repeated keys and documents that take too long to read.
 
-    Everything is counted while it is composed, before any value is made: a few lines of nested aliases stand for
+    Values are counted during composition, before any value is constructed: a few lines of nested aliases can expand to
     billions of values.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = self._count = 0
-        # Values below each anchor, itself included; none while it is still open.
+        # Number of values below each anchor, itself included; absent while the anchor is being composed.
         self._sizes: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """One value and all below it."""
+        """Compose one value and everything below it."""
         event = self.peek_event()
         self._depth += 1
         before = self._count
@@ -115,27 +115,27 @@ class _Loader(yaml.SafeLoader):
         raise yaml.composer.ComposerError(None, None, problem, mark)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Keys and values; here, since constructing mixes in the keys that `<<` merges, which may be repeated."""
+        """Check for repeated keys here, because construction mixes in keys merged by `<<`, which may repeat."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         first: dict[Any, yaml.Mark] = {}
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node)
-            if not isinstance(key, Hashable):  # refused when the mapping is made
+            if not isinstance(key, Hashable):  # rejected later, when the mapping is constructed
                 continue
             if key in first:
                 raise yaml.constructor.ConstructorError(
                     "while reading a mapping",
                     node.start_mark,
-                    f"key {brief(key)} is there twice, first in line {first[key].line + 1}; keep one of the two",
+                    f"key {brief(key)} appears twice, first in line {first[key].line + 1}; keep one of the two",
                     key_node.start_mark,
                 )
             first[key] = key_node.start_mark
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """One value; the constructors of single values stumble over what only looks like one, such as 2024-99-99."""
+        """Construct one value; turn errors in invalid scalars, such as the date 2024-99-99, into messages."""
         if not isinstance(node, yaml.ScalarNode):
             return super().construct_object(node, deep)
         kind = node.tag.rpartition(":")[2]
@@ -151,11 +151,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML mapping with the safe loader.
+    """Read a YAML mapping with the safe loader.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, repeats a key, is larger than any configuration, or holds no
-            mapping.
+        ConfigError: the file is missing, not valid YAML, too large, repeats a key, or does not contain a mapping.
     """
     shown = _cut(str(path))
     try:
@@ -163,7 +162,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         if not path.exists():
             siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
             raise ConfigError(f"no configuration at {shown}{nearest(str(path), siblings)}")
-        # Opening a pipe waits for somebody who writes into it, and a device may never end.
+        # Opening a pipe blocks until something writes to it, and a device may never end.
         if not stat.S_ISREG(path.stat().st_mode):
             what = "a folder" if path.is_dir() else "not a regular file"
             raise ConfigError(f"cannot read the configuration {shown}: it is {what}")
@@ -181,14 +180,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             raise
         raise ConfigError(f"cannot read the configuration {shown}: {_cut(str(error))}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{shown} is no valid YAML: {_cut(str(error))}") from None
+        raise ConfigError(f"{shown} is not valid YAML: {_cut(str(error))}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{shown} must hold keys and values, found {type(data).__name__}")
     return data
 
 
 def _explain(root: type[BaseModel], item: dict[str, Any]) -> str:
-    """One line for one pydantic error: place, what was wrong, what was expected."""
+    """Describe one pydantic error in one line: position, mistake, and what was expected."""
     key_path = ".".join(brief(part)[1:-1] if isinstance(part, str) else str(part) for part in item["loc"])
     key_path = key_path or "(top level)"
     if item["type"] == "extra_forbidden":
@@ -199,19 +198,19 @@ def _explain(root: type[BaseModel], item: dict[str, Any]) -> str:
         return f"{key_path}: required, but missing"
     message = re.sub(r"^(Value error|Assertion failed), ", "", item["msg"])
     problem = f"{key_path}: {message[0].lower() + message[1:]}"
-    # What concerns several keys at once would show all of them.
+    # For a mapping with many keys, do not print all of them.
     many = isinstance(item["input"], Mapping) and len(item["input"]) > 2
     return problem if many else f"{problem}, found {brief(item['input'])}"
 
 
 def _cut(text: str) -> str:
-    """Text of others, whose beginning and end say what matters, without what would flood a message."""
+    """Truncate text from libraries in the middle: its beginning and end matter."""
     half = _LONGEST_LINE // 2
     return text if len(text) <= _LONGEST_LINE else f"{text[:half]} ... {text[-half:]}"
 
 
 def _keys_at(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The valid keys of the configuration class that sits at a place inside another."""
+    """The valid keys of the configuration class at a position inside another."""
     models: list[type[BaseModel]] = [root]
     for part in location:
         if isinstance(part, int):

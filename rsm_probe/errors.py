@@ -1,4 +1,4 @@
-"""The one family of errors: each says what was wrong, where, and what to do."""
+"""The project's errors. Every message says what was wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _Entry = TypeVar("_Entry")
 
 
 class RsmProbeError(Exception):
-    """Base of every error that rsm_probe raises on purpose."""
+    """Base of all errors that rsm_probe raises deliberately."""
 
 
 class ConfigError(RsmProbeError, ValueError):
-    """A configuration holds a wrong key, type or value."""
+    """A configuration contains a wrong key, type or value."""
 
 
 class ModelError(RsmProbeError, ValueError):
@@ -31,42 +31,42 @@ class LayerError(RsmProbeError, LookupError):
 
 
 class RepresentationError(RsmProbeError, ValueError):
-    """A layer's output is no set of concept vectors, or holds NaN or infinity."""
+    """A layer's output is not a set of concept vectors, or contains NaN or infinity."""
 
 
 class MatchingError(RsmProbeError, ValueError):
-    """Locations cannot be matched: wrong shape, wrong method, or values that are not finite."""
+    """Locations cannot be matched: wrong shape, wrong method, or non-finite values."""
 
 
 class ComparisonError(RsmProbeError, ValueError):
-    """Two RSMs cannot be compared: other images, too few images, or a value that is undefined."""
+    """Two RSMs cannot be compared: different images, too few images, or an undefined value."""
 
 
 class StorageError(RsmProbeError, OSError):
-    """A folder or file cannot be read or written, or belongs to other settings."""
+    """A folder or file cannot be read or written, or was created with different settings."""
 
 
 class CostError(RsmProbeError, RuntimeError):
-    """The work would take more time or memory than allowed."""
+    """The work would exceed the allowed time or memory."""
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """The first name that is there more than once, or None."""
+    """Return the first name that occurs more than once, or None."""
     counts = Counter(names)
     return next((name for name, count in counts.items() if count > 1), None)
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
-    """A phrase naming the candidates closest to a mistyped name, for the end of a message."""
+    """Return a phrase with the candidates closest to a mistyped name, for the end of a message."""
     matches = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.4)
     return f"; nearest: {', '.join(repr(f) for f in matches)}" if matches else ""
 
 
 def look_up(name: Any, table: Mapping[str, _Entry], what: str, error: type[RsmProbeError]) -> _Entry:
-    """An entry of a table by its name.
+    """Look up an entry of a table by name.
 
     Raises:
-        RsmProbeError: of the given kind, where there is none of that name; the message holds the known ones.
+        RsmProbeError: of the given type, for unknown names; the message lists the known ones.
     """
     if not isinstance(name, str) or name not in table:
         shown = repr(name[:80]) if isinstance(name, str) else repr(name)[:80]

@@ -1,4 +1,4 @@
-"""Faces: what a folder exports, loaded when a name is first used (PEP 562)."""
+"""Faces: the names that a folder exports, each loaded on first use (PEP 562)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 
 def lazy_face(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Give a package the names of its `if TYPE_CHECKING:` block without importing their modules.
+    """Give a package the names in its `if TYPE_CHECKING:` block without importing their modules.
 
-    The block is the only list: type checkers and editors read it as they are, and this function reads it from the
-    source. A name that `__all__` leaves out is a deprecated alias; it warns and names the face that it comes from.
-    Submodules load on first use, too, so that `import rsm_probe` is enough to write `rsm_probe.matching.Rewindowed`.
+    The block is the only list: type checkers and editors read it directly, and this function parses it from the source.
+    Names missing from `__all__` are deprecated aliases; using one warns and names its replacement. Submodules load on
+    first use, too, so that `import rsm_probe` suffices for `rsm_probe.matching.Rewindowed`.
 
     Args:
         package: `__name__` of the package.
@@ -44,7 +44,7 @@ def lazy_face(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
             else:
                 new = f"{module_of[name]}.{name}"
                 warnings.warn(
-                    f"{package}.{name} is deprecated and goes with the next minor version; use {new}",
+                    f"{package}.{name} is deprecated and will be removed in the next minor version; use {new}",
                     DeprecationWarning,
                     stacklevel=2,
                 )

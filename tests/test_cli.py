@@ -155,7 +155,7 @@ def test_a_cluster_is_refused_where_a_study_has_no_use_for_it(tmp_path):
 def test_missing_and_broken_configurations(tmp_path):
     assert "no configuration at" in refused("run", tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("study: [")
-    assert "no valid YAML" in refused("run", tmp_path / "bad.yaml")
+    assert "not valid YAML" in refused("run", tmp_path / "bad.yaml")
 
 
 def test_folder_with_a_broken_image_is_counted_or_fatal(tmp_path):

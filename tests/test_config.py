@@ -205,14 +205,14 @@ def test_file_that_holds_no_mapping_says_what_it_holds(text, kind, tmp_path):
 @pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\tname: x", "name: 'x"])
 def test_invalid_yaml_is_said_with_file_and_line(text, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"(?s)c.yaml is no valid YAML: .*line \d"):
+    with pytest.raises(ConfigError, match=r"(?s)c.yaml is not valid YAML: .*line \d"):
         read_yaml(tmp_path / "c.yaml")
 
 
 def test_yaml_cannot_run_code(tmp_path):
     mark = tmp_path / "ran"
     (tmp_path / "c.yaml").write_text(f'a: !!python/object/apply:os.system ["touch {mark}"]\n')
-    with pytest.raises(ConfigError, match=r"c.yaml is no valid YAML"):
+    with pytest.raises(ConfigError, match=r"c.yaml is not valid YAML"):
         read_yaml(tmp_path / "c.yaml")
     assert not mark.exists()
 
@@ -307,7 +307,7 @@ def test_a_file_that_no_configuration_looks_like_is_refused_at_once(text, expect
 def test_a_repeated_key_is_refused_with_both_lines(text, key, line, first, tmp_path):
     message = of_file(text, tmp_path)
     shown = key if key[0] in "T1" else repr(key)
-    assert f"key {shown} is there twice, first in line {first}; keep one of the two" in message
+    assert f"key {shown} appears twice, first in line {first}; keep one of the two" in message
     assert f"line {line}" in message.partition("twice")[2]
 
 

@@ -212,7 +212,7 @@ WRONG = {
     "longdouble": (np.eye(4, dtype=np.longdouble), r"give \.astype\(numpy\.float64\)"),
     "masked": (np.ma.masked_less(np.eye(4), 0.5), r"masked.*give \.filled"),
     "table": (pd.DataFrame(np.eye(4), index=[*"abcd"], columns=[*"abcd"]), r"is a table \(DataFrame\).*ids="),
-    "condensed": (pdist(patterns()), r"of the pairs of 9 images.*squareform"),
+    "condensed": (pdist(patterns()), r"the pairs of 9 images.*squareform"),
     "vector": (np.arange(4.0), r"shape .*\(4,\)"),
     "ragged": ([[1.0, 0.0], [0.0]], "is not an array of numbers"),
     "dict": ({"a": np.eye(4)}, "must hold real numbers"),
