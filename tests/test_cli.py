@@ -4,20 +4,22 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from unittest import mock
 
 import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from moments import exit_code, signal_itself_at
 from PIL import Image
 
 from rsm_probe.cli import main
-from rsm_probe.studies.registry import read_study
+from rsm_probe.sources import IMAGE_SETS, ImageSet, NamedImageSet
+from rsm_probe.studies import STUDIES, read_study
+from rsm_probe.studies.sweep import SweepConfig
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "smoke" / "sweep.yaml"
@@ -178,39 +180,30 @@ def test_folder_with_a_broken_image_is_counted_or_fatal(tmp_path):
     assert "broken.png" in refused("run", strict, "--out", tmp_path / "strict")
 
 
+def interrupted(config: Path, out: Path, said: Path) -> None:
+    """A run that is interrupted once the sums of its second batch are about to be stored."""
+    # Shells start background jobs with this signal ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal_itself_at("rename", 2, out / "checkpoint" / "sums.npz", signal.SIGINT)
+    done = cli("run", config, "--out", out, "--no-figures", check=False)
+    said.write_text(done.stderr)
+    os._exit(done.returncode)
+
+
 def test_interrupt_says_how_to_continue_and_continues(tmp_path):
-    config = changed(tmp_path / "c.yaml", images={"source": "digits", "size": 32}, keep=[], kernels=["linear"])
-    command = [
-        sys.executable,
-        "-m",
-        "rsm_probe.cli",
-        "run",
-        str(config),
-        "--out",
-        str(tmp_path / "out"),
-        "--no-figures",
-    ]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Shells start background jobs with this signal ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    state = tmp_path / "out" / "checkpoint" / "sums.npz"
-    deadline = time.monotonic() + 90
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    try:
-        errors = process.communicate(timeout=60)[1]
-    finally:
-        process.kill()
-    assert process.returncode == 130, errors
-    assert "run the same command again to continue" in errors
-    assert "Traceback" not in errors
-    with np.load(state) as stored:
-        assert 1 <= stored["batches"] < 150
+    images = {"source": "digits", "size": 32, "count": 120}
+    settings = {"keep": [], "kernels": ["linear"], "matchings": ["identity"], "device": "cpu", "images": images}
+    (untrained,) = (model for model in yaml.safe_load(SMOKE.read_text())["models"] if model["name"] == "untrained")
+    config = changed(tmp_path / "c.yaml", models=[untrained], **settings)
+    out, said = tmp_path / "out", tmp_path / "said"
+    assert exit_code(interrupted, config, out, said) == 130
+    assert "run the same command again to continue" in said.read_text()
+    assert "Traceback" not in said.read_text()
+    with np.load(out / "checkpoint" / "sums.npz") as stored:
+        assert stored["batches"] == 1
+    assert not (out / "result.zarr").exists()
+    cli("run", config, "--out", out, "--no-figures")
+    assert (out / "result.zarr").exists()
 
 
 def test_layers_lists_blocks_and_everything(tmp_path):
@@ -267,14 +260,36 @@ def test_a_mistake_that_is_corrected_can_use_the_same_folder(tmp_path):
         assert set(result["layer_a"].values) == {"layer4.0"}
 
 
+def failing(monkeypatch, folder: Path, error: type[BaseException]) -> None:
+    """Files and registered additions of a user that raise an error: a study, an image set and a model."""
+
+    class Failing(SweepConfig):
+        study: Literal["failing"] = "failing"
+
+        def run(self, *arguments, **options):
+            raise error
+
+        figures = run
+
+    def images(split: str = "all") -> ImageSet:
+        raise error
+
+    monkeypatch.setitem(STUDIES, "failing", Failing)
+    monkeypatch.setitem(IMAGE_SETS, "failing", NamedImageSet(images, questions=1))
+    (folder / "recipe.yaml").write_text("images: failing\n")
+    changed(folder / "config.yaml", study="failing")
+    own_model(folder, f"def g(): raise {error.__name__}")
+
+
 def test_what_nobody_expected_is_a_sentence_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsm_probe.studies.registry.read_study", lambda path: 1 / 0)
-    done = cli("run", SMOKE, check=False)
+    failing(monkeypatch, tmp_path, ZeroDivisionError)
+    words = "run", tmp_path / "config.yaml", "--out", tmp_path / "out"
+    done = cli(*words, check=False)
     assert done.returncode == 1
     assert "error: ZeroDivisionError" in done.stderr
     monkeypatch.setenv("RSM_PROBE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
-        cli("run", SMOKE)
+        cli(*words)
 
 
 # Hostile words
@@ -342,9 +357,9 @@ LONG, NUL = "x" * 300, "a\0b"
         (LONG, "--out is too long"),
         (NUL, "--out holds a NUL character"),
         ("", "--out is empty"),
-        ("s3://bucket/run", "--out must be a folder or file of this machine"),
-        ("http://host/run", "--out must be a folder or file of this machine"),
-        ("file:/run", "--out must be a folder or file of this machine"),
+        ("s3://bucket/run", "--out must be a local folder or file"),
+        ("http://host/run", "--out must be a local folder or file"),
+        ("file:/run", "--out must be a local folder or file"),
     ],
     ids=["long", "NUL", "empty", "s3", "http", "file"],
 )
@@ -409,22 +424,18 @@ def test_configurations_that_are_not_files_of_text_are_refused(tmp_path, command
 
 
 @pytest.mark.parametrize(
-    ("words", "where"),
+    "words",
     [
-        (("run", SMOKE), "rsm_probe.studies.registry.read_study"),
-        (("figures", "{folder}"), "rsm_probe.studies.registry.read_study"),
-        (("layers", "timm:test_vit"), "rsm_probe.sources.loading.load_model"),
-        (("train", "{folder}/config.yaml"), "rsm_probe.config.read_yaml"),
+        ("run", "{folder}/config.yaml", "--out", "{folder}/out"),
+        ("figures", "{folder}"),
+        ("layers", "{folder}/m.py:g"),
+        ("train", "{folder}/recipe.yaml", "--out", "{folder}/out"),
     ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+    ids=lambda words: words[0],
 )
-def test_an_interruption_anywhere_is_a_sentence(tmp_path, monkeypatch, words, where):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    (tmp_path / "config.yaml").write_text("")
-    monkeypatch.setattr(where, interrupt)
-    done = cli(*(str(word).format(folder=tmp_path) for word in words), check=False)
+def test_an_interruption_anywhere_is_a_sentence(tmp_path, monkeypatch, words):
+    failing(monkeypatch, tmp_path, KeyboardInterrupt)
+    done = cli(*(word.format(folder=tmp_path) for word in words), check=False)
     assert done.returncode == 130
     assert "interrupted" in done.stderr
 

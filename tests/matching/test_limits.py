@@ -103,9 +103,7 @@ def test_what_float32_cannot_prove_is_finished_in_float64_only_where_it_fits(mem
     memory_is(needed + 1024)
     assert match_affinity(affinity, Auction(1e-12)).solver == "auction-float64"
     memory_is(needed - 1024)
-    with pytest.raises(
-        CostError, match=rf"in float64 .* takes {needed / 1e9:.3g} GB .*Auction\(gap=1e-5\)"
-    ):
+    with pytest.raises(CostError, match=rf"in float64 .* takes {needed / 1e9:.3g} GB .*Auction\(gap=1e-5\)"):
         match_affinity(affinity, Auction(1e-12))
     # The way out: a larger gap needs no float64.
     assert match_affinity(affinity, Auction(gap=1e-5)).solver == "auction"

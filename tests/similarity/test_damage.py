@@ -92,7 +92,7 @@ def test_files_of_a_result_that_are_missing_torn_swapped_or_added(result):
         assert f"{where}/{name} is damaged" in same_or_refused(where, expected)
         (where / name).write_bytes(data)
     (where / "similarity" / "0.1").write_bytes(b"more")
-    assert f"{where}/similarity/0.1 does not belong there; remove it" in same_or_refused(where, expected)
+    assert f"{where}/similarity/0.1 is not listed in checksums.json; remove it" in same_or_refused(where, expected)
     (where / "similarity" / "0.1").unlink()
     assert same_or_refused(where, expected) == ""
     (where / "similarity" / "0.0").write_bytes(content["zeros/0"])
@@ -108,7 +108,7 @@ def test_results_of_earlier_versions_open_and_what_cannot_be_decoded_is_refused(
     (where / "zeros" / "0").unlink()
     assert open_dataset(where)["similarity"].identical(expected["similarity"])
     (where / "similarity" / "0.0").write_bytes(b"garbage")
-    with pytest.raises(StorageError, match="is no readable Zarr dataset"):
+    with pytest.raises(StorageError, match="is not a readable Zarr dataset"):
         RSM.open(where)
 
 
@@ -183,11 +183,11 @@ def test_an_rsm_that_declares_more_than_its_files_hold(tmp_path, zarr_format, wr
         RSM.open(tmp_path / "r.zarr")
 
 
-def test_results_that_exceed_the_memory_are_not_decoded(result, monkeypatch):
+def test_results_that_exceed_the_memory_are_not_decoded(result, memory_is):
     where, content, _ = result
     restore(where, content)
-    monkeypatch.setattr("rsm_probe.storage.declared.available_bytes", lambda: 100)
-    with pytest.raises(StorageError, match=r"r\.zarr declares .*, and 100 B of memory are available"):
+    memory_is(0)
+    with pytest.raises(StorageError, match=r"r\.zarr declares .*, but 0 B of memory are available"):
         RSM.open(where)
 
 

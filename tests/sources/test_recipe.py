@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 from typer.testing import CliRunner
 
 from rsm_probe.cli import app
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ModelError
-from rsm_probe.sources.training import train as training
+from rsm_probe.execution.devices import find_device
 from rsm_probe.sources.training.recipe import TrainingConfig
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("train_*.yaml"))
@@ -26,12 +27,15 @@ def test_there_is_a_recipe_for_each_kind_of_images():
 
 
 def test_command_trains_on_the_device_that_it_is_told(monkeypatch, tmp_path):
-    devices = []
-    monkeypatch.setattr(training, "train_or_load", lambda *args: devices.append(args[3]) or (None, 0.5))
-    for options in ([], ["--device", "cpu:0"]):
-        command = ["train", str(FILES[0]), "--seed", "0", "--out", str(tmp_path), *options]
+    devices, move = [], nn.Module.to
+    monkeypatch.setattr(nn.Module, "to", lambda self, *to, **kept: (devices.append(to), move(self, *to, **kept))[1])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("steps: 10\nsize: 8\nbatch_size: 8\nnetwork: {widths: [8, 8, 8, 8], stem_stride: 2}\n")
+    for seed, options in enumerate(([], ["--device", "cpu:0"])):
+        command = ["train", str(recipe), "--seed", str(seed), "--out", str(tmp_path), *options]
         assert CliRunner().invoke(app, command).exit_code == 0
-    assert devices == ["auto", "cpu:0"]
+        assert (find_device(options[-1] if options else "auto"),) in devices
+        devices.clear()
     refused = CliRunner().invoke(app, ["train", str(FILES[0]), "--device", "abacus"]).exception
     assert isinstance(refused, ModelError)
     assert "'abacus'" in str(refused)

@@ -89,7 +89,7 @@ def test_places_that_are_neither_paths_nor_urls(where, layer, tmp_path, monkeypa
 @pytest.mark.parametrize("where", ["s3://bucket/x", "http://host/x", "memory://x"])
 def test_an_rsm_is_saved_in_folders_of_this_machine_only(where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StorageError, match="must be a folder or file of this machine"):
+    with pytest.raises(StorageError, match="must be a local folder or file"):
         save_dataset(where, xr.Dataset({"a": ("x", np.arange(2))}))
     assert not list(tmp_path.iterdir())
 
@@ -169,25 +169,21 @@ def test_other_peoples_folders_get_no_lock(layer, tmp_path):
     (tmp_path / ".p.zarr.lock").unlink()
     with pytest.raises(StorageError, match="is another result"):
         all_pairs(layer, out=tmp_path / "p.zarr", matching="identity")
-    with pytest.raises(StorageError, match="is no capture but a 'pairs'"):
+    with pytest.raises(StorageError, match="must be a store of kind 'capture', found 'pairs'"):
         rsm_probe.capture(Net().eval(), IMAGES, ["first"], tmp_path / "p.zarr")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zarr", "thesis"]
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "words"
 
 
-def test_what_is_finished_is_opened_without_a_lock_and_without_writing(layer, tmp_path, monkeypatch):
+def test_what_is_finished_is_opened_without_a_lock_and_without_writing(layer, tmp_path):
     made = rsm_probe.capture(Net().eval(), IMAGES, ["first"], tmp_path / "c.zarr")["first"]
     pairs = all_pairs(made, out=tmp_path / "p.zarr", tile=2, workers=1).load()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-
-    def refuse(*arguments):
-        raise StorageError("read-only")
-
-    monkeypatch.setattr("rsm_probe.storage.group.sole_writer", refuse)
-    again = rsm_probe.capture(Net().eval(), IMAGES, ["first"], tmp_path / "c.zarr")["first"]
-    assert torch.equal(again.tokens(), made.tokens())
-    assert all_pairs(made, out=tmp_path / "p.zarr", tile=2, workers=1).identical(pairs)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    with sole_writer(tmp_path / "c.zarr"), sole_writer(tmp_path / "p.zarr"):  # which others cannot be meanwhile
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        again = rsm_probe.capture(Net().eval(), IMAGES, ["first"], tmp_path / "c.zarr")["first"]
+        assert torch.equal(again.tokens(), made.tokens())
+        assert all_pairs(made, out=tmp_path / "p.zarr", tile=2, workers=1).identical(pairs)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_lock_of_failed_work_goes_and_that_of_another_process_stays(tmp_path):

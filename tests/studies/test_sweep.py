@@ -1,12 +1,11 @@
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from moments import exit_code, signal_itself_at
 from torch import nn
 
 import rsm_probe
@@ -192,35 +191,35 @@ def test_a_folder_of_other_weights_or_images_is_refused(small_resnet, images, tm
         sweep(small_resnet, images, out=tmp_path)
 
 
-def test_a_killed_process_continues_to_identical_numbers(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import os, signal, sys, torch\n"
-        "from dataclasses import replace\n"
-        "import rsm_probe\n"
-        "from rsm_probe.sources import NetworkConfig, build_network\n"
-        "from rsm_probe.sources import digits\n"
-        "torch.set_num_threads(1)\n"
-        "torch.manual_seed(0)\n"
-        "net = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10)\n"
-        "images, loaded, last = digits(count=200), [], int(sys.argv[2])\n"
-        "def load(index):\n"
-        "    loaded.append(index)\n"
-        "    if len(loaded) == last:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return images[index]\n"
-        "options = dict(batch_size=4, workers=1, out=sys.argv[1])\n"
-        "rsm_probe.sweep({'net': net}, replace(images, load=load), ['layer2.0'], **options)\n"
-    )
+# Each process is killed before it opens a file ("write"), or between writing a file and giving it its name ("rename").
+MOMENTS = [
+    ("write", 1, ""),  # nothing is there yet
+    ("rename", 1, "checkpoint/sums.npz"),  # the first batch is done, and not yet stored
+    ("write", 5, "checkpoint"),
+    ("rename", 20, "checkpoint/sums.npz"),
+    ("rename", 1, "result.zarr"),  # all is done, and not yet in its place
+]
 
-    def run(name, last_image):
-        return subprocess.run([sys.executable, str(script), str(tmp_path / name), str(last_image)]).returncode
 
-    assert run("whole", 0) == 0
-    assert run("killed", 60) == -signal.SIGKILL
-    assert (tmp_path / "killed" / "checkpoint" / "sums.npz").exists()
-    assert not (tmp_path / "killed" / "result.zarr").exists()
-    assert run("killed", 0) == 0
+def test_a_killed_process_continues_to_identical_numbers(small_resnet, tmp_path):
+    def run(name, moment=None):
+        if moment:
+            event, number, part = moment
+            signal_itself_at(event, number, tmp_path / name / part)
+        options = {"batch_size": 4, "workers": 1, "device": "cpu", "out": tmp_path / name}
+        rsm_probe.sweep({"net": small_resnet}, digits(count=120), ["layer3.0"], **options)
+
+    assert exit_code(run, "whole") == 0
+    done = 0
+    for moment in MOMENTS:
+        assert exit_code(run, "killed", moment) == -signal.SIGKILL, moment
+        assert not (tmp_path / "killed" / "result.zarr").exists()
+        if (state := tmp_path / "killed" / "checkpoint" / "sums.npz").exists():
+            with np.load(state) as stored:
+                assert stored["batches"] >= done
+                done = int(stored["batches"])
+    assert done == 30
+    assert exit_code(run, "killed") == 0
     whole, killed = (xr.open_zarr(tmp_path / name / "result.zarr")["cka"].values for name in ("whole", "killed"))
     np.testing.assert_array_equal(whole, killed)
 
