@@ -104,12 +104,6 @@ def test_a_name_that_moved_warns_and_says_where_it_is(name, room):
         getattr(rsm_probe, name)
 
 
-def test_deprecations_point_at_the_import_that_uses_them(tmp_path):
-    (tmp_path / "old.py").write_text("import sys\nfrom rsm_probe import hsic\n")
-    done = subprocess.run([sys.executable, tmp_path / "old.py"], capture_output=True, text=True, check=True)
-    assert "old.py:2: DeprecationWarning: rsm_probe.hsic is deprecated" in done.stderr
-
-
 def test_a_name_that_does_not_exist_is_refused_as_python_does():
     with pytest.raises(AttributeError, match="module 'rsm_probe' has no attribute 'nearst'") as caught:
         rsm_probe.nearst  # noqa: B018
@@ -125,43 +119,69 @@ def test_importing_loads_nothing():
     assert loaded_after(f"{faces}; from rsm_probe import figures", "torch", "numpy", "rsm_probe.checks", *HEAVY) == []
 
 
-def test_names_are_found_without_importing_rooms_by_hand():
-    code = "import rsm_probe; rsm_probe.matching.Rewindowed(window=128); rsm_probe.comparison.hsic"
-    assert loaded_after(code, "rsm_probe.matching.methods.rewindowed") == ["rsm_probe.matching.methods.rewindowed"]
+# What users do, one after the other in one interpreter, as PyTorch takes seconds to import.
+USES = {
+    **{name: f"rsm_probe.{name}" for name in sorted(TOP)},
+    "rooms": "rsm_probe.matching.Rewindowed(window=128); rsm_probe.comparison.hsic",
+    "memory": """
+with torch.no_grad(), rsm_probe.Probe(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), '0') as probe:
+    probe.model(torch.rand(4, 3, 8, 8))
+rsm_probe.match(*probe.representations['0'].tokens[:2], matching='identity')
+""",
+    "deprecated": "runpy.run_path(sys.argv[1], run_name='__main__')",
+}
+WATCH = f"""
+import json, runpy, sys, rsm_probe
+assert "torch" not in sys.modules
+import torch
+
+loaded = {{}}
+for use, code in {USES!r}.items():
+    exec(code)
+    loaded[use] = [name for name in {(*HEAVY, "rsm_probe.matching.methods.rewindowed")!r} if name in sys.modules]
+print(json.dumps(loaded))
+"""
 
 
-def test_touching_a_name_loads_what_it_needs_and_no_more():
-    # One interpreter for all names: PyTorch takes seconds.
-    code = (
-        "import json, sys, rsm_probe\n"
-        "loaded = {}\n"
-        f"for name in {sorted(TOP)}:\n"
-        "    getattr(rsm_probe, name)\n"
-        f"    loaded[name] = [heavy for heavy in {HEAVY!r} if heavy in sys.modules]\n"
-        "print(json.dumps(loaded))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {name: heavy for name, heavy in json.loads(done.stdout).items() if heavy} == {}
+@pytest.fixture(scope="module")
+def used(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
+    """What was loaded after each of the uses, and what was written to the standard error."""
+    old = tmp_path_factory.mktemp("program") / "old.py"
+    old.write_text("import sys\nfrom rsm_probe import hsic\n")
+    done = subprocess.run([sys.executable, "-c", WATCH, old], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-def test_working_in_memory_loads_no_library_for_disks_or_figures():
-    code = (
-        "import torch, rsm_probe\n"
-        "with torch.no_grad(), rsm_probe.Probe(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), '0') as probe:\n"
-        "    probe.model(torch.rand(4, 3, 8, 8))\n"
-        "rsm_probe.match(*probe.representations['0'].tokens[:2], matching='identity')"
-    )
+def test_touching_a_name_loads_what_it_needs_and_no_more(used):
+    loaded, _ = used
+    assert {name: heavy for name in TOP if (heavy := set(loaded[name]) & set(HEAVY))} == {}
+
+
+def test_names_are_found_without_importing_rooms_by_hand(used):
+    loaded, _ = used
+    assert "rsm_probe.matching.methods.rewindowed" in loaded["rooms"]
+
+
+def test_working_in_memory_loads_no_library_for_disks_or_figures(used):
+    loaded, _ = used
     # PyTorch itself asks for Triton as soon as operations are followed.
-    assert set(loaded_after(code, *HEAVY)) <= {"triton"}
+    assert set(loaded["memory"]) & set(HEAVY) <= {"triton"}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["layers", "--help"], ["train", "--help"]])
-def test_help_loads_neither_torch_nor_any_room(words):
+def test_deprecations_point_at_the_import_that_uses_them(used):
+    _, errors = used
+    assert "old.py:2: DeprecationWarning: rsm_probe.hsic is deprecated" in errors
+
+
+def test_help_loads_neither_torch_nor_any_room():
     code = (
-        f"import sys; sys.argv = ['rsm-probe', *{words}]\n"
+        "import sys\n"
         "from rsm_probe.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass"
+        "for words in (['--help'], ['run', '--help'], ['layers', '--help'], ['train', '--help']):\n"
+        "    sys.argv = ['rsm-probe', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code, (words, end.code)"
     )
     heavy = set(HEAVY) - {"pydantic"}  # which Typer itself loads
     assert loaded_after(code, "torch", "numpy", "rsm_probe.studies.registry", "rsm_probe.config", *heavy) == []
