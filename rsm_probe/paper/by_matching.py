@@ -56,16 +56,23 @@ def gain_with_interval(row: Row, gain: str = "gain") -> str:
     return with_interval(row, gain, f"{gain}_low", f"{gain}_high")
 
 
+def paper_note(stated: bool, meaning: str) -> str:
+    """The last line of a report: what the paper's numbers mean, or why there are none."""
+    if stated:
+        return f"*paper*: {meaning}"
+    return "Models or data are not those of the paper, so that its numbers do not stand beside these."
+
+
 def lines_by_matching(
-    rows: Sequence[Row], places: Sequence[tuple[Any, ...]], keys: Sequence[str], names: Sequence[str],
+    rows: Sequence[Row], ticks: Sequence[tuple[Any, ...]], keys: Sequence[str], names: Sequence[str],
     values: Sequence[str],
 ) -> dict[str, list[tuple[float, float, float]]]:  # fmt: skip
-    """Matching -> value and interval at each place; a matching without rows keeps its colour.
+    """Matching -> value and interval at each tick; a matching without rows keeps its colour.
 
     Args:
         rows: of a result.
-        places: along the x-axis, as values of `keys`.
-        keys: that tell places apart.
+        ticks: along the x-axis, as values of `keys`.
+        keys: that tell ticks apart.
         names: of the matchings.
         values: keys of the value and of the ends of its interval.
     """
@@ -73,7 +80,7 @@ def lines_by_matching(
     for row in rows:
         value, low, high = (row[key] for key in values)
         lines[matching_title(row["matching"])][tuple(row[key] for key in keys)] = value, low, high
-    return {name: [points.get(place, _NOTHING) for place in places] for name, points in lines.items()}
+    return {name: [points.get(tick, _NOTHING) for tick in ticks] for name, points in lines.items()}
 
 
 def panels_by_kernel(
@@ -92,10 +99,10 @@ def panels_by_kernel(
     figure = Figure(figsize=(3.4 * len(kernels), 3.6), layout="constrained")
     for ax, kernel in zip(figure.subplots(1, len(kernels), sharey=True, squeeze=False)[0], kernels, strict=True):
         mine = [row for row in rows if row["kernel"] == kernel]
-        places = list(dict.fromkeys(tuple(row[key] for key in keys) for row in mine))
-        lines = lines_by_matching(mine, places, keys, names, values)
-        interval_plot(ax, [", ".join(place) for place in places], lines, kernel_title(kernel), meaning, chance)
-        # Places have no order, so that nothing connects their points; the last line is chance.
+        ticks = list(dict.fromkeys(tuple(row[key] for key in keys) for row in mine))
+        lines = lines_by_matching(mine, ticks, keys, names, values)
+        interval_plot(ax, [", ".join(tick) for tick in ticks], lines, kernel_title(kernel), meaning, chance)
+        # Ticks have no order, so that nothing connects their points; the last line is chance.
         for line in ax.lines[: 3 * len(lines)]:
             line.set_linestyle("none")
     return common_legend(figure)

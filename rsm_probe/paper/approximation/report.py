@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from rsm_probe.paper.by_matching import distinct
+from rsm_probe.paper.by_matching import distinct, paper_note
 from rsm_probe.runs.tables import TableResult, accuracy_line, escaped, markdown, shown, with_interval
 
 _INTRODUCTION = """# Approximation quality (paper, section 4.4 and appendix F; Figures 5 and 6, Table 5)
@@ -46,13 +46,8 @@ def approximation_report(result: TableResult, accuracies: Mapping[str, float]) -
             f"## {escaped(model)}\n",
             markdown(headings + (["paper, share", "paper, ms"] if stated else []), lines),
         ]
-    if stated:
-        parts.append(
-            "*paper*: Table 5, means over pairs of the ratio and of the time, of a ResNet-101 on another processor, "
-            "for layers of so many locations."
-        )
-    else:
-        parts.append(
-            "Model and images are not those of the paper's Table 5, so that its numbers do not stand beside these."
-        )
-    return "\n".join(part for part in parts if part) + "\n"
+    meaning = (
+        "Table 5, means over pairs of the ratio and of the time, of a ResNet-101 on another processor, for layers of "
+        "so many locations."
+    )
+    return "\n".join(part for part in [*parts, paper_note(stated, meaning)] if part) + "\n"

@@ -48,7 +48,7 @@ def _pairs(result: TableResult, model: PicturedPairs) -> Figure:
         for ax, kernel in zip(line, kernels, strict=True):
             row = result.only(model=model.title, kernel=kernel, matching=name)
             meanings = (kernel_title(kernel) if ax in axes[-1] else "", "JSD (nats)" if ax in axes[:, 0] else "")
-            about = f"{matching_title(name)}: r = {row['pearson']:.2f}"
-            joint_density(ax, model.similarities[name, kernel], model.divergence, about, meanings)
+            title = f"{matching_title(name)}: r = {row['pearson']:.2f}"
+            joint_density(ax, model.similarities[name, kernel], model.divergence, title, meanings)
     figure.suptitle(f"{model.title}, {result.select(model=model.title)[0]['layer']}")
     return figure

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 
-from rsm_probe.paper.by_matching import comparison_table
+from rsm_probe.paper.by_matching import comparison_table, paper_note
 from rsm_probe.runs.tables import TableResult, accuracy_line, escaped, kernel_title, with_interval
 
 _INTRODUCTION = """# Output similarity (paper, section 4.3 and appendix E; Tables 1 and 4)
@@ -27,15 +27,12 @@ def outputs_report(result: TableResult, accuracies: Mapping[str, float]) -> str:
         table = comparison_table(rows, cell, f"{name}_gain", f"{name}_paper")
         sentences = [sentence for kernel in settings["kernels"] if (sentence := _sentence(result, name, kernel))]
         parts += [f"## {heading}\n", table, *sentences, ""]
-    if any(not math.isnan(row[f"{name}_paper"]) for row in rows for name in ("pearson", "spearman")):
-        parts.append(
-            "*paper*: what the paper states for the model of this name. The images here are those of "
-            f"{escaped(settings['images']['source'])}; which ones of ImageNet's test set the paper drew is not "
-            "published."
-        )
-    else:
-        parts.append("Models or data are not those of the paper, so that its numbers do not stand beside these.")
-    return "\n".join(parts) + "\n"
+    stated = any(not math.isnan(row[f"{name}_paper"]) for row in rows for name in ("pearson", "spearman"))
+    meaning = (
+        "what the paper states for the model of this name. The images here are those of "
+        f"{escaped(settings['images']['source'])}; which ones of ImageNet's test set the paper drew is not published."
+    )
+    return "\n".join([*parts, paper_note(stated, meaning)]) + "\n"
 
 
 def _sentence(result: TableResult, name: str, kernel: str) -> str:

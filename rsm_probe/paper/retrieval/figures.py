@@ -88,10 +88,15 @@ def _by_locations(table: Sequence[Row], what: str) -> Figure:
             mine = [row for row in rows if (row["network"], row["kernel"]) == (network, kernel)]
             last = mine[-1]["layer"]
             mine = sorted((row for row in mine if row["layer"] == last), key=lambda row: row["locations"])
-            places = list(dict.fromkeys((row["locations"],) for row in mine))
-            lines = lines_by_matching(mine, places, ["locations"], matchings, _SCORE)
-            counts = [str(place[0]) for place in places]
-            interval_plot(ax, counts, lines, f"{network}, {kernel_title(kernel)}", what if ax is line[0] else "")
+            counts = distinct(mine, "locations")
+            lines = lines_by_matching(mine, [(count,) for count in counts], ["locations"], matchings, _SCORE)
+            interval_plot(
+                ax,
+                [str(count) for count in counts],
+                lines,
+                f"{network}, {kernel_title(kernel)}",
+                what if ax is line[0] else "",
+            )
             ax.set_xlabel("locations of the last block" if ax in axes[-1] else "")
     common_legend(figure)
     return figure
@@ -125,9 +130,9 @@ def _models(models: Sequence[PicturedNeighbours]) -> Figure:
     return figure
 
 
-def _line(axes: Sequence[Axes], model: PicturedNeighbours, query: int, name: str, about: str) -> None:
+def _line(axes: Sequence[Axes], model: PicturedNeighbours, query: int, name: str, title: str) -> None:
     """A query and its nearest images; axes without a candidate stay empty."""
-    picture(axes[0], model.images["queries"][query], about, framed=True)
+    picture(axes[0], model.images["queries"][query], title, framed=True)
     for rank, (ax, index) in enumerate(zip(axes[1:], model.neighbours[query, name], strict=False), start=1):
         if index >= 0:
             picture(ax, model.images["database"][int(index)], str(rank))

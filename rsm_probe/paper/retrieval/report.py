@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from rsm_probe.paper.by_matching import comparison_table, distinct
+from rsm_probe.paper.by_matching import comparison_table, distinct, paper_note
 from rsm_probe.paper.similarity_rules import matching_title
 from rsm_probe.runs.model_config import base_title, control_title
 from rsm_probe.runs.tables import Row, TableResult, accuracy_line, escaped, kernel_title, with_interval
@@ -40,10 +40,9 @@ def retrieval_report(result: TableResult, accuracies: Mapping[str, float]) -> st
             rows = [r for r in result.select(kernel=kernel) if (base_title(r["model"]) in controls) == untrained]
             parts += [f"- {kernel_title(kernel)}{kind}: {line}" for line in conclusions(rows, f"{what}@1")]
     parts.append("\nThe cells of one table share queries and database, so that they are no independent evidence.")
-    if any(not math.isnan(row["paper"]) for row in result.table):
-        parts.append("\n*paper*: what the paper states for this model, these data and this number of images.")
-    else:
-        parts.append("\nModels or data are not those of the paper, so that its numbers do not stand beside these.")
+    stated = any(not math.isnan(row["paper"]) for row in result.table)
+    note = paper_note(stated, "what the paper states for this model, these data and this number of images.")
+    parts.append(f"\n{note}")
     return "\n".join(part for part in parts if part) + "\n"
 
 

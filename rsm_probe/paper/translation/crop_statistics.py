@@ -35,7 +35,7 @@ class Crops:
         names = images.labels[:count] if parts else [name.rpartition("/")[0] for name in images.ids[:count]]
         photographs = np.unique(names, return_inverse=True)[1]
         rows, columns = np.triu_indices(2 * batch, 1)
-        self._places = rows, columns
+        self._pairs = rows, columns
         of = np.arange(batches)[:, None] * batch
         first, second = of + rows % batch, of + columns % batch
         same = photographs[first] == photographs[second]
@@ -55,7 +55,7 @@ class Crops:
 
     def values(self, similarities: np.ndarray, kind: str) -> np.ndarray:
         """The similarities of all pairs of a kind, of RSMs (batches, 2 n, 2 n)."""
-        return similarities[:, *self._places][self._kinds[kind]]
+        return similarities[:, *self._pairs][self._kinds[kind]]
 
     def samples(self, similarities: np.ndarray, others: str) -> np.ndarray:
         """The AUROC of overlapping crops against another kind, in every sample of photographs."""
