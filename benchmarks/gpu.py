@@ -27,11 +27,11 @@ from features import ROOT, features, machine, trained_network
 import rsm_probe
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.execution.devices import find_device
+from rsm_probe.execution.executors import available_cores
 from rsm_probe.matching.compiled.gpu_batches import solve_on_device
 from rsm_probe.matching.matching import Pairs
 from rsm_probe.matching.methods.optimal import Auction
 from rsm_probe.pairs.affinities import Affinities
-from rsm_probe.pairs.matcher import available_cores
 from rsm_probe.pairs.sides import Side
 from rsm_probe.sources import normalise, photos
 from rsm_probe.streaming.cost import stopwatch

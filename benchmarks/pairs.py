@@ -22,10 +22,9 @@ import torch
 
 import rsm_probe
 from rsm_probe.captures.captured_layers import CapturedLayer
-from rsm_probe.execution.executors import one_thread
+from rsm_probe.execution.executors import available_cores, one_thread
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.affinities import block_slices
-from rsm_probe.pairs.matcher import available_cores
 from rsm_probe.sources import photos
 
 LAYER = "layer3.1"

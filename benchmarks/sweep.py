@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 import rsm_probe
+from rsm_probe.execution.executors import available_cores
 from rsm_probe.matching.matching import Pairs
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.affinities import block_slices
-from rsm_probe.pairs.matcher import available_cores
 from rsm_probe.sources import NetworkConfig, TrainingConfig, digits, normalise, scenes, train
 
 

@@ -76,7 +76,7 @@ def run(
             raise ConfigError(f"study: {study.study} runs on one machine; --cluster is for study: {able}")
         with nullcontext() if cluster is None else cluster_at(cluster) as executor:
             # Workers start in folders of their own.
-            result = study.run(folder if executor is None else folder.absolute(), progress, executor)
+            result = study.run(folder if executor is None else folder.absolute(), executor, progress)
     typer.echo(str(result))
     typer.echo(f"results: {folder}")
     if figures:

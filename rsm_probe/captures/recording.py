@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from rsm_probe.captures.captured_layers import DTYPES, KIND, Capture, is_whole
 from rsm_probe.captures.writer import CaptureWriter
 from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import ModelError, RepresentationError, StorageError
-from rsm_probe.execution.devices import find_device
+from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_stream import LayerStream, layer_names
 from rsm_probe.probe.layers import Layers
 from rsm_probe.sources.images.any_images import as_images
@@ -49,9 +47,9 @@ def capture(
         out: a folder, or a URL of a file system that fsspec knows.
         dtype: of tokens on disk: "float32", "float16" or "bfloat16". Half precision takes half the space.
         batch_size: images per forward pass.
-        device: where the model runs, which moves it: "auto" for a GPU where there is one, or "cpu", "cuda:1", "mps".
-            None leaves it where it is.
-        progress: show what is needed, and a bar.
+        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU where there is one.
+        progress: show what the work needs, and bars.
 
     Returns:
         The `Capture`: layer name -> `CapturedLayer`, which `rsm_probe.rsm` and `rsm_probe.nearest` take.
@@ -64,6 +62,19 @@ def capture(
         StorageError: `out` holds another capture (the message says what differs), is being written by another process,
             cannot be written, or the disk is too small.
     """
+    return capture_layers(model, images, layers, out, dtype, batch_size, Execution(device, progress=progress))
+
+
+def capture_layers(
+    model: Any,
+    images: Any,
+    layers: Layers,
+    out: str | Path,
+    dtype: str | torch.dtype,
+    batch_size: int,
+    execution: Execution,
+) -> Capture:
+    """See `capture`."""
     where = path_or_url(out)
     stored_as = DTYPES.get(str(dtype).removeprefix("torch."))
     if stored_as is None:
@@ -71,7 +82,7 @@ def capture(
     require_whole(batch_size, "batch_size", 1, RepresentationError)
     layers = layer_names(layers)
     loaded, image_set = load_model(model), as_images(images)
-    moved_to = None if device is None else find_device(device, ModelError)
+    device = execution.device_or(loaded.device, ModelError)
     settings = as_stored(
         {
             "model": loaded.name,
@@ -81,7 +92,7 @@ def capture(
             "layers": layers,
             "dtype": str(stored_as).removeprefix("torch."),
             "batch_size": batch_size,
-            "device": (moved_to or loaded.device).type,
+            "device": device.type,
         }
     )
     # What is there is refused, or read, without a lock and without writing.
@@ -96,13 +107,13 @@ def capture(
         if store.finished:  # names may have been lost, and nothing else
             writer.put_names()
         if not is_whole(store, image_set.ids, image_set.labels):
-            stream = LayerStream({loaded.name: loaded}, image_set, layers, moved_to)
+            stream = LayerStream({loaded.name: loaded}, image_set, layers, execution.device)
             with stream.evaluating():
-                _record(stream, writer, settings, progress)
+                _record(stream, writer, settings, execution)
     return Capture.open(where)
 
 
-def _record(stream: LayerStream, writer: CaptureWriter, settings: dict[str, Any], progress: bool) -> None:
+def _record(stream: LayerStream, writer: CaptureWriter, settings: dict[str, Any], execution: Execution) -> None:
     """Writes the batches that are not there yet, and finishes the capture."""
     store, count, batch_size = writer.store, len(stream.images), settings["batch_size"]
     batches = {start: np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)}
@@ -117,9 +128,8 @@ def _record(stream: LayerStream, writer: CaptureWriter, settings: dict[str, Any]
     todo = {start: numbers for start, numbers in batches.items() if not writer.batch_is_there(start)}
     left = sum(map(len, todo.values()))
     space = require_space(store.where, image_bytes * left)
-    if progress:
-        tqdm.write(f"capture: {left} images, {layer_count} layers; {space}", file=sys.stderr)
-    with tqdm(desc="capturing", total=count, initial=count - left, unit="image", disable=not progress) as bar:
+    execution.say(f"capture: {left} images, {layer_count} layers; {space}")
+    with execution.bar("capturing", count, "image", done=count - left) as bar:
         for numbers in todo.values():
             stream.feed(numbers, writer)
             bar.update(len(numbers))

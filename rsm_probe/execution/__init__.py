@@ -12,11 +12,13 @@ from rsm_probe.faces import lazy_face
 if TYPE_CHECKING:
     from rsm_probe.execution.amounts import format_bytes, parse_bytes
     from rsm_probe.execution.devices import find_device
+    from rsm_probe.execution.execution import Execution
     from rsm_probe.execution.executors import cluster
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
+    "Execution",
     "cluster",
     "find_device",
     "format_bytes",

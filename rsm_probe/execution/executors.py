@@ -7,6 +7,7 @@ results written, by the workers.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -42,6 +43,11 @@ def threads(count: int, device: torch.device | None = None) -> Iterator[Executor
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_workers(device: torch.device) -> int:

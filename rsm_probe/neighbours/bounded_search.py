@@ -13,6 +13,7 @@ import torch
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import format_bytes
 from rsm_probe.execution.devices import token_bytes
+from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import one_thread
 from rsm_probe.matching.bounds import Summaries
 from rsm_probe.matching.cpu_or_gpu import Workload
@@ -59,8 +60,7 @@ class Search:
         method: the matching.
         kernel: what orders candidates.
         centering: what is subtracted; the mean is the database's.
-        memory: bytes that may be held.
-        device: where affinities are computed.
+        execution: where affinities are computed, and how much may be held.
         pool: threads that match.
 
     Attributes:
@@ -74,24 +74,24 @@ class Search:
         method: Matching,
         kernel: Kernel,
         centering: Centering | None,
-        memory: int,
-        device: torch.device,
+        execution: Execution,
         pool: Executor,
     ) -> None:
         self.queries, self.images, self.method, self.kernel = queries, images, method, kernel
-        self.centering, self.memory, self.device, self.pool = centering, memory, device, pool
+        self.centering, self.execution, self.pool = centering, execution, pool
+        self.memory, self.device = execution.memory_bytes, execution.device_or("cpu")
         first = slice(0, 1)
         dtype = torch.promote_types(queries.tokens(first).dtype, images.tokens(first).dtype)
         some, _ = each_rescaled(centred_tokens(images, slice(0, min(_SAMPLE, len(images))), images, centering))
         workload = Workload.of(queries.shape, images.shape)
         self._summaries = Summaries.fit(some, workload.locations)
         each = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
-        at_once = max(1, memory // 16 // each)
-        self._reader = BlockReader(images, centering, method, dtype, device, at_once)
+        at_once = max(1, self.memory // 16 // each)
+        self._reader = BlockReader(images, centering, method, dtype, self.device, at_once)
         # What a device solves itself is read once and stays there, in blocks that hold many pairs.
-        self.on_device = workload.on_device(method, device, dtype)
-        size = max(1, token_bytes(device) // (4 * each)) if self.on_device else at_once
-        room = token_bytes(device) if self.on_device else memory // 4
+        self.on_device = workload.on_device(method, self.device, dtype)
+        size = max(1, token_bytes(self.device) // (4 * each)) if self.on_device else at_once
+        room = token_bytes(self.device) if self.on_device else self.memory // 4
         self._identity = pairs_equal_locations(method, queries.shape[1], images.shape[1])
         self._at_once = self._identity or method.at_once
         self._database = Database(images, self._reader, self._summaries, size, room)
@@ -212,8 +212,7 @@ class Search:
     def _within(self, numbers: np.ndarray) -> Search:
         """The same search among some images of the database, ascending."""
         images = TokenSubset(self.images, numbers)
-        rest = self.method, self.kernel, self.centering, self.memory, self.device, self.pool
-        return Search(self.queries, images, *rest)
+        return Search(self.queries, images, self.method, self.kernel, self.centering, self.execution, self.pool)
 
     def _blocks_of_queries(self, numbers: np.ndarray) -> list[np.ndarray]:
         """Queries that are in memory together."""

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.checks import brief, require_texts, require_whole
-from rsm_probe.errors import ComparisonError, CostError, RepresentationError
-from rsm_probe.execution.amounts import format_seconds, parse_bytes
-from rsm_probe.execution.devices import find_device
+from rsm_probe.errors import ComparisonError, RepresentationError
+from rsm_probe.execution.amounts import format_seconds
+from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import threads
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.neighbours.bounded_search import AllProducts, Groups, Search
 from rsm_probe.neighbours.candidates import Best, Counts
 from rsm_probe.neighbours.shortlist import pooled_candidates
-from rsm_probe.pairs.matcher import available_cores
 from rsm_probe.pairs.pair_loop import affinity_bytes
 from rsm_probe.pairs.token_sets import TokenSet, as_set, warn_of_other_layer
 from rsm_probe.probe.representation import Representation
@@ -51,9 +48,9 @@ def nearest(
     shortlist: int | None = None,
     query_ids: Sequence[str] | None = None,
     database_ids: Sequence[str] | None = None,
+    device: str | torch.device | None = None,
     workers: int | None = None,
     memory: str | int = "2GB",
-    device: str | None = "auto",
     progress: bool = False,
 ) -> xr.Dataset:
     """The k most similar images of a database for every query, exactly as if all pairs were matched.
@@ -80,11 +77,11 @@ def nearest(
             the shortlist holds.
         query_ids: names of the queries; captures know theirs.
         database_ids: names of the images of the database.
-        workers: CPU threads that match; None for all cores.
-        memory: what may be held at a time.
-        device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
-            or "cpu", "cuda", "cuda:1", "mps".
-        progress: show a bar, and what was saved.
+        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU where there is one. Queries follow the database.
+        workers: CPU threads that match; None for all cores. Results do not depend on it.
+        memory: what may be held at a time, as bytes or text such as "2GB".
+        progress: show what the work needs, and bars; here also what was saved.
 
     Returns:
         A dataset (query, rank) with `neighbour` (names, "" where there is no further candidate), `index` (places in the
@@ -102,11 +99,32 @@ def nearest(
             not there.
         StorageError: a capture cannot be read.
     """
+    return find_nearest(
+        query, database, k, matching, kernel, centering, groups, shortlist, query_ids, database_ids,
+        Execution(device, workers, memory, progress=progress),
+    )  # fmt: skip
+
+
+def find_nearest(
+    query: Tensor | np.ndarray | Representation | CapturedLayer,
+    database: Tensor | np.ndarray | Representation | CapturedLayer,
+    k: int,
+    matching: str | Matching,
+    kernel: str | Kernel,
+    centering: Centering | None,
+    groups: tuple[Sequence[str], Sequence[str]] | None,
+    shortlist: int | None,
+    query_ids: Sequence[str] | None,
+    database_ids: Sequence[str] | None,
+    execution: Execution,
+) -> xr.Dataset:
+    """See `nearest`."""
     label, method = get_matching(matching)
     chosen = get_kernel(kernel)
     check_kernel(chosen, label, method.one_to_one)
-    where = find_device(device)
     queries, images = as_set(query, "query", query_ids), as_set(database, "database", database_ids)
+    captured = isinstance(queries, CapturedLayer) or isinstance(images, CapturedLayer)
+    execution = replace(execution, device=execution.device_or("auto" if captured else images.tokens(slice(1)).device))
     if queries.shape[2] != images.shape[2]:
         raise RepresentationError(
             f"queries have {queries.shape[2]} channels and the database has {images.shape[2]}: not one layer's"
@@ -119,23 +137,20 @@ def nearest(
     if shortlist is not None:
         require_whole(shortlist, "shortlist", k, ComparisonError)
         shortlist = int(shortlist)  # FAISS does not take NumPy's
-    workers = available_cores() if workers is None else workers
-    require_whole(workers, "workers", 1, CostError)
     own = _own_groups(groups, len(queries), len(images))
-    budget = parse_bytes(memory)
-    affinity_bytes(method, queries.shape[1], images.shape[1], budget)
+    affinity_bytes(method, queries.shape[1], images.shape[1], execution.memory_bytes)
     if chosen.needs_width and not method.at_once:
         warnings.warn(
             f"kernel='rbf' takes its width from the distances of all {len(queries)} x {len(images)} pairs, which are "
             f"all matched for it; give a width, as in RBF(sigma2=...), to find the same neighbours with few matchings",
-            stacklevel=2,
+            stacklevel=3,
         )
     started, everything = time.perf_counter(), np.arange(len(queries))
     seconds = 0.0
-    with threads(workers) as pool, torch.no_grad():
-        search = Search(queries, images, method, chosen.ordering, check_centering(centering), budget, where, pool)
+    with threads(execution.worker_count) as pool, torch.no_grad():
+        search = Search(queries, images, method, chosen.ordering, check_centering(centering), execution, pool)
         known = search.match_all() if chosen.needs_width else None
-        with tqdm(desc="queries", total=len(queries), unit="query", disable=not progress) as bar:
+        with execution.bar("queries", len(queries), "query") as bar:
             if shortlist is None:
                 best, recall = search.best(everything, k, own, on_done=bar.update, known=known), None
             else:
@@ -155,14 +170,13 @@ def nearest(
     result.attrs.update(matching=label, kernel=chosen.name, centering=str(centering), **counted)
     seconds = seconds or time.perf_counter() - started
     pairs = len(queries) * len(images) - (0 if own is None else int((own[0][:, None] == own[1][None]).sum()))
-    per_pair = search.seconds_per_pair(max(0.5, 0.05 * seconds)) / (1 if search.on_device else workers)
+    per_pair = search.seconds_per_pair(max(0.5, 0.05 * seconds)) / (1 if search.on_device else execution.worker_count)
     result.attrs.update(_savings(counts, pairs, seconds, per_pair))
     if known is not None:
         result.attrs["sigma2"] = known.median_distance
     if recall is not None:
         result.attrs.update(shortlist=shortlist, recall=recall)
-    if progress:
-        tqdm.write(_summary(result), file=sys.stderr)
+    execution.say(_summary(result))
     return result
 
 

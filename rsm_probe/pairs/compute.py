@@ -14,11 +14,11 @@ from torch import Tensor
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import ComparisonError, RepresentationError
-from rsm_probe.execution.devices import find_device
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.matcher import PairMatcher
-from rsm_probe.pairs.on_disk import all_pairs
+from rsm_probe.pairs.on_disk import match_on_disk
 from rsm_probe.pairs.products import permutation_dtype
 from rsm_probe.pairs.sides import Side
 from rsm_probe.pairs.token_sets import Tokens
@@ -38,11 +38,12 @@ def rsm(
     grid: tuple[int, ...] | None = None,
     ids: Sequence[str] | None = None,
     other_ids: Sequence[str] | None = None,
-    workers: int | None = None,
-    memory: str | int = "1GB",
-    device: str | None = None,
     permutations: bool = False,
     out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    memory: str | int = "2GB",
+    max_hours: float | None = 12.0,
     executor: Executor | None = None,
     progress: bool = False,
 ) -> RSM:
@@ -61,14 +62,17 @@ def rsm(
         grid: (H, W) of the locations of tokens, for `matching="translation"`, which needs it; it is not guessed.
         ids: names of the images of z.
         other_ids: names of the images of `other`.
-        workers: CPU threads that match; None for all cores.
-        memory: budget for affinities waiting to be matched; of captured layers, for all that is held.
-        device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
-            or "cpu", "cuda:1", "mps". None leaves tokens where they are, and is "auto" for captured layers.
         permutations: also keep how locations were paired, as `permutation` in the RSM's dataset.
         out: of captured layers: a folder for the tiles, in which an interrupted call continues; see `all_pairs`.
-        executor: of captured layers: where tiles are computed; see `all_pairs`.
-        progress: of captured layers: show what is needed, and a bar.
+        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU where there is one.
+        workers: CPU threads that match; None for all cores. Results do not depend on it.
+        memory: what may be held at a time, as bytes or text such as "2GB": of tokens, the affinities that wait to be
+            matched; of captured layers, everything.
+        max_hours: refuse work whose estimated time is longer; None for no limit. Only captured layers are estimated.
+        executor: where tiles of pairs are computed; None for threads of this process. Only for captured layers; see
+            `all_pairs`.
+        progress: show what the work needs, and bars, for captured layers.
 
     Returns:
         An `RSM` whose `values` are (N, M) float64. Its dataset also holds the matched `product` of every pair and its
@@ -78,13 +82,14 @@ def rsm(
         RepresentationError: wrong shapes, NaN or infinity (the message names the image), unknown centring.
         MatchingError: unknown matching, or permutations of a score.
         ComparisonError: unknown kernel, one that does not apply to a score, wrong number of ids.
-        CostError: one affinity alone exceeds the memory budget.
+        CostError: one affinity alone exceeds the memory budget; see `all_pairs` for captured layers.
         StorageError: a capture cannot be read, or `out` cannot be written or holds another result.
     """
     label, method = get_matching(matching)
     chosen = get_kernel(kernel)
     check_kernel(chosen, label, method.one_to_one)
     centering = check_centering(centering)
+    execution = Execution(device, workers, memory, max_hours, executor, progress)
     if not isinstance(permutations, bool):
         raise RepresentationError(f"permutations must be True or False, found {brief(permutations)}")
     if isinstance(z, CapturedLayer) or isinstance(other, CapturedLayer):
@@ -92,10 +97,7 @@ def rsm(
             raise RepresentationError("z and other are both tokens, or both layers of captures")
         if grid is not None or ids is not None or other_ids is not None:
             raise RepresentationError("captured layers know their own grid and the names of their images")
-        pairs = all_pairs(
-            z, other, out, method, centering, memory=memory, workers=workers, executor=executor,
-            device=device or "auto", permutations=permutations, progress=progress,
-        )  # fmt: skip
+        pairs = match_on_disk(z, other, out, method, centering, None, permutations, execution)
         return RSM.from_pairs(pairs, chosen)
     if out is not None or executor is not None:
         raise RepresentationError("out= and executor= are for layers of captures; rsm_probe.capture makes them")
@@ -103,7 +105,8 @@ def rsm(
         raise ComparisonError("other_ids name the images of other, and there is none")
     _require_grid(grid)
     rows = Tokens(z, "z", ids, grid)
-    x = rows.tokens() if device is None else rows.tokens().to(find_device(device))
+    x = rows.tokens()
+    x = x.to(execution.device_or(x.device))
     columns = None if other is None else Tokens(other, "other", other_ids, grid)
     y = None if columns is None else columns.tokens()
     if y is not None:
@@ -115,7 +118,7 @@ def rsm(
         mean = token_mean(x if y is None else y, centering)
         x, y = subtract_mean(x, mean), None if y is None else subtract_mean(y, mean)
     sides = Side.of(x, rows.grid), None if y is None or columns is None else Side.of(y, columns.grid)
-    with PairMatcher(workers, memory) as matcher:
+    with PairMatcher(execution) as matcher:
         known = matcher.submit(*sides, {label: method}, bounds=True, permutations=permutations).matched()[label]
     axes, attributes = ("image_a", "image_b"), {"matching": label, "one_to_one": int(method.one_to_one)}
     values = chosen(known.products, known.norms_x, known.norms_y, same=y is None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.checks import require_whole
-from rsm_probe.errors import CostError
-from rsm_probe.execution.amounts import parse_bytes
 from rsm_probe.execution.devices import block_bytes, require_memory
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.affinities import Block, pairs_per_block
@@ -30,24 +27,16 @@ class PairMatcher:
     """Computes matched inner products of all pairs of images, for several matchings at once.
 
     Args:
-        workers: CPU threads that match; None for one per available core. The result does not depend on it.
-        memory: bytes, or text such as "1GB": how much the affinities waiting for CPU threads may occupy; one block of
-            8 MB may always wait. Those that a device solves itself take a quarter of its memory at most.
+        execution: how many CPU threads match, and how much memory the affinities that wait for them may occupy; one
+            block of 8 MB may always wait. Those that a device solves itself take a quarter of its memory at most.
         on_pairs: called with the number of pairs whenever some are done.
     """
 
-    def __init__(
-        self,
-        workers: int | None = None,
-        memory: str | int = "1GB",
-        on_pairs: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        self.workers = available_cores() if workers is None else workers
-        self.memory = parse_bytes(memory)
-        require_whole(self.workers, "workers", 1, CostError)
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
+    def __init__(self, execution: Execution, on_pairs: Callable[[int], None] = lambda count: None) -> None:
+        workers, self._memory = execution.worker_count, execution.memory_bytes
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
         self._on_pairs = on_pairs
-        self._queue = _Queue(self.memory)
+        self._queue = _Queue(self._memory)
         self._device_queues: dict[torch.device, _Queue] = {}
         self._counting = threading.Lock()
 
@@ -97,7 +86,7 @@ class PairMatcher:
         right = left if y is None or y is x else y if isinstance(y, Side) else Side.of(y.to(left.tokens), grid)
         # A layer may be read within the forward pass of a model that runs in half precision; match in full precision.
         with torch.autocast(left.tokens.device.type, enabled=False):
-            loop = PairLoop(left, right, methods, memory=self.memory, bounds=bounds, permutations=permutations)
+            loop = PairLoop(left, right, methods, memory=self._memory, bounds=bounds, permutations=permutations)
             pending = PendingProducts(loop.matrices, (left.squared_norms, right.squared_norms))
             del x, y, left, right  # workers need what the loop keeps of them
             if not loop.solvers:
@@ -214,11 +203,6 @@ def queue_bytes(x: Tensor, memory: int) -> int:
     pairs = pairs_per_block(x, x)
     size = pairs * x.shape[1] ** 2 * x.element_size()
     return min(memory, size * (Workload.of(x.shape).pairs // pairs + 1))
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_thread() -> None:

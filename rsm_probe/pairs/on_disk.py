@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,18 +10,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from rsm_probe.captures.captured_layers import CapturedLayer
-from rsm_probe.checks import brief, require_number, require_whole
+from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import CostError, RepresentationError, StorageError
-from rsm_probe.execution.amounts import format_bytes, format_seconds, parse_bytes
-from rsm_probe.execution.devices import find_device
-from rsm_probe.execution.executors import device_workers, finished, one_thread, threads
+from rsm_probe.execution.amounts import format_bytes, format_seconds
+from rsm_probe.execution.execution import Execution
+from rsm_probe.execution.executors import finished, one_thread
 from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.pairs.matcher import available_cores
 from rsm_probe.pairs.products import permutation_dtype
 from rsm_probe.pairs.settings import about, own_tile, settings_of
 from rsm_probe.pairs.tile_plan import Plan
@@ -29,6 +27,7 @@ from rsm_probe.pairs.tiles import (
     KIND,
     Job,
     LayerAddress,
+    Task,
     array_names,
     compute,
     create_arrays,
@@ -54,13 +53,13 @@ def all_pairs(
     matching: str | Matching = "optimal",
     centering: Centering | None = None,
     *,
-    memory: str | int = "2GB",
-    workers: int | None = None,
-    executor: Executor | None = None,
     tile: int | None = None,
     permutations: bool = False,
-    device: str | None = "auto",
-    max_hours: float | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    memory: str | int = "2GB",
+    max_hours: float | None = 12.0,
+    executor: Executor | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Matched inner products of all pairs of captured images, tile by tile, onto disk.
@@ -76,19 +75,20 @@ def all_pairs(
             returned in memory.
         matching: a name or a method object.
         centering: see `rsm_probe.rsm`; the mean is that of y where y is given.
-        memory: what the workers of this machine may use together, as bytes or text such as "2GB".
-        workers: how many tiles are computed at a time on one machine; None for one per core. Where devices match, there
-            is one for each of them.
-        executor: where they are computed; None for threads of this process. Workers of other processes and machines
-            must see captures and `out` under the same paths or URLs.
         tile: images on each side of a tile; by default from the size of the representations and `memory`. A result
             that was begun keeps its own.
         permutations: also keep how locations were paired, (N, M, S).
-        device: where affinities are computed, and matched where it has a kernel: "auto" for a GPU where there is one,
-            or "cpu", "cuda", "cuda:1", "mps". "cuda" is every GPU of this machine, with one worker each; for workers of
-            an executor it is their current one, and "auto" the CPU.
-        max_hours: refuse if the estimated time, with threads of this process, is longer; an executor's is not known.
-        progress: show what is needed, and a bar.
+        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU where there is one. "cuda" is every GPU of this
+            machine, with one worker each; for workers of an executor it is their current one, and "auto" and None the
+            CPU.
+        workers: CPU threads that match; None for all cores. Results do not depend on it. Each computes a tile at a
+            time; where devices match, there is one worker for each of them.
+        memory: what may be held at a time, as bytes or text such as "2GB", by all workers of this machine together.
+        max_hours: refuse work whose estimated time is longer; None for no limit. The time of an executor is not known.
+        executor: where tiles of pairs are computed; None for threads of this process. Workers of other processes and
+            machines must see captures and `out` under the same paths or URLs.
+        progress: show what the work needs, and bars.
 
     Returns:
         A dataset whose arrays are read when they are used: `product`, `bound` (what no matching exceeds, up to the
@@ -103,6 +103,21 @@ def all_pairs(
         StorageError: `out` holds another result (the message says what differs), is being written by another process,
             or cannot be written; the disk is too small; a capture cannot be read.
     """
+    execution = Execution(device, workers, memory, max_hours, executor, progress)
+    return match_on_disk(x, y, out, matching, centering, tile, permutations, execution)
+
+
+def match_on_disk(
+    x: CapturedLayer,
+    y: CapturedLayer | None,
+    out: str | Path | None,
+    matching: str | Matching,
+    centering: Centering | None,
+    tile: int | None,
+    permutations: bool,
+    execution: Execution,
+) -> xr.Dataset:
+    """See `all_pairs`."""
     label, method = get_matching(matching)
     centering = check_centering(centering)
     wanted = None if out is None else path_or_url(out)
@@ -110,15 +125,9 @@ def all_pairs(
         raise RepresentationError(
             "all_pairs takes layers of captures; rsm_probe.capture makes them, and rsm_probe.rsm also takes tokens"
         )
-    if not isinstance(executor, Executor | None):
-        raise CostError(f"executor must be a concurrent.futures.Executor, found {brief(executor)}")
     if not isinstance(permutations, bool):
         raise RepresentationError(f"permutations must be True or False, found {brief(permutations)}")
-    if max_hours is not None:
-        require_number(max_hours, "max_hours", CostError, least=0)
-    where = _device(device, executor)
-    workers = available_cores() if workers is None else workers
-    require_whole(workers, "workers", 1, CostError)
+    device = execution.worker_device()
     if tile is not None:
         require_whole(tile, "tile", 1, CostError)
     if y is not None and y.shape[2] != x.shape[2]:
@@ -126,11 +135,10 @@ def all_pairs(
     if y is not None:
         warn_of_other_layer(x, y)
     workload = Workload.of(x.shape, None if y is None else y.shape)
-    stays = workload.on_device(method, where, torch.float32)
-    workers = min(workers, device_workers(where)) if stays else workers
-    plan = Plan.of(x, x if y is None else y, method, parse_bytes(memory), workers, permutations, stays)
+    solver = device if workload.on_device(method, device, torch.float32) else None
+    plan = Plan.of(x, x if y is None else y, method, permutations, execution, solver)
     settings = settings_of(x, y, label, method, centering, permutations)
-    if wanted is None and executor is not None:
+    if wanted is None and execution.executor is not None:
         raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
     with TemporaryDirectory(prefix="rsm-probe-") if wanted is None else nullcontext() as temporary:
         folder = f"{temporary}/pairs.zarr" if wanted is None else absolute(wanted)
@@ -139,8 +147,8 @@ def all_pairs(
             side = own_tile(store, settings, tile or plan.tile, x, y)
             plan.require_memory(side)
             addresses = LayerAddress.of(x), None if y is None else LayerAddress.of(y)
-            job = Job(*addresses, folder, method, centering, str(where), permutations, side, workload)
-            return _Run(store, job, x, x if y is None else y, plan, settings, progress)
+            job = Job(*addresses, folder, method, centering, str(device), permutations, side, workload)
+            return _Run(store, job, x, x if y is None else y, plan, settings, execution)
 
         # What is there is refused, or read, without a lock and without writing.
         found = ChunkStore.existing(folder, KIND)
@@ -150,10 +158,9 @@ def all_pairs(
             run = run_on(store)
             run.find_left()
             if run.left:
-                run.begin(max_hours if executor is None else None)
+                run.begin()
                 try:
-                    slots = plan.workers(run.job.tile)
-                    with nullcontext(executor) if executor is not None else threads(slots, where) as pool:
+                    with execution.pool(plan.workers(run.job.tile), device) as pool:
                         run.compute(pool)
                 finally:
                     forget_tokens()
@@ -185,10 +192,10 @@ class _Run:
         y: CapturedLayer,
         plan: Plan,
         settings: dict[str, Any],
-        progress: bool,
+        execution: Execution,
     ) -> None:
         self.store, self.job, self.x, self.y, self.plan, self.settings = store, job, x, y, plan, settings
-        self.progress = progress
+        self.execution = execution
         self.tasks = list(job.tasks(len(x), len(y)))
         self.left = self.tasks
 
@@ -200,8 +207,7 @@ class _Run:
         """
         if "product" in self.store:
             create_arrays(self.store, self.job, self.x, self.y)  # names may have been lost
-            bar = tqdm(self.tasks, "checking tiles", unit="tile", disable=not self.progress, leave=False)
-            self.left = [task for task in bar if not task.is_there(self.store)]
+            self.left = [task for task in self._checked() if not task.is_there(self.store)]
 
     def is_whole(self) -> bool:
         """Whether all tiles are there, and the result says so; all of them are read.
@@ -211,14 +217,16 @@ class _Run:
         """
         if not self.store.finished or not holds_all(self.store, self.job, self.x, self.y):
             return False
-        bar = tqdm(self.tasks, "checking tiles", unit="tile", disable=not self.progress, leave=False)
-        return all(task.is_there(self.store) for task in bar)
+        return all(task.is_there(self.store) for task in self._checked())
 
-    def begin(self, max_hours: float | None) -> None:
+    def _checked(self) -> Iterable[Task]:
+        return self.execution.bar("checking tiles", len(self.tasks), "tile", items=self.tasks, leave=False)
+
+    def begin(self) -> None:
         """Say what the rest of the work needs, refuse what does not fit, and make the arrays.
 
         Raises:
-            CostError: it would take longer than `max_hours`.
+            CostError: it would take longer than the limit.
             StorageError: the disk is too small.
         """
         pairs = sum(task.pairs for task in self.left)
@@ -228,22 +236,20 @@ class _Run:
         share = pairs / max(1, sum(task.pairs for task in self.tasks))
         disk = require_space(self.job.out, size * share)
         workers = self.plan.workers(self.job.tile)
-        # Pairs are only timed for those who are told.
-        asked = self.progress or max_hours is not None
+        # Pairs are only timed where somebody reads the estimate.
+        asked = self.execution.progress or self.execution.limits_time
         seconds = self._seconds_per_pair() * pairs / workers if asked else 0.0
-        if max_hours is not None and seconds > max_hours * 3600:
-            raise CostError(
-                f"{pairs:,} pairs would take about {format_seconds(seconds)}, above max_hours={max_hours:g}; take "
-                f"fewer images, a layer of fewer than {self.x.shape[1]} locations, or more workers"
-            )
-        if self.progress:
-            memory = workers * self.plan.tile_bytes(self.job.tile)
-            tqdm.write(
-                f"all pairs of {self.x.name}: {pairs:,} pairs in {len(self.left)} tiles of {self.job.tile} x "
-                f"{self.job.tile}; about {format_seconds(seconds)} with {workers} workers, {format_bytes(memory)} of "
-                f"memory, {disk}",
-                file=sys.stderr,
-            )
+        self.execution.require_time(
+            seconds,
+            f"{pairs:,} pairs",
+            lambda: f"take fewer images, a layer of fewer than {self.x.shape[1]} locations, or more workers",
+        )
+        memory = workers * self.plan.tile_bytes(self.job.tile)
+        self.execution.say(
+            f"all pairs of {self.x.name}: {pairs:,} pairs in {len(self.left)} tiles of {self.job.tile} x "
+            f"{self.job.tile}; about {format_seconds(seconds)} with {workers} workers, {format_bytes(memory)} of "
+            f"memory, {disk}"
+        )
         self.store.set({"settings": self.settings, "tile": self.job.tile, **about(self.job, self.settings)})
         self.store.claimed = True
         create_arrays(self.store, self.job, self.x, self.y)
@@ -251,9 +257,7 @@ class _Run:
     def compute(self, executor: Executor) -> None:
         """Compute the tiles that are left."""
         total, left = (sum(task.pairs for task in tasks) for tasks in (self.tasks, self.left))
-        with tqdm(
-            desc="pairs", total=total, initial=total - left, unit="pair", unit_scale=True, disable=not self.progress
-        ) as bar:
+        with self.execution.bar("pairs", total, "pair", done=total - left) as bar:
             if len(self.left) < len(self.tasks):
                 bar.set_postfix_str(f"{len(self.tasks) - len(self.left)} tiles restored")
             for _, pairs in finished(executor, compute, self.left):
@@ -261,25 +265,11 @@ class _Run:
 
     def _seconds_per_pair(self) -> float:
         """Of two or three images: on one core, or on one device that matches."""
-        few = slice(0, min(3, len(self.y)))
+        y = (self.job.y or self.job.x).open()  # as workers do: a capture that is gone is named
         with one_thread(), torch.no_grad():
-            tokens = centred_tokens(self.y, few, self.y, self.job.centering)
+            tokens = centred_tokens(y, slice(0, min(3, len(y))), y, self.job.centering)
             if len(tokens) < 2:
                 return 0.0
             if self.job.device != "cpu":
                 tokens = tokens.to(self.job.device)
             return seconds_per_pair(tokens, self.job.method, at_once=self.job.workload.pairs)
-
-
-def _device(device: Any, executor: Executor | None) -> torch.device:
-    """Where this process computes; which devices the workers of an executor have is not known here.
-
-    Raises:
-        CostError: not the name of a device, or one that is not there.
-    """
-    if executor is None:
-        return find_device(device)
-    try:
-        return torch.device("cpu" if device in ("auto", None) else device)
-    except (RuntimeError, TypeError, ValueError):
-        raise CostError(f"device must be 'auto', 'cpu', 'cuda' or the like, found {brief(device)}") from None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import format_bytes
+from rsm_probe.execution.execution import Execution
+from rsm_probe.execution.executors import device_workers
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.affinities import BLOCK_BYTES
 from rsm_probe.pairs.pair_loop import affinity_bytes
@@ -51,26 +55,35 @@ class Plan:
         x: CapturedLayer,
         y: CapturedLayer,
         method: Matching,
-        memory: int,
-        workers: int,
         permutations: bool,
-        on_device: bool = False,
+        execution: Execution,
+        solver: torch.device | None = None,
     ) -> Plan:
         """The plan for all pairs of two captured layers.
 
         Affinities that stay on a device take nothing here, and tiles for it are larger: its blocks hold many pairs.
 
+        Args:
+            x: the images in the rows.
+            y: the images in the columns.
+            method: the matching.
+            permutations: whether they are kept.
+            execution: the workers, and the memory for all of them.
+            solver: the device that solves the pairs; None for the workers.
+
         Raises:
             CostError: one affinity alone exceeds the memory.
         """
+        memory, workers = execution.memory_bytes, execution.worker_count
         image = max(x.shape[1], y.shape[1]) * x.shape[2] * 4
         one = affinity_bytes(method, x.shape[1], y.shape[1], memory)
         # An affinity, its padded copy, and what is remembered of it.
-        block = 2 * max(one, BLOCK_BYTES) if one and not on_device else 0
+        block = 2 * max(one, BLOCK_BYTES) if one and solver is None else 0
         pair = _PAIR_BYTES + (_PERMUTATION_BYTES * x.shape[1] if permutations else 0)
-        tokens = _TOKEN_BYTES_ON_DEVICE if on_device else _TOKEN_BYTES
+        tokens = _TOKEN_BYTES if solver is None else _TOKEN_BYTES_ON_DEVICE
         wanted = max(1, min(tokens // image, _LARGEST_TILE, -(-max(len(x), len(y)) // _TILES_PER_SIDE)))
-        plan = cls(image, block, pair, memory, workers, 1)
+        most = workers if solver is None else min(workers, device_workers(solver))
+        plan = cls(image, block, pair, memory, most, 1)
         # Not from the number of workers here: the last digits of a result would depend on it.
         share, chunk = memory // _WORKERS_THAT_FIT, x.images_per_chunk
         side = max((side for side in range(1, wanted + 1) if plan.tile_bytes(side) <= share), default=1)

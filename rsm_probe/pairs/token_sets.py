@@ -162,7 +162,7 @@ def warn_of_other_layer(x: CapturedLayer, y: CapturedLayer) -> None:
         warnings.warn(
             f"images of layer {x.name!r} are matched with those of layer {y.name!r}, whose channels mean other things; "
             f"compare layers by their RSMs",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -7,7 +7,6 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -16,7 +15,8 @@ from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, model_validator
 
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
-from rsm_probe.captures.recording import capture
+from rsm_probe.captures.recording import capture_layers
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
 from rsm_probe.paper.similarity_rules import SimilarityRule, known_rule, shown_matchings, similarity_rule
 from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each
@@ -55,7 +55,7 @@ class ExperimentConfig(ModelStudy):
     level: Level = Field(default=0.95, description="of the intervals")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="of tokens on disk")
 
-    execution: ClassVar[frozenset[str]] = ModelStudy.execution | {"repeats", "level", "pictured", "paper"}
+    execution_keys: ClassVar[frozenset[str]] = ModelStudy.execution_keys | {"repeats", "level", "pictured", "paper"}
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> ExperimentConfig:
@@ -78,7 +78,7 @@ class ExperimentConfig(ModelStudy):
         return any(out.glob("captures/*/layers")) or any(out.glob("parts/*/*"))
 
     @abstractmethod
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Experiment[Any]:
+    def runner(self, out: Path, execution: Execution | None = None) -> Experiment[Any]:
         """See `ModelStudy.runner`."""
 
 
@@ -116,8 +116,8 @@ class Experiment(Runner[C]):
     `image_sets`, `check`, `choose_layers`, `report`, `picture` and `draw`.
     """
 
-    def __init__(self, study: C, out: Path, progress: bool = False, executor: Executor | None = None) -> None:
-        super().__init__(study, out, progress, executor)
+    def __init__(self, study: C, out: Path, execution: Execution | None = None) -> None:
+        super().__init__(study, out, execution)
         self._sets: dict[ImagesConfig, dict[str, ImageSet]] = {}
         self.rules = study.rules()
         self.shown = shown_matchings(study.matchings)
@@ -134,7 +134,7 @@ class Experiment(Runner[C]):
         Raises:
             ImageError: they cannot be loaded, or the experiment cannot use them.
         """
-        return {"images": source.load(self.progress)}
+        return {"images": source.load(self.execution.progress)}
 
     def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
         """Those of the captured layers that the experiment is about."""
@@ -224,9 +224,8 @@ class Experiment(Runner[C]):
         entry, captures, study = self.entry(title), dict[str, Mapping[str, CapturedLayer]](), self.study
         for name, images in self.images(entry).items():
             file = capture_folder(self.folder, number, title, name)
-            captures[name] = Capture.open(file) if model is None else capture(
-                model, images, self.layers(title), file, dtype=study.dtype, batch_size=study.batch_size,
-                device=study.device, progress=self.progress,
+            captures[name] = Capture.open(file) if model is None else capture_layers(
+                model, images, self.layers(title), file, study.dtype, study.batch_size, self.execution
             )  # fmt: skip
         layers = {name: self.choose_layers(captured) for name, captured in captures.items()}
         published = entry.source if entry.weights == "default" and title != entry.control_title else None
@@ -241,7 +240,7 @@ class Experiment(Runner[C]):
         return self._sets[source]
 
     def _owner(self, layers: Mapping[str, Mapping[str, CapturedLayer]]) -> str:
-        settings = self.study.model_dump(mode="json", exclude={"models", *self.study.execution})
+        settings = self.study.model_dump(mode="json", exclude={"models", *self.study.execution_keys})
         about = {name: [layer.about for layer in captured.values()] for name, captured in layers.items()}
         return hashlib.sha256(json.dumps([settings, about], sort_keys=True).encode()).hexdigest()
 

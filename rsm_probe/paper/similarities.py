@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.errors import ComparisonError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.pairs.compute import rsm
-from rsm_probe.pairs.on_disk import all_pairs
+from rsm_probe.pairs.on_disk import match_on_disk
 from rsm_probe.paper.similarity_rules import SimilarityRule, in_tiles
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.rsm import RSM
@@ -24,7 +24,7 @@ def similarity_values(
     store: Path,
     centering: Centering | None,
     tile: int | None,
-    **options: Any,
+    execution: Execution,
 ) -> np.ndarray:
     """Similarities of all images of x with all of y, (N, M) float64.
 
@@ -35,14 +35,14 @@ def similarity_values(
         store: a folder for matched products, in which an interrupted call continues.
         centering: see `rsm_probe.rsm`.
         tile: see `in_tiles`.
-        options: of `all_pairs`.
+        execution: how pairs are matched.
     """
     if rule.pooled:
         columns = None if y is None else y.pooled[:, None].float()
         pairs = rsm(x.pooled[:, None].float(), columns, rule.matching, "linear", centering).dataset
     else:
         # Read whole, so that damaged or missing tiles are found before they are used.
-        pairs = RSM.from_pairs(all_pairs(x, y, store, rule.matching, centering, **options)).dataset
+        pairs = RSM.from_pairs(match_on_disk(x, y, store, rule.matching, centering, None, False, execution)).dataset
     norms = pairs["norm_a"].values, pairs["norm_b"].values
     if not np.isfinite(pairs["product"].values).all():
         raise ComparisonError(f"layer {x.name}: products of some images are not finite; its values are too large")

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import LayerError, repeated
+from rsm_probe.execution.execution import Execution
 from rsm_probe.probe.probe import Probe
 from rsm_probe.runs.fields import Distinct, Layers, Seed
 from rsm_probe.sources import TrainingConfig, build_network, train_or_load
@@ -107,20 +108,20 @@ class ModelConfig(Config):
         return own if isinstance(own, str) else list(own)
 
     def load(
-        self, networks: Path, device: str | None = None, progress: bool = False
+        self, networks: Path, execution: Execution | None = None
     ) -> Iterator[tuple[str, LoadedModel, float | None]]:
         """Each model with its title and, where a recipe trains it here, its accuracy.
 
         Args:
             networks: the folder of trained networks; those that are missing are trained now.
-            device: where to train.
-            progress: show bars.
+            execution: where to train, and whether to show bars; None for the CPU.
 
         Raises:
             ModelError: a model cannot be loaded or trained.
             ImageError: the images of a recipe cannot be loaded.
             StorageError: the folder holds another network of that name, or cannot be written.
         """
+        execution = execution or Execution()
         wanted = [(self.titled(seed), seed, self.weights, self.recipe) for seed in self.seeds]
         if self.control:
             untrained = self.recipe and self.recipe.model_copy(update={"steps": 0, "expected_accuracy": 0.0})
@@ -130,7 +131,7 @@ class ModelConfig(Config):
                 yield title, load_model(self.source or "", weights, self.name, seed, part=self.part), None
                 continue
             file = networks / f"{file_name(title)}.safetensors"
-            loaded, accuracy = train_or_load(recipe, seed, file, device, progress)
+            loaded, accuracy = train_or_load(recipe, seed, file, execution.device, execution.progress)
             for dilated in self.dilated:
                 if dilated:
                     yield f"{title}{DILATED}{dilated}", load_trained(file, dilated=dilated), None
@@ -193,8 +194,7 @@ def check_models(entries: Sequence[ModelConfig], layers: str | Sequence[str], ne
 def load_models(
     entries: Sequence[ModelConfig],
     networks: Path,
-    device: str | None,
-    progress: bool,
+    execution: Execution,
     loaded: Mapping[str, LoadedModel],
 ) -> tuple[dict[str, LoadedModel], dict[str, float]]:
     """The models of a study by title, in its order, and the accuracies of those that recipes train.
@@ -202,8 +202,7 @@ def load_models(
     Args:
         entries: the models of the study.
         networks: the folder of trained networks; those that are missing are trained now.
-        device: where to train.
-        progress: show bars.
+        execution: where to train, and whether to show bars.
         loaded: those that `check_models` loaded.
 
     Raises:
@@ -215,7 +214,7 @@ def load_models(
         if entry.recipe is None:
             models |= {title: loaded[title] for title in entry.titles()}
             continue
-        for title, model, accuracy in entry.load(networks, device, progress):
+        for title, model, accuracy in entry.load(networks, execution):
             models[title] = model
             if accuracy is not None:
                 accuracies[title] = accuracy

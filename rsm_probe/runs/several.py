@@ -34,7 +34,7 @@ class SeveralStudies(Study):
     def check_together(self, progress: bool) -> None:
         """Refuse studies that do not go together, before hours are spent on one of them."""
 
-    def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Results:
+    def run(self, out: Path, executor: Executor | None = None, progress: bool = False) -> Results:
         """Run the studies, or continue them, and write the summary; see `Study.run`."""
         out = run_folder(out)
         self.require_free(out)
@@ -45,7 +45,7 @@ class SeveralStudies(Study):
         results = Results()
         with self.claimed(out) as require_there:
             for name, part in parts.items():
-                results[name] = part.run(out / name, progress)
+                results[name] = part.run(out / name, progress=progress)
                 require_there()
             file, text = self.summary(results)
             save_text(out / file, text)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -19,11 +20,11 @@ from pydantic import Field
 
 from rsm_probe.config import Config
 from rsm_probe.errors import ConfigError, ModelError
-from rsm_probe.execution.devices import find_device
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.compute import rsm
-from rsm_probe.runs.fields import Count, Folder, Kernels, Layers, Matchings, Memory
+from rsm_probe.runs.fields import Count, Folder, Hours, Kernels, Layers, Matchings, Memory
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, check_models, load_models
 from rsm_probe.runs.provenance import provenance
@@ -38,22 +39,23 @@ class Study(Config):
 
     Attributes:
         study: its name in configurations and in `rsm_probe.studies.registry.STUDIES`.
-        execution: keys that may differ when a run is continued, because they decide how, not what.
+        execution_keys: those that may differ when a run is continued, because they decide how, not what.
         on_cluster: whether `run` takes an executor, so that other machines may compute.
     """
 
     study: str
-    execution: ClassVar[frozenset[str]] = frozenset()
+    execution_keys: ClassVar[frozenset[str]] = frozenset()
     on_cluster: ClassVar[bool] = False
 
     @abstractmethod
-    def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Any:
+    def run(self, out: Path, executor: Executor | None = None, progress: bool = False) -> Any:
         """Run the study in a folder, or continue it where it was interrupted.
 
         Args:
             out: the run folder.
-            progress: show bars, and estimates of time and memory.
-            executor: where work is done, of studies with `on_cluster`; None for threads of this process.
+            executor: where tiles of pairs are computed; None for threads of this process. Only for studies with
+                `on_cluster`.
+            progress: show what the work needs, and bars.
 
         Returns:
             The result; its text says what was measured, and where it is.
@@ -88,11 +90,11 @@ class Study(Config):
         Raises:
             StorageError: the folder holds something else, another study, or a run with other settings.
         """
-        require_free(self, run_folder(out), self.has_begun, self.execution)
+        require_free(self, run_folder(out), self.has_begun, self.execution_keys)
 
     def claimed(self, out: Path) -> AbstractContextManager[Callable[[], None]]:
         """See `rsm_probe.runs.run_folder.claimed`."""
-        return claimed(self, out, self.has_begun, self.execution)
+        return claimed(self, out, self.has_begun, self.execution_keys)
 
 
 class ModelStudy(Study):
@@ -112,15 +114,19 @@ class ModelStudy(Study):
         default=None, description="folder of trained networks, which several studies can share; else in the run folder"
     )
 
-    execution: ClassVar[frozenset[str]] = frozenset({"device", "workers", "memory", "networks"})
+    execution_keys: ClassVar[frozenset[str]] = frozenset({"device", "workers", "memory", "max_hours", "networks"})
+
+    def execution(self, executor: Executor | None = None, progress: bool = False) -> Execution:
+        """How the study runs; see `Study.run`."""
+        return Execution(self.device, self.workers, self.memory, None, executor, progress)  # no limit of time
 
     @abstractmethod
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Runner[Any]:
+    def runner(self, out: Path, execution: Execution | None = None) -> Runner[Any]:
         """The object that loads, computes and writes for this study in a folder."""
 
-    def run(self, out: Path, progress: bool = False, executor: Executor | None = None) -> Any:
+    def run(self, out: Path, executor: Executor | None = None, progress: bool = False) -> Any:
         """See `Study.run`."""
-        return self.runner(out, progress, executor).run()
+        return self.runner(out, self.execution(executor, progress)).run()
 
     def open(self, out: Path) -> Any:
         """See `Study.open`."""
@@ -135,6 +141,16 @@ class ModelStudy(Study):
         return [get_matching(name)[1] for name in self.matchings]
 
 
+class TimedStudy(ModelStudy):
+    """A study that estimates its time before it starts."""
+
+    max_hours: Hours | None = Field(default=12.0, description="refuse to start what would take longer")
+
+    def execution(self, executor: Executor | None = None, progress: bool = False) -> Execution:
+        """See `ModelStudy.execution`."""
+        return replace(super().execution(executor, progress), max_hours=self.max_hours)
+
+
 S = TypeVar("S", bound=ModelStudy)
 
 
@@ -144,21 +160,19 @@ class Runner(ABC, Generic[S]):
     Args:
         study: what to compute.
         out: the run folder.
-        progress: show bars, and estimates of time and memory.
-        executor: where work is done; None for threads of this process.
+        execution: how the work runs; by default as the study says.
     """
 
-    def __init__(self, study: S, out: Path, progress: bool = False, executor: Executor | None = None) -> None:
+    def __init__(self, study: S, out: Path, execution: Execution | None = None) -> None:
         self.study = study
         self.folder = run_folder(out)
-        self.progress = progress
-        self.executor = executor
+        self.execution = execution or study.execution()
 
     def run(self) -> Any:
         """Check everything, claim the folder, load models, compute, and write the provenance."""
         study = self.study
         study.require_free(self.folder)
-        find_device(study.device, ModelError)
+        self.execution.device_or("cpu", ModelError)
         require_usable(study.matching_methods())
         self.load_images()
         networks = self.folder / "models" if study.networks is None else Path(study.networks)
@@ -166,7 +180,7 @@ class Runner(ABC, Generic[S]):
         self.check(loaded)
         # Only now: a refused study leaves no folder and trains no network.
         with study.claimed(self.folder) as require_there:
-            models, accuracies = load_models(study.models, networks, study.device, self.progress, loaded)
+            models, accuracies = load_models(study.models, networks, self.execution, loaded)
             result = self.compute(models, accuracies, require_there)
             require_there()
             if not (self.folder / "provenance.json").exists():

@@ -16,6 +16,7 @@ from rsm_probe.checks import require_callable
 from rsm_probe.comparison.alignment import Estimator, get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
 from rsm_probe.errors import ComparisonError, RepresentationError, repeated
+from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_consumer import ImageBatch
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
@@ -62,9 +63,9 @@ class Accumulator(BatchConsumer[PendingProducts]):
         means: means over all images to subtract first; None leaves representations as they are.
         keep: names or globs of layers whose mini-batch RSMs are kept.
         on_batch: called with the RSMs to keep after each finished mini-batch; by default they are collected in `kept`.
-        workers: CPU threads that match; None for all cores. Results do not depend on it.
-        memory: budget for affinities waiting to be matched.
         on_pairs: called with the number of pairs whenever some were matched.
+        workers: CPU threads that match; None for all cores. Results do not depend on it.
+        memory: what may be held at a time, as bytes or text such as "2GB", of affinities that wait to be matched.
 
     Attributes:
         kept: RSMs of finished mini-batches, where no `on_batch` takes them.
@@ -86,9 +87,9 @@ class Accumulator(BatchConsumer[PendingProducts]):
         means: Means | None = None,
         keep: Sequence[str] = (),
         on_batch: Callable[[BatchRsms], None] | None = None,
-        workers: int | None = None,
-        memory: str | int = "1GB",
         on_pairs: Callable[[int], None] = lambda count: None,
+        workers: int | None = None,
+        memory: str | int = "2GB",
     ) -> None:
         super().__init__()
         self.methods: dict[str, Matching] = _by_name(matchings, "matchings", get_matching)
@@ -114,8 +115,8 @@ class Accumulator(BatchConsumer[PendingProducts]):
         self._backlog: Backlog[tuple[ImageBatch, Mapping[tuple[str, str], TakenLayer[PendingProducts]]]]
         self._backlog = Backlog(lambda batch: self._finish_batch(*batch))
         self._opened = ExitStack()
-        self._matcher = self._opened.enter_context(PairMatcher(workers, memory, lambda count: self.on_pairs(count)))
-        self.workers, self.memory = self._matcher.workers, self._matcher.memory
+        execution = Execution(workers=workers, memory=memory)
+        self._matcher = self._opened.enter_context(PairMatcher(execution, lambda count: self.on_pairs(count)))
 
     @property
     def batches(self) -> int:

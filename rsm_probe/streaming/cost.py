@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from rsm_probe.checks import require_number
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import format_bytes, format_seconds
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import cheap_matchings
@@ -100,17 +100,16 @@ class Cost:
             f"with {self.workers} workers, {format_bytes(self.bytes)} of memory"
         )
 
-    def require(self, max_hours: float | None, max_bytes: int | None) -> None:
+    def require(self, execution: Execution, max_bytes: int | None) -> None:
         """Refuses work that is too much, and says what would be less.
 
         Raises:
             CostError: the estimate is above a limit.
         """
-        if max_hours is not None and self.seconds > max_hours * 3600:
-            raise CostError(
-                f"this sweep would take about {format_seconds(self.seconds)}, above max_hours={max_hours:g}; "
-                f"cheaper: {self._cheaper(max_hours * 3600)}; or raise max_hours"
-            )
+        limit = 3600 * (execution.max_hours or 0)
+        execution.require_time(
+            self.seconds, "this sweep", lambda: f"cheaper: {self._cheaper(limit)}; or raise max_hours"
+        )
         if max_bytes is not None and self.bytes > max_bytes:
             raise CostError(
                 f"this sweep would take about {format_bytes(self.bytes)} of memory, above {format_bytes(max_bytes)}; "
@@ -138,8 +137,8 @@ class Cost:
 def measure(
     representations: Mapping[str, Mapping[str, Representation]],
     methods: Mapping[str, Matching],
-    memory: int,
-    workers: int,
+    execution: Execution,
+    cores: int,
     at_once: int,
 ) -> list[LayerCost]:
     """Times the matchings on what a few images gave, layer by layer.
@@ -147,8 +146,8 @@ def measure(
     Args:
         representations: model -> layer -> representation of at least 2 images.
         methods: label -> matching.
-        memory: bytes that waiting affinities may occupy.
-        workers: CPU threads that match.
+        execution: how much memory waiting affinities may occupy.
+        cores: that match at a time.
         at_once: pairs of a mini-batch.
     """
     costs = []
@@ -161,27 +160,17 @@ def measure(
             _, locations, channels = kept.tokens.shape
             for label, method in methods.items():
                 if Workload(at_once, locations).on_device(method, kept.tokens.device, kept.tokens.dtype):
-                    seconds[label] *= workers  # a device does all that workers would share
+                    seconds[label] *= cores  # a device does all that workers would share
             costs.append(
                 LayerCost(
                     f"{model}/{layer}",
                     locations,
                     locations * channels * kept.tokens.element_size(),
                     seconds,
-                    queue_bytes(kept.tokens, memory),
+                    queue_bytes(kept.tokens, execution.memory_bytes),
                 )
             )
     return costs
-
-
-def check_hours(max_hours: float | None) -> None:
-    """Refuses limits that are not a number of hours.
-
-    Raises:
-        CostError: not a finite number above 0, nor None.
-    """
-    if max_hours is not None:
-        require_number(max_hours, "max_hours (None for no limit)", CostError, above=0)
 
 
 def stopwatch(device: torch.device) -> float:

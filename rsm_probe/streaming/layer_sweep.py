@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from rsm_probe.arrays import first_nonfinite
-from rsm_probe.checks import require_flag, require_seed, require_text, require_whole
+from rsm_probe.checks import require_seed, require_text, require_whole
 from rsm_probe.comparison.alignment import get_estimator
-from rsm_probe.errors import ComparisonError, ImageError, LayerError, ModelError
+from rsm_probe.errors import ImageError, LayerError, ModelError
+from rsm_probe.execution.execution import Execution
+from rsm_probe.execution.executors import available_cores
 from rsm_probe.forward.layer_stream import LayerSample, LayerStream, layer_names
 from rsm_probe.matching.matching import Matching
-from rsm_probe.pairs.matcher import available_cores
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.representation import require_finite
 from rsm_probe.similarity.centering import Centering, check_centering
@@ -33,7 +32,7 @@ from rsm_probe.storage.paths import local_folder
 from rsm_probe.streaming.accumulator import Accumulator
 from rsm_probe.streaming.batch_consumer import walk
 from rsm_probe.streaming.checkpoint import Checkpoint
-from rsm_probe.streaming.cost import Cost, available_memory, check_hours, measure, stopwatch
+from rsm_probe.streaming.cost import Cost, available_memory, measure, stopwatch
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.sweep_passes import accumulate, gather_means
 
@@ -45,16 +44,16 @@ def sweep(
     matchings: Sequence[str | Matching] = ("identity", "optimal"),
     kernels: Sequence[str | Kernel] = ("linear",),
     batch_size: int = 250,
-    device: str | torch.device | None = None,
-    workers: int | None = None,
-    seed: int = 0,
     *,
+    seed: int = 0,
     centering: Centering | None = None,
     estimators: Sequence[str] = ("unbiased", "biased"),
     keep: Sequence[str] = (),
-    memory: str | int = "1GB",
-    max_hours: float | None = 12.0,
     out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    memory: str | int = "2GB",
+    max_hours: float | None = 12.0,
     progress: bool = False,
 ) -> SweepResult:
     """Compares the RSMs of all layers of all models by mini-batch CKA (paper, appendix G).
@@ -70,19 +69,20 @@ def sweep(
         matchings: "identity" gives spatio-semantic RSMs, "optimal" semantic ones.
         kernels: "linear", "cosine", "rbf", or kernel objects.
         batch_size: images per mini-batch, at most.
-        device: where models run, which moves them: "auto" for a GPU where there is one, or "cpu", "cuda:1", "mps"; None
-            leaves each where it is. Affinities follow them, and matching where the device has a kernel.
-        workers: CPU threads that match; None for all cores. Results do not depend on it.
         seed: of the permutation of the images.
         centering: None; "location-mean" as in the paper's figures; or "channel-mean". Costs a first pass over the
             images.
         estimators: the first is `result.cka`; "unbiased" needs batches of at least 4 images.
         keep: names or globs of layers whose mini-batch RSMs go into the result.
-        memory: budget for affinities waiting to be matched.
-        max_hours: refuse if the estimated time is longer; None for no limit.
         out: a folder for the result and its checkpoints; run again with the same settings, a sweep continues there, and
             repeats at most one mini-batch.
-        progress: show the estimate and bars for images and pairs.
+        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU where there is one. Affinities are computed where
+            models run, and matched there where the device has a kernel.
+        workers: CPU threads that match; None for all cores. Results do not depend on it.
+        memory: what may be held at a time, as bytes or text such as "2GB", of affinities that wait to be matched.
+        max_hours: refuse work whose estimated time is longer; None for no limit.
+        progress: show what the work needs, and bars.
 
     Returns:
         A `SweepResult`.
@@ -98,12 +98,33 @@ def sweep(
         ComparisonError: an unknown kernel or estimator, or one that is named twice.
         MatchingError: an unknown matching; representations beyond the range of numbers.
     """
+    return sweep_layers(
+        models, images, layers, matchings, kernels, batch_size, seed, centering, estimators, keep, out,
+        Execution(device, workers, memory, max_hours, progress=progress),
+    )  # fmt: skip
+
+
+def sweep_layers(
+    models: Any,
+    images: Any,
+    layers: Layers | Mapping[str, Layers],
+    matchings: Sequence[str | Matching],
+    kernels: Sequence[str | Kernel],
+    batch_size: int,
+    seed: int,
+    centering: Centering | None,
+    estimators: Sequence[str],
+    keep: Sequence[str],
+    out: str | Path | None,
+    execution: Execution,
+) -> SweepResult:
+    """See `sweep`."""
     folder = None if out is None else local_folder(out)
-    require_flag(progress, "progress", ComparisonError)
-    check_hours(max_hours)
     layers, centering = _checked_layers(layers), check_centering(centering)
     # Whatever can be refused is refused before anything is loaded, and long before anything is written.
-    accumulator = Accumulator(matchings, kernels, estimators, keep=keep, workers=workers, memory=memory)
+    accumulator = Accumulator(
+        matchings, kernels, estimators, keep=keep, workers=execution.workers, memory=execution.memory
+    )
     loaded, image_set = name_models(models), as_images(images)
     named = [estimator.name for estimator in accumulator.estimators]
     batches = make_batches(image_set, batch_size, seed, named)
@@ -129,13 +150,12 @@ def sweep(
         begun = checkpoint is not None and checkpoint.begun
         if checkpoint is not None and begun:  # or a sweep that runs there would be noticed late
             stack.enter_context(checkpoint.held())
-        stream = LayerStream(loaded, image_set, layers, device)
+        stream = LayerStream(loaded, image_set, layers, execution.device)
         stack.enter_context(stream.evaluating())
         sample = stream.sample(batches[0])
-        cost = _preflight(sample, stream, batches, accumulator, centering)
-        if progress:
-            tqdm.write(f"sweep: {cost}", file=sys.stderr)
-        cost.require(max_hours, available_memory())
+        cost = _preflight(sample, stream, batches, accumulator, centering, execution)
+        execution.say(f"sweep: {cost}")
+        cost.require(execution, available_memory())
         accumulator.rehearse(sample.representations)
         del sample
         if checkpoint is not None:
@@ -145,10 +165,10 @@ def sweep(
                 return result
             checkpoint.claim()
         if centering is not None:
-            accumulator.means = gather_means(stream, batches, centering, checkpoint, progress)
-        bar = stack.enter_context(tqdm(total=cost.pairs, desc="pairs", unit="pair", position=1, disable=not progress))
+            accumulator.means = gather_means(stream, batches, centering, checkpoint, execution)
+        bar = stack.enter_context(execution.bar("pairs", cost.pairs, "pair", position=1))
         accumulator.on_pairs = bar.update
-        accumulate(accumulator, stream, batches, checkpoint, bar, cost.pairs_per_layer, progress)
+        accumulate(accumulator, stream, batches, checkpoint, bar, cost.pairs_per_layer, execution)
         result = accumulator.result()
         result.dataset.attrs.update(
             centering=str(centering), batch_size=int(batch_size), seed=int(seed), source=image_set.name
@@ -220,6 +240,7 @@ def _preflight(
     batches: list[np.ndarray],
     accumulator: Accumulator,
     centering: str | None,
+    execution: Execution,
 ) -> Cost:
     """Checks what the models answered to a few images, and shows these again, so that the cost is known."""
     methods, kernel_count = accumulator.methods, len(accumulator.kernels)
@@ -231,9 +252,9 @@ def _preflight(
     start = _synchronised(stream)
     stream.sample(batches[0])
     seconds = (_synchronised(stream) - start) / len(sample.batch.ids)
-    cores, largest = min(accumulator.workers, available_cores()), max(map(len, batches))
+    cores, largest = min(execution.worker_count, available_cores()), max(map(len, batches))
     return Cost(
-        measure(sample.representations, methods, accumulator.memory, cores, largest * (largest - 1) // 2),
+        measure(sample.representations, methods, execution, cores, largest * (largest - 1) // 2),
         seconds,
         len(stream.images),
         [len(batch) for batch in batches],

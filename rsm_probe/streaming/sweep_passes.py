@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from rsm_probe.errors import StorageError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_stream import LayerStream
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.streaming.accumulator import Accumulator
@@ -23,7 +23,7 @@ def gather_means(
     batches: list[np.ndarray],
     centering: Centering,
     checkpoint: Checkpoint | None,
-    progress: bool,
+    execution: Execution,
 ) -> Means:
     """Runs the first pass over the images, with the state on disk after every batch.
 
@@ -32,7 +32,7 @@ def gather_means(
     """
     means = Means(centering)
     _continue(means, checkpoint, "means")
-    for _ in _pass(means, stream, batches, "first pass: means", progress):
+    for _ in _pass(means, stream, batches, "first pass: means", execution):
         if checkpoint:
             checkpoint.save("means", means.state())
     return means
@@ -45,7 +45,7 @@ def accumulate(
     checkpoint: Checkpoint | None,
     pair_bar: Any,
     pairs_per_layer: int,
-    progress: bool,
+    execution: Execution,
 ) -> None:
     """Runs the main pass, with the state on disk after every finished batch.
 
@@ -58,7 +58,7 @@ def accumulate(
     done = sum(len(b) * (len(b) - 1) // 2 for b in batches[: accumulator.batches])
     pair_bar.update(done * (pair_bar.total // max(pairs_per_layer, 1)))
     try:
-        for _ in _pass(accumulator, stream, batches, "images", progress):
+        for _ in _pass(accumulator, stream, batches, "images", execution):
             pass
     finally:
         accumulator.finish()  # also when a later batch fails: the earlier one is not lost
@@ -90,11 +90,10 @@ def _continue(consumer: Means | Accumulator, checkpoint: Checkpoint | None, stag
 
 
 def _pass(
-    consumer: Means | Accumulator, stream: LayerStream, batches: list[np.ndarray], title: str, progress: bool
+    consumer: Means | Accumulator, stream: LayerStream, batches: list[np.ndarray], title: str, execution: Execution
 ) -> Iterator[None]:
     """Feeds the batches that a consumer does not have yet, and yields after each."""
-    total, done = len(stream.images), consumer.images
-    with tqdm(desc=title, total=total, initial=done, unit="image", position=0, disable=not progress) as bar:
+    with execution.bar(title, len(stream.images), "image", done=consumer.images, position=0) as bar:
         for numbers in batches[consumer.batches :]:
             stream.feed(numbers, consumer)
             yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +15,15 @@ from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
-from rsm_probe.captures.recording import capture
+from rsm_probe.captures.recording import capture_layers
 from rsm_probe.comparison.alignment import cka
 from rsm_probe.errors import ComparisonError
-from rsm_probe.execution.amounts import parse_bytes
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.pairs.on_disk import all_pairs, open_pairs
-from rsm_probe.runs.fields import Count, Hours, Place
+from rsm_probe.pairs.on_disk import match_on_disk, open_pairs
+from rsm_probe.runs.fields import Count, Place
 from rsm_probe.runs.images_config import ImagesConfig
-from rsm_probe.runs.study import ModelStudy, Runner
+from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.runs.tables import Row, load_table, save_table
 from rsm_probe.similarity.kernels import check_kernel, get_kernel
 from rsm_probe.similarity.rsm import RSM
@@ -72,7 +71,7 @@ class PairsResult:
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
-class PairsConfig(ModelStudy):
+class PairsConfig(TimedStudy):
     """All pairs: which models see which images, how their pairs are matched, and where it all goes."""
 
     study: Literal["pairs"] = "pairs"
@@ -86,9 +85,7 @@ class PairsConfig(ModelStudy):
     store: Place | None = Field(
         default=None, description="folder or URL for captures and pairs, which all workers see; else the run folder"
     )
-    max_hours: Hours | None = Field(default=None, description="for the pairs of a layer")
 
-    execution: ClassVar[frozenset[str]] = ModelStudy.execution | {"max_hours"}
     on_cluster: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -103,9 +100,9 @@ class PairsConfig(ModelStudy):
             raise ValueError(f"models: captures of the database are called so, choose another name: than {twice[0]!r}")
         return self
 
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> PairsRunner:
+    def runner(self, out: Path, execution: Execution | None = None) -> PairsRunner:
         """See `ModelStudy.runner`."""
-        return PairsRunner(self, out, progress, executor)
+        return PairsRunner(self, out, execution)
 
     def has_begun(self, out: Path) -> bool:
         """See `Study.has_begun`. Behind a URL, captures and pairs themselves know of which settings they are."""
@@ -124,8 +121,9 @@ class PairsRunner(Runner[PairsConfig]):
     def load_images(self) -> None:
         """Load the images of both sides."""
         self.store = absolute(self.study.store or self.folder)
-        self.images = self.study.images.load(self.progress)
-        self.database = None if self.study.database is None else self.study.database.load(self.progress)
+        self.images = self.study.images.load(self.execution.progress)
+        database = self.study.database
+        self.database = None if database is None else database.load(self.execution.progress)
 
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
@@ -145,9 +143,9 @@ class PairsRunner(Runner[PairsConfig]):
         return PairsResult(table, self.store)
 
     def _captured(self, title: str, model: LoadedModel, images: ImageSet, side: str) -> Capture:
-        return capture(
+        return capture_layers(
             model, images, self.layers(title), f"{self.store}/captures/{file_name(title)}{side}.zarr",
-            dtype=self.study.dtype, batch_size=self.study.batch_size, device=self.study.device, progress=self.progress,
+            self.study.dtype, self.study.batch_size, self.execution,
         )  # fmt: skip
 
     def _layer(self, title: str, number: int, x: CapturedLayer, y: CapturedLayer | None) -> Iterator[Row]:
@@ -155,11 +153,9 @@ class PairsRunner(Runner[PairsConfig]):
         study, aligned = self.study, dict[str, RSM]()
         for matching in sorted(study.matchings, key=lambda name: name != "identity"):
             path = f"pairs/{file_name(title)}/{number:03d}-{matching}.zarr"
-            pairs = all_pairs(
-                x, y, f"{self.store}/{path}", matching, study.centering, memory=study.memory, workers=study.workers,
-                executor=self.executor, tile=study.tile, permutations=study.permutations, device=study.device,
-                max_hours=study.max_hours, progress=self.progress,
-            )  # fmt: skip
+            pairs = match_on_disk(
+                x, y, f"{self.store}/{path}", matching, study.centering, study.tile, study.permutations, self.execution
+            )
             row: Row = {
                 "model": title, "layer": x.name, "matching": matching, "images_a": len(x),
                 "images_b": len(x if y is None else y), "locations": x.shape[1], "channels": x.shape[2],
@@ -172,7 +168,7 @@ class PairsRunner(Runner[PairsConfig]):
 
     def _fits(self, images: int) -> bool:
         """Whether some whole RSMs may be held in memory at a time."""
-        return (4 + 2 * len(self.study.kernels)) * 8 * images**2 <= parse_bytes(self.study.memory)
+        return (4 + 2 * len(self.study.kernels)) * 8 * images**2 <= self.execution.memory_bytes
 
     def provenance(self) -> dict[str, Any]:
         """The images that were used and left out."""

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from matplotlib.figure import Figure
 from pydantic import Field
 
 from rsm_probe.errors import StorageError
-from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Hours, Kernels, Memory, Seed
-from rsm_probe.runs.study import ModelStudy, Runner
+from rsm_probe.execution.execution import Execution
+from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Kernels, Seed
+from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.sources.models.loaded_model import LoadedModel
-from rsm_probe.streaming.layer_sweep import make_batches, sweep
+from rsm_probe.streaming.layer_sweep import make_batches, sweep_layers
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
 
-class SweepConfig(ModelStudy):
+class SweepConfig(TimedStudy):
     """A layer sweep: which models see which images, how their RSMs are made and compared."""
 
     study: Literal["sweep"] = "sweep"
@@ -30,14 +30,10 @@ class SweepConfig(ModelStudy):
     keep: Annotated[tuple[str, ...], Distinct] = Field(
         default=(), description="layers whose mini-batch RSMs go into the result"
     )
-    memory: Memory = "1GB"
-    max_hours: Hours | None = 12.0
 
-    execution: ClassVar[frozenset[str]] = ModelStudy.execution | {"max_hours"}
-
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> SweepRunner:
+    def runner(self, out: Path, execution: Execution | None = None) -> SweepRunner:
         """See `ModelStudy.runner`."""
-        return SweepRunner(self, out, progress, executor)
+        return SweepRunner(self, out, execution)
 
     def has_begun(self, out: Path) -> bool:
         """See `Study.has_begun`."""
@@ -63,7 +59,7 @@ class SweepRunner(Runner[SweepConfig]):
 
     def load_images(self) -> None:
         """Load the images, and refuse too few for the batches."""
-        self.images = self.study.images.load(self.progress)
+        self.images = self.study.images.load(self.execution.progress)
         make_batches(self.images, self.study.batch_size, self.study.seed, self.study.estimators)
 
     def compute(
@@ -72,11 +68,9 @@ class SweepRunner(Runner[SweepConfig]):
         """Sweep the layers of all models."""
         require_there()
         study = self.study
-        return sweep(
+        return sweep_layers(
             models, self.images, {title: self.layers(title) for title in models}, study.matchings, study.kernels,
-            study.batch_size, study.device, study.workers, study.seed, centering=study.centering,
-            estimators=study.estimators, keep=study.keep, memory=study.memory, max_hours=study.max_hours,
-            out=self.folder, progress=self.progress,
+            study.batch_size, study.seed, study.centering, study.estimators, study.keep, self.folder, self.execution,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from stores import Watching, arrays, captured, chunk_files, tokens
 import rsm_probe
 from rsm_probe.captures.captured_layers import Capture
 from rsm_probe.errors import CostError, MatchingError, RepresentationError, StorageError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import cluster
 from rsm_probe.matching.methods.optimal import Auction
 from rsm_probe.pairs.on_disk import open_pairs
@@ -412,9 +413,9 @@ def test_wrong_arguments(layer, tmp_path):
 
 def test_neither_workers_nor_cores_decide_the_size_of_a_tile(tmp_path):
     layer = captured(tmp_path / "c.zarr", tokens(300, 64, 16))
-    sizes = {Plan.of(layer, layer, Auction(), 2 * 10**9, workers, False).tile for workers in (1, 2, 16, 96)}
+    sizes = {Plan.of(layer, layer, Auction(), False, Execution(workers=workers)).tile for workers in (1, 2, 16, 96)}
     assert len(sizes) == 1
-    plan = Plan.of(layer, layer, Auction(), 200 * 10**6, 96, False)
+    plan = Plan.of(layer, layer, Auction(), False, Execution(workers=96, memory="200MB"))
     assert plan.workers(plan.tile) * plan.tile_bytes(plan.tile) <= 200 * 10**6
 
 
@@ -571,10 +572,10 @@ def test_of_one_location_the_bound_is_the_product(tmp_path):
 def test_pairs_are_timed_only_for_those_who_are_told(layer, monkeypatch, capsys):
     timed = []
     monkeypatch.setattr("rsm_probe.pairs.on_disk.seconds_per_pair", lambda *_, **__: timed.append(1) or 1e-6)
-    all_pairs(layer)
+    all_pairs(layer, max_hours=None)
     assert not timed
-    all_pairs(layer, progress=True)
-    all_pairs(layer, max_hours=1)
+    all_pairs(layer, max_hours=None, progress=True)
+    all_pairs(layer)
     assert len(timed) == 2
 
 

@@ -17,6 +17,7 @@ from rsm_probe import all_pairs, nearest, rsm
 from rsm_probe.errors import CostError, ModelError
 from rsm_probe.execution import devices, executors
 from rsm_probe.execution.devices import block_bytes, find_device, in_halves
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Pairs
 from rsm_probe.matching.methods.greedy import Greedy
 from rsm_probe.matching.methods.identity import Identity
@@ -46,8 +47,8 @@ def give_blocks(monkeypatch, size):
     monkeypatch.setattr(devices, "allowed_bytes", lambda device: 8 * size)
 
 
-def products_of(x, y=None, methods=METHODS, **options):
-    with PairMatcher(**options) as matcher:
+def products_of(x, y=None, methods=METHODS, on_pairs=lambda count: None, **options):
+    with PairMatcher(Execution(**options), on_pairs) as matcher:
         return matcher.submit(x, y, methods).result()
 
 

@@ -9,6 +9,7 @@ from stores import captured
 
 from rsm_probe import all_pairs, match, nearest, rsm
 from rsm_probe.errors import MatchingError, RepresentationError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Solution
 from rsm_probe.matching.methods.greedy import TopKGreedy
@@ -59,7 +60,7 @@ def test_bounds_are_kept_and_permutations_only_where_they_are_asked_for(tmp_path
     np.testing.assert_array_equal(plain.dataset["bound"].values, found.dataset["bound"].values)
     layers = captured(tmp_path / "x.zarr", x), captured(tmp_path / "y.zarr", y)
     assert rsm(*layers, permutations=True).dataset["permutation"].shape == (3, 4, 9)
-    with PairMatcher(1) as matcher:  # as a sweep uses it
+    with PairMatcher(Execution(workers=1)) as matcher:  # as a sweep uses it
         known = matcher.submit(x, y, {"optimal": get_matching("optimal")[1]}).matched()["optimal"]
     assert known.bounds is None
     assert known.permutations is None
@@ -134,7 +135,7 @@ def test_what_a_method_prepares_is_handed_back_to_it_once_for_all_pairs(tmp_path
     assert method.seen == [5]
     method.seen.clear()
     layers = captured(tmp_path / "x.zarr", x), captured(tmp_path / "y.zarr", y)
-    found = all_pairs(*layers, matching=method, tile=5, workers=1)["product"].values
+    found = all_pairs(*layers, matching=method, tile=5, workers=1, max_hours=None)["product"].values
     np.testing.assert_allclose(found, sums[0][:, None] + sums[1], rtol=1e-6)
     assert method.seen == [5, 4]
     assert match(x[0], y[0], method).permutation is not None

@@ -12,6 +12,7 @@ import torch
 from rsm_probe.arrays import first_nonfinite
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import format_bytes, parse_bytes
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matches import match
 from rsm_probe.matching.methods.identity import Identity, squared_norms
 from rsm_probe.matching.methods.library_solvers import LapAssignment, ScipyAssignment
@@ -30,8 +31,8 @@ def random_tokens(images, locations, channels=5, seed=0, dtype=torch.float32):
     return torch.randn(images, locations, channels, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def products_of(x, y=None, methods=METHODS, **options):
-    with PairMatcher(**options) as matcher:
+def products_of(x, y=None, methods=METHODS, on_pairs=lambda count: None, **options):
+    with PairMatcher(Execution(**options), on_pairs) as matcher:
         return matcher.submit(x, y, methods).result()
 
 
@@ -182,7 +183,7 @@ def test_several_methods_share_the_affinities_of_one_submit(monkeypatch, one_pai
 
 def test_submits_of_one_matcher_do_not_disturb_each_other():
     x, y = random_tokens(6, 5), random_tokens(4, 8, seed=1)
-    with PairMatcher(workers=2) as matcher:
+    with PairMatcher(Execution(workers=2)) as matcher:
         first, second = matcher.submit(x, None, METHODS), matcher.submit(y, None, METHODS)
         late, early = second.result(), first.result()
     for label in METHODS:
@@ -241,12 +242,6 @@ def test_a_budget_below_one_affinity_does_not_matter_where_none_is_needed():
     )
 
 
-@pytest.mark.parametrize("workers", [0, -1])
-def test_fewer_workers_than_one_are_refused(workers):
-    with pytest.raises(CostError, match=f"workers must be at least 1, found {workers}"):
-        PairMatcher(workers=workers)
-
-
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("memory", ["1GB", 4 * 4 * 4])
 def test_errors_in_a_worker_surface_and_leave_no_threads(one_pair_per_block, workers, memory):
@@ -266,7 +261,7 @@ def test_an_error_of_the_caller_ends_the_threads_and_is_not_hidden(one_pair_per_
     before = matching_threads()
 
     def interrupted():
-        with PairMatcher(workers=2) as matcher:
+        with PairMatcher(Execution(workers=2)) as matcher:
             matcher.submit(random_tokens(12, 4), None, {"slow": Slow()})
             raise KeyboardInterrupt
 
@@ -290,7 +285,7 @@ def test_a_matcher_works_on_after_an_error(one_pair_per_block):
     small, large = random_tokens(4, 4), random_tokens(4, 8, seed=1)
     budget = 6 * 4 * 4 * 4
     found = {}
-    matcher = PairMatcher(workers=1, memory=budget)
+    matcher = PairMatcher(Execution(workers=1, memory=budget))
     # All six pairs of `small` fit in the queue; when the first fails, those that still wait are cancelled.
     pending = matcher.submit(small, None, {"fails": FailsFirst()})
     with pytest.raises(ValueError, match="the first pair"):
@@ -416,7 +411,7 @@ def test_seconds_per_pair_of_many_locations_times_a_part_and_scales_it(clocked):
 )
 def test_amounts_of_memory_are_read(text, amount):
     assert parse_bytes(text) == amount
-    assert PairMatcher(1, text).memory == amount
+    assert Execution(memory=text).memory_bytes == amount
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "1 XB", "1,5GB", "two GB", "1GBs"])
@@ -460,7 +455,7 @@ def test_the_optimum_is_never_below_the_identity_in_any_layout(channels):
     maps = torch.rand(6, channels, 16, 16, generator=torch.Generator().manual_seed(0)) + 1
     tokens = maps.flatten(2).transpose(1, 2)
     methods = dict(map(get_matching, ("identity", "optimal")))
-    with PairMatcher(1) as matcher:
+    with PairMatcher(Execution(workers=1)) as matcher:
         found = matcher.submit(tokens, None, methods).result()
         assert (found["optimal"] >= found["identity"]).all()
         # Locations that are all alike leave nothing to gain, not even a last bit.

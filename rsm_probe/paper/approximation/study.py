@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,11 +10,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
-from tqdm import tqdm
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import draw_weights, interval
 from rsm_probe.errors import ImageError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import one_thread
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.methods.batch_optimal import BatchOptimal
@@ -91,9 +90,9 @@ class ApproximationConfig(ExperimentConfig):
         """All methods that are compared."""
         return list(self.methods().values())
 
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> ApproximationRunner:
+    def runner(self, out: Path, execution: Execution | None = None) -> ApproximationRunner:
         """See `ModelStudy.runner`."""
-        return ApproximationRunner(self, out, progress, executor)
+        return ApproximationRunner(self, out, execution)
 
 
 class ApproximationRunner(Experiment[ApproximationConfig]):
@@ -102,10 +101,8 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
     report = staticmethod(approximation_report)
     draw = staticmethod(approximation_figures)
 
-    def __init__(
-        self, study: ApproximationConfig, out: Path, progress: bool = False, executor: Executor | None = None
-    ) -> None:
-        super().__init__(study, out, progress, executor)
+    def __init__(self, study: ApproximationConfig, out: Path, execution: Execution | None = None) -> None:
+        super().__init__(study, out, execution)
         self.methods = study.methods()
         # Figures show every model, whichever its methods are.
         self.shown = list(self.methods)
@@ -116,7 +113,7 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
         Raises:
             ImageError: fewer than two.
         """
-        images = source.load(self.progress)
+        images = source.load(self.execution.progress)
         if len(images) < 2:
             raise ImageError(f"pairs need at least 2 images, and {images.name} has {len(images)}")
         return {"images": images}
@@ -160,7 +157,7 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
 
         file = subject.folder / f"{number:03d}.npz"
         with (
-            tqdm(desc=layer.name, total=len(pairs), unit="pair", disable=not self.progress, leave=False) as bar,
+            self.execution.bar(layer.name, len(pairs), "pair", leave=False) as bar,
             one_thread(),
         ):
             arrays = stacked(file, subject.owner, len(pairs), one_pair, bar.update)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from tqdm import tqdm
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import interval
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.statistics import bootstrap_samples
 from rsm_probe.errors import ComparisonError, CostError, ImageError, ModelError, StorageError
-from rsm_probe.execution.amounts import format_bytes, parse_bytes
+from rsm_probe.execution.amounts import format_bytes
+from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.logits import logits
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
@@ -48,9 +47,9 @@ class OutputsConfig(ExperimentConfig):
         default=None, description="the table of the paper whose images these are, for its numbers beside these"
     )
 
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> OutputsRunner:
+    def runner(self, out: Path, execution: Execution | None = None) -> OutputsRunner:
         """See `ModelStudy.runner`."""
-        return OutputsRunner(self, out, progress, executor)
+        return OutputsRunner(self, out, execution)
 
 
 class OutputsRunner(Experiment[OutputsConfig]):
@@ -66,7 +65,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
             ImageError: they cannot be loaded, or are too few.
             CostError: their similarities do not fit into memory.
         """
-        images = source.load(self.progress)
+        images = source.load(self.execution.progress)
         if len(images) < 4:
             raise ImageError(f"a correlation over pairs needs at least 4 images, and {images.name} has {len(images)}")
         self._require_memory(len(images))
@@ -117,12 +116,10 @@ class OutputsRunner(Experiment[OutputsConfig]):
             raise ModelError(f"{subject.title}: {error}") from error
         study = self.study
         return divergence, {
-            key: similarity_values(
-                layer, None, rule, subject.folder / f"{rule.products_name}.zarr", study.centering, study.tile,
-                memory=study.memory, workers=study.workers, device=study.device, progress=self.progress,
-            )
+            key: similarity_values(layer, None, rule, file, study.centering, study.tile, self.execution)
             for key, rule in self.rules.items()
-        }  # fmt: skip
+            for file in [subject.folder / f"{rule.products_name}.zarr"]
+        }
 
     def _require_memory(self, images: int) -> None:
         """Refuses sets whose whole matrices, one for each rule and some more, do not fit.
@@ -131,7 +128,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
             CostError: they do not.
         """
         needed = (3 * len(self.rules) + 4) * 8 * images**2
-        if needed > parse_bytes(self.study.memory):
+        if needed > self.execution.memory_bytes:
             raise CostError(
                 f"{len(self.rules)} similarities of all pairs of {images} images take about {format_bytes(needed)}, "
                 f"above memory: {self.study.memory}; take fewer images (count:), fewer matchings or kernels, or raise "
@@ -151,7 +148,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
             numbers = np.minimum(np.arange(starts[number], starts[number] + size), len(images) - 1)
             return {"logits": logits(model, images, numbers)}
 
-        with tqdm(desc="classifying", total=len(starts), unit="batch", disable=not self.progress, leave=False) as bar:
+        with self.execution.bar("classifying", len(starts), "batch", leave=False) as bar:
             values = stacked(subject.folder / "logits.npz", subject.owner, len(starts), one_batch, bar.update)["logits"]
         return values.reshape(-1, *values.shape[2:])[: len(images)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,9 +14,10 @@ from torch import Tensor
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import mean_interval
 from rsm_probe.errors import ImageError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.figures import displayed
 from rsm_probe.matching.matches import match
-from rsm_probe.neighbours.nearest_images import nearest
+from rsm_probe.neighbours.nearest_images import find_nearest
 from rsm_probe.pairs.token_sets import centred_tokens
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.published_numbers import retrieval_number
@@ -72,9 +72,9 @@ class RetrievalConfig(ExperimentConfig):
             raise ValueError(f"pictured: there are {self.queries} queries, numbered from 0")
         return self
 
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> RetrievalRunner:
+    def runner(self, out: Path, execution: Execution | None = None) -> RetrievalRunner:
         """See `ModelStudy.runner`."""
-        return RetrievalRunner(self, out, progress, executor)
+        return RetrievalRunner(self, out, execution)
 
 
 class RetrievalRunner(Experiment[RetrievalConfig]):
@@ -90,7 +90,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
             ImageError: too few images, or images without annotations of objects.
         """
         study = self.study
-        largest, images = max(study.database_sizes), source.load(self.progress)
+        largest, images = max(study.database_sizes), source.load(self.execution.progress)
         _require_counts(images)
         rng = np.random.default_rng(study.seed)
         order = rng.permutation(len(images))
@@ -105,7 +105,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
                 "queries": images.subset(order[: study.queries]),
                 "database": images.subset(order[study.queries : needed]),
             }
-        queries = study.query_images.load(self.progress)
+        queries = study.query_images.load(self.execution.progress)
         _require_counts(queries)
         for part, count in ((queries, study.queries), (images, largest)):
             if len(part) < count:
@@ -186,23 +186,19 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         """A layer of queries and database."""
         return [list(subject.layers[name].values())[number] for name in ("queries", "database")]
 
-    def _options(self) -> dict[str, Any]:
-        study = self.study
-        return {
-            "memory": study.memory, "workers": study.workers, "device": study.device, "progress": self.progress,
-        }  # fmt: skip
-
     def _similarities(self, subject: Subject, number: int, rule: SimilarityRule) -> np.ndarray:
         store, study = subject.folder / f"{number:03d}-{rule.products_name}.zarr", self.study
         x, y = self._layers(subject, number)
-        return similarity_values(x, y, rule, store, study.centering, study.tile, **self._options())
+        return similarity_values(x, y, rule, store, study.centering, study.tile, self.execution)
 
     def _exact(self, subject: Subject, number: int, rule: SimilarityRule, groups: Any) -> np.ndarray:
         x, y = self._layers(subject, number)
         # Only the order counts here: it does not depend on a width, and the median's would need every pair matched.
         kernel = RBF(1.0) if isinstance(rule.kernel, RBF) else rule.kernel
         top = min(self.study.top, len(y))
-        nearest_of = nearest(x, y, top, rule.matching, kernel, self.study.centering, groups=groups, **self._options())
+        nearest_of = find_nearest(
+            x, y, top, rule.matching, kernel, self.study.centering, groups, None, None, None, self.execution
+        )
         return nearest_of["index"].values
 
     def _as_the_paper(self, subject: Subject) -> bool:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import interval
 from rsm_probe.errors import ImageError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.pairs.compute import rsm
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.similarity_rules import SimilarityRule
@@ -49,9 +48,9 @@ class TranslationConfig(ExperimentConfig):
             raise ValueError(f"images.size: patches are taken of edge: {self.edge} pixels; leave size: out")
         return self
 
-    def runner(self, out: Path, progress: bool = False, executor: Executor | None = None) -> TranslationRunner:
+    def runner(self, out: Path, execution: Execution | None = None) -> TranslationRunner:
         """See `ModelStudy.runner`."""
-        return TranslationRunner(self, out, progress, executor)
+        return TranslationRunner(self, out, execution)
 
 
 class TranslationRunner(Experiment[TranslationConfig]):
@@ -70,7 +69,7 @@ class TranslationRunner(Experiment[TranslationConfig]):
         needed = study.batch * study.batches
         if named_images(source.source).cut_to_size:
             source = source.model_copy(update={"size": study.edge, "count": source.count or needed})
-        images = source.load(self.progress)
+        images = source.load(self.execution.progress)
         if len(images) < needed:
             raise ImageError(f"{images.name} holds {len(images)} images; {study.batches} batches need {needed}")
         # In random order: neighbours in a set may be parts of one photograph, or never be.
@@ -112,9 +111,7 @@ class TranslationRunner(Experiment[TranslationConfig]):
             rule: how two crops are compared.
         """
         file, count = subject.folder / f"{number:03d}-{rule.products_name}.npz", self.study.batches
-        with tqdm(
-            desc=f"{layer.name}, {rule.name}", total=count, unit="batch", disable=not self.progress, leave=False
-        ) as bar:
+        with self.execution.bar(f"{layer.name}, {rule.name}", count, "batch", leave=False) as bar:
             known = stacked(file, subject.owner, count, lambda b: self._products(layer, rule, b), bar.update)
         values = [
             rule.kernel(products, norms, norms, same=True)

@@ -1,0 +1,145 @@
+"""`Execution`: how work runs, in one object."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rsm_probe.checks import brief, require_flag, require_number, require_whole
+from rsm_probe.errors import CostError, RsmProbeError
+from rsm_probe.execution.amounts import format_seconds, parse_bytes
+from rsm_probe.execution.devices import find_device
+from rsm_probe.execution.executors import available_cores, threads
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How work runs: on which device, in how many workers, within which limits. It never decides what is computed.
+
+    Public functions take these values as keywords, always last and in this order; functions inside the package take
+    an `Execution`. Values are checked here, except for the device, which is looked for when it is needed.
+
+    Attributes:
+        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU where there is one.
+        workers: CPU threads that match; None for all cores. Results do not depend on it.
+        memory: what may be held at a time, as bytes or text such as "2GB".
+        max_hours: refuse work whose estimated time is longer; None for no limit.
+        executor: where tiles of pairs are computed; None for threads of this process.
+        progress: show what the work needs, and bars.
+
+    Raises:
+        CostError: a value of the wrong kind, or out of its range.
+    """
+
+    device: str | torch.device | None = None
+    workers: int | None = None
+    memory: str | int = "2GB"
+    max_hours: float | None = 12.0
+    executor: Executor | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            require_whole(self.workers, "workers", 1, CostError)
+        parse_bytes(self.memory)
+        if self.max_hours is not None:
+            require_number(self.max_hours, "max_hours (None for no limit)", CostError, above=0)
+        if not isinstance(self.executor, Executor | None):
+            raise CostError(f"executor must be a concurrent.futures.Executor, found {brief(self.executor)}")
+        require_flag(self.progress, "progress", CostError)
+
+    @property
+    def worker_count(self) -> int:
+        """CPU threads that match."""
+        return available_cores() if self.workers is None else self.workers
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory budget in bytes."""
+        return parse_bytes(self.memory)
+
+    @property
+    def limits_time(self) -> bool:
+        """Whether estimated times are checked; how fast an executor works is not known here."""
+        return self.max_hours is not None and self.executor is None
+
+    def device_or(self, default: str | torch.device, error: type[RsmProbeError] = CostError) -> torch.device:
+        """The device, or the default where none is named.
+
+        Raises:
+            RsmProbeError: of the given kind: the device is not there, or its name is unknown.
+        """
+        return find_device(default if self.device is None else self.device, error)
+
+    def worker_device(self) -> torch.device:
+        """Where tiles are computed. Which devices the workers of an executor have is not known here.
+
+        Raises:
+            CostError: the device is not there, or its name is unknown.
+        """
+        if self.executor is None:
+            return self.device_or("auto")
+        try:
+            return torch.device("cpu" if self.device in ("auto", None) else self.device)
+        except (RuntimeError, TypeError, ValueError):
+            raise CostError(f"device must be 'auto', 'cpu', 'cuda' or the like, found {brief(self.device)}") from None
+
+    def pool(self, count: int, device: torch.device) -> AbstractContextManager[Executor]:
+        """The executor, or threads of this process; see `threads`."""
+        return threads(count, device) if self.executor is None else nullcontext(self.executor)
+
+    def require_time(self, seconds: float, work: str, advice: Callable[[], str]) -> None:
+        """Refuse work that would take too long.
+
+        Args:
+            seconds: the estimate.
+            work: what takes them, for the message.
+            advice: returns what to do instead.
+
+        Raises:
+            CostError: the estimate exceeds `max_hours`.
+        """
+        if self.limits_time and self.max_hours is not None and seconds > self.max_hours * 3600:
+            raise CostError(
+                f"{work} would take about {format_seconds(seconds)}, above max_hours={self.max_hours:g}; {advice()}"
+            )
+
+    def bar(
+        self,
+        description: str,
+        total: int,
+        unit: str,
+        *,
+        done: int = 0,
+        items: Iterable[Any] | None = None,
+        position: int | None = None,
+        leave: bool = True,
+    ) -> Any:
+        """A progress bar, which is hidden without `progress`.
+
+        Args:
+            description: stands before the bar.
+            total: number of units.
+            unit: what is counted.
+            done: units that were done before.
+            items: what to iterate over; without it, call `update`.
+            position: row of the bar, where several are shown.
+            leave: whether the bar stays on the screen at the end.
+        """
+        return tqdm(
+            items, description, total, leave, initial=done, unit=unit, unit_scale=unit == "pair", position=position,
+            disable=not self.progress,
+        )  # fmt: skip
+
+    def say(self, text: str) -> None:
+        """Show a line of text, with `progress`."""
+        if self.progress:
+            tqdm.write(text, file=sys.stderr)
