@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, model_validator
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
 from rsm_probe.captures.recording import capture_layers
 from rsm_probe.execution.execution import Execution
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.paper.similarity_rules import SimilarityRule, known_rule, shown_matchings, similarity_rule
 from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each
@@ -241,8 +242,8 @@ class Experiment(Runner[C]):
 
     def _owner(self, layers: Mapping[str, Mapping[str, CapturedLayer]]) -> str:
         settings = self.study.model_dump(mode="json", exclude={"models", *self.study.execution_keys})
-        about = {name: [layer.about for layer in captured.values()] for name, captured in layers.items()}
-        return hashlib.sha256(json.dumps([settings, about], sort_keys=True).encode()).hexdigest()
+        contents = {name: [layer.about for layer in captured.values()] for name, captured in layers.items()}
+        return hashlib.sha256(json.dumps([settings, contents], sort_keys=True).encode()).hexdigest()
 
 
 def capture_folder(out: Path, number: int, title: str, images: str) -> Path:

@@ -16,6 +16,7 @@ from rsm_probe.comparison.intervals import draw_weights, interval
 from rsm_probe.errors import ImageError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import one_thread
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.methods.batch_optimal import BatchOptimal
 from rsm_probe.matching.registry import get_matching
@@ -147,7 +148,7 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
             number: of the layer.
             layer: its representations of the images.
         """
-        pairs = self._drawn(len(layer))
+        pairs = self._drawn(layer)
         # The first call compiles, which does not count.
         warm_up = cache(lambda: self._solved(torch.randn(2, 9, layer.shape[2]), (3, 3), True))
 
@@ -164,13 +165,13 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
         values, seconds = (dict(zip(self.methods, arrays[key].T, strict=True)) for key in ("values", "seconds"))
         return values, seconds
 
-    def _drawn(self, images: int) -> list[tuple[int, int]]:
+    def _drawn(self, layer: CapturedLayer) -> list[tuple[int, int]]:
         """Random pairs of different images, without repetition."""
         rng = np.random.default_rng(self.study.seed)
-        count = min(self.study.pairs, images * (images - 1) // 2)
+        count = min(self.study.pairs, Workload.of(layer.shape).pairs)
         pairs: dict[tuple[int, int], None] = {}
         while len(pairs) < count:
-            first, second = (int(k) for k in rng.integers(images, size=2))
+            first, second = (int(k) for k in rng.integers(len(layer), size=2))
             if first != second:
                 pairs[min(first, second), max(first, second)] = None
         return list(pairs)

@@ -121,12 +121,12 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
                 f"no query of {queries.name} has a candidate: all images of the database are of its own video"
             )
         truth = SCORES[self.study.score](*class_counts([queries, database]))
-        groups, as_the_paper = places_of(queries), self._as_the_paper(subject)
+        groups, as_the_paper = scenes_of(queries), self._as_the_paper(subject)
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["queries"].values()):
             neighbours = self.neighbours(subject, number)
             for size in self.study.database_sizes:
-                scores = {key: _scores(truth, places[size]) for key, places in neighbours.items()}
+                scores = {key: _scores(truth, by_size[size]) for key, by_size in neighbours.items()}
                 for matching, kernel in scores:
                     paper = float("nan")
                     if as_the_paper:
@@ -277,14 +277,14 @@ def videos(images: ImageSet) -> list[str]:
     ]
 
 
-def places_of(images: ImageSet) -> list[str]:
+def scenes_of(images: ImageSet) -> list[str]:
     """What each image shows: frames of one scene, or of one video, are not independent."""
     return [str(note.get("scene") or video) for note, video in zip(images.annotations, videos(images), strict=True)]
 
 
-def _scores(truth: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _scores(truth: np.ndarray, nearest_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The score of the nearest image of each query, and the best among the nearest; NaN without any candidate."""
-    values = np.where(places >= 0, np.take_along_axis(truth, np.maximum(places, 0), axis=1), np.nan)
+    values = np.where(nearest_of >= 0, np.take_along_axis(truth, np.maximum(nearest_of, 0), axis=1), np.nan)
     known = ~np.isnan(values).all(axis=1)
     best = np.full(len(values), np.nan)
     best[known] = np.nanmax(values[known], axis=1)
