@@ -100,10 +100,8 @@ def match(
         affinity = affinity.numpy()
     pairs = Pairs(np.zeros(1, int), np.zeros(1, int), *images, affinity, prepared, stays)
     solution = solve_both_ways(method, pairs)
-    answer = _answer(method, solution, 0, unit)
+    answer = _answer(method, solution, 0, unit, certify)
     if answer.permutation is None:
-        if certify:
-            raise MatchingError(f"{method.name} is a score, which pairs nothing: there is no matching to certify")
         return answer
 
     gap, permutation = answer.gap, answer.permutation
@@ -169,10 +167,8 @@ def match_affinity(
         raise MatchingError(
             f"{method.name} needs the tokens of both images; use match(x, y, {method.name!r})"
         ) from None
-    answers = [_answer(method, solution, k, 1.0) for k in range(len(batch))]
+    answers = [_answer(method, solution, k, 1.0, certify) for k in range(len(batch))]
     if solution.permutations is None:
-        if certify:
-            raise MatchingError(f"{method.name} is a score, which pairs nothing: there is no matching to certify")
         return answers if given.ndim == 3 else answers[0]
     partners = torch.from_numpy(solution.permutations.astype(np.int64)).to(batch.device)
     each = batch.gather(2, partners.clamp(min=0)[:, :, None])[:, :, 0].cpu().double()
@@ -188,8 +184,10 @@ def match_affinity(
     return answers if given.ndim == 3 else answers[0]
 
 
-def _answer(method: Matching, solution: Solution, k: int, unit: float) -> Match:
+def _answer(method: Matching, solution: Solution, k: int, unit: float, certify: bool) -> Match:
     """The match of pair k, in the unit of the original tokens."""
+    if certify and solution.permutations is None:
+        raise MatchingError(f"{method.name} is a score and pairs no locations, so there is nothing to certify")
     permutation = None if solution.permutations is None else solution.permutations[k]
     bound = None if np.isnan(solution.bounds[k]) else float(solution.bounds[k]) * unit
     if not np.isfinite(solution.values[k]):

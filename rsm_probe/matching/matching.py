@@ -23,6 +23,7 @@ class TokensNeededError(MatchingError):
     """A method needs tokens, but only affinities were given."""
 
 
+@dataclass(eq=False)
 class Locations:
     """The tokens of a set of images, with the norms and orders that several methods share.
 
@@ -31,9 +32,8 @@ class Locations:
         grid: (H, W) with H * W = S, or None if unknown.
     """
 
-    def __init__(self, tokens: Tensor, grid: tuple[int, ...] | None = None) -> None:
-        self.tokens = tokens
-        self.grid = grid
+    tokens: Tensor
+    grid: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

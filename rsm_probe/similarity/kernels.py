@@ -6,15 +6,13 @@ cosine kernel `g / sqrt(n m)`, and the RBF kernel `exp(-(n + m - 2 g) / (2 sigma
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
 import numpy as np
 
-from rsm_probe.checks import brief
+from rsm_probe.checks import require_number
 from rsm_probe.errors import ComparisonError, look_up
 
 # Rounding error of a squared distance of 0, relative to the norms: affinities are float32.
@@ -102,11 +100,8 @@ class RBF(Kernel):
     sigma2: float | None = None
 
     def __post_init__(self) -> None:
-        width = self.sigma2
-        if width is None:
-            return
-        if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width < math.inf:
-            raise ComparisonError(f"sigma2 of the RBF kernel must be a number above 0, found {brief(width)}")
+        if self.sigma2 is not None:
+            require_number(self.sigma2, "sigma2 of the RBF kernel", ComparisonError, above=0)
 
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Turn products into squared distances, clamped at 0, and these into similarities."""

@@ -78,17 +78,13 @@ class Windowed(Matching):
 
     def solve(self, pairs: Pairs) -> Solution:
         """Match the pairs one by one, from their tokens."""
-        # Lazy: importing Numba takes seconds.
-        from rsm_probe.matching.compiled.loops import matched_product
-
         x, y = pairs.prepared_by(self)
         numbers = list(zip(pairs.rows, pairs.columns, strict=True))
         permutations = np.stack([self.partners(x, i, y, j) for i, j in numbers])
 
         def products(permutations: np.ndarray) -> np.ndarray:
-            images = [(x.tokens[i].numpy(), y.tokens[j].numpy()) for i, j in numbers]
-            matched = zip(images, permutations, strict=True)
-            return np.array([matched_product(*both, partners) for both, partners in matched])
+            matched = zip(numbers, permutations, strict=True)
+            return np.array([inner_product(x.tokens[i], y.tokens[j], partners) for (i, j), partners in matched])
 
         values = products(permutations)
         if self.reaches_identity(x.count, y.count):
@@ -156,6 +152,14 @@ class BatchOptimal(Windowed):
             same = np.take_along_axis(np.argsort(columns, axis=1), rows, axis=1)
             prefer_identity(_products(left, right, same), y.count, permutations, values)
         return Solution.uncertified(values, permutations, f"{self.name}-device")
+
+
+def inner_product(x: torch.Tensor, y: torch.Tensor, permutation: np.ndarray) -> float:
+    """The matched inner product of two images, (S, C) and (T, C) in main memory, in float64."""
+    # Lazy: importing Numba takes seconds.
+    from rsm_probe.matching.compiled.loops import matched_product
+
+    return float(matched_product(x.numpy(), y.numpy(), permutation))
 
 
 def _by_norm(side: SortedLocations, numbers: np.ndarray, size: int) -> tuple[torch.Tensor, np.ndarray]:

@@ -12,7 +12,7 @@ import torch
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.matching import Locations, inverted
-from rsm_probe.matching.methods.batch_optimal import Pairing, SortedLocations, Windowed
+from rsm_probe.matching.methods.batch_optimal import Pairing, SortedLocations, Windowed, inner_product
 from rsm_probe.matching.methods.optimal import Auction
 
 
@@ -86,12 +86,10 @@ def _comes_first(x: SortedLocations, i: int, y: SortedLocations, j: int) -> bool
 
 def _aligned_product(x: torch.Tensor, y: torch.Tensor, orders: list[np.ndarray]) -> float:
     """The inner product of two images, (S, C) and (T, C), paired by position in the given orders."""
-    from rsm_probe.matching.compiled.loops import matched_product
-
     shared = min(len(x), len(y))
     partners = np.full(len(x), -1)
     partners[orders[0][:shared]] = orders[1][:shared]
-    return float(matched_product(x.numpy(), y.numpy(), partners))
+    return inner_product(x, y, partners)
 
 
 def _shared_axes(x: np.ndarray, y: np.ndarray) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rsm_probe.checks import brief, require_number, require_whole
+from rsm_probe.checks import require_flag, require_number, require_whole
 from rsm_probe.errors import MatchingError
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution
 
@@ -31,8 +31,7 @@ class LateInteraction(Matching):
     one_to_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.unit_length, bool | np.bool_):
-            raise MatchingError(f"unit_length must be True or False, found {brief(self.unit_length)}")
+        require_flag(self.unit_length, "unit_length", MatchingError)
 
     def prepare(self, images: Locations) -> np.ndarray | None:
         """Compute the norms of the concept vectors, (N, S), if only directions count."""

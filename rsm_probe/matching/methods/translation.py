@@ -124,7 +124,7 @@ def checked_grid(grid: Any) -> tuple[int, ...]:
         MatchingError: anything but whole numbers above 0.
     """
     is_sequence = isinstance(grid, Sequence | np.ndarray) and not isinstance(grid, str | bytes)
-    numbers = list(grid) if is_sequence and getattr(grid, "ndim", 1) else []
+    numbers = list(grid) if is_sequence and getattr(grid, "ndim", 1) != 0 else []
     if not numbers:
         raise MatchingError(f"a grid consists of whole numbers above 0, such as (H, W), found {brief(grid)}")
     for axis, number in enumerate(numbers):
