@@ -96,7 +96,7 @@ def test_wrong_input():
     with pytest.raises(ComparisonError, match="there is no RSM"):
         compare({})
     for name in (1, ("m",), ("m", "a", "c")):
-        with pytest.raises(ComparisonError, match="named by a text or a pair"):
+        with pytest.raises(ComparisonError, match="is a text or a pair"):
             compare({name: k[0]})
     with pytest.raises(ComparisonError, match="two RSMs are called 'm/a'"):
         compare({"m/a": k[0], ("m", "a"): k[1]})

@@ -39,7 +39,7 @@ def has_kernel(device: torch.device) -> bool:
     try:
         *_, certified, _ = solve_on_device(torch.eye(4, device=device)[None], np.zeros(1), 1e-3, 1000)
     except (RuntimeError, OSError, SubprocessError, TritonError) as problem:
-        warnings.warn(f"CPU threads match, because the Triton program does not run on {device}: {problem}", stacklevel=2)
+        warnings.warn(f"CPU threads match, since the Triton program does not run on {device}: {problem}", stacklevel=2)
         return False
     return bool(certified.all())
 
