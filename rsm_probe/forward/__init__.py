@@ -1,6 +1,6 @@
-"""Forward passes: batches of images go through models, and every layer is handed on as soon as it has run.
+"""Forward passes: runs batches of images through models and passes on every layer as soon as it has run.
 
-Begin with `layer_stream.py` (images and models in, layers out), then `layer_consumer.py` (what takes the layers:
-captures, means, the sums of a sweep). `logits.py` runs a classifier for its own output. The room stands below
-`captures` and `streaming`, which both consume layers, so that nothing else has to call a model.
+Begin with `layer_stream.py` (images and models in, layers out), then `layer_consumer.py` (the interface of captures,
+means and the sums of a sweep, which receive the layers). `logits.py` runs a classifier for its own output. No other
+room calls a model: `captures` and `streaming` consume the layers.
 """

@@ -1,4 +1,4 @@
-"""The interface of whatever consumes layers as they run."""
+"""The interface for consuming layers as they run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LayerNames = Mapping[tuple[str, str], str]
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """The images that pass through the models together.
+    """A batch of images that passes through the models.
 
     Attributes:
-        ids: their names, or none.
-        labels: their labels, or none.
-        numbers: their indices in the image set, or none.
+        ids: names of the images, or empty.
+        labels: labels of the images, or empty.
+        numbers: indices in the image set, or empty.
     """
 
     ids: Sequence[str] = ()
@@ -30,37 +30,37 @@ class ImageBatch:
 
 
 class LayerConsumer(Protocol):
-    """Takes the layers of one batch after another, each as soon as it has run.
+    """Receives the layers of each batch as soon as they have run.
 
-    A pass that fails is never ended: the next `begin` drops what was taken of it.
+    A failed pass has no `end`: the next `begin` discards what was taken from it.
     """
 
     def begin(self, batch: ImageBatch) -> None:
-        """A batch starts to pass through the models."""
+        """Begins a batch."""
 
     def take(self, model: str, layer: str, representation: Representation) -> None:
-        """Takes one layer. Its tokens belong to the model: read them now, and copy what has to last.
+        """Takes one layer. Its tokens belong to the model: read them now, and copy what must last.
 
         Args:
-            model: whose layer it is.
-            layer: its name; the first call of a module that runs again goes by the name of the module.
-            representation: of all images of the batch.
+            model: name of the model.
+            layer: name of the layer. The first of several calls of a module has the module's name.
+            representation: the layer's representation of the batch.
         """
 
     def end(self, names: LayerNames) -> None:
-        """The batch passed through all models.
+        """Ends a batch that has passed through all models.
 
         Args:
-            names: the layers in forward order. Only the end of a pass shows which modules ran again, and that the
-                first of several calls is `name#0`.
+            names: the layers in forward order. Only the end of a pass shows which modules ran several times, so that
+                their first call becomes `name#0`.
         """
 
 
 def finished_name(layer: str, layers: Collection[str]) -> str:
-    """The name that a layer has in a finished pass, by the layers of an earlier pass.
+    """The name that a layer will have when its pass ends, judging by an earlier pass.
 
     Args:
-        layer: as it was taken while the pass runs.
-        layers: all names of a finished pass.
+        layer: its name while the pass runs.
+        layers: all layer names of a finished pass.
     """
     return layer if layer in layers else f"{layer}#0"

@@ -1,4 +1,4 @@
-"""The layer stream: batches of images pass through probed models, and a consumer takes each layer as it runs."""
+"""The layer stream: runs batches of images through probed models and passes each layer to a consumer."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.preprocessing import prepared, warn_of_plain_pixels
 
-# Images that show the shapes of the layers before long work starts. A prime, which divides hardly any number of tokens:
-# which axis holds the images is then clear, also for later batches as long as a sequence.
+# The number of images that show the shapes of the layers before long work starts. It is a prime that hardly ever
+# divides a number of tokens, so that the image axis is clear, even for later batches as long as a sequence.
 SAMPLE_IMAGES = 11
 
 
 class LayerStream:
-    """Models with their probes: batches of images go in, and a consumer gets every layer as soon as it has run.
+    """Models and their probes: takes batches of images, and passes every layer to a consumer as soon as it has run.
 
-    Each model keeps one probe for all passes, since a probe learns in its first pass how to read the layers.
+    Each model keeps one probe for all passes, because a probe learns in its first pass how to read the layers.
 
     Args:
         models: name -> model.
-        images: the set that `feed` takes batches of.
-        layers: see `Probe`; for all models, or model name -> layers.
-        device: where to move the models; None leaves each where it is.
+        images: the image set from which `feed` takes batches.
+        layers: as in `Probe`, for all models; or model name -> layers.
+        device: the device to move the models to; None leaves them where they are.
 
     Raises:
-        LayerError: a name matches no layer; no hook was set then.
-        ModelError: layers are given by model, and one is missing or unknown; the device is not there.
+        LayerError: a name matches no layer; no hook has been set in this case.
+        ModelError: `layers` is a mapping in which a model is missing or unknown; the device is not available.
         ImageError: the first image cannot be read.
 
     Warns:
-        UserWarning: models without preprocessing are about to see pictures.
+        UserWarning: models without preprocessing will get unprocessed pictures.
     """
 
     def __init__(
@@ -69,22 +69,22 @@ class LayerStream:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, all models are in evaluation mode; their training flags go back on the way out."""
+        """Sets all models to evaluation mode inside, and restores their training flags on exit."""
         with ExitStack() as stack:
             for model in self.models.values():
                 stack.enter_context(evaluating(model.module))
             yield
 
     def feed(self, numbers: np.ndarray, consumer: LayerConsumer) -> None:
-        """Shows one batch to all models.
+        """Runs all models on one batch.
 
         Args:
             numbers: indices of the images, (n,).
-            consumer: takes the layers.
+            consumer: receives the layers.
 
         Raises:
-            ImageError: an image cannot be read, or the sizes differ after preprocessing.
-            RsmProbeError: see `Probe`, and the consumer's own.
+            ImageError: an image cannot be read, or image sizes differ after preprocessing.
+            RsmProbeError: an error of `Probe` or of the consumer.
         """
         images = self.images
         raw = [images[int(number)] for number in numbers]
@@ -97,31 +97,31 @@ class LayerStream:
             if key not in ready:
                 ready[key] = prepared(raw, model.preprocess, images, numbers)
             probe = self._probes[name]
-            # Hooks are on only while their own model runs, since models may share modules. Where there are several
-            # models, each gets a copy of the batch, which it may change in place.
+            # Set hooks only while their own model runs, because models may share modules. With several models, copy
+            # the batch for each, because a model may modify it in place.
             with torch.no_grad(), probe:
                 model.module(ready[key].to(model.device, copy=len(self.models) > 1))
             names |= {(name, taken_as): layer for layer, taken_as in probe.representations.items()}
         consumer.end(names)
 
     def sample(self, numbers: np.ndarray) -> LayerSample:
-        """Shows the first few of some images, and copies the layers."""
+        """Runs all models on the first few of the given images, and copies the layers."""
         layers = LayerSample()
         self.feed(numbers[:SAMPLE_IMAGES], layers)
         return layers
 
     def _hand_over(self, model: str, layer: str, representation: Representation) -> str:
-        """The probes' `reduce`; the name under which a layer was taken stays in `Probe.representations`."""
+        """Passes a layer to the consumer, and returns its name at this moment for `Probe.representations`."""
         self._consumer.take(model, layer, representation)
         return layer
 
 
 class LayerSample:
-    """Copies of all layers for a few images.
+    """A consumer that copies all layers for a few images.
 
     Attributes:
         representations: model -> layer -> representation, in forward order.
-        names: see `LayerConsumer.end`.
+        names: as in `LayerConsumer.end`.
         batch: the images.
     """
 
@@ -148,14 +148,14 @@ class LayerSample:
 
 
 def layer_names(layers: Any, what: str = "layers") -> str | list[str]:
-    """Names of layers as plain text, or as a list of texts.
+    """Validates layer names, and returns them as text or as a list of texts.
 
     Args:
-        layers: as a user gave them.
-        what: the argument, for messages.
+        layers: the user's argument.
+        what: the name of the argument, for messages.
 
     Raises:
-        LayerError: neither text nor several texts.
+        LayerError: `layers` is neither text nor a sequence of texts.
     """
     return (
         require_text(layers, what, LayerError) if isinstance(layers, str) else require_texts(layers, what, LayerError)
@@ -167,8 +167,8 @@ def _by_model(layers: Layers | Mapping[str, Layers], models: Mapping[str, Loaded
         return dict.fromkeys(models, layers)
     for name in [*models, *layers]:
         if name not in layers:
-            raise ModelError(f"layers= names no layers for model {name!r}; it has {', '.join(layers)}")
+            raise ModelError(f"layers= has no entry for model {name!r}; it has entries for {', '.join(layers)}")
         if name not in models:
             near = nearest(str(name), models)
-            raise ModelError(f"layers= names layers for a model {name!r}{near}; there are {', '.join(models)}")
+            raise ModelError(f"layers= has an entry for unknown model {name!r}{near}; models are: {', '.join(models)}")
     return layers

@@ -1,8 +1,8 @@
-"""Inside the network: hooks on named layers, and every output read as tokens `(N, S, C)`.
+"""Hooks inside a network: captures named layers and reads their outputs as tokens `(N, S, C)`.
 
-Begin with `probe.py`, then `forward_pass.py` (what happens during one pass of the model) and `readers.py` (how an
-output becomes tokens). `tracing` finds out which image location each value comes from. This room needs nothing of the
-project but errors, checks and arrays.
+Begin with `probe.py`, then `forward_pass.py` (one pass of the model) and `readers.py` (how an output becomes tokens).
+`tracing` determines which image location each value comes from. This room imports only errors, checks and arrays from
+the rest of the project.
 """
 
 from typing import TYPE_CHECKING

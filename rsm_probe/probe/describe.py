@@ -1,4 +1,4 @@
-"""The layers of a model that a probe can name, found in one forward pass."""
+"""Lists the layers of a model that a probe can capture."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class LayerInfo:
     """One call of one layer.
 
     Attributes:
-        name: as a probe takes it.
+        name: the name that a probe takes.
         kind: class of the module.
-        shape: of its output, without the batch; None where the output is not a tensor.
-        locations: S.
-        channels: C.
+        shape: shape of its output without the batch axis; None if the output is not a tensor.
+        locations: number of locations, S.
+        channels: number of channels, C.
         grid: (H, W) or None.
         prefix: number of class and register tokens.
-        is_block: whether "blocks" picks it.
+        is_block: whether "blocks" selects it.
     """
 
     name: str
@@ -43,18 +43,18 @@ class LayerInfo:
 
 
 def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo], dict[str, str]]:
-    """Run a model once and list its layers in forward order.
+    """Runs a model once and lists its layers in forward order.
 
     Args:
         model: the model.
         example: input for one forward pass, (N, C, H, W).
 
     Returns:
-        The layers, and those that cannot be captured with the reason.
+        The layers; and name -> reason of those that cannot be captured.
 
     Raises:
-        ModelError: not a module.
-        LayerError: a model without layers, that runs no hooks, or that does not run on the example.
+        ModelError: `model` is not a module.
+        LayerError: the model has no layers, runs no hooks, or fails on the example.
     """
     probe = Probe(model, "all")
     try:
@@ -71,7 +71,7 @@ def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo],
         for name, module in model.named_modules():
             hooks.callback(module.register_forward_hook(partial(record, name)).remove)
         with torch.no_grad(), warnings.catch_warnings(), probe:
-            # The list itself names what could not be captured.
+            # The result itself lists what could not be captured.
             warnings.simplefilter("ignore", UserWarning)
             try:
                 model(example)

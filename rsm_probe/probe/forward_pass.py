@@ -1,4 +1,4 @@
-"""One forward pass: layer outputs are read as the layers run, call by call, and handed over when the pass ends."""
+"""One forward pass: reads layer outputs call by call as the layers run, and returns them when the pass ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rsm_probe.probe.torch_internals import unobserved
 from rsm_probe.probe.tracing.inputs import NestingError
 
 _PART_OF_LAYER = re.compile(r"<layer>\[([^\]]+)\]")
-# Stands for a call of which nothing is kept; None may be what a user's own function made of it.
+# Marks a call without a representation; None may be the return value of the user's `reduce`.
 _NOTHING = object()
 
 
@@ -35,15 +35,15 @@ class ForwardPass:
     """The state of one forward pass, from the start of the model's forward to its end.
 
     Args:
-        selections: the layers that are wanted.
-        module_calls: for messages that name what can be probed in place of a silent layer.
-        learned: how outputs are read, as earlier passes showed; a pass over inputs of a new kind adds to it.
-        options: how the user says that outputs are read.
+        selections: the layers to capture.
+        module_calls: names alternatives to layers that never run, for messages.
+        learned: how to read outputs, learned in earlier passes; a pass over inputs of a new kind adds to it.
+        options: the user's options.
         args: positional arguments of the model.
         kwargs: its keyword arguments.
 
     Raises:
-        RepresentationError: the inputs are nested without end.
+        RepresentationError: the inputs contain themselves or are nested too deeply.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class ForwardPass:
 
     @property
     def traced(self) -> bool:
-        """Whether the pass is traced, and so shows how later ones are read."""
+        """Whether the pass is traced, so that later passes can be read by it."""
         return self._reader.tracing
 
     def take(self, selection: Selection, module: nn.Module, kind: str, args: tuple[Any, ...], output: Any) -> None:
         """Reads one output of a layer.
 
         Raises:
-            RepresentationError: a layer that was named has an output that cannot be read.
+            RepresentationError: the output of an explicitly named layer cannot be read.
         """
         label, index = selection.label, len(self._calls[selection.label])
         representation: Any = _NOTHING
@@ -92,7 +92,7 @@ class ForwardPass:
         self._calls[label].append(_Call(self._taken, representation, problem))
 
     def is_last_call(self) -> bool:
-        """Counts a call of a probed module; whether it is the last one, as an earlier pass over such inputs showed."""
+        """Counts a call of a probed module, and returns whether it is the last, judging by an earlier traced pass."""
         self._ran += 1
         return self._ran == self._reader.calls
 
@@ -113,24 +113,24 @@ class ForwardPass:
             raise RepresentationError(f"{error} in the model, or probe a layer before or after it") from None
         if not tensor.numel():
             raise RepresentationError(
-                f"its output has shape {tuple(tensor.shape)} and holds no values; give at least one image, larger "
-                f"ones, or probe another layer"
+                f"its output has shape {tuple(tensor.shape)} and is empty; give at least one image, give larger "
+                f"images, or probe another layer"
             )
         return tensor
 
     def abandon(self) -> None:
-        """Ends a pass that failed or was interrupted: nothing is learned from it."""
+        """Ends a pass that failed or was interrupted, without learning from it."""
         self._reader.end(None)
 
     def end(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Ends the pass.
 
         Returns:
-            Layer -> representation, or what `reduce` made of it, in forward order; and the layers of a pattern that
-            gave none, each with the reason.
+            Layer -> representation, or the return value of `reduce`, in forward order; and the layers matched by a
+            pattern that yielded none, each with the reason.
 
         Raises:
-            LayerError: a named layer never ran, or ran more than once; or no layer gave a representation.
+            LayerError: a named layer never ran or ran more than once, or no layer yielded a representation.
         """
         self._reader.end(self._ran)
         captured: dict[str, _Call] = {}
@@ -151,7 +151,7 @@ class ForwardPass:
         return {name: call.representation for name, call in in_order}, skipped
 
     def _captured(self, selection: Selection) -> dict[str, _Call]:
-        """The calls of a layer that count, by their names."""
+        """The selected calls of a layer, by name."""
         label, calls = selection.label, self._calls[selection.label]
         if not calls:
             instead = self._module_calls.instead(selection.module_name)
@@ -159,7 +159,7 @@ class ForwardPass:
         if selection.call is not None:
             if selection.call >= len(calls):
                 raise LayerError(
-                    f"layer {label!r} was called {len(calls)} times in this forward pass; calls count from #0"
+                    f"layer {label!r} was called {len(calls)} times in this forward pass; calls are numbered from #0"
                 )
             calls = [calls[selection.call]]
         elif len(calls) > 1 and selection.strict:
@@ -173,7 +173,7 @@ class ForwardPass:
 
 
 def _named(problem: str, selection: Selection, index: int) -> str:
-    """A message that says what to write, with the layer's name for `<layer>`; parts and calls as a probe takes them."""
+    """Fills in `<layer>` in a message, so that its parts and calls can be passed to a probe as they are."""
     call = f"#{selection.call or index}" if selection.call is not None or index else ""
     holder = "" if selection.key is None else f"{selection.key}."
     problem = _PART_OF_LAYER.sub(lambda part: f"{selection.module_name}[{holder}{part[1]}]{call}", problem)

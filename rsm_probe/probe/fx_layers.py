@@ -1,4 +1,4 @@
-"""Operations that are not modules, such as residual sums, reached through `torch.fx`."""
+"""Captures operations that are not modules, such as residual sums, through `torch.fx`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _STATE = threading.local()
 
 
 def is_repeating() -> bool:
-    """Whether the modules that run now in this thread repeat a forward pass for its operations."""
+    """Whether this thread is repeating a forward pass to capture operations."""
     return getattr(_STATE, "repeating", False)
 
 
 class GraphLayers:
-    """The operations of a model's graph, by the names that torchvision's feature extraction gives them.
+    """The operations of a model's graph, named as in torchvision's feature extraction.
 
     Args:
         model: a model that `torch.fx` can trace.
-        names: of operations, such as `fx:layer1.0.add`.
+        names: names of operations, such as `fx:layer1.0.add`.
 
     Attributes:
         selections: the operations, as layers to capture.
-        modules: names of what the graph calls, by which a run of its operations outside of a pass is noticed.
+        modules: names of the modules that the graph calls; hooks on them detect calls outside a forward pass.
 
     Raises:
         LayerError: the model cannot be traced, or has no such operation.
@@ -41,7 +41,7 @@ class GraphLayers:
         tracer = NodePathTracer()
         try:
             graph = tracer.trace(model)
-        # The model's own code runs on symbolic tensors and may raise anything.
+        # The model's own code runs on symbolic values and may raise anything.
         except Exception as error:  # noqa: BLE001
             raise LayerError(f"torch.fx cannot trace {type(model).__name__}: {error}; name modules instead") from None
         named = {name: node for node, name in tracer.node_to_qualname.items()}
@@ -57,7 +57,7 @@ class GraphLayers:
         self.modules = {str(node.target) for node in graph.nodes if node.op == "call_module"}
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], take: Callable[[Selection, Any], None]) -> None:
-        """Runs the graph, and hands over each operation's result before others can change it."""
+        """Runs the graph, and passes on the result of each operation before later ones can modify it."""
         nodes = self._nodes
         inputs = [node.target for node in self._module.graph.nodes if node.op == "placeholder"][len(args) :]
 

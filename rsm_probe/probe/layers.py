@@ -1,4 +1,4 @@
-"""Which layers: names, globs, regular expressions, "blocks" and "all" become modules of a model."""
+"""Resolves layer names, globs, regular expressions, "blocks" and "all" to modules of a model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rsm_probe.probe.wrappers import named_layers
 
 Layers = str | Sequence[str]
 
-# Containers whose class says nothing about what they hold.
+# Containers whose class says nothing about their contents.
 _GENERIC = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# A kind of block that holds less than this share of all block parameters is an accessory (squeeze-excitation).
+# A class of blocks with less than this share of all block parameters is an accessory (squeeze-excitation).
 _ACCESSORY_SHARE = 0.01
-# A sweep along fewer layers would show nothing.
+# The fewest layers worth a sweep.
 _FEWEST_LAYERS = 4
 _NO_LAYERS = "probe it as a whole with layers=''"
 
@@ -30,12 +30,12 @@ class Selection:
     """One layer to capture.
 
     Attributes:
-        label: the name under which its representation appears.
+        label: the name of its representation.
         module_name: the module's dotted name in the model, "" for the model itself.
-        call: which call of the module counts, or None for "exactly one is expected".
-        key: which part of a tuple or dict output counts, or None for the default choice.
-        strict: whether a module that never ran, ran repeatedly or gave no tokens is an error: of layers that were
-            named; not of those that a pattern or a rule found.
+        call: the call of the module to capture, or None if exactly one is expected.
+        key: the part of a tuple or dict output to capture, or None for the default choice.
+        strict: whether it is an error if the module never runs, runs repeatedly or yields no tokens: True for layers
+            given by name, False for layers found by a pattern or rule.
     """
 
     label: str
@@ -50,26 +50,26 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
 
     Args:
         model: the model to search.
-        layers: one of, or a list of: an exact module name (`layer1.0`), also with a call (`relu#1`) or a part of its
-            output (`encoder[hidden_states]`); a glob per name component (`layer*`, `blocks.*`; `**` crosses dots);
-            `regex:` and a regular expression, searched in the whole name; `"blocks"`; `"all"`.
+        layers: one of these, or a list of them: an exact module name (`layer1.0`), optionally with a call (`relu#1`) or
+            a part of its output (`encoder[hidden_states]`); a glob per name component (`layer*`, `blocks.*`; `**`
+            crosses dots); `regex:` and a regular expression to search for in the whole name; `"blocks"`; `"all"`.
 
     Returns:
-        Selections without repetition, in the order of registration (they are re-sorted as they fire).
+        Selections without duplicates, in order of registration. A pass sorts them in forward order.
 
     Raises:
-        LayerError: a name or pattern that matches nothing (the message holds the nearest names); not text.
+        LayerError: a name or pattern matches nothing (the message lists the nearest names), or is not text.
     """
     modules = named_layers(model)
     specs = layer_specs(layers, modules)
     selections: dict[str, Selection] = {}
     for spec in specs:
-        # Names may come from a wrapper's point of view.
+        # Names may include those of wrappers.
         if spec not in modules:
             spec = re.sub(rf"(?<![^.]){COMPILED_FROM}\.", "", spec)
             spec = spec.removeprefix("module.") if "module" not in modules else spec
         for selection in _resolve_one(model, modules, spec):
-            # A layer that is named stays strict when a pattern matches it too.
+            # An explicitly named layer stays strict if a pattern matches it too.
             if selection.strict or selection.label not in selections:
                 selections[selection.label] = selection
     order = {name: number for number, name in enumerate(modules)}
@@ -77,10 +77,10 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
 
 
 def layer_specs(layers: Layers, modules: Mapping[str, nn.Module]) -> list[str]:
-    """The layer specification of a user as a list of texts.
+    """The user's layer specification as a list of texts.
 
     Raises:
-        LayerError: no text, or nothing.
+        LayerError: it is empty, or contains something other than text.
     """
     several = isinstance(layers, Iterable) and not isinstance(layers, str | bytes | nn.Module)
     if isinstance(layers, Mapping):
@@ -90,9 +90,9 @@ def layer_specs(layers: Layers, modules: Mapping[str, nn.Module]) -> list[str]:
         if isinstance(spec, nn.Module):
             name = next((name for name, module in modules.items() if module is spec), "")
             near = f"; write {name!r}" if name else ", which is not a part of the model"
-            raise LayerError(f"layers are named by text, found a module ({type(spec).__name__}){near}")
+            raise LayerError(f"layers are given by name, found a module ({type(spec).__name__}){near}")
     if not specs:
-        raise LayerError("no layers named; give names, globs, 'regex:...', 'blocks' or 'all'")
+        raise LayerError("no layers given; give names, globs, 'regex:...', 'blocks' or 'all'")
     return [require_text(spec, "a layer's name", LayerError) for spec in specs]
 
 
@@ -132,7 +132,7 @@ def _matching(modules: dict[str, nn.Module], regex: str, no_match: str, invalid:
 
 
 def _glob_to_regex(glob: str) -> str:
-    """Shell wildcards within one dotted component, `**` across components."""
+    """Translates shell wildcards; `*` and `?` match within one dotted component, `**` across components."""
 
     def translate(part: re.Match[str]) -> str:
         if part["characters"]:
@@ -144,19 +144,19 @@ def _glob_to_regex(glob: str) -> str:
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """The default sweep: the residual, transformer or dense blocks that a network stacks, in order.
+    """The default layers of a sweep: the residual, transformer or dense blocks that a network stacks, in order.
 
-    A block is an outermost module of a class that occurs at least twice and holds at least two weights (convolutions,
-    linear maps). Modules that only stack blocks in a container (stages) are looked into. A network without
-    blocks of a class of their own is swept along its convolutions: at the members of the container that holds most of
-    their weights, or at its activations. No names of models or layers are used.
+    A block is an outermost module of a class that occurs at least twice and has at least two weights (convolutions,
+    linear maps). A stage, which only stacks blocks in a container, is replaced by its blocks. In a network without
+    repeated blocks, the layers are the members of the container with the most convolutional weights, or its
+    activations. No rule depends on the name of a model or layer.
 
     Raises:
-        LayerError: the model stacks no blocks, so that the layers have to be named.
+        LayerError: the model stacks no blocks, so its layers have to be named.
     """
     classes = Counter(type(m) for m in model.modules() if type(m) not in _GENERIC and _weight_count(m) >= 2)
     repeated = {cls for cls, count in classes.items() if count >= 2}
-    # A stage of a single block looks like a block, but for the others of its class.
+    # A stage with a single block looks like a block; other stages of its class reveal it.
     stages = {type(module) for module in model.modules() if type(module) in repeated and _is_stage(module, repeated)}
 
     def walk(prefix: str, module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -168,7 +168,7 @@ def block_names(model: nn.Module) -> list[str]:
                 yield from walk(name, child)
 
     blocks = list(walk("", model))
-    # The multilayer perceptron of a head is of a class that occurs inside blocks.
+    # Drop the multilayer perceptron of a head, whose class also occurs inside blocks.
     parts = {type(part) for _, block in blocks for part in block.modules() if type(part) is not type(block)}
     counts = Counter(type(block) for _, block in blocks)
     blocks = [(name, block) for name, block in blocks if counts[type(block)] > 1 or type(block) not in parts]
@@ -187,12 +187,12 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def _weight_count(module: nn.Module) -> int:
-    # A first axis of size 1 is that of a table of positions or of a class token.
+    # Position tables and class tokens have a first axis of size 1.
     return sum(parameter.ndim >= 2 and parameter.shape[0] > 1 for parameter in module.parameters())
 
 
 def _along_convolutions(model: nn.Module) -> list[str]:
-    """Members of the container with most convolutional weights, or its activations; none where they are few."""
+    """Members of the container with the most convolutional weights, or its activations; empty if too few."""
 
     def convolved(module: nn.Module) -> int:
         return sum(p.weight.numel() for p in module.modules() if isinstance(p, CONVOLUTIONS))
@@ -208,9 +208,9 @@ def _along_convolutions(model: nn.Module) -> list[str]:
 
 
 def _is_stage(module: nn.Module, blocks: set[type[nn.Module]]) -> bool:
-    """Whether a module is, or holds, a sequence of nothing but blocks: then its blocks are swept, not the module."""
+    """Whether a module is or contains a sequence of blocks only, so that its blocks are swept instead."""
     containers = [list(child.children()) for child in module.children() if type(child) in _GENERIC[:2]]
-    # A stage may hold its blocks itself; what joins them in its own way (dense blocks) is a dictionary of them.
+    # A stage may contain its blocks directly. Dense blocks join their layers in a ModuleDict and are no stages.
     if isinstance(module, nn.Sequential) or (
         not isinstance(module, nn.ModuleDict) and len(list(module.children())) > 1
     ):

@@ -1,4 +1,4 @@
-"""Which modules in and around the probed layers are called, and what can be probed in place of a silent one."""
+"""Records which modules in and around the probed layers are called, to suggest alternatives to silent layers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rsm_probe.probe.torch_internals import unobserved
 from rsm_probe.probe.tracing.inputs import find_images
 from rsm_probe.probe.wrappers import has_no_forward
 
-# A message names no more parts of a layer than this.
+# The most parts of a layer to list in a message.
 _MOST_PARTS = 4
 
 
 class ModuleCalls:
-    """Watches the probed layers, what holds them, and their parts.
+    """Watches the probed layers, the modules that contain them, and their parts.
 
     Args:
         modules: dotted name -> module.
@@ -35,15 +35,15 @@ class ModuleCalls:
         self._shown: set[str] = set()
 
     def begin(self) -> None:
-        """A forward pass of the model begins or is over: what is called from now on was not called before."""
+        """Forgets the current calls, because a forward pass begins or has ended."""
         self._now = set()
 
     def watch(self, hooks: ExitStack, is_followed: Callable[[nn.Module, nn.Module], bool]) -> None:
-        """Sets hooks.
+        """Sets the hooks.
 
         Args:
-            hooks: removes them when it is closed.
-            is_followed: whether the call of a module counts, given that module and the one that was hooked.
+            hooks: removes the hooks when it closes.
+            is_followed: whether a call counts, given the called module and the hooked one.
         """
         for name in self._watched:
             module = self._modules[name]
@@ -53,7 +53,7 @@ class ModuleCalls:
     def _noticing(
         self, name: str, own: nn.Module, is_followed: Callable[[nn.Module, nn.Module], bool]
     ) -> Callable[..., None]:
-        # Not given keyword arguments in a thread that runs the model while the hook is put on or taken off.
+        # Keyword arguments may be missing if another thread runs the model while the hook is added or removed.
         def notice(module: nn.Module, args: tuple[Any, ...], *kwargs: dict[str, Any]) -> None:
             if is_followed(module, own):
                 self._now.add(name)
@@ -65,17 +65,17 @@ class ModuleCalls:
         return notice
 
     def outside(self, layer: str) -> str:
-        """What to probe to see a layer that ran outside of the model's forward pass, as the end of a message."""
+        """Suggests how to capture a layer that ran outside the model's forward pass, as the end of a message."""
         part = next((name for name in (*_holders(layer), layer) if name in self._now), "")
         if part not in self._shown:
             return ""
         return f", or probe the part that was called: {_probe_of(part, layer)}"
 
     def instead(self, layer: str) -> str:
-        """What to probe in place of a layer that never ran in a forward pass, as the end of a message."""
+        """Suggests what to probe instead of a layer that never ran in a forward pass, as the end of a message."""
         parts = [part for part in self._parts(layer) if part in self._now][:_MOST_PARTS]
         if parts:
-            return f"; the model calls its parts by hand: probe {', '.join(map(repr, parts))}"
+            return f"; the model calls its parts directly: probe {', '.join(map(repr, parts))}"
         holders = _holders(layer)
         if self._ever.intersection((layer, *self._parts(layer))):
             tower = next((name for name in (*holders, layer) if name in self._shown - self._now), None)
@@ -90,34 +90,34 @@ class ModuleCalls:
         return "; the model does not use it for such inputs: leave it out"
 
     def _parts(self, layer: str) -> list[str]:
-        """The outermost modules within a layer that can be called."""
+        """The outermost callable modules within a layer."""
         parts: list[str] = []
         silent = has_no_forward(self._modules[layer])
         for name, child in self._modules[layer].named_children():
             full = f"{layer}.{name}" if layer else name
-            if full not in self._modules:  # the wrapper of a compiled part, whose own name is its plain one
+            if full not in self._modules:  # a compiled part, which is listed under its plain name
                 continue
             if has_no_forward(child):
                 parts += self._parts(full)
-            # Seeing a hook, it computes in another way, whose values differ in the last digits.
+            # A hook on this class disables its fused path and changes the last digits of its output.
             elif silent or not isinstance(child, nn.TransformerEncoderLayer):
                 parts.append(full)
         return parts
 
 
 def _holders(layer: str) -> list[str]:
-    """The names of the modules around a layer, outermost first, without the model's own."""
+    """The names of the modules that contain a layer, outermost first, without the model itself."""
     parts = layer.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _probe_of(part: str, layer: str) -> str:
-    """How to probe a layer within a part of the model, as code."""
+    """The code that probes a layer within a part of the model."""
     return f"Probe(model.get_submodule({part!r}), {layer[len(part) + 1 :]!r})"
 
 
 def _holds_images(values: tuple[Any, ...]) -> bool:
-    with unobserved():  # what is looked at here is not an operation of the model
+    with unobserved():  # keep this inspection out of the trace of the model
         try:
             return find_images(values).images is not None
         except RepresentationError:

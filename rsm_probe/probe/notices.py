@@ -1,4 +1,4 @@
-"""Warnings about what a user may not expect of a probe, each given once."""
+"""Warnings about a probe, each given once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from rsm_probe.probe.readers import INDEPENDENT, declared_prefix
 from rsm_probe.probe.training_mode import changed_by_training
 
-# A message names no more layers or modules than this.
+# The most layers or modules to list in a message.
 _MOST_NAMES = 5
 
 
@@ -19,7 +19,7 @@ class Notices:
     """The warnings of one probe.
 
     Args:
-        model: the model that is probed.
+        model: the probed model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,38 +31,38 @@ class Notices:
         return changed_by_training(self._model.named_modules())
 
     def training_mode(self) -> None:
-        """A pass begins: says which modules are in training mode, of those that it changes."""
+        """Warns, when a pass begins, about modules in training mode that compute differently there."""
         if "training mode" in self._given:
             return
         training = [name or type(module).__name__ for name, module in self._changed_by_training if module.training]
         if training:
             self._say(
                 "training mode",
-                f"{len(training)} modules are in training mode, in which they compute something else "
-                f"({_some(training)}): captured values depend on chance or on the rest of the batch, and running "
-                f"statistics change; call model.eval() first",
+                f"{len(training)} modules compute differently because they are in training mode ({_some(training)}): "
+                f"captured values depend on randomness or on the rest of the batch, and running statistics change; "
+                f"call model.eval() first",
             )
 
     def outside(self, layer: str, part: str) -> None:
-        """A layer ran outside of a forward pass of the model.
+        """Warns that a layer ran outside a forward pass of the model.
 
         Args:
             layer: its name.
-            part: what else to probe, as the end of the message.
+            part: what to probe instead, as the end of the message.
         """
         self._say(
             "outside",
-            f"layers ran outside of the forward of {type(self._model).__name__} (first {layer!r}): such calls are not "
-            f"captured, and what was held before is dropped; call the model itself{part}",
+            f"layers ran outside the forward pass of {type(self._model).__name__} (the first: {layer!r}): such calls "
+            f"are not captured, and earlier representations are dropped; call the model itself{part}",
         )
 
     def layers(self, skipped: Mapping[str, str], notes: Mapping[str, str], prefixes: Mapping[str, int]) -> None:
-        """A pass that was followed is over.
+        """Warns about the layers of a traced pass that has ended.
 
         Args:
-            skipped: layers of a pattern that could not be captured, with the reason.
-            notes: layers of whose output a part was left out.
-            prefixes: number of prefix tokens of layers that give token sequences.
+            skipped: layers matched by a pattern that could not be captured, with the reason.
+            notes: layers of which some vectors were left out or selected by index.
+            prefixes: number of prefix tokens of layers that return token sequences.
         """
         # Text towers are expected to be skipped.
         skipped = {layer: reason for layer, reason in skipped.items() if not reason.startswith(INDEPENDENT)}
@@ -71,12 +71,9 @@ class Notices:
         messages = [
             f"{len(layers)} {what} ({_some(layers)})"
             for what, layers in (
-                ("layers that a pattern matched could not be captured; `Probe.skipped` says why", skipped),
-                (
-                    "layers hold vectors that are left out, or that were picked by index; `Probe.notes` says more",
-                    notes,
-                ),
-                (f"layers hold another number of prefix tokens than the {declared} that the model declares", other),
+                ("layers matched by a pattern could not be captured; `Probe.skipped` says why", skipped),
+                ("layers have vectors that were left out or selected by index; `Probe.notes` says more", notes),
+                (f"layers have a number of prefix tokens that differs from the {declared} the model declares", other),
             )
             if layers
         ]
@@ -91,6 +88,6 @@ class Notices:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first names, for a message."""
+    """The first few names, for a message."""
     listed = list(names)
     return ", ".join(listed[:_MOST_NAMES]) + (", ..." if len(listed) > _MOST_NAMES else "")

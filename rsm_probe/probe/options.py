@@ -1,4 +1,4 @@
-"""The options of a probe, checked before any hook is set."""
+"""The options of a probe, validated before any hook is set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OF_A_CALL = re.compile(r"#\d+$")
 
 @dataclass(frozen=True)
 class Options:
-    """How outputs are read, and when a pass ends; see `Probe` for each."""
+    """How to read outputs and when to end a pass; see `Probe` for each option."""
 
     layouts: Mapping[str, Layout]
     dtype: torch.dtype | None
@@ -41,11 +41,11 @@ class Options:
         example: Any,
         reduce: Reduce | None,
     ) -> Options:
-        """Options that fit the layers.
+        """Validates options against the layers.
 
         Raises:
-            LayerError: layouts that are not a mapping, or for a layer that is not probed.
-            RepresentationError: an option of a wrong kind.
+            LayerError: `layouts` is not a mapping, or names a layer that is not probed.
+            RepresentationError: an option has the wrong type or value.
         """
         _require_layouts(layouts or {}, selections)
         if dtype is not None and not isinstance(dtype, torch.dtype):
@@ -53,25 +53,27 @@ class Options:
             raise RepresentationError(f"dtype must be a torch.dtype, found {brief(dtype)}{near}")
         if dtype is not None and (not dtype.is_floating_point or dtype.itemsize < 2):
             raise RepresentationError(
-                f"tokens are floating numbers of at least 16 bits, found dtype={dtype}; write torch.float32 or "
+                f"dtype must be a floating-point type of at least 16 bits, found {dtype}; write torch.float32 or "
                 f"torch.float16"
             )
         require_flag(stop_early, "stop_early", RepresentationError)
         if example is not None:
             _require_example(example)
         if reduce is not None and not callable(reduce):
-            raise RepresentationError(f"reduce must be a function of a layer and what it gave, found {brief(reduce)}")
+            raise RepresentationError(
+                f"reduce must be a function of a layer name and its Representation, found {brief(reduce)}"
+            )
         return cls(dict(layouts or {}), dtype, stop_early, example, reduce)
 
     def layout(self, selection: Selection, call: int) -> Layout | None:
-        """The layout that was given for a call of a layer."""
+        """The layout that the user gave for a call of a layer, or None."""
         return next((layout for pattern, layout in self.layouts.items() if _is_named(selection, call, pattern)), None)
 
 
 def _require_layouts(layouts: Mapping[str, Layout], selections: Sequence[Selection]) -> None:
     if not isinstance(layouts, Mapping):
         raise LayerError(
-            f"layouts must map names or globs of layers to layouts, found {brief(layouts)}; write "
+            f"layouts must map layer names or globs to layouts, found {brief(layouts)}; write "
             f"layouts={{'<layer>': 'NTC'}}"
         )
     for pattern, layout in layouts.items():
@@ -91,15 +93,15 @@ def _require_layouts(layouts: Mapping[str, Layout], selections: Sequence[Selecti
 
 def _require_example(example: Any) -> None:
     if isinstance(example, Mapping) and not all(isinstance(name, str) for name in example):
-        raise RepresentationError(f"example maps names of arguments to values, found {brief(example)}")
+        raise RepresentationError(f"example must map argument names to values, found {brief(example)}")
     if not any(isinstance(leaf, Tensor) for leaf in leaves(example)):
         raise RepresentationError(
-            f"example must hold a tensor of images (N, C, H, W), found {brief(example)} ({type(example).__name__})"
+            f"example must contain a tensor of images (N, C, H, W), found {brief(example)} ({type(example).__name__})"
         )
 
 
 def _is_named(selection: Selection, call: int | None, pattern: str) -> bool:
-    """Whether a layer, a call of it, or the module of which it names a call, is named by a name or glob."""
+    """Whether a name or glob matches a layer, its module, or the given call of it."""
     names = [selection.label, selection.label.partition("#")[0]]
     if selection.call is None and call is not None:
         names.append(f"{selection.label}#{call}")

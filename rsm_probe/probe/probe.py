@@ -1,4 +1,4 @@
-"""Probe: hooks on at entry, all off at exit whatever happens."""
+"""`Probe`: captures representations through hooks, which are removed at exit even after an error."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from rsm_probe.probe.wrappers import (
 class Probe:
     """Captures the representations of named layers during forward passes.
 
-    Inside the `with` block every forward pass replaces `representations`. The model's outputs, its training flags and
-    other people's hooks stay as they are; captured tensors are detached copies, safe from later in-place operations.
-    Forward passes in other threads than the one that entered the block are not captured, nor is what runs again in a
+    Inside the `with` block, every forward pass replaces `representations`. Model outputs, training flags and hooks set
+    by other code stay as they are. Captured tensors are detached copies, safe from later in-place operations. A probe
+    ignores forward passes in threads other than the one that entered the block, and layers that run again in a
     backward pass (checkpointed layers).
 
-    Only calls of the model itself are captured. Once a probed layer runs in any other way (another method, such as
-    `encode_image`, a part that is called by itself, another model that shares it), or a pass fails, `representations`
-    is empty until the next pass: what is there always belongs to the last batch that the layers saw.
+    A probe captures only calls of the model itself. If a probed layer runs in any other way (another method such as
+    `encode_image`, a submodule that is called directly, another model that shares the layer), or if a pass fails,
+    `representations` is empty until the next pass. It therefore always belongs to the last batch that the layers saw.
 
-    The first forward pass over inputs of a shape is followed operation by operation, which takes longer: it shows which
-    axes hold images, locations and channels, which tokens stand for no location, and the order of the locations.
-    Windows and shuffled tokens are put back in the order of the image.
+    The first forward pass over inputs of a given shape is traced operation by operation and takes longer. The trace
+    shows which axes hold images, locations and channels, which tokens have no location, and the order of the
+    locations. Windowed or shuffled tokens are returned in image order.
 
     Example:
         >>> with Probe(model, "blocks") as probe:
@@ -54,42 +54,42 @@ class Probe:
         >>> probe.representations["layer1.0"].tokens.shape        # (N, S, C)
 
     Args:
-        model: the module that will be called; also inside `torch.compile`, which then runs eagerly, or data parallelism
-            on one device.
+        model: the module to be called. It may be wrapped in `torch.compile`, which then runs eagerly, or in data
+            parallelism on one device.
         layers: exact names, globs (`layer*`, `blocks.*`), `regex:...`, a list of these, `"blocks"` (the default:
-            residual or transformer blocks in forward order) or `"all"`. `name#1` takes the second call of a module,
-            `name[key]` a part of a tuple or dict output; `fx:name` an operation that is not a module, at the price of a
-            second forward pass, where `torch.fx` can trace the model.
-        example: an input for one forward pass at entry, which checks that every layer runs and gives tokens before
-            long work starts: a tensor, a tuple of positional or a mapping of keyword arguments. What it gives is not
-            kept.
-        layouts: how to read outputs that nothing else settles, by layer name or glob: "NCHW", "NHWC", "NTC", "TNC",
-            "NCT", "NC", or of videos "NCTHW" and "NTHWC".
+            residual or transformer blocks in forward order) or `"all"`. `name#1` is the second call of a module,
+            `name[key]` a part of a tuple or dict output. `fx:name` is an operation that is not a module: it costs a
+            second forward pass and needs a model that `torch.fx` can trace.
+        example: an input for one forward pass at entry, which checks that every layer runs and yields tokens before
+            long work starts: a tensor, a tuple of positional arguments or a mapping of keyword arguments. Its
+            representations are discarded.
+        layouts: how to read outputs that the trace cannot resolve, by layer name or glob: "NCHW", "NHWC", "NTC",
+            "TNC", "NCT", "NC", or for videos "NCTHW" and "NTHWC".
         stop_early: end each forward pass after the last probed layer, from the second pass on; the model then returns
             None.
-        dtype: of the captured tensors; by default that of the layer, half precision as float32.
-        reduce: called with a layer's name and its `Representation` as soon as the layer has run; what it returns is
-            kept in its place, and nothing is copied: the tokens are the model's own, to be read at once and not to be
-            kept or changed. A second call of a module goes by `name#1`.
+        dtype: of the captured tensors. By default that of the layer, with half precision converted to float32.
+        reduce: called with a layer's name and its `Representation` as soon as the layer has run; its return value
+            replaces the representation. The tokens are not copied and belong to the model: read them immediately, and
+            neither keep nor modify them. The second call of a module is named `name#1`.
 
     Attributes:
-        representations: layer name -> `Representation`, or what `reduce` made of it, in forward order; empty before the
-            first forward pass.
-        passes: number of forward passes captured since the probe was made, over all its `with` blocks; the pass over
-            `example` does not count. Two equal numbers mean the same pass.
-        skipped: layers that a pattern or "all" matched but that could not be captured, each with the reason.
-        notes: layers of whose output a part was left out, each with what it was.
+        representations: layer name -> `Representation`, or the return value of `reduce`, in forward order; empty before
+            the first forward pass.
+        passes: number of forward passes captured since the probe was created, over all its `with` blocks, without the
+            pass over `example`. Equal numbers mean the same pass.
+        skipped: layers matched by a pattern or "all" that could not be captured, each with the reason.
+        notes: layers of which some vectors were left out or selected by index, each with the details.
 
     Raises:
         ModelError: `model` is not a module (at construction).
-        LayerError: a name matches no module, or the model runs no hooks or holds no values (at construction); a named
+        LayerError: a name matches no module, or the model runs no hooks or has no values (at construction); a named
             layer never ran or ran more than once (at the end of the forward pass).
-        RepresentationError: a named layer's output is not a set of concept vectors (during the forward pass); an
+        RepresentationError: the output of a named layer is not a set of concept vectors (during the forward pass); an
             option is invalid (at construction).
 
     Warns:
-        UserWarning: once each: modules that compute differently in training mode are in it (call `model.eval()`);
-            layers ran outside of a forward pass; layers of a pattern could not be captured.
+        UserWarning: once each: modules that compute differently in training mode are in training mode (call
+            `model.eval()`); layers ran outside a forward pass; layers matched by a pattern could not be captured.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Probe:
         self._open.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A copied model brings its hooks along, which then see that it is not the model that is probed.
+        # Copying a model copies its hooks; they recognise that the copy is not the probed model.
         return self
 
     def _close(self) -> None:
@@ -176,12 +176,12 @@ class Probe:
             self._in_example = False
             self.representations = {}
 
-    # Hooks are methods that return None: any other value would replace the module's output. A hook that asks for
-    # keyword arguments is called without them where another thread runs the model while hooks are put on or taken off
-    # (PyTorch adds the hook first and notes the wish after that), so `_follows` comes before they are looked at.
+    # Hooks return None: any other value would replace the module's output. A hook that requests keyword arguments may
+    # be called without them if another thread runs the model while hooks are added or removed (PyTorch registers the
+    # hook first and the request second), so check `_follows` before reading them.
 
     def _follows(self, module: nn.Module, own: nn.Module) -> bool:
-        """Whether the call of a module counts: not in a copy, another thread, a backward pass, one for operations."""
+        """Whether a call counts: not in a copy, another thread, a backward pass or the second pass of `fx:` layers."""
         return (
             module is own
             and threading.get_ident() == self._thread
@@ -200,7 +200,7 @@ class Probe:
         self._pass = ForwardPass(self.selections, self._module_calls, self._learned, self._options, args, *kwargs)
 
     def _drop(self) -> None:
-        """Drops what was captured: another pass begins, or one failed or was interrupted."""
+        """Drops all representations, because a pass begins, failed or was interrupted."""
         self.representations = {}
         self._abandon()
 
@@ -218,7 +218,7 @@ class Probe:
             if self._pass is None:
                 self.representations = {}
                 self._notices.outside(name, self._module_calls.outside(name))
-            elif selections:  # none of a module that is called by a model of which only operations are probed
+            elif selections:  # empty for modules that are hooked only because the graph of `fx:` layers calls them
                 for selection in selections:
                     self._pass.take(selection, module, type(module).__name__, args, output)
                 if self._pass.is_last_call() and self._options.stop_early:
@@ -227,7 +227,7 @@ class Probe:
         return capture
 
     def _on_failure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # Called in any case, after `_on_end`: a pass that is still there raised.
+        # Runs after `_on_end` even on errors, so a pass that is still open has failed.
         if self._pass is not None and self._follows(module, self._plain) and not self._boundary.depth:
             self._drop()
 
@@ -238,7 +238,8 @@ class Probe:
         if self._graph is not None:
             if any(part.training for part in self._plain.modules()):
                 raise LayerError(
-                    f"'{fx_layers.PREFIX}...' layers run the model twice, which changes it in training mode; eval() it"
+                    f"'{fx_layers.PREFIX}...' layers run the model twice, which changes a model in training mode; call "
+                    f"model.eval() first"
                 )
             self._graph.run(
                 args, kwargs, lambda selection, result: forward.take(selection, module, "operation", (), result)

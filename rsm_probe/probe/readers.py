@@ -1,4 +1,4 @@
-"""How a layer's output is read as tokens: learned once from a traced pass, for every kind of input."""
+"""Learns in a traced pass how to read layer outputs as tokens, once per kind of input."""
 
 from __future__ import annotations
 
@@ -26,27 +26,26 @@ from rsm_probe.probe.tracing.traced_layout import (
     read_origin,
 )
 
-# Under a pattern, a reason that begins so is expected: a text tower sees no image.
+# A reason with this beginning is expected for layers matched by a pattern: a text tower sees no image.
 INDEPENDENT = "its output does not depend on the images"
-# How the output of one call of a layer is read; a text says why it cannot be.
+# How to read the output of one call of a layer, or the reason why it cannot be read.
 _Reader = TracedLayout | tuple[Layout, list[Grid]] | str
 _Readers = dict[tuple[str, int], _Reader]
-# What tells the inputs of two passes apart; see `signature`.
+# The kind of a pass's inputs; see `signature`.
 _Kind = tuple[Any, ...]
 
 
 @dataclass
 class LearnedReaders:
-    """How outputs are read: learned in traced passes, applied in all later passes over inputs of the same kind.
+    """How to read outputs: learned in traced passes, applied in all later passes over inputs of the same kind.
 
     Attributes:
         readers: kind of inputs -> (layer, call) -> reader.
-        calls: kind of inputs -> how many calls of probed layers a pass has.
-        parts: (kind, layer, call) -> which value within a tuple or dict holds the representation.
-        locations: (kind, layer, call) -> codes of the locations that the tokens stood for when they were first picked
-            by index tensors.
-        notes: layer -> what a user should know of how it was read.
-        prefixes: layer -> number of prefix tokens, of layers that return token sequences.
+        calls: kind of inputs -> number of calls of probed layers in a pass.
+        parts: (kind, layer, call) -> index of the tensor within a tuple or dict that holds the representation.
+        locations: (kind, layer, call) -> location codes of the tokens when they were first selected by index.
+        notes: layer -> what a user should know about its reading.
+        prefixes: layer -> number of prefix tokens, for layers that return token sequences.
     """
 
     readers: dict[_Kind, _Readers] = field(default_factory=dict)
@@ -58,17 +57,17 @@ class LearnedReaders:
 
 
 class OutputReader:
-    """Reads the outputs of one forward pass. Traces the pass where it is the first over inputs of its kind.
+    """Reads the outputs of one forward pass, and traces the first pass over inputs of each kind.
 
-    A pass is traced again where locations are picked by index tensors, since these may differ from pass to pass.
+    Passes in which index tensors select locations are traced every time, since the selection may change.
 
     Args:
-        learned: what earlier passes showed; this one adds to it.
+        learned: what earlier passes learned; this pass adds to it.
         args: positional arguments of the model.
         kwargs: its keyword arguments.
 
     Attributes:
-        batch: number of images; 0 where nothing says it.
+        batch: number of images; 0 if unknown.
         tracing: whether the pass is traced.
     """
 
@@ -92,14 +91,14 @@ class OutputReader:
 
     @property
     def calls(self) -> int | None:
-        """How many calls of probed layers the pass will have; None where no pass over such inputs has ended."""
+        """The expected number of calls of probed layers; None until a pass over inputs of this kind has ended."""
         return None if self.tracing else self._learned.calls.get(self._kind)
 
     def end(self, calls: int | None) -> None:
         """Ends the pass.
 
         Args:
-            calls: how many calls of probed layers it had; None of a pass that failed, from which nothing is learned.
+            calls: number of calls of probed layers; None for a failed pass, which teaches nothing.
         """
         if calls is not None:
             self._learned.calls[self._kind] = calls
@@ -112,10 +111,10 @@ class OutputReader:
             self._learned.readers.pop(self._kind, None)
 
     def choose(self, label: str, call: int, key: str | None, output: Any) -> Tensor:
-        """The part of an output that holds its representation.
+        """Picks the part of an output that holds its representation.
 
-        The one that `key` names; without it, the first tensor of at least three axes, of which one is the batch, that
-        can be read as locations on a grid; else as `pick_tensor` takes it.
+        This is the part that `key` names. Without a key, it is the first tensor with at least three axes and a batch
+        axis that can be read as locations on a grid, else the choice of `pick_tensor`.
         """
         if key is not None or isinstance(output, Tensor):
             return pick_tensor(output, key, self.batch)
@@ -149,13 +148,13 @@ class OutputReader:
         """Reads a layer's output.
 
         Args:
-            label: of the layer.
-            call: how often the layer ran before in this pass.
-            output: what it returned.
-            dtype: of the tokens.
-            args: what the layer was given.
+            label: the layer's label.
+            call: number of earlier calls of the layer in this pass.
+            output: the layer's output.
+            dtype: dtype of the tokens.
+            args: the layer's positional arguments.
             module: the layer.
-            layout: how the user says that the output is to be read.
+            layout: the layout that the user gave, or None.
             copy: whether the tokens must outlive the output.
 
         Raises:
@@ -172,8 +171,8 @@ class OutputReader:
             if reader is None:
                 self._unknown_layers = True
                 reader = (
-                    "it did not run in the first forward pass over such inputs; call the model again, and that pass is "
-                    "followed"
+                    "it did not run in the first forward pass over inputs of this shape; call the model again to trace "
+                    "that pass"
                 )
             if isinstance(reader, str):
                 raise RepresentationError(reader)
@@ -181,7 +180,7 @@ class OutputReader:
                 return to_representation(output.detach().to(dtype, copy=copy), *reader, given=layout is not None)
             if reader.shape != tuple(output.shape):
                 raise RepresentationError(
-                    f"its output has shape {tuple(output.shape)}, and had {reader.shape} in the first forward pass "
+                    f"its output has shape {tuple(output.shape)}, but had {reader.shape} in the first forward pass "
                     f"over inputs of the same shape; open a new Probe"
                 )
             if reader.note:
@@ -209,7 +208,7 @@ class OutputReader:
                 if (given := self._as_given(output, args)) is None:
                     raise
                 return given
-            # Where locations along one axis were joined, its values look like channels of those along the other.
+            # After locations along one axis were joined, its values look like channels of those along the other.
             finer = self._as_given(output, args) if len(traced.channel_axes) > 1 else None
             if finer is not None and set(finer.channel_axes) < set(traced.channel_axes):
                 return finer
@@ -222,19 +221,19 @@ class OutputReader:
         if trace.started:
             raise RepresentationError(INDEPENDENT)
         if not self.batch:
-            raise RepresentationError("nothing among the inputs of the model looks like images (N, C, H, W)")
+            raise RepresentationError("none of the model's inputs looks like images (N, C, H, W)")
         return infer_layout(output, self.batch, trace.grids, module), list(trace.grids)
 
     def _picked(self, label: str, call: int, traced: TracedLayout) -> TracedLayout:
-        """The layout of a pass in which locations were picked by index: the next pass may pick others."""
+        """Checks that tokens selected by index stand for the same locations as in earlier passes."""
         before = self._learned.locations.setdefault((self._kind, label, call), traced.stands_for)
         if not torch.equal(before, traced.stands_for):
             raise RepresentationError(
-                f"its {len(before)} tokens stand for other locations in every forward pass (dropped at random, or "
-                f"picked by what the images show); turn that off in the model, or {as_they_are(traced.shape)}"
+                f"its {len(before)} tokens stand for different locations in each forward pass (dropped at random, or "
+                f"selected by image content); turn that off in the model, or {as_they_are(traced.shape)}"
             )
         if self.batch == 1 and traced.grid is None and len(before) > 1:
-            note = "its tokens were picked by index, maybe others of each image; a batch of several images shows it"
+            note = "its tokens were selected by index, possibly different ones per image; a larger batch would show it"
             return replace(traced, note=note)
         return traced
 
@@ -242,14 +241,14 @@ class OutputReader:
         return read_origin(origin, self.batch, [str(other) for other in self._others])
 
     def _readable(self, origin: Origin) -> TracedLayout | None:
-        """The layout that an origin shows; None where it shows no set of concept vectors."""
+        """The layout that an origin shows, or None if it is not a set of concept vectors."""
         try:
             return self._read_origin(origin) if isinstance(origin, Tensor) else None
         except RepresentationError:
             return None
 
     def _proven(self, label: str, call: int, origin: Origin, layout: Layout) -> TracedLayout | None:
-        """The layout of a sequence for which the user gave one, where the pass shows the same axes, and a grid."""
+        """The traced layout of a sequence, if its axes agree with the user's layout and it has a grid."""
         if not isinstance(origin, Tensor) or layout not in ("NTC", "TNC", "NCT"):
             return None
         try:
@@ -261,7 +260,7 @@ class OutputReader:
         return traced if is_given and traced.grid is not None else None
 
     def _of_other_inputs(self, origin: Elsewhere, output: Tensor, module: nn.Module) -> RepresentationError:
-        """Says what an output depends on that sees no image."""
+        """The error for an output that depends on other inputs than the images."""
         others = [self._others[number] for number in origin.inputs]
         names = ", ".join(str(other) for other in ([o for o in others if o.is_image] or others)[:3])
         try:
@@ -271,18 +270,18 @@ class OutputReader:
         if any(other.is_image for other in others):
             return UnfollowedInputError(tuple(output.shape), names, layout)
         return RepresentationError(
-            f"{INDEPENDENT}, but on {names}; layouts={{'<layer>': {layout!r}}} takes its vectors as they are"
+            f"{INDEPENDENT}, but on {names}; layouts={{'<layer>': {layout!r}}} reads its vectors as they are"
         )
 
     def _as_given(self, output: Tensor, args: tuple[Any, ...]) -> TracedLayout | None:
-        """A layer that mixes locations, and returns the shape that it was given, keeps its input's axes."""
+        """The layout of an input of the same shape: a layer that mixes locations keeps the axes of its input."""
         origins = (self._trace.of(value) for value in args if isinstance(value, Tensor))
         same_shape = (origin for origin in origins if isinstance(origin, Tensor) and origin.shape == output.shape)
         return next((layout for origin in same_shape if (layout := self._readable(origin)) is not None), None)
 
 
 def declared_prefix(model: nn.Module) -> int | None:
-    """How many tokens a model says stand before its locations (timm, transformers); None where it says nothing."""
+    """The number of prefix tokens that a model declares (timm, transformers), or None."""
     for module in model.modules():
         if isinstance(count := getattr(module, "num_prefix_tokens", None), int):
             return count

@@ -1,7 +1,7 @@
-"""Any layer output -> concept vectors `(N, S, C)`, with prefix tokens and grid, by evidence from the same forward pass.
+"""Reads a layer output as concept vectors `(N, S, C)` with prefix tokens and grid, from shapes and earlier grids.
 
-Nothing here knows a model by name. A map's layout follows from grids that convolutions and poolings produced earlier in
-the same pass; class and register tokens are what a token sequence holds beyond such a grid.
+No rule depends on the name of a model. The layout of a map follows from the grids that convolutions and poolings
+produced earlier in the same forward pass. The tokens of a sequence beyond such a grid are class and register tokens.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from rsm_probe.probe.tracing.inputs import leaves
 Grid = tuple[int, ...]
 Layout = Literal["NCHW", "NHWC", "NCTHW", "NTHWC", "NTC", "TNC", "NCT", "NC"]
 
-# More extra tokens than this are not class, distillation or register tokens, but a wrong grid.
+# More extra tokens than this mean a wrong grid rather than class, distillation or register tokens.
 _MAX_PREFIX = 8
-# These keep the channels on the second axis.
+# Modules with channels on the second axis.
 _CHANNELS_FIRST = (CONVOLUTIONS, BATCH_NORMS, nn.GroupNorm, *POOLINGS)
-# These work on the last axis, so that it holds the channels; their subclasses may do otherwise.
+# Modules with channels on the last axis; subclasses may differ.
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
 class Representation:
-    """What one layer answered to a batch of images.
+    """The output of one layer for a batch of images.
 
     Attributes:
         tokens: concept vectors, shape (N images, S locations, C channels).
         prefix: class, distillation and register tokens, shape (N, P, C); P may be 0.
-        grid: (H, W) with H * W = S, of videos (T, H, W) with T * H * W = S; (1, 1) of a map that was pooled whole; None
-            where locations have no grid: vectors (N, C), sequences of one token, tokens picked here and there.
+        grid: (H, W) with H * W = S, or (T, H, W) with T * H * W = S for videos; (1, 1) for a globally pooled map; None
+            if the locations form no grid: vectors (N, C), sequences of one token, scattered tokens.
     """
 
     tokens: Tensor
@@ -44,14 +44,14 @@ class Representation:
 
 
 def pick_tensor(output: Any, key: str | None, batch: int) -> Tensor:
-    """The tensor of a layer's output that holds its representation.
+    """Picks the tensor of a layer's output that holds its representation.
 
-    A tensor is taken as it is. From a tuple, list, dict or dataclass, `key` chooses (an index, a key or a field, with
-    dots for nesting); without it, the first floating tensor of at least three dimensions whose first axis is the batch,
-    else the first floating tensor.
+    `key` selects a part of a tuple, list, dict or dataclass: an index, a key or a field, with dots for nesting. Without
+    a key, the first floating-point tensor with at least three axes whose first axis is the batch is taken, else the
+    first floating-point tensor.
 
     Raises:
-        RepresentationError: there is no such part, or no floating tensor at all.
+        RepresentationError: there is no such part, or no floating-point tensor.
     """
     if key is not None:
         for part in key.split("."):
@@ -79,12 +79,12 @@ def _fields(output: Any) -> list[str]:
 
 
 def _no_tensor(output: Any) -> str:
-    """Why an output cannot be read, and what to do."""
+    """Explains why an output cannot be read, and what to do."""
     if isinstance(output, Tensor):
-        return f"its output holds {output.dtype}, not floating numbers; probe a layer before or after it"
+        return f"its output has dtype {output.dtype}, which is not floating point; probe a layer before or after it"
     if isinstance(output, Iterable) and not isinstance(output, str | bytes | Mapping | list | tuple):
-        return f"its output is a {type(output).__name__}, which is not looked into; return a tensor, list or mapping"
-    problem = f"no floating tensor was found in its output ({type(output).__name__})"
+        return f"its output is a {type(output).__name__}, which cannot be searched; return a tensor, list or mapping"
+    problem = f"its output ({type(output).__name__}) contains no floating-point tensor"
     fields = [] if isinstance(output, Mapping | list | tuple) else _fields(output)
     parts = [name for name in fields if any(isinstance(leaf, Tensor) for leaf in leaves(getattr(output, name)))]
     if parts:
@@ -93,16 +93,16 @@ def _no_tensor(output: Any) -> str:
 
 
 def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.Module) -> Layout:
-    """How the axes of an output are to be read.
+    """Infers the layout of an output from its shape.
 
     Args:
-        output: what the layer returned.
+        output: the layer's output.
         batch: number of images in this forward pass.
-        grids: (H, W) of every convolution and pooling that ran before, in order.
-        module: the layer, whose own kind decides where shapes do not.
+        grids: (H, W) of every earlier convolution and pooling, in order.
+        module: the layer; its class decides when shapes are ambiguous.
 
     Raises:
-        RepresentationError: no evidence settles it.
+        RepresentationError: the layout stays ambiguous.
     """
     shape = tuple(output.shape)
     if output.ndim < 2:
@@ -111,8 +111,8 @@ def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.M
         return "TNC"
     if shape[0] != batch:
         raise RepresentationError(
-            f"its output has shape {shape}, but the batch holds {batch} images: images are folded into windows, "
-            f"regions or queries; probe the block around it instead, or, if the sequence comes first, say so with "
+            f"its output has shape {shape}, but the batch has {batch} images: they were split into windows, regions or "
+            f"queries; probe the enclosing block instead, or, if the sequence axis comes first, set "
             f"layouts={{'<layer>': 'TNC'}}"
         )
     if output.ndim == 2:
@@ -125,10 +125,10 @@ def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.M
 
 
 def _is_sequence_first(first: int, batch: int, module: nn.Module) -> bool:
-    """Whether (first, batch, C) holds a sequence for each image, and not windows whose length equals the batch.
+    """Whether an output (first, batch, C) is sequence-first, rather than windows whose length equals the batch.
 
-    A number of windows is a multiple of the batch. Where the length of the sequence is one too, only attention that
-    is declared as sequence-first settles it.
+    The number of windows is a multiple of the batch. If the sequence length is a multiple too, only attention declared
+    as sequence-first decides.
     """
     attention = (part for part in module.modules() if isinstance(part, nn.MultiheadAttention))
     return any(not part.batch_first for part in attention) or first % batch != 0 or batch == 1 != first
@@ -142,17 +142,17 @@ def _infer_map_layout(shape: tuple[int, ...], grids: set[Grid], module: nn.Modul
     if first and type(module) in _CHANNELS_LAST:
         return "NHWC"
     convolutional = any(isinstance(m, _CHANNELS_FIRST) for m in module.modules())
-    if first or convolutional:  # both readings fit a grid, or neither does: what the layer is made of decides
+    if first or convolutional:  # both layouts match a grid, or neither does: the layer's modules decide
         leaf = next(module.children(), None) is None
         return "NCHW" if convolutional or leaf else "NHWC"
     raise RepresentationError(
         f"its output has shape {shape}, and neither the last two axes nor the middle two are a grid that a convolution "
-        f"produced earlier; say how to read it with layouts={{'<layer>': 'NCHW'}} or 'NHWC'"
+        f"produced earlier; set layouts={{'<layer>': 'NCHW'}} or 'NHWC'"
     )
 
 
 def _with_halvings(grids: Sequence[Grid]) -> list[Grid]:
-    """Grids and what patch merging or strided slicing makes of them."""
+    """Adds the halved sizes that patch merging or strided slicing makes of the grids."""
     sizes = list(dict.fromkeys(grids))
     for grid in sizes[:]:
         while max(grid) > 1:
@@ -162,13 +162,13 @@ def _with_halvings(grids: Sequence[Grid]) -> list[Grid]:
 
 
 def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid], *, given: bool = False) -> Representation:
-    """Reads an output as a representation; the tokens are a view of it.
+    """Reads an output as a representation whose tokens are a view of it.
 
     Args:
-        output: what a layer returned.
+        output: a layer's output.
         layout: the meaning of its axes.
-        grids: (H, W) of the maps that were seen before.
-        given: the layout was said, not found: then a sequence is taken as it is, without a grid or a prefix.
+        grids: (H, W) of the maps seen before.
+        given: whether the user gave the layout; a sequence then gets neither grid nor prefix.
 
     Raises:
         RepresentationError: the layout does not fit the shape, or a token sequence fits no grid.
@@ -176,7 +176,7 @@ def to_representation(output: Tensor, layout: Layout, grids: Sequence[Grid], *, 
     if layout not in get_args(Layout):
         raise RepresentationError(f"unknown layout {layout!r}; layouts are: {', '.join(get_args(Layout))}")
     if output.ndim != len(layout):
-        raise RepresentationError(f"its output has shape {tuple(output.shape)}, which layout {layout!r} does not fit")
+        raise RepresentationError(f"its output has shape {tuple(output.shape)}, which does not fit layout {layout!r}")
     if layout in ("NCHW", "NCTHW"):
         return _without_prefix(output.flatten(2).transpose(1, 2), tuple(output.shape[2:]))
     if layout in ("NHWC", "NTHWC"):
@@ -196,28 +196,28 @@ def _without_prefix(tokens: Tensor, grid: Grid | None) -> Representation:
 
 
 def _grid_of_sequence(length: int, grids: Sequence[Grid], layout: Layout) -> Grid:
-    """The grid behind a token sequence: of those seen, the one that leaves the fewest prefix tokens."""
+    """The grid of a token sequence: among those seen, the one that leaves the fewest prefix tokens."""
     fitting = [g for g in _with_halvings(grids[::-1]) if 0 <= length - g[0] * g[1] <= _MAX_PREFIX and max(g) > 1]
     if not fitting:
         seen = ", ".join(f"{h}x{w}" for h, w in dict.fromkeys(grids)) or "none"
         raise RepresentationError(
-            f"its output holds {length} tokens, which matches no grid seen in this forward pass (seen: {seen}) plus at "
-            f"most {_MAX_PREFIX} prefix tokens; layouts={{'<layer>': {layout!r}}} takes them as they are"
+            f"its output has {length} tokens, which match no grid seen in this forward pass (seen: {seen}) plus at "
+            f"most {_MAX_PREFIX} prefix tokens; layouts={{'<layer>': {layout!r}}} reads them as they are"
         )
     return min(fitting, key=lambda g: length - g[0] * g[1])
 
 
 def require_finite(model: str, layer: str, bad: int | None, ids: Sequence[str] | None) -> None:
-    """Raises if a representation holds NaN or infinity.
+    """Rejects a representation that contains NaN or infinity.
 
     Args:
-        model: whose layer it is.
-        layer: which one.
-        bad: the first image that does, or None; see `first_nonfinite`.
+        model: name of the model.
+        layer: name of the layer.
+        bad: index of the first non-finite image, or None; see `first_nonfinite`.
         ids: names of the images.
 
     Raises:
-        RepresentationError: names layer, model and image.
+        RepresentationError: `bad` is not None. The message names layer, model and image.
     """
     if bad is not None:
         image = f"image {ids[bad]!r}" if ids else f"image {bad} of this batch"

@@ -1,4 +1,4 @@
-"""Modules whose output, or whose state, depends on whether they are in training mode."""
+"""Finds modules whose output or state depends on training mode."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 
 from rsm_probe.probe.torch_internals import DROPOUTS, NORMS_WITH_STATISTICS, pre_hooks_of
 
-# Attributes that say how much a module changes in training: drop_prob, attention_dropout, layerdrop, noise_std, p.
+# Attributes that set the strength of random changes in training: drop_prob, attention_dropout, layerdrop, noise_std, p.
 _RATE = re.compile(r"drop|prob|rate|noise|^p$")
-# PyTorch's own classes, and whether a module of them changes.
+# PyTorch's own classes, each with a rule for whether training mode changes a module.
 _RULES: tuple[tuple[Any, Callable[[Any], bool]], ...] = (
     (NORMS_WITH_STATISTICS, lambda norm: norm.track_running_stats),
     (DROPOUTS, lambda dropout: dropout.p > 0),
@@ -26,10 +26,10 @@ _RULES: tuple[tuple[Any, Callable[[Any], bool]], ...] = (
 
 
 def changed_by_training(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """The modules, of those given by name, that compute differently in training mode, or change themselves.
+    """The named modules that compute differently, or update their state, in training mode.
 
-    Of PyTorch's own classes it is known: normalisation by running statistics, dropout, randomised slopes. A class of
-    somebody else counts if its forward reads `self.training`, unless all the rates that it holds are zero.
+    PyTorch's own classes follow fixed rules: normalisation by running statistics, dropout, randomised slopes. Any other
+    class counts if its forward reads `self.training`, unless all its rates are zero.
     """
     reads_training: Callable[[type, str], bool] = functools.cache(_reads_training)
 
@@ -45,7 +45,7 @@ def changed_by_training(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[
 
 
 def _rates(module: nn.Module) -> list[float]:
-    """How much a module changes in training, as far as its attributes, or else its configuration, say."""
+    """The rates of random changes in training, from a module's attributes, else from its configuration."""
     rates = [float(child.p) for child in module.children() if isinstance(child, DROPOUTS)]
     for holder in (module, getattr(module, "config", None)):
         values: dict[str, Any] = getattr(holder, "__dict__", {})
@@ -60,7 +60,7 @@ def _rates(module: nn.Module) -> list[float]:
 
 
 def _reads_training(kind: type, method: str) -> bool:
-    """Whether a method of a class, or another one that it calls, mentions `training`."""
+    """Whether a method of a class, or a method that it calls, mentions `training`."""
     todo, seen = [method], set[str]()
     own = [base for base in kind.__mro__ if base is not object and not base.__module__.startswith("torch.nn.modules.")]
     while todo:
@@ -80,6 +80,6 @@ def _reads_training(kind: type, method: str) -> bool:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names that a function and the functions inside it mention."""
+    """The names that a function and its inner functions mention."""
     inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return set(code.co_names).union(*inner)

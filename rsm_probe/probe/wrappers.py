@@ -1,4 +1,4 @@
-"""Wrappers around a model: compilation and data parallelism, evaluation mode, the boundary of its passes."""
+"""Wrappers around a model: compilation, data parallelism, evaluation mode, and the boundary of its passes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rsm_probe.checks import brief
 from rsm_probe.errors import LayerError, ModelError
 from rsm_probe.probe.torch_internals import COMPILED_FROM, EXPORT_GUARDS, is_compiled
 
-# The attribute that accelerate sets on modules whose weights it fetches for each call.
+# Set by accelerate on modules whose weights it loads for each call.
 _OFFLOADED = "_hf_hook"
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -28,16 +28,16 @@ def plain_model(model: nn.Module) -> nn.Module:
 
     Raises:
         ModelError: not a module.
-        LayerError: the model is scripted, traced or exported, or runs on several devices at once: no hook sees such
-            passes; or its parameters are not there yet.
+        LayerError: hooks cannot see the passes of the model (scripted, traced or exported, or split over several
+            devices), or its parameters do not exist yet.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(_not_a_module(model))
     while isinstance(model, _PARALLEL) or isinstance(getattr(model, COMPILED_FROM, None), nn.Module):
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise LayerError(
-                f"DataParallel splits every batch over {len(model.device_ids)} devices; probe and call the model "
-                f"that it was made from (`model.module`)"
+                f"DataParallel splits every batch over {len(model.device_ids)} devices; probe and call the wrapped "
+                f"model (`model.module`)"
             )
         model = model.module if isinstance(model, _PARALLEL) else getattr(model, COMPILED_FROM)
     for name, part in model.named_modules():
@@ -64,10 +64,10 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 
 def require_values(model: nn.Module) -> None:
-    """Refuses models whose parameters were never filled.
+    """Rejects models whose parameters have no values.
 
     Raises:
-        LayerError: names the first layer on the meta device.
+        LayerError: a layer is on the meta device; the message names the first.
     """
     if any(hasattr(part, _OFFLOADED) for part in model.modules()):
         return
@@ -80,7 +80,7 @@ def require_values(model: nn.Module) -> None:
 
 
 def has_no_forward(module: nn.Module) -> bool:
-    """Whether a module only holds others, and cannot be called."""
+    """Whether a module is a mere container that cannot be called."""
     return type(module).forward is nn.Module.forward and "forward" not in vars(module)
 
 
@@ -103,8 +103,8 @@ def _not_a_module(model: object) -> str:
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Dotted name -> module in the order of registration, aliases included; compiled parts have their plain names."""
-    # The wrapper first, then the module inside, whose hooks see its calls.
+    """Dotted name -> module in order of registration, with aliases; compiled parts have their plain names."""
+    # A wrapper comes before the module inside, which replaces it here: only hooks of the inner module see its calls.
     return {
         ".".join(part for part in name.split(".") if part != COMPILED_FROM): module
         for name, module in model.named_modules(remove_duplicate=False)
@@ -112,14 +112,14 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def run_eagerly(model: nn.Module) -> AbstractContextManager[object]:
-    """Inside, compiled models and parts run as Python, where hooks are seen; what was compiled stays for later."""
+    """Runs compiled models and parts as plain Python inside, so that hooks fire; compiled code stays cached."""
     compiled = any(map(is_compiled, model.modules()))
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every training flag as it was outside.
+    """Sets evaluation mode inside, and restores every training flag on exit.
 
     Raises:
         LayerError: the model runs no hooks; see `plain_model`.
@@ -135,20 +135,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class LastLayerSeenError(Exception):
-    """Ends a forward pass of which nothing more is wanted; its argument is the `Boundary` whose last layer it was."""
+    """Ends a forward pass after the last probed layer; its argument is the `Boundary` to stop at."""
 
 
 class Boundary:
-    """Stands in for a model's `forward`: knows whether it runs, ends it early, and sees interruptions.
+    """Replaces a model's `forward`: counts running calls, ends a pass early, and notices interruptions.
 
-    Hooks that PyTorch calls in any case do not see KeyboardInterrupt.
+    Even hooks with `always_call` do not see KeyboardInterrupt.
 
     Args:
         module: the model.
         interrupted: called when a pass ends in an exception that is not an `Exception`.
 
     Attributes:
-        depth: how many calls of `forward` are under way in the thread of the probe; a model may call itself.
+        depth: number of running calls of `forward` in the probe's thread; a model may call itself.
     """
 
     def __init__(self, module: nn.Module, interrupted: Callable[[], None]) -> None:
@@ -159,7 +159,7 @@ class Boundary:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, calls of the model go through this object; they must be those of one thread."""
+        """Routes the model's calls in this thread through this object inside."""
         module = self._module
         self.depth, self._thread = 0, threading.get_ident()
         self._own: Any = vars(module).get("forward")
@@ -171,7 +171,7 @@ class Boundary:
             yield
         finally:
             self._active = False
-            # Another boundary, or a function of somebody else, may have come since: it goes on calling this one.
+            # If other code has replaced `forward` since, it continues to call this object.
             if vars(module).get("forward") is self:
                 own = self._own
                 while isinstance(own, Boundary) and not own._active:
@@ -182,7 +182,7 @@ class Boundary:
                     module.forward = own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward."""
+        """Calls the model's own forward."""
         if not self._active or threading.get_ident() != self._thread:
             return self._forward(*args, **kwargs)
         self.depth += 1
@@ -201,5 +201,5 @@ class Boundary:
             self.depth -= 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # The copy of a model is not probed: its forward is its own.
+        # A copy of the model is not probed, so it gets its own forward.
         return copy.deepcopy(self._forward, memo)

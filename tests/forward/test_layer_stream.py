@@ -121,8 +121,8 @@ def test_the_stream_and_a_loop_of_ones_own_add_up_to_the_same():
 
 def test_layers_by_model_have_to_name_every_model_and_no_other():
     for layers, message in (
-        ({"m1": "*"}, "layers= names no layers for model 'm0'; it has m1"),
-        ({"m0": "*", "mO": "*"}, "layers= names layers for a model 'mO'; .*there are m0"),
+        ({"m1": "*"}, "layers= has no entry for model 'm0'; it has entries for m1"),
+        ({"m0": "*", "mO": "*"}, "layers= has an entry for unknown model 'mO'; .*models are: m0"),
     ):
         with pytest.raises(ModelError, match=message):
             stream_of(Twice(), layers=layers)

@@ -324,7 +324,7 @@ def test_pattern_that_matches_a_repeated_layer_gives_every_call(resnet18, images
 
 
 def test_call_that_did_not_happen_is_refused(resnet18, images):
-    with pytest.raises(LayerError, match=r"'layer1.0.relu#2' was called 2 times.*count from #0"):
+    with pytest.raises(LayerError, match=r"'layer1.0.relu#2' was called 2 times.*numbered from #0"):
         tokens(resnet18, "layer1.0.relu#2", images)
 
 
@@ -360,7 +360,7 @@ def test_container_whose_parts_are_called_by_hand_names_the_parts():
 def test_what_a_pattern_matched_in_vain_is_listed_and_warned_of_once():
     model = Fickle()
     with torch.no_grad(), Probe(model, "*") as probe:
-        with pytest.warns(UserWarning, match=r"1 layers that a pattern matched.*\(idle\)"):
+        with pytest.warns(UserWarning, match=r"1 layers matched by a pattern.*\(idle\)"):
             model(torch.randn(2, 3, 4, 4))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -379,10 +379,10 @@ def test_pattern_of_which_nothing_could_be_captured_is_an_error():
     [
         (lambda x: x.mean(), r"shape \(\).*at least \(N, C\)"),
         (lambda x: x.mean((1, 2, 3)), r"shape \(2,\).*at least \(N, C\)"),
-        (lambda x: x.flatten(1).argmax(1, keepdim=True), "holds torch.int64, not floating numbers"),
-        (lambda x: None, r"no floating tensor.*output \(NoneType\)"),
-        (lambda x: "text", r"no floating tensor.*output \(str\)"),
-        (lambda x: (None, {"n": 3}), r"no floating tensor.*output \(tuple\)"),
+        (lambda x: x.flatten(1).argmax(1, keepdim=True), "has dtype torch.int64, which is not floating point"),
+        (lambda x: None, r"its output \(NoneType\) contains no floating-point tensor"),
+        (lambda x: "text", r"its output \(str\) contains no floating-point tensor"),
+        (lambda x: (None, {"n": 3}), r"its output \(tuple\) contains no floating-point tensor"),
     ],
     ids=["scalar", "vector", "integers", "none", "text", "tuple"],
 )
@@ -491,7 +491,7 @@ def test_output_that_mixes_locations_and_channels_asks_for_layouts_and_takes_the
 
 @pytest.mark.parametrize(
     ("layout", "reason"),
-    [("NWHC", "unknown layout 'NWHC'.*NCHW, NHWC"), ("NTC", r"shape \(2, 4, 4, 4\), which layout 'NTC' does not fit")],
+    [("NWHC", "unknown layout 'NWHC'.*NCHW, NHWC"), ("NTC", r"shape \(2, 4, 4, 4\), which does not fit layout 'NTC'")],
 )
 def test_layout_that_is_unknown_or_does_not_fit_is_named(layout, reason):
     with pytest.raises(RepresentationError, match=f"layer 'conv'.*{reason}"):

@@ -158,7 +158,7 @@ def test_broken_regular_expression_is_named(resnet18):
 
 
 def test_no_layers_at_all_are_refused(resnet18):
-    with pytest.raises(LayerError, match="no layers named"):
+    with pytest.raises(LayerError, match="no layers given"):
         resolve(resnet18, [])
 
 

@@ -217,7 +217,7 @@ def test_probes_of_a_model_and_of_its_part_hold_the_same_pass(clip):
     with torch.no_grad(), Probe(clip, "visual.stem") as whole, Probe(clip.visual, "stem") as part:
         clip(pictures(), words())
         assert torch.equal(whole.representations["visual.stem"].tokens, part.representations["stem"].tokens)
-        with pytest.warns(UserWarning, match="ran outside of the forward of Contrastive"):
+        with pytest.warns(UserWarning, match="ran outside the forward pass of Contrastive"):
             clip.encode_image(pictures(3))
         assert whole.representations == {}
         assert len(part.representations["stem"].tokens) == 3
@@ -239,7 +239,7 @@ def test_operations_are_not_held_once_the_model_ran_in_another_way():
     model = Tower().eval()
     with torch.no_grad(), Probe(model, "fx:last") as probe:
         model(pictures())
-        with pytest.warns(UserWarning, match="ran outside of the forward of Tower"):
+        with pytest.warns(UserWarning, match="ran outside the forward pass of Tower"):
             model.last(model.stem(pictures(3)))
         assert probe.representations == {}
         model(pictures(3))
@@ -308,7 +308,7 @@ def test_warnings_that_are_errors_leave_nothing_held(clip):
 def test_inputs_that_hold_themselves_are_refused(clip):
     endless = [pictures()]
     endless.append(endless)
-    with torch.no_grad(), Probe(clip, "visual.stem"), pytest.raises(RepresentationError, match="holds itself"):
+    with torch.no_grad(), Probe(clip, "visual.stem"), pytest.raises(RepresentationError, match="contains itself"):
         clip(pictures(), endless)
 
 

@@ -95,7 +95,7 @@ def test_tokens_stand_in_the_order_of_the_image_whatever_was_done(change):
 
 def test_tokens_that_stand_behind_the_locations_are_left_out_and_noted():
     model = hf_model("YolosModel", {**SMALL, "image_size": [64, 64], "num_detection_tokens": 10}).eval()
-    with pytest.warns(UserWarning, match=r"are left out.*encoder.layer.1"):
+    with pytest.warns(UserWarning, match=r"left out or selected.*encoder.layer.1"):
         probe = captured(model, "encoder.layer.1", pictures(64))
     kept = probe.representations["encoder.layer.1"]
     assert (kept.tokens.shape[1], kept.prefix.shape[1], kept.grid) == (16, 1, (4, 4))
@@ -107,7 +107,7 @@ def test_tokens_that_stand_behind_the_locations_are_left_out_and_noted():
 
 def test_tokens_that_are_dropped_at_random_are_refused_and_can_be_taken_as_they_are():
     model = hf_model("ViTMAEModel", {**SMALL, "image_size": 64}).eval()
-    with pytest.raises(RepresentationError, match=r"4 tokens stand for other locations in every image.*layouts="):
+    with pytest.raises(RepresentationError, match=r"4 tokens stand for different locations in each image.*layouts="):
         captured(model, "layers.1", pictures(64))
     kept = captured(model, "layers.1", pictures(64), layouts={"layers.1": "NTC"}).representations["layers.1"]
     assert kept.grid is None
@@ -171,7 +171,7 @@ def test_what_does_not_depend_on_the_images_is_refused_without_a_warning_for_pat
 def test_prefix_that_is_declared_wrongly_is_warned_of():
     model = timm.create_model("cait_xxs24_224", img_size=64, depth=2).eval()
     model.num_prefix_tokens = 1  # as newer releases of timm declare it
-    with pytest.warns(UserWarning, match=r"another number of prefix tokens than the 1 that the model declares"):
+    with pytest.warns(UserWarning, match=r"a number of prefix tokens that differs from the 1 the model declares"):
         probe = captured(model, ["blocks.0", "blocks.1"], pictures(64))
     assert probe.representations["blocks.0"].prefix.shape[1] == 0
 
@@ -184,13 +184,13 @@ def test_prefix_that_is_declared_rightly_is_not_warned_of(recwarn):
 
 def test_sequences_of_several_scales_are_refused():
     model = Patches(lambda x: torch.cat([sequence(x), sequence(nn.functional.avg_pool2d(x, 2))], 1))
-    with pytest.raises(RepresentationError, match="several vectors stand for the same location"):
+    with pytest.raises(RepresentationError, match="several vectors share a location"):
         captured(model, "after", positions())
 
 
 def test_images_that_keep_different_numbers_of_locations_are_refused():
     model = Patches(lambda x: torch.cat([sequence(x)[0, :5], sequence(x)[1, :7]])[None])
-    with pytest.raises(RepresentationError, match="another number of locations of each image"):
+    with pytest.raises(RepresentationError, match="a different number of locations in each image"):
         captured(model, "after", positions())
 
 

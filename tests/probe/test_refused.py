@@ -46,8 +46,8 @@ def pictures(count: int = 2) -> torch.Tensor:
     [
         ({"layers": None}, LayerError, "must be text, found None"),
         ({"layers": 3}, LayerError, "must be text, found 3.*write '3'"),
-        ({"layers": []}, LayerError, "no layers named"),
-        ({"layers": ()}, LayerError, "no layers named"),
+        ({"layers": []}, LayerError, "no layers given"),
+        ({"layers": ()}, LayerError, "no layers given"),
         ({"layers": b"conv"}, LayerError, "must be text, found b'conv'"),
         ({"layers": {"conv": "NCHW"}}, LayerError, r"a list of texts.*give list\(layers\)"),
         ({"layers": ["conv", None]}, LayerError, "must be text, found None"),
@@ -62,18 +62,18 @@ def pictures(count: int = 2) -> torch.Tensor:
         ({"layouts": {"conv": ["NCHW"]}}, RepresentationError, "'conv' has the unknown layout"),
         ({"layouts": {"conv": "NWHC"}}, RepresentationError, "'conv' has the unknown layout 'NWHC'; .*NCHW, NHWC"),
         ({"layouts": {"cov": "NCHW"}}, LayerError, "matches 'cov'; nearest: 'conv'"),
-        ({"example": 5}, RepresentationError, "example must hold a tensor.*5"),
-        ({"example": "image"}, RepresentationError, "example must hold a tensor"),
-        ({"example": np.zeros((1, 3, 4, 4))}, RepresentationError, "example must hold a tensor"),
-        ({"example": ()}, RepresentationError, "example must hold a tensor"),
-        ({"example": {1: torch.zeros(1)}}, RepresentationError, "names of arguments"),
+        ({"example": 5}, RepresentationError, "example must contain a tensor.*5"),
+        ({"example": "image"}, RepresentationError, "example must contain a tensor"),
+        ({"example": np.zeros((1, 3, 4, 4))}, RepresentationError, "example must contain a tensor"),
+        ({"example": ()}, RepresentationError, "example must contain a tensor"),
+        ({"example": {1: torch.zeros(1)}}, RepresentationError, "argument names"),
         ({"dtype": "float16"}, RepresentationError, "write torch.float16"),
         ({"dtype": "half precision"}, RepresentationError, "must be a torch.dtype"),
         ({"dtype": np.float32}, RepresentationError, "must be a torch.dtype"),
         ({"dtype": float}, RepresentationError, "must be a torch.dtype"),
-        ({"dtype": torch.int64}, RepresentationError, "floating numbers.*torch.int64"),
-        ({"dtype": torch.bool}, RepresentationError, "floating numbers.*torch.bool"),
-        ({"dtype": torch.complex64}, RepresentationError, "floating numbers.*torch.complex64"),
+        ({"dtype": torch.int64}, RepresentationError, "floating-point type.*torch.int64"),
+        ({"dtype": torch.bool}, RepresentationError, "floating-point type.*torch.bool"),
+        ({"dtype": torch.complex64}, RepresentationError, "floating-point type.*torch.complex64"),
         ({"dtype": torch.float8_e4m3fn}, RepresentationError, "at least 16 bits"),
         ({"reduce": "mean"}, RepresentationError, "reduce must be a function.*'mean'"),
         ({"stop_early": "no"}, RepresentationError, "stop_early must be True or False, found 'no'"),
@@ -194,7 +194,7 @@ def test_graph_modules_that_call_modules_are_probed_at_these():
     with torch.no_grad(), Probe(model, ["0", "1.0"]) as probe:
         model(pictures())
     assert list(probe.representations) == ["0", "1.0"]
-    with torch.no_grad(), Probe(model, "1"), pytest.raises(LayerError, match=r"by hand: probe '1\.0', '1\.1'"):
+    with torch.no_grad(), Probe(model, "1"), pytest.raises(LayerError, match=r"directly: probe '1\.0', '1\.1'"):
         model(pictures())
 
 
@@ -245,12 +245,12 @@ def deep(x):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (of_itself, r"a list holds itself.*choose a part with 'head\[<part>\]'"),
-        (of_itself_by_name, "a dict holds itself"),
-        (endless, "a list holds itself"),
-        (deep, "nested deeper than 50"),
-        (lambda x: (y for y in [x]), "is a generator, which is not looked into"),
-        (lambda x: {1, 2}, "is a set, which is not looked into"),
+        (of_itself, r"a list contains itself.*choose a part with 'head\[<part>\]'"),
+        (of_itself_by_name, "a dict contains itself"),
+        (endless, "a list contains itself"),
+        (deep, "nested more than 50 levels deep"),
+        (lambda x: (y for y in [x]), "is a generator, which cannot be searched"),
+        (lambda x: {1, 2}, "is a set, which cannot be searched"),
         (lambda x: x.numpy(), "is a ndarray"),
         (lambda x: x.to_sparse(), "sparse"),
         (lambda x: x[0, 0].to_sparse_csr(), "sparse"),
@@ -261,12 +261,12 @@ def deep(x):
         (lambda x: [torch.nested.nested_tensor([x[0], x[1, :, :2]])], "nested tensor"),
         (lambda x: torch.nested.nested_tensor([x[0, 0], x[1, 0, :2]], layout=torch.jagged), "nested tensor"),
         (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "torch.qint8"),
-        (torch.fft.fft2, "torch.complex64, not floating"),
-        (lambda x: x > 0, "torch.bool, not floating"),
-        (lambda x: x.long(), "torch.int64, not floating"),
-        (lambda x: x[:0], r"\(0, 4, 4, 4\) and holds no values"),
-        (lambda x: x[:, :0], r"\(2, 0, 4, 4\) and holds no values"),
-        (lambda x: x[:, :, :0], r"\(2, 4, 0, 4\) and holds no values"),
+        (torch.fft.fft2, "torch.complex64, which is not floating"),
+        (lambda x: x > 0, "torch.bool, which is not floating"),
+        (lambda x: x.long(), "torch.int64, which is not floating"),
+        (lambda x: x[:0], r"\(0, 4, 4, 4\) and is empty"),
+        (lambda x: x[:, :0], r"\(2, 0, 4, 4\) and is empty"),
+        (lambda x: x[:, :, :0], r"\(2, 4, 0, 4\) and is empty"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

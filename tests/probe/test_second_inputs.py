@@ -77,7 +77,7 @@ def test_a_layout_reads_the_call_that_saw_another_input(layers, layouts):
 
 
 def test_calls_that_a_pattern_drops_are_listed_and_warned_of():
-    with pytest.warns(UserWarning, match=r"3 layers that a pattern matched could not be captured.*trunk.0#1"):
+    with pytest.warns(UserWarning, match=r"3 layers matched by a pattern could not be captured.*trunk.0#1"):
         probe = probed(SHARED, "trunk.*", FIRST, SECOND)
     assert list(probe.representations) == ["trunk.0#0", "trunk.1#0", "trunk.2#0"]
     assert list(probe.skipped) == ["trunk.0#1", "trunk.1#1", "trunk.2#1"]
@@ -130,7 +130,7 @@ def test_layers_of_another_input_say_which_and_are_read_with_a_layout(form):
     assert torch.equal(kept["b.0"].tokens, maps_as_tokens(found[0]))
     assert kept["b.0"].grid == tuple(found[0].shape[2:])
     assert kept["a.0"].grid == (8, 8)
-    with pytest.warns(UserWarning, match=r"pattern matched could not be captured.*\(b.0, b.1, b.2\)"):
+    with pytest.warns(UserWarning, match=r"matched by a pattern could not be captured.*\(b.0, b.1, b.2\)"):
         assert set(probed(model, "regex:[ab][.]", *inputs, **named).representations) == {"a.0", "a.1", "a.2"}
 
 

@@ -323,9 +323,9 @@ def test_layout_follows_from_shapes_and_grids(shape, batch, grids, module, layou
     [
         ((), 2, r"shape \(\).*at least \(N, C\)"),
         ((2,), 2, r"shape \(2,\)"),
-        ((8, 49, 12), 2, r"shape \(8, 49, 12\), but the batch holds 2 images.*folded"),
-        ((6, 8), 2, r"shape \(6, 8\), but the batch holds 2 images"),
-        ((8, 4, 4, 12), 2, r"shape \(8, 4, 4, 12\), but the batch holds 2 images"),
+        ((8, 49, 12), 2, r"shape \(8, 49, 12\), but the batch has 2 images.*split"),
+        ((6, 8), 2, r"shape \(6, 8\), but the batch has 2 images"),
+        ((8, 4, 4, 12), 2, r"shape \(8, 4, 4, 12\), but the batch has 2 images"),
         ((2, 1, 7, 256), 2, r"shape \(2, 1, 7, 256\).*layouts="),
         ((2, 3, 4, 4, 4), 2, r"shape \(2, 3, 4, 4, 4\).*more than two spatial axes"),
     ],

@@ -56,7 +56,7 @@ def test_a_layer_that_runs_later_only_is_refused_once():
         with pytest.raises(LayerError, match="'b' never ran"):
             model(images)
         model.deep = True
-        with pytest.raises(RepresentationError, match="call the model again, and that pass is followed"):
+        with pytest.raises(RepresentationError, match="call the model again to trace that pass"):
             model(images)
         model(images)
         assert list(probe.representations) == ["a", "b"]
@@ -121,16 +121,16 @@ def test_tokens_that_are_other_ones_in_every_pass_are_refused_though_an_image_is
     model = Calls(forward, stem=nn.Conv2d(3, 8, 4, 4), last=nn.Identity()).eval()
     torch.manual_seed(0)
     with torch.no_grad(), Probe(model, ["last"]) as probe:
-        with pytest.warns(UserWarning, match="picked by index"):
+        with pytest.warns(UserWarning, match="selected by index"):
             model(torch.randn(1, 3, 32, 32))
-        assert "picked by index" in probe.notes["last"]
-        with pytest.raises(RepresentationError, match=r"layer 'last'.*other locations in every forward pass"):
+        assert "selected by index" in probe.notes["last"]
+        with pytest.raises(RepresentationError, match=r"layer 'last'.*different locations in each forward pass"):
             model(torch.randn(1, 3, 32, 32))
 
 
 def test_a_part_of_the_model_that_is_called_alone_is_no_forward_pass():
     model = timm.create_model("test_vit").eval()
-    untold = pytest.warns(UserWarning, match=r"ran outside.*forward of VisionTransformer.*blocks\.0")
+    untold = pytest.warns(UserWarning, match=r"ran outside.*forward pass of VisionTransformer.*blocks\.0")
     with torch.no_grad(), untold, Probe(model) as probe:
         model.forward_features(torch.randn(2, 3, 160, 160))
     assert not probe.representations
@@ -227,7 +227,7 @@ def test_queries_are_refused_though_their_attention_weights_lie_on_a_grid():
         return model.attention(queries.expand(len(x), -1, -1), tokens, tokens)
 
     model = Calls(forward, stem=nn.Conv2d(3, 32, 8, 8), attention=nn.MultiheadAttention(32, 4, batch_first=True))
-    with pytest.raises(RepresentationError, match=r"layer 'attention'.*joins all locations"):
+    with pytest.raises(RepresentationError, match=r"layer 'attention'.*combines all locations"):
         probed(model, torch.randn(2, 3, 32, 32), layers=["attention"])
 
 
@@ -285,7 +285,7 @@ def test_an_image_alone_has_the_prefix_that_it_has_among_others():
     )  # fmt: skip
     model, found = transformers.TimesformerModel(config), []
     for count in (1, 3):
-        with pytest.warns(UserWarning, match="are left out"):
+        with pytest.warns(UserWarning, match="left out or selected"):
             probe = probed(model, torch.randn(count, 4, 3, 32, 32), layers="all")
         kept = probe.representations.items()
         found.append({name: (z.grid, z.tokens.shape[1:], z.prefix.shape[1]) for name, z in kept})

@@ -21,7 +21,7 @@ SOURCES = Path(rsm_probe.__file__).parent / "probe"
 # What tells a text of advice from others.
 ADVICE = re.compile(
     r"layouts=|(?<!layer )names? (its|modules)|are: |(?<!a )\bwrite\b|turn that off|eval\(\)|; \w+ it\b|"
-    r"images? shows it|\b(give|choose|leave|use|return|call the|open a)\b|"
+    r"would show it|\b(give|choose|leave|use|return|call the|open a)\b|"
     r"(or|and|;|:) probe|probe (the|it|them|a|one|\{)"
 )
 
@@ -325,10 +325,12 @@ FOLDED = lambda x: x.view(12, 6, 6)  # noqa: E731
 WAYS = [
     # Layers that run repeatedly, never, or elsewhere
     Way("choose a call: {}", lambda: probed(twice(), "head"), lambda m: probed(twice(), quoted(m, "choose.*"))),
-    Way("calls count from #0", lambda: probed(twice(), "head#2"), lambda m: probed(twice(), ["head#0", "head#1"])),
+    Way(
+        "calls are numbered from #0", lambda: probed(twice(), "head#2"), lambda m: probed(twice(), ["head#0", "head#1"])
+    ),
     *[
         Way(
-            "the model calls its parts by hand: probe {}",
+            "the model calls its parts directly: probe {}",
             lambda layer=layer: probed(Captioner(), layer),
             lambda m: probed(Captioner(), quoted(m, "probe '.*")),
         )
@@ -351,7 +353,7 @@ WAYS = [
         written_part(lambda model: None),
     ),
     Way(
-        "call the model again, and that pass is followed",
+        "call the model again to trace that pass",
         lambda: probed(Sometimes(), "head", times=2, ignore=LayerError),
         lambda m: probed(Sometimes(), ["stem", "hea*"], times=3)["head"],
     ),
@@ -377,9 +379,13 @@ WAYS = [
     ),
     Way("are 'fx:...' layers", lambda: Probe(Residual(), "add"), lambda m: probed(Residual().eval(), "fx:add")),
     Way("name modules instead", lambda: Probe(branching(), "fx:add"), lambda m: probed(branching(), "stem")),
-    Way("mode; eval() it", lambda: probed(Residual(), "fx:add"), lambda m: probed(Residual().eval(), "fx:add")),
+    Way(
+        "in training mode; call model.eval() first",
+        lambda: probed(Residual(), "fx:add"),
+        lambda m: probed(Residual().eval(), "fx:add"),
+    ),
     # Outputs
-    Way("not floating numbers; probe a layer", lambda: head(torch.Tensor.long), stem),
+    Way("not floating point; probe a layer", lambda: head(torch.Tensor.long), stem),
     Way("{}; probe a layer before or after it", lambda: head(lambda x: "text"), stem),
     Way("; return a tensor, list or", lambda: head(lambda x: iter([x])), lambda m: head(lambda x: [x])),
     Way("; choose a part with '<layer>[{}]' (parts", lambda: head(Held), parts(Held)),
@@ -402,7 +408,7 @@ WAYS = [
         lambda m: head(lambda x: torch.nested.to_padded_tensor(NESTED(x), 0.0), layouts={"head": "NCHW"}),
     ),
     Way("give at least one image", lambda: probed(Net(), "head", pictures(0)), stem),
-    Way("ones, or probe another layer", lambda: head(lambda x: x[:, :0]), stem),
+    Way("images, or probe another layer", lambda: head(lambda x: x[:, :0]), stem),
     *(
         Way("layouts={'<layer>': {}}{}", lambda answer=answer: head(answer), read(answer))
         for answer in (
@@ -412,15 +418,15 @@ WAYS = [
             lambda x: lost_map(x)[:, :, None],
         )
     ),
-    Way("takes the vectors as they are", lambda: head(two_scales), read(two_scales)),
-    Way("probe them where they are apart", lambda: head(two_scales), stem),
+    Way("reads the vectors as they are", lambda: head(two_scales), read(two_scales)),
+    Way("probe them before they are joined", lambda: head(two_scales), stem),
     Way("turn that off in the model", lambda: head(other_in_every_image), read(other_in_every_image)),
     Way("give images ", lambda: head(other_in_every_image), lambda m: head(FIRST)),
     Way("turn that off in the model", lambda: head(at_random, times=3), lambda m: head(FIRST, times=3)),
     Way("layouts={'<layer>': {}} reads it as it is", right, lambda m: right(layouts_of(m))),
-    Way("layouts={'<layer>': {}} takes its vectors as they are", text, lambda m: text(layouts_of(m))),
+    Way("layouts={'<layer>': {}} reads its vectors as they are", text, lambda m: text(layouts_of(m))),
     Way(
-        "a batch of several images shows it",
+        "a larger batch would show it",
         lambda: probed(Net(picked), "head", pictures(1), notes=True),
         lambda m: silently(lambda: head(picked)),
     ),
@@ -431,12 +437,16 @@ WAYS = [
         lambda m: vectors(lambda x: x.view(6, 3, 6, 4), layouts_of(m)),
     ),
     Way(
-        "probe the block around it instead", lambda: vectors(FOLDED), lambda m: vectors(lambda x: FOLDED(x).view(6, 72))
+        "probe the enclosing block instead", lambda: vectors(FOLDED), lambda m: vectors(lambda x: FOLDED(x).view(6, 72))
     ),
-    Way("say so with layouts={'<layer>': 'TNC'}", lambda: vectors(FOLDED), lambda m: vectors(FOLDED, layouts_of(m))),
+    Way(
+        "axis comes first, set layouts={'<layer>': 'TNC'}",
+        lambda: vectors(FOLDED),
+        lambda m: vectors(FOLDED, layouts_of(m)),
+    ),
     *[
         Way(
-            "layouts={'<layer>': {}} takes them as they are",
+            "layouts={'<layer>': {}} reads them as they are",
             lambda shape=shape: vectors(lambda x: x.view(shape)),
             lambda m, shape=shape: vectors(lambda x: x.view(shape), layouts_of(m)),
         )
@@ -486,9 +496,7 @@ WAYS = [
         for make in (lambda: nn.Sequential(nn.LazyConv2d(4, 1)), lambda: nn.Sequential(plain(), nn.LazyBatchNorm2d()))
     ],
     Way("or fill it: model.to_empty", lambda: Probe(plain().to("meta"), "0"), lambda m: probed(filled(), "0")),
-    Way(
-        "probe and call the model that it was", lambda: Probe(split(), "stem"), lambda m: probed(split().module, "stem")
-    ),
+    Way("probe and call the wrapped model", lambda: Probe(split(), "stem"), lambda m: probed(split().module, "stem")),
     Way(
         "; give its .module",
         lambda: Probe(load_model(Net()), "stem"),

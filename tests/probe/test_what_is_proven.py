@@ -84,7 +84,7 @@ def test_what_joins_before_attention_is_prefix_and_what_joins_later_are_queries(
     assert torch.equal(kept.tokens, tokens[:, start : start + 16])
     first = queries if place == "before" else 0
     assert torch.equal(kept.prefix, tokens[:, first : first + prefix])
-    noted = f"{behind} vectors per image stand for no location and are left out" if behind else ""
+    noted = f"{behind} vectors per image have no location and are left out" if behind else ""
     assert probe.notes.get("second", "") == noted
 
 
@@ -100,14 +100,14 @@ def test_queries_of_eomt_are_no_prefix(model):
     )  # fmt: skip
     output = []
     model.layers[1].register_forward_hook(lambda module, args, out: output.append(out))
-    with pytest.warns(UserWarning, match=r"are left out.*layers.1"):
+    with pytest.warns(UserWarning, match=r"left out or selected.*layers.1"):
         probe = probed(model, ["layers.0", "layers.1"], pictures(64))
     for name in ("layers.0", "layers.1"):
         kept = probe.representations[name]
         assert (kept.tokens.shape[1], kept.prefix.shape[1], kept.grid) == (16, 5, (4, 4))
     tokens = output[0][0] if isinstance(output[0], tuple) else output[0]
     assert torch.equal(torch.cat([kept.prefix, kept.tokens], 1), tokens[:, 5:])
-    assert probe.notes == {"layers.1": "5 vectors per image stand for no location and are left out"}
+    assert probe.notes == {"layers.1": "5 vectors per image have no location and are left out"}
 
 
 # Layouts that were said

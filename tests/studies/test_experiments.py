@@ -62,7 +62,7 @@ def test_all_experiments_run_by_one_command_and_share_their_networks(finished):
         with (folder / name / "table.csv").open() as stream:
             assert len(list(csv.DictReader(stream))) == len(result.table)
         assert (
-            "its numbers do not stand beside these" in (folder / name / "report.md").read_text()
+            "The paper's numbers are not shown" in (folder / name / "report.md").read_text()
             or name == "translation"
         )
     report = (folder / "report.md").read_text()
@@ -324,11 +324,11 @@ def test_a_share_of_what_does_not_exceed_0_is_no_share(tmp_path):
 
 
 def test_images_whose_objects_nobody_knows(tmp_path, monkeypatch):
-    with pytest.raises(ImageError, match="nobody knows the objects in made"):
+    with pytest.raises(ImageError, match="made has no object annotations"):
         retrieval_of(tmp_path, monkeypatch, pictures([{}] * 5))
     with pytest.raises(ImageError, match="no object in any image"):
         retrieval_of(tmp_path, monkeypatch, pictures([{"counts": {}}] * 5))
-    with pytest.raises(ImageError, match="holds 4 images; 2 queries and a database of 3 need 5"):
+    with pytest.raises(ImageError, match="has 4 images, but 2 queries and a database of 3 need 5"):
         retrieval_of(tmp_path, monkeypatch, pictures([{"counts": {"cup": 1}}] * 4))
 
 
@@ -368,15 +368,15 @@ def test_a_model_without_a_head_is_no_classifier():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda x: x, r"no classifier: to 2 images it answers with shape \(2, 4, 8, 8\)"),
+        (lambda x: x, r"not a classifier: for 2 images its output has shape \(2, 4, 8, 8\)"),
         (
             lambda x: {"features": x},
-            "answers with dict, which holds no logits; take a model with a classification head",
+            "its output is a dict without logits; use a whole model with a classification head",
         ),
         (lambda x: x.mean((2, 3)).softmax(1), "net: these are probabilities"),
         (lambda x: x.mean((2, 3))[:, :1], "net: a classifier of a single class"),
         (lambda x: x.mean((2, 3)) * torch.nan, "net: logits of image 0 are not finite"),
-        (lambda x: x.mean((2, 3)) * 0, "net: the classifier answers all images alike"),
+        (lambda x: x.mean((2, 3)) * 0, "net: the classifier gives the same output for all images"),
     ],
     ids=["map", "dictionary", "probabilities", "one class", "NaN", "constant"],
 )
@@ -401,13 +401,13 @@ def test_what_is_no_classifier_is_refused(tmp_path, monkeypatch, answer, message
         (
             TranslationConfig,
             {"matchings": ["late-interaction"], "kernels": ["rbf"]},
-            "none of .* goes with the kernels",
+            "none of .* can be combined with the kernels",
         ),
-        (RetrievalConfig, {"exact_top": True, "tile": 100}, "exact_top: finds neighbours in one database"),
-        (RetrievalConfig, {"pictured": [500]}, "pictured: there are 200 queries, numbered from 0$"),
+        (RetrievalConfig, {"exact_top": True, "tile": 100}, "exact_top: needs a single database size"),
+        (RetrievalConfig, {"pictured": [500]}, "pictured: must be below the number of queries, 200"),
         (ApproximationConfig, {"solvers": ["optimal"]}, "no method may be named twice"),
-        (ApproximationConfig, {"centering": "location-mean"}, "shares of the optimum mean nothing"),
-        (ApproximationConfig, {"matchings": ["late-interaction"]}, "pairs no locations one to one"),
+        (ApproximationConfig, {"centering": "location-mean"}, "makes shares of the optimum meaningless"),
+        (ApproximationConfig, {"matchings": ["late-interaction"]}, "does not match locations one to one"),
         (OutputsConfig, {"models": [{"recipe": RECIPE, "images": {"sourse": "photos"}}]}, "sourse: unknown key"),
         (
             OutputsConfig,
@@ -425,7 +425,7 @@ def test_too_few_images_for_the_batches(tmp_path):
     config = TranslationConfig.parse(
         {"models": [{"recipe": RECIPE}], "images": {"source": "digits", "count": None, "split": "test"}, "batches": 100}
     )
-    with pytest.raises(ImageError, match="holds 360 images; 100 batches need 1000"):
+    with pytest.raises(ImageError, match="has 360 images, but 100 batches need 1000"):
         config.run(tmp_path / "run")
 
 

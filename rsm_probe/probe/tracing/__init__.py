@@ -1,5 +1,5 @@
-"""Which location of which image every value of a forward pass belongs to.
+"""Traces which location of which image every value of a forward pass comes from.
 
-Begin with `trace.py`. Locations are numbers (`location_codes.py`); `origins.py` and its neighbours say what each
-operation does to them, and `traced_layout.py` reads a layer's axes from the result.
+Begin with `trace.py`. `location_codes.py` encodes locations as numbers, `origins.py` and its neighbours apply each
+operation to them, and `traced_layout.py` reads a layer's axes from the result.
 """

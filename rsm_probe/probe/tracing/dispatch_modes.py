@@ -1,4 +1,4 @@
-"""Dispatch modes that last from the start of a forward pass to its end, in whatever order several of them end."""
+"""Dispatch modes that last for one forward pass and may end in any order."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from rsm_probe.probe.torch_internals import TorchDispatchMode
 
 
 class _Modes(threading.local):
-    """The modes that began in this thread, outermost first."""
+    """The active modes of this thread, outermost first."""
 
     def __init__(self) -> None:
         self.begun: list[PassMode] = []
 
 
 class PassMode(TorchDispatchMode):
-    """Sees this thread's operations between `begin` and `end`.
+    """Observes this thread's operations between `begin` and `end`.
 
-    PyTorch takes modes off in the reverse order of their beginning, but probes of one model end in the order in which
-    their hooks run. A mode that ends below another one stays where it is, without effect, until that one ends.
+    PyTorch removes modes in reverse order of entry, but the probes of one model end in the order in which their hooks
+    run. A mode that ends below another one stays on the stack, without effect, until that one ends.
 
     Attributes:
-        ended: whether the mode is to pass operations on as they are.
+        ended: whether the mode passes operations on unobserved.
     """
 
     _thread = _Modes()
@@ -33,12 +33,12 @@ class PassMode(TorchDispatchMode):
         self._entered = ExitStack()
 
     def begin(self) -> None:
-        """Sees operations from now on."""
+        """Starts observing."""
         self._thread.begun.append(self)
         self._entered.enter_context(self)
 
     def end(self) -> None:
-        """Sees no more."""
+        """Stops observing."""
         self.ended = True
         begun = self._thread.begun
         while begun and begun[-1].ended:

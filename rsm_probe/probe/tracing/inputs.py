@@ -1,4 +1,4 @@
-"""The inputs of a forward pass: how many images, which tensor holds them, and which kind of pass they start."""
+"""Inspects the inputs of a forward pass: the number of images, the tensor that holds them, and the kind of pass."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from rsm_probe.errors import RepresentationError
 
-# Whole numbers of more values than this are told apart by their shape only, unless they are grids.
+# Larger integer tensors are compared by shape only, unless they are grids.
 _MOST_VALUES = 4096
-# Lists and mappings nested deeper than this contain themselves, or are not the output of a layer.
+# Lists and mappings nested more deeply contain themselves, or are not the output of a layer.
 _DEEPEST = 50
 
 
 class NestingError(RepresentationError):
-    """Values cannot be found in lists and mappings that never end."""
+    """Lists or mappings contain themselves, or are nested too deeply."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arguments that a model is called with, as far as a probe needs to know them.
+    """The images among a model's arguments.
 
     Attributes:
-        batch: number of images; 0 where nothing says it.
-        images: what holds them: maps, patches, or a list of maps.
-        grids: of patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2).
+        batch: number of images; 0 if unknown.
+        images: maps, patches, or a list of maps.
+        grids: for patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2).
         problem: why no output of the pass can be read, or "".
     """
 
@@ -40,12 +40,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class OtherInput:
-    """A tensor among a model's inputs, beside the images.
+    """A tensor among a model's inputs other than the images.
 
     Attributes:
-        name: where it is: `args[1]` of positional, `'depth'` of named arguments, `args[0]['depth']` inside of one.
-        tensor: what it is.
-        is_image: whether it looks like images, maps, masks or videos, and not like texts, vectors or numbers.
+        name: `args[1]` for a positional argument, `'depth'` for a named one, `args[0]['depth']` for one inside another.
+        tensor: the tensor.
+        is_image: whether it looks like images, maps, masks or videos, rather than texts, vectors or numbers.
     """
 
     name: str
@@ -79,12 +79,12 @@ def _named_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterat
 def _named_leaves(
     name: str, value: Any, in_list: bool = False, holders: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, Any, bool]]:
-    """See `leaves`; each with how it is reached, and whether it is an item of a list. Empty lists are leaves."""
+    """As `leaves`, each with its name and whether it is an item of a list. Empty lists are leaves themselves."""
     if not isinstance(value, Mapping | list | tuple) or not value:
         yield name, value, in_list
         return
     if id(value) in holders or len(holders) == _DEEPEST:
-        raise NestingError(f"a {type(value).__name__} holds itself, or is nested deeper than {_DEEPEST} levels")
+        raise NestingError(f"a {type(value).__name__} contains itself, or is nested more than {_DEEPEST} levels deep")
     for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
         yield from _named_leaves(f"{name}[{key!r}]", item, isinstance(value, list | tuple), (*holders, id(value)))
 
@@ -93,7 +93,7 @@ def leaves(value: Any) -> list[Any]:
     """The values inside lists, tuples and mappings, in order.
 
     Raises:
-        NestingError: a list or mapping that holds itself, or one nested beyond reason.
+        NestingError: a list or mapping contains itself, or is nested too deeply.
     """
     return [leaf for _, leaf, _ in _named_leaves("", value)]
 
@@ -101,9 +101,9 @@ def leaves(value: Any) -> list[Any]:
 def find_images(values: tuple[Any, ...]) -> Inputs:
     """Finds the images among the arguments of a model.
 
-    Images are the tensor of four or more axes that has three channels, else the first of four or more axes; else a list
-    of images, as detectors take them; else patches (N, L, C) that come with whole numbers (N, 2) or (N, L, 2), their
-    grids; else the number is the first axis of any tensor.
+    In order of preference, these are: a tensor of four or more axes with three channels; any tensor of four or more
+    axes; a list of images, as detectors take them; patches (N, L, C) with integer grids (N, 2) or (N, L, 2). Otherwise
+    only the number of images is known, from the first axis of the first tensor.
     """
     tensors = [leaf for leaf in leaves(values) if isinstance(leaf, Tensor) and not leaf.is_nested and leaf.ndim]
     maps = [tensor for tensor in tensors if tensor.ndim >= 4]
@@ -131,7 +131,7 @@ def find_images(values: tuple[Any, ...]) -> Inputs:
 
 
 def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: Tensor | None) -> tuple[Any, ...]:
-    """What decides how a forward pass goes: shapes, names, and the values of whole numbers, flags and texts."""
+    """Identifies the kind of a forward pass by names, shapes, and the values of integers, flags and texts."""
     return tuple((name, *_traits(leaf, leaf is grids)) for name, leaf, _ in _named_arguments(args, kwargs))
 
 

@@ -1,6 +1,6 @@
-"""Locations as numbers: one code holds image, frame, row and column.
+"""Encodes locations as numbers: one code holds image, frame, row and column.
 
-Frames, rows and columns are fractions of their axis, so that maps of any resolution share one code.
+Frames, rows and columns are fractions of their axis, so that maps of any resolution share their codes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 # Frames, rows and columns are counted in 4096ths of their axis. Codes below 2^53 are exact in float64, which, unlike
-# integers, passes through every operation that moves data. They start at 1, so that what is filled with
-# zeros is nowhere. Codes below say more of what stands for no location of the images: a query, or a value of another
-# input of the model.
+# integers, passes through every operation that moves data. Codes start at 1, so that zero padding means no location.
+# Negative codes distinguish other values without an image location: queries, and values of other inputs of the model.
 EXTENT = 4096
 NOWHERE = 0.0
 QUERY = -1.0
@@ -21,20 +20,21 @@ _INPUTS = -2.0
 
 
 def code_of_input(number: int) -> float:
-    """The code of values that depend on an input that is not followed, and on no image."""
+    """The code of values that depend on an untraced input and on no image."""
     return _INPUTS - number
 
 
 def input_of_code(code: float) -> int | None:
-    """The number of an input that is not followed, of the code of its values; None of other codes."""
+    """The number of the untraced input that a code stands for, or None."""
     return int(_INPUTS - code) if code <= _INPUTS else None
 
 
 def channel_axis(shape: Sequence[int]) -> int | None:
-    """The axis of an input of the model that holds colours or features, as far as its shape tells.
+    """The axis of a model's input that holds colours or features, or None if its shape is ambiguous.
 
-    Of maps (N, C, H, W) or (N, H, W, C) and videos (N, C, T, H, W) or (N, T, C, H, W), the one of size 3, 1 or 4,
-    unless without it the map would have a likelier form; of other maps, the one that differs from two equal ones.
+    For maps (N, C, H, W) or (N, H, W, C) and videos (N, C, T, H, W) or (N, T, C, H, W), this is the axis of size 3, 1
+    or 4, unless the other layout gives a more plausible aspect ratio; for other maps, the axis that differs from two
+    equal ones.
     """
     candidates = {4: (1, 3), 5: (1, 2)}.get(len(shape), ())
     for colours in (3, 1, 4):
@@ -59,7 +59,7 @@ def _may_be_colours(axis: int, shape: Sequence[int]) -> bool:
 
 
 def codes_of_grid(batch: int, spatial: Sequence[int], device: torch.device) -> Tensor:
-    """Codes (N, *spatial) of whole images: two axes are rows and columns, a third before them frames."""
+    """Codes (N, *spatial) of whole images, with axes (rows, columns) or (frames, rows, columns)."""
     code = torch.arange(batch, dtype=torch.float64, device=device).view(-1, *(1 for _ in spatial))
     code = code * EXTENT ** (3 - len(spatial))
     for axis, size in enumerate(spatial, start=1):
@@ -69,7 +69,7 @@ def codes_of_grid(batch: int, spatial: Sequence[int], device: torch.device) -> T
 
 
 def codes_of_patches(patches: Tensor, grids: Tensor) -> Tensor:
-    """Codes (N, L) of patches (N, L, C), by their rows and columns (N, L, 2) or the sizes of grids (N, 2)."""
+    """Codes (N, L) of patches (N, L, C), from their rows and columns (N, L, 2) or grid sizes (N, 2)."""
     count = patches.shape[1]
     if grids.ndim == 3:
         rows, columns = grids.double().unbind(-1)
@@ -86,6 +86,6 @@ def codes_of_patches(patches: Tensor, grids: Tensor) -> Tensor:
 
 
 def decode(codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image, frame, row and column of codes, each in whole numbers; meaningless where a code is `NOWHERE`."""
+    """Image, frame, row and column of codes, as integers; meaningless where a code is `NOWHERE` or less."""
     whole = codes.long() - 1
     return whole // EXTENT**3, whole // EXTENT**2 % EXTENT, whole // EXTENT % EXTENT, whole % EXTENT

@@ -1,4 +1,4 @@
-"""Maps: codes of whole images in rows and columns, and what becomes of them where their size or number changes."""
+"""Maps: codes of whole images in rows and columns, and how convolutions, pooling and resizing change them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rsm_probe.probe.tracing.origins import Lost, Origin, compact, first_locatio
 
 
 def is_image_order(codes: Tensor) -> bool:
-    """Whether (N, *spatial) codes are those of images, row by row, apart from padding and what was cut off."""
+    """Whether codes (N, *spatial) are those of images row by row, apart from padding and cropping."""
     inside = codes > NOWHERE
     parts = decode(codes)
     for axis, coordinates in enumerate([parts[0], *parts[4 - (codes.ndim - 1) :]]):
@@ -28,10 +28,10 @@ def is_image_order(codes: Tensor) -> bool:
 
 
 def frames_of(codes: Tensor) -> Tensor | None:
-    """What codes (N, H, W) of later frames exceed those of the first frame by; None of first frames.
+    """The offset of codes (N, H, W) from those of the first frame; None for the first frame itself.
 
     Raises:
-        ValueError: several frames lie side by side.
+        ValueError: a map holds several frames side by side.
     """
     frames = decode(codes)[1][codes > NOWHERE].unique()
     if len(frames) > 1:
@@ -40,19 +40,18 @@ def frames_of(codes: Tensor) -> Tensor | None:
 
 
 def without_border(codes: Tensor, spatial: Sequence[int]) -> Tensor:
-    """Codes (B, ...) without what was put around a map (mirrored, repeated) so that a convolution lays out its size."""
+    """Codes (B, ...) without the padding (mirrored, repeated) that lets a convolution return the given size."""
     for axis, size in enumerate(spatial, start=1):
         before = codes.shape[axis]
-        surplus = before % size if before > size else 0  # a map that grows has no border to lose
+        surplus = before % size if before > size else 0  # a map that grows has no border to remove
         codes = codes.narrow(axis, surplus // 2, before - surplus)
     return codes
 
 
 def resized(codes: Tensor, spatial: Sequence[int]) -> Tensor | None:
-    """Codes (B, *spatial) of B maps (B, ...), each the whole of one image or frame, at another size.
+    """Codes (B, *spatial) of B maps (B, ...) after resizing, if each map covers one whole image or frame.
 
-    Images that are resized one by one, and frames that are folded into the batch, are such maps; windows are not: then
-    the answer is None.
+    This holds for images resized one by one and for frames folded into the batch. For windows, the result is None.
     """
     first = codes.flatten(1)[:, :1]
     base = (first - 1).view(-1, *(1 for _ in spatial))
@@ -65,18 +64,18 @@ def resized(codes: Tensor, spatial: Sequence[int]) -> Tensor | None:
 
 
 def one_map(origins: Sequence[Origin], axis: int) -> Tensor | None:
-    """The origin, with one channel, of maps that lie on top of each other, though they were cut or padded to fit.
+    """The common origin, with one channel, of stacked maps that were cropped or padded to one size.
 
-    A U-Net joins a map with one that was enlarged and then padded, or cut from a larger one: their fractions of the
-    image differ a little, yet the next convolution takes them for the same locations. So do we, if all are images row
-    by row; the one that covers most of its image stands for all.
+    A U-Net joins a map with one that was enlarged and padded, or cropped from a larger one. Their fractions of the
+    image differ slightly, but the next convolution treats them as the same locations. So do we if all maps are images
+    row by row; the map that covers most of its image represents all.
 
     Args:
-        origins: of the maps.
-        axis: their channels.
+        origins: origins of the maps.
+        axis: the channel axis.
 
     Returns:
-        None where the maps are not of this kind.
+        The origin, or None if the maps are not of this kind.
     """
     maps = [origin for origin in origins if isinstance(origin, Tensor)]
     if not maps or any(isinstance(origin, Lost) for origin in origins) or maps[0].ndim not in (4, 5):
@@ -100,7 +99,7 @@ def one_map(origins: Sequence[Origin], axis: int) -> Tensor | None:
 
 
 def repeated(codes: Tensor) -> bool:
-    """Whether (N, *spatial) codes are whole maps whose rows, columns or frames were each repeated as often."""
+    """Whether codes (N, *spatial) are whole maps with rows, columns or frames each repeated equally often."""
     sizes = [len(part[codes > NOWHERE].unique()) for part in decode(codes)[4 - (codes.ndim - 1) :]]
     uneven = any(size % max(1, coarse) for size, coarse in zip(codes.shape[1:], sizes, strict=True))
     if uneven or list(codes.shape[1:]) == sizes or bool((codes <= NOWHERE).any()):
@@ -112,13 +111,13 @@ def repeated(codes: Tensor) -> bool:
 
 
 class Grids:
-    """The grids that the convolutions, poolings and enlargements of one forward pass lay out.
+    """The grids that the convolutions, poolings and enlargements of one forward pass produce.
 
     Args:
         batch: number of images in the forward pass.
 
     Attributes:
-        laid_out: (H, W) of every map that was laid out, in order.
+        laid_out: (H, W) of every map produced, in order.
     """
 
     def __init__(self, batch: int) -> None:
@@ -127,14 +126,14 @@ class Grids:
         self._laid: dict[tuple[int, ...], Tensor] = {}
 
     def whole(self, spatial: Sequence[int], device: torch.device) -> Tensor:
-        """Codes of whole images, the same tensor for the same grid."""
+        """Codes of whole images; the same tensor for the same grid."""
         key = tuple(spatial)
         if key not in self._laid or self._laid[key].device != device:
             self._laid[key] = codes_of_grid(self._batch, key, device)
         return self._laid[key]
 
     def lay(self, images: Tensor, origin: Origin, output: Tensor, *, begins: bool, pools: bool) -> Origin:
-        """Convolutions, poolings, resizing: (B, C, ...) -> (B, C', ...)."""
+        """The origin after a convolution, pooling or resizing (B, C, ...) -> (B, C', ...)."""
         spatial = output.shape[2:]
         if images.ndim != output.ndim or output.ndim < 3:
             raise ValueError("images without a batch")
@@ -144,7 +143,7 @@ class Grids:
             if not same_codes(self._laid.get(tuple(images.shape[2:])), origin):
                 inside = without_border(origin, spatial)
                 whole = whole and (is_image_order(origin) or is_image_order(inside))
-                # One window may hold a map and its padding, which goes again: its locations stay where they are.
+                # A single window may hold a map and padding that is removed later: its locations stay in place.
                 whole = whole and not (pools and bool((inside <= NOWHERE).any()))
                 frames = frames_of(origin) if whole and len(spatial) == 2 else None
         if whole and (isinstance(origin, Tensor) or (origin is None and begins)):
@@ -161,7 +160,7 @@ class Grids:
         return compact(origin).unsqueeze(1).expand(output.shape)
 
     def enlarged(self, codes: Origin, before: Origin) -> Origin:
-        """Of maps whose rows and columns were repeated, or filled from channels: each gets a location of its own."""
+        """Gives each entry of an enlarged map (repeated rows and columns, or pixel shuffle) its own location."""
         if not isinstance(codes, Tensor) or not isinstance(before, Tensor) or codes.ndim not in (4, 5):
             return codes
         if len(codes) != self._batch or held_once(codes).numel() <= held_once(before).numel():

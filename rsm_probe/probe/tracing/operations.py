@@ -1,4 +1,4 @@
-"""What operations do to locations, by their names in ATen."""
+"""Groups ATen operations by what they do to locations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from rsm_probe.probe.torch_internals import is_elementwise
 
-# Views are known by their schema. What is in no list, and not tagged as computing element by element, is not followed.
+# Views are recognised by their schema. Other operations are traced only if they are listed here or tagged elementwise.
 MOVES = {
     *("cat", "stack", "roll", "flip", "rot90", "repeat", "repeat_interleave", "constant_pad_nd", "im2col", "col2im"),
     *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
@@ -18,9 +18,9 @@ INDEXES = {
     *("index", "_unsafe_index", "index_select", "gather", "take", "masked_select", "index_put", "index_copy"),
     *("scatter", "masked_scatter", "_index_put_impl"),
 }
-# In place, these make another view of the same values.
+# The in-place variants create another view of the same values.
 RESHAPES = {"transpose", "t", "squeeze", "unsqueeze", "as_strided"}
-# Each step of a sequence stands for itself.
+# Each step of a sequence keeps its location.
 RECURRENT = {"mkldnn_rnn_layer", "_cudnn_rnn", "_thnn_fused_lstm_cell", "miopen_rnn"}
 ATTENTION = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "linear", "matmul"}
@@ -32,7 +32,7 @@ REDUCTIONS = {
     *("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "norm", "linalg_vector_norm"),
     *("argmax", "argmin", "any", "all", "logsumexp"),
 }
-# Element by element as well, though ATen does not tag them so; and sums along an axis that keep it.
+# Elementwise operations that ATen does not tag as such, and cumulative sums, which keep their axis.
 _KEEPS = {
     *("clone", "_to_copy", "lift_fresh", "hardswish", "gelu", "polar", "complex", "log_sigmoid_forward", "masked_fill"),
     *("fake_quantize_per_tensor_affine", "rrelu_with_noise", "cumsum", "tril", "triu"),
@@ -44,5 +44,5 @@ WRITES = {"copy", "index_put", "index_copy", "scatter", "masked_scatter", "_inde
 
 
 def is_arithmetic(func: Any, name: str) -> bool:
-    """Whether an operation keeps every element where it is."""
+    """Whether an operation keeps every element in place."""
     return is_elementwise(func) or name in _KEEPS or name in REDUCTIONS or any(kind in name for kind in _KEEPING_KINDS)

@@ -1,4 +1,4 @@
-"""The origins of all tensors of a forward pass, kept by the memory that they lie in."""
+"""Stores the origins of all tensors of a forward pass by the memory that they occupy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from rsm_probe.probe.torch_internals import storage_of
 from rsm_probe.probe.tracing.origins import Elsewhere, Lost, Origin, as_codes, compact, nowhere
 
-# Stands for all views of a storage that was written to in parts.
+# The key for all views of a storage that was partly overwritten.
 _EVERY_VIEW = ()
 
 
 class OriginMap:
-    """Origins by storage and view, so that all aliases of a tensor share what is known of it."""
+    """Origins by storage and view, shared by all aliases of a tensor."""
 
     def __init__(self) -> None:
         self._storages: dict[int, dict[tuple[Any, ...], Tensor | Lost | Elsewhere]] = {}
         self._attended: set[int] = set()
 
     def of(self, tensor: Tensor) -> Origin:
-        """The origin of a tensor, of its shape; None where it does not depend on the images."""
+        """The origin of a tensor, in its shape; None if it depends on no traced input."""
         if not followable(tensor):
             return None
         views = self._storages.get(storage_of(tensor), {})
@@ -32,27 +32,27 @@ class OriginMap:
         return compact(_part(codes, tensor)) if isinstance(codes, Tensor) else codes
 
     def forget(self, tensor: Tensor) -> None:
-        """A new tensor lies here: whatever was known of this memory is of another one."""
+        """Forgets the origin of a tensor's memory, which a new tensor has taken over."""
         if followable(tensor):
             self._storages.pop(storage_of(tensor), None)
             self._attended.discard(storage_of(tensor))
 
     def put(self, tensor: Tensor, origin: Origin) -> None:
-        """Notes the origin of a tensor or view."""
+        """Records the origin of a tensor or view."""
         if followable(tensor) and origin is not None:
             self._storages.setdefault(storage_of(tensor), {})[_view(tensor)] = origin
 
     def is_attended(self, tensor: Tensor) -> bool:
-        """Whether the locations of a tensor have exchanged anything by attention."""
+        """Whether the locations of a tensor have exchanged information through attention."""
         return followable(tensor) and storage_of(tensor) in self._attended
 
     def note_attended(self, tensor: Tensor) -> None:
-        """Notes that they have."""
+        """Records that the locations of a tensor have exchanged information through attention."""
         if followable(tensor):
             self._attended.add(storage_of(tensor))
 
     def write(self, tensor: Tensor, origin: Origin) -> None:
-        """Notes that a tensor, or a part of one, was written over."""
+        """Records that a tensor, or a part of one, was overwritten."""
         if not followable(tensor):
             return
         key = storage_of(tensor)
@@ -60,7 +60,7 @@ class OriginMap:
         if tensor.numel() == size:
             self._storages[key] = {}
             self.put(tensor, origin)
-            if origin is not None:  # other views of this memory may be all that is used from now on
+            if origin is not None:  # later code may use only other views of this memory
                 self._storages[key][_EVERY_VIEW] = self._flat(self._storages[key], size, tensor.device)
             return
         before = self._storages.get(key, {})
@@ -80,7 +80,7 @@ class OriginMap:
     def _flat(
         views: dict[tuple[Any, ...], Tensor | Lost | Elsewhere], size: int, device: torch.device
     ) -> Tensor | Lost | Elsewhere:
-        """Codes of every element of a storage."""
+        """The codes of every element of a storage, or what else is known of all its views."""
         if not views:
             return nowhere((size,), device).clone()
         for key, origin in views.items():
@@ -95,12 +95,12 @@ class OriginMap:
 
 
 def _part(codes: Tensor, tensor: Tensor) -> Tensor:
-    """The part of a storage's codes (size,) that a view shows."""
+    """The part of a storage's codes (size,) that a tensor covers."""
     return codes.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def followable(tensor: Tensor) -> bool:
-    """Whether a tensor's memory is plain: not nested, not sparse."""
+    """Whether a tensor has plain strided memory, neither nested nor sparse."""
     return not tensor.is_nested and tensor.layout == torch.strided
 
 

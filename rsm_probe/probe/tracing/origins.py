@@ -1,6 +1,6 @@
-"""Origins: the codes of the locations that the values of a tensor belong to, and what operations make of them.
+"""Origins: the location codes of a tensor's values, and how operations change them.
 
-Axes along which codes are the same, such as channels, are held once in memory.
+Axes along which codes are constant, such as channels, are stored once.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from rsm_probe.probe.tracing.location_codes import NOWHERE, code_of_input
 
 @dataclass(frozen=True)
 class Lost:
-    """The origin of what depends on the images in a way that was not followed; and the operation where it was lost."""
+    """The origin of values that depend on images through an operation that could not be traced."""
 
     operation: str
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The origin of what depends on inputs of the model that are not followed, by their numbers, and on no image."""
+    """The origin of values that depend on untraced inputs of the model, by number, and on no image."""
 
     inputs: tuple[int, ...]
 
     @property
     def code(self) -> float:
-        """What stands for such values beside those of images."""
+        """The code of such values in a tensor that also holds values of images."""
         return code_of_input(self.inputs[0])
 
 
@@ -40,29 +40,29 @@ Origin = Tensor | Lost | Elsewhere | None
 
 
 def nowhere(shape: Sequence[int], device: torch.device, code: float = NOWHERE) -> Tensor:
-    """The origin of what stands for no location."""
+    """The origin of values without a location."""
     return torch.full((), code, dtype=torch.float64, device=device).expand(tuple(shape))
 
 
 def among_images(origin: Origin, tensor: Tensor) -> Tensor | Lost | None:
-    """The origin of a tensor that meets images: values of inputs that are not followed have a code of their own."""
+    """The origin of a tensor that is combined with images; values of untraced inputs get their own code."""
     return nowhere(tensor.shape, tensor.device, origin.code) if isinstance(origin, Elsewhere) else origin
 
 
 def as_codes(origin: Origin, tensor: Tensor, code: float = NOWHERE) -> Tensor:
-    """The codes of a tensor that is joined with images; `code` stands for values that depend on no input.
+    """The codes of a tensor that is combined with images; `code` stands for values that depend on no input.
 
     Raises:
         ValueError: the origin is lost.
     """
     origin = nowhere(tensor.shape, tensor.device, code) if origin is None else among_images(origin, tensor)
     if not isinstance(origin, Tensor):
-        raise ValueError("a part of what is moved was lost")
+        raise ValueError("the origin of an operand is lost")
     return origin
 
 
 def held_once(origin: Tensor) -> Tensor:
-    """One slice of every axis along which memory repeats."""
+    """One slice of every axis that is expanded (stride 0)."""
     for axis, (size, stride) in enumerate(zip(origin.shape, origin.stride(), strict=True)):
         if size > 1 and stride == 0:
             origin = origin.narrow(axis, 0, 1)
@@ -70,18 +70,18 @@ def held_once(origin: Tensor) -> Tensor:
 
 
 def compact(origin: Tensor) -> Tensor:
-    """The same codes, with axes along which they are constant held once."""
+    """The same codes, with constant axes stored once."""
     shape, origin = origin.shape, held_once(origin)
     for axis, size in enumerate(origin.shape):
         first = origin.narrow(axis, 0, min(1, size))
-        # Two slices settle most axes; all are compared only where these agree.
+        # Two slices decide most axes; compare all only if these agree.
         if size > 1 and torch.equal(first, origin.narrow(axis, 1, 1)) and bool((origin == first).all()):
             origin = first
     return origin.expand(shape)
 
 
 def first_location(origin: Tensor, axis: int) -> Tensor:
-    """The first location along an axis, which stays with size 1."""
+    """The first location along an axis, which is kept with size 1."""
     narrow = held_once(origin)
     if narrow.shape[axis] > 1:
         joined = torch.where(narrow <= NOWHERE, torch.inf, narrow).amin(axis, keepdim=True)
@@ -100,34 +100,34 @@ def move_origins(
     output: Tensor,
     learned: float = NOWHERE,
 ) -> Sequence[Origin]:
-    """Apply an operation that moves data to the origins; `learned` is the code of values that depend on no input."""
+    """Applies an operation that moves data to origins; `learned` is the code of values that depend on no input."""
 
     def origin_of(leaf: Any) -> Any:
-        # Whole numbers say where to; except where images are made of them, they are moved by no operation here.
+        # Integer operands are indices, unless the first operand holds integer images.
         if not isinstance(leaf, Tensor) or (leaf is not args[0] and not leaf.is_floating_point()):
             return leaf
         return as_codes(known[id(leaf)], leaf, learned)
 
     args, kwargs = tree_map(origin_of, (args, kwargs))
     if name == "constant_pad_nd" or name.startswith(("reflection_pad", "replication_pad")):
-        # Mirrored borders are not further locations.
+        # Mirrored or repeated borders add no locations.
         func, name = torch.ops.aten.constant_pad_nd.default, "constant_pad_nd"
         args, kwargs = (*args[:2], NOWHERE), {}
     if (narrow := _without_channels(name, args, output.shape)) is not None:
         return [compact(func(*narrow, **kwargs)).expand(output.shape)]
-    if name_of(func).endswith("_"):  # the origin that is written to serves others
+    if name_of(func).endswith("_"):  # other tensors share the origin that is written to
         args = (args[0].clone(), *args[1:])
     try:
         origins = func(*args, **kwargs)
-    except RuntimeError:  # a view that does not exist of repeated memory
+    except RuntimeError:  # expanded memory does not allow this view
         origins = func(*(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
     return [compact(origin) for origin in tree_leaves(origins)]
 
 
 def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) -> tuple[Any, ...] | None:
-    """The operands with one channel in place of all, where their codes do not differ and they stay the last axis.
+    """The operands with one channel instead of all, if codes are constant along it and it stays the last axis.
 
-    What would be copied for every channel is copied once.
+    This copies codes once rather than for every channel.
     """
     origins = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dtype == torch.float64]
     ndim, rest = origins[0].ndim, args[1:]
@@ -147,25 +147,25 @@ def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) ->
 
 
 def finest(origins: Sequence[Tensor]) -> Tensor | None:
-    """The operand that tells the most locations apart: the one that the others act upon.
+    """The operand that distinguishes the most locations, on which the others act.
 
     Returns:
-        None where operands of as many locations name others.
+        The operand, or None if operands with equally many locations disagree.
 
     Raises:
-        ValueError: their locations lie along different axes.
+        ValueError: the locations of operands lie along different axes.
     """
     best = max(origins, key=lambda origin: prod(held_once(origin).shape))
     codes, agree = held_once(best), True
     for other in map(held_once, origins):
         if any(size > 1 and own == 1 for size, own in zip(other.shape, codes.shape, strict=True)):
-            raise ValueError("operands whose locations lie along different axes")
+            raise ValueError("locations of operands lie along different axes")
         agree = agree and (other.shape != codes.shape or _agree(other, codes))
     return best if agree else None
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether two operands name the same locations; a coarse one, which names fewer, acts upon the other."""
+    """Whether two operands have the same locations, or one is coarser and thus acts on the other."""
     if one is other or one.data_ptr() == other.data_ptr() or torch.equal(one, other):
         return True
     both = (one > NOWHERE) & (other > NOWHERE)
@@ -174,14 +174,14 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 
 
 def same_codes(one: Origin, other: Origin) -> bool:
-    """Whether two origins say the same."""
+    """Whether two origins are equal."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return one is other
     return one is other or torch.equal(held_once(one), held_once(other))
 
 
 def of_reduction(origin: Tensor, dims: Any, shape: Sequence[int]) -> Origin:
-    """Values joined along axes stand for their first location."""
+    """The origin after a reduction, which keeps the first location along the reduced axes."""
     axes = range(origin.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     for axis in axes:
         origin = first_location(origin, axis)

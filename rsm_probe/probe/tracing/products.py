@@ -1,4 +1,4 @@
-"""Products: which locations the rows of a product stand for, and what attention makes of them."""
+"""Origins of matrix products and attention."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from rsm_probe.probe.tracing.origins import (
 
 
 def of_product(left: Origin, right: Origin, output: Tensor, batch: int) -> Origin:
-    """Rows keep the left factor's origins; where these are not locations, columns keep those of the right factor."""
+    """The origins of the left factor's rows; if these are not locations, those of the right factor's columns."""
     for factor in (left, right):
         if isinstance(factor, Lost):
             return factor
-    if not isinstance(left, Tensor) or not isinstance(right, Tensor):  # one of them is a table of weights
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):  # one factor holds weights
         factor, axis = (left, -1) if isinstance(left, Tensor) else (right, -2)
         assert isinstance(factor, Tensor)
         axis = max(axis, -factor.ndim)
         if mixes_one_axis(factor, axis) and not _joins_locations(first_location(factor, axis), batch):
             if factor.shape == output.shape:
-                return factor  # mixed, but as many as before
-            raise ValueError("locations along one axis became another number of mixtures")
+                return factor  # locations are mixed, but their number stays the same
+            raise ValueError("locations were mixed into a different number")
         return compact(first_location(factor, axis)).expand(output.shape)
     across = -2 if right.ndim > 1 else 0
     rows, columns = compact(first_location(left, -1)), compact(first_location(right, across))
-    # A sum over many locations belongs to none of them.
+    # A sum over many locations has no location.
     mixed = held_once(left).shape[-1] > 1, held_once(right).shape[across] > 1
     by_columns = mixed == (True, False) or (_joins_locations(rows, batch) and not _joins_locations(columns, batch))
     return (columns if by_columns else rows).expand(output.shape)
 
 
 def of_rows(origin: Origin, output: Tensor) -> Origin:
-    """Each row of the output stands for a row of the first factor (in attention, for a query)."""
+    """The origins of the first operand's rows (in attention, the queries)."""
     if isinstance(origin, Tensor):
         return first_location(origin, -1).expand(output.shape)
-    return as_codes(origin, output)  # learned queries: the images are in what they pick up, but no location is
+    return as_codes(origin, output)  # learned queries collect content from images, but have no location
 
 
 def mixes_one_axis(codes: Tensor, axis: int) -> bool:
-    """Whether what is summed over an axis of a matrix or map are locations, each once, while channels lie elsewhere.
+    """Whether a sum over an axis runs over locations, each once, and channels lie on another axis.
 
-    Channels lie elsewhere where every vector along the axis occurs several times; patches that become vectors differ.
+    Channels lie on another axis if every vector of codes along the summed axis occurs several times. In patches that
+    become vectors, these vectors all differ.
     """
     vectors = held_once(codes).movedim(axis, -1)
     if vectors.shape[-1] == 1:
@@ -62,6 +63,6 @@ def mixes_one_axis(codes: Tensor, axis: int) -> bool:
 
 
 def _joins_locations(origin: Tensor, batch: int) -> bool:
-    """Whether all locations of an image became one; class tokens, which stand for none, are another matter."""
+    """Whether all locations of each image were joined into one. Class tokens, which have none, do not count."""
     codes = held_once(origin)
     return 0 < len(codes[codes > NOWHERE].unique()) <= batch

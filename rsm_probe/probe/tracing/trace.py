@@ -1,11 +1,11 @@
-"""Which location of which image every value of an activation belongs to, followed through a forward pass.
+"""Traces through a forward pass which location of which image every value comes from.
 
 A tensor's *origin* is a tensor of the same shape that holds, for every element, a code of image, frame, row and column,
-or `NOWHERE` for elements that stand for no location (class tokens, padding). Operations that move data move the origins
-with them; arithmetic keeps them; a product gives every row the origin of the row that it was made of; convolutions and
-poolings lay out a new grid. So the origin of a layer's output says which axis holds images, locations and channels,
-which tokens belong to no location, and in which order windows or shuffled tokens stand, whatever the model is called.
-Where an operation joins several locations, the first of them stands for all.
+or `NOWHERE` for elements without a location (class tokens, padding). Operations that move data move the origins with
+it, arithmetic keeps them, each row of a product inherits the origin of a row of its factor, and convolutions and
+poolings produce a new grid. The origin of a layer's output therefore shows, for any model, which axes hold images,
+locations and channels, which tokens have no location, and the order of windowed or shuffled tokens. If an operation
+joins several locations, the first one represents all.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from rsm_probe.probe.tracing.products import of_product, of_rows
 
 
 class Trace(PassMode):
-    """Follows origins while it is active; what the operations compute stays as it is.
+    """Traces origins while it is active, without changing what operations compute.
 
     Args:
         batch: number of images in the forward pass.
 
     Attributes:
         started: whether the model's input was marked.
-        by_index: whether locations were picked by an index tensor: their order may differ from pass to pass.
-        blind: an operation whose results depend on the images and have no plain memory, or "".
+        by_index: whether an index tensor selected locations, so that their order may differ between passes.
+        blind: an operation whose results depend on the images but have no plain memory, or "".
     """
 
     supports_higher_order_operators = True
@@ -73,13 +73,13 @@ class Trace(PassMode):
         self._grids = Grids(batch)
 
     def start(self, images: Tensor | Sequence[Tensor], grids: Tensor | None = None) -> None:
-        """Marks the model's input, if it says which of its axes is which.
+        """Marks the model's input, if its shape shows the meaning of its axes.
 
         Args:
             images: maps (N, C, H, W) or (N, H, W, C), videos (N, C, T, H, W) or (N, T, C, H, W), patches (N, L, C), or
                 a list of maps (C, H, W).
-            grids: of patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2),
-                whose first H * W patches are its rows one after the other.
+            grids: for patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2),
+                in which the first H * W patches are the rows in order.
         """
         if not isinstance(images, Tensor):
             for number, image in enumerate(images):
@@ -96,16 +96,16 @@ class Trace(PassMode):
 
     @property
     def grids(self) -> list[tuple[int, int]]:
-        """(H, W) of every map that a convolution, pooling or enlargement laid out, in order."""
+        """(H, W) of every map that a convolution, pooling or enlargement produced, in order."""
         return self._grids.laid_out
 
     def pass_by(self, tensor: Tensor, number: int) -> None:
-        """Marks an input whose locations are not followed; `number` names it."""
+        """Marks an input whose locations are not traced; `number` identifies it."""
         if self.of(tensor) is None:
             self._origins.put(tensor, Elsewhere((number,)))
 
     def of(self, tensor: Tensor) -> Origin:
-        """The origin of a tensor, of its shape; None where it does not depend on the images."""
+        """The origin of a tensor, in its shape; None if it depends on no marked input."""
         return self._origins.of(tensor)
 
     def __torch_dispatch__(
@@ -115,11 +115,11 @@ class Trace(PassMode):
         if self.ended:
             return func(*args, **kwargs)
         name = name_of(func)
-        # In inference mode, operations that are made of others arrive whole.
+        # In inference mode, composite operations arrive undecomposed.
         if not name.startswith(GRIDS) and is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
-        # Before the operation, which may change what its operands are.
+        # Look origins up before the operation, which may modify its operands.
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = {id(tensor): self.of(tensor) for tensor in inputs}
         attended = any(self._origins.is_attended(tensor) for tensor in inputs)
@@ -142,10 +142,10 @@ class Trace(PassMode):
         known: dict[int, Origin],
         outputs: list[Tensor],
     ) -> None:
-        """Notes the origins of an operation's results."""
+        """Records the origins of an operation's results."""
         in_place = name.endswith("_") and outputs[0] is args[0]
         name = name.rstrip("_") if in_place else name
-        # Parts of an unsafe split share their memory, though the schema does not say so.
+        # Parts of an unsafe split share memory, although the schema does not declare it.
         is_view = returns_view(func) or name.startswith("unsafe_split")
         if in_place and name in FILLS:
             self._origins.write(outputs[0], None)
@@ -177,11 +177,11 @@ class Trace(PassMode):
         known: dict[int, Origin],
         outputs: list[Tensor],
     ) -> Sequence[Origin]:
-        """One origin for each result of an operation."""
+        """The origin of each result of an operation."""
         first, others = outputs[0], [None] * (len(outputs) - 1)
-        if name.startswith("new_") or name.endswith("_like"):  # takes no more than the shape of what it is given
+        if name.startswith("new_") or name.endswith("_like"):  # uses only the shape of its operand
             return [None for _ in outputs]
-        # Inputs that do not look like images are followed from the first convolution on.
+        # If no input looks like images, tracing starts at the first convolution.
         begins = not self.started and name.startswith(GRIDS)
         if not any(isinstance(origin, Tensor | Lost) for origin in known.values()):
             inputs = {number for origin in known.values() if isinstance(origin, Elsewhere) for number in origin.inputs}
@@ -193,13 +193,13 @@ class Trace(PassMode):
         if name == "embedding":
             return [known[id(args[1])].unsqueeze(-1).expand(first.shape)]  # type: ignore[union-attr]
         if name == "index_add" and known[id(args[3])] is None:
-            return [known[id(args[0])]]  # positions, say, are added to what is already there
+            return [known[id(args[0])]]  # adds learned values, such as position embeddings
         if name == "col2im" and list(args[2]) != list(args[5]):
-            raise ValueError("patches that overlap are summed")
+            raise ValueError("overlapping patches are summed")
         if is_view or name in MOVES or name in INDEXES or (name in RESHAPES and name != "as_strided"):
             self.by_index |= name in INDEXES
             if name in INDEXES and not isinstance(known[id(args[0])], Tensor | Lost) and name not in WRITES:
-                raise ValueError("a table is looked up at places that depend on the images")
+                raise ValueError("a table is indexed by values that depend on the images")
             if name == "cat":
                 axis = args[1] if len(args) > 1 else 0
                 if (joined := one_map([known[id(part)] for part in args[0]], axis)) is not None:
@@ -208,10 +208,10 @@ class Trace(PassMode):
             origins = move_origins(func, name, args, kwargs, known, first, learned)
             return [self._grids.enlarged(origins[0], known.get(id(args[0])))] if len(origins) == 1 else origins
         if name == "as_strided" and isinstance(origin := known[id(args[0])], Tensor) and origin.shape == first.shape:
-            return [origin]  # only the strides of axes of size 1 change
+            return [origin]  # changes only the strides of axes of size 1
         followed = [origin for origin in known.values() if isinstance(origin, Tensor)]
         if not followed:
-            raise ValueError("nothing is known of what this depends on")
+            raise ValueError("no operand has a known origin")
         if name in PRODUCTS:
             left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
             rows = among_images(known[id(left)], left)
@@ -228,24 +228,24 @@ class Trace(PassMode):
             axis = args[1] if len(args) > 1 else -1
             return [compact(followed[0].narrow(axis, 0, first.shape[axis]))]
         if not is_arithmetic(func, name):
-            raise ValueError("what this does to locations is not known")
+            raise ValueError("unknown effect on locations")
         operands = [origin.expand(first.shape) for origin in followed]
         best = finest(operands)
         for axis in (1, -1) if best is None else ():
             best = one_map(operands, axis) if best is None else best
         if best is None:
-            raise ValueError("operands of different locations")
+            raise ValueError("operands have different locations")
         return [best.expand(first.shape) if output.shape == first.shape else None for output in outputs]
 
     def _joins_queries(self, parts: Sequence[Tensor], axis: int = 0, *, known: dict[int, Origin]) -> bool:
-        """Whether what is learned and joins a sequence are queries: of no location, yet no class or register tokens.
+        """Whether learned tokens that join a sequence are queries rather than class or register tokens.
 
-        Those join before attention does. Only a class token may come later (CaiT), alone or with one for distillation,
-        and only where the sequence has none of its own.
+        Class and register tokens join before attention. Only a class token may come later (CaiT), alone or with one for
+        distillation, and only if the sequence does not yet have one.
         """
         located = [part for part in parts if isinstance(known[id(part)], Tensor)]
         origins = [held_once(known[id(part)]) for part in located]  # type: ignore[arg-type]
-        along = any(origin.shape[axis] > 1 for origin in origins)  # and not their channels
+        along = any(origin.shape[axis] > 1 for origin in origins)  # rather than channels
         if not along or not any(self._origins.is_attended(part) for part in located):
             return False
         count = sum(part.shape[axis] for part in parts if known[id(part)] is None)
@@ -253,7 +253,7 @@ class Trace(PassMode):
 
 
 def _is_attention(name: str, args: tuple[Any, ...], known: dict[int, Origin]) -> bool:
-    """Whether locations exchange by what they hold: attention, or a product of what depends on the images with such."""
+    """Whether locations exchange information: attention, or a product of two factors that depend on the images."""
     if name in PRODUCTS:
         factors = [known.get(id(factor)) for factor in args if isinstance(factor, Tensor)]
         return sum(isinstance(factor, Tensor) for factor in factors) > 1

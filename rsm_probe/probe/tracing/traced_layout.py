@@ -1,4 +1,4 @@
-"""How a layer's output is read as concept vectors, from the origins of its values."""
+"""Reads a layer's output as concept vectors, from the origins of its values."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from rsm_probe.probe.tracing.origins import first_location, held_once
 
 
 class JoinedLocationsError(RepresentationError):
-    """Every value of an output joins all locations of an image."""
+    """Every value of an output combines all locations of an image."""
 
 
 class UnfollowedInputError(RepresentationError):
-    """An output belongs to an input of the model other than the images that are followed."""
+    """An output belongs to an input of the model other than the traced images."""
 
     def __init__(self, shape: tuple[int, ...], others: str, layout: str) -> None:
         super().__init__(
-            f"its output has shape {shape} and belongs to {others}, and a probe follows the locations of one input "
-            f"only; layouts={{'<layer>': {layout!r}}} reads it as it is (or the layout that its axes have)"
+            f"its output has shape {shape} and belongs to {others}, but a probe traces the locations of one input "
+            f"only; layouts={{'<layer>': {layout!r}}} reads it as it is (or give the layout that fits its axes)"
         )
 
 
 def likely_layout(shape: tuple[int, ...]) -> str:
-    """What the axes of an output mostly are."""
+    """The most likely layout of an output with this shape."""
     return {2: "NC", 4: "NCHW", 5: "NCTHW"}.get(len(shape), "NTC")
 
 
 def as_they_are(shape: tuple[int, ...]) -> str:
-    """How the vectors of such an output are taken without their locations, in words."""
-    return f"{_given_layout(shape)} takes the vectors as they are"
+    """Suggests how to read the vectors of an output without locations, as a part of a message."""
+    return f"{_given_layout(shape)} reads the vectors as they are"
 
 
 def _given_layout(shape: tuple[int, ...]) -> str:
@@ -45,26 +45,26 @@ def _given_layout(shape: tuple[int, ...]) -> str:
     return f"layouts={{'<layer>': {likely_layout(shape)!r}}}{others}"
 
 
-# Where tokens stand: at the same places of each image's sequence, one after the other, which is a view; or anywhere in
-# all images' locations, (N, S).
+# Token indices: the same contiguous slice of each image's sequence, which gives a view, or any indices (N, S) into the
+# tokens of all images.
 _Indices = slice | Tensor
 
 
 @dataclass(frozen=True)
 class TracedLayout:
-    """How outputs of one shape are read; found once, applied in every forward pass.
+    """How to read outputs of one shape; determined once, applied in every forward pass.
 
     Attributes:
-        shape: of the outputs.
-        batch: N.
-        axes: the output's axes in the order images and locations, then channels.
-        channel_axes: those of more than one value that hold channels.
-        channels: C.
-        locations: where the tokens stand, row by row of the image.
-        prefix: where class, distillation and register tokens stand before them.
+        shape: shape of the outputs.
+        batch: number of images, N.
+        axes: the output's axes, reordered to images and locations, then channels.
+        channel_axes: the channel axes of size greater than 1.
+        channels: number of channels, C.
+        locations: indices of the tokens, in row-major image order.
+        prefix: indices of the class, distillation and register tokens before them.
         grid: as in `Representation`.
         stands_for: codes (S,) of the locations within an image.
-        note: what a user should know of how the output was read, or "".
+        note: what a user should know about the reading, or "".
     """
 
     shape: tuple[int, ...]
@@ -79,9 +79,9 @@ class TracedLayout:
     note: str = ""
 
     def apply(self, output: Tensor, dtype: torch.dtype, copy: bool = True) -> Representation:
-        """Read an output, as a copy or, where possible, as a view; nothing is copied twice."""
+        """Reads an output as a copy or, if possible, as a view; copies nothing twice."""
         if isinstance(self.locations, slice) and isinstance(self.prefix, slice):
-            # In its own order in memory, whose views follow.
+            # Copy in memory order first; the steps below then only make views.
             output = output.to(dtype, copy=copy)
         ordered = output.permute(self.axes)
         tokens, prefix = (self._select(ordered, indices) for indices in (self.locations, self.prefix))
@@ -94,15 +94,15 @@ class TracedLayout:
 
 
 def not_followed(shape: tuple[int, ...], operation: str) -> RepresentationError:
-    """Says where the locations of an output were lost."""
+    """The error for an output whose locations were lost in an operation."""
     return RepresentationError(
-        f"its output has shape {shape}, and the locations that its values belong to were lost in the "
-        f"operation {operation!r}; say how to read it with {_given_layout(shape)}"
+        f"its output has shape {shape}, and the locations of its values were lost in the operation {operation!r}; set "
+        f"its layout with {_given_layout(shape)}"
     )
 
 
 def is_attention(layout: TracedLayout) -> bool:
-    """Whether an output weighs locations along its last axis, for queries and heads along others."""
+    """Whether an output holds attention weights: locations on its last axis, queries and heads on others."""
     entries = [axis for axis in layout.axes if axis not in layout.channel_axes and layout.shape[axis] > 1]
     return [axis for axis in entries if axis > 0] == [len(layout.shape) - 1]
 
@@ -111,12 +111,12 @@ def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Trace
     """Finds which axes hold images, locations and channels, and the order of the locations.
 
     Args:
-        origin: of a layer's output.
+        origin: the origin of a layer's output.
         batch: number of images in the forward pass.
-        inputs: of the model that are not followed, in words.
+        inputs: descriptions of the untraced inputs of the model.
 
     Raises:
-        RepresentationError: the vectors stand for no location or for several at once, or every image has others.
+        RepresentationError: the vectors have no locations, share locations, or have different ones in each image.
     """
     shape = tuple(origin.shape)
     if len(shape) < 2:
@@ -133,12 +133,12 @@ def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Trace
         return _of_no_location(codes, shape, batch, inputs)
     if len(channel_axes) > 1 and prod(shape[axis] for axis in entry_axes) == batch:
         raise JoinedLocationsError(
-            f"its output has shape {shape}, and each value joins all locations of an image, so that nothing says which "
-            f"axis holds the channels; {as_they_are(shape)}"
+            f"its output has shape {shape}, and each value combines all locations of an image, so that its channel "
+            f"axis is ambiguous; {as_they_are(shape)}"
         )
     locations, grid, stands_for = _locations(codes, shape, batch)
     if locations.shape[1] == 1 and len(shape) in (4, 5) and len(codes) == batch:
-        grid = (1,) * (len(shape) - 2)  # a map that was pooled whole
+        grid = (1,) * (len(shape) - 2)  # a globally pooled map
     prefix, left_out = _prefix(codes, batch, image_axis is not None)
     note = _note(left_out, batch, inputs)
     axes = (*entry_axes, *channel_axes)
@@ -151,7 +151,7 @@ def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Trace
 
 
 def _as_slice(indices: Tensor, length: int) -> _Indices:
-    """Indices (N, S) within images of `length` vectors; one slice of each image where they are equal and contiguous."""
+    """Turns indices (N, S) into one slice per image of `length` vectors, if they are equal and contiguous."""
     images, count = indices.shape
     start = int(indices[0, 0]) if count else 0
     regular = torch.arange(images)[:, None] * length + start + torch.arange(count)
@@ -159,7 +159,7 @@ def _as_slice(indices: Tensor, length: int) -> _Indices:
 
 
 def _channel_axes(origin: Tensor) -> list[int]:
-    """The axes along which all values belong to one location; else one along which some do, as where patches merge."""
+    """The axes along which codes are constant; else one along which locations merge, as in merged patches."""
     narrow = held_once(origin)
     constant = [axis for axis, size in enumerate(origin.shape) if size > 1 and narrow.shape[axis] == 1]
     if constant:
@@ -174,7 +174,7 @@ def _channel_axes(origin: Tensor) -> list[int]:
 
 
 def _image_axis(origin: Tensor, batch: int, channel_axes: list[int]) -> int | None:
-    """The axis whose index is the number of the image, where there is one; channels of `origin` are joined."""
+    """The axis whose index is the image number, or None; the channels of `origin` must be joined."""
     image = torch.where(origin > NOWHERE, decode(origin)[0], -1)
     for axis, size in enumerate(origin.shape):
         index = torch.arange(size, device=origin.device).view(*(-1 if a == axis else 1 for a in range(origin.ndim)))
@@ -185,7 +185,7 @@ def _image_axis(origin: Tensor, batch: int, channel_axes: list[int]) -> int | No
 
 
 def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: Sequence[str]) -> TracedLayout:
-    """Class tokens and what is made of them: one vector an image."""
+    """The layout of class tokens and of values computed from them: one vector per image."""
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1 and axis > 0]
     if shape[0] == batch and len(axes) <= 1:
         order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
@@ -195,32 +195,31 @@ def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: S
     if others := [name for number, name in enumerate(inputs) if number in numbers]:
         raise UnfollowedInputError(shape, ", ".join(others), likely_layout(shape))
     raise RepresentationError(
-        f"its output has shape {shape}, and its vectors stand for no location of the images (queries?); "
-        f"{as_they_are(shape)}"
+        f"its output has shape {shape}, and its vectors have no image location (queries?); {as_they_are(shape)}"
     )
 
 
 def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tensor, Grid | None, Tensor]:
-    """Where each image's locations stand, in the order of the image; their grid; and their codes."""
+    """The indices of each image's locations in row-major order, their grid, and their codes."""
     order = codes.argsort(stable=True)[int((codes <= NOWHERE).sum()) :]
     located = codes[order]
     image = decode(located)[0]
     if len(located) % batch or not torch.equal(image, torch.arange(batch).repeat_interleave(len(located) // batch)):
         raise RepresentationError(
-            f"its output has shape {shape}, which holds another number of locations of each image "
+            f"its output has shape {shape}, with a different number of locations in each image "
             f"(images of different sizes?)"
         )
     where = ((located - 1) % EXTENT**3).view(batch, -1)
     if bool((where.diff(dim=1) == 0).any()):
         raise RepresentationError(
-            f"its output has shape {shape}, in which several vectors stand for the same location (several scales or "
-            f"branches side by side?); probe them where they are apart, or {as_they_are(shape)}"
+            f"its output has shape {shape}, in which several vectors share a location (several scales or branches side "
+            f"by side?); probe them before they are joined, or {as_they_are(shape)}"
         )
     if not bool((where == where[0]).all()):
         raise RepresentationError(
-            f"its {where.shape[1]} tokens stand for other locations in every image (images of different sizes, or "
-            f"tokens shuffled, dropped at random or picked by what they hold), so that no grid holds them; give images "
-            f"of one size, turn that off in the model, or {as_they_are(shape)}"
+            f"its {where.shape[1]} tokens stand for different locations in each image (images of different sizes, or "
+            f"tokens shuffled, dropped at random or selected by content), so they share no grid; give images of one "
+            f"size, turn that off in the model, or {as_they_are(shape)}"
         )
     sizes = tuple(len(coordinates.unique()) for coordinates in decode(where[0] + 1)[1:])
     grid = None if where.shape[1] == 1 or prod(sizes) != where.shape[1] else sizes if sizes[0] > 1 else sizes[1:]
@@ -228,21 +227,21 @@ def _locations(codes: Tensor, shape: tuple[int, ...], batch: int) -> tuple[Tenso
 
 
 def _prefix(codes: Tensor, batch: int, by_image: bool) -> tuple[Tensor, Tensor]:
-    """Where class and register tokens stand, and the codes of all other vectors that have no location."""
+    """The indices of class and register tokens, and the codes of all other vectors without a location."""
     if not by_image:
         return torch.zeros(batch, 0, dtype=torch.long), codes[codes <= NOWHERE]
     rows = codes.view(batch, -1)
     before = torch.arange(rows.shape[1]) < (rows[0] > NOWHERE).int().argmax()
-    prefix = before & (rows[0] == NOWHERE)  # queries and what is of other inputs have codes of their own
+    prefix = before & (rows[0] == NOWHERE)  # queries and values of other inputs have other codes
     indices = torch.arange(batch)[:, None] * rows.shape[1] + prefix.nonzero().flatten()
     return indices, rows[:, ~prefix & (rows[0] <= NOWHERE)].flatten()
 
 
 def _note(left_out: Tensor, batch: int, inputs: Sequence[str]) -> str:
-    """Say which vectors are left out and why, by their codes."""
+    """Describes the left-out vectors and the reason, from their codes."""
     counts: Counter[str] = Counter()
     for code, count in zip(*(part.tolist() for part in left_out.unique(return_counts=True)), strict=True):
         number = input_of_code(code)
         named = "" if number is None or number >= len(inputs) else inputs[number]
-        counts[f"belong to {named}, which is not followed," if named else "stand for no location"] += count
+        counts[f"belong to {named}, which is not traced," if named else "have no location"] += count
     return "; ".join(f"{count // batch} vectors per image {why} and are left out" for why, count in counts.items())
