@@ -170,7 +170,7 @@ def test_folder_with_a_broken_image_is_counted_or_fatal(tmp_path):
     (images / "class0" / "broken.png").write_bytes(b"no image")
     config = changed(tmp_path / "c.yaml", images={"source": str(images)}, layers="layer4.0", keep=["*"])
     warned = cli("run", config, "--out", tmp_path / "out", "--no-figures").stderr
-    assert "warning: 1 of 13 image files left out: class0/broken.png" in warned
+    assert "warning: skipped 1 of 13 image files that cannot be read: class0/broken.png" in warned
     assert "class0/broken.png" in (tmp_path / "out" / "provenance.json").read_text()
     assert set(map(str, xr.open_zarr(tmp_path / "out" / "result.zarr")["image_label"].values.ravel())) == {
         "class0",
@@ -311,9 +311,9 @@ def own_model(folder: Path, code: str) -> str:
         ("def g(): assert False", "g in .*m.py failed to build a model: AssertionError"),
         ("def g(): import sys; sys.exit(3)", r"g in .*m.py failed .*ended the program \(sys.exit\(3\)\)"),
         ("def g(width): return nn.Linear(width, 1)", "g in .*m.py failed .*TypeError: .*missing 1 required"),
-        ("def g(): return None", "g in .*m.py must return a torch.nn.Module, found NoneType"),
-        ("def g(): return nn.Linear", "g in .*m.py must return a torch.nn.Module, found type"),
-        ("async def g(): return nn.Linear(1, 1)", "g in .*m.py must return a torch.nn.Module, found coroutine"),
+        ("def g(): return None", "g in .*m.py must return a torch.nn.Module, got NoneType"),
+        ("def g(): return nn.Linear", "g in .*m.py must return a torch.nn.Module, got type"),
+        ("async def g(): return nn.Linear(1, 1)", "g in .*m.py must return a torch.nn.Module, got coroutine"),
         ("def g(): return g()", "g in .*m.py failed to build a model: RecursionError"),
         ("g = 3", "m.py has no function 'g'"),
         ("def g(:", "m.py cannot be imported: SyntaxError"),
@@ -384,11 +384,11 @@ def test_seeds_out_of_range_are_refused_before_any_training(tmp_path, seed):
 def test_a_folder_in_place_of_a_network_is_refused_before_any_training(tmp_path):
     (tmp_path / "recipe.yaml").write_text("steps: 10\nsize: 8\n")
     (tmp_path / "recipe-0.safetensors").mkdir()
-    assert "a folder or device is in its place" in refused(
+    assert "it is a folder or device" in refused(
         "train", tmp_path / "recipe.yaml", "--out", tmp_path, "--seed", 0
     )
     message = refused("train", tmp_path / "recipe.yaml", "--out", tmp_path / "recipe.yaml", "--seed", 0)
-    assert "is not a folder that may be written into" in message
+    assert "is not a writable folder" in message
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "foreign", "binary", "file"])

@@ -1,5 +1,5 @@
 """Data on disk: chunked arrays, labelled datasets, atomic files, checksums and locks.
 
-Begin with `chunks.py` (arrays written chunk by chunk) and `files.py` (datasets and small files). `places.py` decides
-where something may be written.
+Begin with `chunks.py` (arrays written chunk by chunk) and `files.py` (datasets and small files). `paths.py` decides
+which paths and URLs are accepted.
 """

@@ -1,4 +1,4 @@
-"""Checksums by which damage is told from content: of metadata, of whole folders, of anything that is one file."""
+"""Checksums that detect damage: of metadata documents, of whole folders, and of the parts of a single file."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.listing import Files
 
-# Names every other file of a stored dataset with its SHA-256.
+# The file that lists the SHA-256 of every other file of a stored dataset.
 MANIFEST = "checksums.json"
-# The attribute of a metadata document that holds the checksum of the rest.
+# The attribute of a metadata document that holds the checksum of the rest of the document.
 ATTRIBUTE = "_checksum"
-# The attribute of a finished group that names its arrays; whatever has it has a checksum, too.
+# The attribute of a finished group that names its arrays. A group that has it also has a checksum.
 ARRAYS = "arrays"
 
 
 def checksum(parts: Iterable[str | bytes | memoryview]) -> str:
-    """SHA-256 of texts and bytes in their order, and of where each ends.
+    """Hash texts and bytes in order, including where each one ends (SHA-256).
 
-    For files of other formats: the names, shapes, dtypes and values of what they hold, kept among their metadata.
+    Files of any format can keep it among their metadata, taken over the names, shapes, dtypes and values they hold.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -33,10 +33,10 @@ def checksum(parts: Iterable[str | bytes | memoryview]) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """Adds the file that `require_manifest` checks a folder against; to be called once everything is there.
+    """Write the manifest that `require_manifest` checks a folder against. Call it when the folder is complete.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     files = Files(str(folder))
     sums = {name: checksum([files.read(name)]) for name in sorted(files.sizes())}
@@ -44,43 +44,43 @@ def write_manifest(folder: Path) -> None:
 
 
 def require_manifest(files: Files, sizes: Mapping[str, int], advice: str) -> None:
-    """Makes sure that a folder holds exactly what its manifest says, to the last bit.
+    """Check that a folder holds exactly the files that its manifest lists, bit for bit.
 
     Raises:
-        StorageError: names the first file that is missing, damaged or does not belong there.
+        StorageError: a file is missing, damaged or not listed; the message names the first.
     """
     sums = files.document(MANIFEST, advice)
     for name in sorted({*sums, *sizes} - {MANIFEST}):
         if name not in sizes:
             raise StorageError(f"{files.where}/{name} is missing; {advice}")
         if name not in sums:
-            raise StorageError(f"{files.where}/{name} does not belong there; remove it, or {advice}")
+            raise StorageError(f"{files.where}/{name} is not listed in {MANIFEST}; remove it, or {advice}")
         if checksum([files.read(name)]) != sums[name]:
             raise StorageError(f"{files.where}/{name} is damaged: its checksum differs from {MANIFEST}; {advice}")
 
 
 def signed(attributes: Mapping[str, Any], rest: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Attributes together with a checksum of them, and of the rest of their document.
+    """Add a checksum to attributes.
 
     Args:
-        attributes: to be stored as JSON.
-        rest: what else the document holds and the checksum covers.
+        attributes: values that JSON can store.
+        rest: the other entries of the document that the checksum covers; see `covered`.
     """
     plain = {key: value for key, value in attributes.items() if key != ATTRIBUTE}
     return {**plain, ATTRIBUTE: _of_document(plain, rest or {})}
 
 
 def require_signed(document: Mapping[str, Any], file: str, advice: str) -> bool:
-    """Makes sure that the metadata of a group or an array are what was written.
+    """Check the metadata of a group or an array against their checksum.
 
     Returns:
-        Whether there is a checksum; those of earlier versions of this package have none.
+        Whether there is a checksum. Earlier versions of this package wrote none.
 
     Raises:
-        StorageError: they are damaged.
+        StorageError: the metadata are damaged.
     """
     if document.get("node_type") not in ("array", "group"):
-        raise StorageError(f"{file} is damaged: it must say 'array' or 'group' as its node_type; {advice}")
+        raise StorageError(f"{file} is damaged: its node_type must be 'array' or 'group'; {advice}")
     attributes = document.get("attributes", {})
     if not isinstance(attributes, dict):
         raise StorageError(f"{file} is damaged: its attributes must be a JSON object; {advice}")
@@ -95,9 +95,9 @@ def require_signed(document: Mapping[str, Any], file: str, advice: str) -> bool:
 
 
 def covered(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checksum of a document covers beside its attributes: everything of an array, nothing of a group.
+    """The entries that a checksum covers besides the attributes: all others for an array, none for a group.
 
-    The attributes of a group are replaced in one step, before Zarr has decided what else to write.
+    The attributes of a group are replaced in one step, before Zarr decides what else to write.
     """
     if document.get("node_type") == "group":
         return {}

@@ -1,7 +1,7 @@
 """Arrays on disk whose chunks are written one by one, each with a checksum: Zarr groups, local or behind a URL.
 
-A chunk is written in one step, and an array is created with a fill value that no chunk holds. So what is there after
-an interruption can be told from what is not, and what a disk damaged from what is whole.
+Each chunk is written atomically, and each array has a fill value that no written chunk holds. After an interruption,
+missing chunks can therefore be told from finished ones, and damaged chunks from intact ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ChunkStore(StoredGroup):
 
     Args:
         group: the open group.
-        where: its path or URL, for messages.
+        where: its path or URL, for error messages.
     """
 
     def __init__(self, group: zarr.Group, where: str) -> None:
@@ -38,10 +38,10 @@ class ChunkStore(StoredGroup):
         self._arrays: dict[str, zarr.Array] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is an array of that name.
+        """Whether the group holds an array of that name.
 
         Raises:
-            StorageError: there was one; its metadata are missing.
+            StorageError: chunks of the array exist, but its metadata are missing.
         """
         if self.files.size(f"{name}/{METADATA}") is not None:
             return True
@@ -50,10 +50,10 @@ class ChunkStore(StoredGroup):
         return False
 
     def array(self, name: str) -> zarr.Array:
-        """An array as Zarr opens it.
+        """Open an array with Zarr.
 
         Raises:
-            StorageError: there is none of that name, or its metadata are damaged.
+            StorageError: there is no array of that name, or its metadata are damaged.
         """
         import zarr
 
@@ -65,7 +65,7 @@ class ChunkStore(StoredGroup):
                     raise StorageError(f"{file} is damaged: its checksum is missing; {self._remove(name)}")
                 array = self.group[name]
                 if not isinstance(array, zarr.Array):
-                    raise StorageError(f"{file} is damaged: it is not of an array; {self._remove(name)}")
+                    raise StorageError(f"{file} is damaged: it does not describe an array; {self._remove(name)}")
                 require_plain(array, self.where)
             self._arrays[name] = array
         return self._arrays[name]
@@ -79,21 +79,21 @@ class ChunkStore(StoredGroup):
         fill: float,
         dimensions: tuple[str, ...],
     ) -> bool:
-        """Makes an array, if it is not there.
+        """Create an array unless it exists.
 
         Args:
-            name: of the array; slashes make groups within the group.
-            shape: of the whole.
+            name: name of the array; slashes make groups within the group.
+            shape: shape of the whole array.
             chunks: shape of a chunk.
-            dtype: of the values.
-            fill: a value that no chunk will hold; it stands for chunks that were not written.
-            dimensions: their names, which xarray reads.
+            dtype: type of the values.
+            fill: a value that no chunk will hold; it marks chunks that are not written yet.
+            dimensions: names of the dimensions, which xarray reads.
 
         Returns:
-            Whether it was made.
+            Whether the array was created.
 
         Raises:
-            StorageError: it cannot be written; one of another shape or type is there.
+            StorageError: the array cannot be written, or one of a different shape or type exists.
         """
         chunks = tuple(max(1, min(chunk, size)) for chunk, size in zip(chunks, shape, strict=True))
         if name in self:
@@ -101,10 +101,10 @@ class ChunkStore(StoredGroup):
             there, wanted = (array.shape, array.chunks, array.dtype), (shape, chunks, np.dtype(dtype))
             if there != wanted:
                 raise StorageError(
-                    f"{self.where}/{name}/{METADATA} is damaged: it is of {brief(there)}, not {brief(wanted)}; "
+                    f"{self.where}/{name}/{METADATA} is damaged: it declares {brief(there)}, not {brief(wanted)}; "
                     f"{self._remove(name)}"
                 )
-            if not self._is_signed(array):  # killed in between, or of an earlier version
+            if not self._is_signed(array):  # the process was killed before signing it, or an earlier version wrote it
                 self._sign(name, array)
             return False
         with storing(f"cannot write {self.where}/{name}"):
@@ -114,10 +114,10 @@ class ChunkStore(StoredGroup):
         return True
 
     def put(self, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
-        """Writes a small array as one chunk, replacing what is there.
+        """Write a small array as one chunk, replacing any array of that name.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the array cannot be written.
         """
         self._arrays.pop(name, None)
         with storing(f"cannot write {self.where}/{name}"):
@@ -129,40 +129,40 @@ class ChunkStore(StoredGroup):
                 fill_value=np.nan if data.dtype.kind == "f" else None,
                 dimension_names=dimensions,
                 overwrite=True,
-                # An array of empty texts is written like any other.
+                # Write a chunk even if all of its texts are empty.
                 config={"write_empty_chunks": True},
             )
 
     def _make(self, name: str, **options: Any) -> None:
-        """Creates an array by the options of Zarr."""
+        """Create an array with these options of Zarr, and sign it."""
         from zarr.codecs import Crc32cCodec
 
-        # Representations hold digits that do not compress; uncompressed chunks are read fastest.
+        # Representations hardly compress, and uncompressed chunks are read fastest.
         self._sign(name, self.group.create_array(name, compressors=[Crc32cCodec()], **options))
 
     def _sign(self, name: str, array: zarr.Array) -> None:
-        """Adds the checksum to the metadata of an array that was just made."""
+        """Add the checksum to the metadata of a new array."""
         document = self.files.document(f"{name}/{METADATA}", self._remove(name))
         array.update_attributes(signed(document.get("attributes", {}), covered(document)))
 
     def put_names(self, name: str, names: Sequence[str], dimension: str) -> None:
-        """Makes sure that an array holds these names.
+        """Write these names as an array, unless it holds them already.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the array cannot be written.
         """
         if not (self.holds_names(name, names) and self._is_signed(self.array(name))):
             self.put(name, np.array(list(names), np.str_), (dimension,))
 
     def holds_names(self, name: str, names: Sequence[str]) -> bool:
-        """Whether an array holds these names, and none of them is lost."""
+        """Whether an array exists, is intact and holds exactly these names."""
         try:
             return name in self and [str(text) for text in self.read(name)] == list(names)
         except StorageError:  # damaged
             return False
 
     def write(self, name: str, where: Selection, values: np.ndarray) -> None:
-        """Writes whole chunks.
+        """Write whole chunks.
 
         Raises:
             StorageError: they cannot be written (disk full, read-only folder).
@@ -172,7 +172,7 @@ class ChunkStore(StoredGroup):
             array[where] = values
 
     def read(self, name: str, where: Selection | None = None) -> np.ndarray:
-        """Reads a part of an array, or all of it.
+        """Read a part of an array, or all of it.
 
         Raises:
             StorageError: a chunk is missing or damaged; the message names its file.
@@ -188,26 +188,26 @@ class ChunkStore(StoredGroup):
         return values
 
     def intact(self, name: str, where: Selection) -> bool:
-        """Whether all chunks of a part are there and pass their checksums."""
+        """Whether all chunks of a part exist and pass their checksums."""
         return self._tried(self.array(name), name, where)[0] is not None
 
     def complete(self, name: str) -> bool:
-        """Whether all chunks of an array are there, without reading them."""
+        """Whether a file exists for every chunk of an array, without reading any."""
         array = self.array(name)
-        if not self._is_signed(array) and array.dtype.kind == "T":  # once, texts that were all empty had no file
+        if not self._is_signed(array) and array.dtype.kind == "T":  # earlier versions wrote no empty texts
             return True
         return first_missing(array, self.files.sizes(name).get) is None
 
     def _tried(self, array: zarr.Array, name: str, where: Selection | None) -> tuple[np.ndarray | None, str]:
-        """The values, or None and what is wrong."""
+        """Read a part; return its values and "", or None and what is wrong."""
         texts = array.dtype.kind == "T"
         if not is_harmless(array, where) or (texts and self._is_signed(array)):
             size_of = cache(lambda key: self.files.size(f"{name}/{key}"))
             if first_missing(array, size_of, where) is not None:
                 return None, "missing or torn"
-            # A text takes four bytes at least.
+            # Each text takes at least four bytes.
             if texts and 4 * array.size > sum(size_of(key) or 0 for key in chunk_keys(array, where)):
-                return None, "damaged: it is too small for what is declared"
+                return None, "damaged: it is too small for the declared shape"
         try:
             with storing("damaged"):
                 values = np.asarray(array[...] if where is None else array[where])
@@ -220,14 +220,14 @@ class ChunkStore(StoredGroup):
         return ATTRIBUTE in array.attrs
 
     def _first_file(self, array: zarr.Array, name: str, where: Selection | None) -> str:
-        """The file of the first chunk of a part."""
+        """The path or URL of the first chunk of a part."""
         return f"{self.where}/{name}/{next(chunk_keys(array, where), 'c')}"
 
     def _again(self) -> str:
-        return "remove that file, if it is there, and run the same work again: only what is missing is made again"
+        return "remove that file, if it exists, and rerun the same work: it computes only what is missing"
 
     def _remove(self, name: str) -> str:
-        return f"remove {self.where}/{name}, if it is there, and run the same work again, which makes it again"
+        return f"remove {self.where}/{name}, if it exists, and rerun the same work, which writes it again"
 
 
 def _unwritten(values: np.ndarray, fill: Any) -> bool:
@@ -237,6 +237,6 @@ def _unwritten(values: np.ndarray, fill: Any) -> bool:
 
 
 def _part(array: zarr.Array, key: str) -> Selection:
-    """The part of an array that a chunk holds, by its file."""
+    """The part of an array that the chunk of this file holds."""
     numbers = [int(number) for number in key.split("/")[1:]]
     return tuple(slice(k * chunk, (k + 1) * chunk) for k, chunk in zip(numbers, array.chunks, strict=True))

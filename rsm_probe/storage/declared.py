@@ -1,4 +1,4 @@
-"""What the metadata of a Zarr group declare, checked against the files that are there before anything is read."""
+"""Check what the metadata of a Zarr group declare against its files, before any array is read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 # Metadata of formats 2 and 3.
 _DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-# Less does no harm, whatever it turns out to be.
+# Reading this little is safe, whatever the metadata declare.
 _HARMLESS_BYTES, _HARMLESS_CHUNKS = 64 << 20, 4096
-# No codec in use makes chunks smaller than this; the values of a constant array come close.
+# The largest compression ratio of any codec in use; constant arrays come close to it.
 _MOST_COMPRESSED = 1 << 16
 _TEXT_BYTES = 16
 _CHECKSUM_BYTES = 4
 
 
 def require_plain(array: zarr.Array, where: Any) -> None:
-    """Makes sure that reading an array runs no code from the store.
+    """Refuse an array whose values are pickled, because reading it would run code from the store.
 
     Raises:
-        StorageError: its values are pickled.
+        StorageError: the values are pickled.
     """
     codecs = [*array.filters, *array.compressors, array.serializer]
     if any("pickle" in repr(codec).lower() for codec in codecs):
@@ -36,15 +36,15 @@ def require_plain(array: zarr.Array, where: Any) -> None:
 
 
 def require_documents(files: Files, sizes: Mapping[str, int], advice: str) -> None:
-    """Makes sure that the metadata of a group are all there, of a size that can be read, and as they were written.
+    """Check that the metadata of a group are complete, small enough to read, and unchanged since they were written.
 
     Args:
-        files: of the group.
-        sizes: of all its files.
-        advice: what to do, for messages.
+        files: the files of the group.
+        sizes: file name -> bytes, of the whole group.
+        advice: what the user can do; ends the error message.
 
     Raises:
-        StorageError: names the file.
+        StorageError: a metadata file is missing, too large or damaged; the message names it.
     """
     folders: set[str] = set()
     for name, size in sizes.items():
@@ -52,10 +52,10 @@ def require_documents(files: Files, sizes: Mapping[str, int], advice: str) -> No
         if last in _DOCUMENTS:
             folders.add(folder)
             if size > LARGEST_TEXT:
-                raise StorageError(f"{files.where}/{name} holds {size} bytes, more than any file of its kind; {advice}")
+                raise StorageError(f"{files.where}/{name} holds {size} bytes, too many for such a file; {advice}")
         if last == "zarr.json":
             require_signed(files.document(name, advice), f"{files.where}/{name}", advice)
-    if not folders:  # of no group at all Zarr says it better
+    if not folders:  # there is no group at all, which Zarr reports better
         return
     arrays = {name.split("/", 1)[0] for name in sizes if "/" in name}
     kind = "zarr.json" if "zarr.json" in sizes else ".zarray"
@@ -66,17 +66,17 @@ def require_documents(files: Files, sizes: Mapping[str, int], advice: str) -> No
 def require_held(
     arrays: Mapping[str, zarr.Array], names: Any, sizes: Mapping[str, int], where: str, advice: str
 ) -> None:
-    """Makes sure that the files of a group can hold what its arrays declare.
+    """Check that the files of a group can hold what its arrays declare, and that the arrays fit into memory.
 
     Args:
-        arrays: by name.
-        names: of the arrays that the group had once it was finished, where that is known.
-        sizes: of all its files.
-        where: the group, for messages.
-        advice: what to do, for messages.
+        arrays: name -> array.
+        names: the arrays that the finished group had, if known.
+        sizes: file name -> bytes, of the whole group.
+        where: the path or URL of the group, for error messages.
+        advice: what the user can do; ends the error message.
 
     Raises:
-        StorageError: names the array or file.
+        StorageError: an array or file is missing, torn, or declared too large; the message names it.
     """
     for name in names if isinstance(names, list) else ():
         if name not in arrays:
@@ -86,7 +86,7 @@ def require_held(
         mine = {file[len(name) + 1 :]: size for file, size in sizes.items() if file.startswith(f"{name}/")}
         complete = chunk_bytes(array) is not None or ATTRIBUTE in array.attrs
         if array.metadata.zarr_format == 3 and complete:
-            # Every chunk was written. Values themselves are read where they are used.
+            # Such arrays have a file for every chunk. The values are checked when they are read.
             if (missing := first_missing(array, mine.get)) is not None:
                 raise StorageError(f"{where}/{name}/{missing} is missing or torn; {advice}")
             if chunk_bytes(array) is not None:
@@ -94,7 +94,7 @@ def require_held(
         declared = declared_bytes(array)
         held = sum(mine.values())
         chunks = sum(not file.endswith(_DOCUMENTS) for file in mine)
-        # A chunk of fill values alone may be left out, but hardly most of them.
+        # Zarr may omit chunks that hold only fill values, but hardly most of them.
         if declared > max(_HARMLESS_BYTES, min(held * _MOST_COMPRESSED, 2 * chunks * _per_chunk(array))):
             raise StorageError(
                 f"{where}/{name} declares {format_bytes(declared)}, which its files of {format_bytes(held)} cannot "
@@ -103,17 +103,17 @@ def require_held(
         total += declared
     if total > (free := available_bytes()):
         raise StorageError(
-            f"{where} declares {format_bytes(total)}, and {format_bytes(free)} of memory are available; {advice}"
+            f"{where} declares {format_bytes(total)}, but {format_bytes(free)} of memory are available; {advice}"
         )
 
 
 def declared_bytes(array: zarr.Array, shape: Sequence[int] | None = None) -> int:
-    """Memory that an array takes, or a part of it of some shape; of text, without its letters."""
+    """Bytes of memory that an array takes, or a part of it of the given shape; for text, without the characters."""
     return math.prod(array.shape if shape is None else shape) * (array.dtype.itemsize or _TEXT_BYTES)
 
 
 def chunk_bytes(array: zarr.Array) -> int | None:
-    """Bytes of a chunk's file where every chunk takes the same, as this package writes numbers; None of others."""
+    """Bytes of each chunk file if all chunks take the same, as in the numeric arrays of this package; else None."""
     from zarr.codecs import BytesCodec, Crc32cCodec
 
     codecs = [*array.filters, array.serializer, *array.compressors]
@@ -125,15 +125,18 @@ def chunk_bytes(array: zarr.Array) -> int | None:
 def first_missing(
     array: zarr.Array, size_of: Callable[[str], int | None], where: tuple[slice, ...] | None = None
 ) -> str | None:
-    """The first chunk without a file, or whose file is of a wrong size; None where all are there.
+    """Find the first chunk whose file is missing or has the wrong size.
 
     Args:
-        array: whose chunks.
-        size_of: bytes of a file by its name, such as "c/0/3"; None where there is none.
-        where: only the chunks that this part touches.
+        array: the array to check.
+        size_of: file name such as "c/0/3" -> bytes, or None if there is no such file.
+        where: check only the chunks that this part touches; None for all.
+
+    Returns:
+        The name of the chunk's file; None if all chunks are complete.
     """
     expected = chunk_bytes(array)
-    # Ends at the first one, so that it takes no longer than there are files.
+    # Stopping at the first missing chunk bounds the time by the number of files, whatever the array declares.
     for key in chunk_keys(array, where):
         size = size_of(key)
         if size is None or (expected is not None and size != expected):
@@ -142,7 +145,7 @@ def first_missing(
 
 
 def chunk_keys(array: zarr.Array, where: tuple[slice, ...] | None = None) -> Iterator[str]:
-    """The files of the chunks that a part of an array touches, in order; one by one, however many there are."""
+    """Yield the file names of the chunks that a part of an array touches, in order, without listing them first."""
     axes = _touched(array, where)
     for number in range(math.prod(count for _, count in axes)):
         index = []
@@ -153,15 +156,15 @@ def chunk_keys(array: zarr.Array, where: tuple[slice, ...] | None = None) -> Ite
 
 
 def is_harmless(array: zarr.Array, where: tuple[slice, ...] | None) -> bool:
-    """Whether a part is so small that reading it needs no check of what is declared."""
+    """Whether a part is so small that it can be read without checking what the metadata declare."""
     axes = _touched(array, where)
     chunks = math.prod(count for _, count in axes)
-    # Chunks are decoded as a whole.
+    # Zarr decodes whole chunks.
     return chunks <= _HARMLESS_CHUNKS and chunks * _per_chunk(array) <= _HARMLESS_BYTES
 
 
 def _touched(array: zarr.Array, where: tuple[slice, ...] | None) -> list[tuple[int, int]]:
-    """Along each axis the first chunk that a part touches, and how many."""
+    """Along each axis, the first chunk that a part touches and how many it touches."""
     axes = []
     for axis, (size, chunk) in enumerate(zip(array.shape, array.chunks, strict=True)):
         part = where[axis] if where is not None and axis < len(where) else slice(None)

@@ -1,4 +1,4 @@
-"""What decides the values of something stored, and words for how it differs from what is wanted."""
+"""Compare the settings of something stored with those requested, and describe the differences."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rsm_probe.checks import brief
 
 
 def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a store gives them back: JSON turns tuples into lists."""
+    """Convert settings to the form in which a store returns them: JSON turns tuples into lists."""
     return dict(json.loads(json.dumps(settings)))
 
 
 def differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Words for the settings that differ; "" where none does."""
+    """Describe the settings that differ; "" if none does."""
     before, now = _flat(stored), _flat(settings)
     return "; ".join(
         f"{key} was {brief(before.get(key), 60)}, is {brief(now.get(key), 60)}"
@@ -26,7 +26,7 @@ def differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 
 
 def other_image(stored: Sequence[str], ids: Sequence[str]) -> str:
-    """Words for the first difference of two lists of images; "" where there is none."""
+    """Describe the first difference between two lists of image ids; "" if they are equal."""
     for number, (before, now) in enumerate(itertools.zip_longest(stored, ids)):
         if before != now:
             return f"image {number} was {before!r}, is {now!r}"

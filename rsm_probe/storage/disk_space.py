@@ -1,4 +1,4 @@
-"""Whether the disk holds what is about to be written."""
+"""Check for free disk space before writing."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rsm_probe.storage.paths import is_url, located
 
 
 def require_space(where: str | Path, needed: float) -> str:
-    """Refuses to begin what the disk cannot hold.
+    """Refuse work whose result does not fit on the disk.
 
     Args:
-        where: a folder that need not exist yet; of URLs nothing is known.
-        needed: bytes.
+        where: the destination, which need not exist yet. URLs are not checked.
+        needed: size of the result in bytes.
 
     Returns:
-        Words for a line about the work: what it needs, and what is free.
+        Text for a progress line: the space needed and, for local folders, the free space.
 
     Raises:
-        StorageError: the disk is too small.
+        StorageError: the disk has too little free space.
     """
     needs = f"{format_bytes(needed)} of disk"
     if is_url(where):
@@ -31,5 +31,5 @@ def require_space(where: str | Path, needed: float) -> str:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise StorageError(f"{where} would take {needs}, and {format_bytes(free)} are free there; choose another place")
+        raise StorageError(f"{where} needs {needs}, but {format_bytes(free)} are free there; choose another folder")
     return f"{needs}, {format_bytes(free)} free"

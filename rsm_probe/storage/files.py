@@ -1,7 +1,7 @@
 """Labelled arrays on disk: xarray datasets in Zarr for results, plain arrays for checkpoints; never pickle.
 
-Everything is written beside its destination and moved there when it is complete. A file is replaced in one step; a
-folder in two, between which a kill leaves the old one beside its place under a name that begins with a dot.
+Everything is written beside its destination and renamed when it is complete. A file is replaced in one step, a folder
+in two: a process killed between them leaves the old folder beside the destination, under a name that begins with a dot.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Arrays = dict[str, np.ndarray]
-# Signature, numbers of disks, entries on this disk and in all, size and place of their list, length of a comment.
+# Signature, two disk numbers, entries on this disk and in total, size and offset of the directory, comment length.
 _END_OF_ARCHIVE = struct.Struct("<4s4H2LH")
 _setting = threading.Lock()
 
 
 def save_dataset(path: str | Path, dataset: xr.Dataset) -> None:
-    """Writes a dataset as a Zarr group, replacing what is there.
+    """Write a dataset as a Zarr group, replacing any previous one.
 
-    Beside Zarr's own files lies `checksums.json` with the SHA-256 of each, by which `open_dataset` finds damage.
+    The folder also gets `checksums.json` with the SHA-256 of each file, against which `open_dataset` checks them.
 
     Raises:
-        StorageError: the folder cannot be written, or the dataset holds what Zarr cannot store.
+        StorageError: the folder cannot be written, or the dataset holds values that Zarr cannot store.
     """
     import zarr
 
     with replacing(path) as fresh:
-        # Format 2 has a specification for text; format 3 still warns that it has none.
+        # Format 2 specifies how to store text; Zarr still warns that format 3 does not.
         store = store_at(str(fresh))
-        # Said to Zarr, since old releases of xarray pass it on to what does not take it. Its setting is one for all
-        # threads, of which the first to end would take it from the others.
+        # Set in Zarr's configuration, because old releases of xarray pass the option to a function that does not take
+        # it. Threads share the configuration, hence the lock: the first to finish would reset it for the others.
         with _setting, zarr.config.set({"array.write_empty_chunks": True}):
             dataset.drop_encoding().to_zarr(store, mode="w", zarr_format=2, consolidated=True)
         write_manifest(fresh)
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:
-    """Opens a Zarr group written by `save_dataset`, or one of all pairs, whose arrays are read when they are used.
+    """Open a Zarr group written by `save_dataset`, or a store of all pairs, whose arrays are read lazily.
 
     Args:
         path: a folder, or a URL of a file system that fsspec knows.
 
     Raises:
-        StorageError: there is no dataset at the path; a file of it is missing or damaged (the message names it); it
-            declares more than its files hold, or more than fits into memory.
+        StorageError: there is no dataset at the path; a file is missing or damaged (the message names it); or the
+            metadata declare more than the files hold or memory can take.
     """
     import xarray as xr
     import zarr
@@ -75,13 +75,13 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         raise StorageError(f"no stored dataset at {where}")
     files = Files(where)
     sizes = files.sizes()
-    advice = f"restore that file, or remove {where} and make it again"
-    if "zarr.json" in sizes:  # all pairs
-        advice = "remove that file, if it is there, and run the same work again: only what is missing is made again"
+    advice = f"restore that file, or remove {where} and create it again"
+    if "zarr.json" in sizes:  # a store of all pairs
+        advice = "remove that file, if it exists, and rerun the same work: it computes only what is missing"
     if MANIFEST in sizes:
         require_manifest(files, sizes, advice)
     require_documents(files, sizes, advice)
-    with storing(f"{where} is no readable Zarr dataset", advice), warnings.catch_warnings():
+    with storing(f"{where} is not a readable Zarr dataset", advice), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         group = zarr.open_group(store_at(where), mode="r")
         arrays = dict(group.arrays())
@@ -90,24 +90,24 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         require_held(arrays, group.attrs.get(ARRAYS), sizes, where, advice)
         texts = {}
         for name, array in arrays.items():
-            if array.dtype.kind == "T":  # which xarray may read already, without a name in its errors
+            if array.dtype.kind == "T":  # read before xarray does, whose errors would not name the array
                 with storing(f"{where}/{name} is damaged", advice):
                     texts[name] = np.array(list(np.asarray(array[...])), np.str_)
         dataset = xr.open_zarr(store_at(where), chunks=None)
         for marked in (dataset, *dataset.variables.values()):
             for key in (ATTRIBUTE, ARRAYS):
                 marked.attrs.pop(key, None)
-        # Text of any length, which much of NumPy does not take yet.
+        # Much of NumPy does not support variable-length text yet.
         fixed = {name: (dataset[name].dims, values) for name, values in texts.items()}
         dataset = dataset.assign_coords(fixed)
-        if group.metadata.zarr_format == 2:  # its files were checked as a whole
+        if group.metadata.zarr_format == 2:  # `require_manifest` checked its files
             return dataset.load()
         large = {name: array for name, array in arrays.items() if name not in fixed and name not in dataset.indexes}
         return dataset.assign({name: read_when_used(dataset[name].variable, large[name], where) for name in large})
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes plain arrays as one file (`.npz`), atomically and synced to disk; each has a checksum.
+    """Write plain arrays to one `.npz` file, atomically and synced to disk; each array has a checksum.
 
     Raises:
         StorageError: the file cannot be written (disk full, read-only folder), or an array holds objects.
@@ -119,13 +119,13 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: str | Path) -> Arrays:
-    """Reads a file written by `save_arrays`; objects are refused, so no code can run.
+    """Read a file written by `save_arrays`. Object arrays are refused, so no code can run.
 
     Raises:
-        StorageError: the file is missing, damaged, or holds something other than plain arrays.
+        StorageError: the file is missing or damaged, or holds anything but plain arrays.
     """
     file = local_folder(path, "path")
-    with storing(f"cannot read {path}", "remove it to compute it again"):
+    with storing(f"cannot read {path}", "remove it, and it will be computed again"):
         held = file.stat().st_size
         with zipfile.ZipFile(file) as archive:
             _require_count(file, len(archive.infolist()))
@@ -133,26 +133,26 @@ def load_arrays(path: str | Path) -> Arrays:
 
 
 def _require_count(file: Path, listed: int) -> None:
-    """Makes sure that no entry was swallowed by a damaged one before it, which the zip module does not notice.
+    """Check the number of entries: a damaged entry can hide those after it, and the zip module does not notice.
 
     Raises:
-        ValueError: the end of the file names another number.
+        ValueError: the end of the file gives a different number.
     """
     with file.open("rb") as stream:
         stream.seek(-_END_OF_ARCHIVE.size, os.SEEK_END)
         signature, *_, count, _, _, _ = _END_OF_ARCHIVE.unpack(stream.read())
-    # Beyond 65534 entries the number stands elsewhere.
+    # Above 65534 entries, the number is stored elsewhere.
     if signature != b"PK\5\6" or (count != listed and count != 0xFFFF):
-        raise ValueError(f"it holds {listed} arrays, and its end says otherwise")
+        raise ValueError(f"it lists {listed} arrays, and its end record gives a different number")
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, held: int) -> np.ndarray:
-    """One array of an archive of `held` bytes. Its declared size is checked against the file before memory is taken.
+    """Read one array of an archive of `held` bytes, checking its declared size before allocating memory.
 
     Raises:
-        ValueError: it declares other than it holds, or objects.
+        ValueError: the declared size differs from the actual one, or the array holds objects.
     """
-    # NumPy reads as many bytes as the header declares: of fewer than the entry has, the checksum would go unchecked.
+    # NumPy reads only as many bytes as the header declares; if the entry has more, its checksum is never verified.
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > held or entry.flag_bits & 1:
         raise ValueError(f"{entry.filename} is compressed, encrypted, or larger than the file")
     content = archive.read(entry)
@@ -160,7 +160,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, held: int) -> np.nd
     version = np.lib.format.read_magic(stream)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in read_header:
-        raise ValueError(f"{entry.filename} is of format {version}")
+        raise ValueError(f"{entry.filename} has the unknown format version {version}")
     shape, fortran, dtype = read_header[version](stream)
     if dtype.hasobject:
         raise ValueError(f"{entry.filename} holds objects, which can run any code; they are not read")
@@ -172,7 +172,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, held: int) -> np.nd
 
 
 def save_text(path: str | Path, text: str) -> None:
-    """Writes a text file, atomically.
+    """Write a text file atomically.
 
     Raises:
         StorageError: the file cannot be written.
@@ -182,7 +182,7 @@ def save_text(path: str | Path, text: str) -> None:
 
 
 def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
-    """Writes a mapping as indented JSON, atomically.
+    """Write a mapping as indented JSON, atomically.
 
     Raises:
         StorageError: the file cannot be written.
@@ -191,10 +191,10 @@ def save_json(path: str | Path, data: Mapping[str, Any]) -> None:
 
 
 def load_json(path: str | Path) -> dict[str, Any]:
-    """Reads a mapping written by `save_json`.
+    """Read a mapping written by `save_json`.
 
     Raises:
-        StorageError: the file is missing, larger than any that `save_json` writes, or not a JSON object.
+        StorageError: the file is missing, too large, or not a JSON object.
     """
     file = local_folder(path, "path")
-    return Files(str(file.parent)).document(file.name, "restore it, or remove it to compute it again")
+    return Files(str(file.parent)).document(file.name, "restore it, or remove it, and it will be computed again")

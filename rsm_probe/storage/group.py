@@ -1,6 +1,6 @@
-"""A Zarr group as a whole: found or begun, written by one process at a time, and what is known of it.
+"""A Zarr group on disk: open or create it, lock it for one writer, and read and write its attributes.
 
-Its attributes carry a checksum (those of earlier versions have none), and are read with the type that they must have.
+The attributes carry a checksum (earlier versions wrote none), and their types are checked when they are read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import zarr
 
 _Value = TypeVar("_Value")
-# The file that holds the metadata of a group, and of an array.
+# The file that holds the metadata of a group or an array.
 METADATA = "zarr.json"
-# How Zarr calls a file that is being written; of other people's files none is called so.
+# Zarr's name for a file that is being written; files of the user never match it.
 UNFINISHED = re.compile(r".*\.[0-9a-f]{32}\.partial")
 
 
@@ -33,11 +33,11 @@ class StoredGroup:
 
     Args:
         group: the open group.
-        where: its path or URL, for messages.
+        where: its path or URL, for error messages.
 
     Attributes:
-        where: as given.
-        claimed: whether something was written that is worth keeping; see `writing`.
+        where: the path or URL.
+        claimed: set it once the group holds data worth keeping after an error; see `writing`.
     """
 
     def __init__(self, group: zarr.Group, where: str) -> None:
@@ -48,15 +48,15 @@ class StoredGroup:
 
     @classmethod
     def open(cls, where: str | Path, kind: str, writable: bool = False) -> Self:
-        """Opens a group that is there.
+        """Open an existing group.
 
         Args:
-            where: path, or URL of a file system that fsspec knows.
-            kind: what it must be a store of.
+            where: a path, or a URL of a file system that fsspec knows.
+            kind: the kind of store it must be, such as "capture".
             writable: whether chunks will be written.
 
         Raises:
-            StorageError: there is none, it cannot be read, it is damaged (the message names the file), or it is of
+            StorageError: the group does not exist, cannot be read, is damaged (the message names the file), or is of
                 another kind.
         """
         store = cls.existing(where, kind, writable)
@@ -66,10 +66,10 @@ class StoredGroup:
 
     @classmethod
     def existing(cls, where: str | Path, kind: str, writable: bool = False) -> Self | None:
-        """As `open`; None where there is none."""
+        """Open a group as `open` does, or return None if it does not exist."""
         import zarr
 
-        where = path_or_url(where, f"the place of {kind}")
+        where = path_or_url(where, f"the path of the {kind}")
         files = Files(where)
         if files.size(METADATA) is None:
             return None
@@ -78,29 +78,31 @@ class StoredGroup:
             require_signed(document, f"{where}/{METADATA}", _replace(where))
             stored = document.get("attributes", {}).get("kind")
             if stored != kind and (stored is not None or not writable or len(files.sizes()) > 1):
-                but = f" but a {brief(stored)}" if stored else f" ({where}/{METADATA} does not say what it is)"
-                raise StorageError(f"{where} is no {kind}{but}; choose another place, or remove {where}")
+                but = f"found {brief(stored)}" if stored else f"and {where}/{METADATA} gives no kind"
+                raise StorageError(
+                    f"{where} must be a store of kind {kind!r}, {but}; choose another path, or remove {where}"
+                )
             store = cls(zarr.open_group(store_at(where), mode="r+" if writable else "r"), where)
-        if stored is None:  # killed before it knew what it was
+        if stored is None:  # the process was killed before it wrote the kind
             store.set({"kind": kind})
         return store
 
     @classmethod
     def open_or_create(cls, where: str | Path, kind: str) -> Self:
-        """Opens a group for writing; where there is none, it begins empty.
+        """Open a group for writing; create an empty one if it does not exist.
 
         Raises:
-            StorageError: it cannot be written, is damaged or of another kind, or another kind of thing is in its place.
+            StorageError: the group cannot be written, is damaged or of another kind, or the path holds something else.
         """
         if (store := cls.existing(where, kind, writable=True)) is not None:
             return store
-        where = path_or_url(where, f"the place of {kind}")
+        where = path_or_url(where, f"the path of the {kind}")
         path = Path(where)
         if not is_url(where) and path.exists():
             if not _is_empty(path):
                 raise StorageError(
-                    f"{where} holds something else ({where}/{METADATA} is missing); choose another place for the "
-                    f"{kind}, or, if it was one, remove {where}"
+                    f"{where} holds something else ({where}/{METADATA} is missing); choose another path for the "
+                    f"{kind} or, if it was one, remove {where}"
                 )
             _remove_unfinished(path)
         import zarr
@@ -112,14 +114,14 @@ class StoredGroup:
     @classmethod
     @contextmanager
     def writing(cls, where: str | Path, kind: str) -> Iterator[Self]:
-        """Opens a group as its only writer; where there is none, it begins empty.
+        """Open a group as its only writer; create an empty one if it does not exist.
 
-        Nothing is left of a group that began here and ends in an error before it was `claimed`.
+        If the block raises before `claimed` is set, a group that was created here is removed.
 
         Raises:
-            StorageError: as `open_or_create` and `sole_writer`.
+            StorageError: see `open_or_create` and `sole_writer`.
         """
-        where = path_or_url(where, f"the place of {kind}")
+        where = path_or_url(where, f"the path of the {kind}")
         with sole_writer(where):
             began = not is_url(where) and not Path(where).exists()
             files = Files(where)
@@ -139,33 +141,33 @@ class StoredGroup:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The attributes as they were stored; see `attribute`."""
+        """All attributes, unchecked; see `attribute`."""
         return {key: value for key, value in self.group.attrs.items() if key != ATTRIBUTE}
 
     def attribute(self, key: str, kind: type[_Value], default: _Value | None = None) -> _Value:
-        """One of the attributes.
+        """Read one attribute and check its type.
 
         Args:
-            key: its name.
-            kind: its type.
-            default: what stands for one that is not there; None where it must be.
+            key: name of the attribute.
+            kind: the type it must have.
+            default: the value to use if the attribute is missing; None makes the attribute mandatory.
 
         Raises:
-            StorageError: it is missing or of another type; the message names the file.
+            StorageError: the attribute is missing or of another type; the message names the file.
         """
         value = self.group.attrs.get(key, default)
-        # JSON has one kind of number, and Python takes True for 1.
+        # In Python, True is an int.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             was = "missing" if value is None else f"{brief(value)}, not of type {kind.__name__}"
             raise self.damaged(f"its attribute {key!r} is {was}")
         return value
 
     def damaged(self, problem: str) -> StorageError:
-        """The error that says what is wrong with the attributes."""
+        """Make the error that reports damaged attributes."""
         return StorageError(f"{self.where}/{METADATA} is damaged: {problem}; {_replace(self.where)}")
 
     def set(self, attributes: Mapping[str, Any]) -> None:
-        """Adds or replaces attributes, in one step.
+        """Add or replace attributes in one step.
 
         Raises:
             StorageError: they cannot be written.
@@ -174,14 +176,14 @@ class StoredGroup:
             self.group = self.group.update_attributes(signed({**self.attributes, **attributes}))
 
     def finish(self, attributes: Mapping[str, Any], arrays: Sequence[str]) -> None:
-        """Says that everything is there.
+        """Mark the group as complete.
 
         Args:
-            attributes: to add or replace.
-            arrays: those that there are; from now on a missing one is damage.
+            attributes: attributes to add or replace.
+            arrays: names of all arrays; from now on, a missing one counts as damage.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the attributes cannot be written.
         """
         wanted = {**attributes, "finished": True, ARRAYS: sorted(arrays)}
         if any(self.attributes.get(key) != value for key, value in wanted.items()):
@@ -189,7 +191,7 @@ class StoredGroup:
 
     @property
     def finished(self) -> bool:
-        """Whether `finish` was reached.
+        """Whether the group was marked as complete by `finish`.
 
         Raises:
             StorageError: the attribute is damaged.
@@ -198,16 +200,16 @@ class StoredGroup:
 
 
 def _replace(where: str) -> str:
-    return f"restore that file, or remove {where} and run the same work again"
+    return f"restore that file, or remove {where} and rerun the same work"
 
 
 def _is_empty(path: Path) -> bool:
-    # The rest of a first write that was killed does not count as content.
+    # What a killed process left of its first write does not count as content.
     return path.is_dir() and all(UNFINISHED.fullmatch(file.name) for file in path.iterdir())
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Removes what writers that were killed left of single files."""
+    """Remove the partial files that killed writers left."""
     for file in path.rglob("*.partial"):
         if UNFINISHED.fullmatch(file.name):
             file.unlink(missing_ok=True)

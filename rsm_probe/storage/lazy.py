@@ -1,4 +1,4 @@
-"""Arrays of a dataset that are read when they are used, with errors that say which array could not be read."""
+"""Lazily read arrays of a dataset; errors name the array that could not be read."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rsm_probe.storage.listing import storing
 
 
 def read_when_used(variable: xr.Variable, array: zarr.Array, where: str) -> xr.Variable:
-    """A variable whose values come from an array on disk.
+    """Make a variable whose values are read from disk when they are used.
 
     Args:
-        variable: gives dimensions and attributes.
-        array: gives the values, as they are.
-        where: the store, for messages.
+        variable: provides dimensions and attributes.
+        array: provides the values, which are not decoded further.
+        where: the path or URL of the store, for error messages.
 
     Returns:
-        The variable. Reading it raises StorageError where a chunk is damaged.
+        The variable. Reading a damaged chunk raises StorageError.
     """
     return xr.Variable(variable.dims, indexing.LazilyIndexedArray(_Stored(array, where)), variable.attrs)
 
@@ -38,6 +38,6 @@ class _Stored(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         with storing(
             f"a tile of {self.where}/{self.array.basename} is damaged",
-            "run the same work again: only what is damaged is made again",
+            "rerun the same work: it computes only the damaged tiles",
         ):
             return np.asarray(self.array.oindex[key])

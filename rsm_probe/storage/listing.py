@@ -1,4 +1,4 @@
-"""The files of a store, in a folder or behind a URL: which there are, how large they are, and what they hold."""
+"""The files of a store, in a folder or behind a URL: their names, sizes and contents."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rsm_probe.storage.paths import is_url
 if TYPE_CHECKING:
     from zarr.storage import LocalStore
 
-# Metadata and tables are a thousand times smaller; more would fill the memory before anything is known of it.
+# Real metadata and tables are a thousand times smaller; a larger file could fill the memory before it is parsed.
 LARGEST_TEXT = 64 << 20
-# What the operating system, Zarr, numcodecs, NumPy and zipfile raise for files that are missing, damaged or refused.
-# ImportError: the library of a codec or file system is not installed. SystemError: Blosc, for some damaged chunks.
+# Raised by the operating system, Zarr, numcodecs, NumPy and zipfile for missing, damaged or inaccessible files.
+# ImportError: the library for a codec or file system is not installed. SystemError: Blosc, for some damaged chunks.
 _STORAGE_ERRORS: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, ImportError, SystemError,
     BadZipFile, zlib.error,
 )  # fmt: skip
-# Base classes of errors that the libraries behind fsspec raise and that are not OSError: module -> names.
+# Errors of the libraries behind fsspec that do not derive from OSError: module -> base classes.
 _REMOTE_ERRORS = {
     "aiohttp": ("ClientError",),
     "azure.core.exceptions": ("AzureError",),
@@ -41,14 +41,14 @@ _REMOTE_ERRORS = {
 
 @contextmanager
 def storing(doing: str, advice: str = "") -> Iterator[None]:
-    """Turns whatever a file system, an object store or a decoder raises into one kind of error.
+    """Turn the errors of file systems, object stores and decoders into StorageError; others pass unchanged.
 
     Args:
-        doing: what failed, for the message, such as "cannot open runs/a.zarr".
-        advice: what to do, for the end of the message.
+        doing: what failed, such as "cannot open runs/a.zarr"; begins the message.
+        advice: what the user can do; ends the message.
 
     Raises:
-        StorageError: something went wrong.
+        StorageError: a file is missing, damaged or inaccessible.
         CostError: the memory ran out, which says nothing about the files.
     """
     try:
@@ -56,22 +56,22 @@ def storing(doing: str, advice: str = "") -> Iterator[None]:
     except RsmProbeError:
         raise
     except MemoryError as error:
-        raise CostError(f"{doing}: the memory ran out; close other programs, or take fewer images") from error
+        raise CostError(f"{doing}: the memory ran out; close other programs, or use fewer images") from error
     except _STORAGE_ERRORS + _remote_errors() as error:
         end = f"; {advice}" if advice else ""
         raise StorageError(f"{doing}: {str(error) or type(error).__name__}{end}") from error
 
 
 def _remote_errors() -> tuple[type[Exception], ...]:
-    """Errors of the remote libraries that are loaded: one that is not loaded raised nothing."""
+    """The errors of those remote libraries that are loaded; the others cannot have raised anything."""
     loaded = ((sys.modules[module], names) for module, names in _REMOTE_ERRORS.items() if module in sys.modules)
     return tuple(getattr(library, name) for library, names in loaded for name in names if hasattr(library, name))
 
 
 def store_at(where: str) -> str | LocalStore:
-    """What Zarr is given of a path or URL.
+    """Convert a path or URL to a store that Zarr opens.
 
-    As text, Zarr would take a path that holds "::" for a chain of file systems, and write to another folder.
+    Zarr would read a path that contains "::" as a chain of file systems if it were given as text.
     """
     from zarr.storage import LocalStore
 
@@ -82,7 +82,7 @@ class Files:
     """The files of a folder, or behind a URL of a file system that fsspec knows.
 
     Args:
-        where: the path or URL, as `rsm_probe.storage.paths.place` gives it.
+        where: the path or URL, as `rsm_probe.storage.paths.path_or_url` returns it.
     """
 
     def __init__(self, where: str) -> None:
@@ -97,7 +97,7 @@ class Files:
             self._folder = Path(where)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, or None where there is none of that name."""
+        """Size of a file in bytes; None if there is no file of that name."""
         with storing(f"cannot read {self.where}/{name}"):
             if self._remote is None:
                 path = self._folder / name
@@ -110,7 +110,7 @@ class Files:
             return int(info["size"] or 0) if info["type"] == "file" else None
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Bytes of all files by their names, which begin behind `under/` and hold slashes; empty where there are none.
+        """Map the names of all files below a folder, relative to it and with slashes, to their sizes in bytes.
 
         Raises:
             StorageError: they cannot be listed.
@@ -125,7 +125,7 @@ class Files:
             return {name[len(root) + 1 :]: int(info["size"] or 0) for name, info in infos.items()}
 
     def read(self, name: str) -> bytes:
-        """The content of a file.
+        """Read a file.
 
         Raises:
             StorageError: it cannot be read.
@@ -136,20 +136,20 @@ class Files:
             return bytes(self._remote.cat_file(f"{self._root}/{name}"))
 
     def document(self, name: str, advice: str) -> dict[str, Any]:
-        """The JSON object that a file holds.
+        """Read the JSON object in a file.
 
         Args:
-            name: of the file.
-            advice: what to do where it is missing or damaged, for the message.
+            name: name of the file.
+            advice: what the user can do if the file is missing or damaged; ends the error message.
 
         Raises:
-            StorageError: it is missing, too large, nested too deeply, or does not hold a JSON object.
+            StorageError: the file is missing, too large, nested too deeply, or does not hold a JSON object.
         """
         file, size = f"{self.where}/{name}", self.size(name)
         if size is None:
             raise StorageError(f"{file} is missing; {advice}")
         if size > LARGEST_TEXT:
-            raise StorageError(f"{file} holds {size} bytes, more than any file of its kind; {advice}")
+            raise StorageError(f"{file} holds {size} bytes, too many for such a file; {advice}")
         content = self.read(name)
         try:
             document = json.loads(content)
@@ -160,7 +160,7 @@ class Files:
         return document
 
     def clear(self) -> None:
-        """Removes everything, as far as that is possible; an empty folder stays where it was."""
+        """Remove all files, ignoring errors; the emptied folder remains."""
         with suppress(OSError, StorageError):
             if self._remote is not None:
                 self._remote.rm(self._root, recursive=True)

@@ -1,4 +1,4 @@
-"""One writer at a time."""
+"""Locks that allow one writer at a time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from rsm_probe.storage.replacing import make_parents, remove_empty
 
 @contextmanager
 def sole_writer(where: str | Path) -> Iterator[None]:
-    """Keeps other processes of this machine from writing into the same folder; killed, a process lets go of it.
+    """Keep other processes on this machine from writing into the same folder. A killed process releases the lock.
 
-    Of work that fails and leaves no folder, the lock and the folders above are not left either. Behind a URL there is
-    no lock: there, two writers write the same bytes into the same chunks.
+    If the work fails and leaves no folder, the lock file and newly made parent folders are removed, too. URLs are not
+    locked: two writers would write the same bytes into the same chunks.
 
     Raises:
-        StorageError: another process, or thread, is writing; the folder cannot be made.
+        StorageError: another process or thread is writing, or the folder cannot be made.
     """
     if is_url(where):
         yield
         return
     made: list[Path] = []
     try:
-        path = Path(located(where)).resolve()  # a link and what it leads to are one folder
+        path = Path(located(where)).resolve()  # a link and its target are one folder
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         there = Path(lock.lock_file).exists()
         made = make_parents(path)
@@ -38,9 +38,9 @@ def sole_writer(where: str | Path) -> Iterator[None]:
     except Timeout:
         remove_empty(made)
         if not Path(lock.lock_file).exists():
-            raise StorageError(f"cannot write {where}: no lock can be made beside it") from None
-        raise StorageError(f"another process is writing {where}; wait for it, or choose another place") from None
-    except (OSError, ValueError, RuntimeError) as error:  # no name that a file can have; links in a circle
+            raise StorageError(f"cannot write {where}: cannot create a lock file beside it") from None
+        raise StorageError(f"another process is writing {where}; wait for it, or choose another path") from None
+    except (OSError, ValueError, RuntimeError) as error:  # an invalid file name, or circular links
         remove_empty(made)
         raise StorageError(f"cannot write {where}: {error}") from error
     failed = True
@@ -48,10 +48,10 @@ def sole_writer(where: str | Path) -> Iterator[None]:
         yield
         failed = False
     finally:
-        # A process that waits for a lock would not notice its removal, but none waits here.
+        # Removing the file would mislead a process that waits for the lock, but no process waits for one here.
         if failed and not there:
             with suppress(OSError):
-                # Where the folder was removed and made again, the lock there is another's.
+                # If the folder was removed and made again, the lock file there belongs to another process.
                 if os.path.samestat(held, os.stat(lock.lock_file)):
                     Path(lock.lock_file).unlink()
         lock.release()

@@ -1,4 +1,4 @@
-"""Writing beside a destination and moving there: what is in a place is complete, and old content stays until then."""
+"""Atomic writes: write beside the destination, then rename, so that the destination is always complete."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from secrets import token_hex
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.paths import local_folder
 
-# What this process is writing just now.
+# Temporary paths that this process is writing.
 _under_way: set[Path] = set()
 _lock = threading.Lock()
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A place beside a path, to be written and then moved there; whatever goes wrong, the old content stays.
+    """Yield a temporary path beside the destination, and rename it to the destination at the end.
 
-    A link at the path is replaced and not followed. What a killed process left of an earlier attempt is removed.
+    On any error, the old content stays. A link at the destination is replaced, not followed. Leftovers of killed
+    processes are removed.
 
     Raises:
-        StorageError: the place cannot be written or moved.
+        StorageError: the temporary path cannot be written or renamed.
     """
     path = local_folder(path, "path")
     if path.name in ("", ".."):
-        raise StorageError(f"cannot write {path}: it is a folder that cannot be replaced; add a name")
+        raise StorageError(f"cannot write {path}: this folder cannot be replaced; add a file name")
     made: list[Path] = []
     done = False
     fresh, stale = _beside(path), _beside(path)
     try:
         made = make_parents(path)
         yield fresh
-        if path.is_symlink() and fresh.is_dir():  # which takes no link's place
+        if path.is_symlink() and fresh.is_dir():  # a folder cannot be renamed onto a link
             path.rename(stale)
         elif path.is_dir() and not path.is_symlink():  # a folder cannot be replaced in one step
             if not (fresh.is_dir() and (path / ".zgroup").is_file()):
-                raise OSError("a folder with other content is in its place")
+                raise OSError("a folder with other content is at this path")
             path.rename(stale)
         try:
             fresh.replace(path)
@@ -50,7 +51,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 stale.rename(path)
             raise
         done = True
-        _clear_stale(path)  # not before: it may be all that a kill left of the old content
+        _clear_stale(path)  # last: a leftover may be the only copy of the old content
     except (OSError, TypeError, ValueError) as error:
         raise StorageError(f"cannot write {path}: {error}") from error
     finally:
@@ -63,13 +64,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def make_parents(path: Path) -> list[Path]:
-    """Makes the folders that a path lies in.
+    """Make the parent folders of a path.
 
     Returns:
-        Those that were not there, the outermost first.
+        The folders that were made, outermost first.
 
     Raises:
-        OSError: one cannot be made; none is left then.
+        OSError: a folder cannot be made; those made before it are removed.
     """
     missing = [folder for folder in path.parents if not folder.exists()][::-1]
     made: list[Path] = []
@@ -77,7 +78,7 @@ def make_parents(path: Path) -> list[Path]:
         for folder in missing:
             folder.mkdir(exist_ok=True)
             made.append(folder)
-        path.parent.mkdir(parents=True, exist_ok=True)  # raises where something else is in its place
+        path.parent.mkdir(parents=True, exist_ok=True)  # raises if the parent is not a folder
     except OSError:
         remove_empty(made)
         raise
@@ -85,14 +86,14 @@ def make_parents(path: Path) -> list[Path]:
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Removes folders that `make_parents` made and nothing was put into."""
+    """Remove those folders that `make_parents` made and that are still empty."""
     for folder in reversed(folders):
         with suppress(OSError):
             folder.rmdir()
 
 
 def _beside(path: Path) -> Path:
-    """A name beside a path that says which process uses it: six digits of the process, and two by chance."""
+    """Reserve a name beside a path; it ends in six hexadecimal digits of the process id and two random ones."""
     with _lock:
         while True:
             beside = path.with_name(f".{path.name}.{os.getpid() & 0xFFFFFF:06x}{token_hex(1)}")
@@ -102,7 +103,7 @@ def _beside(path: Path) -> Path:
 
 
 def _clear_stale(path: Path) -> None:
-    """Removes what processes that are gone left beside a path."""
+    """Remove what processes that no longer run left beside a path."""
     pattern = re.compile(re.escape(f".{path.name}.") + "([0-9a-f]{6})[0-9a-f]{2}")
     with suppress(OSError):
         for file in list(path.parent.iterdir()):
@@ -115,7 +116,7 @@ def _is_used(file: Path, process: int) -> bool:
     if process == os.getpid() & 0xFFFFFF:
         with _lock:
             return file in _under_way
-    if os.name != "posix":  # elsewhere, asking for a process may end it
+    if os.name != "posix":  # elsewhere, `os.kill` may end the process instead of probing it
         return True
     try:
         os.kill(process, 0)

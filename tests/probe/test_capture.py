@@ -163,7 +163,7 @@ def test_a_damaged_chunk_is_named_and_repaired_after_its_removal(tmp_path):
     file = tmp_path / "c.zarr" / "layers" / "000" / "tokens" / "c" / "2" / "0" / "0"
     file.write_bytes(file.read_bytes()[:-9])
     found["first"].tokens(slice(0, 16))
-    with pytest.raises(StorageError, match=r"tokens/c/2/0/0 is damaged.*remove that file.*run the same work again"):
+    with pytest.raises(StorageError, match=r"tokens/c/2/0/0 is damaged.*remove that file.*rerun the same work"):
         found["first"].tokens()
     file.unlink()
     with pytest.raises(StorageError, match=r"tokens/c/2/0/0 is missing"):
@@ -257,7 +257,7 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path):
 def test_a_disk_that_is_too_small_is_found_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     model = Counting()
-    with pytest.raises(StorageError, match=r"c\.zarr would take .*KB of disk, and 1 KB are free"):
+    with pytest.raises(StorageError, match=r"c\.zarr needs .*KB of disk, but 1 KB are free"):
         rsm_probe.capture(model, images(30), ["first"], tmp_path / "c.zarr")
     assert model.seen == 11
     monkeypatch.undo()  # the place stays free for other settings

@@ -133,7 +133,7 @@ def test_missing_dataset_is_named(tmp_path):
 
 def test_folder_or_file_that_is_no_dataset_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StorageError, match=r"folder is no readable Zarr dataset"):
+    with pytest.raises(StorageError, match=r"folder is not a readable Zarr dataset"):
         open_dataset(tmp_path / "folder")
     (tmp_path / "file.zarr").write_text("text")
     with pytest.raises(StorageError, match=r"no stored dataset at .*file.zarr"):
@@ -241,7 +241,7 @@ def test_truncated_arrays_are_refused_by_name(share, tmp_path):
     save_arrays(path, {"a": np.random.default_rng(0).random(500), "b": np.arange(500)})
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(StorageError, match=r"cannot read .*sums.npz: .*remove it to compute it again"):
+    with pytest.raises(StorageError, match=r"cannot read .*sums.npz: .*remove it, and it will be computed again"):
         load_arrays(path)
 
 
