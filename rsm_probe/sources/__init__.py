@@ -1,7 +1,7 @@
-"""What goes in: models, images, and the training recipes that give a sweep its seeds.
+"""Inputs: models, images, and training recipes for networks that differ only in their seed.
 
-Begin with `loading.py`, which turns names into models. `images` and `models` know nothing of each other's libraries;
-`training` uses both.
+Begin with `loading.py`, which turns names into models. `images` needs no model library, `models` builds on `images`,
+and `training` uses both.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Models by name or as they are -> a module in evaluation mode and its preprocessing."""
+"""Load models by name, or take modules as they are: a module in evaluation mode with its preprocessing."""
 
 from __future__ import annotations
 
@@ -32,21 +32,24 @@ def load_model(
     Args:
         source: "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:organisation/name" or "hf:" and a local
             folder ("hf-classifier:" for the model with its classification head), a `.safetensors` file that
-            `rsm-probe train` wrote, "file.py:function" for a function of your own that builds a module, that function,
-            or a module.
-        weights: "default" for the library's pretrained weights (of a file or a module: its own), None for random ones
-            (a module keeps its own), or the path of a file with a state dict: `.safetensors`, or a checkpoint of
-            PyTorch that holds tensors only.
-        name: what to call the model in results; derived from the source by default.
-        seed: of random weights; None draws them from PyTorch's global state.
-        part: dotted name of the submodule to use instead of the whole, such as the image tower of a model that also
-            takes text.
-        allow_pickle: read checkpoints that hold more than tensors; reading them can run any code.
-        trust_remote_code: let transformers run code that comes with a model.
+            `rsm-probe train` wrote, "file.py:function" for your own function that builds a module, that function
+            itself, or a module.
+        weights: "default" for the library's pretrained weights (files and modules keep their own), None for random
+            weights (modules keep their own), or the path of a state dict: a `.safetensors` file, or a PyTorch
+            checkpoint that holds only tensors.
+        name: the model's name in results; "" derives it from the source.
+        seed: seed of random weights; None draws them from PyTorch's global generator.
+        part: dotted name of a submodule to use instead of the whole model, such as the image tower of a model that
+            also takes text.
+        allow_pickle: also read checkpoints that hold more than tensors, which can run any code.
+        trust_remote_code: let transformers run the code that comes with a model.
+
+    Returns:
+        The model.
 
     Raises:
-        ModelError: unknown library or model (the message lists the nearest names), weights that are unavailable or do
-            not fit, or a function that does not build a module.
+        ModelError: the library or model is unknown (the message lists the nearest names), the weights are unavailable
+            or do not fit, or the function does not build a module.
     """
     if isinstance(source, LoadedModel):
         return source
@@ -73,13 +76,13 @@ def _loaded(
         module = built(source, getattr(source, "__name__", type(source).__name__))
         return LoadedModel(type(module).__name__, module, to_tensor, default_preprocess=True)
     if not isinstance(source, str | Path):
-        raise ModelError(f"a model is a name, a path, a module or a function, found {brief(source)}")
+        raise ModelError(f"a model must be a name, a path, a module or a function, found {brief(source)}")
     library, _, title = str(source).partition(":")
     if Path(library).suffix == ".py":
         module = built(function_in(Path(library), title), f"{title} in {library}")
         return LoadedModel(title, module, to_tensor, default_preprocess=True)
     if Path(source).suffix == ".safetensors":
-        # Lazy: recipes need Pydantic, other models do not.
+        # Lazy: only trained networks need Pydantic.
         from rsm_probe.sources.training.trained_network import load_trained
 
         return load_trained(source, pretrained=trained)
@@ -94,7 +97,7 @@ def _loaded(
 
 
 def _part(module: nn.Module, name: str) -> nn.Module:
-    if not name:  # scripted modules have no get_submodule
+    if not name:  # scripted modules lack get_submodule
         return module
     try:
         return module.get_submodule(name)

@@ -348,7 +348,7 @@ def test_tiles_that_do_not_fit_are_refused(layer):
 def test_a_disk_that_is_too_small_is_found_first(layer, tmp_path, monkeypatch):
     out, watching = tmp_path / "p.zarr", Watching()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(StorageError, match=r"p\.zarr would take 6\.4 KB of disk, and 1 KB are free"):
+    with pytest.raises(StorageError, match=r"p\.zarr needs 6\.4 KB of disk, but 1 KB are free"):
         all_pairs(layer, out=out, executor=watching)
     assert not watching.tasks
 

@@ -158,13 +158,13 @@ def test_missing_split_says_what_was_looked_for(classes):
         class_folders(classes, "test")
     for name in ("test", "val", "validation"):
         assert str(classes / name / "<class>") in str(caught.value)
-    with pytest.raises(ImageError, match=r"no train images of .*absent: looked for class folders .*absent/train/"):
+    with pytest.raises(ImageError, match=r"no train images in .*absent: looked for the class folders .*absent/train/"):
         class_folders(classes / "absent", "train")
 
 
 def test_image_outside_of_class_folders_is_named(classes):
     picture(classes / "train" / "stray.png")
-    with pytest.raises(ImageError, match=r"train/stray.png is in no class folder"):
+    with pytest.raises(ImageError, match=r"train/stray.png is not in a class folder"):
         class_folders(classes, "train")
 
 
@@ -191,7 +191,7 @@ def test_tiny_imagenet_is_read_as_it_is_published(tiny):
 
 def test_image_that_the_annotations_leave_out_is_named(tiny):
     picture(tiny / "val" / "images" / "val_9.JPEG")
-    with pytest.raises(ImageError, match=r"val_annotations.txt names no class of 1 images, first val_9.JPEG"):
+    with pytest.raises(ImageError, match=r"val_annotations.txt gives no class for 1 images, first val_9.JPEG"):
         class_folders(tiny, "test")
 
 
@@ -205,7 +205,7 @@ def test_resized_images_are_squares_about_the_centre(tmp_path):
     assert small.size == wide.size == (10, 10)
     assert np.asarray(wide).min() > 200  # the black margins are cut off, but for what interpolation sees of them
     assert resized(images, 10).fingerprint() != resized(images, 11).fingerprint() != images.fingerprint()
-    with pytest.raises(ImageError, match="only images can be resized"):
+    with pytest.raises(ImageError, match="only PIL images can be resized"):
         resized(from_tensor(torch.zeros(1, 3, 4, 4)), 10)[0]
 
 
@@ -234,5 +234,5 @@ def test_mistyped_name_is_no_folder():
 
 @pytest.mark.parametrize("images", ["cifar100", "data/mine"])
 def test_count_is_refused_where_it_would_change_nothing(images):
-    with pytest.raises(ConfigError, match=rf"of {images}, all images are used"):
+    with pytest.raises(ConfigError, match=rf"{images} is used whole"):
         TrainingConfig.parse({"images": images, "count": 100})

@@ -263,7 +263,7 @@ def test_function_in_a_file_builds_the_model(tmp_path):
     ("code", "name", "message"),
     [
         ("def build(): return 3", "built", r"mine.py has no function 'built'; nearest: 'build'"),
-        ("def build(): return 3", "build", "must return a torch.nn.Module, found int"),
+        ("def build(): return 3", "build", "must return a torch.nn.Module, got int"),
         ("import nothing_of_this_name", "build", r"mine.py cannot be imported: ModuleNotFoundError"),
         ("def", "build", r"mine.py cannot be imported: SyntaxError"),
     ],
@@ -299,7 +299,7 @@ def test_without_a_network_the_hub_is_told_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    with pytest.raises(ModelError, match=r"`hf download organisation/some-model`, whose files belong into"):
+    with pytest.raises(ModelError, match=r"`hf download organisation/some-model`, and put the files in"):
         load_model("hf:organisation/some-model")
     assert asked
     assert sum(waited) < 1
@@ -382,7 +382,7 @@ def test_class_of_modules_is_a_factory():
 
 
 def test_factory_of_something_else_is_refused():
-    with pytest.raises(ModelError, match=r"must return a torch.nn.Module, found dict"):
+    with pytest.raises(ModelError, match=r"must return a torch.nn.Module, got dict"):
         load_model(dict)
 
 
@@ -582,7 +582,7 @@ def test_arguments_of_the_wrong_kind_are_named(options, said):
 
 @pytest.mark.parametrize("source", [3, None, b"timm:resnet18", ["timm:resnet18"], torch.ones(2)])
 def test_what_is_not_a_model_is_named(source):
-    with pytest.raises(ModelError, match="a model is a name, a path, a module or a function, found"):
+    with pytest.raises(ModelError, match="a model must be a name, a path, a module or a function, found"):
         load_model(source)
 
 
@@ -636,9 +636,7 @@ def test_code_that_comes_with_a_model_is_named_and_not_run(coded_folder, weights
             hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
         )
         BertModel(config).save_pretrained(folder)
-    with pytest.raises(
-        ModelError, match=r"Python code of its own.*trust_remote_code=True.*--trust-remote-code"
-    ) as caught:
+    with pytest.raises(ModelError, match=r"its own Python code.*trust_remote_code=True.*--trust-remote-code") as caught:
         load_model(f"hf:{folder}", weights=weights)
     assert "network" not in str(caught.value)
     assert not mark.exists()
@@ -647,7 +645,9 @@ def test_code_that_comes_with_a_model_is_named_and_not_run(coded_folder, weights
 def test_code_of_transformers_in_place_of_the_models_own_is_warned_of(coded_folder, vit):
     folder, mark = coded_folder
     vit.save_pretrained(folder)
-    with pytest.warns(UserWarning, match=r"coded names Python code of its own for its preprocessing, which is not run"):
+    with pytest.warns(
+        UserWarning, match=r"coded comes with its own Python code for its preprocessing, which is not run"
+    ):
         loaded = load_model(f"hf:{folder}")
     assert type(loaded.module).__name__ == "ViTModel"
     assert not mark.exists()
@@ -675,6 +675,6 @@ def test_code_that_somebody_trusts_is_run(coded_folder):
 def test_a_damaged_folder_is_said_to_be_damaged_not_far_away(vit, vit_folder, name, content):
     vit.save_pretrained(vit_folder)
     (vit_folder / name).write_text(content)
-    with pytest.raises(ModelError, match=r"cannot load hf:.*tiny-vit: .*check the files in this folder") as caught:
+    with pytest.raises(ModelError, match=r"cannot load hf:.*tiny-vit: .*check the files in that folder") as caught:
         load_model(f"hf:{vit_folder}")
     assert "network" not in str(caught.value)

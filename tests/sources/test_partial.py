@@ -166,7 +166,7 @@ def test_other_threads_and_other_handlers_are_left_alone():
 def test_half_trained_network_of_another_recipe_or_seed_is_replaced(other, path, kept, uninterrupted):
     recipe = RECIPE.model_copy(update={"learning_rate": 0.05}) if other == "recipe" else RECIPE
     interrupted(path, 7, power_cut, Power, recipe=recipe, seed=2 if other == "recipe" else 3)
-    with pytest.warns(UserWarning, match=r"net.partial.safetensors is of another recipe, seed or set of images"):
+    with pytest.warns(UserWarning, match=r"net.partial.safetensors belongs to another recipe, seed or set of images"):
         loaded, _ = train_or_load(RECIPE, 2, path)
     assert equal(loaded.module, uninterrupted)
     assert not kept.exists()
@@ -189,7 +189,7 @@ def test_damaged_half_trained_network_is_replaced(fault, path, kept, uninterrupt
         else:
             del about["step"]
         save_file(state, kept, metadata=about)
-    with pytest.warns(UserWarning, match=r"net.partial.safetensors .*training starts over and replaces it"):
+    with pytest.warns(UserWarning, match=r"net.partial.safetensors .*training starts over and replaces the file"):
         loaded, _ = train_or_load(RECIPE, 2, path)
     assert equal(loaded.module, uninterrupted)
 

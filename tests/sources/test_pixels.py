@@ -111,7 +111,7 @@ def signed() -> Image.Image:
 )
 def test_values_whose_white_nothing_says_are_refused_by_name(make, named, tmp_path):
     images = ImageSet("own", ["the first"], lambda index: make())
-    with pytest.raises(ImageError, match=rf"own: the preprocessing of image 'the first' .*{named}"):
+    with pytest.raises(ImageError, match=rf"own: preprocessing of image 'the first' .*{named}"):
         prepared([images[0]], to_tensor, images, np.array([0]))
     make().save(tmp_path / "x.tif")
     with pytest.raises(ImageError, match=rf"first .*x.tif: {named}.*astype\('uint8'\)"):
@@ -133,7 +133,7 @@ def test_signed_numbers_of_8_bits_are_refused():
 def test_a_file_that_is_left_out_for_its_mode_is_named_with_the_reason(tmp_path):
     Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "depth.tif")
     Image.new("RGB", (2, 2)).save(tmp_path / "good.png")
-    with pytest.warns(UserWarning, match=r"1 of 2 .* depth.tif cannot be read \(the first: mode 'F'"):
+    with pytest.warns(UserWarning, match=r"1 of 2 image files that cannot be read: depth.tif \(the first: mode 'F'"):
         assert folder(tmp_path).ids == ["good.png"]
 
 
@@ -146,9 +146,9 @@ def test_an_image_whose_preprocessing_fails_is_named():
         return to_tensor(image)
 
     raw = [images[0], images[1]]
-    with pytest.raises(ImageError, match=r"own: the preprocessing of image 'b' \(5 x 4, mode L\) fails: output"):
+    with pytest.raises(ImageError, match=r"own: preprocessing of image 'b' \(5 x 4, mode L\) failed: output"):
         prepared(raw, fails, images, np.array([0, 1]))
-    with pytest.raises(ImageError, match=r"image 'a' .* gives ndarray, and a model takes a tensor \(C, H, W\)"):
+    with pytest.raises(ImageError, match=r"image 'a' .* must return a tensor \(C, H, W\), got ndarray"):
         prepared(raw, np.asarray, images, np.array([0, 1]))
 
 
@@ -181,7 +181,7 @@ def test_a_module_without_preprocessing_is_warned_of_once_where_it_sees_pictures
         use(network, pictures, tmp_path)
     found = [str(warning.message) for warning in caught if "normalisation" in str(warning.message)]
     assert len(found) == 1
-    assert found[0].startswith("Sequential brings no preprocessing")
+    assert found[0].startswith("no preprocessing given for Sequential")
     assert "rsm_probe.sources.LoadedModel(name, module, preprocess)" in found[0]
 
 

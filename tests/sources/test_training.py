@@ -252,14 +252,14 @@ def test_file_of_another_recipe_or_seed_is_refused_and_kept(untrained, tmp_path,
     path = tmp_path / "net.safetensors"
     untrained.save(path)
     content = path.read_bytes()
-    with pytest.raises(StorageError, match=r"net.safetensors holds a network of another recipe or seed"):
+    with pytest.raises(StorageError, match=r"net.safetensors holds the network of another recipe or seed"):
         train_or_load(UNTRAINED.model_copy(update=changes), seed, path)
     assert path.read_bytes() == content
 
 
 def test_accuracy_below_the_expected_is_warned_of(tmp_path):
     recipe = UNTRAINED.model_copy(update={"expected_accuracy": 0.9})
-    with pytest.warns(UserWarning, match=r"net.safetensors: accuracy 0\.\d+ is below the expected 0.90.*more steps"):
+    with pytest.warns(UserWarning, match=r"net.safetensors: accuracy 0\.\d+ is below the expected 0.90.*train longer"):
         _, accuracy = train_or_load(recipe, 0, tmp_path / "net.safetensors")
     assert accuracy < 0.9
     assert not train(recipe).as_expected
@@ -291,7 +291,7 @@ def test_missing_file_says_what_makes_one(tmp_path):
 
 def test_file_without_a_recipe_is_refused(tmp_path):
     save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "net.safetensors")
-    with pytest.raises(ModelError, match=r"names no recipe.*weights="):
+    with pytest.raises(ModelError, match=r"holds no recipe.*weights="):
         load_trained(tmp_path / "net.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Data sets with annotated objects, for retrieval: EgoObjects and Cityscapes, read from disk."""
+"""Published data sets with annotated objects, for retrieval: EgoObjects and Cityscapes, read from disk."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from rsm_probe.sources.images.folders import read_rgb
 from rsm_probe.sources.images.image_set import ImageSet
 
 _EGOOBJECTS = "https://github.com/facebookresearch/EgoObjects"
-# Size of a 16:9 frame, to which all frames are resized (paper, appendix D.1, which says 1028 for 1080).
+# Frames are resized to this 16:9 size (paper, appendix D.1, where 1080 is misprinted as 1028).
 _FRAME = (1920, 1080)
 _ASPECT_TOLERANCE = 0.01
 _CITYSCAPES = "https://www.cityscapes-dataset.com"
 
 
 def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObjectsV1_unified_eval.json") -> ImageSet:
-    """Read the frames of EgoObjects in 16:9, each with the number of objects of every class in it, and its video.
+    """Read the 16:9 frames of EgoObjects with their object counts and videos.
 
-    Each image's annotation holds `counts` (class -> objects), `boxes` (class, left, top, right, bottom, in pixels of
-    the loaded frame), `video` and `scene` (the videos of one scene), as far as the file tells. Frames of other shapes
-    are left out, as in the paper (appendix D.1), and listed in `skipped`.
+    Each annotation holds `counts` (class -> number of objects) and `boxes` (class, left, top, right, bottom, in pixels
+    of the loaded frame), and, if the file gives them, `video` and `scene` (a group of videos). Frames of other shapes
+    are skipped, as in the paper (appendix D.1), and listed in `skipped`.
 
     Args:
-        root: the folder that holds `images/` and the annotations.
-        split: "all", or the `subset` of the frames in the file: the published one for evaluation holds "test", from
-            which the paper takes its images, and "val".
-        annotations: the file of annotations (JSON in the format of LVIS) within `root`.
+        root: the folder that holds `images/` and the annotation file.
+        split: "all", or a `subset` of the annotation file. The published evaluation file has "test", from which the
+            paper takes its images, and "val".
+        annotations: name of the annotation file within `root`, JSON in the format of LVIS.
 
     Raises:
         ImageError: files are missing (the message says where to get them and where to put them), or the annotations
-            are damaged or describe images that they do not list or that are missing.
+            are damaged or refer to images that they do not list.
     """
     folder = Path(root).expanduser()
     file = folder / annotations
@@ -49,20 +49,20 @@ def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObje
     )
     for path, is_right in ((file, isfile), (folder / "images", isdir)):
         if not is_right(path):
-            raise ImageError(f"there is no {path}: {instructions}")
+            raise ImageError(f"{path} does not exist: {instructions}")
     listed, objects = _annotated_frames(file)
     if split != "all":
         subsets = {str(frame.get("subset", "")) for frame in listed}
         listed = [frame for frame in listed if frame.get("subset") == split]
         if not listed:
             raise ImageError(f"{file} lists no image of subset {split!r} (it has: {', '.join(sorted(subsets))})")
-    skipped = {str(frame["name"]): "not in 16:9" for frame in listed if not _is_wide(frame)}
+    skipped = {str(frame["name"]): "not 16:9" for frame in listed if not _is_wide(frame)}
     frames = [frame for frame in listed if _is_wide(frame)]
     if not frames:
         raise ImageError(f"{file} lists no image in 16:9")
     absent = [frame["name"] for frame in frames if not (folder / "images" / frame["name"]).is_file()]
     if absent:
-        raise ImageError(f"{file} names {len(absent)} images that are not there, first {absent[0]!r}: {instructions}")
+        raise ImageError(f"{file} lists {len(absent)} images that do not exist, first {absent[0]!r}: {instructions}")
 
     def load(index: int) -> Image.Image:
         frame = read_rgb(folder / "images" / frames[index]["name"])
@@ -81,10 +81,10 @@ def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObje
 
 
 def _annotated_frames(file: Path) -> tuple[list[dict[str, Any]], Mapping[Any, list[tuple[str, Sequence[float]]]]]:
-    """Read the images of an annotation file, and by image id the class and the box of every object.
+    """Read the images of an annotation file, and a map from image id to the class and box of each object.
 
     Raises:
-        ImageError: the file cannot be read, lacks a part, or annotates an image or a class that it does not list.
+        ImageError: the file cannot be read, is incomplete, or annotates an image or a class that it does not list.
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -96,20 +96,20 @@ def _annotated_frames(file: Path) -> tuple[list[dict[str, Any]], Mapping[Any, li
         known = {entry["id"] for entry in images}
         for what, count in (("ids", len(known)), ("names", len({entry["name"] for entry in images}))):
             if count < len(images):
-                raise ImageError(f"{file} lists {len(images)} images of {count} different {what}")
+                raise ImageError(f"{file} lists {len(images)} images with only {count} different {what}")
         objects: dict[Any, list[tuple[str, Sequence[float]]]] = defaultdict(list)
         for entry in data["annotations"]:
             if entry["image_id"] not in known:
                 raise ImageError(
-                    f"{file}: annotation {entry.get('id')} is of image {entry['image_id']}, which is not listed there"
+                    f"{file}: annotation {entry.get('id')} refers to image {entry['image_id']}, which is not listed"
                 )
-            # Some objects of EgoObjects have an instance and no class: the F1 of classes cannot count them.
+            # Some objects of EgoObjects have an instance but no class; the F1 over classes cannot count them.
             if (number := entry.get("category_id")) is not None:
                 if number not in classes:
-                    raise ImageError(f"{file}: annotation {entry.get('id')} is of an unknown class {number}")
+                    raise ImageError(f"{file}: annotation {entry.get('id')} has the unknown class {number}")
                 box = [float(value) for value in entry.get("bbox") or (0, 0, 0, 0)]
                 if len(box) != 4:
-                    raise ImageError(f"{file}: bbox of annotation {entry.get('id')} holds {len(box)} numbers, not 4")
+                    raise ImageError(f"{file}: bbox of annotation {entry.get('id')} has {len(box)} numbers, not 4")
                 objects[entry["image_id"]].append((classes[number], box))
         for entry in images:
             entry["width"], entry["height"] = int(entry["width"]), int(entry["height"])
@@ -118,7 +118,7 @@ def _annotated_frames(file: Path) -> tuple[list[dict[str, Any]], Mapping[Any, li
             raise
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ImageError(
-            f"cannot read the annotations {file}: {reason}; expected are images (id, url, width, height, video_id), "
+            f"cannot read the annotations {file}: {reason}; expected images (id, url, width, height, video_id), "
             "annotations (image_id, category_id, bbox) and categories (id, name)"
         ) from error
     return images, objects
@@ -136,7 +136,7 @@ def _annotation(frame: Mapping[str, Any], objects: Sequence[tuple[str, Sequence[
         for name, (left, top, width, height) in objects
     ]
     annotation: dict[str, Any] = {"counts": dict(Counter(name for name, _ in objects)), "boxes": boxes}
-    # Videos are numbered within the group of one scene.
+    # Videos are numbered within their scene.
     scene, video = frame.get("group_id"), frame.get("video_id")
     if video is not None:
         annotation["video"] = str(video) if scene is None else f"{scene}/{video}"
@@ -144,19 +144,19 @@ def _annotation(frame: Mapping[str, Any], objects: Sequence[tuple[str, Sequence[
 
 
 def cityscapes(root: str | Path, split: str, progress: bool = False) -> ImageSet:
-    """Read the images of Cityscapes with those of the 19 evaluated classes that their fine annotation shows.
+    """Read the images of Cityscapes, each with the evaluated classes (of 19) that its fine annotation shows.
 
     Each image's annotation holds `counts`: class -> 1 where it is present, since most classes have no instances. The
     label is the city.
 
     Args:
         root: the folder that holds `leftImg8bit` and `gtFine`.
-        split: "train" (2 975 images) or "test", which stands for the 500 of its validation set.
-        progress: show a bar while annotations are read.
+        split: "train" (2 975 images), or "test" for the validation set (500 images).
+        progress: show a progress bar while reading annotations.
 
     Raises:
-        ImageError: unknown split; files are missing (the message says where to get them and where to put them) or
-            cannot be read.
+        ImageError: the split is unknown, or files are missing (the message says where to get them and where to put
+            them) or cannot be read.
     """
     from torchvision.datasets import Cityscapes
     from tqdm import tqdm
@@ -171,12 +171,12 @@ def cityscapes(root: str | Path, split: str, progress: bool = False) -> ImageSet
     try:
         data = Cityscapes(str(folder), split=part, mode="fine", target_type="semantic")
     except (RuntimeError, OSError) as error:
-        raise ImageError(f"{folder} holds no Cityscapes: {instructions}") from error
+        raise ImageError(f"no Cityscapes in {folder}: {instructions}") from error
     files, masks = [Path(name) for name in data.images], [Path(targets[0]) for targets in data.targets]
     absent = [file for file in (*files, *masks) if not file.is_file()]
     if absent or not files:
         problem = f"first missing file {absent[0]}" if absent else "the folders are empty"
-        raise ImageError(f"{folder} holds no complete {part} part of Cityscapes, {problem}: {instructions}")
+        raise ImageError(f"the {part} part of Cityscapes in {folder} is incomplete, {problem}: {instructions}")
     names = {entry.id: entry.name for entry in Cityscapes.classes if not entry.ignore_in_eval}
 
     def present(mask: Path) -> dict[str, int]:

@@ -13,29 +13,29 @@ from rsm_probe.sources.images.published import resized
 
 
 def crop_pairs(images: ImageSet, edge: int, crop: int) -> ImageSet:
-    """Cut the upper-left and the lower-left crop of every image: first all upper ones, then all lower ones.
+    """Cut the upper-left and the lower-left crop of each image; all upper crops come first, then all lower ones.
 
-    The two share `crop` x `2 crop - edge` pixels: 44 x 64 for the paper's crops of 64 from images of 84 (section 4.1).
-    Shifts that strides of the network do not divide, 20 or 100 pixels, keep the tokens of the two from being equal
-    (appendix B).
+    The two crops share `crop` x `2 crop - edge` pixels: 64 x 44 for the paper's crops of 64 from images of 84
+    (section 4.1). The paper's shifts of 20 and 100 pixels are not multiples of the strides of the networks, so the
+    shared content does not yield identical tokens (appendix B).
 
     Args:
-        images: N images; their short side is resized to `edge`, the rest cropped about the centre.
-        edge: of the image, in pixels.
-        crop: edge of the crops, in pixels, less than `edge` and more than half of it.
+        images: N images. Their short side is resized to `edge`, and the rest is cropped about the centre.
+        edge: edge of the resized images, in pixels.
+        crop: edge of the crops, in pixels: less than `edge` and more than half of it.
 
     Returns:
         2 N images named `<image>/upper` and `<image>/lower`, with the labels and annotations of their images.
 
     Raises:
-        ImageError: crops that do not overlap, or cover the image; edges out of range.
+        ImageError: the crops do not overlap or cover the whole image, or an edge is out of range.
     """
     require_edge(edge, "edge")
     require_edge(crop, "crop")
     if not edge / 2 < crop < edge:
         raise ImageError(
-            f"two crops of {crop} pixels overlap in part only where the image has more than {crop} and fewer than "
-            f"{2 * crop} pixels, found {edge}"
+            f"two crops of {crop} pixels overlap partly only if edge is more than {crop} and less than {2 * crop} "
+            f"pixels, found {edge}"
         )
     squares, count = resized(images, edge), len(images)
 

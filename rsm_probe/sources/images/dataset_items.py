@@ -1,4 +1,4 @@
-"""Items of a data set: the image of each, and the labels that are known without reading any."""
+"""Items of a data set: the image in each, and labels that are known without reading items."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rsm_probe.arrays import require_dense
 from rsm_probe.checks import brief
 from rsm_probe.errors import ImageError
 
-# Entries of a tuple or keys of a mapping that a message lists.
+# At most this many entries of a tuple or keys of a mapping are listed in a message.
 _LISTED = 6
 
 
 def image_of(item: Any) -> Image.Image | Tensor:
-    """Take the image of an item: the item itself, or the first entry of a tuple or list.
+    """Extract the image from an item: the item itself, or the first entry of a tuple or list.
 
     Raises:
-        ImageError: it is something else; the message describes it and says how to read it.
+        ImageError: the item holds no image; the message describes it and says how to read it.
     """
     first = item[0] if isinstance(item, tuple | list) and item else item
     if isinstance(first, Image.Image):
@@ -35,8 +35,8 @@ def image_of(item: Any) -> Image.Image | Tensor:
             return first
     raise ImageError(
         f"found {_described(item)}, which is neither a PIL image, nor a tensor (C, H, W) that is ready for the model, "
-        f"nor a tuple that begins with one; give rsm_probe.sources.ImageSet(name, ids, load), where load makes an "
-        f"image of number k, as in lambda k: {_expression(item, 'data[k]') or '...'}"
+        f"nor a tuple that begins with one; give rsm_probe.sources.ImageSet(name, ids, load), where load returns image "
+        f"number k, as in lambda k: {_expression(item, 'data[k]') or '...'}"
     )
 
 
@@ -55,11 +55,11 @@ def _described(item: Any) -> str:
 
 
 def _expression(item: Any, data: str) -> str | None:
-    """Write the Python expression that makes an image of the item `data`, or None where nothing does."""
+    """The Python expression that turns the item `data` into an image, or None if there is none."""
     if isinstance(item, Image.Image):
         return data
     if isinstance(item, Mapping | tuple | list):
-        # Images and arrays are more likely meant than texts and nested items.
+        # Prefer images to arrays, and arrays to texts and nested items.
         parts = list(item.items() if isinstance(item, Mapping) else enumerate(item))
         kinds = (Image.Image, Tensor | np.ndarray, bytes | str | PurePath | Mapping | tuple | list)
         expressions = (
@@ -80,11 +80,14 @@ def _expression(item: Any, data: str) -> str | None:
 
 
 def labels_of(dataset: Any) -> list[str]:
-    """Collect labels without reading items, "" where there is none; [] where there are none at all.
+    """Collect the labels of a data set without reading its items.
 
-    Labels are `targets` or `labels` of torchvision's data sets (with `classes` as their names), the second tensor of a
-    `TensorDataset` if it holds one whole number per item, those of the parts of `Subset` and `ConcatDataset`, and those
-    of pairs in a list.
+    They come from `targets` or `labels` of torchvision's data sets (named by `classes`), the second tensor of a
+    `TensorDataset` if it holds one whole number per item, the parts of a `Subset` or `ConcatDataset`, or a list of
+    pairs.
+
+    Returns:
+        One label per item, "" where it is unknown; [] if none is known.
     """
     if isinstance(dataset, Subset):
         whole = labels_of(dataset.dataset)
@@ -110,7 +113,7 @@ def _is_labels(tensor: Tensor) -> bool:
 
 
 def _plain(targets: Any, classes: Any) -> list[str]:
-    """Write targets as text; [] unless there is one number or text for each item."""
+    """Convert targets to text; [] unless there is one number or text per item."""
     if isinstance(targets, Tensor | np.ndarray):
         if targets.ndim != 1 or (isinstance(targets, Tensor) and targets.layout != torch.strided):
             return []

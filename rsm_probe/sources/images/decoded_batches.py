@@ -1,4 +1,4 @@
-"""Batches of decoded images: kept in memory where all of them fit, else decoded one batch ahead."""
+"""Batches of decoded images: held in memory if all of them fit, else decoded one batch ahead."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.pixels import to_rgb
 
-# Bytes of decoded images that are kept in memory.
+# Bytes of decoded images that are held in memory.
 MEMORY = 2 * 10**9
 _THREADS = 8
 
 
 def shuffled(count: int, size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw the numbers of the images in each batch: one random order after another, without end effects.
+    """Yield the indices of the images in each batch, from one random permutation after another.
+
+    Batches may span two permutations, so that all have the same size.
+
+    Args:
+        count: number of images.
+        size: images per batch.
+        steps: number of batches.
+        seed: seed of the permutations.
 
     Raises:
-        ImageError: the images do not fill one batch.
+        ImageError: there are fewer images than a batch takes.
     """
     if count < size:
         raise ImageError(f"{count} training images do not fill one batch of {size}")
@@ -41,12 +49,15 @@ def shuffled(count: int, size: int, steps: int, seed: int) -> Iterator[np.ndarra
 
 
 def in_memory(images: ImageSet, progress: bool = False, memory: int = MEMORY) -> Tensor | None:
-    """Decode all images into uint8 (N, 3, H, W), or give None where they take more memory than allowed.
+    """Decode all images into memory.
 
     Args:
         images: PIL images of one size.
-        progress: show a bar.
-        memory: bytes allowed.
+        progress: show a progress bar.
+        memory: bytes that the images may take.
+
+    Returns:
+        uint8 (N, 3, H, W), or None if they take more memory than allowed.
 
     Raises:
         ImageError: an image cannot be read.
@@ -66,15 +77,15 @@ def in_memory(images: ImageSet, progress: bool = False, memory: int = MEMORY) ->
 def batches(
     images: ImageSet, pixels: Tensor | None, order: Iterable[np.ndarray]
 ) -> Generator[tuple[np.ndarray, Tensor]]:
-    """Yield batches in the order given, the same whether kept in memory or decoded on the way.
+    """Yield batches in the given order; they are the same whether held in memory or decoded one batch ahead.
 
     Args:
         images: PIL images of one size.
-        pixels: what `in_memory` gave for them.
-        order: the numbers of the images in each batch.
+        pixels: what `in_memory` returned for them.
+        order: the indices of the images in each batch.
 
     Yields:
-        Numbers, shape (B,), and their images, uint8 (B, 3, H, W).
+        Indices, shape (B,), and their images, uint8 (B, 3, H, W).
 
     Raises:
         ImageError: an image cannot be read.
@@ -93,7 +104,7 @@ def batches(
 
 
 def augmented(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shift every image of a batch (B, C, H, W) by up to an eighth of its edge into black, and mirror half of them."""
+    """Shift each image of a batch (B, C, H, W) by up to an eighth of its width into black, and mirror half of them."""
     margin, (height, width) = pixels.shape[-1] // 8, pixels.shape[-2:]
     padded = functional.pad(pixels, [margin] * 4)
     corners = rng.integers(0, 2 * margin + 1, (len(pixels), 2))
@@ -106,7 +117,7 @@ def augmented(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 def _decoded(images: ImageSet, number: int) -> Tensor:
     image = images[number]
-    assert isinstance(image, Image.Image)  # as in all sets that a recipe can name
+    assert isinstance(image, Image.Image)  # as in every set that a recipe can name
     return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
@@ -116,7 +127,7 @@ def _stacked(numbers: np.ndarray, decoded: list[Future[Tensor]]) -> tuple[np.nda
 
 @contextmanager
 def _workers() -> Iterator[ThreadPoolExecutor]:
-    """Threads whose pending work is cancelled at the end, so that an interruption need not wait for it."""
+    """A thread pool that cancels pending work at the end, so that an interruption does not wait for it."""
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
     try:
         yield pool

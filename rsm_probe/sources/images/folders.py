@@ -19,18 +19,18 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".t
 
 
 def folder(path: str | Path, strict: bool = False, verify: bool = True, progress: bool = False) -> ImageSet:
-    """Take the image files in a folder, at any depth, as RGB; the folder that holds an image is its label.
+    """Read the image files in a folder, at any depth, as RGB; the label of an image is the folder that holds it.
 
-    Grey images of 16 bits are scaled to 8, see `to_rgb`. Transparency is dropped, of several frames the first counts,
-    and EXIF orientation is ignored, as in torchvision's `ImageFolder`. In ids, bytes of file names that are not UTF-8
-    are written as `\\xe9`.
+    16-bit grey images are scaled to 8 bits; see `to_rgb`. As in torchvision's `ImageFolder`, transparency is dropped,
+    only the first frame is read, and EXIF orientation is ignored. In ids, bytes of file names that are not UTF-8 are
+    written as `\\xe9`.
 
     Args:
         path: the folder.
-        strict: raise at the first broken file instead of leaving it out and counting it in `skipped`.
-        verify: read every file once now, so that batches hold only good images. Without it, a broken file raises when
-            it is loaded.
-        progress: show a bar while reading.
+        strict: raise an error if a file is broken, instead of listing it in `skipped`.
+        verify: read every file once now, so that broken ones are left out. Otherwise, a broken file raises an error
+            when it is loaded.
+        progress: show a progress bar while reading.
 
     Raises:
         ImageError: the folder is missing, holds no readable image, or (strict) holds a broken one.
@@ -40,7 +40,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
         raise ImageError(f"no image folder at {root}" + (" (it is a file)" if exists(root) else ""))
     files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
     if not files:
-        raise ImageError(f"{root} holds no image files (looked for {', '.join(sorted(IMAGE_SUFFIXES))} at any depth)")
+        raise ImageError(f"no image files in {root} (looked for {', '.join(sorted(IMAGE_SUFFIXES))} at any depth)")
     problems = _broken_files(files, progress) if verify else {}
     good = [file for file in files if file not in problems]
     if problems and (strict or not good):
@@ -52,7 +52,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
         names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
         first = next(iter(skipped.values()))
         warnings.warn(
-            f"{len(skipped)} of {len(files)} image files left out: {names} cannot be read (the first: {first})",
+            f"skipped {len(skipped)} of {len(files)} image files that cannot be read: {names} (the first: {first})",
             stacklevel=2,
         )
     return ImageSet(
@@ -66,7 +66,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
 
 
 def _as_text(name: str) -> str:
-    """Turn a file name into text that can be printed and stored: Linux allows any bytes."""
+    """Turn a file name, which may hold any bytes on Linux, into text that can be printed and stored."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -81,7 +81,7 @@ def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:
         try:
             read_rgb(file)
         except UnidentifiedImageError:
-            return "no image format that can be read"
+            return "not in a readable image format"
         except UNREADABLE as error:
             return str(error) or type(error).__name__
         return None

@@ -38,11 +38,11 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Targets:
-    """Answers that a network can be trained to give: one or more questions per image, each with the same choices.
+    """Answers to train for: one or more questions per image, all with the same number of choices.
 
     Attributes:
         values: answers, shape (N, questions), integers in [0, choices).
-        choices: number of answers to choose from.
+        choices: number of possible answers to each question.
     """
 
     values: np.ndarray
@@ -51,21 +51,21 @@ class Targets:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that are loaded one at a time, when they are needed.
+    """Images that are loaded one at a time, on demand.
 
     Attributes:
-        name: what the set is called in results.
+        name: the name of the set in results.
         ids: one unique name per image, as text.
         load: index -> PIL image, or a tensor (C, H, W) that is ready for the model.
-        labels: one label per image, as text; "" where unknown.
-        targets: answers to train for, where the set has them.
-        annotations: per image, the objects in it (class counts, boxes), where the set knows.
-        skipped: files left out because they cannot be read, with the reason.
-        content: gives text that changes whenever the images do, beyond their ids; called only when needed.
+        labels: one label per image, as text; "" if unknown.
+        targets: answers to train for, if the set has any.
+        annotations: the objects in each image (class counts, boxes), if known.
+        skipped: file -> reason why it cannot be read; such files are not part of the set.
+        content: returns text that changes whenever the images change, apart from their ids; called only when needed.
 
     Raises:
-        ImageError: ids or labels that are not text or that stores cannot keep, repeated ids, or numbers of labels,
-            targets or annotations that differ from the number of ids.
+        ImageError: ids or labels are not text that can be stored, ids repeat, or the number of labels, targets or
+            annotations differs from the number of ids.
     """
 
     name: str
@@ -80,10 +80,10 @@ class ImageSet:
     def __post_init__(self) -> None:
         name = require_text(self.name, "the name of an image set", ImageError)
         if not callable(self.load):
-            raise ImageError(f"{name}: load must be a function that takes an index, found {brief(self.load)}")
+            raise ImageError(f"{name}: load must be a function of an index, found {brief(self.load)}")
         ids = require_texts(self.ids, f"{name}: ids", ImageError)
         if (twice := repeated(ids)) is not None:
-            raise ImageError(f"{name}: id {brief(twice)} names more than one image; give each a name of its own")
+            raise ImageError(f"{name}: id {brief(twice)} names more than one image; give each image its own id")
         labels = [] if self.labels is None else require_texts(self.labels, f"{name}: labels", ImageError)
         labels = labels or [""] * len(ids)
         object.__setattr__(self, "ids", ids)
@@ -98,11 +98,11 @@ class ImageSet:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Image.Image | Tensor:
-        """Load one image; negative numbers count from the end.
+        """Load one image; negative indices count from the end.
 
         Raises:
-            ImageError: it cannot be read; the message names it.
-            IndexError: there is no such image.
+            ImageError: the image cannot be read; the message names it.
+            IndexError: the index is out of range.
         """
         index = range(len(self))[index]
         try:
@@ -112,23 +112,23 @@ class ImageSet:
             raise ImageError(f"{self.name}: cannot read image {brief(self.ids[index])}: {reason}") from error
 
     def changed(self, **parts: Any) -> ImageSet:
-        """Copy the set with other attributes, without checks: a subset may repeat images."""
+        """Copy the set with some attributes replaced, unchecked, because a subset may repeat images."""
         other = copy(self)
         for name, value in parts.items():
             object.__setattr__(other, name, value)
         return other
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
-        """Select images in the order given, with repeats.
+        """Select images by index, in the given order; indices may repeat.
 
         Raises:
-            ImageError: not a list of whole numbers, such as a mask.
-            IndexError: there is no such image.
+            ImageError: `indices` is not a list of whole numbers (a mask, for example).
+            IndexError: an index is out of range.
         """
         array = np.asarray(indices)
         if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
             raise ImageError(
-                f"{self.name}: a subset is a list of whole numbers, found {brief(indices)}; of a mask, give "
+                f"{self.name}: a subset must be a list of whole numbers, found {brief(indices)}; for a mask, give "
                 f"numpy.flatnonzero(mask)"
             )
         numbers = [range(len(self))[index] for index in array.tolist()]
@@ -141,10 +141,10 @@ class ImageSet:
         )
 
     def sample(self, count: int, seed: int = 0) -> ImageSet:
-        """Draw a random sample without repetition; all images where there are no more than `count`.
+        """Draw a random sample without replacement; return the whole set if it has at most `count` images.
 
         Raises:
-            ImageError: `count` or `seed` is not a whole number, or negative.
+            ImageError: `count` is not a whole number of at least 1, or `seed` not one of at least 0.
         """
         require_whole(count, "count", 1, ImageError)
         require_seed(seed, "seed", ImageError)
@@ -153,13 +153,13 @@ class ImageSet:
         return self.subset(np.random.default_rng(seed).permutation(len(self))[:count])
 
     def fingerprint(self) -> str:
-        """Hash ids, order and content, so that a stored result can identify its images."""
+        """Hash the name, ids, order and content, by which stored results identify their images."""
         text = "\n".join([self.name, self.content(), *self.ids])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """Hash byte strings so that their boundaries count."""
+    """Hash byte strings, including their boundaries (SHA-256)."""
     total = hashlib.sha256()
     for part in parts:
         total.update(hashlib.sha256(part).digest())

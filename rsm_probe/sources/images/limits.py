@@ -1,4 +1,4 @@
-"""Sizes that are refused from the options alone, before any memory is taken."""
+"""Limits on sizes and counts, checked before any memory is allocated."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 from rsm_probe.checks import brief, require_seed, require_whole
 from rsm_probe.errors import ImageError
 
-# An image of this edge takes 0.8 GB as a model's input: three channels of four bytes.
+# As a model's input, an image of this edge takes 0.8 GB: three channels of four bytes.
 MOST_PIXELS = 8192
-# Sets that are drawn keep about 2 kB per image.
+# Generated sets hold about 2 kB per image.
 MOST_DRAWN = 10**6
 
 
 def require_edge(size: Any, name: str = "size") -> None:
-    """Refuse an edge of square images that would not fit into memory.
+    """Refuse an edge at which square images would not fit into memory.
 
     Args:
-        size: in pixels.
-        name: of the argument.
+        size: edge in pixels.
+        name: name of the argument, for error messages.
 
     Raises:
-        ImageError: not a whole number, below 1, or more than 8 192.
+        ImageError: the edge is not a whole number from 1 to 8 192.
     """
     require_whole(size, name, 1, ImageError)
     if size > MOST_PIXELS:
@@ -32,25 +32,25 @@ def require_edge(size: Any, name: str = "size") -> None:
 
 
 def require_drawn(count: Any, name: str = "count") -> None:
-    """Refuse a number of images to draw that would not fit into memory.
+    """Refuse a number of generated images whose descriptions would not fit into memory.
 
     Args:
-        count: of images.
-        name: of the argument.
+        count: number of images.
+        name: name of the argument, for error messages.
 
     Raises:
-        ImageError: not a whole number, below 1, or more than a million.
+        ImageError: the count is not a whole number from 1 to a million.
     """
     require_whole(count, name, 1, ImageError)
     if count > MOST_DRAWN:
         raise ImageError(
-            f"{name} must be at most {MOST_DRAWN} images to draw: what is in {brief(count)} images takes "
-            f"{in_bytes(2000 * int(count))}; draw several sets with seeds of their own"
+            f"{name} must be at most {MOST_DRAWN} images: the layouts of {brief(count)} images take "
+            f"{in_bytes(2000 * int(count))}; draw several sets with different seeds"
         )
 
 
 def require_drawing(size: Any, count: Any, seed: Any) -> None:
-    """Refuse options of a set that is drawn: its edge, its number of images, its seed.
+    """Check the options of a generated set: edge, number of images and seed.
 
     Raises:
         ImageError: see `require_edge`, `require_drawn` and `require_seed`.
@@ -61,7 +61,7 @@ def require_drawing(size: Any, count: Any, seed: Any) -> None:
 
 
 def in_bytes(count: int) -> str:
-    """Write a number of bytes with a unit."""
+    """Format a number of bytes with a unit."""
     if count >= 10**24:
         return "more than all machines have"
     for power, unit in ((12, "TB"), (9, "GB"), (6, "MB")):

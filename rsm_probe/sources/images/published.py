@@ -14,36 +14,36 @@ from rsm_probe.sources.images.image_set import ImageSet, Targets
 from rsm_probe.sources.images.limits import require_edge
 from rsm_probe.sources.images.pixels import to_rgb
 
-# Where the folders of classes of each split may lie; of several, the first counts.
+# Possible names of the folder of each split; the first one that exists is used.
 _SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
-# Tiny-ImageNet has no class folders for validation: this file beside its images names the class of each.
+# Tiny-ImageNet lists the classes of its validation images in this file, instead of using class folders.
 _ANNOTATIONS = "val_annotations.txt"
 
 
 def cifar100(root: str | Path, split: str, count: int | None = None, seed: int = 0) -> ImageSet:
-    """Read CIFAR-100: 32 x 32 images of 100 classes. Labels are the names of the classes, targets their numbers.
+    """Read CIFAR-100: 32 x 32 images of 100 classes. Labels are class names, targets class numbers.
 
     Args:
-        root: the folder that holds `cifar-100-python` with its files train, test and meta.
+        root: the folder that holds `cifar-100-python` with the files train, test and meta.
         split: "train" (50 000 images) or "test" (10 000).
         count: size of a random sample; None for the whole split.
-        seed: of the sample.
+        seed: seed of the sample.
 
     Raises:
-        ImageError: unknown split, or files that are missing or damaged; the message says where to get them.
+        ImageError: the split is unknown, or files are missing or damaged; the message says where to get them.
     """
     from torchvision.datasets import CIFAR100
 
     look_up(split, _SPLITS, "split", ImageError)
     root = Path(root).expanduser().absolute()
-    # The files are pickles, which could run any code. torchvision reads them only after their MD5 sums have shown that
-    # they are the published ones.
+    # The files are pickles, which could run any code. torchvision reads them only after checking their MD5 sums against
+    # those of the published files.
     try:
         data = CIFAR100(root, train=split == "train", download=False)
     except RuntimeError as error:
         raise ImageError(
-            f"{root} holds no intact CIFAR-100: download {CIFAR100.url} and unpack it in {root}, so that "
-            f"the files train, test and meta lie in {root / CIFAR100.base_folder}"
+            f"no intact CIFAR-100 in {root}: download {CIFAR100.url} and unpack it there, so that the files train, "
+            f"test and meta are in {root / CIFAR100.base_folder}"
         ) from error
     numbers = np.asarray(data.targets)
     images = ImageSet(
@@ -65,40 +65,40 @@ def class_folders(
     progress: bool = False,
     strict: bool = False,
 ) -> ImageSet:
-    """Read images in one folder per class, laid out as ImageNet and Tiny-ImageNet are.
+    """Read images in one folder per class, laid out like ImageNet or Tiny-ImageNet.
 
-    Labels are the names of the class folders, targets their numbers in alphabetical order. Images keep their own
-    sizes; `resized` makes them equal.
+    Labels are the names of the class folders, targets their alphabetical ranks. Images keep their own sizes; see
+    `resized`.
 
     Args:
         path: the folder that holds `train/<class>/` and, with the same classes, `test`, `val` or `validation`.
-            Tiny-ImageNet is read as published: `val/images/` with `val/val_annotations.txt`; its `test`, which has no
-            labels, is ignored.
-        split: "train" or "test", which stands for the first of the other three that is there.
-        count: size of a random sample; None for all.
-        seed: of the sample.
-        verify: read every file once now and leave out broken ones, as `folder` does.
-        progress: show a bar while reading.
-        strict: raise at broken files instead of leaving them out.
+            Tiny-ImageNet is read as published: `val/images/` with `val/val_annotations.txt`; its unlabelled `test` is
+            ignored.
+        split: "train", or "test" for the first of `test`, `val` and `validation` that exists.
+        count: size of a random sample; None for all images.
+        seed: seed of the sample.
+        verify: read every file once now and leave out broken ones; see `folder`.
+        progress: show a progress bar while reading.
+        strict: raise an error if files are broken, instead of leaving them out.
 
     Raises:
-        ImageError: unknown split, a folder is missing, or images have no class; with `strict`, broken files.
+        ImageError: the split is unknown, a folder is missing, images have no class, or (strict) files are broken.
     """
     root = Path(path).expanduser()
     candidates = [root / name for name in look_up(split, _SPLITS, "split", ImageError)]
     split_folder = next((candidate for candidate in candidates if _has_classes(candidate)), None)
     if split_folder is None:
         looked = ", ".join(str(candidate / "<class>") for candidate in candidates)
-        raise ImageError(f"no {split} images of {root}: looked for class folders {looked}")
+        raise ImageError(f"no {split} images in {root}: looked for the class folders {looked}")
     images = folder(split_folder, strict=strict, verify=verify, progress=progress)
     annotations = split_folder / _ANNOTATIONS
     folders = [name.rpartition("/")[0] for name in images.ids]
     labels = _annotated_classes(annotations, images.ids) if annotations.is_file() else folders
-    # Tiny-ImageNet puts another folder, `images`, between a class and its images.
+    # Tiny-ImageNet has a folder `images` between each class and its images.
     labels = [label.partition("/")[0] for label in labels]
     if "" in labels:
         image = split_folder / images.ids[labels.index("")]
-        raise ImageError(f"{image} is in no class folder; move it into one or away")
+        raise ImageError(f"{image} is not in a class folder; move it into one, or remove it")
     classes, values = np.unique(labels, return_inverse=True)
     name = f"{root.absolute().name}/{split_folder.name}"
     images = images.changed(name=name, labels=labels, targets=Targets(values[:, None], len(classes)))
@@ -113,12 +113,12 @@ def image_folder(
     Args:
         path: the folder.
         split: "all", "train" or "test".
-        strict: raise at broken files instead of leaving them out.
+        strict: raise an error if files are broken, instead of leaving them out.
         verify: read every file once now.
-        progress: show a bar while reading.
+        progress: show a progress bar while reading.
 
     Raises:
-        ImageError: as `folder` and `class_folders`.
+        ImageError: see `folder` and `class_folders`.
     """
     if split == "all":
         return folder(path, strict=strict, verify=verify, progress=progress)
@@ -126,31 +126,31 @@ def image_folder(
 
 
 def resized(images: ImageSet, size: int) -> ImageSet:
-    """Resize images to a short side of `size` pixels, and crop them about the centre to `size` x `size`.
+    """Resize images to a short side of `size` pixels, and crop them to `size` x `size` about the centre.
 
     Raises:
-        ImageError: a size out of range; and, on loading, an image that is a tensor, ready for a model.
+        ImageError: the size is out of range. Images that are tensors raise it when they are loaded.
     """
     require_edge(size)
 
     def load(index: int) -> Image.Image:
         image = images.load(index)
         if not isinstance(image, Image.Image):
-            raise ImageError(f"only images can be resized, and {images.name} holds tensors")
+            raise ImageError(f"only PIL images can be resized, but {images.name} holds tensors")
         return ImageOps.fit(to_rgb(image), (size, size), Image.Resampling.BICUBIC)
 
     return images.changed(load=load, content=lambda: f"{images.content()} size={size}")
 
 
 def _has_classes(path: Path) -> bool:
-    """Whether a folder says the classes of its images; the test images of Tiny-ImageNet have none."""
+    """Whether a folder gives the classes of its images; the test folder of Tiny-ImageNet does not."""
     if not path.is_dir():
         return False
     return (path / _ANNOTATIONS).is_file() or any(f.is_dir() and f.name != "images" for f in path.iterdir())
 
 
 def _annotated_classes(file: Path, ids: Sequence[str]) -> list[str]:
-    """Read the class of every image from annotations: name, class and more, separated by tabs."""
+    """Read the class of each image from a file with tab-separated lines: name, class, and further columns."""
     try:
         rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
@@ -159,5 +159,5 @@ def _annotated_classes(file: Path, ids: Sequence[str]) -> list[str]:
     names = [name.rpartition("/")[2] for name in ids]
     missing = [name for name in names if name not in classes]
     if missing:
-        raise ImageError(f"{file} names no class of {len(missing)} images, first {missing[0]}")
+        raise ImageError(f"{file} gives no class for {len(missing)} images, first {missing[0]}")
     return [classes[name] for name in names]

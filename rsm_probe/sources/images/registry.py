@@ -1,4 +1,4 @@
-"""The image sets that configurations can name: one line each."""
+"""The image sets that configurations can name, one line each."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rsm_probe.sources.images.published import cifar100, image_folder, resized
 
 @dataclass(frozen=True)
 class NamedImageSet:
-    """A function that makes an image set, and what studies and recipes need to know about it.
+    """A function that makes an image set, with what studies and recipes need to know about it.
 
-    The function's parameters say which keys of a configuration it takes: `split`, `size`, `count`, `seed`, `frames`,
-    `root`, `annotations`, `strict`. Without a default, `split` has to be train or test. A function that does not take
-    `count` or `size` has its images sampled or resized afterwards.
+    The parameters of the function decide which keys of a configuration apply: `split`, `size`, `count`, `seed`,
+    `frames`, `root`, `annotations`, `strict`. If `split` has no default, it must be "train" or "test". If the function
+    does not take `count` or `size`, images are sampled or resized afterwards.
 
     Attributes:
         make: the function.
-        questions: how many questions the targets of the images answer; 0 where images have no targets, so that no
-            recipe can train on them.
-        cut_to_size: whether images are cut from larger ones and so come in any size without losing sharpness.
+        questions: number of questions that the targets answer; 0 if the images have no targets, so that recipes
+            cannot train on them.
+        cut_to_size: whether images are cut from larger ones, and so are sharp in any size.
     """
 
     make: Callable[..., ImageSet]
@@ -34,11 +34,11 @@ class NamedImageSet:
     cut_to_size: bool = False
 
     def takes(self, key: str) -> bool:
-        """Whether a key of a configuration makes a difference to this set."""
+        """Whether a key of a configuration applies to this set."""
         return key in inspect.signature(self.make).parameters
 
     def requires(self, key: str) -> bool:
-        """Whether a key has no default."""
+        """Whether a key applies and has no default."""
         return self.takes(key) and inspect.signature(self.make).parameters[key].default is inspect.Parameter.empty
 
     @property
@@ -48,7 +48,7 @@ class NamedImageSet:
 
     @property
     def drawn(self) -> bool:
-        """Whether there are as many images as one asks for; of the other sets, all are used by default."""
+        """Whether images are generated, as many as requested; other sets use all of their images by default."""
         return self.takes("count") and inspect.signature(self.make).parameters["count"].default is not None
 
     @property
@@ -57,13 +57,13 @@ class NamedImageSet:
         return self.questions > 0 and self.takes("split")
 
     def load(self, *, size: int | None, count: int | None, seed: int, **options: Any) -> ImageSet:
-        """Make the set, passing those options that it takes.
+        """Make the set, passing the options that apply to it.
 
         Args:
-            size: edge in pixels; None for the set's own.
-            count: how many images; None for the set's own number.
-            seed: of drawing or sampling.
-            options: further keys of a configuration; None leaves a key out.
+            size: edge in pixels; None for the set's own size.
+            count: number of images; None for the set's own number.
+            seed: seed of generating or sampling.
+            options: further keys of a configuration; keys with the value None are left out.
 
         Raises:
             ImageError: an option is out of range, or files are missing or broken.
@@ -84,12 +84,12 @@ IMAGE_SETS = {
     "egoobjects": NamedImageSet(egoobjects),
     "cityscapes": NamedImageSet(cityscapes),
 }
-# Any other name is the path of a folder.
+# Any other name is read as the path of a folder.
 FOLDER = NamedImageSet(image_folder, questions=1)
-# Those that need no network and no files, so that a name is enough to make one.
+# The sets that need no files: the name alone makes one.
 EMBEDDED = {name: images.make for name, images in IMAGE_SETS.items() if not images.on_disk}
 
 
 def named_images(name: str) -> NamedImageSet:
-    """The image set of a name, or `FOLDER`."""
+    """Look up the image set of a name; `FOLDER` if there is none."""
     return IMAGE_SETS.get(name, FOLDER)

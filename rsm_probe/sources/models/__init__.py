@@ -1,5 +1,5 @@
-"""Models from the libraries or as they are, each with its preprocessing.
+"""Models from libraries, files or functions, each with its preprocessing.
 
-Begin with `loaded_model.py` (what a loaded model is), then `libraries.py` (one function for each library) and
-`weights.py` (pretrained weights and checkpoints).
+Begin with `loaded_model.py` (`LoadedModel`), then `libraries.py` (one function per library) and `weights.py`
+(pretrained weights and checkpoints).
 """

@@ -1,4 +1,4 @@
-"""Hashes of models: every value of a state dict as bytes."""
+"""Hash the values of a state dict, by which stored results identify their models."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def require_weights(module: nn.Module, name: str) -> None:
     """Refuse modules whose parameters or buffers have no values yet.
 
     Raises:
-        ModelError: a lazy module before its first call, or one on the meta device; the message says what to do.
+        ModelError: the module is lazy and was never called, or is on the meta device; the message says what to do.
     """
     for key, value in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(value):
             raise ModelError(
-                f"{name}: {key} belongs to a lazy module, whose shapes are not known before its first call; call "
-                f"the model on images first, and load its weights then"
+                f"{name}: {key} belongs to a lazy module, whose shapes are unknown before its first call; call the "
+                f"model on images first, then load its weights"
             )
         if value.is_meta:
             raise ModelError(
@@ -34,10 +34,10 @@ def require_weights(module: nn.Module, name: str) -> None:
 
 
 def add_value(digest: Any, name: str, value: Any) -> None:
-    """Add a named value of a state dict to a hash: a tensor, or what quantised modules keep beside tensors.
+    """Add a named value of a state dict to a hash: a tensor, or the other values that quantised modules store.
 
     Raises:
-        RuntimeError: a tensor whose values cannot be read, or another error of PyTorch.
+        RuntimeError: the values of a tensor cannot be read; PyTorch may raise other errors, too.
     """
     if isinstance(value, Tensor):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
@@ -50,5 +50,5 @@ def add_value(digest: Any, name: str, value: Any) -> None:
 
 
 def without_addresses(text: str) -> str:
-    """Remove memory addresses, which differ from run to run, from the text of an object."""
+    """Remove memory addresses, which differ between runs, from the text of an object."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)

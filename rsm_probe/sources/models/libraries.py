@@ -1,4 +1,4 @@
-"""Models of torchvision, timm and transformers, each with its preprocessing; imported when they are asked for."""
+"""Load models of torchvision, timm and transformers with their preprocessing; libraries are imported on first use."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Preprocess = Callable[[Image.Image], Tensor]
 
 
 class Library(Protocol):
-    """How a library's models are loaded."""
+    """A function that loads the models of a library."""
 
     def __call__(self, title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
-        """The model of a name, with pretrained or random weights, and its preprocessing."""
+        """Load a model with pretrained or random weights; return it with its preprocessing."""
 
 
 def _torchvision(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
@@ -37,7 +37,7 @@ def _torchvision(title: str, pretrained: bool, trust_remote_code: bool) -> tuple
         names = torchvision.models.list_models()
         raise ModelError(f"torchvision has no model {title!r}{nearest(title, names)}") from None
     options: dict[str, Any] = {"weights": weights if pretrained else None}
-    # Detectors and segmenters fetch a pretrained backbone unless told not to.
+    # By default, detectors and segmenters fetch a pretrained backbone.
     builder = inspect.signature(torchvision.models.get_model_builder(title))
     if not pretrained and "weights_backbone" in builder.parameters:
         options["weights_backbone"] = None
@@ -67,12 +67,12 @@ def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Mod
 def _transformers(
     auto_class: str, title: str, pretrained: bool, trust_remote_code: bool
 ) -> tuple[nn.Module, Preprocess]:
-    """Load with one of the classes of transformers that choose the right one for a model."""
+    """Load a model through one of the `Auto...` classes of transformers."""
     import transformers
 
     auto, local = getattr(transformers, auto_class), isdir(title)
     if not local and (title.startswith((".", "/", "~")) or title.count("/") > 1):
-        raise ModelError(f"no folder at {title}; a model of the hub is written hf:organisation/name")
+        raise ModelError(f"no folder at {title}; write a model of the hub as hf:organisation/name")
 
     def build() -> nn.Module:
         if pretrained:
@@ -81,7 +81,7 @@ def _transformers(
         return auto.from_config(config, trust_remote_code=trust_remote_code)
 
     instructions = "" if local else _hub_instructions(title)
-    # Random weights need the configuration, and both the preprocessing.
+    # Even random weights need the configuration and the preprocessing.
     module = fetched(
         f"hf:{title}", build, instructions, random_weights=pretrained and local, local=local, hub=not local
     )
@@ -105,12 +105,12 @@ def _transformers(
 
 
 def _warn_of_other_code(title: str, key: str, holder: Any, what: str) -> None:
-    """Says where transformers took code of its own for a model that names other code."""
+    """Warn if transformers uses its own code for a model that comes with code."""
     named = getattr(holder, "auto_map", None)
     if isinstance(named, dict) and key in named:
         warnings.warn(
-            f"hf:{title} names Python code of its own for its {what}, which is not run; the code of transformers for "
-            f"models of this type is used in its place; if you trust the model's, say trust_remote_code=True",
+            f"hf:{title} comes with its own Python code for its {what}, which is not run; the code of transformers for "
+            f"this type of model is used instead; if you trust the model's code, set trust_remote_code=True",
             stacklevel=2,
         )
 
@@ -118,7 +118,7 @@ def _warn_of_other_code(title: str, key: str, holder: Any, what: str) -> None:
 def _hub_instructions(repository: str) -> str:
     from huggingface_hub import constants
 
-    return f"`hf download {repository}`, whose files belong into {constants.HF_HUB_CACHE}"
+    return f"`hf download {repository}`, and put the files in {constants.HF_HUB_CACHE}"
 
 
 LIBRARIES: dict[str, Library] = {

@@ -1,4 +1,4 @@
-"""A model that is ready to be probed: a module, its preprocessing and its name."""
+"""A model that is ready to be probed: a module with its preprocessing and name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rsm_probe.sources.images.pixels import tensor_bytes, to_rgb
 from rsm_probe.sources.models.fingerprints import add_value, require_weights, without_addresses
 from rsm_probe.sources.models.libraries import Preprocess
 
-# The output for this image identifies a preprocessing.
+# The preprocessed pixels of this image identify a preprocessing in fingerprints.
 _REFERENCE_IMAGE = Image.fromarray((np.arange(96 * 128 * 3) ** 2 % 251).astype(np.uint8).reshape(96, 128, 3))
 
 
@@ -24,11 +24,11 @@ class LoadedModel:
     """A model that is ready to be probed.
 
     Attributes:
-        name: what the model is called in results.
-        module: the network, in evaluation mode; a user's own module keeps its mode.
+        name: the name of the model in results.
+        module: the network, in evaluation mode; modules given by the user keep their mode.
         preprocess: PIL image -> tensor (C, H, W).
-        questions: number of questions it answers, each by a softmax over an equal share of the output.
-        default_preprocess: whether the model came without preprocessing, so that `to_tensor` is used.
+        questions: number of questions that the model answers, each by a softmax over an equal share of its outputs.
+        default_preprocess: whether the model came without preprocessing and uses `to_tensor`.
     """
 
     name: str
@@ -39,11 +39,11 @@ class LoadedModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of structure, preprocessing and weights, by which a stored result identifies its model.
+        """Hash of structure, preprocessing and weights, by which stored results identify their model.
 
         Raises:
-            ModelError: the preprocessing does not take images, or the values of a weight do not exist yet (lazy
-                modules before their first call, the meta device) or cannot be read.
+            ModelError: the preprocessing does not take images, or weights have no values yet (a lazy module before its
+                first call, the meta device) or cannot be read.
         """
         require_weights(self.module, self.name)
         digest = hashlib.sha256(without_addresses(repr(self.module)).encode())
@@ -53,14 +53,14 @@ class LoadedModel:
                 add_value(digest, name, value)
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise ModelError(
-                    f"{self.name}: the values of {name} ({type(value).__name__}) cannot be read, and a stored result "
-                    f"could not know its model by them: {error}"
+                    f"{self.name}: cannot read the values of {name} ({type(value).__name__}), by which stored results "
+                    f"identify their model: {error}"
                 ) from error
         return digest.hexdigest()
 
     @property
     def device(self) -> torch.device:
-        """Device of the first parameter; the CPU for models without parameters."""
+        """The device of the first parameter; the CPU for models without parameters."""
         parameter = next(self.module.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
@@ -77,13 +77,13 @@ class LoadedModel:
             tensor = self.preprocess(image)
             if isinstance(tensor, Tensor):
                 return tensor
-            problem = f"gives {type(tensor).__name__}"
+            problem = f"got {type(tensor).__name__}"
         except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            problem = f"fails: {error}"
-        raise ModelError(f"the preprocessing of {self.name} makes no tensor of an image, but {problem}")
+            problem = f"it failed: {error}"
+        raise ModelError(f"preprocess of {self.name} must return a tensor, {problem}")
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Preprocess for models that come without preprocessing: RGB in [0, 1], shape (3, H, W)."""
+    """Default preprocessing: RGB in [0, 1], shape (3, H, W)."""
     pixels = np.asarray(to_rgb(image), dtype=np.float32) / 255.0
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Images on their way into a model: preprocessed, stacked, on a device that is there."""
+"""Preprocess batches of images for a model."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from rsm_probe.sources.models.loaded_model import LoadedModel
 def prepared(
     raw: Sequence[Image.Image | Tensor], preprocess: Callable[..., Tensor], images: ImageSet, numbers: np.ndarray
 ) -> Tensor:
-    """A batch as a model takes it, (B, C, H, W).
+    """Preprocess images and stack them into a batch.
 
     Args:
-        raw: images as they were loaded; tensors are ready already.
+        raw: images as loaded; tensors are used as they are.
         preprocess: PIL image -> tensor (C, H, W).
-        images: the set that they are of.
-        numbers: their places in it.
+        images: the set that holds the images, for error messages.
+        numbers: the indices of the images in the set.
+
+    Returns:
+        The batch, (B, C, H, W).
 
     Raises:
-        ImageError: preprocessing fails for an image, or leaves images of different sizes; the message names them.
+        ImageError: preprocessing fails for an image or leaves images of different sizes; the message names them.
     """
     tensors = [
         image if isinstance(image, Tensor) else _preprocessed(image, preprocess, images, int(number))
@@ -50,21 +53,21 @@ def _preprocessed(image: Image.Image, preprocess: Callable[..., Any], images: Im
         if isinstance(tensor, Tensor) and tensor.ndim >= 3:
             return tensor
         shape = f" of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else ""
-        problem = f"gives {type(tensor).__name__}{shape}, and a model takes a tensor (C, H, W)"
+        problem = f"must return a tensor (C, H, W), got {type(tensor).__name__}{shape}"
     except UNREADABLE as error:
-        problem = f"fails: {error}"
+        problem = f"failed: {error}"
     raise ImageError(
-        f"{images.name}: the preprocessing of image {brief(images.ids[number])} ({image.width} x {image.height}, mode "
+        f"{images.name}: preprocessing of image {brief(images.ids[number])} ({image.width} x {image.height}, mode "
         f"{image.mode}) {problem}"
     )
 
 
 def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> None:
-    """Warns where modules that bring no preprocessing are about to see pictures, whose values nobody normalises.
+    """Warn if models without their own preprocessing are about to see pictures, whose values are not normalised.
 
     Args:
-        models: that are about to see the images.
-        images: the set; its first image tells whether it holds pictures or tensors, which are ready.
+        models: the models that will see the images.
+        images: the images. The first one shows whether they are pictures, or tensors that are ready for the models.
 
     Raises:
         ImageError: the first image cannot be read.
@@ -72,8 +75,8 @@ def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> Non
     plain = [model.name for model in models if model.default_preprocess]
     if plain and len(images) and isinstance(images[0], Image.Image):
         warnings.warn(
-            f"{', '.join(plain)} brings no preprocessing and gets RGB in [0, 1] without normalisation, in the size of "
-            f"the images; where it was trained on other values, give rsm_probe.sources.LoadedModel(name, module, "
-            f"preprocess), whose preprocess makes a tensor (C, H, W) of a PIL image",
+            f"no preprocessing given for {', '.join(plain)}: images are passed as RGB in [0, 1], without normalisation "
+            f"and in their own size; if the model was trained on other values, give rsm_probe.sources.LoadedModel("
+            f"name, module, preprocess), where preprocess turns a PIL image into a tensor (C, H, W)",
             stacklevel=4,  # above this function and the `LayerStream` that calls it
         )

@@ -1,4 +1,4 @@
-"""Tensors and texts in one file, with a checksum over both."""
+"""Store tensors and texts in one `.safetensors` file, with a checksum over both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHECKSUM = "sha256"
 
 
 def save_tensors(path: Path, state: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-    """Write tensors and texts as one `.safetensors` file, atomically.
+    """Write tensors and texts to one `.safetensors` file, atomically.
 
     Raises:
         StorageError: the file cannot be written.
@@ -29,21 +29,21 @@ def save_tensors(path: Path, state: Mapping[str, Tensor], texts: Mapping[str, st
     with replacing(path) as fresh:
         try:
             save_file(dense, fresh, metadata={**texts, _CHECKSUM: _checksum(dense, texts)})
-        except SafetensorError as error:  # a full disk, for example
+        except SafetensorError as error:  # such as a full disk
             raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path, hint: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and texts that `save_tensors` wrote.
 
-    Files without a checksum, which older versions wrote, are read as they are.
+    Files without a checksum, as older versions wrote them, are read unchecked.
 
     Args:
         path: the file.
-        hint: what to do about a damaged file; ends the message of an error.
+        hint: what to do about a damaged file; ends the error message.
 
     Raises:
-        ModelError: the file is not a readable `.safetensors` file or is damaged; the message says why.
+        ModelError: the file is damaged or not a readable `.safetensors` file; the message says why.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -55,7 +55,7 @@ def read_tensors(path: Path, hint: str = "") -> tuple[dict[str, Tensor], dict[st
         raise ModelError(f"{path} cannot be read as a .safetensors file: {error}{hint}") from error
     written = texts.pop(_CHECKSUM, None)
     if written is not None and written != _checksum(state, texts):
-        raise ModelError(f"{path} is damaged: its checksum is not the one that was written with it{hint}")
+        raise ModelError(f"{path} is damaged: its checksum differs from the stored one{hint}")
     return state, texts
 
 

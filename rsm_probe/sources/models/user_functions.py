@@ -1,4 +1,4 @@
-"""User functions that build a module."""
+"""Run functions of the user that build a module."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rsm_probe.errors import ModelError, RsmProbeError, nearest
 
 
 def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
-    """Run a user's file and take a function from it.
+    """Run a Python file of the user and return one of its functions.
 
     Raises:
-        ModelError: there is no such file or function, or the file cannot be run.
+        ModelError: the file or function does not exist, or the file fails to run.
     """
     if not isfile(file):
         raise ModelError(f"no file at {file}")
@@ -36,14 +36,14 @@ def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
 
 
 def built(factory: Callable[[], nn.Module], where: str) -> nn.Module:
-    """Build a module in evaluation mode.
+    """Call a function that builds a module, and put the module into evaluation mode.
 
     Args:
-        factory: the function; takes no arguments.
-        where: name of the function, and of its file where it is in one.
+        factory: the function; it takes no arguments.
+        where: the name of the function, and of its file if there is one, for error messages.
 
     Raises:
-        ModelError: the function fails, or returns something other than a module; the message names it.
+        ModelError: the function fails or does not return a module; the message names it.
     """
     try:
         module = factory()
@@ -52,7 +52,7 @@ def built(factory: Callable[[], nn.Module], where: str) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise ModelError(f"{where} failed to build a model: {_reason(error)}") from error
     if not isinstance(module, nn.Module):
-        raise ModelError(f"{where} must return a torch.nn.Module, found {type(module).__name__}")
+        raise ModelError(f"{where} must return a torch.nn.Module, got {type(module).__name__}")
     return module.eval()
 
 

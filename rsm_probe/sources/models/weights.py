@@ -1,4 +1,4 @@
-"""Weights from files, and from the libraries' stores with or without a network."""
+"""Load weights from files, and fetch pretrained weights from the libraries' stores, online or offline."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _T = TypeVar("_T")
 
 
 def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> None:
-    """Puts a state dict from a file into a module.
+    """Load a state dict from a file into a module.
 
     Args:
         module: the network.
-        path: a `.safetensors` file, or a checkpoint of PyTorch that holds tensors only, bare or under "state_dict",
-            "model" or "model_state_dict".
-        allow_pickle: also read checkpoints that hold other objects, which can run any code when they are read.
+        path: a `.safetensors` file, or a PyTorch checkpoint that holds only tensors, either directly or under
+            "state_dict", "model" or "model_state_dict".
+        allow_pickle: also read checkpoints that hold other objects; reading them can run any code.
 
     Raises:
-        ModelError: no such file, another format, code where tensors were expected, or weights that do not fit.
+        ModelError: the file does not exist, has another format or holds more than tensors, or the weights do not fit.
     """
     if path.suffix not in (".safetensors", *_CHECKPOINTS):
         raise ModelError(
@@ -48,10 +48,10 @@ def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> N
     own = module.state_dict()
     missing, surplus = [n for n in own if n not in state], [n for n in state if n not in own]
     other = [n for n in own if n in state and getattr(state[n], "shape", None) != getattr(own[n], "shape", None)]
-    # Whole numbers in place of others are quantised weights, of which the scale is missing.
+    # Integers in place of floats are quantised weights without their scale.
     kinds = [n for n in own if n in state and n not in other and _is_whole(state[n]) and not _is_whole(own[n])]
-    problems = [("missing", missing), ("unknown", surplus), ("of another shape", other), ("whole numbers", kinds)]
-    if any(names for _, names in problems):  # before anything is changed
+    problems = [("missing", missing), ("unknown", surplus), ("of a different shape", other), ("whole numbers", kinds)]
+    if any(names for _, names in problems):  # checked before the module changes
         listed = "; ".join(f"{what}: {', '.join(map(str, names[:5]))}" for what, names in problems if names)
         raise ModelError(f"the weights in {path} do not fit {type(module).__name__} ({listed})")
     try:
@@ -83,8 +83,8 @@ def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
         if allow_pickle:
             raise ModelError(f"cannot read {path}: {error}") from error
         raise ModelError(
-            f"{path} holds more than tensors, and reading it could run any code; convert it to .safetensors, or, if "
-            f"you trust where it is from, say allow_pickle=True (--allow-pickle)"
+            f"{path} holds more than tensors, and reading it could run any code; convert it to .safetensors or, if you "
+            f"trust its source, set allow_pickle=True (--allow-pickle)"
         ) from None
     except (EOFError, KeyError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
@@ -93,7 +93,7 @@ def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
-        raise ModelError(f"{path} does not hold a state dict, but {type(state).__name__}")
+        raise ModelError(f"{path} must hold a state dict, found {type(state).__name__}")
     return state
 
 
@@ -105,25 +105,28 @@ def fetched(
     local: bool = False,
     hub: bool = False,
 ) -> _T:
-    """Builds something, parts of which may have to be fetched; failures become one message that says what to do.
+    """Load something that may have to be fetched; on failure, raise one error that says what to do.
 
     Args:
-        what: the model as the user wrote it.
-        build: loads it.
-        instructions: what to fetch, and where it belongs.
-        random_weights: whether random weights would need nothing of it.
-        local: whether all of it lies in a folder of this machine.
-        hub: whether parts may come from the Hugging Face hub; if not, its library is left alone.
+        what: the model as the user wrote it, for error messages.
+        build: loads and returns it.
+        instructions: what to fetch, and where to put it.
+        random_weights: whether random weights would work without it.
+        local: whether it comes entirely from a local folder.
+        hub: whether it may come from the Hugging Face hub, so that the hub's library must know if there is no network.
+
+    Returns:
+        What `build` returns.
 
     Raises:
-        ModelError: it cannot be had, or comes with code that the user has not trusted.
+        ModelError: it cannot be loaded, or comes with code that the user has not allowed to run.
     """
     from safetensors import SafetensorError
 
     with _offline_where_unreachable() if hub else nullcontext():
         try:
             return build()
-        # What comes with a model of others may be damaged in any way, or need what is not installed.
+        # Files of a model may be damaged in any way, or need packages that are not installed.
         except (
             AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError, SafetensorError
         ) as error:  # fmt: skip
@@ -132,23 +135,23 @@ def fetched(
     otherwise = ", or use weights=None for random weights" if random_weights else ""
     if "trust_remote_code" in str(problem):
         raise ModelError(
-            f"cannot load {what}: it comes with Python code of its own, which could do anything and is not run by "
-            f"default; if you trust where it is from, say trust_remote_code=True in load_model, or --trust-remote-code "
-            f"to `rsm-probe layers` (a configuration runs no code)"
+            f"cannot load {what}: it comes with its own Python code, which can do anything and is not run by default; "
+            f"if you trust its source, set trust_remote_code=True in load_model, or give --trust-remote-code to "
+            f"`rsm-probe layers` (configurations never run such code)"
         ) from problem
     if local:
-        todo = "check the files in this folder"
+        todo = "check the files in that folder"
     elif isinstance(problem, OSError | RuntimeError | ValueError):
         where = f" ({instructions})" if instructions else ""
-        todo = f"check the network, or put the files into the library's cache from a machine that has one{where}"
+        todo = f"check the network, or copy the files into the library's cache from a machine with network{where}"
     else:
-        reason, todo = f"{type(problem).__name__}: {reason}", "its library fails on it"
+        reason, todo = f"{type(problem).__name__}: {reason}", "the error comes from the model's library"
     raise ModelError(f"cannot load {what}: {reason}; {todo}{otherwise}") from problem
 
 
 @contextmanager
 def _offline_where_unreachable() -> Iterator[None]:
-    """Tell the hub's library when there is no network; left alone, it retries for half a minute."""
+    """Put the hub's library into offline mode if there is no network; otherwise, it would retry for half a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -161,7 +164,7 @@ def _offline_where_unreachable() -> Iterator[None]:
 
 def _reachable(address: str) -> bool:
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # connections go another way, which the library knows
+        return True  # the library connects through the proxy
     parts = urlsplit(address)
     try:
         socket.create_connection((parts.hostname, parts.port or 443), timeout=_NETWORK_SECONDS).close()

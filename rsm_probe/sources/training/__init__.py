@@ -1,4 +1,4 @@
-"""Small networks trained by a recipe, repeatably: the seeds of a sweep.
+"""Small networks trained reproducibly by a recipe, for sweeps over seeds.
 
-Begin with `recipe.py` (what a recipe says) and `train.py` (the training loop).
+Begin with `recipe.py` (the settings of a recipe) and `train.py` (the training loop).
 """

@@ -1,4 +1,4 @@
-"""The networks that recipes train: ResNets with a stem for small images, of standard depths or free ones."""
+"""The networks that recipes train: ResNets of standard or custom depth, with a stem for small images."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from rsm_probe.checks import brief
 from rsm_probe.config import Config
 from rsm_probe.sources.images.limits import in_bytes
 
-# A thousand blocks take seconds to build; a thousand million weights take 16 GB to train.
+# Building 1 000 blocks takes seconds; training 10^9 weights takes 16 GB.
 _MOST_BLOCKS = 1000
 _MOST_WEIGHTS = 10**9
-# Blocks of the four stages; ResNet-101 is made of bottlenecks, whose outputs are four times as wide as `widths` says.
+# Blocks of the four stages. ResNet-101 consists of bottlenecks, whose outputs have four times the channels in `widths`.
 ARCHITECTURES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 class NetworkConfig(Config):
     """A ResNet in four stages with a 3 x 3 stem and no pooling before the first stage.
 
-    Either `architecture` or `blocks` sets the depth. `widths` are the channels of the stages: outputs of basic blocks
-    have that many, outputs of the bottlenecks of resnet101 four times as many.
+    Either `architecture` or `blocks` sets the depth. `widths` are the output channels of the basic blocks in each
+    stage; the bottlenecks of resnet101 have four times as many.
     """
 
     architecture: Literal["resnet18", "resnet34", "resnet101"] | None = Field(
         default=None, description="a standard depth; full width is 64, 128, 256, 512"
     )
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        default=(1, 1, 1, 1), description="basic blocks of each stage; an architecture brings its own"
+        default=(1, 1, 1, 1), description="basic blocks in each stage; `architecture` sets its own"
     )
     widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64, 128)
     stem_stride: Literal[1, 2] = 1
-    narrow_stem: bool = Field(default=False, description="the stem has the channels of the first stage instead of 64")
+    narrow_stem: bool = Field(default=False, description="give the stem the channels of the first stage instead of 64")
     zero_init_residual: bool = Field(
-        default=True, description="blocks begin as the identity; false learns scenes sooner"
+        default=True, description="initialise blocks as the identity; with false, networks learn scenes faster"
     )
 
     @model_validator(mode="before")
@@ -53,13 +53,13 @@ class NetworkConfig(Config):
                 f"{list(self.blocks)}; leave out either architecture: or blocks:"
             )
         if self.narrow_stem and self.architecture == "resnet101":
-            raise ValueError("narrow_stem: is for networks of basic blocks, and resnet101 is made of bottlenecks")
+            raise ValueError("narrow_stem: is for networks of basic blocks; resnet101 consists of bottlenecks")
         if sum(self.blocks) > _MOST_BLOCKS:
-            raise ValueError(f"blocks: {brief(sum(self.blocks))} blocks in all, and at most {_MOST_BLOCKS} are built")
+            raise ValueError(f"blocks: {brief(sum(self.blocks))} blocks in total, above the limit of {_MOST_BLOCKS}")
         if self.weights > _MOST_WEIGHTS:
             raise ValueError(
-                f"blocks: and widths: make a network of about {brief(self.weights)} weights, which take "
-                f"{in_bytes(16 * self.weights)} to train, and at most {_MOST_WEIGHTS} are built"
+                f"blocks: and widths: give about {brief(self.weights)} weights, above the limit of {_MOST_WEIGHTS}; "
+                f"training them would take {in_bytes(16 * self.weights)}"
             )
         return self
 
@@ -72,7 +72,7 @@ class NetworkConfig(Config):
         for count, width in zip(self.blocks, self.widths, strict=True):
             out = expansion * width
             inner = 9 * width**2 + width * out if deep else 9 * width**2
-            # The first block of a stage reads the outputs of the stage before, the others those of their own stage.
+            # The first block of a stage reads the outputs of the previous stage; the others read those of their own.
             read = (1 if deep else 9) * width * (incoming + (count - 1) * out)
             total += incoming * out + count * inner + read
             incoming = out
@@ -83,11 +83,11 @@ def build_network(config: NetworkConfig, outputs: int, dilated: int = 0) -> nn.M
     """Build the untrained network: timm's ResNet with a stem for small images.
 
     Args:
-        config: its shape.
-        outputs: channels of its output.
-        dilated: number of last stages, at most 2, that keep the resolution of the stage before and dilate their
-            convolutions instead. Weights keep their meaning: each location of the undilated network is among the
-            locations of this one, with the same values.
+        config: the shape of the network.
+        outputs: number of output channels.
+        dilated: number of last stages, at most 2, that dilate their convolutions instead of reducing the resolution.
+            Weights keep their meaning: each location of the undilated network is among the locations of the dilated
+            one, with the same values.
     """
     from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -113,7 +113,7 @@ def build_network(config: NetworkConfig, outputs: int, dilated: int = 0) -> nn.M
 
 
 def _dilate(stages: list[nn.Module]) -> None:
-    """Remove the strides of stages, and dilate the convolutions that follow by as much."""
+    """Remove the strides of stages, and dilate the convolutions after them accordingly."""
     reach = 1
     for stage in stages:
         for name, conv in list(stage.named_modules()):
@@ -122,5 +122,5 @@ def _dilate(stages: list[nn.Module]) -> None:
             strided, conv.stride = conv.stride != (1, 1), (1, 1)
             if conv.kernel_size != (1, 1):
                 conv.dilation = conv.padding = (reach, reach)
-            # A block strides once, in its convolutions and in the shortcut beside them: count only one of the two.
+            # A block strides in one of its convolutions and in its shortcut; count the stride once.
             reach *= 2 if strided and "downsample" not in name else 1

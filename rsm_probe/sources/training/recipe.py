@@ -1,4 +1,4 @@
-"""Training recipes: which network to train, on which images, for how long."""
+"""Training recipes: which network to train, on which images, and for how long."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rsm_probe.sources.training.networks import NetworkConfig
 # A step takes a millisecond at least.
 _MOST_STEPS = 10**8
 _MOST_BATCH_BYTES = 10**11
-# How many scenes or crops are drawn unless a recipe says otherwise.
+# Default number of scenes or crops to draw.
 _DRAWN = 4000
-# How many of them are drawn for testing at most.
+# At most this many of them are drawn for testing.
 _HELD_OUT = 500
 
 
 class TrainingConfig(Config):
-    """Network, images and length of a training.
+    """A training recipe: network, images and schedule.
 
-    The optimiser is SGD with Nesterov momentum under a one-cycle schedule. Training sees the training split of the
-    images, accuracy is measured on their test split.
+    The optimiser is SGD with Nesterov momentum under a one-cycle schedule. The network trains on the training split of
+    the images, and its accuracy is measured on their test split.
     """
 
     images: str = Field(
@@ -36,8 +36,10 @@ class TrainingConfig(Config):
         "and, with the same classes, test/, val/ or validation/",
     )
     root: str = Field(default="data", description="the folder that holds cifar-100-python")
-    size: PositiveInt = Field(default=32, description="edge of the images in pixels; those of others are fitted to it")
-    count: PositiveInt = Field(default=_DRAWN, description="how many scenes or crops to draw; other sets are all used")
+    size: PositiveInt = Field(default=32, description="edge of the images in pixels; others are resized and cropped")
+    count: PositiveInt = Field(
+        default=_DRAWN, description="how many scenes or crops to draw; other sets are used whole"
+    )
     network: NetworkConfig = NetworkConfig()
     steps: int = Field(
         default=150, ge=0, description="batches to train for, at least 10; 0 leaves the network untrained"
@@ -47,19 +49,19 @@ class TrainingConfig(Config):
     weight_decay: float = Field(default=5e-4, ge=0)
     augment: bool = Field(
         default=False,
-        description="crop at random, after padding by an eighth of the edge, and mirror every other image",
+        description="pad by an eighth of the edge, crop at random, and mirror half of the images",
     )
-    expected_accuracy: float = Field(default=0.0, ge=0, le=1, description="below it, a warning says what to change")
+    expected_accuracy: float = Field(default=0.0, ge=0, le=1, description="warn if the accuracy is below this")
 
     @property
     def questions(self) -> int:
-        """How many questions the network answers, each by a softmax of its own."""
+        """Number of questions that the network answers, each by its own softmax."""
         return named_images(self.images).questions
 
     @field_validator("images")
     @classmethod
     def _known(cls, images: str) -> str:
-        # A path has a separator; without one, the name is mistyped.
+        # A name without a path separator is a typo rather than a path.
         trainable = [name for name, named in IMAGE_SETS.items() if named.trainable]
         if images not in trainable and not {"/", os.sep} & set(images):
             names = ", ".join(repr(name) for name in trainable)
@@ -72,7 +74,7 @@ class TrainingConfig(Config):
         if 0 < steps < 10:
             raise ValueError("must be 0 or at least 10, so that the schedule has a warm-up")
         if steps > _MOST_STEPS:
-            raise ValueError(f"must be at most {_MOST_STEPS}: a day has time for 86 million steps of a millisecond")
+            raise ValueError(f"must be at most {_MOST_STEPS}: even steps of a millisecond would take more than a day")
         return steps
 
     @field_validator("size", "count")
@@ -85,11 +87,11 @@ class TrainingConfig(Config):
     def _keys_suit_each_other(self) -> TrainingConfig:
         if (taken := 12 * self.batch_size * self.size**2) > _MOST_BATCH_BYTES:
             raise ValueError(
-                f"batch_size: {brief(self.batch_size)} images of {self.size} x {self.size} take {in_bytes(taken)} at "
-                f"once, and at most {in_bytes(_MOST_BATCH_BYTES)} are tried"
+                f"batch_size: {brief(self.batch_size)} images of {self.size} x {self.size} take {in_bytes(taken)}, "
+                f"above the limit of {in_bytes(_MOST_BATCH_BYTES)}"
             )
         if named_images(self.images).on_disk and self.count != _DRAWN:
-            raise ValueError(f"count: says how many scenes or crops to draw; of {self.images}, all images are used")
+            raise ValueError(f"count: is for scenes and crops; {self.images} is used whole")
         return self
 
 
@@ -97,11 +99,11 @@ def splits(config: TrainingConfig) -> tuple[ImageSet, ImageSet]:
     """Load the images to train on and those held out, with targets and in the size of the recipe.
 
     Raises:
-        ImageError: images are missing, do not suit their options, or have classes that only one of the two splits has.
+        ImageError: images are missing or do not suit their options, or the two splits have different classes.
     """
     images = named_images(config.images)
     train, test = (
-        # A broken file raises when it is read in the first epoch; verifying all files first would take as long.
+        # A broken file raises in the first epoch; verifying all files beforehand would take as long.
         images.load(
             path=config.images, root=config.root, split=split, size=config.size, count=count if images.drawn else None,
             seed=seed, verify=False,

@@ -1,4 +1,4 @@
-"""Train networks by a recipe, repeatably, and resume after an interruption: the seeds of a sweep."""
+"""Train networks reproducibly by a recipe, and resume after an interruption."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from rsm_probe.sources.training.trained_network import AGAIN, Trained, made_by, 
 from rsm_probe.sources.training.training_checkpoint import load_partial, save_partial, whole_steps
 from rsm_probe.storage.paths import local_folder
 
-# Channels last is faster, but there the gradient of a strided 1 x 1 convolution that reads fewer channels than this
-# writes beyond its memory on some AMD processors (PyTorch 2.10 to 2.15): the program crashes or, worse, goes on.
+# Channels-last memory is faster. But on some AMD processors, the gradient of a strided 1 x 1 convolution over fewer
+# input channels than this writes out of bounds (PyTorch 2.10 to 2.15), which may crash the program or corrupt data.
 _FEW_CHANNELS = 8
 
 
@@ -49,22 +49,25 @@ def train(
     image_memory: int = MEMORY,
     on_step: Callable[[int], object] = lambda step: None,
 ) -> Trained:
-    """Train one network; the same seed gives the same network on the same machine, however often it was interrupted.
+    """Train one network. On one machine, a seed always gives the same network, with or without interruptions.
 
     Args:
         config: the recipe.
-        seed: of the initial weights, of the order of the images and of their augmentation.
-        device: where to train; None for the CPU, "auto" for a GPU where there is one.
-        progress: show a bar.
-        partial: a `.safetensors` file that keeps the half-trained network, regularly and at an interruption, and from
-            which training continues; None keeps nothing.
-        checkpoint_seconds: time between two writings of `partial`.
-        image_memory: bytes of decoded images that are kept in memory; beyond it, each batch is decoded again.
-        on_step: called with the number of each step, from 1, before the network changes.
+        seed: seed of the initial weights, the order of the images and their augmentation.
+        device: where to train; None for the CPU, "auto" for a GPU if there is one.
+        progress: show a progress bar.
+        partial: a `.safetensors` file for the half-trained network, written regularly and at an interruption; training
+            resumes from it. None writes no file.
+        checkpoint_seconds: time between two writes of `partial`.
+        image_memory: bytes of decoded images to hold in memory; above this, each batch is decoded again.
+        on_step: called with the number of each step, from 1, before the weights change.
+
+    Returns:
+        The network on the CPU, in evaluation mode, with its accuracy on held-out images.
 
     Raises:
-        ImageError: images are missing or broken, or the recipe does not fit them.
-        ModelError: the loss became NaN or infinite; the seed is not a whole number in [0, 2^63).
+        ImageError: images are missing or broken, or do not suit the recipe.
+        ModelError: the loss became NaN or infinite, or the seed is not a whole number in [0, 2^63).
         StorageError: `partial` cannot be written.
     """
     require_seed(seed, "seed", ModelError)
@@ -111,7 +114,7 @@ def train(
                 saved = time.monotonic()
             if interrupted:
                 break
-    # No loss shows what the last step did.
+    # No loss is computed after the last step, so check the weights.
     _require_finite(module.state_dict().values(), config.steps, config)
     module = module.eval().to(memory_format=torch.contiguous_format)
     accuracy = _accuracy(module, held_out, config.batch_size, device)
@@ -128,18 +131,21 @@ def train_or_load(
     checkpoint_seconds: float = 60.0,
     on_step: Callable[[int], object] = lambda step: None,
 ) -> tuple[LoadedModel, float]:
-    """Read the network of a recipe and a seed with its accuracy, or train and save it where there is no file.
+    """Read the network of a recipe and seed with its accuracy; if there is no file, train the network and save it.
 
-    Until training is complete, `<name>.partial.safetensors` beside the file keeps the half-trained network; the same
-    call resumes after an interruption. For the arguments, see `train`.
+    During training, `<name>.partial.safetensors` beside the file holds the half-trained network; after an
+    interruption, the same call resumes from it. For the arguments, see `train`.
+
+    Returns:
+        The network, and its accuracy on held-out images, in [0, 1].
 
     Raises:
-        ImageError: images are missing or broken, or the recipe does not fit them.
-        ModelError: the file is damaged, or the loss became NaN or infinite; a seed outside of [0, 2^63).
+        ImageError: images are missing or broken, or do not suit the recipe.
+        ModelError: the file is damaged, the loss became NaN or infinite, or the seed is outside [0, 2^63).
         StorageError: the file holds the network of another recipe or seed, or cannot be written.
     """
     require_seed(seed, "seed", ModelError)
-    path = local_folder(path, "the file of a network")
+    path = local_folder(path, "path")
     _require_writable(path)
     if not path.is_file():
         partial = path.with_name(f"{path.stem}.partial.safetensors")
@@ -149,18 +155,18 @@ def train_or_load(
         if not trained.as_expected:
             warnings.warn(
                 f"{path.name}: accuracy {trained.accuracy:.2f} is below the expected {config.expected_accuracy:.2f}; "
-                f"its layers may look like those of an untrained network; train for more steps or change the rate",
+                f"its layers may look like those of an untrained network; train longer or change learning_rate:",
                 stacklevel=2,
             )
     state, texts = read_tensors(path, f"; {AGAIN}")
     if not made_by(config, seed, texts):
         raise StorageError(
-            f"{path} holds a network of another recipe or seed; choose another folder or remove the file"
+            f"{path} holds the network of another recipe or seed; choose another folder or remove the file"
         )
     try:
         accuracy = float(texts["accuracy"])
     except (KeyError, ValueError):
-        raise ModelError(f"{path} does not say its accuracy; {AGAIN}") from None
+        raise ModelError(f"{path} gives no accuracy; {AGAIN}") from None
     return network_of(path, state, texts), accuracy
 
 
@@ -168,29 +174,27 @@ def _require_writable(path: Path) -> None:
     """Check before hours of training that the file can be written afterwards.
 
     Raises:
-        StorageError: it cannot.
+        StorageError: the file cannot be written.
     """
     if path.exists() and not path.is_file():
-        raise StorageError(
-            f"cannot write {path}: a folder or device is in its place; remove it or choose another folder"
-        )
+        raise StorageError(f"cannot write {path}: it is a folder or device; remove it or choose another folder")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StorageError(f"cannot write {path}: {folder} is not a folder that may be written into")
+        raise StorageError(f"cannot write {path}: {folder} is not a writable folder")
 
 
 def _normalised(pixels: Tensor) -> Tensor:
-    """Apply `normalise` to a batch of bytes (B, 3, H, W)."""
+    """Apply `normalise` to a batch of uint8 pixels (B, 3, H, W)."""
     return (pixels.float() / 255.0 - 0.5) / 0.25
 
 
 def _training_images(config: TrainingConfig, progress: bool, memory: int) -> tuple[ImageSet, ImageSet, Tensor | None]:
-    """Images to train on, images to test on, and the pixels of the former where they fit into memory."""
+    """Load the images to train on, those to test on, and the pixels of the former if they fit into memory."""
     if not config.steps:
         return *splits(config), None
     if named_images(config.images).on_disk:
         return _decoded_images(config, progress, memory)
-    # Drawn images depend on the recipe alone: seeds trained one after another share them.
+    # Generated images depend only on the recipe, so seeds trained one after another share them.
     key = config.model_copy(update={"network": NetworkConfig(), "steps": 10})
     return _drawn_images(key, False, memory)
 
@@ -204,23 +208,23 @@ _drawn_images = lru_cache(maxsize=1)(_decoded_images)
 
 
 def _owner(config: TrainingConfig, seed: int, images: ImageSet) -> dict[str, str]:
-    """Identify a half-trained network: by the files of a folder, but not by where CIFAR-100 lies."""
+    """Identify a half-trained network by its recipe, seed and image ids, but not by the folder of CIFAR-100."""
     ids = hashlib.sha256("\n".join(images.ids).encode()).hexdigest()
     return {"recipe": config.model_dump_json(exclude={"root"}), "seed": str(seed), "images": ids}
 
 
 def _schedule(optimiser: torch.optim.SGD, config: TrainingConfig, done: int) -> OneCycleLR:
-    """Learning rate and momentum by step; both have a closed form, so no past state need be stored."""
+    """The schedule of learning rate and momentum; both have a closed form, so that checkpoints need not store it."""
     schedule = OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.2)
     if not done:
         return schedule
-    # The first schedule initialised the optimiser, which a schedule that begins later relies on.
+    # A schedule that begins later relies on the optimiser having been initialised by the first one.
     return OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.2, last_epoch=done - 1)
 
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """Choose deterministic convolutions: on a GPU, some faster ones sum in another order every time."""
+    """Use deterministic convolutions: on a GPU, some faster ones sum in a different order each time."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
@@ -239,11 +243,11 @@ def _require_finite(values: Iterable[Tensor], step: int, config: TrainingConfig)
 
 @torch.no_grad()
 def _accuracy(module: nn.Module, images: ImageSet, batch_size: int, device: str | torch.device) -> float:
-    """Share of questions answered correctly."""
+    """The share of questions answered correctly."""
     assert images.targets is not None
     values, right = images.targets.values, 0
     order = (np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size))
-    # Each image is used once, so keeping it would gain nothing.
+    # Each image is used only once, so holding them in memory would gain nothing.
     for numbers, batch in batches(images, None, order):
         scores = module(_normalised(batch.to(device)))
         guesses = scores.unflatten(1, (values.shape[1], images.targets.choices)).argmax(dim=2).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Trained networks: the network with its recipe, written and read."""
+"""Write and read trained networks together with their recipes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rsm_probe.sources.models.tensor_files import read_tensors, save_tensors
 from rsm_probe.sources.training.networks import build_network
 from rsm_probe.sources.training.recipe import TrainingConfig
 
-AGAIN = "remove it; `rsm-probe train`, or the study that made it, makes it again"
-# Texts that are written beside the weights; other programs add "format".
+AGAIN = "remove it, and rerun `rsm-probe train` or the study that made it"
+# The texts stored with the weights; other programs add "format".
 _TEXTS = {"recipe", "seed", "accuracy", "format"}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, the accuracy it reached on held-out images, and the seed and recipe that made it."""
+    """A trained network, its accuracy on held-out images, and the seed and recipe that made it."""
 
     module: nn.Module
     accuracy: float
@@ -33,11 +33,11 @@ class Trained:
 
     @property
     def as_expected(self) -> bool:
-        """Whether the accuracy reaches what the recipe promises."""
+        """Whether the accuracy reaches the recipe's `expected_accuracy`."""
         return self.accuracy >= self.config.expected_accuracy
 
     def save(self, path: str | Path) -> None:
-        """Write weights and recipe as one `.safetensors` file that `load_model` reads.
+        """Write weights and recipe to one `.safetensors` file, which `load_model` reads.
 
         Raises:
             StorageError: the file cannot be written.
@@ -47,36 +47,36 @@ class Trained:
 
 
 def load_trained(path: str | Path, pretrained: bool = True, dilated: int = 0) -> LoadedModel:
-    """Read a network that `Trained.save` wrote; its recipe says how to build it.
+    """Read a network that `Trained.save` wrote, and build it by its recipe.
 
     Args:
         path: the file.
-        pretrained: whether to take its weights; without them, the network is a random one of the same shape.
+        pretrained: whether to load the weights; without them, the network is a random one of the same shape.
         dilated: how many of the last stages keep their resolution; see `build_network`.
 
     Raises:
-        ModelError: the file is missing, damaged, or was not written by this recipe.
+        ModelError: the file is missing, is damaged, or does not hold a trained network.
     """
     path = Path(path)
     if not isfile(path):
-        raise ModelError(f"no trained network at {path}; `rsm-probe train` makes one")
+        raise ModelError(f"no trained network at {path}; run `rsm-probe train` to make one")
     return network_of(path, *read_tensors(path, f"; {AGAIN}"), pretrained, dilated)
 
 
 def network_of(
     path: Path, state: Mapping[str, Tensor], texts: Mapping[str, str], pretrained: bool = True, dilated: int = 0
 ) -> LoadedModel:
-    """Build the network of a file from the tensors and texts that `read_tensors` gave.
+    """Build the network of a file from the tensors and texts that `read_tensors` returned.
 
     Raises:
-        ModelError: there is no recipe, or one that does not make these weights.
+        ModelError: there is no recipe, or the weights do not fit it.
     """
     if "recipe" not in texts:
-        raise ModelError(f"{path} names no recipe; load it as weights= of a model instead")
-    # With a damaged name of its checksum, a file would pass for one from before checksums.
+        raise ModelError(f"{path} holds no recipe; load it as weights= of a model instead")
+    # If the key of the checksum is damaged, the file would pass for one of a version without checksums.
     if surplus := sorted(set(texts) - _TEXTS):
         raise ModelError(
-            f"{path} is damaged or of another program: it holds a text called {brief(surplus[0])}; {AGAIN}"
+            f"{path} is damaged or from another program: it holds the unknown text {brief(surplus[0])}; {AGAIN}"
         )
     try:
         config = TrainingConfig.parse(json.loads(texts["recipe"]), f"the recipe in {path}")
@@ -87,17 +87,17 @@ def network_of(
         if pretrained:
             module.load_state_dict(state)
     except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} holds weights that its recipe does not make: {error}") from error
+        raise ModelError(f"{path} holds weights that do not fit its recipe: {error}") from error
     return LoadedModel(path.stem, module.eval(), normalise, config.questions)
 
 
 def normalise(image: object) -> Tensor:
-    """Turn a PIL image into (3, H, W) with zero mean and unit deviation for typical images."""
+    """Turn a PIL image into a tensor (3, H, W) with about zero mean and unit standard deviation."""
     return (to_tensor(image) - 0.5) / 0.25  # type: ignore[arg-type]
 
 
 def made_by(config: TrainingConfig, seed: int, texts: Mapping[str, str]) -> bool:
-    """Whether a stored network is of a recipe and a seed; keys newer than the stored recipe have their defaults."""
+    """Whether a stored network belongs to a recipe and seed; keys that its recipe lacks take their defaults."""
     try:
         stored = TrainingConfig.parse(json.loads(texts["recipe"]))
     except (KeyError, TypeError, ValueError, RecursionError):

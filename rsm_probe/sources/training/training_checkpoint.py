@@ -1,4 +1,4 @@
-"""A half-trained network on disk, from which an interrupted training resumes with the same bits."""
+"""Half-trained networks on disk, from which an interrupted training resumes with bit-identical results."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rsm_probe.sources.models.tensor_files import read_tensors, save_tensors
 def save_partial(
     path: Path, owner: Mapping[str, str], step: int, module: nn.Module, optimiser: torch.optim.SGD
 ) -> None:
-    """Write parameters, buffers and momentum after a step as one `.safetensors` file, atomically.
+    """Write parameters, buffers and momentum to one `.safetensors` file, atomically.
 
     Args:
         path: the file.
-        owner: identifies the training; `load_partial` compares it.
-        step: number of steps trained so far, at least 1.
+        owner: texts that identify the training; `load_partial` compares them.
+        step: number of steps done, at least 1.
         module: the network.
-        optimiser: holds the momentum.
+        optimiser: the optimiser, which holds the momentum.
 
     Raises:
         StorageError: the file cannot be written.
@@ -39,10 +39,12 @@ def save_partial(
 
 
 def load_partial(path: Path, owner: Mapping[str, str], module: nn.Module, optimiser: torch.optim.SGD) -> int:
-    """Fill network and momentum with what `save_partial` wrote, and return the number of steps done.
+    """Restore network and momentum from what `save_partial` wrote.
 
-    Without a file, that is 0. A file that is damaged, by its checksum, or of another training changes nothing, gives 0
-    and a warning.
+    A damaged file, or one of another training, changes nothing and causes a warning.
+
+    Returns:
+        The number of steps done; 0 if nothing was restored.
     """
     if not path.is_file():
         return 0
@@ -51,17 +53,17 @@ def load_partial(path: Path, owner: Mapping[str, str], module: nn.Module, optimi
     except ModelError as error:
         return _start_over(str(error))
     if {key: text for key, text in texts.items() if key != "step"} != dict(owner):
-        return _start_over(f"{path} is of another recipe, seed or set of images")
+        return _start_over(f"{path} belongs to another recipe, seed or set of images")
     parameters = dict(module.named_parameters())
     expected = {f"network.{name}": tensor for name, tensor in module.state_dict().items()}
     expected |= {f"momentum.{name}": tensor for name, tensor in parameters.items()}
     kinds, wanted = ({n: (t.shape, t.dtype) for n, t in part.items()} for part in (state, expected))
     step = texts.get("step", "")
     if kinds != wanted or not (step.isascii() and step.isdecimal() and len(step) < 16):
-        return _start_over(f"{path} does not hold what it should")
+        return _start_over(f"{path} does not hold the expected tensors and step")
     module.load_state_dict({name: state[f"network.{name}"] for name in module.state_dict()})
     for name, parameter in parameters.items():
-        # A copy in the memory layout of the parameter: in another layout, sums over it could round differently.
+        # Keep the memory layout of the parameter: in another layout, sums over it could round differently.
         momentum = torch.empty_like(parameter, requires_grad=False).copy_(state[f"momentum.{name}"])
         optimiser.state[parameter]["momentum_buffer"] = momentum
     return int(step)
@@ -69,13 +71,13 @@ def load_partial(path: Path, owner: Mapping[str, str], module: nn.Module, optimi
 
 @contextmanager
 def whole_steps() -> Iterator[list[bool]]:
-    """Hold Ctrl-C back until the end of the block, so that no step is left half done; a second one acts at once.
+    """Delay Ctrl-C until the end of the block, so that no step is left half done; a second Ctrl-C acts at once.
 
     Yields:
-        A list that is filled by an interruption: the block should then end after its step.
+        A list that is empty until an interruption; once it is not, the block should end after its current step.
 
     Raises:
-        KeyboardInterrupt: at the end of the block, after an interruption.
+        KeyboardInterrupt: at the end of the block, if there was an interruption.
     """
     interrupted: list[bool] = []
     before = signal.getsignal(signal.SIGINT)
@@ -84,7 +86,7 @@ def whole_steps() -> Iterator[list[bool]]:
         interrupted.append(True)
         signal.signal(signal.SIGINT, before)
 
-    # Only the main thread is interrupted, and a handler that the user installed stays.
+    # Signals reach only the main thread, and a handler that the user installed must stay.
     if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
         yield interrupted
         return
@@ -98,5 +100,5 @@ def whole_steps() -> Iterator[list[bool]]:
 
 
 def _start_over(problem: str) -> int:
-    warnings.warn(f"{problem}; training starts over and replaces it", stacklevel=3)
+    warnings.warn(f"{problem}; training starts over and replaces the file", stacklevel=3)
     return 0

@@ -1,4 +1,4 @@
-"""Image sets that need no network: handwritten digits, scenes made of them, crops of photographs.
+"""Image sets that need no network: handwritten digits, scenes composed of them, and crops of photographs.
 
-Begin with `scenes.py`; `images/registry.py` lists the sets by name, and a new one is one function and one line there.
+Begin with `scenes.py`. To add a set, write a function and add a line to `images/registry.py`.
 """

@@ -1,6 +1,6 @@
 """Crops of the 18 photographs that come with scikit-learn and scikit-image.
 
-Images are drawn when they are loaded and depend on nothing but the options and the image's number.
+Images are cut when they are loaded. They depend only on the options and the index of the image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rsm_probe.errors import ImageError, look_up
 from rsm_probe.sources.images.image_set import ImageSet, Targets
 from rsm_probe.sources.images.limits import require_drawing
 
-# Left share of each photograph that training sees; crops for testing come from beyond it.
+# The left share of each photograph, from which training crops come; test crops come from the rest.
 _TRAINING_SHARE = 0.55
 _SHORT_SIDE = 320
 _PHOTOS = {
@@ -33,13 +33,14 @@ def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) 
     """Crop random squares from 18 photographs; the label is the photograph.
 
     Args:
-        split: "train" takes crops from the left 55 % of each photograph, "test" from the rest, "all" from anywhere.
-        size: edge in pixels; crops of one to one and a half times that edge are reduced to it.
-        count: how many crops, spread evenly over the photographs.
-        seed: crop k of a seed never changes, whatever the count.
+        split: "train" crops the left 55 % of each photograph, "test" the rest, and "all" the whole.
+        size: edge in pixels; crops of one to one and a half times this edge are downsampled to it.
+        count: number of crops, spread evenly over the photographs.
+        seed: seed of the crops; crop k of a seed does not depend on `count`.
 
     Raises:
-        ImageError: unknown split, crops larger than that part of the photographs; a size, count or seed out of range.
+        ImageError: the split is unknown, the crops are larger than its part of a photograph, or the size, count or
+            seed is out of range.
     """
     require_drawing(size, count, seed)
     names = [name for _, files in _PHOTOS.values() for name in files.split()]
@@ -63,7 +64,7 @@ def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) 
 
 @cache
 def _photo(name: str) -> Image.Image:
-    """A photograph in RGB with a short side of 320 pixels, read from the package that carries it."""
+    """Read a photograph from the package that ships it, as RGB with a short side of 320 pixels."""
     for package, (folder, files) in _PHOTOS.items():
         spec = find_spec(package)
         if name in files.split() and spec is not None and spec.origin is not None:
@@ -72,7 +73,7 @@ def _photo(name: str) -> Image.Image:
             scale = _SHORT_SIDE / min(image.size)
             width, height = round(image.width * scale), round(image.height * scale)
             return image.resize((width, height), Image.Resampling.LANCZOS)
-    raise ImageError(f"photograph {name!r} is not installed; it comes with scikit-learn or scikit-image")
+    raise ImageError(f"photograph {name!r} not found; install scikit-learn and scikit-image, which ship it")
 
 
 def _photo_box(rng: np.random.Generator, name: str, split: str, size: int) -> tuple[int, int, int, int]:

@@ -1,7 +1,7 @@
 """Handwritten digits, and scenes composed of them: images that need no network.
 
-The digits are scikit-learn's. Images are drawn when they are loaded and depend on nothing but the options and the
-image's number.
+The digits are scikit-learn's. Images are drawn when they are loaded. They depend only on the options and the index of
+the image.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rsm_probe.errors import ImageError, look_up
 from rsm_probe.sources.images.image_set import ImageSet, Targets
 from rsm_probe.sources.images.limits import require_drawing, require_edge
 
-# Every fifth digit is held out from training: the set interleaves its writers, so both parts hold all of them.
+# Every fifth digit is held out for testing. The data interleave the writers, so both splits contain all of them.
 _HELD_OUT = 5
-# Targets count at most this many copies of a digit.
+# Targets count up to this many copies of a digit.
 _MAX_COUNT = 3
 
-# Digits of one image: of each, its number in the split ("which"), the digit, and where it lies ("x", "y", "edge").
+# The digits of one image: index in the split ("which"), digit, position and size ("x", "y", "edge").
 _Layout = list[dict[str, Any]]
 
 
@@ -32,12 +32,12 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
 
     Args:
         split: "train" (four fifths), "test" (the rest) or "all".
-        size: edge in pixels; the original 8 x 8 is enlarged.
+        size: edge in pixels, to which the original 8 x 8 pixels are enlarged.
         count: size of a random sample; None for the whole split.
-        seed: of the sample.
+        seed: seed of the sample.
 
     Raises:
-        ImageError: unknown split, or a size, count or seed out of range.
+        ImageError: the split is unknown, or the size, count or seed is out of range.
     """
     require_edge(size)
     pixels, labels = _digit_data()
@@ -56,20 +56,21 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
 def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0, frames: int = 1) -> ImageSet:
     """Draw three to six real digits at random positions and scales on each canvas, among fragments of others.
 
-    Each scene's `annotation` holds `counts` (how often each digit occurs), `boxes` (digit, left, top, right, bottom)
-    and `scene`, which frames share. Its label names the digits. Targets ask, for each of the ten digits, how often it
-    occurs (3 or more count as 3).
+    Each annotation holds `counts` (digit -> occurrences), `boxes` (digit, left, top, right, bottom) and `scene`, which
+    is the same for all frames of a scene. The label lists the digits. The targets ask how often each of the ten digits
+    occurs (0, 1, 2, or 3 and more).
 
     Args:
-        split: which digits are used: "train", "test" or "all".
+        split: split of the digits: "train", "test" or "all".
         size: edge in pixels.
-        count: how many scenes.
-        seed: scene k of a seed never changes, whatever the count.
-        frames: number of scenes in a row that show the same digits, as frames of one video do: rearranged, rescaled,
-            among other fragments.
+        count: number of scenes.
+        seed: seed of the scenes; scene k of a seed does not depend on `count`.
+        frames: number of successive scenes that show the same digits, like frames of a video: rearranged, rescaled,
+            and among different fragments.
 
     Raises:
-        ImageError: unknown split, a canvas too small for the digits, or a size, count or seed out of range.
+        ImageError: the split is unknown, the canvas is too small for the digits, or the size, count, seed or number of
+            frames is out of range.
     """
     require_whole(frames, "frames", 1, ImageError)
 
@@ -102,13 +103,14 @@ def cluttered(split: str = "all", size: int = 64, count: int = 1000, seed: int =
     """Draw one real digit at a random position and scale, among fragments of others; the label is the digit.
 
     Args:
-        split: which digits are used: "train", "test" or "all".
+        split: split of the digits: "train", "test" or "all".
         size: edge in pixels.
-        count: how many images.
-        seed: image k of a seed never changes, whatever the count.
+        count: number of images.
+        seed: seed of the images; image k of a seed does not depend on `count`.
 
     Raises:
-        ImageError: unknown split, a canvas too small for the digits, or a size, count or seed out of range.
+        ImageError: the split is unknown, the canvas is too small for the digits, or the size, count or seed is out of
+            range.
     """
 
     def lay_out(number: int, source: np.ndarray) -> _Layout:
@@ -148,7 +150,7 @@ def _grey(values: np.ndarray) -> Image.Image:
 def _composed(
     name: str, split: str, size: int, count: int, seed: int, lay_out: Callable[[int, np.ndarray], _Layout]
 ) -> tuple[list[_Layout], Callable[[int], Image.Image]]:
-    """Lay out all images of a set from the digits of a split, and give the function that draws one."""
+    """Lay out all images of a set with the digits of a split; return the layouts and the function that draws one."""
     require_drawing(size, count, seed)
     if size < 48:
         raise ImageError(f"{name} need a canvas of at least 48 pixels, found size={size}")
@@ -160,7 +162,7 @@ def _composed(
 def _scene_layout(
     rng: np.random.Generator, source: np.ndarray, size: int, objects: tuple[int, int] = (3, 6)
 ) -> _Layout:
-    """Choose digits, sizes and positions: boxes that overlap by at most three pixels."""
+    """Choose digits, sizes and positions, such that boxes overlap by at most three pixels."""
     placed: _Layout = []
     wanted = int(rng.integers(objects[0], objects[1] + 1))
     for _ in range(200):
@@ -172,10 +174,10 @@ def _scene_layout(
 
 
 def _frame_layout(seed: int, number: int, frames: int, source: np.ndarray, size: int) -> _Layout:
-    """Rearrange the digits of a set of frames for one of them."""
+    """Lay out one frame: rearrange the digits that it shares with the other frames of its scene."""
     shown = _scene_layout(np.random.default_rng([seed, number // frames, 2]), source, size)
     rng = np.random.default_rng([seed, number, 3])
-    while True:  # digits that fitted once fit again, if not at the first attempt
+    while True:  # digits that fitted once fit again, perhaps after several attempts
         placed: _Layout = []
         for _ in range(200):
             if len(placed) == len(shown):
@@ -189,14 +191,14 @@ def _as_digit(which: int, source: np.ndarray) -> dict[str, Any]:
 
 
 def _free_box(rng: np.random.Generator, size: int, placed: _Layout) -> dict[str, int] | None:
-    """Draw a random position and scale; None where it is not free."""
+    """Draw a random position and scale; None if it overlaps a placed box."""
     edge = int(rng.integers(size * 3 // 16, size * 3 // 8 + 1))
     x, y = (int(v) for v in rng.integers(0, size - edge + 1, 2))
     return {"x": x, "y": y, "edge": edge} if all(_overlap(x, y, edge, other) <= 3 for other in placed) else None
 
 
 def _overlap(x: int, y: int, edge: int, other: dict[str, Any]) -> int:
-    """Pixels by which two square boxes overlap along the axis of the smaller overlap."""
+    """Pixels by which two square boxes overlap, along the axis with the smaller overlap."""
     wide = min(x + edge, other["x"] + other["edge"]) - max(x, other["x"])
     high = min(y + edge, other["y"] + other["edge"]) - max(y, other["y"])
     return max(0, min(wide, high))
@@ -204,7 +206,7 @@ def _overlap(x: int, y: int, edge: int, other: dict[str, Any]) -> int:
 
 def _draw_scene(rng: np.random.Generator, layout: _Layout, source: np.ndarray, size: int) -> Image.Image:
     canvas = rng.uniform(0.0, 0.08, (size, size))
-    for _ in range(8):  # clutter: quarters of digits, which cannot be read as digits
+    for _ in range(8):  # clutter: quarters of digits, which are unreadable
         which = int(source[rng.integers(len(source))])
         top, left = rng.integers(0, 2, 2) * 4
         x, y = rng.integers(0, size - 8, 2)
@@ -217,7 +219,7 @@ def _draw_scene(rng: np.random.Generator, layout: _Layout, source: np.ndarray, s
 
 @lru_cache(maxsize=32768)
 def _enlarged(which: int, edge: int, quarter: tuple[int, int] | None = None) -> np.ndarray:
-    """Enlarge a digit, or its quarter that begins at a row and a column; scenes draw the same ones often."""
+    """Enlarge a digit, or the quarter that begins at a row and a column; cached, because scenes reuse them."""
     pixels = _digit_data()[0][which]
     if quarter is not None:
         pixels = pixels[quarter[0] : quarter[0] + 4, quarter[1] : quarter[1] + 4]
@@ -225,6 +227,6 @@ def _enlarged(which: int, edge: int, quarter: tuple[int, int] | None = None) -> 
 
 
 def _paint(canvas: np.ndarray, patch: np.ndarray, x: int, y: int, brightness: float) -> None:
-    """Draw a patch by maximum, so that brighter pixels beneath show through."""
+    """Draw a patch as a maximum, so that brighter pixels beneath it stay visible."""
     beneath = canvas[y : y + len(patch), x : x + len(patch)]
     np.maximum(beneath, patch / 255.0 * brightness, out=beneath)
