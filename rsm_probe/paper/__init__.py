@@ -1,6 +1,6 @@
 """The experiments of the paper, one folder each: study, report and figures.
 
-Begin with `experiment.py` (what they share), `registry.py` (their names) and `translation`, the smallest of them.
+Begin with `experiment.py` (what all experiments share), `registry.py` (their names) and `translation` (the smallest).
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Tables with a column for every matching, and panels with a line for every matching."""
+"""Tables with a column per matching, and panels with a line per matching."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _NOTHING = (math.nan, math.nan, math.nan)
 
 
 def distinct(rows: Sequence[Row], key: str) -> list[Any]:
-    """The values of a key, each once, in the order of the rows."""
+    """The distinct values of a key, in the order of the rows."""
     return list(dict.fromkeys(row[key] for row in rows))
 
 
 def comparison_table(
     rows: Sequence[Row], cell: Callable[[Row], str], gain: str = "", paper: str = "", kernels: bool = True
 ) -> str:
-    """Models, layers and kernels in rows, matchings in columns, as Markdown.
+    """Format a Markdown table with models, layers and kernels in rows and matchings in columns.
 
     Args:
-        rows: of a result, with `model`, `layer`, `locations`, `kernel` and `matching`.
-        cell: what the table says about one of them.
-        gain: key of the difference between a semantic RSM and the spatio-semantic one, with `_low` and `_high`.
-        paper: key of the paper's number; matchings for which the paper has none get no column.
-        kernels: whether the table has a column of kernels.
+        rows: rows of a result, with the keys `model`, `layer`, `locations`, `kernel` and `matching`.
+        cell: row -> text of its cell.
+        gain: key of the difference between the semantic and the spatio-semantic RSM, with `_low` and `_high`.
+        paper: key of the paper's number; matchings without numbers get no column.
+        kernels: whether the table has a column for the kernel.
     """
     lines: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
@@ -52,29 +52,29 @@ def comparison_table(
 
 
 def gain_with_interval(row: Row, gain: str = "gain") -> str:
-    """A difference with its interval; a dash where nothing was compared."""
+    """Format a difference with its interval; a dash if there is none."""
     return with_interval(row, gain, f"{gain}_low", f"{gain}_high")
 
 
 def paper_note(stated: bool, meaning: str) -> str:
-    """The last line of a report: what the paper's numbers mean, or why there are none."""
+    """The last line of a report: what the paper's numbers mean, or why the report has none."""
     if stated:
         return f"*paper*: {meaning}"
-    return "Models or data are not those of the paper, so that its numbers do not stand beside these."
+    return "The paper's numbers are not shown, because models or data differ from those of the paper."
 
 
 def lines_by_matching(
     rows: Sequence[Row], ticks: Sequence[tuple[Any, ...]], keys: Sequence[str], names: Sequence[str],
     values: Sequence[str],
 ) -> dict[str, list[tuple[float, float, float]]]:  # fmt: skip
-    """Matching -> value and interval at each tick; a matching without rows keeps its colour.
+    """Collect value and interval at each tick by matching; matchings without rows are included, to keep colours fixed.
 
     Args:
-        rows: of a result.
-        ticks: along the x-axis, as values of `keys`.
-        keys: that tell ticks apart.
-        names: of the matchings.
-        values: keys of the value and of the ends of its interval.
+        rows: rows of a result.
+        ticks: positions along the x-axis, as values of `keys`.
+        keys: the keys that identify a tick.
+        names: names of the matchings.
+        values: keys of the value and of the lower and upper end of its interval.
     """
     lines: dict[str, dict[tuple[Any, ...], tuple[float, float, float]]] = {matching_title(name): {} for name in names}
     for row in rows:
@@ -86,14 +86,14 @@ def lines_by_matching(
 def panels_by_kernel(
     rows: Sequence[Row], keys: Sequence[str], values: Sequence[str], meaning: str, chance: float | None = None
 ) -> Figure:
-    """Models or layers side by side, a panel for each kernel (paper, Figure 3).
+    """Draw models or layers side by side, with a panel per kernel (paper, Figure 3).
 
     Args:
-        rows: of a result.
-        keys: that tell models or layers apart.
-        values: keys of the value and of the ends of its interval.
-        meaning: of the values.
-        chance: what chance gives; a dashed line.
+        rows: rows of a result.
+        keys: the keys that identify a model or layer.
+        values: keys of the value and of the lower and upper end of its interval.
+        meaning: label of the values.
+        chance: value expected by chance, drawn as a dashed line; None for no line.
     """
     kernels, names = distinct(rows, "kernel"), distinct(rows, "matching")
     figure = Figure(figsize=(3.4 * len(kernels), 3.6), layout="constrained")
@@ -102,7 +102,7 @@ def panels_by_kernel(
         ticks = list(dict.fromkeys(tuple(row[key] for key in keys) for row in mine))
         lines = lines_by_matching(mine, ticks, keys, names, values)
         interval_plot(ax, [", ".join(tick) for tick in ticks], lines, kernel_title(kernel), meaning, chance)
-        # Ticks have no order, so that nothing connects their points; the last line is chance.
+        # Ticks have no order, so hide the lines between points. The last line is chance and stays.
         for line in ax.lines[: 3 * len(lines)]:
             line.set_linestyle("none")
     return common_legend(figure)

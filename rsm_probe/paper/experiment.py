@@ -1,4 +1,4 @@
-"""The common ground of the paper's experiments: models see images, layers are captured, a table and a report follow."""
+"""What the paper's experiments share: capture layers of models, compare images, write a table and a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pydantic import AfterValidator, Field, model_validator
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
 from rsm_probe.captures.recording import capture_layers
 from rsm_probe.execution.execution import Execution
-from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.paper.similarity_rules import SimilarityRule, known_rule, shown_matchings, similarity_rule
 from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each
@@ -29,16 +28,16 @@ from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.storage.paths import file_name
 
-# Letters of a title in the name of a folder; longer names fail on common file systems.
+# Earlier versions cut titles to this length in folder names.
 _LONGEST_BEFORE = 200
 
 Rules = Annotated[tuple[str, ...], AfterValidator(each(known_rule)), Distinct]
 
 
 class SubjectConfig(ModelConfig):
-    """A model of an experiment, which may see images of its own."""
+    """A model of an experiment, which may have its own images."""
 
-    images: ImagesConfig | None = Field(default=None, description="what this model sees; else those of the study")
+    images: ImagesConfig | None = Field(default=None, description="images for this model; else those of the study")
 
 
 class ExperimentConfig(ModelStudy):
@@ -51,31 +50,31 @@ class ExperimentConfig(ModelStudy):
         description="identity (spatio-semantic), optimal (semantic), pooled (means over locations), other matchings",
     )
     kernels: Kernels = Field(default=("cosine", "linear", "rbf"), min_length=1)
-    seed: Seed = Field(default=0, description="of what is drawn: images, pairs, bootstrap samples")
-    repeats: Draws = Field(default=1000, description="bootstrap samples of each interval")
-    level: Level = Field(default=0.95, description="of the intervals")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="of tokens on disk")
+    seed: Seed = Field(default=0, description="seed of all random draws: images, pairs, bootstrap samples")
+    repeats: Draws = Field(default=1000, description="bootstrap samples per interval")
+    level: Level = Field(default=0.95, description="level of the intervals")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="type of tokens on disk")
 
     execution_keys: ClassVar[frozenset[str]] = ModelStudy.execution_keys | {"repeats", "level", "pictured", "paper"}
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> ExperimentConfig:
         if not self.rules():
-            raise ValueError(f"matchings: none of {self.matchings} goes with the kernels {self.kernels}")
+            raise ValueError(f"matchings: none of {self.matchings} can be combined with the kernels {self.kernels}")
         return self
 
     def rules(self) -> dict[tuple[str, str], SimilarityRule]:
-        """(matching, kernel) -> how images are compared, of those that go together; the identity comes first."""
+        """The rule for each (matching, kernel) that can be combined; the identity comes first."""
         names = sorted(self.matchings, key=lambda name: name != "identity")
         rules = {(name, kernel): similarity_rule(name, kernel) for name in names for kernel in self.kernels}
         return {key: rule for key, rule in rules.items() if rule is not None}
 
     def matching_methods(self) -> list[Matching]:
-        """All matchings that the study will use."""
+        """All matchings that the study uses."""
         return [rule.matching for rule in self.rules().values()]
 
     def has_begun(self, out: Path) -> bool:
-        """See `Study.has_begun`; a capture that was refused has no layers."""
+        """See `Study.has_begun`. A capture without layers was refused and does not count."""
         return any(out.glob("captures/*/layers")) or any(out.glob("parts/*/*"))
 
     @abstractmethod
@@ -88,13 +87,13 @@ class Subject:
     """A model under study.
 
     Attributes:
-        title: its name in results.
-        model: the model itself; None where its results are only read.
-        source: where its published weights are from; None for other weights.
-        images: those that passed, by name.
-        layers: of the model, in forward order, by the name of the images.
-        folder: for its results.
-        owner: a hash of all that decides what is computed: settings, images, and the tokens of the layers.
+        title: name of the model in results.
+        model: the model itself; None if its results are only read.
+        source: source of its published weights; None for other weights.
+        images: name -> the images that the model saw.
+        layers: name of the images -> captured layers, in forward order.
+        folder: folder for its results.
+        owner: hash of everything that determines the results: settings, images, and the tokens of the layers.
     """
 
     title: str
@@ -112,8 +111,8 @@ C = TypeVar("C", bound=ExperimentConfig)
 class Experiment(Runner[C]):
     """Captures the layers of every model, and compares them.
 
-    The folder then holds `table.csv`, `report.md`, `result.json`, `captures/`, `parts/` (what was computed of them),
-    `config.yaml` and `provenance.json`. An experiment defines `compare` and, where the defaults do not do,
+    The run folder then holds `table.csv`, `report.md`, `result.json`, `captures/`, `parts/` (intermediate results),
+    `config.yaml` and `provenance.json`. An experiment defines `compare` and, where the defaults do not suit,
     `image_sets`, `check`, `choose_layers`, `report`, `picture` and `draw`.
     """
 
@@ -123,36 +122,36 @@ class Experiment(Runner[C]):
         self.rules = study.rules()
         self.shown = shown_matchings(study.matchings)
 
-    # Each experiment defines some of these
+    # Experiments define some of these
 
     @abstractmethod
     def compare(self, subject: Subject) -> list[Row]:
-        """The rows of the table that are about a model."""
+        """Compute the rows of the table for a model."""
 
     def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
-        """The images that pass through a model, by name.
+        """Load the images that a model sees, by name.
 
         Raises:
-            ImageError: they cannot be loaded, or the experiment cannot use them.
+            ImageError: the images cannot be loaded, or the experiment cannot use them.
         """
         return {"images": source.load(self.execution.progress)}
 
     def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
-        """Those of the captured layers that the experiment is about."""
+        """Choose the captured layers to compare."""
         return dict(layers)
 
     def report(self, result: TableResult, accuracies: Mapping[str, float]) -> str:
-        """The table as Markdown, in the paper's layout where the paper has one."""
+        """Format the table as Markdown, in the layout of the paper if it has one."""
         return markdown(list(result.table[0]), [list(row.values()) for row in result.table])
 
     def picture(self, subject: Subject) -> Any:
-        """The part of a model's results that figures show, besides the table."""
+        """Collect what figures show of a model, besides the table."""
 
     def draw(self, result: TableResult) -> dict[str, Figure]:
-        """The figures by name."""
+        """Draw the figures, by name."""
         return {}
 
-    # All experiments share these
+    # Shared by all experiments
 
     def load_images(self) -> None:
         """Load the images of all models."""
@@ -162,7 +161,7 @@ class Experiment(Runner[C]):
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
     ) -> TableResult:
-        """Compare model by model, and save table and report."""
+        """Compare one model after another, and save table and report."""
         rows: list[Row] = []
         for number, (title, model) in enumerate(models.items()):
             require_there()
@@ -170,7 +169,7 @@ class Experiment(Runner[C]):
             require_there()
             rows += self.compare(subject)
         require_there()
-        # Every row has the same keys, in the order of the first row that has them.
+        # Give every row the same keys, in order of first appearance.
         keys = list(dict.fromkeys(key for row in rows for key in row))
         table = [{key: row.get(key, float("nan")) for key in keys} for row in rows]
         result = TableResult(table, self.folder, self.study.model_dump())
@@ -178,7 +177,7 @@ class Experiment(Runner[C]):
         return result
 
     def provenance(self) -> dict[str, Any]:
-        """The images that were used, and how many were left out."""
+        """The images that were used, and how many were skipped."""
         return {
             "images": [
                 {"set": name, "of": images.name, "images": len(images), "skipped": len(images.skipped)}
@@ -193,15 +192,15 @@ class Experiment(Runner[C]):
 
     def figures(self) -> dict[str, Figure]:
         """See `Study.figures`."""
-        # One model at a time: the pairs of all of them may not fit into memory.
+        # One model at a time, because the pairs of all models may not fit into memory.
         pictured = (self.picture(subject) for subject in (self.subjects() if self.shown else ()))
         return self.draw(replace(self.open(), pictured=pictured))
 
     def subjects(self) -> Iterator[Subject]:
-        """The models of a finished run that figures show one by one, with what was captured of them.
+        """Yield the models of a finished run that have figures of their own, with their captures.
 
-        Of networks that differ in their seed, the first stands for all, and of those with dilated stages the one
-        without; tables and common figures hold every one of them.
+        The first of several seeds stands for all of them, and the undilated network for its dilated versions. Tables
+        and shared figures include every model.
 
         Raises:
             StorageError: the run is not finished, or a capture is damaged.
@@ -215,12 +214,12 @@ class Experiment(Runner[C]):
                 yield self.subject(number, title)
 
     def subject(self, number: int, title: str, model: LoadedModel | None = None) -> Subject:
-        """A model under study, with its captures; without the model itself, these are only read.
+        """Open the captures of a model, or make them.
 
         Args:
-            number: of the model in the run.
-            title: of the model.
-            model: captured now, or continued, where it is given.
+            number: number of the model in the run.
+            title: title of the model.
+            model: the model, to make or complete its captures; None to only read them.
         """
         entry, captures, study = self.entry(title), dict[str, Mapping[str, CapturedLayer]](), self.study
         for name, images in self.images(entry).items():
@@ -234,7 +233,7 @@ class Experiment(Runner[C]):
         return Subject(title, model, published, self.images(entry), layers, folder, self._owner(layers))
 
     def images(self, entry: SubjectConfig) -> dict[str, ImageSet]:
-        """The images that pass through the models of an entry, by name."""
+        """The images for the models of an entry, by name; loaded once."""
         source = entry.images or self.study.images
         if source not in self._sets:
             self._sets[source] = self.image_sets(source)
@@ -247,16 +246,16 @@ class Experiment(Runner[C]):
 
 
 def capture_folder(out: Path, number: int, title: str, images: str) -> Path:
-    """Where a run captures the layers of its model of that number, for images of that name."""
+    """The folder of the layers of a model, for images of that name."""
     return _numbered(out / "captures", number, title, f"-{images}.zarr")
 
 
 def subject_folder(out: Path, number: int, title: str) -> Path:
-    """Where a run keeps what it computes of its model of that number."""
+    """The folder of the intermediate results of a model."""
     return _numbered(out / "parts", number, title, "")
 
 
 def _numbered(folder: Path, number: int, title: str, ending: str) -> Path:
-    # Folders of earlier versions are still read under their own names.
+    # Earlier versions named folders differently; keep using a folder under its old name.
     before = folder / f"{number:02d}-{re.sub('[^A-Za-z0-9._-]+', '-', title)[:_LONGEST_BEFORE]}{ending}"
     return before if before.is_dir() else folder / f"{number:02d}-{file_name(title)}{ending}"

@@ -1,7 +1,7 @@
-"""The numbers of the paper's tables, to stand beside measurements on the same models and data.
+"""The numbers in the paper's tables, to compare with measurements on the same models and data.
 
-Wald et al., "Decoupling Semantic Similarity from Spatial Alignment for Neural Networks", NeurIPS 2024. Keys are the
-names by which models are loaded here; values are (without, with) permutation invariance.
+Wald et al., "Decoupling Semantic Similarity from Spatial Alignment for Neural Networks", NeurIPS 2024. Models are
+looked up by their source; values are (without, with) permutation invariance for each kernel.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ _CLASSIFIERS = {
     "hf-classifier:google/vit-large-patch32-384": "ViT-L/32",
     "hf-classifier:facebook/dinov2-giant-imagenet1k-1-layer": "DinoV2-Giant",
 }
-# Table 1 (Pearson, 2 000 images), as printed. Its RBF value of ResNet18 without permutation invariance seems to have
-# lost a sign: Table 4 says -0.174.
+# Table 1 (Pearson, 2 000 images), as printed. The RBF value of ResNet18 without permutation invariance seems to lack a
+# minus sign: Table 4 gives -0.174.
 TABLE1: Numbers = {
     "ResNet18": (-0.276, -0.326, -0.259, -0.270, 0.176, -0.199),
     "ResNet50": (-0.248, -0.320, -0.243, -0.270, 0.040, 0.029),
@@ -88,7 +88,7 @@ TABLE4_PEARSON: Numbers = {
     "ViT-L/32": (-0.142, -0.189, -0.143, -0.152, -0.131, -0.164),
     "DinoV2-Giant": (-0.016, -0.046, -0.016, -0.030, -0.013, -0.052),
 }
-# Table 5 (ResNet-101 on Tiny-ImageNet): method -> locations -> share of the optimum in percent, milliseconds a pair.
+# Table 5 (ResNet-101 on Tiny-ImageNet): method -> locations -> share of the optimum in percent, milliseconds per pair.
 TABLE5: dict[str, dict[int, tuple[float, float]]] = {
     "ortools": {256: (100, 4.26), 1024: (100, 69.6), 4096: (100, 1520)},
     "scipy": {256: (100, 5.10), 1024: (100, 148), 4096: (100, 8750)},
@@ -102,7 +102,7 @@ TABLE5: dict[str, dict[int, tuple[float, float]]] = {
 
 
 def retrieval_number(data: str, source: str | None, database: int, kernel: str, matching: str) -> float:
-    """What Tables 2 and 3 state for a model on a data set; NaN where they state nothing."""
+    """The value in Table 2 or 3 for a model on a data set; NaN if there is none."""
     tables: dict[str, Numbers] = {"egoobjects": TABLE2.get(database, {})}
     if data == "cityscapes" and database == 2975:
         tables["cityscapes"] = TABLE3
@@ -110,12 +110,12 @@ def retrieval_number(data: str, source: str | None, database: int, kernel: str, 
 
 
 def correlation_number(table: Numbers, source: str | None, kernel: str, matching: str) -> float:
-    """What Tables 1 and 4 state for a classifier; NaN where they state nothing."""
+    """The value in Table 1 or 4 for a classifier; NaN if there is none."""
     return _number(table, _CLASSIFIERS.get(source or "", ""), kernel, matching)
 
 
 def _number(table: Numbers, model: str, kernel: str, matching: str) -> float:
-    # The paper's semantic RSMs are those of Batch-Optimal with b = 512, exact up to 512 locations.
+    # The paper's semantic RSMs use Batch-Optimal with b = 512, which is exact up to 512 locations.
     side = {"identity": 0, "batch-optimal": 1, "optimal": 1}.get(matching)
     if model not in table or kernel not in KERNELS or side is None:
         return float("nan")

@@ -23,16 +23,16 @@ EXPERIMENTS: dict[str, type[ExperimentConfig]] = {
     "outputs": OutputsConfig,
     "approximation": ApproximationConfig,
 }
-# What else a run folder holds.
+# Other entries of a run folder, whose names are taken.
 _TAKEN = ("figures", "models", "config.yaml", "report.md")
 
 
 class PaperConfig(SeveralStudies):
-    """Experiments one after another, each in a folder of its own within the run folder."""
+    """Runs experiments one after another, each in its own folder within the run folder."""
 
     study: Literal["paper"] = "paper"
     studies: dict[str, SerializeAsAny[ExperimentConfig]] = Field(
-        min_length=1, description="name -> an experiment, or the file that holds it; a name becomes a folder"
+        min_length=1, description="name -> an experiment, or a file that holds one; the name becomes a folder"
     )
 
     @field_validator("studies", mode="before")
@@ -50,7 +50,7 @@ class PaperConfig(SeveralStudies):
         return parsed
 
     def parts(self, out: Path) -> dict[str, ExperimentConfig]:
-        """The experiments; those that name the same network share it in `models/` of the run folder."""
+        """The experiments; they share trained networks in `models/` of the run folder."""
         shared = str(out / "models")
         return {
             name: study.model_copy(update={"networks": study.networks or shared})
@@ -58,12 +58,12 @@ class PaperConfig(SeveralStudies):
         }
 
     def summary(self, results: Results) -> tuple[str, str]:
-        """`report.md`: all reports one after another."""
+        """Join all reports into `report.md`."""
         reports = [(result.folder / "report.md").read_text(encoding="utf-8") for result in results.values()]
         return "report.md", "\n".join(reports)
 
     def figures(self, out: Path) -> dict[str, Figure]:
-        """The figures of all experiments, each name with that of its experiment before it."""
+        """The figures of all experiments, named `<experiment>-<figure>`."""
         return {
             f"{name}-{title}": figure
             for name, study in self.studies.items()

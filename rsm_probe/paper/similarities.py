@@ -1,4 +1,4 @@
-"""All similarities of captured images under a rule, and the nearest images by them."""
+"""Compute all similarities of captured images under a rule, and find the nearest images."""
 
 from __future__ import annotations
 
@@ -26,26 +26,32 @@ def similarity_values(
     tile: int | None,
     execution: Execution,
 ) -> np.ndarray:
-    """Similarities of all images of x with all of y, (N, M) float64.
+    """Compute the similarities of all images of x with all images of y.
 
     Args:
         x: the images in the rows.
-        y: those in the columns; None for the images of x among themselves.
+        y: the images in the columns; None to compare the images of x with each other.
         rule: how two images are compared.
-        store: a folder for matched products, in which an interrupted call continues.
+        store: a folder for matched products, from which an interrupted call resumes.
         centering: see `rsm_probe.rsm`.
         tile: see `in_tiles`.
         execution: how pairs are matched.
+
+    Returns:
+        Similarities, (N, M) float64.
+
+    Raises:
+        ComparisonError: products are not finite.
     """
     if rule.pooled:
         columns = None if y is None else y.pooled[:, None].float()
         pairs = rsm(x.pooled[:, None].float(), columns, rule.matching, "linear", centering).dataset
     else:
-        # Read whole, so that damaged or missing tiles are found before they are used.
+        # Load everything at once, so that damaged or missing tiles are found before they are used.
         pairs = RSM.from_pairs(match_on_disk(x, y, store, rule.matching, centering, None, False, execution)).dataset
     norms = pairs["norm_a"].values, pairs["norm_b"].values
     if not np.isfinite(pairs["product"].values).all():
-        raise ComparisonError(f"layer {x.name}: products of some images are not finite; its values are too large")
+        raise ComparisonError(f"layer {x.name}: products of some images are not finite: its values are too large")
     values = in_tiles(rule.kernel, pairs["product"].values, norms, y is None, tile)
     return values / x.shape[1] if rule.per_location else values
 
@@ -53,12 +59,16 @@ def similarity_values(
 def nearest_images(
     values: np.ndarray, top: int, groups: tuple[Sequence[str], Sequence[str]] | None = None
 ) -> np.ndarray:
-    """Numbers of the most similar images of each query, (N, top), -1 where candidates run out.
+    """Find the most similar images of each query.
 
     Args:
-        values: similarities (N, M); of equal ones, the earlier image is the nearer.
-        top: how many.
-        groups: names (N,) and (at least M); images of a query's own group are not candidates.
+        values: similarities (N, M); among equal ones, the earlier image ranks first.
+        top: number of images per query.
+        groups: group names of the queries (N,) and of the images (at least M); images in the group of a query are not
+            candidates for it.
+
+    Returns:
+        Indices of the images, nearest first, (N, top); -1 where candidates run out.
     """
     allowed = np.ones(values.shape, dtype=bool)
     if groups is not None:

@@ -1,4 +1,4 @@
-"""The rules by which experiments compare two images: matchings, and the baselines beside them in every table."""
+"""The rules by which experiments compare two images: matchings and baselines."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rsm_probe.matching.methods.scores import LateInteraction
 from rsm_probe.matching.registry import get_matching, matching_names
 from rsm_probe.similarity.kernels import Kernel, Linear, get_kernel
 
-# The mean over locations of each image, compared by the kernel: what a global average pooling sees.
+# A baseline: the kernel compares the means over locations, as after global average pooling.
 POOLED = "pooled"
-# The matchings of semantic RSMs, which are permutation-invariant; the identity gives spatio-semantic ones.
+# The matchings of semantic (permutation-invariant) RSMs; the identity gives spatio-semantic RSMs.
 SEMANTIC = ("optimal", "batch-optimal")
 _TITLES = {"identity": "none", "optimal": "PI", "batch-optimal": "PI (Batch-Optimal)"}
 
 
 @dataclass(frozen=True)
 class SimilarityRule:
-    """How two images become one number.
+    """How to compute the similarity of two images.
 
     Attributes:
-        name: of the matching, or "pooled".
-        matching: pairs locations.
-        kernel: turns the product of paired locations into a similarity.
-        pooled: whether the means over locations are compared instead of the locations.
-        per_location: whether the product is divided by the number of locations.
+        name: name of the matching, or "pooled".
+        matching: the matching of locations.
+        kernel: turns the matched product into a similarity.
+        pooled: whether to compare the means over locations instead of the locations.
+        per_location: whether to divide the product by the number of locations.
     """
 
     name: str
@@ -41,19 +41,22 @@ class SimilarityRule:
 
     @property
     def products_name(self) -> str:
-        """The name of products that several kernels share."""
+        """The name under which products are stored; kernels with the same products share it."""
         return f"{self.name}-unit" if self.per_location else self.name
 
 
 def similarity_rule(name: str, kernel: str) -> SimilarityRule | None:
-    """A rule by the names of matching and kernel; None where the two do not go together.
+    """Make the rule for a matching and a kernel.
 
-    Late interaction under the cosine kernel is the mean, over locations, of the cosine with the best answer; under an
-    RBF kernel it is undefined.
+    Late interaction under the cosine kernel is the mean, over locations, of the cosine with the most similar location
+    of the second image. It is undefined under an RBF kernel.
 
     Args:
-        name: a matching, or "pooled".
-        kernel: see `get_kernel`.
+        name: name of a matching, or "pooled".
+        kernel: name of a kernel; see `get_kernel`.
+
+    Returns:
+        The rule; None if matching and kernel cannot be combined.
 
     Raises:
         MatchingError: unknown matching.
@@ -71,38 +74,41 @@ def similarity_rule(name: str, kernel: str) -> SimilarityRule | None:
 
 
 def known_rule(name: str) -> str:
-    """The name, if it is one of a matching or "pooled".
+    """Check that a name is that of a matching or "pooled", and return it.
 
     Raises:
-        MatchingError: it is neither.
+        MatchingError: the name is unknown.
     """
     return look_up(name, {name: name for name in (*matching_names(), POOLED)}, "matching", MatchingError)
 
 
 def matching_title(name: str) -> str:
-    """What tables call a matching or a baseline."""
+    """The title of a matching or baseline in tables."""
     return _TITLES.get(name, name)
 
 
 def shown_matchings(names: Iterable[str]) -> list[str]:
-    """The matchings whose RSMs and neighbours figures show side by side: at most two, without the baselines."""
+    """The matchings that figures of RSMs and neighbours show side by side: at most two, without baselines."""
     return [name for name in names if name == "identity" or name in SEMANTIC][:2]
 
 
 def in_tiles(
     kernel: Kernel, products: np.ndarray, norms: tuple[np.ndarray, np.ndarray], same: bool, tile: int | None
 ) -> np.ndarray:
-    """A kernel over tiles of pairs, each by itself, so that an RBF kernel takes its width from each of them.
+    """Apply a kernel to tiles of pairs separately, so that an RBF kernel chooses its width for each tile.
 
-    The paper computes its RSMs in tiles of 100 x 100 images (appendix D.1) and says that this is not optimal for the
-    RBF kernel: similarities of different tiles are then measured in different units.
+    The paper computes its RSMs in tiles of 100 x 100 images (appendix D.1). It notes that this is not optimal for the
+    RBF kernel, because similarities in different tiles then have different scales.
 
     Args:
-        kernel: of the RSM.
+        kernel: the kernel of the RSM.
         products: matched inner products (N, M).
         norms: squared norms (N,) and (M,).
         same: whether rows and columns are the same images.
-        tile: images on each side; None for all pairs at once.
+        tile: images per side of a tile; None for all pairs at once.
+
+    Returns:
+        Similarities (N, M).
     """
     if tile is None:
         return kernel(products, *norms, same=same)

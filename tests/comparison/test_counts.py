@@ -64,7 +64,7 @@ def test_what_is_no_count_is_refused():
         ([[1, -1]], "negative, infinite or NaN"),
         ([["a", "b"]], "query must hold real numbers"),
         ([[1j, 0]], "complex"),
-        ([1, 2], "counts have shapes"),
+        ([1, 2], "counts must have shapes"),
     ],
 )
 def test_counts_that_nobody_counted_are_refused(score, counts, message):

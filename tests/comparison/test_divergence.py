@@ -61,7 +61,7 @@ def test_it_does_not_depend_on_the_size_of_a_block():
 
 
 def test_what_is_no_logits_is_refused():
-    with pytest.raises(ComparisonError, match="softmax was taken"):
+    with pytest.raises(ComparisonError, match="rather than logits"):
         probabilities(softmax(np.random.default_rng(4).normal(size=(5, 3)), axis=1).astype(np.float32))
     with pytest.raises(ComparisonError, match="single class"):
         probabilities(np.zeros((5, 1)))

@@ -1,1 +1,1 @@
-"""Approximation quality: what share of the optimum a matching reaches, and how fast (paper, section 4.4, Table 5)."""
+"""Approximation quality: the share of the optimum that a matching reaches, and its time (paper, 4.4 and Table 5)."""

@@ -1,4 +1,4 @@
-"""Figures 5 and 6 of the paper, as measured."""
+"""Figures 5 and 6 of the paper, from our measurements."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rsm_probe.figures import interval_plot, joint_density, names_as_written, sp
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.runs.tables import TableResult
 
-# Layers that fit on a figure.
+# Layers that fit into one figure.
 _MOST_LAYERS = 6
 
 
 @dataclass(frozen=True)
 class PicturedShares:
-    """What Figure 6 shows of a model.
+    """The data of one model in Figure 6.
 
     Attributes:
-        title: of the model.
-        products: layer -> method -> matched products of all pairs, (pairs,).
+        title: title of the model.
+        products: layer -> method -> matched products of all pairs, shape (pairs,).
     """
 
     title: str
@@ -32,7 +32,7 @@ class PicturedShares:
 
 @names_as_written()
 def approximation_figures(result: TableResult) -> dict[str, Figure]:
-    """Figures 5 and 6 for every model."""
+    """Draw Figures 5 and 6 for every model."""
     figures = {}
     for model in result.pictured:
         figures[f"figure5-{model.title}"] = _shares(result, model.title)
@@ -42,12 +42,12 @@ def approximation_figures(result: TableResult) -> dict[str, Figure]:
 
 
 def _shares(result: TableResult, model: str) -> Figure:
-    """Shares of the optimum and times, layer by layer (paper, Figure 5)."""
+    """Draw shares of the optimum and times by layer (paper, Figure 5)."""
     rows = result.select(model=model)
     layers, exact = distinct(rows, "layer"), ("optimal", *result.settings["solvers"])
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     quality, cost = figure.subplots(1, 2)
-    # First those of both panels, so that a method has one colour.
+    # Methods that appear in both panels come first, so that each has one colour.
     methods = sorted(distinct(rows, "method"), key=lambda label: label in exact)
     lines, times = {}, {}
     for label in methods:
@@ -56,9 +56,9 @@ def _shares(result: TableResult, model: str) -> Figure:
         if label not in exact:
             lines[label] = [(row["share"], row["low"], row["high"]) for row in mine]
     interval_plot(quality, layers, lines, f"{model}: share of the optimum", "ratio of sums")
-    interval_plot(cost, layers, times, "time of a pair on one core", "ms")
+    interval_plot(cost, layers, times, "time per pair on one core", "ms")
     cost.set_yscale("log")
-    # Matplotlib's own numbers of such an axis are mathematics, which names are not drawn as.
+    # Matplotlib's default labels of a log axis are math text, which `names_as_written` disables.
     cost.yaxis.set_major_formatter(LogFormatter())
     cost.yaxis.set_minor_formatter(LogFormatter())
     quality.legend(fontsize=6)
@@ -67,7 +67,7 @@ def _shares(result: TableResult, model: str) -> Figure:
 
 
 def _anisotropy(model: PicturedShares) -> Figure:
-    """Spatio-semantic against semantic products of the same pairs, and the spread of their ratio (paper, Figure 6)."""
+    """Draw spatio-semantic against semantic products of the same pairs, and the spread of their ratio (Figure 6)."""
     layers = thinned(list(model.products), _MOST_LAYERS)
     figure = Figure(figsize=(2.5 * (len(layers) + 1), 2.9), layout="constrained")
     axes = figure.subplots(1, len(layers) + 1)
@@ -77,6 +77,6 @@ def _anisotropy(model: PicturedShares) -> Figure:
         joint_density(ax, optimal, identity, layer, ("optimal", "identity"), line=True)
         known = optimal > 0
         ratios[layer] = identity[known] / optimal[known]
-    spreads(axes[-1], ratios, "ratio, pair by pair", "identity / optimal")
+    spreads(axes[-1], ratios, "ratio of each pair", "identity / optimal")
     figure.suptitle(model.title)
     return figure

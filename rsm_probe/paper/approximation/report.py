@@ -1,4 +1,4 @@
-"""Table 5 of the paper, as measured."""
+"""Table 5 of the paper, from our measurements."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rsm_probe.runs.tables import TableResult, accuracy_line, escaped, markdown,
 
 _INTRODUCTION = """# Approximation quality (paper, section 4.4 and appendix F; Figures 5 and 6, Table 5)
 
-Random pairs of images, representations {centred}. *share*: what a matching reaches of the optimum, as a ratio of sums
-over pairs, with the interval ({level:.0%}) over pairs; *5 % to 95 %*: from pair to pair. *ms*: the median time of a
-pair on one core, from the affinity to the matching; methods that read no affinity compute what they need of it within
-that time, and methods that are not symmetric run both ways. Exact solvers of others are timed on the first
-{solver_pairs} pairs.
+Random pairs of images, representations {centred}. *share*: the matched product as a share of the optimum, as a ratio
+of sums over pairs, with its {level:.0%} interval over pairs; *5 % to 95 %*: quantiles of the share over pairs. *ms*:
+the median time per pair on one core, from the affinity to the matching. Methods that do not read the affinity compute
+what they need within that time, and methods that are not symmetric run in both directions. Exact solvers of other
+libraries are timed on the first {solver_pairs} pairs.
 """
 
 
 def approximation_report(result: TableResult, accuracies: Mapping[str, float]) -> str:
-    """One table for each model: layers and methods in rows."""
+    """Write one table per model, with a row per layer and method."""
     settings = result.settings
-    centred = "as they are" if settings["centering"] is None else "less the mean of each channel"
+    centred = "not centred" if settings["centering"] is None else "centred by the mean of each channel"
     parts = [
         _INTRODUCTION.format(centred=centred, level=settings["level"], solver_pairs=settings["solver_pairs"]),
         accuracy_line(accuracies),
@@ -47,7 +47,7 @@ def approximation_report(result: TableResult, accuracies: Mapping[str, float]) -
             markdown(headings + (["paper, share", "paper, ms"] if stated else []), lines),
         ]
     meaning = (
-        "Table 5, means over pairs of the ratio and of the time, of a ResNet-101 on another processor, for layers of "
-        "so many locations."
+        "Table 5: ratio and time as means over pairs, for layers of a ResNet-101 with as many locations, on another "
+        "processor."
     )
     return "\n".join(part for part in [*parts, paper_note(stated, meaning)] if part) + "\n"

@@ -1,4 +1,4 @@
-"""How good and how fast matchings are on a model's own layers (paper, section 4.4 and appendix F)."""
+"""Measure how good and how fast matchings are on the layers of a model (paper, section 4.4 and appendix F)."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ from rsm_probe.storage.files import Arrays
 
 
 class ApproximationConfig(ExperimentConfig):
-    """Matchings of random pairs of images, layer by layer: what share of the optimum they reach, in what time."""
+    """Matchings of random pairs of images, layer by layer: the share of the optimum that they reach, and their time."""
 
     study: Literal["approximation"] = "approximation"
     matchings: Rules = Field(
         default=("identity", "topk-greedy", "greedy", "rewindowed"),
         min_length=1,
-        description="methods beside the optimum",
+        description="methods to compare with the optimum",
     )
     windows: Annotated[tuple[Count, ...], Distinct] = Field(
-        default=(128, 256, 512, 1024), description="of Batch-Optimal"
+        default=(128, 256, 512, 1024), description="window sizes of Batch-Optimal"
     )
     solvers: Matchings = Field(
-        default=("scipy", "lap"), description="exact ones of others, timed beside ours, such as ortools"
+        default=("scipy", "lap"), description="exact solvers of other libraries to time, such as ortools"
     )
-    pairs: Images = Field(default=1000, description="random pairs of images of each layer")
-    solver_pairs: Count = Field(default=10, description="of these, how many other exact solvers are timed on")
+    pairs: Images = Field(default=1000, description="random pairs of images per layer")
+    solver_pairs: Count = Field(default=10, description="how many of these the exact solvers are timed on")
     centering: Literal["channel-mean"] | None = Field(
-        default=None, description="a share of the optimum means something only where the mean is not taken per location"
+        default=None, description="with location-mean, shares of the optimum would be meaningless"
     )
     paper: str | None = Field(
-        default=None, description="the name of the model that is the paper's of Table 5, for its numbers beside its own"
+        default=None, description="name of the model that is that of the paper's Table 5, to show the paper's numbers"
     )
 
     @field_validator("centering", mode="before")
@@ -63,8 +63,8 @@ class ApproximationConfig(ExperimentConfig):
     def _ratio_has_a_meaning(cls, centering: Any) -> Any:
         if centering == "location-mean":
             raise ValueError(
-                "without the mean of each location, products lie about 0, and shares of the optimum mean nothing; "
-                "leave centering: out, or take channel-mean"
+                "location-mean centres products around 0, which makes shares of the optimum meaningless; leave "
+                "centering: out, or use channel-mean"
             )
         return centering
 
@@ -72,23 +72,23 @@ class ApproximationConfig(ExperimentConfig):
     def _one_to_one(self) -> ApproximationConfig:
         names = ["optimal", *self.matchings, *self.solvers]
         if len(set(names)) < len(names):
-            raise ValueError("solvers: optimal is always there, and no method may be named twice")
+            raise ValueError("solvers: optimal is always included, and no method may be named twice")
         for name in names:
             if name == "pooled" or not get_matching(name)[1].one_to_one:
                 raise ValueError(
-                    f"matchings: {name} pairs no locations one to one, so that it has no share of the optimum"
+                    f"matchings: {name} does not match locations one to one, so it has no share of the optimum"
                 )
         return self
 
     def methods(self) -> dict[str, Matching]:
-        """Label -> method: first the optimum, then all others."""
+        """All methods by label, the optimum first."""
         named = {name: get_matching(name)[1] for name in self.matchings}
         windows: dict[str, Matching] = {f"batch-optimal-{b}": BatchOptimal(window=b) for b in self.windows}
         solvers = {name: get_matching(name)[1] for name in self.solvers}
         return {"optimal": get_matching("optimal")[1], **named, **windows, **solvers}
 
     def matching_methods(self) -> list[Matching]:
-        """All methods that are compared."""
+        """All methods to compare."""
         return list(self.methods().values())
 
     def runner(self, out: Path, execution: Execution | None = None) -> ApproximationRunner:
@@ -105,22 +105,22 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
     def __init__(self, study: ApproximationConfig, out: Path, execution: Execution | None = None) -> None:
         super().__init__(study, out, execution)
         self.methods = study.methods()
-        # Figures show every model, whichever its methods are.
+        # Figures show every model, whatever the methods are.
         self.shown = list(self.methods)
 
     def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
-        """The images that pairs are drawn of.
+        """Load the images from which pairs are drawn.
 
         Raises:
-            ImageError: fewer than two.
+            ImageError: there are fewer than two.
         """
         images = source.load(self.execution.progress)
         if len(images) < 2:
-            raise ImageError(f"pairs need at least 2 images, and {images.name} has {len(images)}")
+            raise ImageError(f"pairs need at least 2 images, but {images.name} has {len(images)}")
         return {"images": images}
 
     def compare(self, subject: Subject) -> list[Row]:
-        """One row for each layer and method."""
+        """Make one row per layer and method."""
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["images"].values()):
             values, seconds = self.measured(subject, number, layer)
@@ -141,15 +141,18 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
     def measured(
         self, subject: Subject, number: int, layer: CapturedLayer
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Products and seconds of every pair by method, (pairs,) each; NaN where other solvers were not tried.
+        """Measure matched products and seconds of every pair.
 
         Args:
             subject: the model.
-            number: of the layer.
-            layer: its representations of the images.
+            number: number of the layer.
+            layer: the representations of the images.
+
+        Returns:
+            Method -> products, and method -> seconds, of shape (pairs,) each; NaN where a solver was not run.
         """
         pairs = self._drawn(layer)
-        # The first call compiles, which does not count.
+        # The first call compiles, which must not count.
         warm_up = cache(lambda: self._solved(torch.randn(2, 9, layer.shape[2]), (3, 3), True))
 
         def one_pair(k: int) -> Arrays:
@@ -166,7 +169,7 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
         return values, seconds
 
     def _drawn(self, layer: CapturedLayer) -> list[tuple[int, int]]:
-        """Random pairs of different images, without repetition."""
+        """Draw random pairs of different images, without repetition."""
         rng = np.random.default_rng(self.study.seed)
         count = min(self.study.pairs, Workload.of(layer.shape).pairs)
         pairs: dict[tuple[int, int], None] = {}
@@ -177,21 +180,22 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
         return list(pairs)
 
     def _pair(self, layer: CapturedLayer, pair: tuple[int, int], all_solvers: bool) -> Arrays:
-        """All methods on one pair, on one core. The affinity product is not timed, as in the paper's Table 5."""
+        """Run all methods on one pair. As in the paper's Table 5, computing the affinities is not timed."""
         tokens = centred_tokens(TokenSubset(layer, np.array(pair)), slice(0, 2), layer, self.study.centering)
         return self._solved(tokens.contiguous(), layer.grid, all_solvers)
 
     def _solved(self, tokens: torch.Tensor, grid: tuple[int, ...] | None, all_solvers: bool) -> Arrays:
-        """Products and seconds of all methods on a pair of images, tokens (2, S, C)."""
+        """Run the methods on a pair of images, tokens (2, S, C); return their products and seconds."""
         asked = {k: method for k, method in self.methods.items() if all_solvers or k not in self.study.solvers}
         timed = time_methods(tokens, grid, asked)
         both = np.array([timed.get(label, (np.nan, np.nan)) for label in self.methods])
         return {"values": both[:, 0], "seconds": both[:, 1]}
 
     def share(self, values: Mapping[str, np.ndarray], label: str) -> Row:
-        """The share of the optimum as a ratio of sums, its interval over pairs, and its spread from pair to pair.
+        """The share of the optimum as a ratio of sums, its interval over pairs, and its quantiles over pairs.
 
-        Of what does not exceed 0 there is no share: NaN. Where the optimum is negative, a worse value has a larger one.
+        Shares are NaN where the optimum is not positive: for a negative optimum, a worse value would have a larger
+        share.
         """
         best, mine = values["optimal"], values[label]
         known = ~np.isnan(mine)
@@ -208,7 +212,7 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
         }  # fmt: skip
 
     def picture(self, subject: Subject) -> PicturedShares:
-        """The products of all pairs, layer by layer."""
+        """Collect the products of all pairs by layer."""
         layers = subject.layers["images"].values()
         products = {layer.name: self.measured(subject, k, layer)[0] for k, layer in enumerate(layers)}
         return PicturedShares(subject.title, products)

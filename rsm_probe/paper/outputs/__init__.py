@@ -1,1 +1,1 @@
-"""Output similarity: are images alike inside that a classifier treats alike? (paper, section 4.3, Tables 1 and 4)."""
+"""Output similarity: do similar outputs go with similar representations? (paper, section 4.3, Tables 1 and 4)."""

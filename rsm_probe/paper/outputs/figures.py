@@ -1,4 +1,4 @@
-"""Divergence of outputs against similarity of representations, and all correlations."""
+"""Figures of the divergence of outputs against the similarity of representations, and of all correlations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rsm_probe.runs.tables import TableResult, kernel_title
 
 @dataclass(frozen=True)
 class PicturedPairs:
-    """What figures show of a model.
+    """The data of one model in figures.
 
     Attributes:
-        title: of the model.
-        divergence: of the outputs for all pairs of images, (P,).
-        similarities: (matching, kernel) -> of the representations, (P,).
+        title: title of the model.
+        divergence: divergence of the outputs for all P pairs of images, (P,).
+        similarities: (matching, kernel) -> similarity of the representations, (P,).
     """
 
     title: str
@@ -31,7 +31,7 @@ class PicturedPairs:
 
 @names_as_written()
 def outputs_figures(result: TableResult) -> dict[str, Figure]:
-    """A figure of pairs for each model, and one of all correlations."""
+    """Draw a figure of pairs for each model, and a figure of all correlations."""
     keys = ("pearson", "pearson_low", "pearson_high")
     figures = {"correlations": panels_by_kernel(result.table, ["model"], keys, "Pearson correlation with JSD", 0.0)}
     for number, model in enumerate(result.pictured):
@@ -40,7 +40,7 @@ def outputs_figures(result: TableResult) -> dict[str, Figure]:
 
 
 def _pairs(result: TableResult, model: PicturedPairs) -> Figure:
-    """Matchings in rows, kernels in columns."""
+    """Draw all pairs of images, with matchings in rows and kernels in columns."""
     names, kernels = (list(dict.fromkeys(names)) for names in zip(*model.similarities, strict=True))
     figure = Figure(figsize=(2.9 * len(kernels), 2.8 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), len(kernels), squeeze=False, sharex="col", sharey=True)

@@ -1,4 +1,4 @@
-"""Tables 1 and 4 of the paper, as measured."""
+"""Tables 1 and 4 of the paper, from our measurements."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rsm_probe.runs.tables import TableResult, accuracy_line, escaped, kernel_ti
 
 _INTRODUCTION = """# Output similarity (paper, section 4.3 and appendix E; Tables 1 and 4)
 
-Correlation of the Jensen-Shannon divergence of two images' class probabilities with the similarity of their
-representations in the last hidden layer, over all pairs of {images} images. A representation that is alike where the
-classifier answers alike gives a negative value. Intervals ({level:.0%}) are from images drawn with replacement, since
-pairs share images. *none*: equal locations; *PI*: permutation-invariant.
+Correlation between the Jensen-Shannon divergence of the class probabilities of two images and the similarity of their
+representations in the last hidden layer, over all pairs of {images} images. It is negative if similar representations
+go with similar outputs. Intervals ({level:.0%}) come from drawing images with replacement, because pairs share images.
+*none*: equal locations; *PI*: permutation-invariant.
 """
 
 
 def outputs_report(result: TableResult, accuracies: Mapping[str, float]) -> str:
-    """A table for each correlation: models and kernels in rows, matchings in columns."""
+    """Write one table per correlation, with models and kernels in rows and matchings in columns."""
     settings, rows = result.settings, result.table
     parts = [_INTRODUCTION.format(images=rows[0]["images"], level=settings["level"]), accuracy_line(accuracies)]
     for name, heading in (("pearson", "Pearson correlation"), ("spearman", "Spearman's rank correlation")):
@@ -29,23 +29,23 @@ def outputs_report(result: TableResult, accuracies: Mapping[str, float]) -> str:
         parts += [f"## {heading}\n", table, *sentences, ""]
     stated = any(not math.isnan(row[f"{name}_paper"]) for row in rows for name in ("pearson", "spearman"))
     meaning = (
-        "what the paper states for the model of this name. The images here are those of "
-        f"{escaped(settings['images']['source'])}; which ones of ImageNet's test set the paper drew is not published."
+        "the paper's value for the model of this name. The images here come from "
+        f"{escaped(settings['images']['source'])}; which images of ImageNet's test set the paper used is not published."
     )
     return "\n".join([*parts, paper_note(stated, meaning)]) + "\n"
 
 
 def _sentence(result: TableResult, name: str, kernel: str) -> str:
-    """Where permutation invariance helps, and where it does not."""
+    """Summarise for which models permutation invariance helps; "" without rows."""
     cells = [
         r for r in result.select(kernel=kernel, matching="optimal") if not math.isnan(r.get(f"{name}_gain", math.nan))
     ]
     if not cells:
         return ""
-    groups: dict[str, list[str]] = {"more negative": [], "less negative": [], "not told apart": []}
+    groups: dict[str, list[str]] = {"more negative": [], "less negative": [], "inconclusive": []}
     for row in cells:
         low, high = row[f"{name}_gain_low"], row[f"{name}_gain_high"]
-        kind = "more negative" if high < 0 else "less negative" if low > 0 else "not told apart"
+        kind = "more negative" if high < 0 else "less negative" if low > 0 else "inconclusive"
         groups[kind].append(row["model"])
     listed = "; ".join(f"{kind}: {', '.join(map(escaped, models))}" for kind, models in groups.items() if models)
     return f"- {kernel_title(kernel)}, PI against none: {listed}."

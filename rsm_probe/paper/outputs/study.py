@@ -1,4 +1,4 @@
-"""Output similarity: are images alike inside that a classifier answers alike? (paper, section 4.3, appendix E)."""
+"""Output similarity: do similar outputs go with similar representations? (paper, section 4.3, appendix E)."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ MEASURES = {"pearson": "rsa-pearson", "spearman": "rsa-spearman"}
 
 
 class OutputsConfig(ExperimentConfig):
-    """The divergence of class probabilities of image pairs against the similarity of their representations."""
+    """Correlate the divergence of class probabilities with the similarity of representations, over pairs of images."""
 
     study: Literal["outputs"] = "outputs"
-    layers: Layers = Field(default="blocks", description="the last of these in forward order is the last hidden layer")
-    repeats: Draws = Field(default=200, description="bootstrap samples of each interval; each sees all pairs")
+    layers: Layers = Field(default="blocks", description="the last of these in forward order is used")
+    repeats: Draws = Field(default=200, description="bootstrap samples per interval; each uses all pairs")
     tile: Count | None = Field(
-        default=None, description="images on each side of a tile that has its own width of an RBF kernel; else all"
+        default=None, description="images per side of a tile with its own RBF width; else one width for all pairs"
     )
     paper: Literal["table1", "table4"] | None = Field(
-        default=None, description="the table of the paper whose images these are, for its numbers beside these"
+        default=None, description="the paper's table that uses these images, to show its numbers"
     )
 
     def runner(self, out: Path, execution: Execution | None = None) -> OutputsRunner:
@@ -53,26 +53,26 @@ class OutputsConfig(ExperimentConfig):
 
 
 class OutputsRunner(Experiment[OutputsConfig]):
-    """Correlates the divergence of a classifier's answers with the similarity of its last hidden layer."""
+    """Correlates the divergence of a classifier's outputs with the similarity of its last hidden layer."""
 
     report = staticmethod(outputs_report)
     draw = staticmethod(outputs_figures)
 
     def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
-        """The images that are classified.
+        """Load the images to classify.
 
         Raises:
-            ImageError: they cannot be loaded, or are too few.
+            ImageError: the images cannot be loaded, or are too few.
             CostError: their similarities do not fit into memory.
         """
         images = source.load(self.execution.progress)
         if len(images) < 4:
-            raise ImageError(f"a correlation over pairs needs at least 4 images, and {images.name} has {len(images)}")
+            raise ImageError(f"a correlation over pairs needs at least 4 images, but {images.name} has {len(images)}")
         self._require_memory(len(images))
         return {"images": images}
 
     def check(self, loaded: dict[str, LoadedModel]) -> None:
-        """Refuse models that are not classifiers, by their outputs for two images.
+        """Refuse models that are not classifiers, judged by their outputs for two images.
 
         Raises:
             ModelError: a model is not a classifier.
@@ -84,12 +84,12 @@ class OutputsRunner(Experiment[OutputsConfig]):
                 raise ModelError(f"{title}: {error}") from error
 
     def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
-        """The last one."""
+        """Choose the last layer."""
         name = list(layers)[-1]
         return {name: layers[name]}
 
     def compare(self, subject: Subject) -> list[Row]:
-        """One row for each kernel and matching, with both correlations."""
+        """Make one row per kernel and matching, with both correlations."""
         divergence, similarities = self.pairs(subject)
         measured = {name: self._correlations(measure, divergence, similarities) for name, measure in MEASURES.items()}
         (layer,) = subject.layers["images"].values()
@@ -106,12 +106,12 @@ class OutputsRunner(Experiment[OutputsConfig]):
         return rows
 
     def pairs(self, subject: Subject) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
-        """The divergence of all pairs of images, (N, N), and their similarities by (matching, kernel)."""
+        """Compute the divergence of all pairs of images, (N, N), and their similarities by (matching, kernel)."""
         (layer,) = subject.layers["images"].values()
-        try:  # before hours of matching: whether the model is a classifier at all
+        try:  # check that the model is a classifier before hours of matching
             divergence = jensen_shannon(probabilities(self._logits(subject)))
             if np.ptp(divergence) == 0:
-                raise ComparisonError("the classifier answers all images alike; nothing correlates with such answers")
+                raise ComparisonError("the classifier gives the same output for all images, so there is no correlation")
         except ComparisonError as error:
             raise ModelError(f"{subject.title}: {error}") from error
         study = self.study
@@ -122,29 +122,28 @@ class OutputsRunner(Experiment[OutputsConfig]):
         }
 
     def _require_memory(self, images: int) -> None:
-        """Refuses sets whose whole matrices, one for each rule and some more, do not fit.
+        """Refuse image sets whose similarity matrices do not fit into memory.
 
         Raises:
-            CostError: they do not.
+            CostError: the matrices, one per rule and some more, do not fit.
         """
         needed = (3 * len(self.rules) + 4) * 8 * images**2
         if needed > self.execution.memory_bytes:
             raise CostError(
                 f"{len(self.rules)} similarities of all pairs of {images} images take about {format_bytes(needed)}, "
-                f"above memory: {self.study.memory}; take fewer images (count:), fewer matchings or kernels, or raise "
-                "memory:"
+                f"above memory: {self.study.memory}; use fewer images (count:), matchings or kernels, or raise memory:"
             )
 
     def _logits(self, subject: Subject) -> np.ndarray:
-        """The classifier's outputs for every image, (N, K) or (N, Q, K)."""
+        """Compute the classifier's outputs for all images, (N, K) or (N, Q, K)."""
         images, model = subject.images["images"], subject.model
         size = min(self.study.batch_size, len(images))
         starts = range(0, len(images), size)
 
         def one_batch(number: int) -> Arrays:
             if model is None:
-                raise StorageError(f"{subject.folder} has lost its logits; run the study again, it continues")
-            # Batches are stacked, so that all of them are of one size: the last one is filled up with its last image.
+                raise StorageError(f"{subject.folder} has lost its logits; rerun the study to compute them again")
+            # Batches are stacked and must have one size, so the last image fills up the last batch.
             numbers = np.minimum(np.arange(starts[number], starts[number] + size), len(images) - 1)
             return {"logits": logits(model, images, numbers)}
 
@@ -155,9 +154,9 @@ class OutputsRunner(Experiment[OutputsConfig]):
     def _correlations(
         self, measure: str, divergence: np.ndarray, similarities: Mapping[tuple[str, str], np.ndarray]
     ) -> dict[tuple[str, str], Row]:
-        """Value, interval and difference to the identity under every rule.
+        """Compute value, interval and difference from the identity for every rule.
 
-        Pairs share images, so that images are drawn with replacement, and not pairs; all rules see the same draws.
+        The bootstrap draws images rather than pairs, because pairs share images. All rules see the same draws.
         """
         name, study, keys = measure.removeprefix("rsa-"), self.study, list(similarities)
         stack = np.stack(list(similarities.values()))
@@ -185,7 +184,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
         return tables.get((self.study.paper or "", name, images), {})
 
     def picture(self, subject: Subject) -> PicturedPairs:
-        """Divergence and similarity of all pairs."""
+        """Collect divergence and similarity of all pairs."""
         divergence, similarities = self.pairs(subject)
         triangle = np.triu_indices(len(divergence), 1)
         shown = {key: values[triangle] for key, values in similarities.items() if key[0] in self.shown}

@@ -1,1 +1,1 @@
-"""Retrieval: does the most similar image show the same objects? (paper, section 4.2, Tables 2 and 3)."""
+"""Retrieval: do the most similar images show the same objects? (paper, section 4.2, Tables 2 and 3)."""

@@ -16,7 +16,7 @@ from rsm_probe.runs.model_config import DILATED, base_title
 from rsm_probe.runs.tables import Row, TableResult, kernel_title
 from rsm_probe.sources.images.image_set import ImageSet
 
-# Neighbours that fit side by side.
+# Number of neighbours that fit side by side.
 _MOST_NEIGHBOURS = 10
 # Keys of the score and of its interval.
 _SCORE = ("score", "low", "high")
@@ -24,7 +24,7 @@ _SCORE = ("score", "low", "high")
 
 @dataclass(frozen=True)
 class MatchedImages:
-    """Two images as a model sees them, and which of their locations are matched; see `matched_locations`."""
+    """Two images as a model sees them, and their matched locations; see `matched_locations`."""
 
     pictures: tuple[np.ndarray, np.ndarray]
     grids: tuple[tuple[int, ...], tuple[int, ...]]
@@ -34,16 +34,17 @@ class MatchedImages:
 
 @dataclass(frozen=True)
 class PicturedNeighbours:
-    """What figures show of a model: some queries and their nearest images.
+    """The data of one model in figures: some queries and their nearest images.
 
     Attributes:
-        title: of the model.
-        layer: whose representations are compared.
-        kernel: of the similarities.
-        images: "queries" and "database".
-        top: how many neighbours were searched.
-        neighbours: (query, matching) -> numbers of the nearest images, -1 where there is none.
-        matched: (query, matching) -> how the query and the nearest of them are matched, where that can be shown.
+        title: title of the model.
+        layer: the layer whose representations are compared.
+        kernel: kernel of the similarities.
+        images: the image sets "queries" and "database".
+        top: number of neighbours searched.
+        neighbours: (query, matching) -> indices of the nearest images; -1 if there are fewer.
+        matched: (query, matching) -> matched locations of the query and its nearest image; None if they cannot be
+            drawn.
     """
 
     title: str
@@ -57,7 +58,7 @@ class PicturedNeighbours:
 
 @names_as_written()
 def retrieval_figures(result: TableResult) -> dict[str, Figure]:
-    """All figures of a finished run by name."""
+    """Draw all figures of a finished run."""
     settings = result.settings
     what = {"f1": "F1@1", "iou": "IoU@1"}[settings["score"]]
     rows = result.select(database=max(settings["database_sizes"]))
@@ -70,7 +71,7 @@ def retrieval_figures(result: TableResult) -> dict[str, Figure]:
     models = list(result.pictured)
     for model in models:
         figures[f"neighbours-{model.title}"] = _neighbours(model)
-    # Models that see the same images.
+    # Only models that see the same images can be compared.
     same = [model for model in models if model.images is models[0].images]
     if len(same) > 1:
         figures["models"] = _models(same)
@@ -78,7 +79,7 @@ def retrieval_figures(result: TableResult) -> dict[str, Figure]:
 
 
 def _by_locations(table: Sequence[Row], what: str) -> Figure:
-    """Networks whose last stages are dilated in place of strided: the same depth and weights, more locations."""
+    """Draw the score of networks with dilated last stages, which have more locations at the same depth and weights."""
     rows = [{**row, "network": base_title(row["model"])} for row in table]
     matchings, networks, kernels = (distinct(rows, key) for key in ("matching", "network", "kernel"))
     figure = Figure(figsize=(2.9 * len(kernels), 2.4 * len(networks)), layout="constrained")
@@ -103,7 +104,7 @@ def _by_locations(table: Sequence[Row], what: str) -> Figure:
 
 
 def _neighbours(model: PicturedNeighbours) -> Figure:
-    """Some queries and their nearest images, with and without matching, and how the best one is matched (Figure 4)."""
+    """Draw queries, their nearest images with and without matching, and the matched locations (paper, Figure 4)."""
     top = min(model.top, _MOST_NEIGHBOURS)
     figure = Figure(figsize=(1.25 * (top + 1) + 3.2, 1.45 * len(model.neighbours)), layout="constrained")
     grid = figure.add_gridspec(len(model.neighbours), top + 3)
@@ -119,7 +120,7 @@ def _neighbours(model: PicturedNeighbours) -> Figure:
 
 
 def _models(models: Sequence[PicturedNeighbours]) -> Figure:
-    """The nearest images of the same queries for all models (paper, Figures 13 and 14)."""
+    """Draw the nearest images of the same queries for all models (paper, Figures 13 and 14)."""
     queries = dict.fromkeys(query for query, _ in models[0].neighbours)
     rows = [(query, model, name) for query in queries for model in models for q, name in model.neighbours if q == query]
     top = min(models[0].top, _MOST_NEIGHBOURS)
@@ -131,7 +132,7 @@ def _models(models: Sequence[PicturedNeighbours]) -> Figure:
 
 
 def _line(axes: Sequence[Axes], model: PicturedNeighbours, query: int, name: str, title: str) -> None:
-    """A query and its nearest images; axes without a candidate stay empty."""
+    """Draw a query and its nearest images in a row; axes without a neighbour stay empty."""
     picture(axes[0], model.images["queries"][query], title, framed=True)
     for rank, (ax, index) in enumerate(zip(axes[1:], model.neighbours[query, name], strict=False), start=1):
         if index >= 0:

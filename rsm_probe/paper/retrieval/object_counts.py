@@ -1,4 +1,4 @@
-"""How alike two images are by the objects in them: the truth that retrieval is measured against."""
+"""Similarity of two images by the objects in them: the ground truth for retrieval."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import numpy as np
 from rsm_probe.arrays import real_array
 from rsm_probe.errors import ComparisonError
 
-# Bytes of counts that are compared at a time.
+# Bytes of counts compared at a time.
 _BLOCK_BYTES = 64 * 2**20
 
 
 def count_f1(query: np.ndarray, database: np.ndarray, *, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
-    """F1 of the objects of two images, class by class (paper, equations 9-12).
+    """F1 score of the objects in two images, matched class by class (paper, equations 9-12).
 
-    Each object of the query that has one of its class in the other image is a true positive, each other object of the
-    query a false negative, each other one of the image a false positive.
+    An object of the query with a counterpart of its class in the database image is a true positive; the remaining
+    objects of the query are false negatives, and those of the database image false positives.
 
     Args:
-        query: how many objects of each class are in each query, shape (N, K), not negative.
-        database: the same of the images of a database, shape (M, K).
+        query: object counts by class of each query, shape (N, K), not negative.
+        database: object counts by class of each database image, shape (M, K), not negative.
         block_bytes: memory for the counts compared at once.
 
     Returns:
-        Shape (N, M), in [0, 1]; two images without any object agree: 1.
+        Shape (N, M), in [0, 1]; 1 for two images without objects.
 
     Raises:
-        ComparisonError: other shapes or classes, counts that are negative or not finite.
+        ComparisonError: the shapes do not fit, or counts are negative or not finite.
     """
     shared, size_q, size_d = _shared(*_counts(query, database), block_bytes=block_bytes)
     # 2 TP + FN + FP is the number of objects in both images.
@@ -35,17 +35,17 @@ def count_f1(query: np.ndarray, database: np.ndarray, *, block_bytes: int = _BLO
 
 
 def class_iou(query: np.ndarray, database: np.ndarray) -> np.ndarray:
-    """Intersection over union of the sets of classes that are in two images (paper, appendix D.4).
+    """Intersection over union of the sets of classes present in two images (paper, appendix D.4).
 
     Args:
-        query: how many objects of each class are in each query, or whether there is one, shape (N, K), not negative.
-        database: the same of the images of a database, shape (M, K).
+        query: object counts (or presence) by class of each query, shape (N, K), not negative.
+        database: the same for each database image, shape (M, K).
 
     Returns:
-        Shape (N, M), in [0, 1]; two images without any object agree: 1.
+        Shape (N, M), in [0, 1]; 1 for two images without objects.
 
     Raises:
-        ComparisonError: other shapes or classes, counts that are negative or not finite.
+        ComparisonError: the shapes do not fit, or counts are negative or not finite.
     """
     shared, size_q, size_d = _shared(*(part > 0 for part in _counts(query, database)))
     union = size_q[:, None] + size_d[None, :] - shared
@@ -56,25 +56,25 @@ SCORES = {"f1": count_f1, "iou": class_iou}
 
 
 def _counts(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Checked counts (N, K) and (M, K), float64."""
+    """Check counts and convert them to float64, (N, K) and (M, K)."""
     first, second = (
         real_array(part, name, ComparisonError).astype(np.float64)
         for part, name in ((query, "query"), (database, "database"))
     )
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ComparisonError(
-            f"counts have shapes (N, classes) and (M, classes) of the same classes, found {first.shape} and "
+            f"counts must have shapes (N, classes) and (M, classes) with the same classes, found {first.shape} and "
             f"{second.shape}"
         )
     if not all(((part >= 0) & np.isfinite(part)).all() for part in (first, second)):
-        raise ComparisonError("counts of objects cannot be negative, infinite or NaN")
+        raise ComparisonError("counts of objects must not be negative, infinite or NaN")
     return first, second
 
 
 def _shared(
     query: np.ndarray, database: np.ndarray, *, block_bytes: int = _BLOCK_BYTES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How many objects two images share, and how many each of them holds."""
+    """The number of objects that two images share, and the number in each query and each database image."""
     first, second = (part.astype(np.float64, copy=False) for part in (query, database))
     shared = np.empty((len(first), len(second)))
     step = max(1, block_bytes // (8 * max(1, second.size)))

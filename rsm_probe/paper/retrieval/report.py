@@ -1,4 +1,4 @@
-"""Tables 2 and 3 of the paper, as measured."""
+"""Tables 2 and 3 of the paper, from our measurements."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rsm_probe.runs.tables import Row, TableResult, accuracy_line, escaped, kern
 
 
 def retrieval_report(result: TableResult, accuracies: Mapping[str, float]) -> str:
-    """One table for each size of the database: models, layers and kernels in rows, matchings in columns."""
+    """Write one table per database size, with models, layers and kernels in rows and matchings in columns."""
     settings = result.settings
     what, top = {"f1": "F1", "iou": "IoU"}[settings["score"]], settings["top"]
     apart = settings["query_images"] is None
-    drawn = "from images drawn apart from the database" if apart else "from another part of the data"
+    drawn = "drawn from outside the database," if apart else "from another part of the data,"
     parts = [
         f"# Retrieval (paper, section 4.2 and appendix D; Table {2 if what == 'F1' else 3})\n\n"
-        f"{settings['queries']} queries {drawn} of {escaped(settings['images']['source'])}. "
-        f"*{what}@1*: the {what} of each query's objects and those of its nearest image, with the interval "
-        f"({settings['level']:.0%}) over queries; *best of {top}*: the largest among the nearest. *none*: equal "
-        "locations; *PI*: permutation-invariant. Differences are over the same queries, and the intervals draw scenes "
-        "or videos, whose frames are not independent.\n",
+        f"{settings['queries']} queries {drawn} images of {escaped(settings['images']['source'])}. "
+        f"*{what}@1*: mean {what} between the objects of a query and those of its nearest image, with the "
+        f"{settings['level']:.0%} interval over queries; *best of {top}*: the largest {what} among the nearest {top}. "
+        "*none*: equal locations; *PI*: permutation-invariant. Differences are between the same queries. Intervals "
+        "come from drawing whole scenes or videos, because their frames are not independent.\n",
         accuracy_line(accuracies),
     ]
     for size in settings["database_sizes"]:
@@ -33,25 +33,26 @@ def retrieval_report(result: TableResult, accuracies: Mapping[str, float]) -> st
         best = comparison_table(rows, partial(with_interval, value="best", low="best_low", high="best_high"))
         parts += [f"## {what}@1 in a database of {size} images\n", scores]
         parts += [f"## Best of {top} in a database of {size} images\n", best]
-    parts.append("## What the intervals allow to say\n")
+    parts.append("## Conclusions from the intervals\n")
     controls = {control_title(entry["name"]) for entry in settings["models"] if entry["control"]}
     for kind, untrained in (("", False), (", untrained", True)):
         for kernel in settings["kernels"]:
             rows = [r for r in result.select(kernel=kernel) if (base_title(r["model"]) in controls) == untrained]
             parts += [f"- {kernel_title(kernel)}{kind}: {line}" for line in conclusions(rows, f"{what}@1")]
-    parts.append("\nThe cells of one table share queries and database, so that they are no independent evidence.")
+    parts.append("\nThe cells of a table share queries and database, so they are not independent evidence.")
     stated = any(not math.isnan(row["paper"]) for row in result.table)
-    note = paper_note(stated, "what the paper states for this model, these data and this number of images.")
+    note = paper_note(stated, "the paper's value for this model, data set and number of images.")
     parts.append(f"\n{note}")
     return "\n".join(part for part in parts if part) + "\n"
 
 
 def conclusions(rows: Sequence[Row], what: str) -> list[str]:
-    """For each other way of comparing: in how many cells of the table it is better or worse than the usual ones.
+    """Say for each matching in how many cells it is better or worse than identity and optimal matching.
 
     Args:
-        rows: with `gain` over the identity and `behind`, the difference to optimal matching, and their intervals.
-        what: the values are called.
+        rows: rows with `gain` (the difference from identity), `behind` (the difference from optimal matching) and
+            their intervals.
+        what: name of the score.
     """
     lines = []
     for name in distinct(rows, "matching"):
@@ -63,7 +64,7 @@ def conclusions(rows: Sequence[Row], what: str) -> list[str]:
             below = sum(row[f"{key}_high"] < 0 for row in cells)
             mine, other = matching_title(name), matching_title(against)
             lines.append(
-                f"{what} of *{mine}* is above that of *{other}* in {above} of {len(cells)} cells and below it in "
-                f"{below}, the interval clear of 0; in the others the data do not tell."
+                f"{what} of *{mine}* is significantly above that of *{other}* in {above} of {len(cells)} cells, "
+                f"significantly below it in {below}, and inconclusive in the rest."
             )
     return lines

@@ -1,4 +1,4 @@
-"""Retrieval: does the most similar image show the same objects? (paper, section 4.2, appendix D; Tables 2 and 3)."""
+"""Retrieval: do the most similar images show the same objects? (paper, section 4.2, appendix D; Tables 2 and 3)."""
 
 from __future__ import annotations
 
@@ -37,39 +37,39 @@ from rsm_probe.storage.files import Arrays
 
 
 class RetrievalConfig(ExperimentConfig):
-    """Each query retrieves the most similar images of a database, which are compared with it by their objects."""
+    """Retrieve the most similar images of a database for each query, and score them by their objects."""
 
     study: Literal["retrieval"] = "retrieval"
     query_images: ImagesConfig | None = Field(
-        default=None, description="where queries come from; else they are drawn from images:, apart from the database"
+        default=None, description="where queries come from; else from images:, outside the database"
     )
-    queries: Images = Field(default=200, description="how many are drawn")
+    queries: Images = Field(default=200, description="number of queries")
     database_sizes: Annotated[tuple[Images, ...], Distinct] = Field(
         default=(500,),
         min_length=1,
-        description="how many images are searched; a smaller database is part of a larger, whose mean centres all",
+        description="numbers of images to search; smaller databases are part of the largest, whose mean centres all",
     )
     score: Literal["f1", "iou"] = Field(
-        default="f1", description="f1 of the objects class by class, or iou of the classes that are present"
+        default="f1", description="f1 of object counts by class, or iou of the classes present"
     )
-    top: Count = Field(default=5, description="neighbours among which the best is also reported")
+    top: Count = Field(default=5, description="neighbours per query; the best of them is also reported")
     tile: Count | None = Field(
-        default=None, description="images on each side of a tile that has its own width of an RBF kernel; else all"
+        default=None, description="images per side of a tile with its own RBF width; else one width for all pairs"
     )
     exact_top: bool = Field(
         default=False,
-        description="solve only the matchings that can be among the neighbours; one database size, no tile",
+        description="match only pairs that can be neighbours; needs one database size and no tile",
     )
     pictured: Annotated[tuple[Seed, ...], Distinct] = Field(
-        default=(0,), max_length=20, description="numbers of the queries whose neighbours are drawn"
+        default=(0,), max_length=20, description="indices of the queries whose neighbours are drawn"
     )
 
     @model_validator(mode="after")
     def _one_search(self) -> RetrievalConfig:
         if self.exact_top and (self.tile is not None or len(self.database_sizes) > 1):
-            raise ValueError("exact_top: finds neighbours in one database under one width; leave out tile: or sizes")
+            raise ValueError("exact_top: needs a single database size and no tile:; leave out tile: or other sizes")
         if any(number >= self.queries for number in self.pictured):
-            raise ValueError(f"pictured: there are {self.queries} queries, numbered from 0")
+            raise ValueError(f"pictured: must be below the number of queries, {self.queries}; indices start at 0")
         return self
 
     def runner(self, out: Path, execution: Execution | None = None) -> RetrievalRunner:
@@ -78,16 +78,16 @@ class RetrievalConfig(ExperimentConfig):
 
 
 class RetrievalRunner(Experiment[RetrievalConfig]):
-    """Finds the nearest images of every query, and scores them by the objects that they share."""
+    """Finds the nearest images of every query, and scores them by shared objects."""
 
     report = staticmethod(retrieval_report)
     draw = staticmethod(retrieval_figures)
 
     def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
-        """Queries and the largest database, drawn at random without overlap.
+        """Draw queries and the largest database at random, without overlap.
 
         Raises:
-            ImageError: too few images, or images without annotations of objects.
+            ImageError: there are too few images, or they have no object annotations.
         """
         study = self.study
         largest, images = max(study.database_sizes), source.load(self.execution.progress)
@@ -98,7 +98,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
             needed = study.queries + largest
             if len(images) < needed:
                 raise ImageError(
-                    f"{images.name} holds {len(images)} images; {study.queries} queries and a database of {largest} "
+                    f"{images.name} has {len(images)} images, but {study.queries} queries and a database of {largest} "
                     f"need {needed}"
                 )
             return {
@@ -109,17 +109,15 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         _require_counts(queries)
         for part, count in ((queries, study.queries), (images, largest)):
             if len(part) < count:
-                raise ImageError(f"{part.name} holds {len(part)} images, and {count} are asked for")
+                raise ImageError(f"{part.name} has {len(part)} images, but {count} are requested")
         drawn = rng.permutation(len(queries))[: study.queries]
         return {"queries": queries.subset(drawn), "database": images.subset(order[:largest])}
 
     def compare(self, subject: Subject) -> list[Row]:
-        """One row for each layer, database size, kernel and matching."""
+        """Make one row per layer, database size, kernel and matching."""
         queries, database = (subject.images[name] for name in ("queries", "database"))
         if not (np.array(videos(queries))[:, None] != np.array(videos(database))).any():
-            raise ImageError(
-                f"no query of {queries.name} has a candidate: all images of the database are of its own video"
-            )
+            raise ImageError(f"no query of {queries.name} has a candidate: all database images come from its own video")
         truth = SCORES[self.study.score](*class_counts([queries, database]))
         groups, as_the_paper = scenes_of(queries), self._as_the_paper(subject)
         rows: list[Row] = []
@@ -141,16 +139,19 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         return rows
 
     def neighbours(self, subject: Subject, number: int) -> dict[tuple[str, str], dict[int, np.ndarray]]:
-        """(matching, kernel) -> size of the database -> numbers of the nearest images (queries, top), -1 where none.
+        """Find the nearest images of every query.
 
         Args:
             subject: the model.
-            number: of its layer; the database's mean is subtracted from both sides.
+            number: number of its layer; the database's mean is subtracted from both sides.
+
+        Returns:
+            (matching, kernel) -> database size -> indices of the nearest images, (queries, top); -1 if there are fewer.
         """
         groups = videos(subject.images["queries"]), videos(subject.images["database"])
         neighbours: dict[tuple[str, str], dict[int, np.ndarray]] = {}
         for (matching, kernel), rule in self.rules.items():
-            # All database sizes share the similarities, which are computed when the first of them needs them.
+            # All database sizes share the similarities, which are computed on first use.
             values = cache(lambda rule=rule: self._similarities(subject, number, rule))
             for size in self.study.database_sizes:
                 file = subject.folder / f"{number:03d}-{matching}-{kernel}-{size}.npz"
@@ -164,10 +165,12 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         return neighbours
 
     def seen(self, subject: Subject) -> dict[str, np.ndarray]:
-        """The pictured queries and their nearest images as the model sees them, in bytes.
+        """Collect the pictured queries and their nearest images as the model sees them, uint8.
 
-        Preprocessing crops or pads, so that the locations of a layer do not lie on the image itself. Keys are `q` and
-        the number of a query, `d` and the number of an image in the database; each is (H, W) or (H, W, 3).
+        Preprocessing crops or pads, so the locations of a layer do not correspond to the original image.
+
+        Returns:
+            `q<index>` (query) or `d<index>` (database image) -> picture (H, W) or (H, W, 3).
         """
         pictured = self.study.pictured
         shown = {f"q{query}": ("queries", query) for query in pictured}
@@ -183,7 +186,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         return once(subject.folder / "pictures.npz", f"{subject.owner} {list(shown)}", pictures)
 
     def _layers(self, subject: Subject, number: int) -> list[CapturedLayer]:
-        """A layer of queries and database."""
+        """The layer of that number for queries and database."""
         return [list(subject.layers[name].values())[number] for name in ("queries", "database")]
 
     def _similarities(self, subject: Subject, number: int, rule: SimilarityRule) -> np.ndarray:
@@ -193,7 +196,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
 
     def _exact(self, subject: Subject, number: int, rule: SimilarityRule, groups: Any) -> np.ndarray:
         x, y = self._layers(subject, number)
-        # Only the order counts here: it does not depend on a width, and the median's would need every pair matched.
+        # The order does not depend on the width, and the median width would need all pairs to be matched.
         kernel = RBF(1.0) if isinstance(rule.kernel, RBF) else rule.kernel
         top = min(self.study.top, len(y))
         nearest_of = find_nearest(
@@ -202,7 +205,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         return nearest_of["index"].values
 
     def _as_the_paper(self, subject: Subject) -> bool:
-        """Whether data, queries and score are those of the paper's Table 2 or 3."""
+        """Whether data, queries and score are those of Table 2 or 3 in the paper."""
         study = self.study
         if subject.images["database"].name != study.images.source:
             return False
@@ -219,7 +222,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         kernel: str,
         groups: Sequence[str],
     ) -> Row:
-        """The row of one rule, with the differences to spatio-semantic and semantic retrieval."""
+        """Make the row of one rule, with its differences from identity and optimal matching."""
         first, best = scores[matching, kernel]
         measured = {"score": first, "best": best}
         for name, against in (("gain", "identity"), ("behind", "optimal")):
@@ -233,7 +236,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         return row | {"queries": int((~np.isnan(first)).sum())}
 
     def picture(self, subject: Subject) -> PicturedNeighbours:
-        """The nearest images of some queries under one kernel, and how the best ones are matched."""
+        """Collect the nearest images of some queries under one kernel, and the matched locations of the first."""
         kernels, number = self.study.kernels, len(subject.layers["queries"]) - 1
         kernel, size = "cosine" if "cosine" in kernels else kernels[0], max(self.study.database_sizes)
         neighbours, seen = self.neighbours(subject, number), self.seen(subject)
@@ -245,7 +248,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
     def _matched(
         self, subject: Subject, query: int, matching: str, index: int, seen: Mapping[str, np.ndarray]
     ) -> MatchedImages | None:
-        """Which locations of a query and of its nearest image are matched, on what the model sees of both."""
+        """Match the locations of a query and its nearest image; None if they cannot be drawn."""
         x, y = self._layers(subject, -1)
         if index < 0 or x.grid is None or y.grid is None or f"d{index}" not in seen:
             return None
@@ -261,7 +264,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
 
 
 def class_counts(sets: Sequence[ImageSet]) -> list[np.ndarray]:
-    """How many objects of each class are in each image of some sets, (N, K) each, of all classes that occur."""
+    """Count the objects of each class in each image, (N, K) per set, over all classes that occur in any set."""
     names = sorted({name for images in sets for note in images.annotations for name in note["counts"]})
     return [
         np.array([[note["counts"].get(name, 0) for name in names] for note in images.annotations], dtype=np.float64)
@@ -271,19 +274,19 @@ def class_counts(sets: Sequence[ImageSet]) -> list[np.ndarray]:
 
 
 def videos(images: ImageSet) -> list[str]:
-    """The video of each image; images without one are a video of their own."""
+    """The video of each image; an image without one counts as its own video."""
     return [
         str(note.get("video") or f"image {name}") for note, name in zip(images.annotations, images.ids, strict=True)
     ]
 
 
 def scenes_of(images: ImageSet) -> list[str]:
-    """What each image shows: frames of one scene, or of one video, are not independent."""
+    """The scene of each image, or else its video; frames of one scene are not independent."""
     return [str(note.get("scene") or video) for note, video in zip(images.annotations, videos(images), strict=True)]
 
 
 def _scores(truth: np.ndarray, nearest_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The score of the nearest image of each query, and the best among the nearest; NaN without any candidate."""
+    """The score of the nearest image of each query, and the best score among the nearest; NaN without candidates."""
     values = np.where(nearest_of >= 0, np.take_along_axis(truth, np.maximum(nearest_of, 0), axis=1), np.nan)
     known = ~np.isnan(values).all(axis=1)
     best = np.full(len(values), np.nan)
@@ -292,7 +295,7 @@ def _scores(truth: np.ndarray, nearest_of: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _picture(model: LoadedModel, image: Any) -> np.ndarray:
-    """An image as the model takes it, in bytes."""
+    """Convert an image as the model sees it to uint8."""
     pixels = image if isinstance(image, Tensor) else model.preprocess(image)
     return np.round(255 * displayed(pixels)).astype(np.uint8)
 
@@ -300,8 +303,8 @@ def _picture(model: LoadedModel, image: Any) -> np.ndarray:
 def _require_counts(images: ImageSet) -> None:
     if len(images.annotations) != len(images) or not all("counts" in note for note in images.annotations):
         raise ImageError(
-            f"nobody knows the objects in {images.name}: retrieval needs images whose annotations hold counts, such as "
+            f"{images.name} has no object annotations: retrieval needs images whose annotations hold counts, such as "
             "scenes, egoobjects or cityscapes"
         )
     if not any(note["counts"] for note in images.annotations):
-        raise ImageError(f"{images.name} has no object in any image, so that all images would be equal")
+        raise ImageError(f"{images.name} has no object in any image, so all images would score the same")

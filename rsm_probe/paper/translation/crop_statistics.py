@@ -1,4 +1,4 @@
-"""How well similarities tell crops that overlap from others, with intervals over the images that they are cut from."""
+"""How well similarities separate overlapping crops from others, with intervals over the images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ OVERLAPPING, UNRELATED, APART = "overlapping", "unrelated", "apart"
 
 
 class Crops:
-    """The pairs of crops within mini-batches, by what the two have in common.
+    """The pairs of crops within mini-batches, grouped by what the two have in common.
 
-    Overlapping crops are the two of one image; unrelated ones are cut from different photographs. Where images are
-    known to be parts of one photograph (annotations say which `box`, labels which photograph), crops of two parts that
-    do not overlap are a third kind, "apart"; those of parts that do count as none.
+    Overlapping crops come from the same image, unrelated crops from different photographs. If images are known to be
+    parts of photographs (`box` in their annotations, the photograph as their label), crops of two disjoint parts of
+    one photograph are a third kind, "apart"; crops of overlapping parts are not used.
 
     Args:
-        images: 2 N crops, as `crop_pairs` gives them.
-        batch: images in a mini-batch.
+        images: 2 N crops from `crop_pairs`.
+        batch: images per mini-batch.
         batches: number of mini-batches; `batch` x `batches` is N.
-        repeats: bootstrap samples, in which photographs are drawn with replacement: crops of one are not independent.
-        seed: of the samples.
-        level: of the intervals.
+        repeats: number of bootstrap samples. They draw photographs, because crops of one photograph are not
+            independent.
+        seed: seed of the samples.
+        level: level of the intervals, such as 0.95.
     """
 
     def __init__(self, images: ImageSet, batch: int, batches: int, repeats: int, seed: int, level: float) -> None:
@@ -54,20 +55,20 @@ class Crops:
         self._batch = batch
 
     def values(self, similarities: np.ndarray, kind: str) -> np.ndarray:
-        """The similarities of all pairs of a kind, of RSMs (batches, 2 n, 2 n)."""
+        """Select the similarities of all pairs of a kind from RSMs (batches, 2 n, 2 n)."""
         return similarities[:, *self._pairs][self._kinds[kind]]
 
     def samples(self, similarities: np.ndarray, others: str) -> np.ndarray:
-        """The AUROC of overlapping crops against another kind, in every sample of photographs."""
+        """Compute the AUROC of overlapping crops against another kind for each bootstrap sample."""
         pairs = self.values(similarities, OVERLAPPING), self.values(similarities, others)
         return auroc_samples(*pairs, self._weights[OVERLAPPING], self._weights[others])
 
     def statistics(self, similarities: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
-        """The columns of the table for the RSMs of a layer.
+        """Compute the columns of the table for the RSMs of a layer.
 
         Args:
             similarities: (batches, 2 n, 2 n): n upper crops, then n lower ones.
-            samples: of these, against unrelated crops.
+            samples: bootstrap samples of their AUROC against unrelated crops.
         """
         positive, negative, apart = (self.values(similarities, kind) for kind in (OVERLAPPING, UNRELATED, APART))
         low, high = interval(samples, self._level)
@@ -80,7 +81,7 @@ class Crops:
         }  # fmt: skip
 
     def _partners(self, similarities: np.ndarray) -> dict[str, float]:
-        """How often a crop's partner is the most similar of all crops of the mini-batch, and its mean rank."""
+        """How often the partner of a crop is the most similar crop in its mini-batch, and the partner's mean rank."""
         crops = np.arange(2 * self._batch)
         partner = (crops + self._batch) % (2 * self._batch)
         own = similarities[:, crops, partner][:, :, None]

@@ -1,4 +1,4 @@
-"""The paper's Figures 2 and 7: RSMs of overlapping crops, their similarities by kind, and the separation by layer."""
+"""The paper's Figures 2 and 7: RSMs of overlapping crops, similarities by kind, and separation by layer."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from rsm_probe.paper.by_matching import distinct, lines_by_matching
 from rsm_probe.paper.similarity_rules import matching_title
 from rsm_probe.runs.tables import TableResult, kernel_title
 
-# Keys of a value and its interval, and what it is measured against.
+# Keys of an AUROC and its interval, and the crops it compares with.
 _AGAINST = (
     (("auroc", "low", "high"), "other photographs"),
     (("apart", "apart_low", "apart_high"), "the same photograph"),
 )
-# Layers that fit side by side; of more, some are passed over, evenly.
+# Number of layers that fit side by side; more are thinned evenly.
 _MOST_LAYERS = 6
 
 
 @dataclass(frozen=True)
 class PicturedCrops:
-    """What Figure 2 shows of a model, by layer and matching.
+    """The data of one model in Figure 2.
 
     Attributes:
-        title: of the model.
-        kernel: of the similarities.
-        rsms: of one mini-batch, (2 n, 2 n).
-        kinds: of pairs of crops: name -> similarities over all mini-batches.
+        title: title of the model.
+        kernel: kernel of the similarities.
+        rsms: (layer, matching) -> RSM of one mini-batch, (2 n, 2 n).
+        kinds: (layer, matching) -> kind of pairs -> similarities over all mini-batches.
     """
 
     title: str
@@ -41,14 +41,14 @@ class PicturedCrops:
 
 @names_as_written()
 def translation_figures(result: TableResult) -> dict[str, Figure]:
-    """Figure 2 of every model, and the separation by layer under each kernel."""
+    """Draw Figure 2 for every model, and the separation by layer for each kernel."""
     figures = {f"figure2-{crops.title}": _figure2(crops) for crops in result.pictured}
     kernels = distinct(result.table, "kernel")
     return figures | {f"separation-{kernel}": _separation(result, kernel) for kernel in kernels}
 
 
 def _figure2(crops: PicturedCrops) -> Figure:
-    """RSMs of one mini-batch above the distributions over all of them, a layer a column (paper, Figure 2)."""
+    """Draw RSMs of one mini-batch above the distributions over all of them, with a column per layer (Figure 2)."""
     matchings = list(dict.fromkeys(matching for _, matching in crops.rsms))
     layers = thinned(list(dict.fromkeys(layer for layer, _ in crops.rsms)), _MOST_LAYERS)
     figure = Figure(figsize=(2.6 * len(layers) + 0.4, 4.4 * len(matchings)), layout="constrained")
@@ -63,7 +63,7 @@ def _figure2(crops: PicturedCrops) -> Figure:
 
 
 def _separation(result: TableResult, kernel: str) -> Figure:
-    """How well overlapping crops are told from others, layer by layer, a model a row."""
+    """Draw how well overlapping crops are separated from others, by layer, with a row per model."""
     models = distinct(result.table, "model")
     figure = Figure(figsize=(8.0, 2.4 * len(models)), layout="constrained")
     axes = figure.subplots(len(models), 2, squeeze=False, sharex=True, sharey=True)

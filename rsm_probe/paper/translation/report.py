@@ -1,4 +1,4 @@
-"""The tables of the translation experiment, as Markdown."""
+"""The tables of the translation experiment as Markdown."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rsm_probe.runs.tables import TableResult, accuracy_line, kernel_title, show
 
 _INTRODUCTION = """# Translation sensitivity (paper, section 4.1, Figure 2; appendix B, Figure 7)
 
-Two crops of {crop} x {crop} pixels of each image of {edge} x {edge}, which share {shared} x {crop} pixels; {batches}
+Each image of {edge} x {edge} pixels gives two crops of {crop} x {crop}, which share {shared} x {crop} pixels; {batches}
 mini-batches of {batch} images. *AUROC*: how often two overlapping crops are more similar than two crops of different
-photographs, with the interval ({level:.0%}) from photographs drawn with replacement. Those are easy to tell; crops of
-other parts of the same photograph share texture and light, and no pixel. The paper shows distributions and states no
-number. *none*: equal locations; *PI*: permutation-invariant.
+photographs, with the {level:.0%} interval from drawing photographs with replacement. Those crops are easy to separate;
+crops of different parts of one photograph share texture and light, but no pixels. The paper shows distributions, but
+gives no numbers. *none*: equal locations; *PI*: permutation-invariant.
 """
 
 
 def translation_report(result: TableResult, accuracies: Mapping[str, float]) -> str:
-    """For each kernel three tables: layers in rows, matchings in columns."""
+    """Write three tables per kernel, with layers in rows and matchings in columns."""
     settings = result.settings
     parts = [
         _INTRODUCTION.format(**{**settings, "shared": 2 * settings["crop"] - settings["edge"]}),
@@ -30,9 +30,9 @@ def translation_report(result: TableResult, accuracies: Mapping[str, float]) -> 
         rows = result.select(kernel=kernel)
         parts += [
             f"## {kernel_title(kernel)}\n",
-            "AUROC against crops of other photographs:\n",
+            "AUROC against crops of different photographs:\n",
             comparison_table(rows, partial(with_interval, value="auroc"), "gain", kernels=False),
-            "AUROC against crops of other parts of the same photograph:\n",
+            "AUROC against crops of different parts of the same photograph:\n",
             comparison_table(rows, apart, kernels=False),
             "How often the partner is the most similar crop:\n",
             comparison_table(rows, lambda row: shown(row["partner_first"], 2), kernels=False),

@@ -1,4 +1,4 @@
-"""Translation sensitivity: are overlapping crops of one image similar? (paper, section 4.1, Figure 2; appendix B)."""
+"""Translation sensitivity: are overlapping crops of an image similar? (paper, section 4.1, Figure 2; appendix B)."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from rsm_probe.storage.files import Arrays
 
 
 class TranslationConfig(ExperimentConfig):
-    """Two overlapping crops of each image; the similarities of crops of one image and of different images."""
+    """Compare the similarities of overlapping crops of an image with those of crops of different images."""
 
     study: Literal["translation"] = "translation"
-    edge: Edge = Field(default=84, description="of the images, in pixels")
+    edge: Edge = Field(default=84, description="edge of the images, in pixels")
     crop: Edge = Field(default=64, description="edge of the crops; the two share crop x (2 crop - edge) pixels")
-    batch: AtLeastTwo = Field(default=10, description="images in a mini-batch, whose RSM holds twice as many crops")
+    batch: AtLeastTwo = Field(default=10, description="images per mini-batch, whose RSM has twice as many crops")
     batches: Images = 20
 
     @model_validator(mode="after")
     def _enough_images(self) -> TranslationConfig:
         if not self.edge / 2 < self.crop < self.edge:
-            raise ValueError(f"crop: two crops overlap in part from edge: / 2 to edge: {self.edge}, found {self.crop}")
+            raise ValueError(f"crop: must be above half of edge: {self.edge} and below it, found {self.crop}")
         if self.images.count is not None and self.images.count < self.batch * self.batches:
             raise ValueError(f"images.count: {self.batches} batches of {self.batch} need {self.batch * self.batches}")
         if named_images(self.images.source).cut_to_size and self.images.size not in (None, self.edge):
-            raise ValueError(f"images.size: patches are taken of edge: {self.edge} pixels; leave size: out")
+            raise ValueError(f"images.size: images are cut to edge: {self.edge} pixels; leave size: out")
         return self
 
     def runner(self, out: Path, execution: Execution | None = None) -> TranslationRunner:
@@ -60,10 +60,10 @@ class TranslationRunner(Experiment[TranslationConfig]):
     draw = staticmethod(translation_figures)
 
     def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
-        """The crops: all upper ones, then all lower ones.
+        """Load the crops: all upper ones, then all lower ones.
 
         Raises:
-            ImageError: too few images.
+            ImageError: there are too few images.
         """
         study = self.study
         needed = study.batch * study.batches
@@ -71,13 +71,13 @@ class TranslationRunner(Experiment[TranslationConfig]):
             source = source.model_copy(update={"size": study.edge, "count": source.count or needed})
         images = source.load(self.execution.progress)
         if len(images) < needed:
-            raise ImageError(f"{images.name} holds {len(images)} images; {study.batches} batches need {needed}")
-        # In random order: neighbours in a set may be parts of one photograph, or never be.
+            raise ImageError(f"{images.name} has {len(images)} images, but {study.batches} batches need {needed}")
+        # Shuffle, because successive images may be parts of the same photograph more or less often than chance.
         order = np.random.default_rng(study.seed).permutation(len(images))[:needed]
         return {"crops": crop_pairs(images.subset(order), study.edge, study.crop)}
 
     def compare(self, subject: Subject) -> list[Row]:
-        """One row for each layer, kernel and matching."""
+        """Make one row per layer, kernel and matching."""
         crops = self.crops(subject.images["crops"])
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["crops"].values()):
@@ -97,18 +97,21 @@ class TranslationRunner(Experiment[TranslationConfig]):
         return rows
 
     def crops(self, images: ImageSet) -> Crops:
-        """Which pairs of the crops overlap, and which do not."""
+        """The pairs of crops that overlap, and those that do not."""
         study = self.study
         return Crops(images, study.batch, study.batches, study.repeats, study.seed, study.level)
 
     def similarities(self, subject: Subject, number: int, layer: CapturedLayer, rule: SimilarityRule) -> np.ndarray:
-        """Similarities of all crops of each mini-batch, (batches, 2 n, 2 n): upper crops, then lower ones.
+        """Compute the similarities of all crops within each mini-batch.
 
         Args:
             subject: the model.
-            number: of the layer.
+            number: number of the layer.
             layer: the representations of all crops.
             rule: how two crops are compared.
+
+        Returns:
+            (batches, 2 n, 2 n): n upper crops, then n lower ones.
         """
         file, count = subject.folder / f"{number:03d}-{rule.products_name}.npz", self.study.batches
         with self.execution.bar(f"{layer.name}, {rule.name}", count, "batch", leave=False) as bar:
@@ -120,7 +123,7 @@ class TranslationRunner(Experiment[TranslationConfig]):
         return np.stack(values) / (layer.shape[1] if rule.per_location else 1)
 
     def _products(self, layer: CapturedLayer, rule: SimilarityRule, number: int) -> Arrays:
-        """Matched inner products of the crops of one mini-batch, centred by their own mean as in the paper."""
+        """Compute matched products of the crops in one mini-batch, centred by its own mean as in the paper."""
         study, total = self.study, len(layer) // 2
         upper = slice(number * study.batch, (number + 1) * study.batch)
         lower = slice(total + upper.start, total + upper.stop)
@@ -133,7 +136,7 @@ class TranslationRunner(Experiment[TranslationConfig]):
         return {"products": pairs["product"].values, "norms": pairs["norm_a"].values}
 
     def picture(self, subject: Subject) -> PicturedCrops:
-        """The RSM of the first mini-batch, and the similarities of all, under one kernel."""
+        """Collect the RSM of the first mini-batch and the similarities of all, under one kernel."""
         kernels, crops = self.study.kernels, self.crops(subject.images["crops"])
         kernel = "rbf" if "rbf" in kernels else kernels[0]
         rsms, kinds = dict[tuple[str, str], np.ndarray](), dict[tuple[str, str], dict[str, np.ndarray]]()
