@@ -36,12 +36,12 @@ class Capture(Mapping[str, "CapturedLayer"]):
         where: path or URL.
         ids: names of the images.
         labels: their labels, "" where unknown.
-        about: what decided the values: model, images, layers, dtype, and hashes of them.
+        settings: what decided the values: model, images, layers, dtype, and hashes of them.
     """
 
     def __init__(self, store: ChunkStore) -> None:
         self.where = store.where
-        self.about: dict[str, Any] = store.attribute("settings", dict)
+        self.settings: dict[str, Any] = store.attribute("settings", dict)
         self.ids = [str(name) for name in store.read("image")]
         self.labels = [str(label) for label in store.read("label")]
         if len(set(self.ids)) < len(self.ids) or len(self.labels) != len(self.ids):
@@ -89,24 +89,26 @@ class CapturedLayer:
         shape: (N, S, C).
         grid: (H, W) with H * W = S, or None.
         digest: hash of all tokens.
-        about: everything that decides what is compared, by which a result knows what it was made of.
+        provenance: everything that decides its values, by which results recognise the tokens that they came from.
     """
 
-    def __init__(self, capture: Capture, store: ChunkStore, about: Mapping[str, Any], number: int) -> None:
-        self.name: str = about["name"]
+    def __init__(self, capture: Capture, store: ChunkStore, entry: Mapping[str, Any], number: int) -> None:
+        self.name: str = entry["name"]
         self.where = capture.where
-        self.digest: str = about["digest"]
-        self.grid: tuple[int, ...] | None = about["grid"] and tuple(about["grid"])
+        self.digest: str = entry["digest"]
+        self.grid: tuple[int, ...] | None = entry["grid"] and tuple(entry["grid"])
         self.ids, self.labels = capture.ids, capture.labels
-        self.about = {"layer": self.name, "tokens": self.digest, "dtype": about["dtype"], "ids": _hash(capture.ids)}
-        self.about |= {key: capture.about.get(key) for key in ("model", "weights", "images", "content", "device")}
-        self.about["grid"] = about["grid"]
-        self.dtype: torch.dtype = getattr(torch, about["dtype"])
+        known = {key: capture.settings.get(key) for key in ("model", "weights", "images", "content", "device")}
+        self.provenance = {
+            "layer": self.name, "tokens": self.digest, "dtype": entry["dtype"], "ids": _hash(capture.ids), **known,
+            "grid": entry["grid"],
+        }  # fmt: skip
+        self.dtype: torch.dtype = getattr(torch, entry["dtype"])
         self._store = store
-        self._place = layer_place(number)
+        self._folder = layer_folder(number)
         names = store.attribute(ARRAYS, list, [])
         # Stores of earlier versions do not list their arrays.
-        self._has_prefix = f"{self._place}/prefix" in (names or store)
+        self._has_prefix = f"{self._folder}/prefix" in (names or store)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -115,10 +117,10 @@ class CapturedLayer:
         Raises:
             StorageError: the tokens are missing, or of another number of images or locations than the capture's.
         """
-        shape = self._store.array(f"{self._place}/tokens").shape
+        shape = self._store.array(f"{self._folder}/tokens").shape
         if len(shape) != 3 or shape[0] != len(self) or (self.grid and shape[1] != math.prod(self.grid)):
             raise self._store.damaged(
-                f"it has {len(self)} images and a grid of {self.grid}, and {self._place}/tokens declares {shape}"
+                f"it has {len(self)} images and a grid of {self.grid}, and {self._folder}/tokens declares {shape}"
             )
         return shape[0], shape[1], shape[2]
 
@@ -128,7 +130,7 @@ class CapturedLayer:
     @property
     def images_per_chunk(self) -> int:
         """Images read at a time."""
-        return int(self._store.array(f"{self._place}/tokens").chunks[0])
+        return int(self._store.array(f"{self._folder}/tokens").chunks[0])
 
     def tokens(self, images: slice = slice(None)) -> Tensor:
         """Tokens (n, S, C) of some images, as they were captured; half precision as float32.
@@ -176,18 +178,18 @@ class CapturedLayer:
         return torch.from_numpy(self._whole("pooled", (len(self), self.shape[2])))
 
     def _whole(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        declared = self._store.array(f"{self._place}/{name}").shape
+        declared = self._store.array(f"{self._folder}/{name}").shape
         if declared != shape:
-            raise self._store.damaged(f"{self._place}/{name} is declared as {declared}, and should be {shape}")
-        return self._store.read(f"{self._place}/{name}")
+            raise self._store.damaged(f"{self._folder}/{name} is declared as {declared}, and should be {shape}")
+        return self._store.read(f"{self._folder}/{name}")
 
     def _tensor(self, name: str, images: slice) -> Tensor:
-        place, array, wanted = f"{self._place}/{name}", self._store.array(f"{self._place}/{name}"), self.shape
+        path, array, wanted = f"{self._folder}/{name}", self._store.array(f"{self._folder}/{name}"), self.shape
         if (array.ndim, array.shape[0], array.shape[-1]) != (3, wanted[0], wanted[2]):
-            raise self._store.damaged(f"{place} is declared as {array.shape} beside tokens of {wanted}")
+            raise self._store.damaged(f"{path} is declared as {array.shape} beside tokens of {wanted}")
         if array.dtype != stored_dtype(self.dtype):
-            raise self._store.damaged(f"{place} is declared as {array.dtype}, and should be {self.dtype}")
-        values = as_tensor(self._store.read(place, (images,)), self.dtype)
+            raise self._store.damaged(f"{path} is declared as {array.dtype}, and should be {self.dtype}")
+        values = as_tensor(self._store.read(path, (images,)), self.dtype)
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
     def __repr__(self) -> str:
@@ -200,7 +202,7 @@ def _hash(ids: list[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
-def layer_place(number: int) -> str:
+def layer_folder(number: int) -> str:
     """Where a layer lies in a capture: names of layers hold what paths may not."""
     return f"layers/{number:03d}"
 
@@ -213,8 +215,8 @@ def array_names(layers: int, with_prefix: Collection[int]) -> list[str]:
         with_prefix: numbers of those that have class or register tokens.
     """
     parts = ("tokens", "pooled", "squared_norm", "mean")
-    names = [f"{layer_place(number)}/{part}" for number in range(layers) for part in parts]
-    return ["image", "label", *names, *(f"{layer_place(number)}/prefix" for number in with_prefix)]
+    names = [f"{layer_folder(number)}/{part}" for number in range(layers) for part in parts]
+    return ["image", "label", *names, *(f"{layer_folder(number)}/prefix" for number in with_prefix)]
 
 
 def layers_of(store: ChunkStore) -> list[dict[str, Any]]:
@@ -251,7 +253,7 @@ def is_whole(store: ChunkStore, ids: Sequence[str], labels: Sequence[str]) -> bo
     required = array_names(len(layers), ())
     names = store.attribute(ARRAYS, list, required)
     # Those of earlier versions do not say whether there are prefix tokens.
-    optional = [f"{layer_place(number)}/prefix" for number in range(len(layers))]
+    optional = [f"{layer_folder(number)}/prefix" for number in range(len(layers))]
     return all(name in store and store.complete(name) for name in {*required, *map(str, names)}) and all(
         store.complete(name) for name in optional if name in store
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.arrays import first_nonfinite
-from rsm_probe.captures.captured_layers import array_names, as_tensor, layer_place, layers_of, stored_dtype
+from rsm_probe.captures.captured_layers import array_names, as_tensor, layer_folder, layers_of, stored_dtype
 from rsm_probe.errors import LayerError, RepresentationError, StorageError
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerNames, finished_name
 from rsm_probe.matching.methods.identity import squared_norms
@@ -64,17 +64,17 @@ class CaptureWriter:
             StorageError: they cannot be written; other layers or shapes are there.
         """
         self.put_names()
-        self._shapes = {name: _shapes(kept) for name, kept in layers.items()}
-        about, made = [], []
+        self._shapes = {name: _shapes(layer) for name, layer in layers.items()}
+        entries, made = [], []
         for number, (name, shapes) in enumerate(self._shapes.items()):
             grid = layers[name].grid
-            about.append({"name": name, "dtype": self._dtype_name, "grid": grid and list(grid), "digest": ""})
+            entries.append({"name": name, "dtype": self._dtype_name, "grid": grid and list(grid), "digest": ""})
             for part, shape in shapes.items():
                 if shape[0]:
-                    made.append(self._create(f"{layer_place(number)}/{part}", shape))
+                    made.append(self._create(f"{layer_folder(number)}/{part}", shape))
             for part, axes in (("squared_norm", ()), ("pooled", (shapes["tokens"][1],))):
                 created = self.store.create(
-                    f"{layer_place(number)}/{part}",
+                    f"{layer_folder(number)}/{part}",
                     (self._count, *axes),
                     (self._batch_size, *axes),
                     np.float64,
@@ -82,10 +82,10 @@ class CaptureWriter:
                     ("image", "channel")[: 1 + len(axes)],
                 )
                 made.append(created)
-        stored = layers_of(self.store) if "layers" in self.store.attributes else about
-        if [{**layer, "digest": ""} for layer in stored] != about:
+        stored = layers_of(self.store) if "layers" in self.store.attributes else entries
+        if [{**layer, "digest": ""} for layer in stored] != entries:
             raise StorageError(f"{self.store.where} holds other layers; choose another place for this capture")
-        self.store.set({"layers": about, "finished": False})
+        self.store.set({"layers": entries, "finished": False})
         self._nothing_there = any(made)
 
     def _create(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -104,15 +104,15 @@ class CaptureWriter:
     def image_bytes(self, layers: Mapping[str, Representation]) -> int:
         """What one image takes on disk: tokens and prefix, and in float64 the means over locations and the norm."""
         return sum(
-            (kept.tokens[0].numel() + kept.prefix[0].numel()) * self._dtype.itemsize + 8 * (kept.tokens.shape[2] + 1)
-            for kept in layers.values()
+            (layer.tokens[0].numel() + layer.prefix[0].numel()) * self._dtype.itemsize + 8 * (layer.tokens.shape[2] + 1)
+            for layer in layers.values()
         )
 
     def batch_is_there(self, start: int) -> bool:
         """Whether a batch was written as a whole; its tokens are not read."""
         if self._nothing_there:
             return False
-        return self.store.intact(f"{layer_place(len(self._shapes) - 1)}/squared_norm", (self._rows(start),))
+        return self.store.intact(f"{layer_folder(len(self._shapes) - 1)}/squared_norm", (self._rows(start),))
 
     def begin(self, batch: ImageBatch) -> None:
         """See `LayerConsumer`; the images of a batch are consecutive, and `declare` comes before."""
@@ -144,11 +144,11 @@ class CaptureWriter:
                 f"layer {layer!r} of image {self._names[bad]!r} exceeds the range of {self._dtype}; capture as "
                 "bfloat16 or float32"
             )
-        place = layer_place(list(self._shapes).index(name))
-        self.store.write(f"{place}/pooled", self._where, tokens.mean(dim=1, dtype=torch.float64).cpu().numpy())
+        folder = layer_folder(list(self._shapes).index(name))
+        self.store.write(f"{folder}/pooled", self._where, tokens.mean(dim=1, dtype=torch.float64).cpu().numpy())
         for part, values in (("prefix", prefix), ("tokens", tokens)):
             if values.shape[1]:
-                self.store.write(f"{place}/{part}", self._where, _bits(values))
+                self.store.write(f"{folder}/{part}", self._where, _bits(values))
         self._norms[name] = squared_norms(tokens.float())
 
     def end(self, names: LayerNames) -> None:
@@ -163,7 +163,7 @@ class CaptureWriter:
             first = self._names[0]
             raise LayerError(f"layer {missing[0]!r} did not run for image {first!r}, as it did for the first one")
         for number, name in enumerate(self._shapes):
-            self.store.write(f"{layer_place(number)}/squared_norm", self._where, self._norms[name])
+            self.store.write(f"{layer_folder(number)}/squared_norm", self._where, self._norms[name])
         self.store.claimed = True
 
     def _rows(self, start: int) -> slice:
@@ -181,21 +181,21 @@ class CaptureWriter:
         layers = [dict(layer) for layer in layers_of(self.store)]
         prefixed = [number for number, shapes in enumerate(self._shapes.values()) if shapes["prefix"][0]]
         for number, layer in enumerate(layers):
-            place, digest = layer_place(number), hashlib.sha256()
-            total = torch.zeros(self.store.array(f"{place}/tokens").shape[1:], dtype=torch.float64)
+            folder, digest = layer_folder(number), hashlib.sha256()
+            total = torch.zeros(self.store.array(f"{folder}/tokens").shape[1:], dtype=torch.float64)
             others = ["pooled", "squared_norm", *(["prefix"] if number in prefixed else [])]
             for start in range(0, self._count, self._batch_size):
                 where = (self._rows(start),)
                 try:
-                    values = self.store.read(f"{place}/tokens", where)
+                    values = self.store.read(f"{folder}/tokens", where)
                     for part in others:
-                        self.store.read(f"{place}/{part}", where)
+                        self.store.read(f"{folder}/{part}", where)
                 except StorageError:
                     return start
                 digest.update(np.ascontiguousarray(values).data)
                 total += as_tensor(values, self._dtype).sum(dim=0, dtype=torch.float64)
             layer["digest"] = digest.hexdigest()
-            self.store.put(f"{place}/mean", (total / self._count).numpy(), ("location", "channel"))
+            self.store.put(f"{folder}/mean", (total / self._count).numpy(), ("location", "channel"))
         self.store.finish({"layers": layers}, array_names(len(layers), prefixed))
         return None
 

@@ -37,7 +37,7 @@ def free_memory() -> int | None:
         The least of what the system has, what a container leaves, and what `ulimit -v` allows; None where nothing is
         known.
     """
-    known = [found for found in (_of_system(), _of_container(), _of_limit()) if found is not None]
+    known = [amount for amount in (_of_system(), _of_container(), _of_limit()) if amount is not None]
     return max(0, min(known)) if known else None
 
 
@@ -115,16 +115,16 @@ def find_device(device: str | torch.device | None, error: type[RsmProbeError] = 
     try:
         if isinstance(device, bool) or not isinstance(device, str | int | torch.device | None):
             raise RuntimeError(f"a device is a name or a torch.device, found {type(device).__name__}")
-        found = torch.device("cpu" if device is None else device)
-        if found.type == "meta":
+        checked = torch.device("cpu" if device is None else device)
+        if checked.type == "meta":
             raise RuntimeError("it holds no values")
-        torch.zeros(1, device=found)
+        torch.zeros(1, device=checked)
     except (RuntimeError, AssertionError, ValueError, OverflowError) as problem:
         reason = str(problem).splitlines()[0][:300]
         raise error(
             f'cannot run on device {brief(str(device))}; give "cpu", or "auto" for what is there: {reason}'
         ) from problem
-    return found
+    return checked
 
 
 def block_bytes(device: torch.device) -> int:

@@ -120,8 +120,8 @@ def find_nearest(
 ) -> xr.Dataset:
     """See `nearest`."""
     label, method = get_matching(matching)
-    chosen = get_kernel(kernel)
-    check_kernel(chosen, label, method.one_to_one)
+    kernel = get_kernel(kernel)
+    check_kernel(kernel, label, method.one_to_one)
     queries, images = as_set(query, "query", query_ids), as_set(database, "database", database_ids)
     captured = isinstance(queries, CapturedLayer) or isinstance(images, CapturedLayer)
     execution = replace(execution, device=execution.device_or("auto" if captured else images.tokens(slice(1)).device))
@@ -139,7 +139,7 @@ def find_nearest(
         shortlist = int(shortlist)  # FAISS does not take NumPy's
     own = _own_groups(groups, len(queries), len(images))
     affinity_bytes(method, queries.shape[1], images.shape[1], execution.memory_bytes)
-    if chosen.needs_width and not method.at_once:
+    if kernel.needs_width and not method.at_once:
         warnings.warn(
             f"kernel='rbf' takes its width from the distances of all {len(queries)} x {len(images)} pairs, which are "
             f"all matched for it; give a width, as in RBF(sigma2=...), to find the same neighbours with few matchings",
@@ -148,8 +148,8 @@ def find_nearest(
     started, everything = time.perf_counter(), np.arange(len(queries))
     seconds = 0.0
     with threads(execution.worker_count) as pool, torch.no_grad():
-        search = Search(queries, images, method, chosen.ordering, check_centering(centering), execution, pool)
-        known = search.match_all() if chosen.needs_width else None
+        search = Search(queries, images, method, kernel.ordering, check_centering(centering), execution, pool)
+        known = search.match_all() if kernel.needs_width else None
         with execution.bar("queries", len(queries), "query") as bar:
             if shortlist is None:
                 best, recall = search.best(everything, k, own, on_done=bar.update, known=known), None
@@ -164,10 +164,10 @@ def find_nearest(
     counts = best.counts
     if known is not None:
         counts.add(known.counts)
-        chosen = RBF(max(known.median_distance, float(np.finfo(np.float64).tiny)))
-    result = _labelled(queries, images, best, chosen)
+        kernel = RBF(max(known.median_distance, float(np.finfo(np.float64).tiny)))
+    result = _labelled(queries, images, best, kernel)
     counted = {key: value for key, value in asdict(counts).items() if not key.endswith("_seconds")}
-    result.attrs.update(matching=label, kernel=chosen.name, centering=str(centering), **counted)
+    result.attrs.update(matching=label, kernel=kernel.name, centering=str(centering), **counted)
     seconds = seconds or time.perf_counter() - started
     pairs = len(queries) * len(images) - (0 if own is None else int((own[0][:, None] == own[1][None]).sum()))
     per_pair = search.seconds_per_pair(max(0.5, 0.05 * seconds)) / (1 if search.on_device else execution.worker_count)
@@ -238,9 +238,9 @@ def _savings(counts: Counts, pairs: int, seconds: float, seconds_per_pair: float
 
 
 def _summary(result: xr.Dataset) -> str:
-    about = result.attrs
+    facts = result.attrs
     return (
-        f"nearest: {about['matchings']:,} of {about['pairs']:,} pairs matched ({about['saved_matchings']:.0%} saved) "
-        f"in {format_seconds(about['seconds'])}; all would take about {format_seconds(about['seconds_of_all_pairs'])}"
-        + (f"; recall of the shortlist {about['recall']:.2f}" if "recall" in about else "")
+        f"nearest: {facts['matchings']:,} of {facts['pairs']:,} pairs matched ({facts['saved_matchings']:.0%} saved) "
+        f"in {format_seconds(facts['seconds'])}; all would take about {format_seconds(facts['seconds_of_all_pairs'])}"
+        + (f"; recall of the shortlist {facts['recall']:.2f}" if "recall" in facts else "")
     )

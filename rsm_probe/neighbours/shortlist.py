@@ -39,7 +39,7 @@ def pooled_candidates(
     index.add(sides[1])
     # Those of a query's own group are found too, and take no place from others.
     most = 0 if own is None else int(np.bincount(own[1]).max())
-    found = index.search(sides[0], min(count + most, len(images)))[1]
+    numbers = index.search(sides[0], min(count + most, len(images)))[1]
     if own is None:
-        return list(found)
-    return [row[own[1][row] != group][:count] for row, group in zip(found, own[0], strict=True)]
+        return list(numbers)
+    return [row[own[1][row] != group][:count] for row, group in zip(numbers, own[0], strict=True)]

@@ -208,11 +208,11 @@ class Affinities:
         values = torch.empty(size, dtype=torch.promote_types(self.x.dtype, torch.float32), device=self.device)
         for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
             left, right = self.x[rows[start] : rows[stop - 1] + 1].flatten(0, 1), self.y[columns[start]].T
-            found = values[start:stop].view(-1, size[2])
+            out = values[start:stop].view(-1, size[2])
             if self.x.dtype == torch.float16:  # added up in float32
-                torch.mm(left, right, out_dtype=torch.float32, out=found)
+                torch.mm(left, right, out_dtype=torch.float32, out=out)
             else:
-                torch.mm(left, right, out=found)
+                torch.mm(left, right, out=out)
         return values
 
 

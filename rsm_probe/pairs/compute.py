@@ -86,8 +86,8 @@ def rsm(
         StorageError: a capture cannot be read, or `out` cannot be written or holds another result.
     """
     label, method = get_matching(matching)
-    chosen = get_kernel(kernel)
-    check_kernel(chosen, label, method.one_to_one)
+    kernel = get_kernel(kernel)
+    check_kernel(kernel, label, method.one_to_one)
     centering = check_centering(centering)
     execution = Execution(device, workers, memory, max_hours, executor, progress)
     if not isinstance(permutations, bool):
@@ -98,7 +98,7 @@ def rsm(
         if grid is not None or ids is not None or other_ids is not None:
             raise RepresentationError("captured layers know their own grid and the names of their images")
         pairs = match_on_disk(z, other, out, method, centering, None, permutations, execution)
-        return RSM.from_pairs(pairs, chosen)
+        return RSM.from_pairs(pairs, kernel)
     if out is not None or executor is not None:
         raise RepresentationError("out= and executor= are for layers of captures; rsm_probe.capture makes them")
     if other is None and other_ids is not None:
@@ -121,7 +121,7 @@ def rsm(
     with PairMatcher(execution) as matcher:
         known = matcher.submit(*sides, {label: method}, bounds=True, permutations=permutations).matched()[label]
     axes, attributes = ("image_a", "image_b"), {"matching": label, "one_to_one": int(method.one_to_one)}
-    values = chosen(known.products, known.norms_x, known.norms_y, same=y is None)
+    values = kernel(known.products, known.norms_x, known.norms_y, same=y is None)
     dataset = dataset_of(values, rows.ids, None if columns is None else columns.ids).assign(
         product=(axes, known.products),
         bound=(axes, known.bounds),
@@ -129,9 +129,9 @@ def rsm(
         norm_b=("image_b", known.norms_y),
     )
     if known.permutations is not None:
-        kept = known.permutations.astype(permutation_dtype((x if y is None else y).shape[1]))
-        dataset = dataset.assign(permutation=((*axes, "location"), kept))
-    return RSM(dataset.assign_attrs(attributes, kernel=chosen.name, centering=str(centering)))
+        permuted = known.permutations.astype(permutation_dtype((x if y is None else y).shape[1]))
+        dataset = dataset.assign(permutation=((*axes, "location"), permuted))
+    return RSM(dataset.assign_attrs(attributes, kernel=kernel.name, centering=str(centering)))
 
 
 def _require_grid(grid: Any) -> None:

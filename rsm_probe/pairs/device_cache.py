@@ -37,10 +37,10 @@ class DeviceCache:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         with self._lock:
-            found = self._held.get((key, device))
-            if found is not None:
+            tokens = self._held.get((key, device))
+            if tokens is not None:
                 self._held.move_to_end((key, device))
-                return found
+                return tokens
         tokens = read().to(device)
         with self._lock:
             self._held[key, device] = tokens

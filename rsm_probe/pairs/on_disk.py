@@ -21,7 +21,7 @@ from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.products import permutation_dtype
-from rsm_probe.pairs.settings import about, own_tile, settings_of
+from rsm_probe.pairs.settings import attributes_of, own_tile, settings_of
 from rsm_probe.pairs.tile_plan import Plan
 from rsm_probe.pairs.tiles import (
     KIND,
@@ -151,8 +151,8 @@ def match_on_disk(
             return _Run(store, job, x, x if y is None else y, plan, settings, execution)
 
         # What is there is refused, or read, without a lock and without writing.
-        found = ChunkStore.existing(folder, KIND)
-        if found is not None and run_on(found).is_whole():
+        existing = ChunkStore.existing(folder, KIND)
+        if existing is not None and run_on(existing).is_whole():
             return open_pairs(folder)
         with ChunkStore.writing(folder, KIND) as store:
             run = run_on(store)
@@ -250,7 +250,7 @@ class _Run:
             f"{self.job.tile}; about {format_seconds(seconds)} with {workers} workers, {format_bytes(memory)} of "
             f"memory, {disk}"
         )
-        self.store.set({"settings": self.settings, "tile": self.job.tile, **about(self.job, self.settings)})
+        self.store.set({"settings": self.settings, "tile": self.job.tile, **attributes_of(self.job, self.settings)})
         self.store.claimed = True
         create_arrays(self.store, self.job, self.x, self.y)
 

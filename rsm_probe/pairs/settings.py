@@ -28,7 +28,7 @@ def own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: Captured
     changes = differences(stored, settings)
     if changes:
         for name, layer in (("image_a", x), ("image_b", x if y is None else y)):
-            if name in store and (other := other_image([str(found) for found in store.read(name)], layer.ids)):
+            if name in store and (other := other_image([str(stored_id) for stored_id in store.read(name)], layer.ids)):
                 changes = f"{other}; {changes}"
                 break
         raise StorageError(f"{store.where} is another result ({changes}); choose another place or remove it")
@@ -47,12 +47,12 @@ def settings_of(
     permutations: bool,
 ) -> dict[str, Any]:
     """Everything that decides the values, as JSON gives it back."""
-    sides = {"x": x.about, "y": y and y.about}
+    sides = {"x": x.provenance, "y": y and y.provenance}
     how = {"matching": label, "method": repr(method), "centering": centering, "permutations": permutations}
     return as_stored({**sides, **how})
 
 
-def about(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+def attributes_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
     """Attributes that an RSM reads."""
     return {
         "matching": settings["matching"],

@@ -134,20 +134,20 @@ class Task:
     def parts(self) -> list[tuple[str, tuple[slice, ...]]]:
         """Arrays and places that the tile writes; the last one says that it is finished."""
         rows, columns = slice(self.top, self.bottom), slice(self.left, self.right)
-        places = [(rows, columns)]
+        regions = [(rows, columns)]
         if self.job.y is None and not self.on_diagonal:
-            places.insert(0, (columns, rows))
+            regions.insert(0, (columns, rows))
         names = ["permutation"] * self.job.permutations + ["bound", "product"]
         norms: list[tuple[str, tuple[slice, ...]]] = []
         if self.left == 0 or self.on_diagonal:
             norms.append(("norm_a", (rows,)))
         if (self.top == 0 and self.job.y is not None) or self.on_diagonal:
             norms.append(("norm_b", (columns,)))
-        return norms + [(name, place) for name in names for place in places]
+        return norms + [(name, region) for name in names for region in regions]
 
     def is_there(self, store: ChunkStore) -> bool:
         """Whether the tile was finished, and nothing of it is missing or damaged."""
-        return all(store.intact(name, place) for name, place in reversed(self.parts()))
+        return all(store.intact(name, region) for name, region in reversed(self.parts()))
 
 
 def forget_tokens() -> None:
@@ -224,8 +224,8 @@ def _side(
 def _write(task: Task, tile: MatchedProducts, locations: int) -> None:
     store = ChunkStore.open(task.job.out, KIND, writable=True)
     turned = tile.transposed(locations) if task.job.y is None and not task.on_diagonal else tile
-    for name, place in task.parts():
-        mirrored = len(place) > 1 and place[0] != slice(task.top, task.bottom)
+    for name, region in task.parts():
+        mirrored = len(region) > 1 and region[0] != slice(task.top, task.bottom)
         values = getattr(turned if mirrored else tile, _FIELDS[name])
         assert values is not None
-        store.write(name, place, values)
+        store.write(name, region, values)

@@ -241,7 +241,7 @@ class Experiment(Runner[C]):
 
     def _owner(self, layers: Mapping[str, Mapping[str, CapturedLayer]]) -> str:
         settings = self.study.model_dump(mode="json", exclude={"models", *self.study.execution_keys})
-        contents = {name: [layer.about for layer in captured.values()] for name, captured in layers.items()}
+        contents = {name: [layer.provenance for layer in captured.values()] for name, captured in layers.items()}
         return hashlib.sha256(json.dumps([settings, contents], sort_keys=True).encode()).hexdigest()
 
 

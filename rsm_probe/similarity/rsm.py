@@ -173,8 +173,8 @@ class RSM:
             ComparisonError: no such matrix or descriptor; distances that are not finite; repeated names.
         """
         values, names, measure = distances(rdms, index, descriptor)
-        found = cls.from_array(values, names, kind="distance")
-        return found if measure is None else cls(found.dataset.assign_attrs(dissimilarity=measure))
+        rsm = cls.from_array(values, names, kind="distance")
+        return rsm if measure is None else cls(rsm.dataset.assign_attrs(dissimilarity=measure))
 
     def save(self, path: str | Path) -> None:
         """Write a Zarr group that `xarray.open_zarr` opens.

@@ -259,7 +259,7 @@ def read_capture(where: Path) -> list:
     found = Capture.open(where)
     layer = found["layer"]
     parts = (layer.tokens(), layer.prefix(), layer.mean, layer.pooled, torch.from_numpy(layer.squared_norms))
-    return [found.ids, found.labels, found.about, layer.grid, *(part.numpy().tolist() for part in parts)]
+    return [found.ids, found.labels, found.settings, layer.grid, *(part.numpy().tolist() for part in parts)]
 
 
 def read_pairs(where: Path) -> list:
