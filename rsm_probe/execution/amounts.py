@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
 
@@ -43,18 +44,20 @@ def format_bytes(amount: float) -> str:
     return f"{amount:.3g} {units[0]}"
 
 
-def available_bytes() -> int:
-    """Memory that new work may take on this machine; of machines that do not say, all of it."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
+def physical_bytes() -> int | None:
+    """Main memory of this machine; None where the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return 1 << 62
+        return None
+
+
+def available_bytes() -> int | None:
+    """Main memory that new work may take; where the system does not tell, all of it, and None where that is unknown."""
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    return physical_bytes()
 
 
 def format_seconds(seconds: float) -> str:

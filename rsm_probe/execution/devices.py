@@ -14,6 +14,7 @@ import torch
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import CostError, RsmProbeError
+from rsm_probe.execution.amounts import available_bytes
 
 _Part = TypeVar("_Part")
 # Of the memory that PyTorch may use on a device, the share for the affinities of two blocks: one that is being matched,
@@ -37,7 +38,7 @@ def free_memory() -> int | None:
         The least of what the system has, what a container leaves, and what `ulimit -v` allows; None where nothing is
         known.
     """
-    known = [amount for amount in (_of_system(), _of_container(), _of_limit()) if amount is not None]
+    known = [amount for amount in (available_bytes(), _of_container(), _of_limit()) if amount is not None]
     return max(0, min(known)) if known else None
 
 
@@ -57,15 +58,6 @@ def require_memory(needed: int, what: str, instead: str) -> None:
     free = free_memory()
     if free is not None and needed > free:
         raise CostError(f"{what} takes {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; {instead}")
-
-
-def _of_system() -> int | None:
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    with suppress(AttributeError, OSError, ValueError):  # nothing but the total is known elsewhere
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
 
 
 def _of_container() -> int | None:

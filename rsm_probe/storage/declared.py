@@ -101,7 +101,8 @@ def require_held(
                 f"hold; {advice}"
             )
         total += declared
-    if total > (free := available_bytes()):
+    free = available_bytes()
+    if free is not None and total > free:
         raise StorageError(
             f"{where} declares {format_bytes(total)}, but {format_bytes(free)} of memory are available; {advice}"
         )

@@ -15,6 +15,7 @@ from rsm_probe.arrays import first_nonfinite
 from rsm_probe.checks import require_seed, require_text, require_whole
 from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.errors import ImageError, LayerError, ModelError
+from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import available_cores
 from rsm_probe.forward.layer_stream import LayerSample, LayerStream, layer_names
@@ -32,7 +33,7 @@ from rsm_probe.storage.paths import local_folder
 from rsm_probe.streaming.accumulator import Accumulator
 from rsm_probe.streaming.batch_consumer import walk
 from rsm_probe.streaming.checkpoint import Checkpoint
-from rsm_probe.streaming.cost import Cost, available_memory, measure, stopwatch
+from rsm_probe.streaming.cost import Cost, measure, stopwatch
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.sweep_passes import accumulate, gather_means
 
@@ -155,7 +156,7 @@ def sweep_layers(
         sample = stream.sample(batches[0])
         cost = _preflight(sample, stream, batches, accumulator, centering, execution)
         execution.say(f"sweep: {cost}")
-        cost.require(execution, available_memory())
+        cost.require(execution, physical_bytes())
         accumulator.rehearse(sample.representations)
         del sample
         if checkpoint is not None:
