@@ -1,9 +1,9 @@
 """Captures: the representations of a whole set of images on disk, layer by layer, for comparisons of all pairs.
 
-A capture is a chunk store. Its root holds the names of the images (`image`, `label`) and, as attributes, what decided
-the values. Each layer is a group `layers/000`, ... with `tokens` (image, location, channel), `prefix` where there are
-class or register tokens, `pooled` (image, channel), the mean over locations, `squared_norm` (image) and, once all
-images have passed, `mean` (location, channel).
+A capture is a chunk store. Its root holds the names of the images (`image`, `label`) and, as attributes, the settings
+that decided the values. Each layer is a group `layers/000`, ... with `tokens` (image, location, channel), `prefix`
+where there are class or register tokens, `pooled` (image, channel), the mean over locations, `squared_norm` (image)
+and, once all images have passed, `mean` (location, channel).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from rsm_probe.storage.checksums import ARRAYS
 from rsm_probe.storage.chunks import ChunkStore
 
 KIND = "capture"
-# Of tokens on disk.
+# dtypes of tokens on disk.
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 
 
 class Capture(Mapping[str, "CapturedLayer"]):
-    """Representations of all images on disk: layer name -> `CapturedLayer`. Nothing is read before it is asked for.
+    """Representations of all images on disk: layer name -> `CapturedLayer`. Values are read on use.
 
     Attributes:
         where: path or URL.
         ids: names of the images.
         labels: their labels, "" where unknown.
-        settings: what decided the values: model, images, layers, dtype, and hashes of them.
+        settings: what the values depend on: model, images, layers, dtype, and hashes of them.
     """
 
     def __init__(self, store: ChunkStore) -> None:
@@ -52,13 +52,13 @@ class Capture(Mapping[str, "CapturedLayer"]):
 
     @classmethod
     def open(cls, where: str | Path) -> Capture:
-        """Opens a finished capture.
+        """Open a finished capture.
 
         Args:
             where: path, or URL of a file system that fsspec knows (`s3://...`, with the package s3fs).
 
         Raises:
-            StorageError: there is none, it is not finished, or it is damaged.
+            StorageError: the capture is missing, unfinished or damaged.
         """
         store = ChunkStore.open(where, KIND)
         if not store.finished:
@@ -89,7 +89,7 @@ class CapturedLayer:
         shape: (N, S, C).
         grid: (H, W) with H * W = S, or None.
         digest: hash of all tokens.
-        provenance: everything that decides its values, by which results recognise the tokens that they came from.
+        provenance: what the values depend on; results store it to recognise their tokens.
     """
 
     def __init__(self, capture: Capture, store: ChunkStore, entry: Mapping[str, Any], number: int) -> None:
@@ -115,7 +115,7 @@ class CapturedLayer:
         """Images, locations, channels.
 
         Raises:
-            StorageError: the tokens are missing, or of another number of images or locations than the capture's.
+            StorageError: the tokens are missing, or their shape contradicts the capture's images or grid.
         """
         shape = self._store.array(f"{self._folder}/tokens").shape
         if len(shape) != 3 or shape[0] != len(self) or (self.grid and shape[1] != math.prod(self.grid)):
@@ -129,11 +129,11 @@ class CapturedLayer:
 
     @property
     def images_per_chunk(self) -> int:
-        """Images read at a time."""
+        """Number of images that are best read together."""
         return int(self._store.array(f"{self._folder}/tokens").chunks[0])
 
     def tokens(self, images: slice = slice(None)) -> Tensor:
-        """Tokens (n, S, C) of some images, as they were captured; half precision as float32.
+        """Tokens (n, S, C) of some images, as captured; half precision becomes float32.
 
         Raises:
             StorageError: a chunk is missing or damaged; the message names its file.
@@ -144,7 +144,7 @@ class CapturedLayer:
         """Class, distillation and register tokens (n, P, C) of some images; P may be 0.
 
         Raises:
-            StorageError: as `tokens`.
+            StorageError: a chunk is missing or damaged; the message names its file.
         """
         if self._has_prefix:
             return self._tensor("prefix", images)
@@ -155,7 +155,7 @@ class CapturedLayer:
         """The mean over images (S, C), float64.
 
         Raises:
-            StorageError: it is missing or damaged.
+            StorageError: the mean is missing or damaged.
         """
         return torch.from_numpy(self._whole("mean", self.shape[1:]))
 
@@ -180,7 +180,7 @@ class CapturedLayer:
     def _whole(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         declared = self._store.array(f"{self._folder}/{name}").shape
         if declared != shape:
-            raise self._store.damaged(f"{self._folder}/{name} is declared as {declared}, and should be {shape}")
+            raise self._store.damaged(f"{self._folder}/{name} is declared as {declared}, but should be {shape}")
         return self._store.read(f"{self._folder}/{name}")
 
     def _tensor(self, name: str, images: slice) -> Tensor:
@@ -188,7 +188,7 @@ class CapturedLayer:
         if (array.ndim, array.shape[0], array.shape[-1]) != (3, wanted[0], wanted[2]):
             raise self._store.damaged(f"{path} is declared as {array.shape} beside tokens of {wanted}")
         if array.dtype != stored_dtype(self.dtype):
-            raise self._store.damaged(f"{path} is declared as {array.dtype}, and should be {self.dtype}")
+            raise self._store.damaged(f"{path} is declared as {array.dtype}, but should be {self.dtype}")
         values = as_tensor(self._store.read(path, (images,)), self.dtype)
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -198,21 +198,21 @@ class CapturedLayer:
 
 
 def _hash(ids: list[str]) -> str:
-    """Of names and their order."""
+    """A hash of names and their order."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
 def layer_folder(number: int) -> str:
-    """Where a layer lies in a capture: names of layers hold what paths may not."""
+    """The folder of a layer in a capture: names of layers may hold characters that paths may not."""
     return f"layers/{number:03d}"
 
 
 def array_names(layers: int, with_prefix: Collection[int]) -> list[str]:
-    """All arrays of a finished capture.
+    """The names of all arrays of a finished capture.
 
     Args:
-        layers: how many.
-        with_prefix: numbers of those that have class or register tokens.
+        layers: number of layers.
+        with_prefix: numbers of the layers that have class or register tokens.
     """
     parts = ("tokens", "pooled", "squared_norm", "mean")
     names = [f"{layer_folder(number)}/{part}" for number in range(layers) for part in parts]
@@ -220,10 +220,10 @@ def array_names(layers: int, with_prefix: Collection[int]) -> list[str]:
 
 
 def layers_of(store: ChunkStore) -> list[dict[str, Any]]:
-    """What a capture knows of its layers: `name`, `dtype`, `grid` and `digest` of each.
+    """Read the entries of all layers: `name`, `dtype`, `grid` and `digest` of each.
 
     Raises:
-        StorageError: that is damaged.
+        StorageError: an entry is damaged.
     """
     layers = store.attribute("layers", list)
     for layer in layers:
@@ -240,9 +240,9 @@ def layers_of(store: ChunkStore) -> list[dict[str, Any]]:
 
 
 def is_whole(store: ChunkStore, ids: Sequence[str], labels: Sequence[str]) -> bool:
-    """Whether a capture is finished, of these images, and none of its chunks has gone missing since.
+    """Whether a capture is finished, has these images, and lacks no chunk.
 
-    Chunks are not read. What is left of an array that lost its metadata is an error.
+    Chunks are not read. An array without metadata is an error.
 
     Raises:
         StorageError: names what is damaged.
@@ -252,7 +252,7 @@ def is_whole(store: ChunkStore, ids: Sequence[str], labels: Sequence[str]) -> bo
     layers = layers_of(store)
     required = array_names(len(layers), ())
     names = store.attribute(ARRAYS, list, required)
-    # Those of earlier versions do not say whether there are prefix tokens.
+    # Captures of earlier versions do not say whether there are prefix tokens.
     optional = [f"{layer_folder(number)}/prefix" for number in range(len(layers))]
     return all(name in store and store.complete(name) for name in {*required, *map(str, names)}) and all(
         store.complete(name) for name in optional if name in store
@@ -260,11 +260,11 @@ def is_whole(store: ChunkStore, ids: Sequence[str], labels: Sequence[str]) -> bo
 
 
 def stored_dtype(dtype: torch.dtype) -> np.dtype:
-    """The dtype on disk of tokens of a dtype: NumPy lacks bfloat16, whose bits are stored."""
+    """The dtype on disk for a dtype of tokens: NumPy lacks bfloat16, whose bits are stored."""
     return np.dtype(np.uint16 if dtype == torch.bfloat16 else str(dtype).removeprefix("torch."))
 
 
 def as_tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """Tokens as they were captured, from what is stored of them."""
+    """Tokens as captured, from their stored values."""
     tensor = torch.from_numpy(values)
     return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor

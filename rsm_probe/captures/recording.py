@@ -1,4 +1,4 @@
-"""`capture`: a whole set of images passes through a model, and its layers go to disk."""
+"""`capture`: pass a whole set of images through a model, and write its layers to disk."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def capture(
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> Capture:
-    """Writes the representations of all layers for all images into a folder, for comparisons of all pairs.
+    """Write the representations of all layers for all images into a folder, for comparisons of all pairs.
 
-    Images pass once, in their order, in batches of `batch_size`. Interrupted, the same call continues with the batch
-    under way. A capture that is finished is opened, and only batches of which a chunk is missing are made again.
+    Images pass once, in order, in batches of `batch_size`. The same call resumes after an interruption, with the batch
+    that was interrupted. A finished capture is opened, and only batches with missing chunks are computed again.
 
     Args:
         model: a module, a `LoadedModel`, or a name; see `rsm_probe.load_model`.
@@ -56,9 +56,9 @@ def capture(
 
     Raises:
         ModelError: an unknown model.
-        ImageError: no images, two of one name, or of different sizes after preprocessing.
+        ImageError: an empty set, two images of one name, or different sizes after preprocessing.
         LayerError: unknown layers, or layers that do not run exactly once.
-        RepresentationError: NaN or infinity, or beyond the range of `dtype` (the message names layer and image).
+        RepresentationError: NaN or infinity, or values beyond the range of `dtype` (the message names layer and image).
         StorageError: `out` holds another capture (the message says what differs), is being written by another process,
             cannot be written, or the disk is too small.
     """
@@ -95,7 +95,7 @@ def capture_layers(
             "device": device.type,
         }
     )
-    # What is there is refused, or read, without a lock and without writing.
+    # Refuse or read an existing capture without a lock and without writing.
     existing = ChunkStore.existing(where, KIND)
     if existing is not None:
         _require_same(existing, settings, image_set)
@@ -104,7 +104,7 @@ def capture_layers(
     with ChunkStore.writing(where, KIND) as store:
         _require_same(store, settings, image_set)
         writer = CaptureWriter(store, image_set.ids, image_set.labels, batch_size, stored_as)
-        if store.finished:  # names may have been lost, and nothing else
+        if store.finished:  # only names may be missing
             writer.put_names()
         if not is_whole(store, image_set.ids, image_set.labels):
             stream = LayerStream({loaded.name: loaded}, image_set, layers, execution.device)
@@ -114,12 +114,12 @@ def capture_layers(
 
 
 def _record(stream: LayerStream, writer: CaptureWriter, settings: dict[str, Any], execution: Execution) -> None:
-    """Writes the batches that are not there yet, and finishes the capture."""
+    """Write the missing batches, and finish the capture."""
     store, count, batch_size = writer.store, len(stream.images), settings["batch_size"]
     batches = {start: np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)}
     (layers,) = stream.sample(np.arange(count)).representations.values()
     image_bytes = writer.image_bytes(layers)
-    if "settings" not in store.attributes:  # a place where nothing fits stays free for other settings
+    if "settings" not in store.attributes:  # a disk that is too small leaves the folder free for different settings
         require_space(store.where, image_bytes * count)
     store.set({"settings": settings})
     writer.declare(layers)
@@ -136,7 +136,7 @@ def _record(stream: LayerStream, writer: CaptureWriter, settings: dict[str, Any]
         repaired: set[int] = set()
         while (broken := writer.finish()) is not None:
             if broken in repaired:
-                raise StorageError(f"{store.where}: what is written there is not what is read back")
+                raise StorageError(f"{store.where}: data read back differs from what was written")
             repaired.add(broken)
             stream.feed(batches[broken], writer)
 
@@ -152,5 +152,5 @@ def _require_same(store: ChunkStore, settings: dict[str, Any], images: ImageSet)
     changes = differences(stored, settings)
     if stored.get("content") != settings["content"] and "image" in store:
         other = other_image([str(name) for name in store.read("image")], images.ids)
-        changes = other or f"images of the same names have other content; {changes}"
+        changes = other or f"images of the same names have different content; {changes}"
     raise StorageError(f"{store.where} is another capture ({changes}); choose another place or remove it")

@@ -1,4 +1,4 @@
-"""Writing a capture batch by batch, and finishing it once all is there."""
+"""Write a capture batch by batch, and finish it once all batches are there."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _BFLOAT16_NAN = 0x7FC0
 class CaptureWriter:
     """A `LayerConsumer` that writes layers into a capture, each as soon as it has run.
 
-    A batch counts as written once its norms are there, which come last.
+    A batch counts as written once its norms are there, which are written last.
 
     Args:
         store: to write into.
         ids: names of the images.
         labels: their labels.
-        batch_size: images in each batch but the last; chunks never cross batches.
+        batch_size: images per batch; the last may be smaller. Chunks never cross batches.
         dtype: of tokens on disk.
     """
 
-    # Chunks of about this size were written and read fastest.
+    # Chunks of about this size were fastest to write and read.
     _CHUNK_BYTES = 4 << 20
 
     def __init__(
@@ -46,7 +46,7 @@ class CaptureWriter:
         self._dtype, self._dtype_name = dtype, str(dtype).removeprefix("torch.")
 
     def put_names(self) -> None:
-        """Writes the names of the images, where they are not there.
+        """Write the names of the images where they are missing.
 
         Raises:
             StorageError: they cannot be written.
@@ -55,13 +55,13 @@ class CaptureWriter:
         self.store.put_names("label", self._labels, "image")
 
     def declare(self, layers: Mapping[str, Representation]) -> None:
-        """Makes the arrays of all layers, or checks those that are there. Where one had to be made, no batch is there.
+        """Create the arrays of all layers, or check existing ones. Where one had to be created, no batch is complete.
 
         Args:
             layers: name -> representation of some images.
 
         Raises:
-            StorageError: they cannot be written; other layers or shapes are there.
+            StorageError: they cannot be written, or exist with different layers or shapes.
         """
         self.put_names()
         self._shapes = {name: _shapes(layer) for name, layer in layers.items()}
@@ -84,7 +84,7 @@ class CaptureWriter:
                 made.append(created)
         stored = layers_of(self.store) if "layers" in self.store.attributes else entries
         if [{**layer, "digest": ""} for layer in stored] != entries:
-            raise StorageError(f"{self.store.where} holds other layers; choose another place for this capture")
+            raise StorageError(f"{self.store.where} holds different layers; choose another folder for this capture")
         self.store.set({"layers": entries, "finished": False})
         self._nothing_there = any(made)
 
@@ -102,14 +102,14 @@ class CaptureWriter:
         )
 
     def image_bytes(self, layers: Mapping[str, Representation]) -> int:
-        """What one image takes on disk: tokens and prefix, and in float64 the means over locations and the norm."""
+        """Bytes of one image on disk: tokens and prefix, and in float64 the means over locations and the norm."""
         return sum(
             (layer.tokens[0].numel() + layer.prefix[0].numel()) * self._dtype.itemsize + 8 * (layer.tokens.shape[2] + 1)
             for layer in layers.values()
         )
 
     def batch_is_there(self, start: int) -> bool:
-        """Whether a batch was written as a whole; its tokens are not read."""
+        """Whether a batch was written completely; its tokens are not read."""
         if self._nothing_there:
             return False
         return self.store.intact(f"{layer_folder(len(self._shapes) - 1)}/squared_norm", (self._rows(start),))
@@ -120,17 +120,17 @@ class CaptureWriter:
         self._norms: dict[str, np.ndarray] = {}
 
     def take(self, model: str, layer: str, representation: Representation) -> None:
-        """Writes one layer of a batch, and the mean over locations with it; see `LayerConsumer`.
+        """Write one layer of a batch and its mean over locations; see `LayerConsumer`.
 
         Raises:
             StorageError: it cannot be written.
-            RepresentationError: NaN or infinity, values beyond the range of the dtype, or images of another size.
-            LayerError: the layer did not run before.
+            RepresentationError: NaN or infinity, values beyond the range of the dtype, or images of a different size.
+            LayerError: the layer did not run for the first image.
         """
         require_finite(model, layer, first_nonfinite(representation.tokens), self._names)
         name, shapes = finished_name(layer, self._shapes), _shapes(representation)
         if name not in self._shapes:
-            raise LayerError(f"layer {layer!r} ran for image {self._names[0]!r}, and did not for the first one")
+            raise LayerError(f"layer {layer!r} ran for image {self._names[0]!r}, but not for the first one")
         if shapes != self._shapes[name]:
             raise RepresentationError(
                 f"layer {layer!r} holds {shapes['tokens']} tokens for image {self._names[0]!r} and "
@@ -152,7 +152,7 @@ class CaptureWriter:
         self._norms[name] = squared_norms(tokens.float())
 
     def end(self, names: LayerNames) -> None:
-        """Writes the norms of all layers, after which the batch is there; see `LayerConsumer`.
+        """Write the norms of all layers, which completes the batch; see `LayerConsumer`.
 
         Raises:
             StorageError: they cannot be written.
@@ -161,7 +161,7 @@ class CaptureWriter:
         missing = [layer for layer in self._shapes if layer not in self._norms]
         if missing:
             first = self._names[0]
-            raise LayerError(f"layer {missing[0]!r} did not run for image {first!r}, as it did for the first one")
+            raise LayerError(f"layer {missing[0]!r} did not run for image {first!r}, but did for the first one")
         for number, name in enumerate(self._shapes):
             self.store.write(f"{layer_folder(number)}/squared_norm", self._where, self._norms[name])
         self.store.claimed = True
@@ -170,10 +170,10 @@ class CaptureWriter:
         return slice(start, min(start + self._batch_size, self._count))
 
     def finish(self) -> int | None:
-        """Reads everything once: checks it, and adds means and digests. Then the capture is finished.
+        """Read and check everything once, add means and digests, and mark the capture as finished.
 
         Returns:
-            None, or the first image of a batch of which a part is missing or damaged, so that it must be written again.
+            None, or the first image of a batch that must be written again, because a part is missing or damaged.
 
         Raises:
             StorageError: means or attributes cannot be written.
@@ -201,7 +201,7 @@ class CaptureWriter:
 
 
 def _bits(values: Tensor) -> np.ndarray:
-    """A tensor as NumPy can hold it."""
+    """A tensor as an array; of bfloat16, its bits."""
     values = values.cpu().contiguous()
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 

@@ -28,9 +28,9 @@ from rsm_probe.pairs.token_sets import TokenSet, TokenSubset, centred_tokens
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.similarity.kernels import Kernel, squared_distances
 
-# Images of the database that show the directions of its spread.
+# Images of the database whose principal directions the summaries use.
 _SAMPLE = 64
-# Bytes of a pair while the median of all distances is found: its product, its distance, and a copy of that.
+# Bytes per pair while the median distance is computed: its product, its distance and a copy of the latter.
 _PAIR_BYTES = 24
 
 Groups = tuple[np.ndarray, np.ndarray]
@@ -38,12 +38,12 @@ Groups = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class AllProducts:
-    """Products of all pairs of queries and images, where a search had to match all of them.
+    """Products of all pairs of queries and images, for searches that must match all of them.
 
     Attributes:
         products: (N, M).
         median_distance: of all pairs, squared.
-        counts: what was done.
+        counts: the work done.
     """
 
     products: np.ndarray
@@ -58,9 +58,9 @@ class Search:
         queries: the queries.
         images: the database.
         method: the matching.
-        kernel: what orders candidates.
-        centering: what is subtracted; the mean is the database's.
-        execution: where affinities are computed, and how much may be held.
+        kernel: orders candidates.
+        centering: which mean of the database is subtracted.
+        execution: where affinities are computed, and the memory budget.
         pool: threads that match.
 
     Attributes:
@@ -88,7 +88,7 @@ class Search:
         each = images.shape[1] * images.shape[2] * 4 + 8 * self._summaries.length
         at_once = max(1, self.memory // 16 // each)
         self._reader = BlockReader(images, centering, method, dtype, self.device, at_once)
-        # What a device solves itself is read once and stays there, in blocks that hold many pairs.
+        # A device that solves the pairs keeps the database, in blocks that hold many pairs.
         self.on_device = workload.on_device(method, self.device, dtype)
         size = max(1, token_bytes(self.device) // (4 * each)) if self.on_device else at_once
         room = token_bytes(self.device) if self.on_device else self.memory // 4
@@ -109,11 +109,11 @@ class Search:
 
         Args:
             numbers: of the queries.
-            k: how many, at most the size of the database.
+            k: number of images, at most the size of the database.
             own: groups of queries and images; images of a query's own group are not candidates.
-            candidates: number of a query -> the images to choose from; None for all.
+            candidates: number of a query -> its candidates; None for all images.
             on_done: called with the number of queries whenever some are done.
-            known: products of all pairs, where they are known: nothing is matched then.
+            known: products of all pairs, where known; nothing is matched then.
         """
         parts = []
         for part in self._blocks_of_queries(numbers):
@@ -145,14 +145,14 @@ class Search:
     def best_among(
         self, candidates: Sequence[np.ndarray], k: int, on_done: Callable[[int], object] = lambda count: None
     ) -> Best:
-        """The k best of the candidates of every query; no other images are read.
+        """The k best of the candidates of every query; only candidates are read.
 
         Args:
-            candidates: for each query, the images to choose from.
-            k: how many, at most the size of the database.
+            candidates: for each query, the numbers of the images to compare.
+            k: number of images, at most the size of the database.
             on_done: called with the number of queries whenever some are done.
         """
-        # As many queries at a time as keep all their candidates in memory.
+        # Process as many queries at a time as leave memory for all their candidates.
         step = max(1, self._database.most_held * self._database.size // max(1, *map(len, candidates)))
         parts = []
         for start in range(0, len(candidates), step):
@@ -170,10 +170,10 @@ class Search:
         return Best.joined(parts)
 
     def match_all(self) -> AllProducts:
-        """Match all pairs, for the median of their distances: by their bounds, nine of ten may lie on either side.
+        """Match all pairs, for the median of their distances: bounds cannot place most pairs below or above it.
 
         Raises:
-            CostError: there is no room for the distances of all pairs.
+            CostError: the distances of all pairs exceed the memory.
         """
         pairs = len(self.queries) * len(self.images)
         if _PAIR_BYTES * pairs > self.memory:
@@ -191,14 +191,14 @@ class Search:
         return AllProducts(products, float(np.median(distances)), counts)
 
     def seconds_per_pair(self, allowed: float) -> float:
-        """What a pair takes where all pairs are matched in tiles, on one core or the device, timed for some seconds."""
+        """Seconds per pair where all pairs are matched in tiles, on one core or the device, timed for some seconds."""
         few = [
             self._reader.tokens(images, np.arange(min(64, len(images)))).to(self.device)
             for images in (self.queries, self.images)
         ]
         grids, workload = (self.queries.grid, self.images.grid), Workload.of(self.queries.shape, self.images.shape)
         seconds = 0.0
-        for count in (2, 16, 64):  # small tiles cost more for each of their pairs
+        for count in (2, 16, 64):  # small tiles cost more per pair
             pairs = min(count, len(few[0])) * min(count, len(few[1]))
             if pairs * seconds > allowed:
                 break
@@ -210,18 +210,18 @@ class Search:
         return seconds
 
     def _within(self, numbers: np.ndarray) -> Search:
-        """The same search among some images of the database, ascending."""
+        """The same search among some images of the database, whose numbers ascend."""
         images = TokenSubset(self.images, numbers)
         return Search(self.queries, images, self.method, self.kernel, self.centering, self.execution, self.pool)
 
     def _blocks_of_queries(self, numbers: np.ndarray) -> list[np.ndarray]:
-        """Queries that are in memory together."""
+        """Split queries into blocks that fit into memory."""
         per_query = self.queries.shape[1] * self.queries.shape[2] * 8 + 8 * self._summaries.length
         step = max(1, self.memory // 4 // (per_query + 48 * len(self.images)))
         return np.split(numbers, range(step, len(numbers), step))
 
     def _all_products(self, side: Side, counts: Counts) -> np.ndarray:
-        """Of some queries with the whole database (n, M)."""
+        """Products (n, M) of some queries with the whole database."""
         if not self._at_once:
             everything = TopK(np.full((len(side), len(self.images)), np.inf), len(self.images))
             rows, columns = np.indices(everything.bounds.shape).reshape(2, -1)
@@ -241,13 +241,13 @@ class Search:
     def _matched_in_order(
         self, side: Side, allowed: np.ndarray, k: int, counts: Counts, on_done: Callable[[int], object]
     ) -> np.ndarray:
-        """Products (n, M) of the pairs that had to be matched, NaN elsewhere."""
+        """Match pairs in descending order of their bounds; return products (n, M), NaN where no matching was needed."""
         started = time.perf_counter()
-        self._database.block(0)  # every pass over the database begins there, whatever the one before has left
+        self._database.block(0)  # where every pass starts, whichever blocks the previous one left in memory
         top = TopK(self._similarities(self._bounds(side), side, allowed), k)
         order = np.argsort(-top.bounds, axis=1, kind="stable")
         counts.bound_seconds += time.perf_counter() - started
-        # Without a bound all come at once; with one, few first, so that the next know what they must exceed.
+        # Without a bound, match all at once; with one, start with few, so that the rest know what to exceed.
         size, start = k if self.method.one_to_one else len(self.images), 0
         waiting = np.arange(len(order))
         while len(waiting):
@@ -255,18 +255,18 @@ class Search:
             bounds = np.take_along_axis(top.bounds[waiting], following, axis=1)
             near = (bounds >= top.least[waiting, None]) & (bounds > -np.inf)
             self._match(side, np.repeat(waiting, near.sum(axis=1)), following[near], top, counts)
-            # Where the database is not held, each round reads much of it again.
+            # Where the database exceeds the memory, each round rereads much of it.
             start, size = start + size, 2 * size if self._database.all_held else len(self.images)
             before, waiting = len(waiting), waiting[near[:, -1]] if start < len(self.images) else waiting[:0]
             on_done(before - len(waiting))
         return top.products
 
     def _match(self, side: Side, rows: np.ndarray, columns: np.ndarray, top: TopK, counts: Counts) -> None:
-        """Match pairs of queries and images, unless a bound shows that they are not near enough."""
+        """Match pairs of queries and images, except those that a bound rules out."""
         size, methods = self._database.size, {self.method.name: self.method}
         for start in self._database.held_first(np.unique(columns // size) * size):
             inside = np.flatnonzero(columns // size == start // size)
-            # What other blocks held may already show that these are not.
+            # Pairs matched in earlier blocks may already rule these out.
             inside = inside[top.bounds[rows[inside], columns[inside]] >= top.least[rows[inside]]]
             if not len(inside):
                 continue
@@ -284,7 +284,7 @@ class Search:
             top.fill(start, products, self.kernel(products, side.squared_norms, block.squared_norms, same=False))
 
     def _bounds(self, side: Side) -> np.ndarray:
-        """What no matching exceeds, of all pairs of some queries with the database (n, M)."""
+        """Upper bounds of any matching (n, M), for all pairs of some queries with the database."""
         bounds = np.full((len(side), len(self.images)), np.inf)
         summaries = summaries_of(side, self._summaries)
         for start in self._database.held_first(self._database.starts):
@@ -298,6 +298,6 @@ class Search:
         return bounds
 
     def _similarities(self, products: np.ndarray, side: Side, allowed: np.ndarray) -> np.ndarray:
-        """Of some queries with the database; -infinity where there is no product, or the image is not a candidate."""
+        """Similarities (n, M) to the database; -infinity for unknown products and images that are not candidates."""
         values = self.kernel(products, side.squared_norms, self._database.norms, same=False)
         return np.where(allowed & ~np.isnan(products), values, -np.inf)

@@ -1,4 +1,4 @@
-"""Candidates of queries: pairs are matched only where a bound says that they may be among the nearest."""
+"""Candidates of queries: only pairs whose bound puts them among the nearest are matched."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rsm_probe.matching.methods.identity import products_of_pairs
 from rsm_probe.pairs.pair_loop import BlockSolver, solve_over
 from rsm_probe.similarity.kernels import Kernel
 
-# Pairs of a task for the CPU at most: more gain nothing, however small they are.
+# Most pairs in a CPU task: larger tasks gain nothing, however small the pairs.
 _MOST_PAIRS = 256
-# Tasks on a device at a time: one works, and one prepares itself. More would want more of its memory.
+# Two tasks use a device at a time: one solves while one prepares. More would take more of its memory.
 _turns = threading.Semaphore(2)
-# What affinities of rounded tokens may add to a product, relative to the norms.
+# How much the rounding of tokens may add to a product, relative to the norms.
 _ROUNDING = {"float32": 1e-5, "float16": 2e-3}
 
 
 @dataclass
 class Counts:
-    """What was done. Seconds of affinities and matchings are summed over threads."""
+    """Counts of the work done. Seconds of affinities and matchings are summed over threads."""
 
     pairs: int = 0
     affinities: int = 0
@@ -40,20 +40,20 @@ class Counts:
     matching_seconds: float = 0.0
 
     def add(self, other: Counts) -> None:
-        """Add what another count holds."""
+        """Add the counts of another part."""
         for part in fields(self):
             setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best images of every query, in descending order, and what it took to find them.
+    """The best images of every query, in descending order, and the work it took to find them.
 
     Attributes:
-        index: (N, k), numbers in the database, -1 where there is no further candidate.
-        products: (N, k), NaN where there is none.
-        similarities: (N, k), NaN where there is none.
-        counts: what was done.
+        index: (N, k), numbers in the database, -1 where candidates run out.
+        products: (N, k), NaN where candidates run out.
+        similarities: (N, k), NaN where candidates run out.
+        counts: the work done.
     """
 
     index: np.ndarray
@@ -63,7 +63,7 @@ class Best:
 
     @classmethod
     def joined(cls, parts: Sequence[Best]) -> Best:
-        """That of the queries of several parts."""
+        """Concatenate the queries of several parts."""
         counts = Counts()
         for best in parts:
             counts.add(best.counts)
@@ -73,15 +73,15 @@ class Best:
 
 
 class TopK:
-    """The reduction of a search: the products that are known, and what the k best of every query exceed.
+    """The reduction of a search: known products, and the k-th best similarity of every query.
 
     Args:
-        bounds: similarities (n, M) that no matching exceeds; -infinity of images that are not candidates.
-        k: neighbours of each query.
+        bounds: upper bounds of the similarities (n, M); -infinity for images that are not candidates.
+        k: neighbours per query.
 
     Attributes:
-        bounds: these.
-        products: (n, M) of the pairs that were matched, NaN elsewhere.
+        bounds: as given.
+        products: (n, M) of the matched pairs, NaN elsewhere.
         least: the k-th best similarity of each query so far (n,), which further pairs must reach.
     """
 
@@ -91,7 +91,7 @@ class TopK:
         self.least = self._best.min(axis=1)
 
     def fill(self, start: int, products: np.ndarray, similarities: np.ndarray) -> None:
-        """Take in what was matched of a block of the database, (n, B), NaN elsewhere."""
+        """Store matched pairs (n, B) of a block of the database, NaN for the rest."""
         self.products[:, start : start + products.shape[1]][~np.isnan(products)] = products[~np.isnan(products)]
         both = np.concatenate([self._best, np.where(np.isnan(products), -np.inf, similarities)], axis=1)
         self._best = np.partition(both, products.shape[1], axis=1)[:, products.shape[1] :]
@@ -99,17 +99,17 @@ class TopK:
 
 
 def rounded_up(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, precision: str) -> np.ndarray:
-    """Bounds of exact products (N, M) as bounds of those that are computed, given squared norms."""
+    """Bounds of computed products (N, M), given bounds of exact ones and squared norms."""
     return products + _ROUNDING[precision] * np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Queries against a part of the database: pairs are matched unless their locations' best answers show too little.
+    """Queries against a part of the database: pairs are matched unless the best affinities of locations rule them out.
 
     Attributes:
-        solver: of pairs of both, by one method; called in several threads at once.
-        kernel: what orders candidates.
+        solver: solves their pairs by one method; called in several threads at once.
+        kernel: orders candidates.
         least: the similarity that a pair must reach, for every query.
     """
 
@@ -118,14 +118,14 @@ class Candidates:
     least: np.ndarray
 
     def match(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
-        """Match those of some pairs that may be near enough.
+        """Match the pairs that no bound rules out.
 
         Args:
             rows: (B,), the query of each pair.
             columns: (B,), the image in the part of the database.
 
         Returns:
-            Which pairs were matched (B,), their products, and what was done.
+            Which pairs were matched (B,), their products, and counts of the work done.
         """
         with one_thread():
             parts = list(in_halves(lambda start, stop: self._match(rows[start:stop], columns[start:stop]), len(rows)))
@@ -151,7 +151,7 @@ class Candidates:
             halfway = time.perf_counter()
             products = np.empty(0)
             if len(pairs):
-                # One pair at a time: its sum must not depend on which images stand beside it in memory.
+                # One pair at a time: its sum must not depend on the images beside it in memory.
                 aligned = None if pairs.affinity is None else _aligned_products(pairs)
                 units = x.units[pairs.rows] * y.units[pairs.columns]
                 products = solve_over(method, pairs, aligned).values * units
@@ -162,7 +162,7 @@ class Candidates:
 def _similarities(
     kernel: Kernel, bounds: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, precision: str
 ) -> np.ndarray:
-    """What pairs of such squared norms (B,) reach at most, given what no matching exceeds (B,)."""
+    """Upper bounds of the similarities of pairs (B,), given upper bounds of their products and squared norms."""
     parts = []
     for start in range(0, len(bounds), _MOST_PAIRS):
         part = slice(start, start + _MOST_PAIRS)
@@ -173,11 +173,11 @@ def _similarities(
 
 
 def _best_answers(affinity: np.ndarray | Tensor) -> np.ndarray:
-    """The sum of each location's best affinity, seen from the side where that is less (B,)."""
+    """The sum of each location's best affinity (B,), from the side where it is smaller."""
     values = torch.as_tensor(affinity)
     _, rows, columns = values.shape
     of_rows, of_columns = values.amax(dim=2), values.amax(dim=1)
-    # Surplus locations of the larger image may stay without a partner, which is better than a negative affinity.
+    # Surplus locations of the larger image may stay unmatched, which beats a negative affinity.
     if rows > columns:
         of_rows = of_rows.clamp(min=0)
     if columns > rows:
@@ -187,7 +187,7 @@ def _best_answers(affinity: np.ndarray | Tensor) -> np.ndarray:
 
 
 def _aligned_products(pairs: Pairs) -> np.ndarray:
-    """Inner products (B,) of the whole images of pairs, where the tokens are, summed in float64."""
+    """Inner products (B,) of whole images, computed where the tokens are and summed in float64."""
     x, y = pairs.images()
     if pairs.on_device:
         shared, device = min(x.count, y.count), x.tokens.device

@@ -1,4 +1,4 @@
-"""Token sets as sides in memory, some images at a time; those of a database are held while there is room."""
+"""Token sets as sides in memory, block by block; those of a database stay while there is room."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rsm_probe.similarity.centering import Centering
 
 @dataclass(frozen=True)
 class BlockReader:
-    """How images of a token set become a side.
+    """Reads images of a token set into sides.
 
     Attributes:
         reference: the images whose mean is subtracted.
         centering: which mean.
-        method: the matching that images are prepared for.
+        method: the matching that prepares the images.
         dtype: of the tokens.
-        device: that holds the side.
-        at_once: images that are read at a time.
+        device: holds the side.
+        at_once: images read at a time.
     """
 
     reference: TokenSet
@@ -38,14 +38,14 @@ class BlockReader:
     at_once: int
 
     def block(self, images: TokenSet, numbers: np.ndarray) -> Side:
-        """Some images of a set, by ascending numbers, ready to be matched."""
+        """Some images of a set, by ascending numbers, ready to match."""
         tokens = torch.empty((len(numbers), *images.shape[1:]), dtype=self.dtype, device=self.device)
         for start in range(0, len(numbers), self.at_once):
             tokens[start : start + self.at_once] = self.tokens(images, numbers[start : start + self.at_once])
         return Side.of(tokens, images.grid).prepare({self.method.name: self.method})
 
     def tokens(self, images: TokenSet, numbers: np.ndarray) -> Tensor:
-        """Their tokens (n, S, C), centred, in main memory."""
+        """Centred tokens (n, S, C) of some images, in main memory."""
         first, last = int(numbers[0]), int(numbers[-1])
         if last - first + 1 == len(numbers):
             return centred_tokens(images, slice(first, last + 1), self.reference, self.centering).to(self.dtype)
@@ -55,28 +55,28 @@ class BlockReader:
 
 
 def summaries_of(side: Side, summaries: Summaries) -> Tensor:
-    """The summaries (n, L) of the images of a side, in the unit of the representations."""
+    """Summaries (n, L) of the images of a side, in the unit of the representations."""
     values = summaries.of(side.tokens)
     return values * torch.from_numpy(side.units).to(values.device)[:, None]
 
 
 class Database:
-    """The images that queries are compared with: the blocks that were used last are held, and summaries of all.
+    """The images that queries are compared with: recently used blocks stay in memory, and summaries of all images.
 
-    Summaries that would take more than half of the room are not held, but made whenever they are asked for.
+    Summaries that would take more than half of the room are recomputed whenever they are needed.
 
     Args:
         images: all of them.
-        reader: how they become sides.
-        summaries: what makes their summaries.
-        size: images of a block at most.
-        room: bytes that may be held.
+        reader: reads them into sides.
+        summaries: summarises them.
+        size: most images per block.
+        room: most bytes held.
 
     Attributes:
         images: all of them.
-        size: images of a block.
+        size: images per block.
         starts: the first image of every block.
-        norms: |x|^2 (M,), NaN of images that were not read yet.
+        norms: |x|^2 (M,), NaN for images that were not read yet.
     """
 
     def __init__(self, images: TokenSet, reader: BlockReader, summaries: Summaries, size: int, room: int) -> None:
@@ -94,11 +94,11 @@ class Database:
 
     @property
     def all_held(self) -> bool:
-        """Whether there is room for all blocks, so that none is read twice."""
+        """Whether all blocks fit into memory, so that none is read twice."""
         return len(self.starts) <= self.most_held
 
     def block(self, start: int) -> Side:
-        """The block that begins with an image."""
+        """The block that starts at an image."""
         if start not in self._held:
             while len(self._held) >= self.most_held:
                 self._held.popitem(last=False)
@@ -109,7 +109,7 @@ class Database:
         return self._held[start]
 
     def summaries(self, start: int) -> Tensor:
-        """The summaries (n, L) of a block, in the unit of the representations."""
+        """Summaries (n, L) of the block that starts at an image, in the unit of the representations."""
         if start in self._summarised:
             return self._summarised[start]
         values = summaries_of(self.block(start), self._summaries)
@@ -118,5 +118,5 @@ class Database:
         return values
 
     def held_first(self, starts: Iterable[int]) -> list[int]:
-        """Blocks in the order in which fewest are read: in any fixed order, the last ones used would be missed."""
+        """Order blocks so that fewest are read: those in memory first. Any fixed order would evict them before use."""
         return sorted(starts, key=lambda start: start not in self._held)

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours: matchings are solved only where an upper bound says that a pair may be among the best."""
+"""Exact nearest neighbours: only pairs whose upper bound puts them among the best are matched."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rsm_probe.similarity.kernels import RBF, Kernel, check_kernel, get_kernel
 if TYPE_CHECKING:
     import xarray as xr
 
-# Queries whose neighbours are also looked for beyond the shortlist, to know what it misses.
+# Queries whose neighbours are also searched beyond the shortlist, to measure its recall.
 _CHECKED = 16
 
 
@@ -55,27 +55,27 @@ def nearest(
 ) -> xr.Dataset:
     """The k most similar images of a database for every query, exactly as if all pairs were matched.
 
-    Pairs are matched in the order of an upper bound of their similarity, until no bound is above the k-th best that was
-    found. The bound is an inner product of short summaries of the images (see `matching.bounds.Summaries`); of pairs
-    that pass it, each location's best answer is a second one, before the matching is solved.
+    Pairs are matched in descending order of an upper bound of their similarity, until no bound exceeds the k-th best
+    similarity. The first bound is an inner product of short summaries of the images (see `matching.bounds.Summaries`).
+    Pairs that pass it face a second one, the sum of each location's best affinity, before they are matched.
 
     Args:
         query: tokens (N, S, C), a `Representation`, or a layer of a `Capture`.
-        database: the same, with M images of T locations.
-        k: neighbours for each query, at most the images of the database.
-        matching: a name or a method object that pairs all locations of the smaller image. Scores, which no bound
-            covers, are computed for all pairs.
+        database: in the same form, with M images of T locations.
+        k: neighbours per query, at most the number of images in the database.
+        matching: a name or a method object that pairs all locations of the smaller image. Scores have no bound and are
+            computed for all pairs.
         kernel: "linear", "cosine", "rbf", or a kernel object. The width of "rbf" is the median distance of all pairs,
-            as in `rsm(query, database)`, whatever groups and shortlists leave out: all pairs are matched for it, with
-            a warning. The order does not depend on it, so that `RBF(sigma2=...)` finds the same neighbours and matches
-            few pairs.
+            as in `rsm(query, database)`, including those that groups and shortlists leave out: all pairs are matched
+            for it, with a warning. The order does not depend on the width: `RBF(sigma2=...)` finds the same neighbours
+            and matches few pairs.
         centering: see `rsm_probe.rsm`; the mean is the database's.
-        groups: one name for each query, one for each image of the database; an image is no candidate for a query of
-            its own group, such as frames of one video.
-        shortlist: match only so many candidates per query, those whose means over locations are most similar
-            (cosine), found by FAISS. The result is then exact among these, and says how many of the true neighbours
-            the shortlist holds.
-        query_ids: names of the queries; captures know theirs.
+        groups: one name per query, and one per image of the database; images of the query's own group, such as frames
+            of one video, are not candidates.
+        shortlist: number of candidates to match per query: those whose means over locations are most similar
+            (cosine), found by FAISS. The result is then exact among these, and its `recall` is the share of true
+            neighbours on the shortlist.
+        query_ids: names of the queries; captures hold theirs.
         database_ids: names of the images of the database.
         device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
             where they are, and moves layers of captures to a GPU where there is one. Queries follow the database.
@@ -84,19 +84,19 @@ def nearest(
         progress: show what the work needs, and bars; here also what was saved.
 
     Returns:
-        A dataset (query, rank) with `neighbour` (names, "" where there is no further candidate), `index` (places in the
-        database, -1), `similarity` and `product` (NaN). Equally similar ones come in the order of the database. Its
-        attributes hold `pairs` (candidates), `affinities` and `matchings` that were computed, `seconds` in all,
-        `seconds_bounds`, `seconds_of_all_pairs` (a sample of pairs, matched as a whole tile, scaled up to all pairs and
-        workers), `saved_matchings` and `saved_time` as shares of these (0 where nothing was saved), `sigma2` of an RBF
-        kernel, and of a shortlist the `recall`.
+        A dataset (query, rank) with `neighbour` (names), `index` (in the database), `similarity` and `product`. Where
+        candidates run out, these are "", -1 and NaN. Ties keep the order of the database. Attributes: `pairs`
+        (candidates), the numbers of computed `affinities` and `matchings`, `seconds` in total, `seconds_bounds`,
+        `seconds_of_all_pairs` (a sample of pairs, matched as a whole tile, scaled to all pairs and workers), the shares
+        `saved_matchings` and `saved_time` (0 where nothing was saved), `sigma2` of an RBF kernel, and the `recall` of a
+        shortlist.
 
     Raises:
-        RepresentationError: wrong shapes, other channels, NaN or infinity.
+        RepresentationError: wrong shapes, different numbers of channels, NaN or infinity.
         MatchingError: unknown matching.
         ComparisonError: unknown kernel, or one that does not apply; wrong k, ids or groups; FAISS is not installed.
-        CostError: one affinity alone, or the distances of which a width is the median, exceed the memory; the device is
-            not there.
+        CostError: one affinity alone, or the distances whose median is the width, exceed the memory; the device is not
+            available.
         StorageError: a capture cannot be read.
     """
     return find_nearest(
@@ -159,7 +159,7 @@ def find_nearest(
                     best = search.best_among(candidates, k, on_done=bar.update)
                 else:
                     best = search.best(everything, k, None, dict(enumerate(candidates)), bar.update, known)
-                seconds = time.perf_counter() - started  # the work does not include a look beyond the shortlist
+                seconds = time.perf_counter() - started  # measuring the recall does not count
                 recall = _recall(search, best, k, own, known)
     counts = best.counts
     if known is not None:
@@ -181,10 +181,10 @@ def find_nearest(
 
 
 def _own_groups(groups: tuple[Sequence[str], Sequence[str]] | None, queries: int, images: int) -> Groups | None:
-    """Numbers of the groups of queries and of images.
+    """Number the groups of queries and of images.
 
     Raises:
-        ComparisonError: no pair, names that are not text, or a wrong number of them.
+        ComparisonError: not a pair, names that are not text, or a wrong number of them.
     """
     if groups is None:
         return None
@@ -201,7 +201,7 @@ def _own_groups(groups: tuple[Sequence[str], Sequence[str]] | None, queries: int
 
 
 def _recall(search: Search, best: Best, count: int, own: Groups | None, known: AllProducts | None) -> float:
-    """The share of true neighbours that a shortlist holds, for some queries spread evenly."""
+    """The share of true neighbours on a shortlist, for some evenly spaced queries."""
     checked = np.unique(np.linspace(0, len(best.index) - 1, _CHECKED).astype(int))
     true = search.best(checked, count, own, known=known).index
     held = [np.isin(row[row >= 0], best.index[query]) for query, row in zip(checked, true, strict=True)]

@@ -1,4 +1,4 @@
-"""A shortlist of candidates by pooled vectors, from an index of a library made for it."""
+"""A shortlist of candidates by pooled vectors, from a FAISS index."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def pooled_candidates(
     Args:
         queries: means over locations (N, C).
         images: those of the database (M, C).
-        count: candidates for each query; fewer where the database has fewer.
+        count: candidates per query; fewer where the database is smaller.
         own: groups of queries and images; images of the query's own group are left out.
         centred: subtract the mean of the database.
 
     Returns:
-        For each query, the numbers of its candidates.
+        The numbers of the candidates of each query.
 
     Raises:
         ComparisonError: FAISS is not installed.
@@ -37,7 +37,7 @@ def pooled_candidates(
         sides.append((rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)).astype(np.float32))
     index = faiss.IndexFlatIP(sides[1].shape[1])
     index.add(sides[1])
-    # Those of a query's own group are found too, and take no place from others.
+    # Search also returns images of a query's own group; ask for enough that their removal leaves `count`.
     most = 0 if own is None else int(np.bincount(own[1]).max())
     numbers = index.search(sides[0], min(count + most, len(images)))[1]
     if own is None:

@@ -17,7 +17,7 @@ from rsm_probe.pairs.sides import Side
 # Bytes of one block of affinities on the CPU, or for it. It is a constant, not derived from workers or memory, so that
 # the shapes of the matrix products, and with them the last bits of the results, never depend on the machine's load.
 BLOCK_BYTES = 8 << 20
-# Pairs of a block for the CPU that are gathered one by one, at most: more gain nothing, however small they are.
+# Most pairs per CPU block whose tokens are gathered one by one: larger blocks gain nothing, however small the pairs.
 _MOST_GATHERED = 256
 
 Numbers = tuple[np.ndarray, np.ndarray]
@@ -47,7 +47,7 @@ def pair_affinities(x: Tensor, y: Tensor, rows: np.ndarray, columns: np.ndarray)
     return torch.bmm(left, right.mT)
 
 
-# Of this thread, by device. PyTorch keeps memory by stream: a new one each time could not have what others left.
+# Streams of this thread, by device. PyTorch caches memory per stream, so a new stream could not reuse any.
 _streams = threading.local()
 
 
@@ -64,8 +64,8 @@ class Block:
     Attributes:
         rows: (B,), images of x.
         columns: (B,), images of y.
-        ready: when the affinities are; None where they are already.
-        on_device: whether they stay where they are.
+        on_device: whether the affinities stay on the device.
+        ready: recorded once they are computed; None where they already are.
     """
 
     rows: np.ndarray
@@ -78,13 +78,13 @@ class Block:
         return len(self.rows)
 
     def affinity(self) -> np.ndarray | Tensor | None:
-        """Wait for the affinities (B, S, T), in any thread; None where nobody reads any."""
+        """Wait for the affinities (B, S, T), in any thread; None where no method reads them."""
         if self._values is None:
             return None
         if self.ready is not None and self.on_device:
             stream = torch.cuda.current_stream(self._values.device)
             stream.wait_event(self.ready)
-            self._values.record_stream(stream)  # or their memory would be given away too soon
+            self._values.record_stream(stream)  # or their memory would be reused too soon
         elif self.ready is not None:
             self.ready.synchronize()
         return self._values if self.on_device else self._values.numpy()
@@ -93,19 +93,19 @@ class Block:
 class Affinities:
     """The affinities of pairs of images, block by block, for methods that read the same ones.
 
-    On a CUDA device they are computed on a stream of its own. Where a CPU matches, they are copied into pinned memory
-    by the same stream: both go on while earlier blocks are matched.
+    A CUDA device computes them on a stream of their own. Where the CPU matches, the same stream copies them into pinned
+    memory. Both overlap with the matching of earlier blocks.
 
     Args:
         x: the images in the rows, whose tokens are contiguous.
         y: those in the columns, on the same device.
         on_device: whether they stay on the device, for methods that solve them there.
-        reads: whether anybody reads them; if not, blocks say which pairs are next.
+        reads: whether any method reads them; if not, blocks only say which pairs come next.
         precision: "float32", or "float16" for tokens that are rounded to it.
 
     Attributes:
-        pair_bytes: of one affinity; 0 where nobody reads any.
-        pairs_per_block: pairs of a block at most.
+        pair_bytes: size of one affinity; 0 where no method reads them.
+        pairs_per_block: most pairs in a block.
     """
 
     def __init__(
@@ -124,22 +124,22 @@ class Affinities:
         self._stream = None
         if self.device.type == "cuda":
             self._stream = _stream(self.device)
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))  # which made the tokens
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))  # which computed the tokens
             for tokens in (self.x, self.y):
                 tokens.record_stream(self._stream)
 
     @property
     def gathered_per_block(self) -> int:
-        """Pairs of a block whose tokens are gathered one by one, and take memory as well; at least 1."""
+        """Pairs per block where tokens are gathered pair by pair, which takes memory as well; at least 1."""
         tokens = (self.x.shape[1] + self.y.shape[1]) * self.x.shape[2] * self.x.element_size()
         if self.on_device:
             return max(1, block_bytes(self.device) // (self.pair_bytes + tokens))
         return max(1, min(_MOST_GATHERED, BLOCK_BYTES // max(self.pair_bytes, tokens)))
 
     def all_pairs(self, diagonal: bool = False) -> Iterator[Numbers]:
-        """Which pairs the blocks hold: all, or those below the diagonal (with it, if asked) where x is y.
+        """Yield the pairs of each block: all pairs, or those below the diagonal (with it, if asked) where x is y.
 
-        A block for the CPU holds images of x against one of y; for a device, as many of these as fill it.
+        A CPU block holds images of x against one image of y; a device block holds as many such runs as fit.
         """
         runs: list[tuple[slice, int]] = []
         held = 0
@@ -154,7 +154,7 @@ class Affinities:
             yield _numbers(runs)
 
     def start(self, rows: np.ndarray, columns: np.ndarray, wait: Callable[[], bool] = bool) -> Iterator[Block]:
-        """Start to compute the affinities of some pairs; several blocks where the device has no room for one.
+        """Start computing the affinities of some pairs, in several blocks where the device lacks memory for one.
 
         Args:
             rows: (B,), images of x.
@@ -162,21 +162,21 @@ class Affinities:
             wait: see `in_halves`.
 
         Raises:
-            CostError: the device has no room for a single affinity.
+            CostError: the device lacks memory for a single affinity.
         """
         return in_halves(lambda start, stop: self.block(rows[start:stop], columns[start:stop]), len(rows), wait)
 
     def block(self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool = False) -> Block:
-        """Start to compute the affinities of some pairs.
+        """Start computing the affinities of some pairs.
 
         Args:
             rows: (B,), images of x.
             columns: (B,), images of y.
-            one_by_one: one product for each pair, for pairs that have no images in common; on a CPU, its last bits
-                then do not depend on the rest of the block.
+            one_by_one: compute one product per pair, for pairs that share no images; on a CPU, its last bits then do
+                not depend on the rest of the block.
 
         Raises:
-            torch.OutOfMemoryError: the device has no room for them.
+            torch.OutOfMemoryError: the device lacks memory for them.
         """
         if not self.reads:
             return Block(rows, columns, None, self.on_device)
@@ -217,13 +217,13 @@ class Affinities:
 
 
 def block_slices(x: Tensor, y: Tensor, diagonal: bool = False, most: int | None = None) -> Iterator[tuple[slice, int]]:
-    """All pairs, or those below the diagonal (with it, if asked) where x is y, as images of x against one of y.
+    """Yield all pairs, or those below the diagonal (with it, if asked) where x is y, as images of x against one of y.
 
     Args:
         x: tokens (N, S, C).
         y: tokens (M, T, C).
-        diagonal: whether images meet themselves.
-        most: images of x at a time; by default as many as make a block for the CPU.
+        diagonal: whether to include each image with itself.
+        most: images of x at a time; by default as many as fill a CPU block.
     """
     step = most or pairs_per_block(x, y)
     for column in range(y.shape[0]):

@@ -52,18 +52,18 @@ def rsm(
     Args:
         z: tokens (N, S, C); a `Representation`, such as `probe.representations["layer1.0"]`, which knows its grid; or a
             layer of a `Capture`, whose images need not fit into memory.
-        other: the same of a database, with M images of T locations; None for the images of z among themselves. Where S
-            differs from T, surplus locations stay unmatched, and norms are those of the whole images.
+        other: a database in the same form, with M images of T locations; None to compare the images of z with each
+            other. Where S differs from T, surplus locations stay unmatched; norms always cover whole images.
         matching: "identity" for spatio-semantic RSMs, "optimal" for semantic ones, or a method object.
         kernel: "linear", "cosine", "rbf", or a kernel object with its options.
         centering: None; "location-mean", subtracting the mean over images at each location, as the paper does; or
             "channel-mean", over images and locations, which keeps the invariance to permutations. The mean is the
             database's where `other` is given.
-        grid: (H, W) of the locations of tokens, for `matching="translation"`, which needs it; it is not guessed.
+        grid: (H, W) of the locations of plain tokens, which `matching="translation"` requires; it is never guessed.
         ids: names of the images of z.
         other_ids: names of the images of `other`.
-        permutations: also keep how locations were paired, as `permutation` in the RSM's dataset.
-        out: of captured layers: a folder for the tiles, in which an interrupted call continues; see `all_pairs`.
+        permutations: also keep the matched locations, as `permutation` in the RSM's dataset.
+        out: for captured layers, a folder for the tiles, in which an interrupted call continues; see `all_pairs`.
         device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
             where they are, and moves layers of captures to a GPU where there is one.
         workers: CPU threads that match; None for all cores. Results do not depend on it.

@@ -1,4 +1,4 @@
-"""Tokens on a device: those of a capture are moved there once, as long as there is room for them."""
+"""Tokens on a device: those of a capture are copied there once, as long as they fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rsm_probe.execution.devices import token_bytes
 
 
 class DeviceCache:
-    """What was moved to devices and may be asked for again; the parts that were not used for longest make room."""
+    """Tokens on devices that tiles will need again; the least recently used are dropped first."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[tuple[Hashable, torch.device], Tensor] = OrderedDict()
@@ -28,9 +28,9 @@ class DeviceCache:
         """Tokens on a device.
 
         Args:
-            key: what they are.
-            read: gives them, in main memory.
-            device: where they are wanted; "cuda" is the current device of this thread.
+            key: identifies the tokens.
+            read: returns them, in main memory.
+            device: the target; "cuda" is the current device of this thread.
         """
         if device.type == "cpu":
             return read()

@@ -27,9 +27,9 @@ class PairMatcher:
     """Computes matched inner products of all pairs of images, for several matchings at once.
 
     Args:
-        execution: how many CPU threads match, and how much memory the affinities that wait for them may occupy; one
-            block of 8 MB may always wait. Those that a device solves itself take a quarter of its memory at most.
-        on_pairs: called with the number of pairs whenever some are done.
+        execution: how many CPU threads match, and the memory budget for affinities that wait for them; one block of
+            8 MB may always wait. Affinities that a device solves take at most a quarter of its memory.
+        on_pairs: called with the number of pairs whenever some are solved.
     """
 
     def __init__(self, execution: Execution, on_pairs: Callable[[int], None] = lambda count: None) -> None:
@@ -61,15 +61,15 @@ class PairMatcher:
         """Start the matching of all pairs; blocks while the queue is full.
 
         Args:
-            x: tokens (N, S, C), finite; or a side.
-            y: tokens (M, T, C), finite, or a side; None for the pairs within x (each unordered pair is matched once).
+            x: finite tokens (N, S, C), or a side.
+            y: finite tokens (M, T, C), or a side; None for the pairs within x (each unordered pair is matched once).
             methods: label -> method.
             grid: (H, W) of the locations of tokens, for methods that move along it.
             bounds: whether to keep bounds.
             permutations: whether to keep how locations were paired.
 
         Returns:
-            A handle whose `result()` gives label -> (N, M) matched inner products.
+            A handle whose `result()` returns label -> (N, M) matched inner products.
 
         Raises:
             CostError: one affinity alone exceeds the memory budget.
@@ -88,7 +88,7 @@ class PairMatcher:
         with torch.autocast(left.tokens.device.type, enabled=False):
             loop = PairLoop(left, right, methods, memory=self._memory, bounds=bounds, permutations=permutations)
             pending = PendingProducts(loop.matrices, (left.squared_norms, right.squared_norms))
-            del x, y, left, right  # workers need what the loop keeps of them
+            del x, y, left, right  # the loop keeps all that workers need
             if not loop.solvers:
                 self._count(loop.workload.pairs)
             for solver in loop.solvers:
@@ -100,7 +100,7 @@ class PairMatcher:
     def _submit_block(
         self, solver: BlockSolver, rows: np.ndarray, columns: np.ndarray, solve: Callable[[list[Block]], None]
     ) -> list[Future[None]]:
-        """Have the affinities of some pairs made and solved, when there is room for them."""
+        """Have the affinities of some pairs computed and solved, once the queue has room for them."""
         affinities = solver.affinities
         queue, whole, sizes = self._queue_of(solver), len(rows) * affinities.pair_bytes, [0]
         submitted: list[Future[None]] = []
@@ -109,16 +109,16 @@ class PairMatcher:
             for block in affinities.start(rows, columns, lambda: queue.wait_for_others(whole - sum(sizes))):
                 sizes.append(len(block) * affinities.pair_bytes)
                 work = self._pool.submit(solve, [block])
-                # Not at the end of the work itself: what is cancelled never ends, but is done all the same.
+                # A callback, because cancelled work never reaches its own end.
                 work.add_done_callback(lambda _, size=sizes[-1]: queue.release(size))  # type: ignore[misc]
                 submitted.append(work)
                 del block  # or it would stay in memory until the next one is there
-        finally:  # after an error, such as a device out of memory, a further try needs the room
+        finally:  # after an error, such as a device out of memory, the next attempt needs the room
             queue.release(whole - sum(sizes))
         return submitted
 
     def _queue_of(self, solver: BlockSolver) -> _Queue:
-        """What waits on a device is bounded by two of its blocks, what waits for the CPU by the memory."""
+        """Two blocks may wait on a device; the memory budget bounds what waits for the CPU."""
         if not solver.affinities.on_device:
             return self._queue
         device = solver.affinities.device
@@ -136,7 +136,7 @@ class PairMatcher:
 
 
 class _Queue:
-    """Bytes that wait to be matched: at most so many, unless one block alone is larger."""
+    """Counts the bytes of waiting affinities, up to a limit that a single larger block may exceed."""
 
     def __init__(self, most: int) -> None:
         self.most, self.waiting = most, 0
@@ -155,7 +155,7 @@ class _Queue:
             self._freed.notify_all()
 
     def wait_for_others(self, own: int) -> bool:
-        """Wait until nothing waits but one's own bytes; says whether anything else did."""
+        """Wait until only one's own bytes are queued; return whether others had to finish first."""
         with self._freed:
             others = self.waiting > own
             self._freed.wait_for(lambda: self.waiting <= own)
@@ -163,11 +163,11 @@ class _Queue:
 
 
 class PendingProducts:
-    """Matched inner products that worker threads are filling in.
+    """Matched inner products that worker threads are still computing.
 
     Attributes:
-        squared_norms: |z_i|^2 of the images in the rows (N,) and in the columns (M,), which are the same array for the
-            pairs within one set.
+        squared_norms: |z_i|^2 of the images in the rows (N,) and in the columns (M,); the same array for pairs within
+            one set.
     """
 
     def __init__(self, matrices: Mapping[str, ProductMatrix], squared_norms: tuple[np.ndarray, np.ndarray]) -> None:
@@ -179,7 +179,7 @@ class PendingProducts:
         """Wait for the workers; label -> products, and bounds and permutations where they were asked for.
 
         Raises:
-            Exception: whatever a worker raised; its remaining blocks are cancelled.
+            Exception: as raised in a worker; the remaining blocks are cancelled.
         """
         try:
             for future in self.futures:
@@ -189,17 +189,17 @@ class PendingProducts:
                 future.cancel()
             raise
         self.futures = []
-        # What workers set for themselves, PyTorch also takes as the default of threads that others start later.
+        # PyTorch applies the thread count that workers set to threads that start later, too.
         torch.set_num_threads(torch.get_num_threads())
         return {label: matrix.completed() for label, matrix in self._matrices.items()}
 
     def result(self) -> dict[str, np.ndarray]:
-        """As `matched`, the products alone: label -> (N, M) float64, symmetric for the pairs within one set."""
+        """Wait for the products alone: label -> (N, M) float64, symmetric for pairs within one set; see `matched`."""
         return {label: known.products for label, known in self.matched().items()}
 
 
 def queue_bytes(x: Tensor, memory: int) -> int:
-    """How much of a memory budget the affinities of a layer can really fill."""
+    """How many bytes of a memory budget the affinities of a layer can fill."""
     pairs = pairs_per_block(x, x)
     size = pairs * x.shape[1] ** 2 * x.element_size()
     return min(memory, size * (Workload.of(x.shape).pairs // pairs + 1))

@@ -64,20 +64,19 @@ def all_pairs(
 ) -> xr.Dataset:
     """Matched inner products of all pairs of captured images, tile by tile, onto disk.
 
-    A tile that is on disk is never computed again: interrupted, the same call continues, and a tile that was torn or
-    damaged is found by its checksum and made again. Whatever executes the tiles, the arrays are the same to the last
-    bit for a given tile size on processors of one kind; on devices, up to the gap that is certified.
+    Finished tiles are never computed again: the same call resumes after an interruption. Checksums reveal torn or
+    damaged tiles, which are recomputed. For a given tile size, arrays are bit-identical whatever executes the tiles on
+    processors of one kind; devices agree within the certified gap.
 
     Args:
         x: the images in the rows, a layer of a `Capture`.
         y: the images in the columns; None for those of x, each pair of which is matched once.
-        out: a folder, or a URL of a file system that fsspec knows; None for a temporary one, whose content is then
-            returned in memory.
+        out: a folder, or a URL of a file system that fsspec knows; None to return the result in memory.
         matching: a name or a method object.
         centering: see `rsm_probe.rsm`; the mean is that of y where y is given.
-        tile: images on each side of a tile; by default from the size of the representations and `memory`. A result
-            that was begun keeps its own.
-        permutations: also keep how locations were paired, (N, M, S).
+        tile: images on each side of a tile; by default derived from the size of the representations and `memory`. A
+            result that was begun keeps its own.
+        permutations: also keep the matched locations, (N, M, S).
         device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
             where they are, and moves layers of captures to a GPU where there is one. "cuda" is every GPU of this
             machine, with one worker each; for workers of an executor it is their current one, and "auto" and None the
@@ -91,9 +90,9 @@ def all_pairs(
         progress: show what the work needs, and bars.
 
     Returns:
-        A dataset whose arrays are read when they are used: `product`, `bound` (what no matching exceeds, up to the
-        rounding of affinities, some 1e-7 of |x| |y| in float32; infinity where the method proves nothing)
-        (image_a, image_b), `norm_a`, `norm_b` (squared), `permutation` where it is kept.
+        A dataset whose arrays are read on use: `product` and `bound` (image_a, image_b), squared norms `norm_a` and
+        `norm_b`, and `permutation` where asked for. No matching exceeds its bound, up to the rounding of affinities,
+        some 1e-7 of |x| |y| in float32; the bound is infinite where the method proves nothing.
 
     Raises:
         RepresentationError: the layers differ in their channels.
@@ -150,7 +149,7 @@ def match_on_disk(
             job = Job(*addresses, folder, method, centering, str(device), permutations, side, workload)
             return _Run(store, job, x, x if y is None else y, plan, settings, execution)
 
-        # What is there is refused, or read, without a lock and without writing.
+        # Refuse or read an existing result without a lock and without writing.
         existing = ChunkStore.existing(folder, KIND)
         if existing is not None and run_on(existing).is_whole():
             return open_pairs(folder)
@@ -170,10 +169,11 @@ def match_on_disk(
 
 
 def open_pairs(where: str | Path) -> xr.Dataset:
-    """Open what `all_pairs` wrote; arrays are read when they are used.
+    """Open what `all_pairs` wrote; arrays are read on use.
 
     Raises:
-        StorageError: there is no finished result; a file of it is missing or damaged (the message names it).
+        StorageError: the result is missing or unfinished, or one of its files is missing or damaged (the message names
+            it).
     """
     store = ChunkStore.open(where, KIND)
     if not store.finished:
@@ -182,7 +182,7 @@ def open_pairs(where: str | Path) -> xr.Dataset:
 
 
 class _Run:
-    """One go at a result."""
+    """One attempt to complete a result."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class _Run:
         self.left = self.tasks
 
     def find_left(self) -> None:
-        """Read what is there; tiles that are missing or damaged are left to do.
+        """Read existing tiles; those that are missing or damaged are left to compute.
 
         Raises:
             StorageError: an array lost its metadata.
@@ -210,7 +210,7 @@ class _Run:
             self.left = [task for task in self._checked() if not task.is_there(self.store)]
 
     def is_whole(self) -> bool:
-        """Whether all tiles are there, and the result says so; all of them are read.
+        """Whether the result is marked as finished and all its tiles are intact; reads every tile.
 
         Raises:
             StorageError: an array lost its metadata.
@@ -223,7 +223,7 @@ class _Run:
         return self.execution.bar("checking tiles", len(self.tasks), "tile", items=self.tasks, leave=False)
 
     def begin(self) -> None:
-        """Say what the rest of the work needs, refuse what does not fit, and make the arrays.
+        """Report the cost of the remaining work, refuse what does not fit, and create the arrays.
 
         Raises:
             CostError: it would take longer than the limit.
@@ -236,7 +236,7 @@ class _Run:
         share = pairs / max(1, sum(task.pairs for task in self.tasks))
         disk = require_space(self.job.out, size * share)
         workers = self.plan.workers(self.job.tile)
-        # Pairs are only timed where somebody reads the estimate.
+        # Time pairs only where the estimate is shown or checked.
         asked = self.execution.progress or self.execution.limits_time
         seconds = self._seconds_per_pair() * pairs / workers if asked else 0.0
         self.execution.require_time(
@@ -264,7 +264,7 @@ class _Run:
                 bar.update(pairs)
 
     def _seconds_per_pair(self) -> float:
-        """Of two or three images: on one core, or on one device that matches."""
+        """Seconds per pair, timed on two or three images, on one core or on one device that matches."""
         y = (self.job.y or self.job.x).open()  # as workers do: a capture that is gone is named
         with one_thread(), torch.no_grad():
             tokens = centred_tokens(y, slice(0, min(3, len(y))), y, self.job.centering)

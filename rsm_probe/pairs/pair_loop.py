@@ -1,9 +1,9 @@
 """The pair loop: every pair of two sides, in blocks of affinities, solved by some methods.
 
 A `PairLoop` is one piece of work. It decides once whether the device or the CPU solves the pairs, and knows how their
-affinities are made. What becomes of its solved blocks are reductions: a matrix in memory, by worker threads
-(`matcher.py`) or in the calling thread (`match_sides`); a tile on disk (`tiles.py`); the nearest images under bounds
-(`neighbours/candidates.py`); a time (`timing.py`).
+affinities are computed. Reductions consume its solved blocks: a matrix in memory, filled by worker threads
+(`matcher.py`) or by the calling thread (`match_sides`); a tile on disk (`tiles.py`); the nearest images under bounds
+(`neighbours/candidates.py`); a timing (`timing.py`).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from rsm_probe.pairs.products import MatchedProducts, ProductMatrix
 from rsm_probe.pairs.sides import Side
 
 _Item = TypeVar("_Item")
-# What rounding to float16 may hide of a gain, relative to the norms: (1 + 2^-11)^2 - 1 of each of the two products
-# whose difference it is.
+# The part of a gain that rounding to float16 may hide, relative to the norms: a gain is the difference of two products,
+# each off by up to (1 + 2^-11)^2 - 1.
 _HALF_PRECISION = 2e-3
 
 
 @dataclass(frozen=True, eq=False)
 class BlockSolver:
-    """Methods that read the same affinities, and these.
+    """Methods that read the same affinities, with these affinities.
 
     Attributes:
         x: the images in the rows, contiguous, prepared by the methods.
         y: those in the columns, on the same device.
         methods: label -> method.
-        affinities: of pairs of both.
+        affinities: of the pairs of both sides.
     """
 
     x: Side
@@ -58,20 +58,20 @@ class BlockSolver:
         return cls(x.prepare(methods), y.prepare(methods), methods, Affinities(x, y, on_device, reads, precision))
 
     def solve_gathered(self, rows: np.ndarray, columns: np.ndarray) -> None:
-        """Solve pairs whose affinities are gathered one by one, and forget how."""
+        """Solve pairs whose affinities are gathered one by one, and discard the solutions."""
         block = self.affinities.block(rows, columns, one_by_one=True)
         for label, method in self.methods.items():
             solve_both_ways(method, self.pairs(label, block))
 
     def pairs(self, label: str, block: Block) -> Pairs:
-        """The pairs of a block, whose affinities it waits for, ready to be solved by one of the methods."""
+        """Wait for the affinities of a block, and return its pairs ready for one of the methods."""
         affinity = block.affinity() if self.methods[label].needs_affinity else None
         prepared = self.x.prepared[label], self.y.prepared[label]
         images = self.x.locations, self.y.locations
         return Pairs(block.rows, block.columns, *images, affinity, prepared, self.affinities.on_device)
 
     def solve(self, block: Block, aligned: np.ndarray | None) -> Iterator[tuple[str, Solution]]:
-        """The label of every method, and how it solves a block.
+        """Solve a block by every method, and yield its label and solution.
 
         Args:
             block: pairs with their affinities.
@@ -83,24 +83,24 @@ class BlockSolver:
 
 
 class PairLoop:
-    """All pairs of two sides under some methods: what is known at once, and the blocks that are left to solve.
+    """All pairs of two sides under some methods: results known at once, and blocks that are left to solve.
 
     Args:
         x: the images in the rows.
         y: those in the columns, on the same device; x itself for the pairs within x, each of which is solved once.
         methods: label -> method.
-        workload: the size of the whole work, where this is a part of it.
-        memory: bytes that an affinity may take; None for any number.
+        workload: the size of the whole work, where this loop is a part of it.
+        memory: most bytes per affinity; None for no limit.
         bounds: whether to keep bounds.
-        permutations: whether to keep how locations were paired.
+        permutations: whether to keep the matched locations.
 
     Attributes:
-        matrices: label -> what is known of all pairs, which `fill` completes.
-        solvers: methods with the affinities that serve them; their blocks are what is left to do.
+        matrices: label -> results for all pairs, which `fill` completes.
+        solvers: methods with the affinities they read; their blocks are left to solve.
 
     Raises:
         CostError: one affinity exceeds the memory.
-        MatchingError: a method cannot work on these locations, or is a score of which permutations are asked.
+        MatchingError: a method cannot work on these locations, or is a score, which has no permutations to return.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class PairLoop:
     ) -> None:
         self.within = y is x
         self.workload = Workload.of(x.tokens.shape, None if y is x else y.tokens.shape)
-        # The same numbers, to the last bit, for all that is measured against them.
+        # Computed once: gains are measured against the same numbers, to the last bit.
         aligned = cache(lambda: aligned_products(x.tokens, y.tokens))
         counts = x.locations.count, y.locations.count
         self.matrices: dict[str, ProductMatrix] = {}
@@ -140,13 +140,13 @@ class PairLoop:
         if left:
             itemsize = x.tokens.element_size()
             sizes = [affinity_bytes(method, *counts, memory, itemsize) for method in left.values()]
-            # What is known at once reads tokens as they lie in memory; blocks gather many of them.
+            # Results known at once read tokens in place; blocks gather them, which needs contiguous memory.
             self._aligned = aligned() if any(sizes) else None
             rows = x.contiguous()
             self.solvers = _solvers(rows, rows if y is x else y.contiguous(), left, workload or self.workload)
 
     def block_pairs(self, solver: BlockSolver) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and columns of the pairs of every block, (B,) both."""
+        """Yield rows and columns, both (B,), of the pairs of every block."""
         return solver.affinities.all_pairs(self._diagonal)
 
     def fill(self, solver: BlockSolver, block: Block) -> None:
@@ -160,8 +160,8 @@ class PairLoop:
             blocks: Iterator[Block] = chain.from_iterable(
                 solver.affinities.start(*pairs) for pairs in self.block_pairs(solver)
             )
-            # A device computes the next block while a CPU solves this one. Where it solves them itself, that only takes
-            # memory.
+            # A device computes the next block while the CPU solves this one. Where the device itself solves them,
+            # working ahead would only take memory.
             if solver.affinities.device.type != "cpu" and not solver.affinities.on_device:
                 blocks = _one_ahead(blocks)
             for block in blocks:
@@ -172,14 +172,14 @@ class PairLoop:
 def match_sides(
     x: Side, y: Side, method: Matching, workload: Workload | None = None, permutations: bool = False
 ) -> MatchedProducts:
-    """Match every image of x with every image of y, in the calling thread; with bounds.
+    """Match every image of x with every image of y in the calling thread, and keep bounds.
 
     Args:
         x: the images in the rows.
         y: those in the columns; x itself for the pairs within x.
         method: any matching.
-        workload: of which this is a part; None where it is all.
-        permutations: whether to keep how locations were paired.
+        workload: the whole work that this is a part of; None if it is all.
+        permutations: whether to keep the matched locations.
 
     Raises:
         MatchingError: the method cannot work on these locations, or is a score of which permutations are asked.
@@ -190,14 +190,14 @@ def match_sides(
 
 
 def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray | None) -> Solution:
-    """Solve pairs; values are the identity's float64 products plus the gain of matching over them.
+    """Solve pairs; each value is the float64 product under the identity plus the gain of the matching.
 
-    So equal pairings give equal values to the last bit, and an exact method never falls below the identity. Where a
-    device runs out of memory, it solves halves of the pairs.
+    Equal pairings thus give equal values to the last bit, and an exact method never falls below the identity. A device
+    that runs out of memory solves the pairs in halves.
 
     Args:
         method: any matching.
-        pairs: B pairs with what the method needs.
+        pairs: B pairs, prepared for the method.
         aligned: inner products of whole images (B,), in float64; None for methods without affinity.
     """
     solved = in_halves(lambda start, stop: solve_both_ways(method, pairs.part(start, stop)), len(pairs))
@@ -205,7 +205,7 @@ def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray | None) -> So
     if aligned is None or pairs.affinity is None or not (method.needs_affinity and method.one_to_one):
         return solution
     base, entries = pairs.aligned_sums, pairs.aligned_entries
-    # The same terms summed in another order differ in the last digits.
+    # Summing the same terms in a different order changes the last digits.
     noise = np.abs(entries).sum(axis=1, dtype=np.float64) * entries.shape[1] * np.finfo(np.float64).eps
     gains = np.where(np.abs(solution.values - base) > noise, solution.values - base, 0.0)
     hidden = _HALF_PRECISION * pairs.scales() if method.precision == "float16" else 0.0
@@ -214,15 +214,15 @@ def solve_over(method: Matching, pairs: Pairs, aligned: np.ndarray | None) -> So
 
 
 def pairs_equal_locations(method: Matching, rows: int, columns: int) -> bool:
-    """Whether equal locations are paired: by the identity, or as images have but one location on both sides."""
+    """Whether location s is paired with location s: under the identity, or where both sides have a single location."""
     return method.is_identity or (rows == columns == 1 and method.one_to_one)
 
 
 def affinity_bytes(method: Matching, rows: int, columns: int, memory: int | None, itemsize: int = 4) -> int:
-    """Bytes of one affinity (rows, columns), if the method reads any.
+    """Bytes of one affinity (rows, columns); 0 if the method reads none.
 
     Raises:
-        CostError: it exceeds the memory; the message names the methods that need none.
+        CostError: it exceeds the memory; the message names methods that need no affinity.
     """
     size = rows * columns * itemsize if method.needs_affinity else 0
     if memory is not None and size > memory:
@@ -235,7 +235,7 @@ def affinity_bytes(method: Matching, rows: int, columns: int, memory: int | None
 
 
 def _solvers(x: Side, y: Side, methods: Mapping[str, Matching], workload: Workload) -> list[BlockSolver]:
-    """Methods in groups that are served by the same affinities: on the device or by the CPU, and in their precision."""
+    """Group methods that can share affinities: same solver (device or CPU) and same precision."""
     groups: dict[tuple[bool, str], dict[str, Matching]] = {}
     for label, method in methods.items():
         on_device = workload.on_device(method, x.tokens.device, x.tokens.dtype)
@@ -244,7 +244,7 @@ def _solvers(x: Side, y: Side, methods: Mapping[str, Matching], workload: Worklo
 
 
 def _one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """Ask for the next item before giving one away."""
+    """Fetch the next item before yielding the current one."""
     before = list(islice(items, 1))
     for item in items:
         yield before.pop()

@@ -1,4 +1,4 @@
-"""What is known of all pairs of two sides: matched inner products, bounds, permutations, filled in block by block."""
+"""Results for all pairs of two sides: matched inner products, bounds and permutations, filled in block by block."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rsm_probe.pairs.sides import Side
 
 @dataclass(frozen=True, eq=False)
 class MatchedProducts:
-    """What is known of all pairs of two sets of images under one method.
+    """Results for all pairs of two sets of images under one method.
 
     Attributes:
         products: matched inner products (N, M), float64.
-        bounds: what no matching exceeds (N, M), float64; infinity where a method proves nothing; None where not asked
-            for.
+        bounds: upper bounds of any matching (N, M), float64; infinity where a method proves nothing; None where not
+            asked for.
         norms_x: |x_i|^2 (N,), float64.
         norms_y: |y_j|^2 (M,), float64.
         permutations: (N, M, S), partners in y of the locations of x, -1 where there is none; None where not asked for.
@@ -37,7 +37,7 @@ class MatchedProducts:
 
 
 def permutation_dtype(locations: int) -> np.dtype:
-    """The integers that can number the locations of an image."""
+    """The smallest integer type that can number the locations of an image."""
     return np.dtype(np.int16 if locations <= np.iinfo(np.int16).max else np.int32)
 
 
@@ -47,10 +47,10 @@ class ProductMatrix:
     Args:
         x: the images in the rows.
         y: the images in the columns; x itself for the pairs within x, of which those below the diagonal are solved.
-        method: what solves them.
-        products: of all pairs, where they are known at once; solutions then add permutations only.
+        method: solves them.
+        products: of all pairs, where known at once; solutions then only add permutations.
         bounds: whether to keep bounds.
-        permutations: whether to keep how locations were paired.
+        permutations: whether to keep the matched locations.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ProductMatrix:
             self._bounds = products.copy()  # of one location on both sides, there is one matching
 
     def fill(self, rows: np.ndarray, columns: np.ndarray, solution: Solution) -> None:
-        """Take in solved pairs (B,)."""
+        """Store solved pairs (B,)."""
         if self._solved:
             self._products[rows, columns] = solution.values
             if self._bounds is not None:
@@ -78,12 +78,12 @@ class ProductMatrix:
             self._permutations[rows, columns] = solution.permutations
 
     def pair_equal_locations(self, partners: np.ndarray) -> None:
-        """Say of all pairs that their locations are paired by the identity, whose partners (S,) are given."""
+        """Store the partners (S,) of the identity for all pairs."""
         if self._permutations is not None:
             self._permutations[:] = partners
 
     def completed(self) -> MatchedProducts:
-        """All pairs, in the unit of the representations; of one set of images, both halves and the diagonal."""
+        """Results in the unit of the representations; within one set of images, both halves and the diagonal."""
         products, bounds = (self._mirrored(part) for part in (self._products, self._bounds))
         assert products is not None
         permutations = self._permutations

@@ -1,4 +1,4 @@
-"""What decides the values of all pairs, and whether a result on disk is of the same."""
+"""The settings that decide the values of all pairs, and whether a result on disk has the same ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rsm_probe.storage.differences import as_stored, differences, other_image
 
 
 def own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: CapturedLayer, y: CapturedLayer | None) -> int:
-    """Make sure that a store is of these settings, and return its tile size.
+    """Refuse a store of different settings, and return its tile size.
 
     Raises:
-        StorageError: it is of others.
+        StorageError: its settings differ.
     """
     if "settings" not in store.attributes:
         if store.finished:
             raise store.damaged("its attribute 'settings' is missing")
         return tile
     stored = store.attribute("settings", dict)
-    stored = {key: value for key, value in stored.items() if key != "device"}  # which was once a part of them
+    stored = {key: value for key, value in stored.items() if key != "device"}  # a part of them in earlier versions
     changes = differences(stored, settings)
     if changes:
         for name, layer in (("image_a", x), ("image_b", x if y is None else y)):
@@ -46,14 +46,14 @@ def settings_of(
     centering: Centering | None,
     permutations: bool,
 ) -> dict[str, Any]:
-    """Everything that decides the values, as JSON gives it back."""
+    """All settings that decide the values, as JSON reads them back."""
     sides = {"x": x.provenance, "y": y and y.provenance}
     how = {"matching": label, "method": repr(method), "centering": centering, "permutations": permutations}
     return as_stored({**sides, **how})
 
 
 def attributes_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
-    """Attributes that an RSM reads."""
+    """Attributes of the dataset that an RSM reads."""
     return {
         "matching": settings["matching"],
         "one_to_one": int(job.method.one_to_one),

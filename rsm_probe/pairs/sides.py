@@ -1,4 +1,4 @@
-"""One side of a piece of work over pairs: a set of images, made ready once for all pairs that they are part of."""
+"""One side of the pairs: a set of images, prepared once for all their pairs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rsm_probe.matching.scaling import each_rescaled, in_half_precision
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Images in memory, each in a unit of its own, in which no affinity overflows.
+    """Images in memory, each scaled by a unit of its own so that no affinity overflows.
 
     Attributes:
-        locations: their concept vectors (N, S, C), scaled, and their grid.
-        units: (N,), what the tokens of each image are to be multiplied with.
-        squared_norms: |x|^2 of whole images (N,), float64, in the unit of the representations.
+        locations: their scaled concept vectors (N, S, C), and their grid.
+        units: (N,); scaled tokens times this are the tokens of the representation.
+        squared_norms: |x|^2 of whole images (N,), float64, without scaling.
         prepared: label of a method -> what it prepared for these images.
     """
 
@@ -34,12 +34,12 @@ class Side:
 
     @classmethod
     def of(cls, tokens: Tensor, grid: tuple[int, ...] | None = None) -> Side:
-        """Images by their finite tokens (N, S, C).
+        """Scale finite tokens (N, S, C).
 
         Raises:
             MatchingError: the squares of the tokens of an image do not fit into 64 bits.
         """
-        # A layer may be read within the forward pass of a model that runs in half precision.
+        # Reducers may run under autocast; scale in full precision.
         with torch.autocast(tokens.device.type, enabled=False):
             scaled, units = each_rescaled(tokens)
             return cls(Locations(scaled, grid), units, squared_norms(scaled) * units**2)
@@ -59,7 +59,7 @@ class Side:
         return replace(self, locations=Locations(self.tokens.contiguous(), self.locations.grid), prepared={})
 
     def prepare(self, methods: Mapping[str, Matching]) -> Side:
-        """Have methods prepare these images, unless they did already; then several threads may solve pairs of them."""
+        """Have methods prepare these images, once; several threads may then solve their pairs."""
         for label, method in methods.items():
             if label not in self.prepared:
                 self.prepared[label] = method.prepare(self.locations)

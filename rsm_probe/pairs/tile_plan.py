@@ -1,4 +1,4 @@
-"""How the work of all pairs is cut into tiles that fit into memory."""
+"""How all pairs are cut into tiles that fit into memory."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.affinities import BLOCK_BYTES
 from rsm_probe.pairs.pair_loop import affinity_bytes
 
-# Tokens on one side of a tile: enough that reading them costs little beside matching, few enough that a tile ends soon.
+# Bytes of tokens on one side of a tile: large enough that matching outweighs reading, small enough to finish soon.
 _TOKEN_BYTES = 16 << 20
 _TOKEN_BYTES_ON_DEVICE = 256 << 20
 _LARGEST_TILE = 1024
-# At least this many tiles along each side of the result, so that workers end at about the same time.
+# At least this many tiles along each side of the result, so that workers finish at about the same time.
 _TILES_PER_SIDE = 8
-# What a tile needs, in units of the tokens on one side: those of both, centred and in float64, and what is read.
+# Memory of a tile in units of the tokens on one side: both sides, centred and in float64, and chunks being read.
 _SIDES_IN_MEMORY = 8
-# Products, bounds, and what is made of them; partners of a location, and their copies for the other half.
+# Bytes per pair of products, bounds and their copies; bytes per location of permutations and their mirrored copies.
 _PAIR_BYTES, _PERMUTATION_BYTES = 64, 16
-# A tile is small enough for this many workers to fit into the memory.
+# Tiles are small enough for this many workers to fit into the memory budget.
 _WORKERS_THAT_FIT = 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How work is cut so that it fits into memory.
+    """How the pairs are cut into tiles that fit into memory.
 
     Attributes:
-        image_bytes: tokens of an image, of the larger side.
-        block_bytes: affinities that one worker holds.
-        pair_bytes: what is kept of each pair while a tile is made.
-        memory: for all workers together.
-        most: workers at most.
+        image_bytes: bytes of the tokens of an image, of the larger side.
+        block_bytes: bytes of affinities that one worker holds.
+        pair_bytes: bytes held per pair while a tile is computed.
+        memory: budget in bytes for all workers together.
+        most: largest number of workers.
         tile: images on each side of a tile.
     """
 
@@ -61,7 +61,7 @@ class Plan:
     ) -> Plan:
         """The plan for all pairs of two captured layers.
 
-        Affinities that stay on a device take nothing here, and tiles for it are larger: its blocks hold many pairs.
+        Affinities that stay on a device take no main memory, and its tiles are larger: its blocks hold many pairs.
 
         Args:
             x: the images in the rows.
@@ -77,28 +77,28 @@ class Plan:
         memory, workers = execution.memory_bytes, execution.worker_count
         image = max(x.shape[1], y.shape[1]) * x.shape[2] * 4
         one = affinity_bytes(method, x.shape[1], y.shape[1], memory)
-        # An affinity, its padded copy, and what is remembered of it.
+        # An affinity, its padded copy, and the state of its solver.
         block = 2 * max(one, BLOCK_BYTES) if one and solver is None else 0
         pair = _PAIR_BYTES + (_PERMUTATION_BYTES * x.shape[1] if permutations else 0)
         tokens = _TOKEN_BYTES if solver is None else _TOKEN_BYTES_ON_DEVICE
         wanted = max(1, min(tokens // image, _LARGEST_TILE, -(-max(len(x), len(y)) // _TILES_PER_SIDE)))
         most = workers if solver is None else min(workers, device_workers(solver))
         plan = cls(image, block, pair, memory, most, 1)
-        # Not from the number of workers here: the last digits of a result would depend on it.
+        # Independent of the number of workers here, or the last digits of a result would depend on it.
         share, chunk = memory // _WORKERS_THAT_FIT, x.images_per_chunk
         side = max((side for side in range(1, wanted + 1) if plan.tile_bytes(side) <= share), default=1)
         return replace(plan, tile=side // chunk * chunk if side > chunk else side)
 
     def workers(self, tile: int) -> int:
-        """How many tiles of a size fit into memory at a time, at least one."""
+        """How many workers fit into memory with tiles of a size; at least one."""
         return max(1, min(self.most, self.memory // self.tile_bytes(tile)))
 
     def tile_bytes(self, tile: int) -> int:
-        """What one worker needs."""
+        """Bytes that one worker needs."""
         return self.block_bytes + _SIDES_IN_MEMORY * tile * self.image_bytes + self.pair_bytes * tile**2
 
     def require_memory(self, tile: int) -> None:
-        """Refuse tiles that are too large.
+        """Refuse tiles that exceed the memory.
 
         Raises:
             CostError: one tile exceeds the memory.

@@ -1,7 +1,7 @@
-"""Tiles of image pairs on disk: what one worker does, from the captures that it reads to the chunks that it writes.
+"""Tiles of image pairs on disk: a worker reads captures, matches the pairs of a tile and writes its chunks.
 
 A result is a chunk store whose chunks are the tiles: `product` and `bound` (image_a, image_b), `norm_a` and `norm_b`,
-and `permutation` (image_a, image_b, location) where it is kept. Of one set of images both halves are written.
+and `permutation` (image_a, image_b, location) where it is kept. Within one set of images, both halves are written.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from rsm_probe.storage.paths import absolute
 
 KIND = "pairs"
 _tokens_on_devices = DeviceCache()
-# What the arrays of a result are called, and the products of a tile that they hold.
+# Array of a result -> attribute of `MatchedProducts` that it stores.
 _FIELDS = {
     "norm_a": "norms_x", "norm_b": "norms_y", "bound": "bounds", "product": "products", "permutation": "permutations",
 }  # fmt: skip
-# No location has this partner: it stands for what was not written.
+# Fill value of permutations that were not written; never a partner.
 _NOT_WRITTEN = -2
 
 
 @dataclass(frozen=True)
 class LayerAddress:
-    """A captured layer as a worker finds it.
+    """How a worker finds a captured layer.
 
     Attributes:
         where: path or URL of the capture.
         layer: name.
-        digest: of its tokens, so that a capture that was replaced is not taken for the one that was meant.
-        chunk: images per chunk, as what was opened knows it.
+        digest: hash of its tokens, which reveals a capture that was replaced.
+        chunk: images per chunk when the layer was opened.
     """
 
     where: str
@@ -56,14 +56,14 @@ class LayerAddress:
 
     @classmethod
     def of(cls, layer: CapturedLayer) -> LayerAddress:
-        """The address by which `open` finds the layer again."""
+        """The address of an open layer."""
         return cls(absolute(layer.where), layer.name, layer.digest, layer.images_per_chunk)
 
     def open(self) -> CapturedLayer:
-        """The layer; opened once in each process.
+        """Open the layer, once in each process.
 
         Raises:
-            StorageError: the capture is gone, damaged, or another one.
+            StorageError: the capture is missing, damaged or was replaced.
         """
         store = ChunkStore.open(self.where, CAPTURE)
         digests = {layer["name"]: layer["digest"] for layer in layers_of(store)}
@@ -79,18 +79,18 @@ def _opened(address: LayerAddress) -> CapturedLayer:
 
 @dataclass(frozen=True)
 class Job:
-    """What all tiles of a result have in common.
+    """The settings that all tiles of a result share.
 
     Attributes:
         x: the images in the rows.
         y: the images in the columns; None for those of x.
         out: path or URL of the result.
         method: the matching.
-        centering: what is subtracted; the mean is that of y, where y is given.
+        centering: which mean is subtracted: that of y where y is given, else that of x.
         device: where affinities are computed.
         permutations: whether they are kept.
         tile: images on each side of a tile.
-        workload: the size of the whole work, by which a worker decides whether its device solves the pairs.
+        workload: the size of the whole work, which decides whether the device of a worker solves the pairs.
     """
 
     x: LayerAddress
@@ -104,7 +104,7 @@ class Job:
     workload: Workload
 
     def tasks(self, rows: int, columns: int) -> Iterator[Task]:
-        """The tiles; of one set of images, those on and above the diagonal."""
+        """Yield the tiles; within one set of images, those on and above the diagonal."""
         for i in range(0, rows, self.tile):
             for j in range(0 if self.y else i, columns, self.tile):
                 yield Task(self, i, min(i + self.tile, rows), j, min(j + self.tile, columns))
@@ -127,12 +127,12 @@ class Task:
 
     @property
     def pairs(self) -> int:
-        """Pairs of different images; each unordered pair of one set counts once."""
+        """Number of pairs of different images; within one set, unordered pairs."""
         rows, columns = (self.bottom - self.top, 1), (self.right - self.left, 1)
         return Workload.of(rows, None if self.on_diagonal else columns).pairs
 
     def parts(self) -> list[tuple[str, tuple[slice, ...]]]:
-        """Arrays and places that the tile writes; the last one says that it is finished."""
+        """Arrays and regions that the tile writes; the last one marks it as finished."""
         rows, columns = slice(self.top, self.bottom), slice(self.left, self.right)
         regions = [(rows, columns)]
         if self.job.y is None and not self.on_diagonal:
@@ -146,23 +146,23 @@ class Task:
         return norms + [(name, region) for name in names for region in regions]
 
     def is_there(self, store: ChunkStore) -> bool:
-        """Whether the tile was finished, and nothing of it is missing or damaged."""
+        """Whether the tile was finished and is intact."""
         return all(store.intact(name, region) for name, region in reversed(self.parts()))
 
 
 def forget_tokens() -> None:
-    """Free the memory of devices that holds tokens of tiles."""
+    """Free tokens of tiles that are cached on devices."""
     _tokens_on_devices.clear()
 
 
 def array_names(job: Job) -> list[str]:
-    """All arrays of a finished result."""
+    """The names of all arrays of a finished result."""
     sides = [f"{part}_{side}" for side in "ab" for part in ("image", "label", "norm")]
     return [*sides, "product", "bound", *(["permutation"] if job.permutations else [])]
 
 
 def holds_all(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -> bool:
-    """Whether a result has all its arrays, and the names of these images.
+    """Whether a result has all its arrays, and these names of images.
 
     Raises:
         StorageError: an array lost its metadata.
@@ -175,7 +175,7 @@ def holds_all(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -
 
 
 def create_arrays(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLayer) -> None:
-    """Make the arrays of a result, or find them there.
+    """Create the arrays of a result where they are missing.
 
     Raises:
         StorageError: they cannot be written.
@@ -196,7 +196,7 @@ def create_arrays(store: ChunkStore, job: Job, x: CapturedLayer, y: CapturedLaye
 
 
 def compute(task: Task) -> int:
-    """Read the images of a tile, match its pairs in one thread, and write it; return the number of pairs.
+    """Read the images of a tile, match its pairs in one thread and write them; return the number of pairs.
 
     Raises:
         StorageError: a capture cannot be read, or the result cannot be written.
@@ -215,7 +215,7 @@ def compute(task: Task) -> int:
 def _side(
     job: Job, address: LayerAddress, layer: CapturedLayer, numbers: tuple[int, int], reference: CapturedLayer
 ) -> Side:
-    """Images of a layer, centred, on the device."""
+    """Some images of a layer, centred, on the device."""
     key = (address, numbers, job.y or job.x, job.centering)
     read = partial(centred_tokens, layer, slice(*numbers), reference, job.centering)
     return Side.of(_tokens_on_devices.get(key, read, torch.device(job.device)).contiguous(), layer.grid)

@@ -1,4 +1,4 @@
-"""What a pair costs: a sample is timed before the work is begun."""
+"""The cost of a pair, timed on a sample before the work starts."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from rsm_probe.matching.matching import Matching, solve_both_ways
 from rsm_probe.pairs.pair_loop import BlockSolver
 from rsm_probe.pairs.sides import Side
 
-# A sample for an estimate is cut to this many locations; larger problems are extrapolated.
+# Samples are cut to this many locations; the time of larger problems is extrapolated.
 _SAMPLE_LOCATIONS = 512
-# Pairs that are timed on a device, which they keep busy.
+# Most pairs timed on a device: enough to keep it busy.
 _ON_DEVICE = 4096
 
 
 def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int = 0) -> float:
-    """Time a method on a few pairs of images, for an estimate of the whole.
+    """Time a method on a few pairs of images, to estimate the whole work.
 
     Args:
         x: tokens (N, S, C) of at least 2 images.
         method: any matching.
-        samples: pairs to time; the mean counts.
-        at_once: pairs that the work matches at once; as many are timed where a device solves them.
+        samples: pairs to time on the CPU; their mean is returned.
+        at_once: pairs that the work matches together; where a device solves them, as many are timed.
 
     Returns:
-        Seconds for one pair, with its affinity: on one core, or of the device where it solves the pairs. Above 512
-        locations a part is timed and scaled by the method's growth.
+        Seconds per pair, including its affinity: on one core, or on the device where it solves the pairs. Above 512
+        locations, a part is timed and scaled by the growth of the method.
     """
     if x.shape[1] == 1 or method.at_once:
         return 0.0
@@ -40,7 +40,7 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
     on_device = Workload(at_once, x.shape[1]).on_device(method, x.device, x.dtype)
     solver = BlockSolver.of(side, side, {method.name: method}, on_device)
     rows, columns = np.tril_indices(len(x), -1)
-    if on_device:  # which takes as long for one pair as for many
+    if on_device:  # a device takes as long for one pair as for many
         count = min(at_once, solver.affinities.gathered_per_block, _ON_DEVICE)
         parts = [(np.resize(rows, count), np.resize(columns, count))]
     else:
@@ -49,7 +49,7 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
     def solve(rows: np.ndarray, columns: np.ndarray) -> None:
         list(in_halves(lambda start, stop: solver.solve_gathered(rows[start:stop], columns[start:stop]), len(rows)))
 
-    solve(*parts[0])  # what is compiled or prepared once must not count
+    solve(*parts[0])  # compilation and preparation must not count
     start = time.perf_counter()
     for part in parts:
         solve(*part)
@@ -59,15 +59,15 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
 def time_methods(
     tokens: Tensor, grid: tuple[int, ...] | None, methods: Mapping[str, Matching]
 ) -> dict[str, tuple[float, float]]:
-    """Match one pair of images by several methods, one after the other, in the calling thread.
+    """Match one pair of images by several methods in turn, in the calling thread.
 
     Args:
         tokens: (2, S, C), contiguous, in main memory.
-        grid: (H, W) of the locations, where it is known.
+        grid: (H, W) of the locations, where known.
         methods: label -> method.
 
     Returns:
-        Label -> the matched inner product, and the seconds that solving took, without preparation and affinity.
+        Label -> the matched inner product and the seconds of solving, without preparation and affinity.
     """
     side = Side.of(tokens, grid)
     solver = BlockSolver.of(side, side, methods, on_device=False)

@@ -1,4 +1,4 @@
-"""Token sets: the tokens of many images, wherever they lie; a captured layer, tokens in memory, or a part of either."""
+"""Token sets: the tokens of many images; a captured layer, tokens in memory, or a subset of either."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class TokenSet(Protocol):
 
     Attributes:
         ids: N names of the images.
-        name: of the layer, or what messages call the tokens.
-        where: they lie, for messages.
-        grid: (H, W) of the locations, where it is known.
+        name: of the layer, or of the tokens in messages.
+        where: path or URL of the tokens, for messages.
+        grid: (H, W) of the locations, where known.
     """
 
     ids: list[str]
@@ -41,11 +41,11 @@ class TokenSet(Protocol):
 
     @property
     def mean(self) -> Tensor:
-        """The mean over images (S, C), float64; of a part, that of the whole set."""
+        """The mean over images (S, C), float64; a subset has that of the whole set."""
 
     @property
     def images_per_chunk(self) -> int:
-        """Images that are best read together."""
+        """Number of images that are best read together."""
 
     def __len__(self) -> int: ...
 
@@ -58,13 +58,13 @@ class Tokens:
 
     Args:
         values: tokens (N, S, C), or a representation, which also knows its grid.
-        name: what messages call them.
-        ids: N names; numbers where left out.
+        name: of the tokens, in messages.
+        ids: N names; numbers by default.
         grid: (H, W) of the locations.
 
     Raises:
-        RepresentationError: wrong shape, NaN or infinity (the message names the image); another grid than that of the
-            representation.
+        RepresentationError: wrong shape, NaN or infinity (the message names the image); a grid that differs from that
+            of the representation.
         ComparisonError: wrong number of ids.
     """
 
@@ -94,7 +94,7 @@ class Tokens:
 
     @property
     def images_per_chunk(self) -> int:
-        """Images that are best read together: any number."""
+        """Number of images that are best read together; here any."""
         return 1
 
     def tokens(self, images: slice = slice(None)) -> Tensor:
@@ -113,11 +113,11 @@ class Tokens:
 
 
 class TokenSubset:
-    """Some images of a set, in their order, centred by the mean of the whole set.
+    """Some images of a set, in order, with the mean of the whole set.
 
     Args:
         images: the set.
-        numbers: which of them, ascending.
+        numbers: of the images, ascending.
     """
 
     def __init__(self, images: TokenSet, numbers: np.ndarray) -> None:
@@ -135,7 +135,7 @@ class TokenSubset:
         return len(self._numbers)
 
     def tokens(self, images: slice = slice(None)) -> Tensor:
-        """Tokens (n, S, C) of some of them; those in one chunk are read together."""
+        """Tokens (n, S, C) of some of the images; those in one chunk are read together."""
         wanted, chunk = self._numbers[images], self._images.images_per_chunk
         parts = np.split(wanted, np.flatnonzero(np.diff(wanted // chunk)) + 1)
         read = [self._images.tokens(slice(int(part[0]), int(part[-1]) + 1))[part - part[0]] for part in parts]
@@ -143,11 +143,11 @@ class TokenSubset:
 
 
 def as_set(images: Any, name: str, ids: Sequence[str] | None = None) -> CapturedLayer | Tokens:
-    """A captured layer as it is; tokens (N, S, C) or a representation as a token set.
+    """Return a captured layer unchanged; make tokens (N, S, C) or a representation a token set.
 
     Raises:
-        RepresentationError: neither.
-        ComparisonError: names for images of a captured layer.
+        RepresentationError: a value of a different kind.
+        ComparisonError: names for the images of a captured layer.
     """
     if not isinstance(images, CapturedLayer):
         return Tokens(images, name, ids)
@@ -157,17 +157,17 @@ def as_set(images: Any, name: str, ids: Sequence[str] | None = None) -> Captured
 
 
 def warn_of_other_layer(x: CapturedLayer, y: CapturedLayer) -> None:
-    """Warn of two different layers: their channels have nothing in common but their number."""
+    """Warn of two different layers, whose channels mean different things."""
     if x.name != y.name:
         warnings.warn(
-            f"images of layer {x.name!r} are matched with those of layer {y.name!r}, whose channels mean other things; "
-            f"compare layers by their RSMs",
+            f"images of layer {x.name!r} are matched with those of layer {y.name!r}, whose channels mean different "
+            f"things; compare layers by their RSMs",
             stacklevel=4,
         )
 
 
 def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[Tensor, list[str]]:
-    """Tokens (N, S, C), finite and of real numbers, and the names of their images.
+    """Check tokens (N, S, C), and return them with the names of their images.
 
     Raises:
         RepresentationError: wrong type or shape, NaN or infinity (the message names the image).
@@ -188,7 +188,7 @@ def checked_tokens(values: Any, name: str, ids: Sequence[str] | None) -> tuple[T
 
 
 def _tokens_of(values: Any) -> str:
-    """Where the tokens are in what was given instead: the end of a message."""
+    """The end of a message: where to find the tokens in the given value."""
     if hasattr(values, "tokens"):
         return f"; give its .tokens{'()' if callable(values.tokens) else ''}"
     if hasattr(values, "representations"):
@@ -204,11 +204,11 @@ def _tokens_of(values: Any) -> str:
 
 
 def centred_tokens(images: TokenSet, numbers: slice, reference: TokenSet, centering: Centering | None) -> Tensor:
-    """Tokens (n, S, C) of some images, less the mean over the images of a reference.
+    """Tokens (n, S, C) of some images, minus the mean over the images of a reference.
 
     Raises:
         StorageError: a chunk cannot be read.
-        RepresentationError: the two layers do not fit each other.
+        RepresentationError: the shapes of the two layers differ.
     """
     tokens = images.tokens(numbers)
     bad = first_nonfinite(tokens)

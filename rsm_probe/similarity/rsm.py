@@ -1,4 +1,4 @@
-"""RSM: similarity values and what they are: which images, which matching, which kernel."""
+"""RSM: similarity values, with their images, matching and kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-# What an RSM says of itself.
+# Attributes that describe an RSM.
 _KNOWN = ("layer", "matching", "kernel", "centering")
 
 
@@ -50,10 +50,10 @@ class RSM:
         Args:
             values: similarities, shape (N, M); symmetric (N, N) unless `other_ids` is given.
             ids: N names of the images in the rows; numbers where left out.
-            other_ids: M names of the images in the columns, where they are other images.
-            kind: "distance" for dissimilarities such as an RDM, which become similarities `-values / 2`: every
-                measure of RSMs then reads the distances. "similarity" insists that these are similarities. None takes
-                them for similarities, and refuses what looks like distances.
+            other_ids: M names of the images in the columns, where these differ from those in the rows.
+            kind: "distance" for dissimilarities such as an RDM, which become similarities `-values / 2`, so that every
+                measure of RSMs applies. "similarity" accepts any similarities. None assumes similarities, and refuses
+                values that look like distances.
 
         Raises:
             ComparisonError: wrong shape, values that are not real or not finite, repeated or too few ids, ids that are
@@ -93,12 +93,12 @@ class RSM:
             pairs = pairs.assign({name: pairs[name].load() for name in names})
         except (OSError, ValueError, RuntimeError) as error:
             raise StorageError(
-                f"a tile of the pairs is damaged ({error}); run them again: only it is made anew"
+                f"a tile of the pairs is damaged ({error}); run them again: only that tile is recomputed"
             ) from error
         lost = [name for name in names if pairs[name].dtype.kind == "f" and np.isnan(pairs[name].values).any()]
         lost += [name for name in ("image_a", "image_b") if len(set(pairs[name].values)) < pairs[name].size]
         if lost:
-            raise StorageError(f"parts of {lost[0]} are missing; run all pairs again: only these are made anew")
+            raise StorageError(f"parts of {lost[0]} are missing; run all pairs again: only these are recomputed")
         return cls(_under(pairs, get_kernel(kernel)))
 
     @property
@@ -133,14 +133,14 @@ class RSM:
         return float(np.linalg.eigvalsh(self.values)[0])
 
     def with_kernel(self, kernel: str | Kernel) -> RSM:
-        """The same pairs and the same matchings under another kernel, at no cost of matching.
+        """The same pairs and matchings under a different kernel, without matching again.
 
         Raises:
             ComparisonError: the RSM came from elsewhere, so its inner products are not known; or it holds a score,
                 to which the kernel does not apply.
         """
         if "product" not in self.dataset:
-            raise ComparisonError("this RSM holds no inner products, so its kernel cannot be changed")
+            raise ComparisonError("this RSM has no inner products, so its kernel cannot be changed")
         return RSM(_under(self.dataset, get_kernel(kernel)))
 
     def to_frame(self) -> pd.DataFrame:
@@ -161,7 +161,7 @@ class RSM:
             ComparisonError: rows and columns are different images; rsatoolbox is not installed.
         """
         if self.dataset.attrs.get("image_sets", 1) != 1:
-            raise ComparisonError("rsatoolbox compares images of one set, and this RSM has other images in its columns")
+            raise ComparisonError("rsatoolbox compares images of one set, but this RSM has two sets of images")
         measure = self.dataset.attrs.get("dissimilarity", "squared kernel distance")
         return to_rdms(self.values, self.ids, measure, self.attributes)
 
@@ -189,13 +189,13 @@ class RSM:
         """Read what `save` wrote, or the products of a run of all pairs, whose kernel is then linear.
 
         Raises:
-            StorageError: there is no readable RSM at the path.
+            StorageError: the path has no readable RSM.
         """
         dataset = open_dataset(path)
         if "similarity" not in dataset and dataset.attrs.get("finished"):
             return cls.from_pairs(dataset)
         if "similarity" not in dataset:
-            raise StorageError(f"{path} holds no RSM; it has {', '.join(map(str, dataset.data_vars)) or 'no arrays'}")
+            raise StorageError(f"{path} is not an RSM; it has {', '.join(map(str, dataset.data_vars)) or 'no arrays'}")
         lost = [name for name in ("image_a", "image_b") if name not in dataset.coords]
         if lost or dataset["similarity"].dims != ("image_a", "image_b"):
             what = f"no {lost[0]}" if lost else f"similarities along {dataset['similarity'].dims}"

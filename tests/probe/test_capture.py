@@ -196,7 +196,7 @@ def test_another_capture_in_the_place_is_refused_with_what_differs(tmp_path):
         "image 1 was 'b', is 'x'": (Counting(), from_tensor(batch, ids=list("axcde")), {}),
         "image 1 was 'b', is 'c'": (Counting(), from_tensor(batch, ids=list("acbde")), {}),
         "image 4 was 'e', is None": (Counting(), from_tensor(batch[:4], ids=list("abcd")), {}),
-        "images of the same names have other content": (Counting(), from_tensor(batch + 1, ids=list("abcde")), {}),
+        "images of the same names have different content": (Counting(), from_tensor(batch + 1, ids=list("abcde")), {}),
         "dtype was 'float32', is 'float16'": (Counting(), chosen, {"dtype": "float16"}),
         "batch_size was 64, is 2": (Counting(), chosen, {"batch_size": 2}),
     }

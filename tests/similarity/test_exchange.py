@@ -65,7 +65,7 @@ def test_one_of_several_matrices_with_or_without_names():
 
 
 def test_the_rsm_of_queries_and_a_database_has_no_distances(monkeypatch):
-    with pytest.raises(ComparisonError, match="other images in its columns"):
+    with pytest.raises(ComparisonError, match="two sets of images"):
         rsm(tokens(), tokens(1)).to_rsatoolbox()
     real = builtins.__import__
 
