@@ -102,6 +102,7 @@ class Affinities:
         on_device: whether they stay on the device, for methods that solve them there.
         reads: whether any method reads them; if not, blocks only say which pairs come next.
         precision: "float32", or "float16" for tokens that are rounded to it.
+        block_memory: bytes of one block; None for a constant where a CPU matches, and else for what the device allows.
 
     Attributes:
         pair_bytes: size of one affinity; 0 where no method reads them.
@@ -109,14 +110,20 @@ class Affinities:
     """
 
     def __init__(
-        self, x: Side, y: Side, on_device: bool = False, reads: bool = True, precision: str = "float32"
+        self,
+        x: Side,
+        y: Side,
+        on_device: bool = False,
+        reads: bool = True,
+        precision: str = "float32",
+        block_memory: int | None = None,
     ) -> None:
         self.on_device, self.reads, self.device = on_device, reads, x.tokens.device
         self.x, self.y = x.tokens, y.tokens
         size = self.x.shape[1] * self.y.shape[1] * self.x.element_size()
         self.pair_bytes = size if reads else 0
-        most = block_bytes(self.device) // size if on_device else pairs_per_block(self.x, self.y)
-        self.pairs_per_block = max(1, most)
+        self.block_memory = block_memory or (block_bytes(self.device) if on_device else BLOCK_BYTES)
+        self.pairs_per_block = max(1, self.block_memory // size)
         self._units: tuple[np.ndarray, np.ndarray] | None = None
         if reads and precision == "float16":
             (self.x, units_x), (self.y, units_y) = x.half, y.half
@@ -133,8 +140,8 @@ class Affinities:
         """Pairs per block where tokens are gathered pair by pair, which takes memory as well; at least 1."""
         tokens = (self.x.shape[1] + self.y.shape[1]) * self.x.shape[2] * self.x.element_size()
         if self.on_device:
-            return max(1, block_bytes(self.device) // (self.pair_bytes + tokens))
-        return max(1, min(_MOST_GATHERED, BLOCK_BYTES // max(self.pair_bytes, tokens)))
+            return max(1, self.block_memory // (self.pair_bytes + tokens))
+        return max(1, min(_MOST_GATHERED, self.block_memory // max(self.pair_bytes, tokens)))
 
     def all_pairs(self, diagonal: bool = False) -> Iterator[Numbers]:
         """Yield the pairs of each block: all pairs, or those below the diagonal (with it, if asked) where x is y.

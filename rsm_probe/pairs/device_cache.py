@@ -13,9 +13,14 @@ from rsm_probe.execution.devices import token_bytes
 
 
 class DeviceCache:
-    """Tokens on devices that tiles will need again; the least recently used are dropped first."""
+    """Tokens on devices that tiles will need again; the least recently used are dropped first.
 
-    def __init__(self) -> None:
+    Args:
+        limit: the bytes of tokens that a device may hold.
+    """
+
+    def __init__(self, limit: Callable[[torch.device], int] = token_bytes) -> None:
+        self._limit = limit
         self._held: OrderedDict[tuple[Hashable, torch.device], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -47,7 +52,7 @@ class DeviceCache:
             mine = [name for name in self._held if name[1] == device]
             held = sum(self._held[name].nbytes for name in mine)
             for name in mine[:-1]:
-                if held <= token_bytes(device):
+                if held <= self._limit(device):
                     break
                 held -= self._held.pop(name).nbytes
         return tokens

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.execution.devices import block_bytes, require_memory
+from rsm_probe.execution.devices import require_memory
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
@@ -30,12 +30,18 @@ class PairMatcher:
         execution: how many CPU threads match, and the memory budget for affinities that wait for them; one block of
             8 MB may always wait. Affinities that a device solves take at most a quarter of its memory.
         on_pairs: called with the number of pairs whenever some are solved.
+        block_memory: see `Affinities`.
     """
 
-    def __init__(self, execution: Execution, on_pairs: Callable[[int], None] = lambda count: None) -> None:
+    def __init__(
+        self,
+        execution: Execution,
+        on_pairs: Callable[[int], None] = lambda count: None,
+        block_memory: int | None = None,
+    ) -> None:
         workers, self._memory = execution.worker_count, execution.memory_bytes
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
-        self._on_pairs = on_pairs
+        self._on_pairs, self._block_memory = on_pairs, block_memory
         self._queue = _Queue(self._memory)
         self._device_queues: dict[torch.device, _Queue] = {}
         self._counting = threading.Lock()
@@ -86,7 +92,15 @@ class PairMatcher:
         right = left if y is None or y is x else y if isinstance(y, Side) else Side.of(y.to(left.tokens), grid)
         # A layer may be read within the forward pass of a model that runs in half precision; match in full precision.
         with torch.autocast(left.tokens.device.type, enabled=False):
-            loop = PairLoop(left, right, methods, memory=self._memory, bounds=bounds, permutations=permutations)
+            loop = PairLoop(
+                left,
+                right,
+                methods,
+                memory=self._memory,
+                bounds=bounds,
+                permutations=permutations,
+                block_memory=self._block_memory,
+            )
             pending = PendingProducts(loop.matrices, (left.squared_norms, right.squared_norms))
             del x, y, left, right  # the loop keeps all that workers need
             if not loop.solvers:
@@ -122,7 +136,7 @@ class PairMatcher:
         if not solver.affinities.on_device:
             return self._queue
         device = solver.affinities.device
-        return self._device_queues.setdefault(device, _Queue(2 * block_bytes(device)))
+        return self._device_queues.setdefault(device, _Queue(2 * solver.affinities.block_memory))
 
     def _solve_block(self, loop: PairLoop, solver: BlockSolver, blocks: list[Block]) -> None:
         block = blocks.pop()  # popped, so that no reference keeps its memory alive

@@ -51,11 +51,14 @@ class BlockSolver:
     affinities: Affinities
 
     @classmethod
-    def of(cls, x: Side, y: Side, methods: Mapping[str, Matching], on_device: bool) -> BlockSolver:
+    def of(
+        cls, x: Side, y: Side, methods: Mapping[str, Matching], on_device: bool, block_memory: int | None = None
+    ) -> BlockSolver:
         """Methods of one precision that are all solved on the device, or all by the CPU."""
         reads = any(method.needs_affinity for method in methods.values())
         precision = next(iter(methods.values())).precision
-        return cls(x.prepare(methods), y.prepare(methods), methods, Affinities(x, y, on_device, reads, precision))
+        affinities = Affinities(x, y, on_device, reads, precision, block_memory)
+        return cls(x.prepare(methods), y.prepare(methods), methods, affinities)
 
     def solve_gathered(self, rows: np.ndarray, columns: np.ndarray) -> None:
         """Solve pairs whose affinities are gathered one by one, and discard the solutions."""
@@ -93,6 +96,7 @@ class PairLoop:
         memory: most bytes per affinity; None for no limit.
         bounds: whether to keep bounds.
         permutations: whether to keep the matched locations.
+        block_memory: see `Affinities`.
 
     Attributes:
         matrices: label -> results for all pairs, which `fill` completes.
@@ -113,6 +117,7 @@ class PairLoop:
         *,
         bounds: bool = False,
         permutations: bool = False,
+        block_memory: int | None = None,
     ) -> None:
         self.within = y is x
         self.workload = Workload.of(x.tokens.shape, None if y is x else y.tokens.shape)
@@ -143,7 +148,8 @@ class PairLoop:
             # Results known at once read tokens in place; blocks gather them, which needs contiguous memory.
             self._aligned = aligned() if any(sizes) else None
             rows = x.contiguous()
-            self.solvers = _solvers(rows, rows if y is x else y.contiguous(), left, workload or self.workload)
+            columns = rows if y is x else y.contiguous()
+            self.solvers = _solvers(rows, columns, left, workload or self.workload, block_memory)
 
     def block_pairs(self, solver: BlockSolver) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield rows and columns, both (B,), of the pairs of every block."""
@@ -234,13 +240,15 @@ def affinity_bytes(method: Matching, rows: int, columns: int, memory: int | None
     return size
 
 
-def _solvers(x: Side, y: Side, methods: Mapping[str, Matching], workload: Workload) -> list[BlockSolver]:
+def _solvers(
+    x: Side, y: Side, methods: Mapping[str, Matching], workload: Workload, block_memory: int | None
+) -> list[BlockSolver]:
     """Group methods that can share affinities: same solver (device or CPU) and same precision."""
     groups: dict[tuple[bool, str], dict[str, Matching]] = {}
     for label, method in methods.items():
         on_device = workload.on_device(method, x.tokens.device, x.tokens.dtype)
         groups.setdefault((on_device, method.precision), {})[label] = method
-    return [BlockSolver.of(x, y, group, on_device) for (on_device, _), group in groups.items()]
+    return [BlockSolver.of(x, y, group, on_device, block_memory) for (on_device, _), group in groups.items()]
 
 
 def _one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:

@@ -2,10 +2,9 @@
 
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -86,7 +85,8 @@ def test_a_score(layer):
 
 
 @pytest.mark.parametrize("tile", [1, 3, 4, 7, 19, 20, 50])
-def test_the_size_of_a_tile_changes_nothing_but_the_last_digits(layer, tile):
+def test_the_size_of_a_tile_changes_nothing_but_the_last_digits(tmp_path, tile):
+    layer = captured(tmp_path / "c.zarr", tokens(7 if tile == 1 else 20))
     found, expected = all_pairs(layer, tile=tile), rsm_probe.rsm(layer.tokens(), kernel="linear")
     np.testing.assert_allclose(found["product"], expected.values, rtol=2e-7)
 
@@ -174,11 +174,11 @@ def test_a_finished_result_is_read_and_not_computed(layer, tmp_path):
     assert chunk_files(out) == written
 
 
-def test_kernels_of_a_finished_result_cost_no_matching(layer, tmp_path, monkeypatch):
-    out = tmp_path / "p.zarr"
+def test_kernels_of_a_finished_result_cost_no_matching(layer, tmp_path):
+    out, watching = tmp_path / "p.zarr", Watching()
     cosine = rsm_probe.rsm(layer, kernel="cosine", out=out)
-    monkeypatch.setattr("rsm_probe.pairs.on_disk.compute", None)
-    rbf = rsm_probe.rsm(layer, kernel="rbf", out=out)
+    rbf = rsm_probe.rsm(layer, kernel="rbf", out=out, executor=watching)
+    assert not watching.tasks
     assert np.array_equal(rbf.values, cosine.with_kernel("rbf").values)
     assert np.array_equal(RSM.open(out).with_kernel("cosine").values, cosine.values)
 
@@ -353,29 +353,23 @@ def test_a_disk_that_is_too_small_is_found_first(layer, tmp_path, monkeypatch):
     assert not watching.tasks
 
 
-FULL = """
-import resource, signal, sys, rsm_probe
-from rsm_probe.errors import StorageError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-layer = rsm_probe.Capture.open(sys.argv[1])["layer"]
-run = {"tile": 100, "workers": 1, "device": "cpu"}
-rsm_probe.all_pairs(layer, **run)  # what is compiled is stored before the limit
-resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-try:
-    rsm_probe.all_pairs(layer, out=sys.argv[2], **run)
-except StorageError as error:
-    print(error)
-"""
+def fill_a_small_disk(where: str, out: Path, said: Path) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    layer = Capture.open(where)["layer"]
+    all_pairs(layer, tile=100, workers=1)  # what is compiled is stored before the limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    with pytest.raises(StorageError) as refused:
+        all_pairs(layer, out=out, tile=100, workers=1)
+    said.write_text(str(refused.value))
 
 
 def test_a_write_that_fails_names_the_file_and_loses_nothing(tmp_path):
     layer, out = captured(tmp_path / "c.zarr", tokens(140, 2, 2)), tmp_path / "p.zarr"
     # Tiles of 40 x 40 and of 100 x 40 images can be written, the one of 100 x 100 cannot.
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, layer.where, str(out)], capture_output=True, text=True, check=True
-    )
-    assert "cannot write" in done.stdout
-    assert "p.zarr/" in done.stdout
+    said = tmp_path / "said"
+    assert exit_code(fill_a_small_disk, layer.where, out, said) == 0
+    assert "cannot write" in said.read_text()
+    assert "p.zarr/" in said.read_text()
     assert_same(all_pairs(layer, out=out), all_pairs(layer, tile=100))
 
 
@@ -442,8 +436,7 @@ class Killing(rsm_probe.matching.Matching):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_process_that_dies_is_reported(layer, tmp_path, monkeypatch):
-    monkeypatch.setattr("rsm_probe.pairs.on_disk.seconds_per_pair", lambda *arguments, **options: 0.0)
+def test_a_worker_process_that_dies_is_reported(layer, tmp_path):
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, mp_context=context) as pool, pytest.raises(CostError, match="a worker process died"):
         all_pairs(layer, out=tmp_path / "p.zarr", matching=Killing(), executor=pool)
@@ -569,14 +562,24 @@ def test_of_one_location_the_bound_is_the_product(tmp_path):
     np.testing.assert_array_equal(pairs["bound"].values, pairs["product"].values)
 
 
-def test_pairs_are_timed_only_for_those_who_are_told(layer, monkeypatch, capsys):
-    timed = []
-    monkeypatch.setattr("rsm_probe.pairs.on_disk.seconds_per_pair", lambda *_, **__: timed.append(1) or 1e-6)
-    all_pairs(layer, max_hours=None)
-    assert not timed
-    all_pairs(layer, max_hours=None, progress=True)
-    all_pairs(layer)
-    assert len(timed) == 2
+class Counting(Reversed):
+    """Counts the pairs that it is given."""
+
+    calls = 0
+
+    def permutation(self, affinity):
+        type(self).calls += 1
+        return super().permutation(affinity)
+
+
+def test_pairs_are_timed_only_for_those_who_are_told(layer, capsys):
+    counts = []
+    for options in ({"max_hours": None}, {"max_hours": None, "progress": True}, {}):
+        before = Counting.calls
+        all_pairs(layer, matching=Counting(0), workers=1, **options)
+        counts.append(Counting.calls - before)
+    assert counts[0] == 190
+    assert counts[1] == counts[2] > 190
 
 
 @pytest.mark.parametrize("options", [{"tile": 2.5}, {"tile": "a"}, {"workers": "2"}])

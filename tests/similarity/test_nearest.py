@@ -16,7 +16,6 @@ import rsm_probe
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.errors import ComparisonError, CostError, MatchingError, RepresentationError
 from rsm_probe.matching.methods.translation import Translation
-from rsm_probe.neighbours.database import BlockReader
 from rsm_probe.similarity.kernels import RBF
 
 # What it is compared with is of tokens in main memory.
@@ -338,34 +337,33 @@ def test_many_small_images_take_little_memory():
     assert peak < 50e6
 
 
-def reads_per_image(monkeypatch, layer, queries, **options):
-    """How often an image of a captured database is read for its neighbours, on average, and these."""
-    reads, read = [], CapturedLayer.tokens
+class Counted(CapturedLayer):
+    """A layer that counts the reads of its tokens, and the images of each."""
 
-    def counted(self, images=slice(None)):
-        reads.append(len(range(*images.indices(len(self)))))
-        return read(self, images)
+    def __init__(self, layer):
+        vars(self).update(vars(layer))
+        self.reads = []
 
-    monkeypatch.setattr(CapturedLayer, "tokens", counted)
-    found = nearest(queries, layer, 3, workers=1, **options)
-    monkeypatch.setattr(CapturedLayer, "tokens", read)
-    return sum(reads) / len(layer), found
+    def tokens(self, images=slice(None)):
+        self.reads.append(len(range(*images.indices(len(self)))))
+        return super().tokens(images)
 
 
-@pytest.mark.parametrize(("memory", "most"), [("300KB", 2.1), ("2.7MB", 1.5)])
-def test_a_database_beyond_memory_is_read_few_times_for_every_block_of_queries(tmp_path, monkeypatch, memory, most):
-    layer, queries = captured(tmp_path / "c.zarr", tokens(400, 4, 64, seed=2)), tokens(100, 4, 64, seed=1)
-    once, expected = reads_per_image(monkeypatch, layer, queries)
+@pytest.mark.parametrize(("memory", "count", "most"), [("300KB", 40, 2.1), ("2.7MB", 100, 1.5)])
+def test_a_database_beyond_memory_is_read_few_times_for_every_block_of_queries(tmp_path, memory, count, most):
+    database = captured(tmp_path / "c.zarr", tokens(400, 4, 64, seed=2))
+    captured_queries = captured(tmp_path / "q.zarr", tokens(count, 4, 64, seed=1), "query")
+
+    def searched(**options):
+        """How often an image of the database is read, on average; blocks of queries; and the neighbours."""
+        layer, queries = Counted(database), Counted(captured_queries)
+        found = nearest(queries, layer, 3, workers=1, **options)
+        # Beside blocks, one query is read to see what they are, and all are for their bounds.
+        return sum(layer.reads) / len(layer), len(queries.reads) - 2, found
+
+    once, _, expected = searched()
     assert once < 2
-    blocks, block = [], BlockReader.block
-
-    def counted(self, images, numbers):
-        blocks.append(images is layer)
-        return block(self, images, numbers)
-
-    monkeypatch.setattr(BlockReader, "block", counted)
-    often, found = reads_per_image(monkeypatch, layer, queries, memory=memory)
-    of_queries = blocks.count(False)
+    often, of_queries, found = searched(memory=memory)
     assert of_queries > 1
     # For bounds, unless there is room for what they are made of; for a few pairs of each; and for all that are left.
     assert once < often < most * of_queries

@@ -18,15 +18,14 @@ from rsm_probe.errors import CostError, ModelError
 from rsm_probe.execution import devices, executors
 from rsm_probe.execution.devices import block_bytes, find_device, in_halves
 from rsm_probe.execution.execution import Execution
-from rsm_probe.matching.matching import Pairs
 from rsm_probe.matching.methods.greedy import Greedy
 from rsm_probe.matching.methods.identity import Identity
 from rsm_probe.matching.methods.library_solvers import ScipyAssignment
 from rsm_probe.matching.methods.optimal import Auction
-from rsm_probe.pairs import device_cache as moved
 from rsm_probe.pairs.affinities import Affinities
+from rsm_probe.pairs.device_cache import DeviceCache
 from rsm_probe.pairs.matcher import PairMatcher
-from rsm_probe.pairs.pair_loop import match_sides
+from rsm_probe.pairs.pair_loop import PairLoop, match_sides
 from rsm_probe.pairs.sides import Side
 from rsm_probe.pairs.timing import seconds_per_pair
 
@@ -42,13 +41,8 @@ def tokens(images, locations, seed=0, channels=3):
     return torch.randn(images, locations, channels, generator=torch.Generator().manual_seed(seed)).to(HERE)
 
 
-def give_blocks(monkeypatch, size):
-    """A device with room for blocks of so many bytes."""
-    monkeypatch.setattr(devices, "allowed_bytes", lambda device: 8 * size)
-
-
-def products_of(x, y=None, methods=METHODS, on_pairs=lambda count: None, **options):
-    with PairMatcher(Execution(**options), on_pairs) as matcher:
+def products_of(x, y=None, methods=METHODS, on_pairs=lambda count: None, block_memory=None, **options):
+    with PairMatcher(Execution(**options), on_pairs, block_memory) as matcher:
         return matcher.submit(x, y, methods).result()
 
 
@@ -75,15 +69,14 @@ def test_a_device_and_cpu_threads_match_the_same_pairs_side_by_side(others):
         np.testing.assert_array_equal(found["optimal"], found["optimal"].T)
 
 
-def test_blocks_for_a_device_hold_every_pair_once_and_are_full(monkeypatch):
-    give_blocks(monkeypatch, 10 * 5 * 5 * 4)
+def test_blocks_for_a_device_hold_every_pair_once_and_are_full():
     x, y = Side.of(torch.zeros(7, 5, 2)), Side.of(torch.zeros(4, 5, 2))
     for own, diagonal, expected in (
         (x, False, [(i, j) for j in range(7) for i in range(j + 1, 7)]),
         (x, True, [(i, j) for j in range(7) for i in range(j, 7)]),
         (y, False, [(i, j) for j in range(4) for i in range(7)]),
     ):
-        blocks = list(Affinities(x, own, on_device=True).all_pairs(diagonal))
+        blocks = list(Affinities(x, own, on_device=True, block_memory=10 * 5 * 5 * 4).all_pairs(diagonal))
         assert [pair for rows, columns in blocks for pair in zip(rows, columns, strict=True)] == expected
         assert all(len(rows) <= 10 for rows, _ in blocks)
         assert all(len(a[0]) + np.sum(b[1] == b[1][0]) > 10 for a, b in itertools.pairwise(blocks))
@@ -106,12 +99,10 @@ def test_affinities_of_any_pairs_are_inner_products_of_locations():
 
 
 @pytest.mark.parametrize("pairs", [1, 2])
-def test_the_size_of_a_device_does_not_change_the_result(monkeypatch, pairs):
+def test_the_size_of_a_device_does_not_change_the_result(pairs):
     x = tokens(4, 3)
     ample = products_of(x, methods={"optimal": DEVICE})
-    give_blocks(monkeypatch, pairs * 3 * 3 * 4)
-    assert block_bytes(HERE) == pairs * 3 * 3 * 4
-    tight = products_of(x, methods={"optimal": DEVICE}, workers=2)
+    tight = products_of(x, methods={"optimal": DEVICE}, workers=2, block_memory=pairs * 3 * 3 * 4)
     np.testing.assert_allclose(tight["optimal"], ample["optimal"], atol=GAP * norms(x, x).max())
 
 
@@ -158,7 +149,6 @@ def test_a_device_that_is_out_of_memory_gets_half_of_the_pairs_and_says_so(monke
 
 def test_what_is_being_matched_is_waited_for_before_anything_is_halved(monkeypatch):
     x = tokens(6, 3)
-    give_blocks(monkeypatch, 5 * 3 * 3 * 4)
     exact = products_of(x, methods={"slow": ScipyAssignment()})["slow"]
     memory = Memory(monkeypatch, room=5)
 
@@ -173,22 +163,19 @@ def test_what_is_being_matched_is_waited_for_before_anything_is_halved(monkeypat
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = products_of(x, methods={"slow": SlowOnDevice()}, workers=2)["slow"]
+        found = products_of(x, methods={"slow": SlowOnDevice()}, workers=2, block_memory=5 * 3 * 3 * 4)["slow"]
     np.testing.assert_allclose(found, exact, rtol=1e-6)
     assert memory.most == 5
 
 
-@pytest.mark.parametrize("path", ["in memory", "tiles"])
-def test_no_more_than_two_blocks_are_held_at_a_time(monkeypatch, tmp_path, path):
-    give_blocks(monkeypatch, 4 * 3 * 3 * 4)
-    memory, x = Memory(monkeypatch, room=1000), tokens(8, 3).cpu()
-    if path == "tiles":
-        all_pairs(captured(tmp_path / "x.zarr", x), matching=DEVICE, device=HERE.type, tile=8, workers=1)
-        # The first block was made for the estimate.
-        assert memory.most <= 4
-    else:
-        products_of(x.to(HERE), methods={"optimal": DEVICE}, workers=2)
-        assert 4 < memory.most <= 8
+def test_no_more_than_two_blocks_are_held_at_a_time(monkeypatch):
+    memory, x, four_pairs = Memory(monkeypatch, room=1000), tokens(8, 3), 4 * 3 * 3 * 4
+    products_of(x, methods={"optimal": DEVICE}, workers=2, block_memory=four_pairs)
+    assert 4 < memory.most <= 8
+    memory.most = 0
+    side = Side.of(x)
+    PairLoop(side, side, {"optimal": DEVICE}, block_memory=four_pairs).fill_all()  # as tiles are filled
+    assert 0 < memory.most <= 4
 
 
 @dataclass(frozen=True)
@@ -264,30 +251,31 @@ def test_bounds_in_half_precision_hold_where_rounding_is_at_its_worst():
     assert pairs.bounds[0, 0] >= exact
 
 
-def test_who_matches_is_settled_by_the_whole_work_and_not_by_its_parts(monkeypatch, tmp_path):
+def test_who_matches_is_settled_by_the_whole_work_and_not_by_its_parts(tmp_path):
     solved = []
 
-    def counted(method, affinities, scales):
-        solved.append(len(affinities))
-        numbers = np.arange(len(affinities))
-        return ScipyAssignment().solve(Pairs(numbers, numbers, affinity=affinities))
+    @dataclass(frozen=True)
+    class ManyOnDevice(ScipyAssignment):
+        """Goes to the device where there are as many pairs as the whole work has."""
 
-    def never(*arguments):
-        raise AssertionError("a part of the work went to the CPU")
+        def on_device(self, device, dtype, locations, pairs):
+            return pairs >= 136
 
-    monkeypatch.setattr("rsm_probe.matching.methods.optimal.has_kernel", lambda device: True)
-    monkeypatch.setattr(Auction, "_solve_on_device", counted)
-    monkeypatch.setattr(Auction, "_solve_on_cpu", never)
-    give_blocks(monkeypatch, 7 * 2 * 2 * 4)
+        def solve(self, pairs):
+            assert isinstance(pairs.affinity, torch.Tensor), "a part of the work went to the CPU"
+            solved.append(len(pairs))
+            return super().solve(pairs)
+
     x = tokens(17, 2).cpu()
     layer = captured(tmp_path / "x.zarr", x)
-    all_pairs(layer, tile=5)
+    all_pairs(layer, matching=ManyOnDevice(), tile=5, max_hours=None)  # which would time some before
+    assert sum(solved) == 136
+    assert max(solved) <= 25
+    solved.clear()
+    products_of(x.to(HERE), methods={"many": ManyOnDevice()}, block_memory=7 * 2 * 2 * 4)
     assert sum(solved) == 136
     assert max(solved) <= 7
-    solved.clear()
-    products_of(x, methods={"optimal": Auction()})
-    assert sum(solved) == 136
-    nearest(layer, layer, k=2)
+    nearest(layer, layer, k=2, matching=ManyOnDevice())
 
 
 def test_a_global_switch_to_fast_products_does_not_reach_ours():
@@ -363,9 +351,8 @@ def test_every_thread_gets_a_gpu_of_its_own(monkeypatch):
     assert len(bound) == 4
 
 
-def test_tokens_are_moved_once_while_there_is_room(monkeypatch):
-    monkeypatch.setattr(moved, "token_bytes", lambda device: 3 * 4)
-    read, held = [], moved.DeviceCache()
+def test_tokens_are_moved_once_while_there_is_room():
+    read, held = [], DeviceCache(lambda device: 3 * 4)
 
     def get(key, device="meta"):
         return held.get(key, lambda: read.append(key) or torch.zeros(1), torch.device(device))

@@ -3,7 +3,6 @@
 import threading
 import time
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +16,6 @@ from rsm_probe.matching.matches import match
 from rsm_probe.matching.methods.identity import Identity, squared_norms
 from rsm_probe.matching.methods.library_solvers import LapAssignment, ScipyAssignment
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.pairs import affinities
-from rsm_probe.pairs import timing as estimate
 from rsm_probe.pairs.affinities import block_slices, pairs_per_block
 from rsm_probe.pairs.matcher import PairMatcher
 from rsm_probe.pairs.timing import seconds_per_pair
@@ -31,8 +28,8 @@ def random_tokens(images, locations, channels=5, seed=0, dtype=torch.float32):
     return torch.randn(images, locations, channels, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def products_of(x, y=None, methods=METHODS, on_pairs=lambda count: None, **options):
-    with PairMatcher(Execution(**options), on_pairs) as matcher:
+def products_of(x, y=None, methods=METHODS, on_pairs=lambda count: None, block_memory=None, **options):
+    with PairMatcher(Execution(**options), on_pairs, block_memory) as matcher:
         return matcher.submit(x, y, methods).result()
 
 
@@ -48,9 +45,8 @@ def finishes(work, seconds=5.0):
     return not thread.is_alive()
 
 
-@pytest.fixture
-def one_pair_per_block(monkeypatch):
-    monkeypatch.setattr(affinities, "BLOCK_BYTES", 1)
+# Less than an affinity takes: each is a block of its own.
+ONE_PAIR = 1
 
 
 @dataclass(frozen=True)
@@ -90,10 +86,10 @@ def test_products_of_all_pairs_equal_matching_each_pair_alone(own, others):
 
 
 @pytest.mark.parametrize("others", [None, (6, 7)])
-def test_the_number_of_workers_does_not_change_a_bit(one_pair_per_block, others):
+def test_the_number_of_workers_does_not_change_a_bit(others):
     x = random_tokens(9, 8)
     y = None if others is None else random_tokens(*others, seed=1)
-    alone, together = products_of(x, y, workers=1), products_of(x, y, workers=4)
+    alone, together = (products_of(x, y, workers=workers, block_memory=ONE_PAIR) for workers in (1, 4))
     for label in METHODS:
         np.testing.assert_array_equal(alone[label], together[label])
 
@@ -109,13 +105,12 @@ def test_the_memory_budget_does_not_change_a_bit(others):
 
 
 @pytest.mark.parametrize("block_bytes", [1, 3 * 8 * 8 * 8, 5 * 8 * 8 * 8])
-def test_the_size_of_blocks_does_not_change_the_result(monkeypatch, block_bytes):
+def test_the_size_of_blocks_does_not_change_the_result(block_bytes):
     x, y = random_tokens(11, 8, dtype=torch.float64), random_tokens(6, 8, seed=1, dtype=torch.float64)
-    whole, between = products_of(x, workers=1), products_of(x, y, workers=1)
-    monkeypatch.setattr(affinities, "BLOCK_BYTES", block_bytes)
-    for label in METHODS:
-        np.testing.assert_allclose(products_of(x, workers=1)[label], whole[label], rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(products_of(x, y, workers=1)[label], between[label], rtol=1e-12, atol=1e-12)
+    for others in (None, y):
+        whole, parts = (products_of(x, others, workers=1, block_memory=size) for size in (None, block_bytes))
+        for label in METHODS:
+            np.testing.assert_allclose(parts[label], whole[label], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -164,19 +159,12 @@ def test_products_within_one_set_are_symmetric_and_match_each_pair_once():
         np.testing.assert_array_equal(products, products.T)
 
 
-def test_several_methods_share_the_affinities_of_one_submit(monkeypatch, one_pair_per_block):
-    made = []
-
-    compute = affinities.Affinities.block
-
-    def counted(*arguments):
-        made.append(arguments)
-        return compute(*arguments)
-
-    monkeypatch.setattr(affinities.Affinities, "block", counted)
+def test_several_methods_share_the_affinities_of_one_submit(monkeypatch):
+    made, multiply = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *sides, **options: made.append(sides) or multiply(*sides, **options))
     x = random_tokens(5, 6)
-    together = products_of(x)
-    assert len(made) == 10
+    together = products_of(x, block_memory=ONE_PAIR)
+    assert len(made) == 10  # each block is of one pair, and so one product of matrices
     for label, method in METHODS.items():
         np.testing.assert_array_equal(together[label], products_of(x, methods={label: method})[label])
 
@@ -196,34 +184,32 @@ def test_submits_of_one_matcher_do_not_disturb_each_other():
     ("own", "others", "total"), [((7, 4), None, 21), ((7, 4), (3, 5), 21), ((7, 1), None, 21), ((1, 4), None, 0)]
 )
 @pytest.mark.parametrize("block_bytes", [1, 2 * 4 * 4 * 4, 8 << 20])
-def test_on_pairs_adds_up_to_all_pairs(monkeypatch, block_bytes, method, own, others, total):
-    monkeypatch.setattr(affinities, "BLOCK_BYTES", block_bytes)
+def test_on_pairs_adds_up_to_all_pairs(block_bytes, method, own, others, total):
     counts = []
     y = None if others is None else random_tokens(*others, seed=1)
-    products_of(random_tokens(*own), y, methods={"any": method}, workers=2, on_pairs=counts.append)
+    options = {"workers": 2, "on_pairs": counts.append, "block_memory": block_bytes}
+    products_of(random_tokens(*own), y, methods={"any": method}, **options)
     assert sum(counts) == total
 
 
-def test_on_pairs_is_called_while_work_goes_on(one_pair_per_block):
-    counts = []
-    products_of(random_tokens(6, 4), methods={"any": ScipyAssignment()}, on_pairs=counts.append)
+def test_on_pairs_is_called_while_work_goes_on():
+    counts, methods = [], {"any": ScipyAssignment()}
+    products_of(random_tokens(6, 4), methods=methods, on_pairs=counts.append, block_memory=ONE_PAIR)
     assert counts == [1] * 15
 
 
-def test_affinities_waiting_to_be_matched_stay_within_the_memory_budget(monkeypatch, one_pair_per_block):
-    made, done, waiting = [], [], []
+def test_affinities_waiting_to_be_matched_stay_within_the_memory_budget(monkeypatch):
+    made, done, waiting, multiply = [], [], [], torch.mm
 
-    compute = affinities.Affinities.block
-
-    def counted(*arguments):
-        block = compute(*arguments)
-        made.append(block)
+    def counted(*sides, **options):
+        made.append(sides)
         waiting.append(len(made) - len(done))
-        return block
+        return multiply(*sides, **options)
 
-    monkeypatch.setattr(affinities.Affinities, "block", counted)
+    monkeypatch.setattr(torch, "mm", counted)  # each block is of one pair, and so one product of matrices
     three_affinities = 3 * 6 * 6 * 4
-    products_of(random_tokens(8, 6), methods={"slow": Slow()}, workers=2, memory=three_affinities, on_pairs=done.append)
+    options = {"workers": 2, "memory": three_affinities, "on_pairs": done.append, "block_memory": ONE_PAIR}
+    products_of(random_tokens(8, 6), methods={"slow": Slow()}, **options)
     # The budget is used, so that workers have something to do, and it is kept.
     assert max(waiting) == 3
     assert len(made) == 28
@@ -244,10 +230,11 @@ def test_a_budget_below_one_affinity_does_not_matter_where_none_is_needed():
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("memory", ["1GB", 4 * 4 * 4])
-def test_errors_in_a_worker_surface_and_leave_no_threads(one_pair_per_block, workers, memory):
+def test_errors_in_a_worker_surface_and_leave_no_threads(workers, memory):
     before = matching_threads()
+    options = {"workers": workers, "memory": memory, "block_memory": ONE_PAIR}
     with pytest.raises(ValueError, match="this pair cannot be matched"):
-        products_of(random_tokens(6, 4), methods={"failing": Failing()}, workers=workers, memory=memory)
+        products_of(random_tokens(6, 4), methods={"failing": Failing()}, **options)
     assert not matching_threads() - before
 
 
@@ -257,11 +244,11 @@ def test_no_threads_remain_after_finished_work():
     assert not matching_threads() - before
 
 
-def test_an_error_of_the_caller_ends_the_threads_and_is_not_hidden(one_pair_per_block):
+def test_an_error_of_the_caller_ends_the_threads_and_is_not_hidden():
     before = matching_threads()
 
     def interrupted():
-        with PairMatcher(Execution(workers=2)) as matcher:
+        with PairMatcher(Execution(workers=2), block_memory=ONE_PAIR) as matcher:
             matcher.submit(random_tokens(12, 4), None, {"slow": Slow()})
             raise KeyboardInterrupt
 
@@ -270,7 +257,7 @@ def test_an_error_of_the_caller_ends_the_threads_and_is_not_hidden(one_pair_per_
     assert not matching_threads() - before
 
 
-def test_a_matcher_works_on_after_an_error(one_pair_per_block):
+def test_a_matcher_works_on_after_an_error():
     one_failed, carry_on = threading.Event(), threading.Event()
 
     @dataclass(frozen=True)
@@ -285,7 +272,7 @@ def test_a_matcher_works_on_after_an_error(one_pair_per_block):
     small, large = random_tokens(4, 4), random_tokens(4, 8, seed=1)
     budget = 6 * 4 * 4 * 4
     found = {}
-    matcher = PairMatcher(Execution(workers=1, memory=budget))
+    matcher = PairMatcher(Execution(workers=1, memory=budget), block_memory=ONE_PAIR)
     # All six pairs of `small` fit in the queue; when the first fails, those that still wait are cancelled.
     pending = matcher.submit(small, None, {"fails": FailsFirst()})
     with pytest.raises(ValueError, match="the first pair"):
@@ -298,7 +285,7 @@ def test_a_matcher_works_on_after_an_error(one_pair_per_block):
     np.testing.assert_array_equal(found["optimal"], products_of(large)["optimal"])
 
 
-def test_an_error_in_on_pairs_does_not_block_the_queue(one_pair_per_block):
+def test_an_error_in_on_pairs_does_not_block_the_queue():
     def broken(count):
         raise ArithmeticError("the progress bar broke")
 
@@ -306,7 +293,8 @@ def test_an_error_in_on_pairs_does_not_block_the_queue(one_pair_per_block):
 
     def work():
         try:
-            products_of(random_tokens(4, 4), workers=1, memory=4 * 4 * 4, on_pairs=broken)
+            options = {"workers": 1, "memory": 4 * 4 * 4, "block_memory": ONE_PAIR}
+            products_of(random_tokens(4, 4), on_pairs=broken, **options)
         except ArithmeticError as error:
             raised.append(error)
 
@@ -372,7 +360,7 @@ def test_seconds_per_pair_is_positive_for_matching_and_zero_where_there_is_nothi
 def clocked(monkeypatch):
     """A matching of which each call takes two seconds by the clock that the pair loop reads."""
     now = [0.0]
-    monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     @dataclass(frozen=True)
     class Clocked(Recording):
