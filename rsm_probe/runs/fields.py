@@ -106,4 +106,4 @@ Kernels = Annotated[tuple[str, ...], AfterValidator(each(get_kernel)), Distinct]
 Estimators = Annotated[tuple[str, ...], AfterValidator(each(get_estimator)), Distinct]
 # Where something is written
 Folder = Annotated[str, AfterValidator(_checked(lambda value: local_folder(value, "the folder")))]
-Place = Annotated[str, AfterValidator(_checked(lambda value: path_or_url(value, "the place")))]
+FolderOrUrl = Annotated[str, AfterValidator(_checked(lambda value: path_or_url(value, "the place")))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +43,11 @@ def stacked(
     pieces: dict[str, list[np.ndarray]] = {name: list(values)[:count] for name, values in done.items()}
     start = min((len(values) for values in pieces.values()), default=0)
     on_done(start)
-    saved, last = start, time.monotonic()
-    finished = start
+    saved, finished, last = start, start, time.monotonic()
+
+    def write() -> None:
+        save_arrays(file, {_OWNER: np.array(owner), **_stack(pieces, finished)})
+
     try:
         for number in range(start, count):
             for name, values in make(number).items():
@@ -52,11 +55,11 @@ def stacked(
             finished = number + 1
             on_done(1)
             if time.monotonic() - last >= save_seconds:
-                save_arrays(file, {_OWNER: np.array(owner), **_stack(pieces, finished)})
+                write()
                 saved, last = finished, time.monotonic()
     finally:
         if finished > saved:
-            save_arrays(file, {_OWNER: np.array(owner), **_stack(pieces, finished)})
+            write()
     return _stack(pieces, count)
 
 
@@ -75,5 +78,5 @@ def _read(file: Path, owner: str) -> Arrays:
     return arrays if str(arrays.pop(_OWNER, "")) == owner else {}
 
 
-def _stack(pieces: dict[str, Iterable[np.ndarray]] | dict[str, list[np.ndarray]], count: int) -> Arrays:
-    return {name: np.stack(list(values)[:count]) for name, values in pieces.items()}
+def _stack(pieces: Mapping[str, list[np.ndarray]], count: int) -> Arrays:
+    return {name: np.stack(values[:count]) for name, values in pieces.items()}

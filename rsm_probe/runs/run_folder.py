@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from rsm_probe.checks import brief
@@ -125,8 +126,6 @@ def save_figures(study: Any, out: Any, dpi: int = 300, most_pixels: int = 30_000
     Raises:
         StorageError: the run is not finished, or a file cannot be written.
     """
-    from matplotlib import rc_context
-
     folder = run_folder(out)
     figures: Mapping[str, Figure] = study.figures(folder)
     for name, figure in figures.items():

@@ -184,8 +184,8 @@ class Runner(ABC, Generic[S]):
             result = self.compute(models, accuracies, require_there)
             require_there()
             if not (self.folder / "provenance.json").exists():
-                about = {**provenance(), **self.provenance(), "accuracy": accuracies}
-                save_json(self.folder / "provenance.json", about)
+                facts = {**provenance(), **self.provenance(), "accuracy": accuracies}
+                save_json(self.folder / "provenance.json", facts)
         return result
 
     @abstractmethod

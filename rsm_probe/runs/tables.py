@@ -83,7 +83,7 @@ def save_table(
     folder: Path,
     table: Sequence[Row],
     names: tuple[str, str] = ("table.csv", "result.json"),
-    about: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the rows of a result as CSV, and then, with what else is said about them, as JSON that `load_table` reads.
 
@@ -92,7 +92,7 @@ def save_table(
     """
     save_text(folder / names[0], csv_text(table))
     rows = [_plain(row) for row in table]
-    save_json(folder / names[1], {**(about or {}), "table": rows, "digest": _digest(rows)})
+    save_json(folder / names[1], {**(facts or {}), "table": rows, "digest": _digest(rows)})
 
 
 def load_table(file: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -109,12 +109,10 @@ def load_table(file: Path) -> tuple[list[Row], dict[str, Any]]:
     except StorageError as error:
         raise StorageError(f"{damaged} ({error})") from None
     rows = stored.get("table")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise StorageError(damaged)
-    if any(row.keys() != rows[0].keys() for row in rows):
-        raise StorageError(damaged)
+    sound = isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
+    sound = sound and all(row.keys() == rows[0].keys() for row in rows)
     # Results from before there was a digest have none.
-    if stored.get("digest", _digest(rows)) != _digest(rows):
+    if not sound or stored.get("digest", _digest(rows)) != _digest(rows):
         raise StorageError(damaged)
     return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows], stored
 

@@ -128,7 +128,7 @@ class RSM:
         Raises:
             ComparisonError: rows and columns are different images.
         """
-        if self.dataset.attrs.get("image_sets", 1) != 1:
+        if not _one_set(self.dataset):
             raise ComparisonError("only the RSM of one set of images has eigenvalues")
         return float(np.linalg.eigvalsh(self.values)[0])
 
@@ -149,7 +149,7 @@ class RSM:
         Of one set of images, every unordered pair comes once, images with themselves included.
         """
         frame = self.dataset["similarity"].to_series().reset_index()
-        if self.dataset.attrs.get("image_sets", 1) != 1:
+        if not _one_set(self.dataset):
             return frame
         rows, columns = np.triu_indices(len(self.ids))
         return frame.iloc[rows * len(self.ids) + columns].reset_index(drop=True)
@@ -160,7 +160,7 @@ class RSM:
         Raises:
             ComparisonError: rows and columns are different images; rsatoolbox is not installed.
         """
-        if self.dataset.attrs.get("image_sets", 1) != 1:
+        if not _one_set(self.dataset):
             raise ComparisonError("rsatoolbox compares images of one set, but this RSM has two sets of images")
         measure = self.dataset.attrs.get("dissimilarity", "squared kernel distance")
         return to_rdms(self.values, self.ids, measure, self.attributes)
@@ -213,11 +213,16 @@ class RSM:
         return f"RSM({self.values.shape[0]} x {self.values.shape[1]} images{', ' if what else ''}{what})"
 
 
+def _one_set(dataset: xr.Dataset) -> bool:
+    """Whether rows and columns are the same images."""
+    return bool(dataset.attrs.get("image_sets", 1) == 1)
+
+
 def _under(pairs: xr.Dataset, kernel: Kernel) -> xr.Dataset:
     """Products with their similarities under a kernel."""
     check_kernel(kernel, pairs.attrs["matching"], bool(pairs.attrs["one_to_one"]))
     norms = pairs["norm_a"].values, pairs["norm_b"].values
-    values = kernel(pairs["product"].values, *norms, same=pairs.attrs.get("image_sets", 1) == 1)
+    values = kernel(pairs["product"].values, *norms, same=_one_set(pairs))
     return pairs.assign(similarity=(("image_a", "image_b"), values)).assign_attrs(kernel=kernel.name)
 
 

@@ -62,13 +62,14 @@ class Accumulator(BatchConsumer[PendingProducts]):
         estimators: which CKA estimates to sum up: "unbiased" (batches of at least 4) and "biased".
         means: means over all images to subtract first; None leaves representations as they are.
         keep: names or globs of layers whose mini-batch RSMs are kept.
-        on_batch: called with the RSMs to keep after each finished mini-batch; by default they are collected in `kept`.
+        on_batch: called with the RSMs to keep after each finished mini-batch; by default they go into
+            `batch_rsms`.
         on_pairs: called with the number of pairs whenever some were matched.
         workers: CPU threads that match; None for all cores. Results do not depend on it.
         memory: what may be held at a time, as bytes or text such as "2GB", of affinities that wait to be matched.
 
     Attributes:
-        kept: RSMs of finished mini-batches, where no `on_batch` takes them.
+        batch_rsms: RSMs of finished mini-batches, where no `on_batch` takes them.
 
     Raises:
         RsmProbeError: an argument of the wrong kind, an unknown name, or one that comes twice. `update` raises
@@ -103,7 +104,7 @@ class Accumulator(BatchConsumer[PendingProducts]):
         if not isinstance(means, Means | None):
             raise RepresentationError(f"means must be a Means of a first pass, found {type(means).__name__}")
         self.means = means
-        self.kept: list[BatchRsms] = []
+        self.batch_rsms: list[BatchRsms] = []
         self.keep = KeptLayers(keep)
         if on_batch is not None:
             require_callable(on_batch, "on_batch", ComparisonError)
@@ -191,9 +192,9 @@ class Accumulator(BatchConsumer[PendingProducts]):
             MatchingError: a matching cannot take a layer; the message names it.
             CostError: one affinity alone exceeds the memory budget.
         """
-        for model, layer, kept in walk(probed):
+        for model, layer, representation in walk(probed):
             with naming(model, layer):
-                self._matcher.submit(kept.tokens[:2], None, self.methods, kept.grid).result()
+                self._matcher.submit(representation.tokens[:2], None, self.methods, representation.grid).result()
 
     def finish(self) -> None:
         """Waits for the pairs that workers still hold."""
@@ -209,14 +210,14 @@ class Accumulator(BatchConsumer[PendingProducts]):
             values += [kernel(products, norms, norms, same=True) for products in matched for kernel in self.kernels]
         stack = np.stack(values)
         self._sums.add(self._keys, stack)
-        kept = [k for k, key in enumerate(self._keys) if key.layer in self.keep]
+        wanted = [k for k, key in enumerate(self._keys) if key.layer in self.keep]
         names = list(batch.ids) or [str(self.images - stack.shape[1] + k) for k in range(stack.shape[1])]
         labels = list(batch.labels) or [""] * stack.shape[1]
-        self.on_batch(BatchRsms([self._keys[k] for k in kept], stack[kept], names, labels))
+        self.on_batch(BatchRsms([self._keys[k] for k in wanted], stack[wanted], names, labels))
 
     def _collect(self, rsms: BatchRsms) -> None:
         if rsms.keys:
-            self.kept.append(rsms)
+            self.batch_rsms.append(rsms)
 
     def result(self) -> SweepResult:
         """The comparison of everything over all batches so far, and the RSMs that were kept.
@@ -231,7 +232,7 @@ class Accumulator(BatchConsumer[PendingProducts]):
         for words in self._sums.remarks():
             warnings.warn(words, stacklevel=2)
         counts = {"images": self.images, "batches": self.batches, "left_out": self._sums.left_out or 0}
-        return SweepResult.build(grids, self.kept, self._sums.smallest, **counts)
+        return SweepResult.build(grids, self.batch_rsms, self._sums.smallest, **counts)
 
     @property
     def cka(self) -> xr.DataArray:

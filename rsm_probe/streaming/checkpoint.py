@@ -96,8 +96,8 @@ class Checkpoint:
 
     def _identity(self) -> tuple[int, ...] | None:
         with suppress(OSError):
-            found = (self.folder / "settings.json").stat()
-            return found.st_dev, found.st_ino, found.st_mtime_ns
+            status = (self.folder / "settings.json").stat()
+            return status.st_dev, status.st_ino, status.st_mtime_ns
         return None
 
     def require_there(self) -> None:
@@ -155,10 +155,10 @@ class Checkpoint:
             StorageError: a file is missing or damaged; see `require_there`.
         """
         self.require_there()
-        kept = []
+        batches = []
         for number in range(count):
             stored = load_arrays(self.folder / f"rsms-{number:06d}.npz")
-            kept.append(
+            batches.append(
                 BatchRsms(
                     [RsmKey.from_texts(key) for key in stored["keys"]],
                     stored["values"],
@@ -166,7 +166,7 @@ class Checkpoint:
                     [str(name) for name in stored["labels"]],
                 )
             )
-        return kept
+        return batches
 
     def save_result(self, result: SweepResult) -> None:
         """Stores the result, with the settings that it is of.

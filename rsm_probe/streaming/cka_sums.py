@@ -125,9 +125,9 @@ class CkaSums:
 
     def remarks(self) -> list[str]:
         """What to know about the grids: images that do not count, RSMs without a value."""
-        found = []
+        lines = []
         if self.left_out is not None:
-            found.append(
+            lines.append(
                 f"CKA is over {self.images} images in {self.batches} batches; a last batch of {self.left_out} images "
                 f"was too small and is left out"
             )
@@ -136,11 +136,11 @@ class CkaSums:
                 key.label() for key, value in zip(self.keys, np.diagonal(grid), strict=True) if np.isnan(value)
             ]
             if undefined:
-                found.append(
+                lines.append(
                     f"{name} CKA is undefined (NaN) for {len(undefined)} RSMs, which are constant or whose HSIC with "
                     f"themselves is not above 0, first {undefined[0]}; more images or larger batches may help"
                 )
-        return found
+        return lines
 
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays from which `restore` continues."""

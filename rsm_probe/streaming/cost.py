@@ -51,7 +51,7 @@ class Cost:
         workers: CPU threads that match.
         passes: how often each image passes through the models.
         kernels: number of kernels.
-        kept: number of RSMs kept per batch.
+        kept_rsms: number of RSMs kept per batch.
     """
 
     layers: Sequence[LayerCost]
@@ -61,7 +61,7 @@ class Cost:
     workers: int
     passes: int
     kernels: int
-    kept: int
+    kept_rsms: int
 
     @property
     def pairs(self) -> int:
@@ -90,7 +90,7 @@ class Cost:
         rsms = sum(len(layer.pair_seconds) for layer in self.layers) * self.kernels
         tokens = 2 * batch * max((layer.token_bytes for layer in self.layers), default=0)
         queue = max((layer.queue_bytes for layer in self.layers), default=0)
-        return tokens + queue + 4 * rsms * batch**2 * 8 + self.kept * sum(size**2 for size in self.batch_sizes) * 8
+        return tokens + queue + 4 * rsms * batch**2 * 8 + self.kept_rsms * sum(size**2 for size in self.batch_sizes) * 8
 
     def __str__(self) -> str:
         return (
@@ -119,18 +119,18 @@ class Cost:
         dearest = max(self.layers, key=lambda layer: sum(layer.pair_seconds.values()))
         share = sum(dearest.pair_seconds.values()) * self.pairs_per_layer / max(self.matching_seconds, 1e-12)
         forward = self.image_seconds * self.images * self.passes
-        ways = []
+        options = []
         if self.matching_seconds > 0 and limit > forward:
             # Pairs within batches grow in proportion to the size of a batch.
             fitting = int(max(self.batch_sizes) * (limit - forward) * self.workers / self.matching_seconds)
-            ways.append(f"batch_size={max(4, fitting)}")
+            options.append(f"batch_size={max(4, fitting)}")
         if share > 0:
-            ways.append(f"leaving out {dearest.name} ({dearest.locations} locations, {share:.0%} of the matching)")
-            ways.append(
+            options.append(f"leaving out {dearest.name} ({dearest.locations} locations, {share:.0%} of the matching)")
+            options.append(
                 f"one of the matchings {', '.join(cheap_matchings())}, whose time grows with the locations only"
             )
-        ways.append(f"fewer images than {self.images}")
-        return ", ".join(ways)
+        options.append(f"fewer images than {self.images}")
+        return ", ".join(options)
 
 
 def measure(
@@ -151,22 +151,21 @@ def measure(
     """
     costs = []
     for model, layers in representations.items():
-        for layer, kept in layers.items():
+        for layer, representation in layers.items():
+            tokens = representation.tokens
             with naming(model, layer):
-                seconds = {
-                    label: seconds_per_pair(kept.tokens, method, 3, at_once) for label, method in methods.items()
-                }
-            _, locations, channels = kept.tokens.shape
+                seconds = {label: seconds_per_pair(tokens, method, 3, at_once) for label, method in methods.items()}
+            _, locations, channels = tokens.shape
             for label, method in methods.items():
-                if Workload(at_once, locations).on_device(method, kept.tokens.device, kept.tokens.dtype):
+                if Workload(at_once, locations).on_device(method, tokens.device, tokens.dtype):
                     seconds[label] *= cores  # a device does all that workers would share
             costs.append(
                 LayerCost(
                     f"{model}/{layer}",
                     locations,
-                    locations * channels * kept.tokens.element_size(),
+                    locations * channels * tokens.element_size(),
                     seconds,
-                    queue_bytes(kept.tokens, execution.memory_bytes),
+                    queue_bytes(tokens, execution.memory_bytes),
                 )
             )
     return costs

@@ -65,7 +65,7 @@ class BatchRsms:
     labels: list[str]
 
 
-def stack_rsms(kept: Sequence[BatchRsms]) -> xr.Dataset:
+def stack_rsms(batches: Sequence[BatchRsms]) -> xr.Dataset:
     """RSMs of batches whose sizes may differ, as one array padded with NaN.
 
     Returns:
@@ -74,11 +74,11 @@ def stack_rsms(kept: Sequence[BatchRsms]) -> xr.Dataset:
     """
     import xarray as xr
 
-    size = max(batch.values.shape[1] for batch in kept)
-    keys = kept[0].keys
-    values = np.full((len(kept), len(keys), size, size), np.nan)
-    ids, labels = np.full((len(kept), size), "", dtype=object), np.full((len(kept), size), "", dtype=object)
-    for number, batch in enumerate(kept):
+    size = max(batch.values.shape[1] for batch in batches)
+    keys = batches[0].keys
+    values = np.full((len(batches), len(keys), size, size), np.nan)
+    ids, labels = np.full((len(batches), size), "", dtype=object), np.full((len(batches), size), "", dtype=object)
+    for number, batch in enumerate(batches):
         count = batch.values.shape[1]
         values[number, :, :count, :count] = batch.values
         ids[number, :count], labels[number, :count] = batch.ids, batch.labels

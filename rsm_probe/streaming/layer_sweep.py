@@ -246,8 +246,8 @@ def _preflight(
     """Checks what the models answered to a few images, and shows these again, so that the cost is known."""
     methods, kernel_count = accumulator.methods, len(accumulator.kernels)
     layers = walk(sample.representations)
-    for model, layer, kept in layers:
-        require_finite(model, layer, first_nonfinite(kept.tokens), sample.batch.ids)
+    for model, layer, representation in layers:
+        require_finite(model, layer, first_nonfinite(representation.tokens), sample.batch.ids)
     names = [layer for _, layer, _ in layers]
     accumulator.keep.require_among(names)
     start = _synchronised(stream)
@@ -262,7 +262,7 @@ def _preflight(
         cores,
         passes=1 if centering is None else 2,
         kernels=kernel_count,
-        kept=sum(layer in accumulator.keep for layer in names) * len(methods) * kernel_count,
+        kept_rsms=sum(layer in accumulator.keep for layer in names) * len(methods) * kernel_count,
     )
 
 

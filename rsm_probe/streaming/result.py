@@ -39,7 +39,7 @@ class SweepResult:
     def build(
         cls,
         grids: Mapping[str, xr.DataArray],
-        kept: Sequence[BatchRsms],
+        batches: Sequence[BatchRsms],
         smallest: np.ndarray,
         **attributes: int | str,
     ) -> Self:
@@ -53,8 +53,8 @@ class SweepResult:
         for name, grid in grids.items():
             dataset["cka" if name == first else f"cka_{name}"].attrs["estimator"] = name
             dataset.attrs[f"undefined_{name}"] = int(np.isnan(np.diagonal(grid.values)).sum())
-        if kept:
-            dataset = dataset.merge(stack_rsms(kept))
+        if batches:
+            dataset = dataset.merge(stack_rsms(batches))
         return cls(dataset)
 
     @property
@@ -205,8 +205,8 @@ class SweepResult:
         samples = bootstrap_samples([(batch, batch) for batch in batches], measure, repeats, seed, on_repeat)
         fields = zip(*(self.rsms[name].values for name in RsmKey._fields), strict=True)
         names = [str(name) for name in self.cka["rsm_a"].values]
-        place = [names.index(RsmKey.from_texts(texts).label()) for texts in fields]
-        return summarise(self.cka.isel(rsm_a=place, rsm_b=place), samples, level).assign_attrs(seed=seed)
+        positions = [names.index(RsmKey.from_texts(texts).label()) for texts in fields]
+        return summarise(self.cka.isel(rsm_a=positions, rsm_b=positions), samples, level).assign_attrs(seed=seed)
 
     def save(self, path: str | Path) -> None:
         """Writes a Zarr group that `xarray.open_zarr` opens.

@@ -63,7 +63,7 @@ def accumulate(
     finally:
         accumulator.finish()  # also when a later batch fails: the earlier one is not lost
     if checkpoint and accumulator.keep.patterns:
-        accumulator.kept = checkpoint.load_rsms(accumulator.batches)
+        accumulator.batch_rsms = checkpoint.load_rsms(accumulator.batches)
 
 
 def _save_batch(checkpoint: Checkpoint, accumulator: Accumulator, rsms: BatchRsms) -> None:

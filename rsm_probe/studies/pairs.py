@@ -21,7 +21,7 @@ from rsm_probe.errors import ComparisonError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.on_disk import match_on_disk, open_pairs
-from rsm_probe.runs.fields import Count, Place
+from rsm_probe.runs.fields import Count, FolderOrUrl
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.runs.tables import Row, load_table, save_table
@@ -82,7 +82,7 @@ class PairsConfig(TimedStudy):
     dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="of tokens on disk")
     tile: Count | None = Field(default=None, description="images on each side of a tile")
     permutations: bool = Field(default=False, description="also keep how locations were paired")
-    store: Place | None = Field(
+    store: FolderOrUrl | None = Field(
         default=None, description="folder or URL for captures and pairs, which all workers see; else the run folder"
     )
 
@@ -176,8 +176,8 @@ class PairsRunner(Runner[PairsConfig]):
 
     def open(self) -> PairsResult:
         """See `Study.open`."""
-        table, about = load_table(self.folder / _TABLE[1])
-        return PairsResult(table, about.get("folder") or str(self.folder))
+        table, facts = load_table(self.folder / _TABLE[1])
+        return PairsResult(table, facts.get("folder") or str(self.folder))
 
     def figures(self) -> dict[str, Figure]:
         """The RSMs of one set of images, a figure for each model; see `Study.figures`."""

@@ -107,7 +107,7 @@ def test_batches_count_by_their_pairs_in_a_bootstrap_too(estimators):
     accumulator = Accumulator(("identity",), estimators=estimators, keep=["*"])
     for size in (14, 5, 4):
         accumulator.update({k: Representation(v.tokens[:size], v.prefix[:size], None) for k, v in layers(size).items()})
-    batches = [(batch.values, batch.values) for batch in accumulator.kept]
+    batches = [(batch.values, batch.values) for batch in accumulator.batch_rsms]
     once = [np.ones(len(batch[0])) for batch, _ in batches]
     found = _drawn(batches, once, MEASURES["cka" if estimators[0] == "unbiased" else "cka-biased"])
     np.testing.assert_allclose(found, accumulator.cka.values, rtol=1e-12)
