@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -204,6 +205,17 @@ def test_options_that_mean_nothing_are_refused_and_where_it_runs_is_no_part_of_a
     assert "float16" in repr(Auction(precision="float16"))
 
 
+# In one interpreter, as PyTorch takes seconds to import: first without a device, then for one that is not there.
+WITHOUT = """
+import sys, numpy as np, torch, rsm_probe
+from rsm_probe.matching.methods.optimal import Auction
+rsm_probe.rsm(torch.randn(20, 8, 4))
+assert not torch.cuda.is_initialized() and "rsm_probe.matching.compiled.gpu_auction" not in sys.modules
+try:
+    rsm_probe.match_affinity(torch.ones(1, 3, 3), Auction(where="device"))
+except rsm_probe.RsmProbeError as error:
+    print(error)
+"""
 COMPILE = """
 import re, subprocess, tempfile
 from pathlib import Path
@@ -234,15 +246,26 @@ for block, constants, aligned in ((16, {9: 1}, 9), (256, {}, 9), (1024, {10: 0},
     spilled = re.findall(r"(\\d+) bytes spill", said)
     print(block, registers, *spilled)
 """
+HAS_TRITON = find_spec("triton") is not None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
-def test_the_kernel_compiles_for_a_device_that_is_not_there_and_keeps_its_registers():
-    pytest.importorskip("triton")
+@pytest.fixture(scope="module")
+def compiled():
+    """What an interpreter prints that does not interpret kernels."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    ran = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
+    code = WITHOUT + COMPILE if HAS_TRITON else WITHOUT
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    lines = [[int(number) for number in line.split()] for line in ran.stdout.splitlines()]
+    return ran.stdout.splitlines()
+
+
+def test_without_a_device_nothing_of_it_is_loaded_and_asking_for_it_is_refused(compiled):
+    assert "the affinities are on the CPU" in compiled[0]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux")
+def test_the_kernel_compiles_for_a_device_that_is_not_there_and_keeps_its_registers(compiled):
+    lines = [[int(number) for number in line.split()] for line in compiled[1:]]
     assert [block for block, *_ in lines] == [16, 256, 1024]
     for block, registers, *spilled in lines:
         # What is known of the columns stays in registers, of which a thread has 255; which instructions reduce over
@@ -250,22 +273,3 @@ def test_the_kernel_compiles_for_a_device_that_is_not_there_and_keeps_its_regist
         assert 0 < registers <= 255, block
         assert len(spilled) == 2, block
         assert not any(spilled), block
-
-
-WITHOUT = """
-import sys, numpy as np, torch, rsm_probe
-from rsm_probe.matching.methods.optimal import Auction
-rsm_probe.rsm(torch.randn(20, 8, 4))
-assert not torch.cuda.is_initialized() and "rsm_probe.matching.compiled.gpu_auction" not in sys.modules
-try:
-    rsm_probe.match_affinity(torch.ones(1, 3, 3), Auction(where="device"))
-except rsm_probe.RsmProbeError as error:
-    print(error)
-"""
-
-
-def test_without_a_device_nothing_of_it_is_loaded_and_asking_for_it_is_refused():
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    ran = subprocess.run([sys.executable, "-c", WITHOUT], env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert "the affinities are on the CPU" in ran.stdout
