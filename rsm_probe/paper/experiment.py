@@ -24,8 +24,7 @@ from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title
 from rsm_probe.runs.study import ModelStudy, Runner
 from rsm_probe.runs.tables import Row, TableResult, markdown
-from rsm_probe.sources.images.image_set import ImageSet
-from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.sources import ImageSet, LoadedModel
 from rsm_probe.storage.paths import file_name
 
 # Earlier versions cut titles to this length in folder names.

@@ -13,8 +13,7 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.pairs.compute import rsm
 from rsm_probe.pairs.on_disk import match_on_disk
 from rsm_probe.paper.similarity_rules import SimilarityRule, in_tiles
-from rsm_probe.similarity.centering import Centering
-from rsm_probe.similarity.rsm import RSM
+from rsm_probe.similarity import RSM, Centering
 
 
 def similarity_values(

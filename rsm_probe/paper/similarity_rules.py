@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rsm_probe.errors import MatchingError, look_up
-from rsm_probe.matching.matching import Matching
-from rsm_probe.matching.methods.identity import Identity
-from rsm_probe.matching.methods.scores import LateInteraction
-from rsm_probe.matching.registry import get_matching, matching_names
+from rsm_probe.matching import Identity, LateInteraction, Matching, get_matching, matching_names
 from rsm_probe.similarity.kernels import Kernel, Linear, get_kernel
 
 # A baseline: the kernel compares the means over locations, as after global average pooling.

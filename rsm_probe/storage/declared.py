@@ -138,11 +138,8 @@ def first_missing(
     """
     expected = chunk_bytes(array)
     # Stopping at the first missing chunk bounds the time by the number of files, whatever the array declares.
-    for key in chunk_keys(array, where):
-        size = size_of(key)
-        if size is None or (expected is not None and size != expected):
-            return key
-    return None
+    wrong = (key for key in chunk_keys(array, where) if size_of(key) is None or expected not in (None, size_of(key)))
+    return next(wrong, None)
 
 
 def chunk_keys(array: zarr.Array, where: tuple[slice, ...] | None = None) -> Iterator[str]:

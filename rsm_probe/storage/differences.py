@@ -27,10 +27,8 @@ def differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 
 def other_image(stored: Sequence[str], ids: Sequence[str]) -> str:
     """Describe the first difference between two lists of image ids; "" if they are equal."""
-    for number, (before, now) in enumerate(itertools.zip_longest(stored, ids)):
-        if before != now:
-            return f"image {number} was {before!r}, is {now!r}"
-    return ""
+    pairs = enumerate(itertools.zip_longest(stored, ids))
+    return next((f"image {k} was {before!r}, is {now!r}" for k, (before, now) in pairs if before != now), "")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import unicodedata
@@ -120,13 +121,8 @@ def file_name(name: str) -> str:
         return "".join(units)
     # No escape begins with "%-".
     end = "%-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    shortened, size = [], len(end)
-    for unit in units:
-        size += len(unit.encode())
-        if size > _LONGEST_FILE:
-            break
-        shortened.append(unit)
-    return "".join(shortened) + end
+    sizes = itertools.accumulate(len(unit.encode()) for unit in units)
+    return "".join(unit for unit, size in zip(units, sizes, strict=True) if size + len(end) <= _LONGEST_FILE) + end
 
 
 def inside(folder: Path, path: Path) -> Path:

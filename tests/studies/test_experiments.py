@@ -374,7 +374,7 @@ def test_a_model_without_a_head_is_no_classifier():
             "its output is a dict without logits; use a whole model with a classification head",
         ),
         (lambda x: x.mean((2, 3)).softmax(1), "net: these are probabilities"),
-        (lambda x: x.mean((2, 3))[:, :1], "net: a classifier of a single class"),
+        (lambda x: x.mean((2, 3))[:, :1], "net: a classifier with a single class"),
         (lambda x: x.mean((2, 3)) * torch.nan, "net: logits of image 0 are not finite"),
         (lambda x: x.mean((2, 3)) * 0, "net: the classifier gives the same output for all images"),
     ],
@@ -389,7 +389,7 @@ def test_what_is_no_classifier_is_refused(tmp_path, monkeypatch, answer, message
     )
     with pytest.raises((ModelError, rsm_probe.errors.ComparisonError), match=message):
         config.run(tmp_path / "run")
-    if "alike" not in message:  # which only all images show
+    if "same output" not in message:  # which only all images show
         assert not (tmp_path / "run").exists()
 
 

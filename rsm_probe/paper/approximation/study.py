@@ -16,10 +16,8 @@ from rsm_probe.comparison.intervals import draw_weights, interval
 from rsm_probe.errors import ImageError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import one_thread
+from rsm_probe.matching import BatchOptimal, Matching, get_matching
 from rsm_probe.matching.cpu_or_gpu import Workload
-from rsm_probe.matching.matching import Matching
-from rsm_probe.matching.methods.batch_optimal import BatchOptimal
-from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.timing import time_methods
 from rsm_probe.pairs.token_sets import TokenSubset, centred_tokens
 from rsm_probe.paper.approximation.figures import PicturedShares, approximation_figures

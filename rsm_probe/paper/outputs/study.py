@@ -27,8 +27,7 @@ from rsm_probe.runs.fields import Count, Draws, Layers
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.pieces import stacked
 from rsm_probe.runs.tables import Row
-from rsm_probe.sources.images.image_set import ImageSet
-from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.sources import ImageSet, LoadedModel
 from rsm_probe.storage.files import Arrays
 
 MEASURES = {"pearson": "rsa-pearson", "spearman": "rsa-spearman"}

@@ -40,8 +40,7 @@ class Crops:
         of = np.arange(batches)[:, None] * batch
         first, second = of + rows % batch, of + columns % batch
         same = photographs[first] == photographs[second]
-        self._kinds = {OVERLAPPING: first == second, UNRELATED: ~same}
-        self._kinds[APART] = same & (first != second)
+        self._kinds = {OVERLAPPING: first == second, UNRELATED: ~same, APART: same & (first != second)}
         if parts:
             self._kinds[APART] &= ~_overlap(np.array(boxes), first, second)
         drawn = draw_weights(int(photographs.max()) + 1, repeats, seed)

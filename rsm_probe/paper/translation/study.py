@@ -23,8 +23,7 @@ from rsm_probe.runs.fields import AtLeastTwo, Edge, Images
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.pieces import stacked
 from rsm_probe.runs.tables import Row
-from rsm_probe.sources.images.crops import crop_pairs
-from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources import ImageSet, crop_pairs
 from rsm_probe.sources.images.registry import named_images
 from rsm_probe.storage.files import Arrays
 

@@ -45,18 +45,26 @@ def read_tensors(path: Path, hint: str = "") -> tuple[dict[str, Tensor], dict[st
     Raises:
         ModelError: the file is damaged or not a readable `.safetensors` file; the message says why.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as stored:
-            texts = dict(stored.metadata() or {})
-            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as a .safetensors file: {error}{hint}") from error
+    state, texts = read_unchecked(path, hint)
     written = texts.pop(_CHECKSUM, None)
     if written is not None and written != _checksum(state, texts):
         raise ModelError(f"{path} is damaged: its checksum differs from the stored one{hint}")
     return state, texts
+
+
+def read_unchecked(path: Path, hint: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and texts of any `.safetensors` file.
+
+    Raises:
+        ModelError: the file cannot be read; see `read_tensors`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}, dict(stored.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as a .safetensors file: {error}{hint}") from error
 
 
 def _checksum(state: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rsm_probe.errors import ModelError
 from rsm_probe.sources.models.fingerprints import require_weights
+from rsm_probe.sources.models.tensor_files import read_unchecked
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt")
 _NETWORK_SECONDS = 3.0
@@ -41,7 +42,7 @@ def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> N
         )
     if not isfile(path):
         raise ModelError(f"no weights at {path}")
-    state = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path, allow_pickle)
+    state = _checkpoint(path, allow_pickle) if path.suffix in _CHECKPOINTS else read_unchecked(path)[0]
     if state and all(str(name).startswith("module.") for name in state):  # saved from DataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     require_weights(module, type(module).__name__)
@@ -62,16 +63,6 @@ def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> N
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
-
-
-def _safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as a .safetensors file: {error}") from error
 
 
 def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:

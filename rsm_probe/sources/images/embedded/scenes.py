@@ -113,10 +113,10 @@ def cluttered(split: str = "all", size: int = 64, count: int = 1000, seed: int =
             range.
     """
 
-    def lay_out(number: int, source: np.ndarray) -> _Layout:
-        return _scene_layout(np.random.default_rng([seed, number]), source, size, (1, 1))
-
-    layouts, load = _composed("cluttered", split, size, count, seed, lay_out)
+    layouts, load = _composed(
+        "cluttered", split, size, count, seed,
+        lambda number, source: _scene_layout(np.random.default_rng([seed, number]), source, size, (1, 1)),
+    )  # fmt: skip
     digits_shown = np.array([layout[0]["digit"] for layout in layouts])
     return ImageSet(
         "cluttered",
