@@ -75,9 +75,9 @@ def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo],
             warnings.simplefilter("ignore", UserWarning)
             try:
                 model(example)
+            except RsmProbeError:
+                raise
             except (TypeError, ValueError, RuntimeError) as error:
-                if isinstance(error, RsmProbeError):
-                    raise
                 raise LayerError(
                     f"{type(model).__name__} does not run on an image of shape {tuple(example.shape[1:])}: {error}; if "
                     f"it takes more than images, use a part of it, such as its image tower (part=, --part)"

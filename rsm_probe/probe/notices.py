@@ -77,11 +77,10 @@ class Notices:
             )
             if layers
         ]
-        if messages:
-            self._say("layers", *messages)
+        self._say("layers", *messages)
 
     def _say(self, what: str, *messages: str) -> None:
-        if what not in self._given:
+        if messages and what not in self._given:
             self._given.add(what)
             for message in messages:
                 warnings.warn(message, stacklevel=2)

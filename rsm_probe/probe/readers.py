@@ -18,11 +18,11 @@ from rsm_probe.probe.tracing.trace import Trace
 from rsm_probe.probe.tracing.traced_layout import (
     JoinedLocationsError,
     TracedLayout,
-    UnfollowedInputError,
     as_they_are,
     is_attention,
     likely_layout,
     not_followed,
+    of_other_input,
     read_origin,
 )
 
@@ -268,7 +268,7 @@ class OutputReader:
         except RepresentationError:
             layout = likely_layout(tuple(output.shape))
         if any(other.is_image for other in others):
-            return UnfollowedInputError(tuple(output.shape), names, layout)
+            return of_other_input(tuple(output.shape), names, layout)
         return RepresentationError(
             f"{INDEPENDENT}, but on {names}; layouts={{'<layer>': {layout!r}}} reads its vectors as they are"
         )

@@ -46,17 +46,16 @@ def changed_by_training(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[
 
 def _rates(module: nn.Module) -> list[float]:
     """The rates of random changes in training, from a module's attributes, else from its configuration."""
-    rates = [float(child.p) for child in module.children() if isinstance(child, DROPOUTS)]
-    for holder in (module, getattr(module, "config", None)):
-        values: dict[str, Any] = getattr(holder, "__dict__", {})
-        rates += [
+
+    def numbers(holder: Any) -> list[float]:
+        return [
             float(value)
-            for name, value in values.items()
+            for name, value in getattr(holder, "__dict__", {}).items()
             if isinstance(value, int | float) and not isinstance(value, bool) and _RATE.search(name)
         ]
-        if rates:
-            break
-    return rates
+
+    dropouts = [float(child.p) for child in module.children() if isinstance(child, DROPOUTS)]
+    return dropouts + numbers(module) or numbers(getattr(module, "config", None))
 
 
 def _reads_training(kind: type, method: str) -> bool:

@@ -107,9 +107,8 @@ def find_images(values: tuple[Any, ...]) -> Inputs:
     """
     tensors = [leaf for leaf in leaves(values) if isinstance(leaf, Tensor) and not leaf.is_nested and leaf.ndim]
     maps = [tensor for tensor in tensors if tensor.ndim >= 4]
-    coloured = [tensor for tensor in maps if 3 in tensor.shape[1:]]
     if maps:
-        images = (coloured or maps)[0]
+        images = max(maps, key=lambda tensor: 3 in tensor.shape[1:])  # the first of those with three channels, if any
         return Inputs(int(images.shape[0]), images)
     for value in values:
         of_a_list = [leaf for leaf in leaves(value) if isinstance(leaf, Tensor) and leaf.ndim == 3]

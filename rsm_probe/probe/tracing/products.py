@@ -55,11 +55,9 @@ def mixes_one_axis(codes: Tensor, axis: int) -> bool:
         return False
     repeated = codes.numel() // vectors.numel() > 1
     vectors = vectors.flatten(0, -2)
-    counts = vectors.unique(dim=0, return_counts=True)[1]
-    if not repeated and int(counts.min()) < 2:
+    if not repeated and int(vectors.unique(dim=0, return_counts=True)[1].min()) < 2:
         return False
-    ordered = vectors.sort(dim=1).values
-    return bool((ordered.diff(dim=1) > 0).all())
+    return bool((vectors.sort(dim=1).values.diff(dim=1) > 0).all())
 
 
 def _joins_locations(origin: Tensor, batch: int) -> bool:

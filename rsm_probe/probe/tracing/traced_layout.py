@@ -20,14 +20,12 @@ class JoinedLocationsError(RepresentationError):
     """Every value of an output combines all locations of an image."""
 
 
-class UnfollowedInputError(RepresentationError):
-    """An output belongs to an input of the model other than the traced images."""
-
-    def __init__(self, shape: tuple[int, ...], others: str, layout: str) -> None:
-        super().__init__(
-            f"its output has shape {shape} and belongs to {others}, but a probe traces the locations of one input "
-            f"only; layouts={{'<layer>': {layout!r}}} reads it as it is (or give the layout that fits its axes)"
-        )
+def of_other_input(shape: tuple[int, ...], others: str, layout: str) -> RepresentationError:
+    """The error for an output that belongs to an input of the model other than the traced images."""
+    return RepresentationError(
+        f"its output has shape {shape} and belongs to {others}, but a probe traces the locations of one input only; "
+        f"layouts={{'<layer>': {layout!r}}} reads it as it is (or give the layout that fits its axes)"
+    )
 
 
 def likely_layout(shape: tuple[int, ...]) -> str:
@@ -193,7 +191,7 @@ def _of_no_location(codes: Tensor, shape: tuple[int, ...], batch: int, inputs: S
         return TracedLayout(shape, batch, order, tuple(axes), count, slice(0, 1), slice(0, 0), None, none)
     numbers = {input_of_code(code) for code in codes.unique().tolist()}
     if others := [name for number, name in enumerate(inputs) if number in numbers]:
-        raise UnfollowedInputError(shape, ", ".join(others), likely_layout(shape))
+        raise of_other_input(shape, ", ".join(others), likely_layout(shape))
     raise RepresentationError(
         f"its output has shape {shape}, and its vectors have no image location (queries?); {as_they_are(shape)}"
     )
