@@ -32,7 +32,7 @@ class OriginMap:
         return compact(_part(codes, tensor)) if isinstance(codes, Tensor) else codes
 
     def forget(self, tensor: Tensor) -> None:
-        """Forgets the origin of a tensor's memory, which a new tensor has taken over."""
+        """Forgets the origins in a tensor's memory, because the tensor is new."""
         if followable(tensor):
             self._storages.pop(storage_of(tensor), None)
             self._attended.discard(storage_of(tensor))
