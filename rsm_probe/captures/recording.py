@@ -82,7 +82,8 @@ def capture_layers(
     require_whole(batch_size, "batch_size", 1, RepresentationError)
     layers = layer_names(layers)
     loaded, image_set = load_model(model), as_images(images)
-    device = execution.device_or(loaded.device, ModelError)
+    # The device of a model is not checked here: a model without values is refused below, by the name of its layer.
+    device = loaded.device if execution.device is None else execution.device_or("cpu", ModelError)
     settings = as_stored(
         {
             "model": loaded.name,
