@@ -16,10 +16,9 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_stream import LayerStream, layer_names
 from rsm_probe.probe.layers import Layers
 from rsm_probe.sources.images.any_images import as_images
-from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.loading import load_model
 from rsm_probe.storage.chunks import ChunkStore
-from rsm_probe.storage.differences import as_stored, differences, other_image
+from rsm_probe.storage.differences import as_stored, has_settings
 from rsm_probe.storage.disk_space import require_space
 from rsm_probe.storage.paths import path_or_url
 
@@ -99,11 +98,11 @@ def capture_layers(
     # Refuse or read an existing capture without a lock and without writing.
     existing = ChunkStore.existing(where, KIND)
     if existing is not None:
-        _require_same(existing, settings, image_set)
+        has_settings(existing, settings, "capture", {"image": image_set.ids})
         if is_whole(existing, image_set.ids, image_set.labels):
             return Capture(existing)
     with ChunkStore.writing(where, KIND) as store:
-        _require_same(store, settings, image_set)
+        has_settings(store, settings, "capture", {"image": image_set.ids})
         writer = CaptureWriter(store, image_set.ids, image_set.labels, batch_size, stored_as)
         if store.finished:  # only names may be missing
             writer.put_names()
@@ -140,18 +139,3 @@ def _record(stream: LayerStream, writer: CaptureWriter, settings: dict[str, Any]
                 raise StorageError(f"{store.where}: data read back differs from what was written")
             repaired.add(broken)
             stream.feed(batches[broken], writer)
-
-
-def _require_same(store: ChunkStore, settings: dict[str, Any], images: ImageSet) -> None:
-    if "settings" not in store.attributes:
-        if store.finished:
-            raise store.damaged("its attribute 'settings' is missing")
-        return
-    stored = store.attribute("settings", dict)
-    if stored == settings:
-        return
-    changes = differences(stored, settings)
-    if stored.get("content") != settings["content"] and "image" in store:
-        other = other_image([str(name) for name in store.read("image")], images.ids)
-        changes = other or f"images of the same names have different content; {changes}"
-    raise StorageError(f"{store.where} is another capture ({changes}); choose another place or remove it")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rsm_probe.captures.captured_layers import CapturedLayer
-from rsm_probe.errors import StorageError
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.tiles import Job
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.storage.chunks import ChunkStore
-from rsm_probe.storage.differences import as_stored, differences, other_image
+from rsm_probe.storage.differences import as_stored, has_settings
 
 
 def own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: CapturedLayer, y: CapturedLayer | None) -> int:
@@ -19,19 +18,9 @@ def own_tile(store: ChunkStore, settings: dict[str, Any], tile: int, x: Captured
     Raises:
         StorageError: its settings differ.
     """
-    if "settings" not in store.attributes:
-        if store.finished:
-            raise store.damaged("its attribute 'settings' is missing")
+    ids = {"image_a": x.ids, "image_b": (x if y is None else y).ids}
+    if not has_settings(store, settings, "result", ids, obsolete=("device",)):
         return tile
-    stored = store.attribute("settings", dict)
-    stored = {key: value for key, value in stored.items() if key != "device"}  # a part of them in earlier versions
-    changes = differences(stored, settings)
-    if changes:
-        for name, layer in (("image_a", x), ("image_b", x if y is None else y)):
-            if name in store and (other := other_image([str(stored_id) for stored_id in store.read(name)], layer.ids)):
-                changes = f"{other}; {changes}"
-                break
-        raise StorageError(f"{store.where} is another result ({changes}); choose another place or remove it")
     own = store.attribute("tile", int)
     if own < 1:
         raise store.damaged(f"its attribute 'tile' is {own}")
