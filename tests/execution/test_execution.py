@@ -15,6 +15,7 @@ from rsm_probe.config import Config
 from rsm_probe.errors import CostError, ModelError
 from rsm_probe.execution import Execution
 from rsm_probe.runs.study import ModelStudy, TimedStudy
+from rsm_probe.sources import digits
 from rsm_probe.studies.sweep import SweepConfig
 
 DEFAULTS = {field.name: field.default for field in fields(Execution)}
@@ -157,3 +158,13 @@ def test_of_tokens_nothing_moves_without_a_device(monkeypatch):
     tokens = torch.rand(3, 4, 5)
     rsm_probe.rsm(tokens)
     rsm_probe.nearest(tokens, tokens, k=1, matching="identity")
+
+
+def test_warnings_point_at_the_line_that_calls_a_public_function(tmp_path):
+    tokens = torch.rand(3, 4, 5)
+    with pytest.warns(UserWarning, match="takes its width from the distances") as caught:
+        rsm_probe.nearest(tokens, tokens, k=1, kernel="rbf")
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="no preprocessing given") as caught:
+        rsm_probe.capture(torch.nn.Conv2d(3, 4, 3).eval(), digits("test", size=8), [""], tmp_path / "c.zarr")
+    assert caught[0].filename == __file__

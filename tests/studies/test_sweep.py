@@ -256,7 +256,7 @@ def test_bad_input_is_said(small_resnet, images):
         sweep(small_resnet, images, layers="layer9")
     with pytest.raises(ModelError, match="no model to sweep"):
         rsm_probe.sweep([], images)
-    with pytest.raises(ModelError, match="no layers for model 'net'"):
+    with pytest.raises(ModelError, match="layers= has no entry for model 'net'"):
         sweep(small_resnet, images, layers={"other": "blocks"})
     with pytest.raises(ModelError, match="layers for a model 'nett'; nearest: 'net'; there are net"):
         sweep(small_resnet, images, layers={"net": "blocks", "nett": "blocks"})

@@ -78,5 +78,5 @@ def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> Non
             f"no preprocessing given for {', '.join(plain)}: images are passed as RGB in [0, 1], without normalisation "
             f"and in their own size; if the model was trained on other values, give rsm_probe.sources.LoadedModel("
             f"name, module, preprocess), where preprocess turns a PIL image into a tensor (C, H, W)",
-            stacklevel=4,  # above this function and the `LayerStream` that calls it
+            stacklevel=5,  # above this function, `LayerStream`, and both functions of a capture or sweep
         )
