@@ -143,6 +143,30 @@ def test_modules_stay_small():
     assert not long
 
 
+# They say that there is a value, and not which. docs/concepts.md has the words for what values are.
+UNCLEAR = {"found", "kept", "chosen", "hopeful", "moved", "passing", "ways", "anew"}
+
+
+def unclear_names(code: str) -> list[str]:
+    """Lines and names of variables, arguments, attributes, functions and classes that are on the list."""
+    names = [
+        (node.lineno, name)
+        for node in ast.walk(ast.parse(code))
+        for key in ("id", "arg", "attr", "name")
+        if isinstance(name := getattr(node, key, None), str) and not isinstance(node, ast.alias)
+    ]
+    return [f"{line}: {name}" for line, name in sorted(names) if name.strip("_") in UNCLEAR]
+
+
+def test_names_say_what_values_are():
+    unclear = {module: names for module, file in MODULES.items() if (names := unclear_names(file.read_text("utf-8")))}
+    assert not unclear
+    # The rule sees what it is for.
+    assert unclear_names("def chosen(ways):\n    _found = x.kept\n    return f(moved=_found)\n") == [
+        "1: chosen", "1: ways", "2: _found", "2: kept", "3: _found", "3: moved",
+    ]  # fmt: skip
+
+
 def private_names(file: Path) -> list[str]:
     """Names of PyTorch, Numba, llvmlite and Triton that a release may take away without a word."""
     names, inner = [], {}
