@@ -10,7 +10,6 @@ import xarray as xr
 from rsm_probe import Accumulator, bootstrap
 from rsm_probe.comparison import permutation_test
 from rsm_probe.comparison.measures import MEASURES
-from rsm_probe.comparison.statistics import _drawn
 from rsm_probe.errors import ComparisonError
 from rsm_probe.probe import Representation
 from rsm_probe.streaming import SweepResult
@@ -46,7 +45,7 @@ def test_across_averages_every_pair_of_different_models_once(result):
     ordered = [result.grid(f"net-{a}", f"net-{b}").values for a in range(3) for b in range(3) if a != b]
     np.testing.assert_allclose(found["mean"].values, np.mean(ordered, axis=0))
     np.testing.assert_allclose(found["mean"].values, found["mean"].values.T)
-    with pytest.raises(ComparisonError, match="no other model to compare net-0 with"):
+    with pytest.raises(ComparisonError, match="across models needs at least two, found net-0"):
         result.across(["net-0"], "identity")
     with pytest.raises(ComparisonError, match="same layers"):
         result.across(["net-0", "other"], "identity")
@@ -109,7 +108,7 @@ def test_batches_count_by_their_pairs_in_a_bootstrap_too(estimators):
         accumulator.update({k: Representation(v.tokens[:size], v.prefix[:size], None) for k, v in layers(size).items()})
     batches = [(batch.values, batch.values) for batch in accumulator.batch_rsms]
     once = [np.ones(len(batch[0])) for batch, _ in batches]
-    found = _drawn(batches, once, MEASURES["cka" if estimators[0] == "unbiased" else "cka-biased"])
+    found = MEASURES["cka" if estimators[0] == "unbiased" else "cka-biased"].summed_grid(batches, once)
     np.testing.assert_allclose(found, accumulator.cka.values, rtol=1e-12)
 
 
