@@ -21,25 +21,28 @@ if TYPE_CHECKING:
     from rsm_probe.probe.describe import LayerInfo
     from rsm_probe.runs.study import Study
 
-# Rooms are imported by the commands that use them: PyTorch takes seconds, and --help should not.
+# Commands import the packages they use: importing PyTorch takes seconds, and --help should be fast.
 
 
 class _Commands(TyperGroup):
-    """Commands that end an interruption with one word and the exit code of shells."""
+    """Commands that exit on an interruption with a short message and the exit code of shells."""
 
     def invoke(self, ctx: Any) -> Any:
         with _interruptible("interrupted"):
             return super().invoke(ctx)
 
 
-_Seeds = Annotated[list[int], typer.Option("--seed", min=0, max=2**63 - 1, help="repeat for several networks")]
-_Progress = Annotated[bool, typer.Option(help="show bars for images and pairs")]
+_Seeds = Annotated[
+    list[int],
+    typer.Option("--seed", min=0, max=2**63 - 1, help="seed of a network; repeat the option for several networks"),
+]
+_Progress = Annotated[bool, typer.Option(help="show progress bars")]
 app = typer.Typer(
     cls=_Commands,
     help="Compare what vision models consider similar.\n\n"
     "Start with `rsm-probe run configs/quickstart.yaml`: it trains three small networks, compares their "
-    "layers with spatio-semantic and semantic RSMs, and draws the figures into runs/quickstart.\n\n"
-    "For a model of your own, `rsm-probe layers timm:resnet50` lists what can be probed.",
+    "layers with spatio-semantic and semantic RSMs, and saves the figures in runs/quickstart.\n\n"
+    "For your own model, list the layers with a command such as `rsm-probe layers timm:resnet50`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,32 +53,34 @@ app = typer.Typer(
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")],
-    out: Annotated[str | None, typer.Option(help="run folder; by default runs/ and the name of the file")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="run folder; by default runs/ plus the name of the configuration file")
+    ] = None,
     progress: _Progress = True,
-    figures: Annotated[bool, typer.Option(help="draw the figures at the end")] = True,
+    figures: Annotated[bool, typer.Option(help="draw the figures after the run")] = True,
     cluster: Annotated[
-        str | None, typer.Option(help="scheduler of a Dask cluster that matches pairs, such as tcp://host:8786")
+        str | None, typer.Option(help="scheduler of a Dask cluster to match pairs on, such as tcp://host:8786")
     ] = None,
 ) -> None:
     """Run a study, or continue it after an interruption.
 
-    The run folder gets result.zarr (open it with xarray.open_zarr), or captures/ and pairs/ of a study of all pairs,
-    config.yaml (the configuration with all defaults), provenance.json (versions, seeds, accuracies) and figures/. Run
-    the same command again after an interruption: it continues where it stopped. A folder that holds a run with other
-    settings is refused.
+    The run folder receives the results (result.zarr of a sweep, which xarray.open_zarr opens; captures/ and pairs/ of a
+    study of all pairs), config.yaml (the configuration with all defaults), provenance.json (versions, seeds,
+    accuracies) and figures/. After an interruption, run the same command again to continue. A folder with a run of
+    different settings is rejected.
     """
     from rsm_probe.execution.executors import cluster as cluster_at
     from rsm_probe.studies.registry import STUDIES, read_study
 
     study = read_study(config)
-    # As text: a path swallows the second slash of a URL, by which it is known.
+    # `out` is text because a Path drops the second slash of a URL, which could then not be recognised.
     folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
     with _continuable():
         if cluster is not None and not study.on_cluster:
             able = ", ".join(name for name, kind in STUDIES.items() if kind.on_cluster)
-            raise ConfigError(f"study: {study.study} runs on one machine; --cluster is for study: {able}")
+            raise ConfigError(f"study: {study.study} runs on one machine only; --cluster works with study: {able}")
         with nullcontext() if cluster is None else cluster_at(cluster) as executor:
-            # Workers start in folders of their own.
+            # Workers start in different working directories.
             result = study.run(folder if executor is None else folder.absolute(), executor, progress)
     typer.echo(str(result))
     typer.echo(f"results: {folder}")
@@ -99,26 +104,27 @@ def layers(
     model: Annotated[
         str,
         typer.Argument(
-            help="torchvision:NAME, timm:NAME, hf:NAME, file.py:function, a .safetensors file of `train`, or a YAML "
+            help="torchvision:NAME, timm:NAME, hf:NAME, file.py:function, a .safetensors file from `train`, or a YAML "
             "file as in configs/models"
         ),
     ],
     weights: Annotated[
-        str | None, typer.Option(help="default, or a file with a state dict; shapes can be seen without any")
+        str | None, typer.Option(help="default, or a file with a state dict; layers and shapes need no weights")
     ] = None,
-    part: Annotated[str, typer.Option(help="submodule to use in place of the whole, such as an image tower")] = "",
+    part: Annotated[str, typer.Option(help="submodule to use instead of the whole model, such as an image tower")] = "",
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="read checkpoints that hold more than tensors: they can run any code")
+        bool, typer.Option("--allow-pickle", help="read checkpoints with pickled objects, which can run any code")
     ] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="let transformers run code that comes with a model")
+        bool, typer.Option("--trust-remote-code", help="let transformers run code from the repository of a model")
     ] = False,
-    all_layers: Annotated[bool, typer.Option("--all", help="every layer, not only the blocks")] = False,
+    all_layers: Annotated[bool, typer.Option("--all", help="list all layers, not only the blocks")] = False,
 ) -> None:
     """List the layers that a probe can name, in forward order.
 
-    One blank image passes through the model. An asterisk marks what "blocks", the default sweep, picks. S is the number
-    of locations, C of channels; prefix counts class and register tokens, which are kept apart.
+    The model runs on a blank image. An asterisk marks the layers selected by "blocks", the default of a sweep. S is the
+    number of locations and C the number of channels; prefix is the number of class and register tokens, which are kept
+    separately.
     """
     from rsm_probe.probe.describe import describe_layers
     from rsm_probe.sources.loading import load_model
@@ -153,13 +159,13 @@ def train(
     config: Annotated[Path, typer.Argument(help="a YAML file with a training recipe; see configs/train_digits.yaml")],
     out: Annotated[str, typer.Option(help="folder for the .safetensors files")] = "runs/models",
     seeds: _Seeds = [0, 1, 2],  # noqa: B006
-    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1 or mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1 or mps")] = "auto",
     progress: _Progress = True,
 ) -> None:
-    """Train networks that differ only in their seed, as a sweep over seeds needs them.
+    """Train networks that differ only in their seed, for a sweep over seeds.
 
-    Every minute, and at an interruption, the half-trained network is written beside its place. Run the same command
-    again: it continues there, and ends in the same weights as without an interruption.
+    Every minute, and at an interruption, the partly trained network is saved next to the final file. Run the same
+    command again to continue; the weights will be the same as without an interruption.
     """
     from rsm_probe.config import read_yaml
     from rsm_probe.errors import ModelError
@@ -208,9 +214,9 @@ def _continuable() -> Any:
 
 
 def main() -> None:
-    """Run the command line: an error of the project is one message, without a traceback."""
+    """Run the command line, and report errors of the project as one message without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names of files may hold what the terminal cannot show
+        if isinstance(stream, TextIOWrapper):  # file names may contain characters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest: typer.echo(f"warning: {message}", err=True)

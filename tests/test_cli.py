@@ -102,7 +102,7 @@ def test_running_again_and_drawing_again(run_folder):
 def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
     message = refused("run", changed(tmp_path / "other.yaml", batch_size=8), "--out", run_folder)
     assert "other batch_size" in message
-    assert "choose another --out" in message
+    assert "choose a different --out" in message
     xr.open_zarr(run_folder / "result.zarr")["cka"].load()
     # How a run is carried out may change, and it is still the same run.
     cli("run", changed(tmp_path / "same.yaml", workers=1, memory="200MB"), "--out", run_folder, "--no-figures")
@@ -110,7 +110,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    assert "holds no run" in refused("run", SMOKE, "--out", tmp_path)
+    assert "not a run folder" in refused("run", SMOKE, "--out", tmp_path)
     assert "is not a run folder" in refused("figures", tmp_path)
     assert "is a file" in refused("run", SMOKE, "--out", tmp_path / "thesis.txt")
 
@@ -138,7 +138,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
         ({"seed": -1}, r"seed: .*greater than or equal to 0"),
         ({"study": ["sweep"]}, r"study: must be one of"),
         ({"images": {"source": "somewhere", "split": "test"}}, r"no test images of somewhere"),
-        ({"keep": ["layer9"]}, r"keep names no layer of this sweep: 'layer9'; nearest"),
+        ({"keep": ["layer9"]}, r"keep='layer9' matches no layer of this sweep; nearest"),
         ({"images": {"source": "digits", "count": 3}}, r"3 images; unbiased and biased CKA needs at least 4"),
     ],
 )
@@ -150,7 +150,7 @@ def test_mistakes_in_a_configuration_are_answered(tmp_path, changes, named):
 
 def test_a_cluster_is_refused_where_a_study_has_no_use_for_it(tmp_path):
     message = refused("run", SMOKE, "--out", tmp_path / "out", "--cluster", "tcp://127.0.0.1:1")
-    assert "study: sweep runs on one machine; --cluster is for study: pairs" in message
+    assert "study: sweep runs on one machine only; --cluster works with study: pairs" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -46,9 +46,9 @@ def capture(
         out: a folder, or a URL of a file system that fsspec knows.
         dtype: of tokens on disk: "float32", "float16" or "bfloat16". Half precision takes half the space.
         batch_size: images per forward pass.
-        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
-            where they are, and moves layers of captures to a GPU where there is one.
-        progress: show what the work needs, and bars.
+        device: "auto" for a GPU if there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU if there is one.
+        progress: show the estimated cost and progress bars.
 
     Returns:
         The `Capture`: layer name -> `CapturedLayer`, which `rsm_probe.rsm` and `rsm_probe.nearest` take.

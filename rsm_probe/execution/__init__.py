@@ -1,8 +1,8 @@
-"""How work runs: on which device, in how many workers, within how much memory.
+"""How work runs: on which device, with how many workers, within which memory budget.
 
-`Execution` gathers these choices and is passed through the inside as one thing. Begin with `execution.py`; `devices.py`
-knows what a device has room for, `executors.py` runs tasks on threads, processes or a cluster, and `amounts.py` reads
-and writes amounts of memory and time.
+`Execution` combines these choices in one object, which is passed through the package. Begin with `execution.py`.
+`devices.py` finds devices and their memory, `executors.py` runs tasks on threads, processes or a cluster, and
+`amounts.py` parses and formats amounts of memory and time.
 """
 
 from typing import TYPE_CHECKING

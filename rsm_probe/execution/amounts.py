@@ -1,4 +1,4 @@
-"""Amounts of memory and time, as people write and read them."""
+"""Amounts of memory and time: parsing, formatting, and the memory of this machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def parse_bytes(amount: str | int) -> int:
-    """Bytes from a number or from text such as "500MB" or "2 GB".
+    """Parse a number of bytes, or text such as "500MB" or "2 GB".
 
     Raises:
-        CostError: no amount above 0.
+        CostError: the amount is not positive or cannot be parsed.
     """
     if isinstance(amount, Integral) and not isinstance(amount, bool):
         size = int(amount)
@@ -35,9 +35,9 @@ def parse_bytes(amount: str | int) -> int:
 
 
 def format_bytes(amount: float) -> str:
-    """Bytes as people read them: 1.5 GB."""
+    """Format bytes with a unit, such as 1.5 GB."""
     units = ["B", "KB", "MB", "GB", "TB"]
-    # 999.5 of a unit would be written as 1e+03 of it.
+    # From 999.5 on, three digits would round to 1e+03.
     while amount >= 999.5 and len(units) > 1:
         amount /= 1000
         units.pop(0)
@@ -45,7 +45,7 @@ def format_bytes(amount: float) -> str:
 
 
 def physical_bytes() -> int | None:
-    """Main memory of this machine; None where the system does not tell."""
+    """Bytes of main memory of this machine, or None if unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -53,7 +53,7 @@ def physical_bytes() -> int | None:
 
 
 def available_bytes() -> int | None:
-    """Main memory that new work may take; where the system does not tell, all of it, and None where that is unknown."""
+    """Bytes of main memory available to new work; all of it if the system reports no more, None if unknown."""
     with suppress(OSError, ValueError, IndexError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
@@ -61,7 +61,7 @@ def available_bytes() -> int | None:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as people say it: 12 s, 3.5 min, 2.1 h."""
+    """Format a duration with a unit: 12 s, 3.5 min, 2.1 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""`Execution`: how work runs, in one object."""
+"""`Execution`: all choices of how work runs, in one object."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from rsm_probe.execution.executors import available_cores, threads
 
 @dataclass(frozen=True)
 class Execution:
-    """How work runs: on which device, in how many workers, within which limits. It never decides what is computed.
+    """How work runs: on which device, with how many workers, within which limits. It never decides what is computed.
 
     Public functions take these values as keywords, always last and in this order; functions inside the package take
-    an `Execution`. Values are checked here, except for the device, which is looked for when it is needed.
+    an `Execution`. All values are checked here except the device, which is checked when it is needed.
 
     Attributes:
-        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
-            where they are, and moves layers of captures to a GPU where there is one.
+        device: "auto" for a GPU if there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU if there is one.
         workers: CPU threads that match; None for all cores. Results do not depend on it.
-        memory: what may be held at a time, as bytes or text such as "2GB".
+        memory: memory budget, as bytes or text such as "2GB".
         max_hours: refuse work whose estimated time is longer; None for no limit.
         executor: where tiles of pairs are computed; None for threads of this process.
-        progress: show what the work needs, and bars.
+        progress: show the estimated cost and progress bars.
 
     Raises:
-        CostError: a value of the wrong kind, or out of its range.
+        CostError: a value has the wrong type or is out of range.
     """
 
     device: str | torch.device | None = None
@@ -58,7 +58,7 @@ class Execution:
 
     @property
     def worker_count(self) -> int:
-        """CPU threads that match."""
+        """Number of CPU threads that match."""
         return available_cores() if self.workers is None else self.workers
 
     @property
@@ -68,29 +68,31 @@ class Execution:
 
     @property
     def limits_time(self) -> bool:
-        """Whether estimated times are checked; how fast an executor works is not known here."""
+        """Whether estimated times are checked; the speed of an executor is unknown."""
         return self.max_hours is not None and self.executor is None
 
     def device_or(self, default: str | torch.device, error: type[RsmProbeError] = CostError) -> torch.device:
-        """The device, or the default where none is named.
+        """The device, or the default if it is None.
 
         Raises:
-            RsmProbeError: of the given kind: the device is not there, or its name is unknown.
+            RsmProbeError: the device is not available, or its name is unknown; of the class `error`.
         """
         return find_device(default if self.device is None else self.device, error)
 
     def worker_device(self) -> torch.device:
-        """Where tiles are computed. Which devices the workers of an executor have is not known here.
+        """The device that computes tiles; for workers of an executor, it is not checked here.
 
         Raises:
-            CostError: the device is not there, or its name is unknown.
+            CostError: the device is not available, or its name is unknown.
         """
         if self.executor is None:
             return self.device_or("auto")
         try:
             return torch.device("cpu" if self.device in ("auto", None) else self.device)
         except (RuntimeError, TypeError, ValueError):
-            raise CostError(f"device must be 'auto', 'cpu', 'cuda' or the like, found {brief(self.device)}") from None
+            raise CostError(
+                f"device must be a name such as 'auto', 'cpu' or 'cuda', found {brief(self.device)}"
+            ) from None
 
     def pool(self, count: int, device: torch.device) -> AbstractContextManager[Executor]:
         """The executor, or threads of this process; see `threads`."""
@@ -100,9 +102,9 @@ class Execution:
         """Refuse work that would take too long.
 
         Args:
-            seconds: the estimate.
-            work: what takes them, for the message.
-            advice: returns what to do instead.
+            seconds: the estimated time.
+            work: the work, for the message.
+            advice: returns the advice, for the message.
 
         Raises:
             CostError: the estimate exceeds `max_hours`.
@@ -123,15 +125,15 @@ class Execution:
         position: int | None = None,
         leave: bool = True,
     ) -> Any:
-        """A progress bar, which is hidden without `progress`.
+        """Make a progress bar, hidden unless `progress` is set.
 
         Args:
-            description: stands before the bar.
+            description: text before the bar.
             total: number of units.
-            unit: what is counted.
-            done: units that were done before.
-            items: what to iterate over; without it, call `update`.
-            position: row of the bar, where several are shown.
+            unit: name of a unit.
+            done: number of units already done.
+            items: iterable to wrap; without it, call `update`.
+            position: row of the bar if there are several.
             leave: whether the bar stays on the screen at the end.
         """
         return tqdm(
@@ -140,6 +142,6 @@ class Execution:
         )  # fmt: skip
 
     def say(self, text: str) -> None:
-        """Show a line of text, with `progress`."""
+        """Show a line of text if `progress` is set."""
         if self.progress:
             tqdm.write(text, file=sys.stderr)

@@ -1,7 +1,6 @@
-"""Work on any `concurrent.futures.Executor`: threads of this process, a pool of processes, a Dask cluster.
+"""Run tasks on any `concurrent.futures.Executor`: threads of this process, a pool of processes, a Dask cluster.
 
-There is no scheduler here. What goes to a worker are names of stores and numbers of images; tokens are read, and
-results written, by the workers.
+Workers receive only names of stores and indices of images; they read tokens and write results themselves.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from rsm_probe.errors import CostError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
-# Tasks that an executor knows of at a time: more than any cluster works on, and few enough to hold in its scheduler.
+# Tasks submitted at a time: enough to occupy any cluster, and few enough for the memory of its scheduler.
 _SUBMITTED = 1000
 
 
 @contextmanager
 def threads(count: int, device: torch.device | None = None) -> Iterator[Executor]:
-    """Threads of this process; on the way out, those that run end their task, and no other begins.
+    """Make an executor of threads; on exit, running tasks finish and pending tasks are cancelled.
 
     Args:
-        count: how many.
-        device: "cuda" without a number spreads them over all GPUs, of which each then has its own as current device.
+        count: number of threads.
+        device: "cuda" without a number distributes the threads over all GPUs: each gets one as its current device.
     """
     numbers = itertools.count()
 
@@ -46,22 +45,22 @@ def threads(count: int, device: torch.device | None = None) -> Iterator[Executor
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_workers(device: torch.device) -> int:
-    """Threads for devices that match: one for each GPU, or for the one that is named."""
+    """Number of threads for GPUs that match: one per GPU, or a single one for a specific device."""
     return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
 
 
 @contextmanager
 def cluster(address: str, patience: float = 30.0) -> Iterator[Executor]:
-    """The workers of a Dask cluster, which must see the stores under the same paths or URLs.
+    """Connect to a Dask cluster, whose workers must see the stores under the same paths or URLs.
 
     Args:
-        address: of its scheduler, such as "tcp://10.0.0.1:8786".
-        patience: seconds to wait for its answer.
+        address: address of its scheduler, such as "tcp://10.0.0.1:8786".
+        patience: seconds to wait for a response.
 
     Raises:
         CostError: Dask is not installed, or no scheduler answers.
@@ -75,30 +74,30 @@ def cluster(address: str, patience: float = 30.0) -> Iterator[Executor]:
     except (OSError, ValueError, TimeoutError) as error:
         raise CostError(f"no Dask scheduler answers at {address}: {error}") from error
     with client:
-        # Tasks write where they were told to, so that one that ran twice does no harm.
+        # Tasks write to fixed destinations, so running one twice is harmless.
         yield client.get_executor(pure=False, retries=2)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps matrix products in the thread that calls them: the executor's workers fill the cores."""
+    """Run matrix products in the calling thread only: the workers of the executor already occupy the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        # PyTorch takes the last number that was set as the default of threads that start later.
+        # PyTorch uses the last number set as the default of threads that start later.
         torch.set_num_threads(before)
 
 
 def finished(
     executor: Executor, function: Callable[[_Task], _Result], tasks: Iterable[_Task]
 ) -> Iterator[tuple[_Task, _Result]]:
-    """Runs tasks and yields each with its result as soon as it is done, in any order.
+    """Run tasks and yield each with its result once it is done, in any order.
 
     Raises:
         CostError: a worker process died.
-        Exception: whatever a task raised; tasks that did not begin are cancelled.
+        Exception: a task failed; pending tasks are cancelled.
     """
     left = iter(tasks)
     running: dict[Future[_Result], _Task] = {}
@@ -116,7 +115,7 @@ def finished(
             submit(len(done))
     except BrokenProcessPool as error:
         raise CostError(
-            f"a worker process died, perhaps out of memory ({error}); what it had finished is kept"
+            f"a worker process died, perhaps because it ran out of memory ({error}); finished work is kept"
         ) from error
     finally:
         for future in running:

@@ -77,11 +77,11 @@ def nearest(
             neighbours on the shortlist.
         query_ids: names of the queries; captures hold theirs.
         database_ids: names of the images of the database.
-        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
-            where they are, and moves layers of captures to a GPU where there is one. Queries follow the database.
+        device: "auto" for a GPU if there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU if there is one. Queries follow the database.
         workers: CPU threads that match; None for all cores. Results do not depend on it.
-        memory: what may be held at a time, as bytes or text such as "2GB".
-        progress: show what the work needs, and bars; here also what was saved.
+        memory: memory budget, as bytes or text such as "2GB".
+        progress: show the estimated cost and progress bars, and how much work was saved.
 
     Returns:
         A dataset (query, rank) with `neighbour` (names), `index` (in the database), `similarity` and `product`. Where

@@ -64,15 +64,15 @@ def rsm(
         other_ids: names of the images of `other`.
         permutations: also keep the matched locations, as `permutation` in the RSM's dataset.
         out: for captured layers, a folder for the tiles, in which an interrupted call continues; see `all_pairs`.
-        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
-            where they are, and moves layers of captures to a GPU where there is one.
+        device: "auto" for a GPU if there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU if there is one.
         workers: CPU threads that match; None for all cores. Results do not depend on it.
-        memory: what may be held at a time, as bytes or text such as "2GB": of tokens, the affinities that wait to be
-            matched; of captured layers, everything.
+        memory: memory budget, as bytes or text such as "2GB", for affinities that wait to be matched; for
+            captured layers, for everything.
         max_hours: refuse work whose estimated time is longer; None for no limit. Only captured layers are estimated.
         executor: where tiles of pairs are computed; None for threads of this process. Only for captured layers; see
             `all_pairs`.
-        progress: show what the work needs, and bars, for captured layers.
+        progress: show the estimated cost and progress bars, for captured layers.
 
     Returns:
         An `RSM` whose `values` are (N, M) float64. Its dataset also holds the matched `product` of every pair and its

@@ -77,17 +77,17 @@ def all_pairs(
         tile: images on each side of a tile; by default derived from the size of the representations and `memory`. A
             result that was begun keeps its own.
         permutations: also keep the matched locations, (N, M, S).
-        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
-            where they are, and moves layers of captures to a GPU where there is one. "cuda" is every GPU of this
+        device: "auto" for a GPU if there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU if there is one. "cuda" is every GPU of this
             machine, with one worker each; for workers of an executor it is their current one, and "auto" and None the
             CPU.
         workers: CPU threads that match; None for all cores. Results do not depend on it. Each computes a tile at a
             time; where devices match, there is one worker for each of them.
-        memory: what may be held at a time, as bytes or text such as "2GB", by all workers of this machine together.
+        memory: memory budget, as bytes or text such as "2GB", shared by all workers of this machine.
         max_hours: refuse work whose estimated time is longer; None for no limit. The time of an executor is not known.
         executor: where tiles of pairs are computed; None for threads of this process. Workers of other processes and
             machines must see captures and `out` under the same paths or URLs.
-        progress: show what the work needs, and bars.
+        progress: show the estimated cost and progress bars.
 
     Returns:
         A dataset whose arrays are read on use: `product` and `bound` (image_a, image_b), squared norms `norm_a` and

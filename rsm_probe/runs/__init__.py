@@ -1,5 +1,5 @@
-"""What every run has: its configuration, run folder, provenance, tables and report.
+"""What all runs share: configuration, run folder, provenance, tables and report.
 
-Begin with `study.py` (the protocol of studies, and what runs them); `run_folder.py` says whose a folder is, and
-`model_config.py` and `images_config.py` what a configuration may hold.
+Begin with `study.py` (the protocol of studies and their runner). `run_folder.py` guards the folder of a run, and
+`model_config.py` and `images_config.py` define the keys of models and images in configurations.
 """

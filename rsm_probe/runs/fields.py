@@ -1,4 +1,4 @@
-"""Types of the keys of configurations. Pydantic says where a value is wrong, the checks here say why."""
+"""Types of configuration keys. Pydantic reports where a value is wrong, and the checks here report why."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rsm_probe.similarity.kernels import get_kernel
 from rsm_probe.sources.images.limits import MOST_PIXELS
 from rsm_probe.storage.paths import file_name, local_folder, path_or_url
 
-# Larger numbers of images, or of draws, would fill the memory with their names or weights alone.
+# With more images or draws, their names or weights alone would fill the memory.
 _MOST_IMAGES, _MOST_DRAWS = 10_000_000, 1_000_000
 
 
 def _checked(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A validator that calls a check of the project, and keeps the value as it is written."""
+    """Make a validator from a check of the project; it returns the value unchanged."""
 
     def validate(value: Any) -> Any:
         try:
@@ -34,7 +34,7 @@ def _checked(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _number(value: Any) -> Any:
-    """YAML reads `yes` and `on` as true, and pydantic reads true as 1."""
+    """Reject booleans: YAML reads `yes` and `on` as true, and pydantic reads true as 1."""
     if isinstance(value, bool):
         raise ValueError("input should be a number")
     return value
@@ -46,9 +46,9 @@ def _amount(value: Any) -> Any:
 
 
 def _distinct(values: Any) -> Any:
-    """A name that is there twice is a mistake: results are told apart by name."""
+    """Reject repeated names: results are identified by name."""
     if isinstance(values, tuple) and (twice := repeated(values)) is not None:
-        raise ValueError(f"{twice!r} is there more than once; name it once")
+        raise ValueError(f"{twice!r} occurs more than once; name it once")
     return values
 
 
@@ -59,28 +59,28 @@ def _layers(value: str | tuple[str, ...]) -> None:
 
 
 def each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A validator that refuses values of which `check` refuses one."""
+    """Make a validator that applies `check` to each of several values."""
     return _checked(lambda values: [check(value) for value in values])
 
 
 def folder_names(entries: Any, taken: Collection[str]) -> Any:
-    """Refuses keys of a mapping that cannot each become a folder of a run folder.
+    """Reject mappings with keys that cannot be names of folders within a run folder.
 
     Args:
-        entries: the mapping; anything else is left to pydantic.
-        taken: what else is in the run folder.
+        entries: the mapping; pydantic rejects anything else.
+        taken: other names in the run folder.
 
     Raises:
-        ValueError: names the key.
+        ValueError: a key is unsuitable; the message names it.
     """
     seen = {name.casefold() for name in taken}
     for name in entries if isinstance(entries, Mapping) else ():
-        # Some file systems take two names that differ in case for one.
+        # Some file systems do not distinguish upper and lower case.
         plain = isinstance(name, str) and not name.startswith(".") and file_name(name) == name
         if not plain or name.casefold() in seen:
             raise ValueError(
-                f"names become folders: letters, digits and '-_+=,@()', no '/', no '.' at the beginning, each once, "
-                f"none of {', '.join(taken)}; found {brief(name)}"
+                f"names become folders: use letters, digits and '-_+=,@()', no '/' and no leading '.', each name once, "
+                f"and none of {', '.join(taken)}; found {brief(name)}"
             )
         seen.add(name.casefold())
     return entries
@@ -99,11 +99,11 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1), _Number]
 Level = Annotated[float, Field(gt=0, lt=1), _Number]
 Hours = Annotated[float, Field(gt=0, allow_inf_nan=False, description="null for no limit"), _Number]
 Memory = Annotated[str | int, BeforeValidator(_number), BeforeValidator(_checked(_amount))]
-# Names, each once
+# Distinct names
 Layers = Annotated[str | tuple[str, ...], AfterValidator(_checked(_layers)), Distinct]
 Matchings = Annotated[tuple[str, ...], AfterValidator(each(get_matching)), Distinct]
 Kernels = Annotated[tuple[str, ...], AfterValidator(each(get_kernel)), Distinct]
 Estimators = Annotated[tuple[str, ...], AfterValidator(each(get_estimator)), Distinct]
-# Where something is written
+# Destinations
 Folder = Annotated[str, AfterValidator(_checked(lambda value: local_folder(value, "the folder")))]
-FolderOrUrl = Annotated[str, AfterValidator(_checked(lambda value: path_or_url(value, "the place")))]
+FolderOrUrl = Annotated[str, AfterValidator(_checked(lambda value: path_or_url(value, "the destination")))]

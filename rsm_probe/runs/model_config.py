@@ -1,4 +1,4 @@
-"""Models in a configuration, and the loaded or trained models that they become."""
+"""The models of a configuration, loaded or trained."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.training.trained_network import load_trained
 from rsm_probe.storage.paths import file_name
 
-# Between the title of a network and how many of its stages are dilated.
+# Precedes the number of dilated stages in the title of a network.
 DILATED = "-dilated"
-# Half-trained networks lie beside the finished ones.
+# Ends the names of partly trained networks, which lie beside the finished ones.
 _PARTIAL = ".partial"
 # Longer names do not fit in a figure.
 _LONGEST_NAME = 500
 
 
 class ModelConfig(Config):
-    """A model by name, or a small network trained by a recipe, once for every seed."""
+    """A model by name, or a small network trained by a recipe, once per seed."""
 
     name: str = Field(
         default="",
         max_length=_LONGEST_NAME,
-        description="what results call it; with several seeds, the seed is appended",
+        description="name in results; with several seeds, the seed is appended",
     )
     source: str | None = Field(default=None, description="torchvision:NAME, timm:NAME, hf:NAME or a .safetensors file")
     weights: str | None = Field(
         default="default", description="default, a file with a state dict, or null for random weights"
     )
-    part: str = Field(default="", description="submodule to use in place of the whole, such as an image tower")
-    layers: Layers | None = Field(default=None, description="of this model; else those of the study")
+    part: str = Field(default="", description="submodule to use instead of the whole model, such as an image tower")
+    layers: Layers | None = Field(default=None, description="layers of this model; by default those of the study")
     recipe: TrainingConfig | None = Field(default=None, description="train a small network instead of loading one")
     seeds: Annotated[tuple[Seed, ...], Distinct] = Field(
-        default=(0,), min_length=1, description="of the recipe or of random weights; one model for each"
+        default=(0,), min_length=1, description="seeds of the recipe or of random weights; one model per seed"
     )
     dilated: Annotated[tuple[Literal[0, 1, 2], ...], Distinct] = Field(
         default=(0,),
         min_length=1,
-        description="of a recipe: take the network once for each number, with this many of its last stages dilated in "
-        "place of strided, so that the same weights answer at more locations",
+        description="for a recipe: use the network once per number, with this many of its last stages dilated instead "
+        "of strided, so that the same weights give more locations",
     )
-    control: bool = Field(default=False, description="also take the model untrained, as NAME-untrained")
+    control: bool = Field(default=False, description="also use the untrained model, as NAME-untrained")
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +64,7 @@ class ModelConfig(Config):
     @classmethod
     def _no_code(cls, source: str | None) -> str | None:
         if source is not None and Path(source.partition(":")[0]).suffix == ".py":
-            raise ValueError("a configuration runs no code; give file.py:function in Python or on the command line")
+            raise ValueError("configurations do not run code; give file.py:function in Python or on the command line")
         return source
 
     @model_validator(mode="after")
@@ -72,20 +72,24 @@ class ModelConfig(Config):
         if (self.source is None) == (self.recipe is None):
             raise ValueError("give either source: or recipe:")
         if self.source is not None and self.weights is not None and self.seeds != (0,):
-            raise ValueError("seeds: only make a difference to a recipe or to random weights (weights: null)")
+            raise ValueError("seeds: applies only to a recipe or to random weights (weights: null)")
         if self.dilated != (0,) and self.recipe is None:
-            raise ValueError("dilated: is for networks of a recipe")
+            raise ValueError("dilated: applies only to networks of a recipe")
         if self.control and not self.name:
-            raise ValueError("control: needs a name:, by which results call the model and its control")
+            raise ValueError("control: needs a name:, which names the model and its control in results")
         title = self.titled(self.seeds[0])
         if base_title(title) != title:
-            raise ValueError(f"name: only what dilated: makes ends in {DILATED}1 or {DILATED}2; choose another name")
+            raise ValueError(
+                f"name: the endings {DILATED}1 and {DILATED}2 are reserved for dilated:; choose a different name"
+            )
         if self.recipe is not None and self.name.endswith(_PARTIAL):
-            raise ValueError(f"name: networks that are half trained end in {_PARTIAL}; choose another")
+            raise ValueError(
+                f"name: the ending {_PARTIAL} is reserved for partly trained networks; choose a different name"
+            )
         return self
 
     def titled(self, seed: int) -> str:
-        """The title of the model of a seed; a source without a name is called as `load_model` calls it."""
+        """The title of the model with a seed; a source without `name` is named as by `load_model`."""
         source = self.source or "resnet"
         library, _, title = source.partition(":")
         default = Path(source).stem if source.endswith(".safetensors") else (title or library).rstrip("/")
@@ -93,7 +97,7 @@ class ModelConfig(Config):
         return f"{name}-{seed}" if len(self.seeds) > 1 else name
 
     def titles(self) -> list[str]:
-        """The titles of all models of this entry, in the order in which they are loaded."""
+        """The titles of all models of this entry, in loading order."""
         names = [self.titled(seed) for seed in self.seeds] + ([self.control_title] if self.control else [])
         return [f"{name}{DILATED}{dilated}" if dilated else name for name in names for dilated in self.dilated]
 
@@ -103,23 +107,26 @@ class ModelConfig(Config):
         return control_title(self.name)
 
     def layers_or(self, layers: str | Sequence[str]) -> str | list[str]:
-        """The layers of this model, or else those of its study."""
+        """The layers of this model, by default those of the study."""
         own = layers if self.layers is None else self.layers
         return own if isinstance(own, str) else list(own)
 
     def load(
         self, networks: Path, execution: Execution | None = None
     ) -> Iterator[tuple[str, LoadedModel, float | None]]:
-        """Each model with its title and, where a recipe trains it here, its accuracy.
+        """Load or train the models.
 
         Args:
-            networks: the folder of trained networks; those that are missing are trained now.
-            execution: where to train, and whether to show bars; None for the CPU.
+            networks: the folder of trained networks; missing networks are trained.
+            execution: where to train, and whether to show progress bars; None for the CPU.
+
+        Yields:
+            Title, model, and the accuracy of a network trained by a recipe (else None).
 
         Raises:
             ModelError: a model cannot be loaded or trained.
             ImageError: the images of a recipe cannot be loaded.
-            StorageError: the folder holds another network of that name, or cannot be written.
+            StorageError: the folder holds a different network with that name, or cannot be written.
         """
         execution = execution or Execution()
         wanted = [(self.titled(seed), seed, self.weights, self.recipe) for seed in self.seeds]
@@ -145,34 +152,34 @@ def control_title(name: str) -> str:
 
 
 def base_title(title: str) -> str:
-    """What results call a network without dilated stages."""
+    """The title of the same network without dilated stages."""
     return re.sub(f"{DILATED}[12]$", "", title)
 
 
 def _told_apart(models: Sequence[ModelConfig]) -> Sequence[ModelConfig]:
     if (twice := repeated(title for model in models for title in model.titles())) is not None:
-        raise ValueError(f"two models are called {twice!r}; give each a name: of its own")
+        raise ValueError(f"two models are called {twice!r}; give them different names with name:")
     return models
 
 
-# Of the models of a study: results tell them apart by what they are called.
+# Results identify the models of a study by title.
 ToldApart = AfterValidator(_told_apart)
 
 
 def check_models(entries: Sequence[ModelConfig], layers: str | Sequence[str], networks: Path) -> dict[str, LoadedModel]:
-    """Load the models that need no training, and look up the layers of all, before any network is trained.
+    """Load the models that need no training, and look up the layers of all models, before training any network.
 
     Args:
         entries: the models of a study.
-        layers: of models that name none of their own.
-        networks: the folder of trained networks, which is only looked at.
+        layers: layers of models without layers of their own.
+        networks: the folder of trained networks; it is not written.
 
     Returns:
-        The models that were loaded, by title.
+        The loaded models by title.
 
     Raises:
-        LayerError: a layer that a model does not have.
-        RsmProbeError: whatever loading raises.
+        LayerError: a model does not have a layer.
+        RsmProbeError: a model cannot be loaded.
     """
     loaded: dict[str, LoadedModel] = {}
     for entry in entries:
@@ -197,16 +204,19 @@ def load_models(
     execution: Execution,
     loaded: Mapping[str, LoadedModel],
 ) -> tuple[dict[str, LoadedModel], dict[str, float]]:
-    """The models of a study by title, in its order, and the accuracies of those that recipes train.
+    """Load or train all models of a study.
 
     Args:
         entries: the models of the study.
-        networks: the folder of trained networks; those that are missing are trained now.
-        execution: where to train, and whether to show bars.
-        loaded: those that `check_models` loaded.
+        networks: the folder of trained networks; missing networks are trained.
+        execution: where to train, and whether to show progress bars.
+        loaded: the models that `check_models` loaded.
+
+    Returns:
+        Models by title, in the order of the study, and accuracies of networks trained by recipes.
 
     Raises:
-        RsmProbeError: whatever training raises.
+        RsmProbeError: a network cannot be trained.
     """
     models: dict[str, LoadedModel] = {}
     accuracies: dict[str, float] = {}

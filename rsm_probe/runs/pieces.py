@@ -1,4 +1,4 @@
-"""Work that is done piece by piece and kept on disk, so that no piece is computed twice."""
+"""Work in pieces that are stored on disk, so that no piece is computed twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from rsm_probe.errors import StorageError
 from rsm_probe.storage.files import Arrays, load_arrays, save_arrays
 
-# The name of the array that holds a file's owner.
+# The array with the owner of a file.
 _OWNER = "owner"
 
 
@@ -23,18 +23,18 @@ def stacked(
     on_done: Callable[[int], object] = lambda pieces: None,
     save_seconds: float = 10.0,
 ) -> Arrays:
-    """The arrays of `count` pieces, each made once, stacked along a new first axis.
+    """Compute the arrays of `count` pieces, each once, and stack them along a new first axis.
 
-    Finished pieces are written every few seconds, at the end and at an error or interruption; the same call continues.
-    A file that is damaged, or of another owner, is replaced.
+    Finished pieces are written every few seconds, at the end, and at an error or interruption; the same call resumes.
+    A damaged file, or one of a different owner, is replaced.
 
     Args:
-        file: `.npz`.
-        owner: text that changes whenever the pieces would: a hash of all that decides them.
+        file: the `.npz` file.
+        owner: text that changes whenever the pieces do, such as a hash of everything that decides them.
         count: number of pieces.
-        make: number of a piece -> its arrays, of the same names and shapes for all.
-        on_done: called with the number of pieces whenever some are done, those that were read first.
-        save_seconds: between two writings.
+        make: number of a piece -> its arrays, with the same names and shapes for all pieces.
+        on_done: called first with the number of pieces read from the file, then with 1 after each further piece.
+        save_seconds: seconds between two writes.
 
     Raises:
         StorageError: the file cannot be written.
@@ -64,7 +64,7 @@ def stacked(
 
 
 def once(file: Path, owner: str, make: Callable[[], Arrays]) -> Arrays:
-    """Arrays that are made once and then read; see `stacked`."""
+    """Compute arrays once and read them later; see `stacked`."""
     return {name: values[0] for name, values in stacked(file, owner, 1, lambda _: make()).items()}
 
 

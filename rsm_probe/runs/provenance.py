@@ -1,4 +1,4 @@
-"""Versions and machine that a result was made with, so that it can be reproduced."""
+"""Versions and machine of a result, so that it can be reproduced."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine and time."""
+    """Collect package versions, machine and time."""
     versions = {}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, that nothing leaves it, and its figures."""
+"""The folder of a run: its owner, links that lead out of it, and its figures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rsm_probe.storage.locks import sole_writer
 from rsm_probe.storage.paths import file_name, inside, local_folder
 from rsm_probe.storage.replacing import replacing
 
-# Where links are looked for: below lie arrays, which are not walked.
+# How deep to search for links: deeper levels hold arrays.
 _DEEPEST = 3
 
 
 def run_folder(out: Any) -> Path:
-    """The folder that a caller named for a run. Nothing is made.
+    """Check the path of a run folder; nothing is created.
 
     Raises:
         StorageError: it is a URL, a file, or a folder with links that lead out of it.
@@ -32,7 +32,7 @@ def run_folder(out: Any) -> Path:
     folder = local_folder(out)
     try:
         if folder.is_file():
-            raise StorageError(f"{folder} is a file; choose another --out")
+            raise StorageError(f"{folder} is a file; choose a different --out")
         if folder.is_dir():
             _require_no_way_out(folder, folder, _DEEPEST)
     except OSError as error:
@@ -45,31 +45,33 @@ def run_folder(out: Any) -> Path:
 def require_free(
     config: Config, out: Path, begun: Callable[[Path], bool] = lambda _: False, execution: Collection[str] = ()
 ) -> None:
-    """Makes sure that a study may use a folder. Nothing is written.
+    """Check that a study may use a folder; nothing is written.
 
     Args:
-        config: of the study, with its name as `study`.
+        config: configuration of the study; its key `study` is the name.
         out: the folder.
-        begun: whether something was computed in it. Until then the folder is free to change its settings.
-        execution: keys that may differ when a run is continued, because they decide how, not what.
+        begun: whether the folder holds computed results. Until then the settings may change.
+        execution: keys that may differ when a run is continued, because they decide how the work runs.
 
     Raises:
-        StorageError: the folder holds something else, another study, or a run with other settings.
+        StorageError: the folder holds other files, a different study, or a run with different settings.
     """
     file, settings = out / "config.yaml", config.model_dump(mode="json")
     if not file.exists():
         if out.is_dir() and any(not f.name.startswith(".") for f in out.iterdir()):
-            raise StorageError(f"{out} is not empty and holds no run (there is no config.yaml); choose another --out")
+            raise StorageError(
+                f"{out} is not empty and not a run folder (it has no config.yaml); choose a different --out"
+            )
         return
     data = read_yaml(file)
     if data.get("study") != settings["study"]:
-        raise StorageError(f"{out} holds a run of study {brief(data.get('study'))}; choose another --out")
+        raise StorageError(f"{out} holds a run of study {brief(data.get('study'))}; choose a different --out")
     if begun(out):
         stored = config.parse(data, str(file)).model_dump(mode="json")
         differing = [key for key in settings if key not in execution and settings[key] != stored[key]]
         if differing:
             raise StorageError(
-                f"{out} holds a run with other {', '.join(differing)}; choose another --out or remove it"
+                f"{out} holds a run with different {', '.join(differing)}; choose a different --out or remove it"
             )
 
 
@@ -77,21 +79,21 @@ def require_free(
 def claimed(
     config: Config, out: Path, begun: Callable[[Path], bool] = lambda _: False, execution: Collection[str] = ()
 ) -> Iterator[Callable[[], None]]:
-    """Makes a folder a study's while it runs, and writes its `config.yaml`; see `require_free`.
+    """Reserve a folder for a study while it runs, and write `config.yaml`; see `require_free`.
 
     Yields:
-        A function that raises StorageError where the folder was removed in the meantime.
+        A function that raises StorageError if the folder was removed in the meantime.
 
     Raises:
         StorageError: the folder is not free, another process runs in it, or it was removed during the run.
     """
-    require_free(config, out, begun, execution)  # before a lock is left in a folder of something else
+    require_free(config, out, begun, execution)  # before leaving a lock in a folder that holds other files
     file = out / "config.yaml"
 
     def require_there() -> None:
         if not file.exists():
             raise StorageError(
-                f"{out} was removed during the run (its config.yaml is gone); what is there now is incomplete: remove "
+                f"{out} was removed during the run (its config.yaml is gone), so its contents are incomplete; remove "
                 "it and run again"
             )
 
@@ -110,18 +112,19 @@ def claimed(
 
 
 def save_figures(study: Any, out: Any, dpi: int = 300, most_pixels: int = 30_000) -> Iterator[Path]:
-    """Draws the figures of a finished run into its folder `figures`, as `.png` and `.pdf`.
+    """Draw the figures of a finished run into its folder `figures`, as `.png` and `.pdf`.
 
-    A file is written beside its place and moved there: a link in its place is replaced, and not followed.
+    Each file is written next to its destination and then moved there: a link there is replaced, not followed.
 
     Args:
-        study: whose figures are drawn.
+        study: the study whose figures are drawn.
         out: its run folder.
         dpi: pixels per inch.
-        most_pixels: of the longer side; a larger figure gets fewer per inch. Files of more than 2^16 cannot be written.
+        most_pixels: limit for the longer side; larger figures get fewer pixels per inch. More than 2^16 pixels cannot
+            be written.
 
     Yields:
-        The path of each `.png`, as soon as both are there.
+        The path of each `.png`, once both files are written.
 
     Raises:
         StorageError: the run is not finished, or a file cannot be written.
@@ -132,7 +135,8 @@ def save_figures(study: Any, out: Any, dpi: int = 300, most_pixels: int = 30_000
         fitting = min(dpi, most_pixels / max(figure.get_size_inches()))
         for kind in ("pdf", "png"):
             file = inside(folder, folder / "figures" / f"{file_name(name)}.{kind}")
-            with replacing(file) as fresh, names_as_written(), rc_context({"pdf.fonttype": 42}):  # text stays text
+            # Font type 42 embeds fonts, so that text stays text.
+            with replacing(file) as fresh, names_as_written(), rc_context({"pdf.fonttype": 42}):
                 figure.savefig(fresh, format=kind, dpi=fitting, bbox_inches="tight")
         yield file
 

@@ -1,4 +1,4 @@
-"""Studies of several studies, which run one after another in folders of one run folder."""
+"""Studies that consist of several studies, run one after another in subfolders of one run folder."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class SeveralStudies(Study):
 
     @abstractmethod
     def parts(self, out: Path) -> Mapping[str, Study]:
-        """The studies; `out` is the run folder, which may hold what they share."""
+        """The studies by name; `out` is the run folder, which may hold files they share."""
 
     @abstractmethod
     def summary(self, results: Results) -> tuple[str, str]:
-        """The name of a file, and its text: what the studies show together."""
+        """The name and the text of a file that summarises all studies."""
 
     def check_together(self, progress: bool) -> None:
-        """Refuse studies that do not go together, before hours are spent on one of them."""
+        """Reject studies that do not fit together, before hours are spent on one of them."""
 
     def run(self, out: Path, executor: Executor | None = None, progress: bool = False) -> Results:
-        """Run the studies, or continue them, and write the summary; see `Study.run`."""
+        """Run or continue the studies, and write the summary; see `Study.run`."""
         out = run_folder(out)
         self.require_free(out)
         parts = self.parts(out)

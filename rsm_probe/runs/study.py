@@ -1,7 +1,7 @@
 """The protocol of studies: read from a configuration, run in a folder, opened and drawn from that folder.
 
-A study has three parts. Its configuration decides what is computed; it is immutable and takes part in no computation.
-Its `Runner` loads, computes and writes. Its result holds all that its report and figures show.
+A study has three parts. Its configuration decides what to compute; it is immutable and computes nothing itself. Its
+`Runner` loads, computes and writes. Its result holds everything that the report and the figures show.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from rsm_probe.storage.files import save_json
 
 
 class Study(Config):
-    """What the command line asks of every study.
+    """The interface of a study to the command line.
 
     Attributes:
         study: its name in configurations and in `rsm_probe.studies.registry.STUDIES`.
-        execution_keys: those that may differ when a run is continued, because they decide how, not what.
-        on_cluster: whether `run` takes an executor, so that other machines may compute.
+        execution_keys: keys that may differ when a run is continued, because they decide how the work runs.
+        on_cluster: whether `run` accepts an executor, so that other machines can compute.
     """
 
     study: str
@@ -49,24 +49,24 @@ class Study(Config):
 
     @abstractmethod
     def run(self, out: Path, executor: Executor | None = None, progress: bool = False) -> Any:
-        """Run the study in a folder, or continue it where it was interrupted.
+        """Run the study in a folder, or continue it after an interruption.
 
         Args:
             out: the run folder.
             executor: where tiles of pairs are computed; None for threads of this process. Only for studies with
                 `on_cluster`.
-            progress: show what the work needs, and bars.
+            progress: show the estimated cost and progress bars.
 
         Returns:
-            The result; its text says what was measured, and where it is.
+            The result; its `str` describes the results and where they are stored.
 
         Raises:
-            RsmProbeError: whatever the loading of models and images, and the computation, raise.
+            RsmProbeError: models or images cannot be loaded, or the computation fails.
         """
 
     @abstractmethod
     def open(self, out: Path) -> Any:
-        """The result of a finished run.
+        """Open the result of a finished run.
 
         Raises:
             StorageError: the run is not finished, or its result is damaged.
@@ -74,21 +74,21 @@ class Study(Config):
 
     @abstractmethod
     def figures(self, out: Path) -> dict[str, Figure]:
-        """The figures of a finished run by name.
+        """Draw the figures of a finished run, by name.
 
         Raises:
             StorageError: the run is not finished, or its result is damaged.
         """
 
     def has_begun(self, out: Path) -> bool:
-        """Whether a folder holds something that was computed; until then its settings may change."""
+        """Whether a folder holds computed results; until then its settings may change."""
         return False
 
     def require_free(self, out: Path) -> None:
-        """Make sure that this study may run in a folder; nothing is written.
+        """Check that this study may run in a folder; nothing is written.
 
         Raises:
-            StorageError: the folder holds something else, another study, or a run with other settings.
+            StorageError: the folder holds other files, a different study, or a run with different settings.
         """
         require_free(self, run_folder(out), self.has_begun, self.execution_keys)
 
@@ -98,31 +98,31 @@ class Study(Config):
 
 
 class ModelStudy(Study):
-    """The settings that all studies of models share; each adds its own."""
+    """Settings shared by all studies of models; each study adds its own."""
 
     models: Annotated[tuple[ModelConfig, ...], ToldApart] = Field(min_length=1)
     images: ImagesConfig
-    layers: Layers = Field(default="blocks", description="of models that name none of their own")
+    layers: Layers = Field(default="blocks", description="layers of models without layers: of their own")
     matchings: Matchings = Field(default=("identity", "optimal"), min_length=1)
     kernels: Kernels = Field(default=("cosine",), min_length=1)
     centering: Centering | None = "location-mean"
     batch_size: Count = Field(default=64, description="images per forward pass")
-    device: str | None = Field(default="auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1, mps")
+    device: str | None = Field(default="auto", description="auto: a GPU if there is one; or cpu, cuda, cuda:1, mps")
     workers: Count | None = None
     memory: Memory = "2GB"
     networks: Folder | None = Field(
-        default=None, description="folder of trained networks, which several studies can share; else in the run folder"
+        default=None, description="folder of trained networks, which studies can share; by default in the run folder"
     )
 
     execution_keys: ClassVar[frozenset[str]] = frozenset({"device", "workers", "memory", "max_hours", "networks"})
 
     def execution(self, executor: Executor | None = None, progress: bool = False) -> Execution:
         """How the study runs; see `Study.run`."""
-        return Execution(self.device, self.workers, self.memory, None, executor, progress)  # no limit of time
+        return Execution(self.device, self.workers, self.memory, None, executor, progress)  # no time limit
 
     @abstractmethod
     def runner(self, out: Path, execution: Execution | None = None) -> Runner[Any]:
-        """The object that loads, computes and writes for this study in a folder."""
+        """Make the runner that loads, computes and writes for this study in a folder."""
 
     def run(self, out: Path, executor: Executor | None = None, progress: bool = False) -> Any:
         """See `Study.run`."""
@@ -137,14 +137,14 @@ class ModelStudy(Study):
         return self.runner(out).figures()
 
     def matching_methods(self) -> list[Matching]:
-        """All matchings that the study will use."""
+        """All matchings that the study uses."""
         return [get_matching(name)[1] for name in self.matchings]
 
 
 class TimedStudy(ModelStudy):
     """A study that estimates its time before it starts."""
 
-    max_hours: Hours | None = Field(default=12.0, description="refuse to start what would take longer")
+    max_hours: Hours | None = Field(default=12.0, description="refuse to start a study with a longer estimated time")
 
     def execution(self, executor: Executor | None = None, progress: bool = False) -> Execution:
         """See `ModelStudy.execution`."""
@@ -158,9 +158,9 @@ class Runner(ABC, Generic[S]):
     """One run of a study of models in its folder.
 
     Args:
-        study: what to compute.
+        study: the study.
         out: the run folder.
-        execution: how the work runs; by default as the study says.
+        execution: how the work runs; by default from the configuration.
     """
 
     def __init__(self, study: S, out: Path, execution: Execution | None = None) -> None:
@@ -169,7 +169,7 @@ class Runner(ABC, Generic[S]):
         self.execution = execution or study.execution()
 
     def run(self) -> Any:
-        """Check everything, claim the folder, load models, compute, and write the provenance."""
+        """Check everything, claim the folder, load the models, compute, and write the provenance."""
         study = self.study
         study.require_free(self.folder)
         self.execution.device_or("cpu", ModelError)
@@ -178,7 +178,7 @@ class Runner(ABC, Generic[S]):
         networks = self.folder / "models" if study.networks is None else Path(study.networks)
         loaded = check_models(study.models, study.layers, networks)
         self.check(loaded)
-        # Only now: a refused study leaves no folder and trains no network.
+        # All checks come first, so that a rejected study leaves no folder and trains no network.
         with study.claimed(self.folder) as require_there:
             models, accuracies = load_models(study.models, networks, self.execution, loaded)
             result = self.compute(models, accuracies, require_there)
@@ -190,10 +190,10 @@ class Runner(ABC, Generic[S]):
 
     @abstractmethod
     def load_images(self) -> None:
-        """Load the images, and refuse those that the study cannot use."""
+        """Load the images, and reject those that the study cannot use."""
 
     def check(self, loaded: dict[str, LoadedModel]) -> None:
-        """Refuse models that the study cannot use, of those that need no training."""
+        """Reject models that the study cannot use; networks to be trained are not included."""
 
     @abstractmethod
     def compute(
@@ -202,14 +202,14 @@ class Runner(ABC, Generic[S]):
         """Compute and save the result.
 
         Args:
-            models: by title.
-            accuracies: of the networks that recipes train, by title.
-            require_there: raises StorageError where the run folder was removed; to be called between pieces of work.
+            models: models by title.
+            accuracies: accuracies of networks trained by recipes, by title.
+            require_there: raises StorageError if the run folder was removed; call it between pieces of work.
         """
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """Images and seeds, for `provenance.json`."""
+        """Describe images and seeds for `provenance.json`."""
 
     @abstractmethod
     def open(self) -> Any:
@@ -224,7 +224,7 @@ class Runner(ABC, Generic[S]):
         return self.entry(title).layers_or(self.study.layers)
 
     def entry(self, title: str) -> Any:
-        """The entry of the configuration that a model is from.
+        """The configuration entry of a model.
 
         Raises:
             ConfigError: the configuration has no such model.
@@ -232,14 +232,14 @@ class Runner(ABC, Generic[S]):
         for entry in self.study.models:
             if title in entry.titles():
                 return entry
-        raise ConfigError(f"no model of the configuration is called {title!r}, of which there are results")
+        raise ConfigError(f"there are results of model {title!r}, but the configuration has no such model")
 
 
 def require_usable(methods: Iterable[Matching]) -> None:
-    """Try methods on two tiny images, so that a missing package is said before anything else is computed.
+    """Try the methods on two tiny images, so that a missing package is reported before any long computation.
 
     Raises:
-        MatchingError: a method cannot be used here.
+        MatchingError: a method is not available.
     """
     tokens = torch.eye(4)[None].repeat(2, 1, 1)
     for method in methods:

@@ -1,4 +1,4 @@
-"""The table of a study: rows for CSV, and Markdown in the layout of the paper."""
+"""Tables of results: rows as CSV and JSON, and Markdown in the layout of the paper."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from rsm_probe.errors import ComparisonError, StorageError
 from rsm_probe.storage.files import load_json, save_json, save_text
 
 Row = dict[str, Any]
-# What spreadsheets take for the beginning of a formula, also in the wide forms of East Asian text.
+# Text that spreadsheets interpret as a formula, including the full-width forms of its first character.
 _FORMULA = re.compile(r"\s*[=+\-@\uFF1D\uFF0B\uFF0D\uFF20]|[\t\r\n]")
-# What Markdown takes for more than a letter; underscores within a word are none, and brackets only before an address.
+# Characters with a meaning in Markdown. Underscores within words have none, and brackets only before an address.
 _MARKED = re.compile(r"[\\`*|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])")
 
 
 @dataclass(frozen=True)
 class TableResult:
-    """The result of a study: all that its report and its figures show.
+    """The result of a study: everything that its report and its figures show.
 
     Attributes:
-        table: rows of equal keys, one for each thing that was measured.
-        folder: of the run.
-        settings: of the study, as its `config.yaml` holds them.
-        pictured: what figures show of single models, where they are to be drawn.
+        table: rows with equal keys, one per measurement.
+        folder: the run folder.
+        settings: settings of the study, as in its `config.yaml`.
+        pictured: data of figures about single models; empty unless figures are drawn.
     """
 
     table: list[Row]
@@ -41,7 +41,7 @@ class TableResult:
     pictured: Iterable[Any] = ()
 
     def save(self, report: str) -> None:
-        """Writes `table.csv`, `report.md` and what `open` reads.
+        """Write `table.csv`, `report.md` and the `result.json` that `open` reads.
 
         Raises:
             StorageError: a file cannot be written.
@@ -51,7 +51,7 @@ class TableResult:
 
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any] | None = None) -> Self:
-        """The result of a finished run, without what figures show of single models.
+        """Open the result of a finished run, without `pictured`.
 
         Raises:
             StorageError: the run is not finished, or its result is damaged.
@@ -59,14 +59,14 @@ class TableResult:
         return cls(load_table(folder / "result.json")[0], folder, settings or {})
 
     def select(self, **wanted: Any) -> list[Row]:
-        """The rows that have these values."""
+        """Select the rows with the given values."""
         return [row for row in self.table if all(row.get(key) == value for key, value in wanted.items())]
 
     def only(self, **wanted: Any) -> Row:
-        """The one row that has these values.
+        """Return the only row with the given values.
 
         Raises:
-            ComparisonError: there is none, or several.
+            ComparisonError: there is none, or more than one.
         """
         rows = self.select(**wanted)
         if len(rows) != 1:
@@ -85,7 +85,7 @@ def save_table(
     names: tuple[str, str] = ("table.csv", "result.json"),
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the rows of a result as CSV, and then, with what else is said about them, as JSON that `load_table` reads.
+    """Write the rows of a result as CSV and, together with further facts, as JSON that `load_table` reads.
 
     Raises:
         StorageError: a file cannot be written.
@@ -96,31 +96,31 @@ def save_table(
 
 
 def load_table(file: Path) -> tuple[list[Row], dict[str, Any]]:
-    """The rows of a result, of equal keys, and what else the file says.
+    """Load the rows of a result, which have equal keys, and all other contents of the file.
 
     Raises:
         StorageError: the run is not finished, or the file is damaged.
     """
     if not file.exists():
-        raise StorageError(f"{file.parent} holds no finished run; run it again, it continues")
-    damaged = f"{file} is damaged; remove it and run again, which computes nothing that is there"
+        raise StorageError(f"{file.parent} holds no finished run; run it again to continue")
+    damaged = f"{file} is damaged; remove it and run again, which reuses everything else in the folder"
     try:
         stored = load_json(file)
     except StorageError as error:
         raise StorageError(f"{damaged} ({error})") from None
-    rows = stored.get("table")
+    rows: Any = stored.get("table")
     sound = isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
     sound = sound and all(row.keys() == rows[0].keys() for row in rows)
-    # Results from before there was a digest have none.
+    # Results of earlier versions have no digest.
     if not sound or stored.get("digest", _digest(rows)) != _digest(rows):
         raise StorageError(damaged)
     return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows], stored
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as CSV that spreadsheets open without running any of it.
+    """Format rows with equal keys as CSV that is safe to open in spreadsheets.
 
-    Numbers stay as they are. Text that a spreadsheet would take for a formula begins with an apostrophe, which it does
+    Numbers are unchanged. Text that a spreadsheet would interpret as a formula gets a leading apostrophe, which it does
     not show.
     """
     text = io.StringIO()
@@ -131,7 +131,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """A name of a model, layer or image set as Markdown shows it letter by letter, in one line."""
+    """Escape a name of a model, layer or image set so that Markdown shows it literally, in one line."""
     line = "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text)
     marked = _MARKED.sub(lambda match: f"\\{match[0]}", line)
     return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -143,7 +143,7 @@ def kernel_title(kernel: str) -> str:
 
 
 def accuracy_line(accuracies: Mapping[str, float]) -> str:
-    """How well the networks that were trained for a study do what they were trained for."""
+    """A line of Markdown with the accuracies of networks trained for a study; empty without such networks."""
     if not accuracies:
         return ""
     listed = ", ".join(f"{escaped(name)} {value:.2f}" for name, value in accuracies.items())
@@ -151,7 +151,7 @@ def accuracy_line(accuracies: Mapping[str, float]) -> str:
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown; numbers are aligned to the right, and text is shown letter by letter."""
+    """Format a table in Markdown with right-aligned numbers and escaped text."""
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = [all(isinstance(row[k], int | float) or _is_number(cells[r][k]) for r, row in enumerate(rows))
                for k in range(len(headings))]  # fmt: skip
@@ -160,12 +160,12 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def shown(value: float, digits: int = 3) -> str:
-    """A number, or a dash where there is none."""
+    """Format a number; a dash for None or NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def with_interval(row: Mapping[str, Any], value: str, low: str = "low", high: str = "high", digits: int = 3) -> str:
-    """A value of a row with its interval; a dash where there is none, such as a gain without a base."""
+    """Format a value of a row with its interval; a dash if the value is missing or NaN."""
     if math.isnan(row.get(value, math.nan)):
         return "-"
     ends = "" if math.isnan(row[low]) else f" [{row[low]:.{digits}f}, {row[high]:.{digits}f}]"

@@ -28,9 +28,9 @@ class RSM:
     """A representational similarity matrix.
 
     Attributes:
-        dataset: an `xarray.Dataset` with `similarity` (image_a, image_b), and, where it was computed here, the matched
-            inner `product` of every pair, its upper `bound`, the squared norms `norm_a`, `norm_b`, and the
-            `permutation` of locations where it was kept; from captures also labels. Coordinates are image ids.
+        dataset: an `xarray.Dataset` with `similarity` (image_a, image_b). An RSM that was computed here also has the
+            matched inner `product` of every pair, its upper `bound`, the squared norms `norm_a` and `norm_b`, the
+            `permutation` of locations if it was kept, and labels from captures. Coordinates are image ids.
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
@@ -49,15 +49,15 @@ class RSM:
 
         Args:
             values: similarities, shape (N, M); symmetric (N, N) unless `other_ids` is given.
-            ids: N names of the images in the rows; numbers where left out.
-            other_ids: M names of the images in the columns, where these differ from those in the rows.
+            ids: names of the N images in the rows; by default their indices.
+            other_ids: names of the M images in the columns, if these differ from the images in the rows.
             kind: "distance" for dissimilarities such as an RDM, which become similarities `-values / 2`, so that every
-                measure of RSMs applies. "similarity" accepts any similarities. None assumes similarities, and refuses
+                measure of RSMs applies. "similarity" accepts any similarities. None assumes similarities, and rejects
                 values that look like distances.
 
         Raises:
-            ComparisonError: wrong shape, values that are not real or not finite, repeated or too few ids, ids that are
-                not text, no symmetry; distances without `kind`, or a kind that the diagonal contradicts.
+            ComparisonError: the shape is wrong, values are not real, finite or symmetric, ids are repeated, too few or
+                not text, distances are given without `kind`, or the diagonal contradicts `kind`.
         """
         if not isinstance(kind, str | None) or kind not in (None, "similarity", "distance"):
             raise ComparisonError(f"kind must be 'similarity' or 'distance', found {brief(kind)}")
@@ -82,11 +82,11 @@ class RSM:
 
     @classmethod
     def from_pairs(cls, pairs: xr.Dataset, kernel: str | Kernel = "linear") -> Self:
-        """The RSM of matched inner products, as `rsm_probe.all_pairs` gives them; products are read into memory.
+        """Make an RSM from matched inner products of `rsm_probe.all_pairs`; products are read into memory.
 
         Raises:
-            ComparisonError: unknown kernel, or one that does not apply.
-            StorageError: a tile cannot be read.
+            ComparisonError: the kernel is unknown or does not apply.
+            StorageError: a tile is missing or cannot be read.
         """
         names = [name for name in ("product", "bound", "norm_a", "norm_b", "image_a", "image_b") if name in pairs]
         try:
@@ -118,12 +118,12 @@ class RSM:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Layer, matching, kernel and centring, as far as they are known."""
+        """Layer, matching, kernel and centring, if known."""
         return {key: self.dataset.attrs[key] for key in _KNOWN if key in self.dataset.attrs}
 
     @property
     def smallest_eigenvalue(self) -> float:
-        """The smallest eigenvalue: below 0 where the RSM is not positive semi-definite, as semantic ones may be.
+        """The smallest eigenvalue; it is negative if the RSM is not positive semi-definite, as semantic RSMs may be.
 
         Raises:
             ComparisonError: rows and columns are different images.
@@ -136,17 +136,17 @@ class RSM:
         """The same pairs and matchings under a different kernel, without matching again.
 
         Raises:
-            ComparisonError: the RSM came from elsewhere, so its inner products are not known; or it holds a score,
-                to which the kernel does not apply.
+            ComparisonError: the inner products are unknown because the RSM was computed elsewhere, or the kernel does
+                not apply to the scores of its matching.
         """
         if "product" not in self.dataset:
             raise ComparisonError("this RSM has no inner products, so its kernel cannot be changed")
         return RSM(_under(self.dataset, get_kernel(kernel)))
 
     def to_frame(self) -> pd.DataFrame:
-        """A long table: one row for each pair of images, with `image_a`, `image_b` and `similarity`.
+        """Convert to a long table: one row per pair of images, with `image_a`, `image_b` and `similarity`.
 
-        Of one set of images, every unordered pair comes once, images with themselves included.
+        For one set of images, each unordered pair occurs once, including each image with itself.
         """
         frame = self.dataset["similarity"].to_series().reset_index()
         if not _one_set(self.dataset):
@@ -155,7 +155,7 @@ class RSM:
         return frame.iloc[rows * len(self.ids) + columns].reset_index(drop=True)
 
     def to_rsatoolbox(self) -> Any:
-        """An `rsatoolbox.rdm.RDMs`; see `rsm_probe.similarity.rsatoolbox`.
+        """Convert to an `rsatoolbox.rdm.RDMs`; see `rsm_probe.similarity.rsatoolbox`.
 
         Raises:
             ComparisonError: rows and columns are different images; rsatoolbox is not installed.
@@ -167,10 +167,10 @@ class RSM:
 
     @classmethod
     def from_rsatoolbox(cls, rdms: Any, index: int = 0, descriptor: str | None = None) -> Self:
-        """One matrix of an `rsatoolbox.rdm.RDMs`, as the similarities `-d / 2`; see `rsm_probe.similarity.rsatoolbox`.
+        """Convert a matrix of an `rsatoolbox.rdm.RDMs` to similarities `-d / 2`; see `rsm_probe.similarity.rsatoolbox`.
 
         Raises:
-            ComparisonError: no such matrix or descriptor; distances that are not finite; repeated names.
+            ComparisonError: there is no such matrix or descriptor, distances are not finite, or names are repeated.
         """
         values, names, measure = distances(rdms, index, descriptor)
         rsm = cls.from_array(values, names, kind="distance")
@@ -186,23 +186,25 @@ class RSM:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Read what `save` wrote, or the products of a run of all pairs, whose kernel is then linear.
+        """Open an RSM that `save` wrote, or the products of `all_pairs` under the linear kernel.
 
         Raises:
-            StorageError: the path has no readable RSM.
+            StorageError: there is no readable RSM at the path.
         """
         dataset = open_dataset(path)
         if "similarity" not in dataset and dataset.attrs.get("finished"):
             return cls.from_pairs(dataset)
         if "similarity" not in dataset:
-            raise StorageError(f"{path} is not an RSM; it has {', '.join(map(str, dataset.data_vars)) or 'no arrays'}")
+            raise StorageError(
+                f"{path} is not a stored RSM; it holds {', '.join(map(str, dataset.data_vars)) or 'no arrays'}"
+            )
         lost = [name for name in ("image_a", "image_b") if name not in dataset.coords]
         if lost or dataset["similarity"].dims != ("image_a", "image_b"):
             what = f"no {lost[0]}" if lost else f"similarities along {dataset['similarity'].dims}"
             raise StorageError(f"{path} is not what RSM.save writes: it has {what}")
         dataset = dataset.load()
         if not np.isfinite(dataset["similarity"].values).all():
-            raise StorageError(f"similarities in {path} are missing or not finite; make the RSM again")
+            raise StorageError(f"similarities in {path} are missing or not finite; compute the RSM again")
         return cls(dataset)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -219,7 +221,7 @@ def _one_set(dataset: xr.Dataset) -> bool:
 
 
 def _under(pairs: xr.Dataset, kernel: Kernel) -> xr.Dataset:
-    """Products with their similarities under a kernel."""
+    """Add the similarities under a kernel to products."""
     check_kernel(kernel, pairs.attrs["matching"], bool(pairs.attrs["one_to_one"]))
     norms = pairs["norm_a"].values, pairs["norm_b"].values
     values = kernel(pairs["product"].values, *norms, same=_one_set(pairs))
@@ -227,20 +229,20 @@ def _under(pairs: xr.Dataset, kernel: Kernel) -> xr.Dataset:
 
 
 def dataset_of(values: np.ndarray, rows: list[str], columns: list[str] | None) -> xr.Dataset:
-    """Similarities with the names of their images; without names for the columns, those are the rows' images."""
+    """Make a dataset of similarities and image names; without `columns`, the columns are the images of the rows."""
     import xarray as xr
 
     coordinates = {"image_a": rows, "image_b": rows if columns is None else columns}
     dataset = xr.Dataset({"similarity": (("image_a", "image_b"), values)}, coords=coordinates)
-    # Two sets may bear the same names, so that names do not tell.
+    # Names cannot tell: two sets of images may have the same names.
     return dataset.assign_attrs(image_sets=1 if columns is None else 2)
 
 
 def image_names(ids: Sequence[str] | None, count: int, what: str) -> list[str]:
-    """The names of images as they were given, or numbers.
+    """Check the names of images; by default, make names from their indices.
 
     Raises:
-        ComparisonError: too few, too many or repeated names; names that are not text.
+        ComparisonError: the number of names is wrong, or names are repeated or not text.
     """
     names = [str(k) for k in range(count)] if ids is None else require_texts(ids, what, ComparisonError)
     if len(names) != count:

@@ -1,7 +1,7 @@
 """The layer sweep: images pass through the models once, and only sums are kept.
 
 Begin with `layer_sweep.py` (`sweep()`), then `accumulator.py` (RSMs of mini-batches) and `batch_consumer.py` (where the
-layers of a batch come from). `cka_sums.py` holds what the batches add up to, `checkpoint.py` the state on disk.
+layers of a batch come from). `cka_sums.py` sums over batches, and `checkpoint.py` keeps the state on disk.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Mini-batches of representations -> RSMs -> sums from which the CKA of every RSM with every other follows."""
+"""Turn mini-batches of representations into RSMs, and sum what CKA between all RSMs needs."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ _Batch = TypeVar("_Batch")
 
 
 class Accumulator(BatchConsumer[PendingProducts]):
-    """Collects RSMs batch by batch and compares every one with every other: layers, models, matchings, kernels.
+    """Compute RSMs batch by batch and compare all of them with each other: layers, models, matchings, kernels.
 
-    Only sums are kept, so memory does not grow with the number of images. They run over pairs of images: a batch counts
-    by its pairs. Pairs are matched by worker threads while the device computes the affinities of further pairs
-    and, where it is not the CPU, the next batch.
+    Only sums over pairs of images are kept, so memory does not grow with the number of images, and each batch is
+    weighted by its pairs. Worker threads match pairs while the device computes the affinities of further pairs and,
+    unless the device is the CPU, the next batch.
 
-    One last batch may be too small for an estimator ("unbiased" needs 4 images, "biased" 2), as data loaders leave it:
-    it is left out for all estimators, and of `images`, with a warning. A batch after it is an error.
+    The last batch may be too small for an estimator ("unbiased" needs 4 images, "biased" 2), as batches of data loaders
+    can be. It is then left out for all estimators and not counted in `images`, with a warning. A batch after it is an
+    error.
 
-    With `Probe(..., reduce=accumulator.reducer())` identity needs no copy of the tokens; other matchings keep those
-    that workers have not come to.
+    With `Probe(..., reduce=accumulator.reducer())`, the identity matching needs no copy of the tokens; all other
+    matchings keep a copy until the workers have matched it.
 
     Example:
         >>> accumulator = Accumulator(matchings=("identity", "optimal"))
@@ -57,26 +58,26 @@ class Accumulator(BatchConsumer[PendingProducts]):
         >>> accumulator.cka                         # xarray.DataArray (rsm_a, rsm_b)
 
     Args:
-        matchings: names or method objects; "identity" gives spatio-semantic RSMs, "optimal" semantic ones.
+        matchings: names or method objects; "identity" gives spatio-semantic RSMs, "optimal" semantic RSMs.
         kernels: names or kernel objects.
-        estimators: which CKA estimates to sum up: "unbiased" (batches of at least 4) and "biased".
-        means: means over all images to subtract first; None leaves representations as they are.
+        estimators: CKA estimators to sum: "unbiased" (batches of at least 4 images) and "biased".
+        means: means over all images to subtract first; None does not centre.
         keep: names or globs of layers whose mini-batch RSMs are kept.
-        on_batch: called with the RSMs to keep after each finished mini-batch; by default they go into
+        on_batch: called with the RSMs to keep after each finished mini-batch; by default they are appended to
             `batch_rsms`.
-        on_pairs: called with the number of pairs whenever some were matched.
+        on_pairs: called with a number of pairs each time pairs were matched.
         workers: CPU threads that match; None for all cores. Results do not depend on it.
-        memory: what may be held at a time, as bytes or text such as "2GB", of affinities that wait to be matched.
+        memory: memory budget, as bytes or text such as "2GB", for affinities that wait to be matched.
 
     Attributes:
-        batch_rsms: RSMs of finished mini-batches, where no `on_batch` takes them.
+        batch_rsms: kept RSMs of finished mini-batches; stays empty with `on_batch`.
 
     Raises:
-        RsmProbeError: an argument of the wrong kind, an unknown name, or one that comes twice. `update` raises
-            ComparisonError also for layers that differ from the batch before, for a first batch that is too small for
-            an estimator, and for a batch after one that was; LayerError where `keep` names a layer that is not there;
-            MatchingError for tokens that a matching cannot take, such as those beyond 1e150; CostError where one
-            affinity alone exceeds the memory budget.
+        RsmProbeError: an argument of the wrong type, an unknown name, or a name that occurs twice. `update` also raises
+            ComparisonError if layers differ from those of the previous batch, if the first batch is too small for an
+            estimator, and for any batch after a too small one; LayerError if `keep` matches no layer; MatchingError for
+            tokens that a matching cannot take, such as values beyond 1e150; CostError if a single affinity exceeds the
+            memory budget.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Accumulator(BatchConsumer[PendingProducts]):
         known = _by_name(estimators, "estimators", lambda name: (get_estimator(name).name, get_estimator(name)))
         self.estimators: list[Estimator] = list(known.values())
         if not isinstance(means, Means | None):
-            raise RepresentationError(f"means must be a Means of a first pass, found {type(means).__name__}")
+            raise RepresentationError(f"means must be the Means of a first pass, found {type(means).__name__}")
         self.means = means
         self.batch_rsms: list[BatchRsms] = []
         self.keep = KeptLayers(keep)
@@ -126,7 +127,7 @@ class Accumulator(BatchConsumer[PendingProducts]):
 
     @property
     def images(self) -> int:
-        """Number of images in them."""
+        """Number of images in the finished mini-batches."""
         return self._sums.images
 
     def __enter__(self) -> Self:
@@ -142,13 +143,13 @@ class Accumulator(BatchConsumer[PendingProducts]):
             self.close()
 
     def close(self) -> None:
-        """Stops the worker threads; pairs that wait are dropped."""
+        """Stop the worker threads and drop pairs that wait to be matched."""
         self._opened.close()
 
     def _lasting(self, representation: Representation) -> Representation:
         if self.means is not None or all(method.at_once for method in self.methods.values()):
-            return representation  # centring copies the tokens, and what is done at once needs no copy
-        # The model may change its own tensors before workers come to them.
+            return representation  # centring copies the tokens, and immediate matchings need no copy
+        # The model may change its own tensors before the workers have matched them.
         return replace(representation, tokens=representation.tokens.clone(memory_format=torch.contiguous_format))
 
     def _work_on(self, model: str, layer: str, representation: Representation) -> PendingProducts:
@@ -163,16 +164,18 @@ class Accumulator(BatchConsumer[PendingProducts]):
         if self._keys and keys != self._keys:
             differing = [f"{a.label()} became {b.label()}" for a, b in zip(self._keys, keys, strict=False) if a != b]
             counts = f"{len(self._keys)} RSMs became {len(keys)}"
-            raise ComparisonError(f"this batch has other layers than the ones before: {(differing or [counts])[0]}")
+            raise ComparisonError(
+                f"the layers of this batch differ from those of previous batches: {(differing or [counts])[0]}"
+            )
         self.keep.require_among({layer for _, layer in layers})
         if self._sums.too_small(images):
-            self.finish()  # only the last batch may be
+            self.finish()  # only the last batch may be too small
             self._sums.leave_out(images)
             return False
         return True
 
     def _keys_of(self, layers: Sequence[tuple[str, str]]) -> list[RsmKey]:
-        """What the RSMs of a batch are, in the order in which they are made: layers in forward order within a model."""
+        """Keys of the RSMs of a batch, in computation order: layers in forward order within each model."""
         keys, depths = [], dict.fromkeys((model for model, _ in layers), 0)
         for model, layer in layers:
             keys += [RsmKey(model, layer, depths[model], name, k.name) for name in self.methods for k in self.kernels]
@@ -181,23 +184,23 @@ class Accumulator(BatchConsumer[PendingProducts]):
 
     def _add(self, batch: ImageBatch, taken: Mapping[tuple[str, str], TakenLayer[PendingProducts]]) -> None:
         self._keys = self._keys_of(list(taken))
-        # A device of its own works on the next batch while workers match this one. On the CPU both would share the
-        # cores: waiting costs nothing there, and an interruption loses one batch at most.
+        # A GPU computes the next batch while workers match this one. On the CPU both would share the cores: waiting
+        # costs nothing there, and an interruption loses at most one batch.
         self._backlog.add((batch, taken), ahead=int(any(part.device.type != "cpu" for part in taken.values())))
 
     def rehearse(self, probed: Probed) -> None:
-        """Matches one pair of images of every layer and keeps nothing, so that what cannot be matched is refused early.
+        """Match one pair of images of every layer and discard the result, to raise errors of matching early.
 
         Raises:
             MatchingError: a matching cannot take a layer; the message names it.
-            CostError: one affinity alone exceeds the memory budget.
+            CostError: a single affinity exceeds the memory budget.
         """
         for model, layer, representation in walk(probed):
             with naming(model, layer):
                 self._matcher.submit(representation.tokens[:2], None, self.methods, representation.grid).result()
 
     def finish(self) -> None:
-        """Waits for the pairs that workers still hold."""
+        """Wait until the workers have matched all pairs."""
         self._backlog.finish()
 
     def _finish_batch(self, batch: ImageBatch, taken: Mapping[tuple[str, str], TakenLayer[PendingProducts]]) -> None:
@@ -220,14 +223,14 @@ class Accumulator(BatchConsumer[PendingProducts]):
             self.batch_rsms.append(rsms)
 
     def result(self) -> SweepResult:
-        """The comparison of everything over all batches so far, and the RSMs that were kept.
+        """CKA between all RSMs over the batches so far, and the kept RSMs.
 
         Raises:
-            ComparisonError: no batch was seen.
+            ComparisonError: there was no batch yet.
         """
         self.finish()
         if not self.batches:
-            raise ComparisonError("nothing was compared: no batch was seen")
+            raise ComparisonError("nothing to compare: no batch was added")
         grids = {name: label_grid(grid, self._keys, self._keys) for name, grid in self._sums.grids().items()}
         for words in self._sums.remarks():
             warnings.warn(words, stacklevel=2)
@@ -236,25 +239,25 @@ class Accumulator(BatchConsumer[PendingProducts]):
 
     @property
     def cka(self) -> xr.DataArray:
-        """CKA of every RSM with every other over all batches so far, by the first estimator; see `SweepResult.cka`."""
+        """CKA between all RSMs over the batches so far, by the first estimator; see `SweepResult.cka`."""
         return self.result().cka
 
     def state(self) -> dict[str, np.ndarray]:
-        """Plain arrays of finished batches from which `restore` continues."""
+        """The sums over finished batches as plain arrays, from which `restore` continues."""
         return self._sums.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from what `state` returned.
+        """Continue from the arrays of `state`.
 
         Raises:
-            ComparisonError: sums of other estimators, or of an earlier version.
+            ComparisonError: the sums are those of different estimators or of an earlier version.
         """
         self._sums.restore(state)
         self._keys = self._sums.keys
 
 
 class Backlog(Generic[_Batch]):
-    """Batches that were handed over and are not yet finished, in their order.
+    """A queue of batches that are not yet finished, in their order.
 
     Args:
         finish: finishes one batch.
@@ -265,37 +268,37 @@ class Backlog(Generic[_Batch]):
         self._waiting: list[_Batch] = []
 
     def add(self, batch: _Batch, ahead: int = 0) -> None:
-        """Hands over a batch, and finishes the first ones until at most `ahead` wait."""
+        """Append a batch, then finish the oldest batches until at most `ahead` wait."""
         self._waiting.append(batch)
         self.finish(ahead)
 
     def finish(self, ahead: int = 0) -> None:
-        """Finishes the first batches until at most `ahead` wait."""
+        """Finish the oldest batches until at most `ahead` wait."""
         while len(self._waiting) > ahead:
             try:
                 self._finish_one(self._waiting[0])
             except BaseException:
-                # A later batch must never count in place of one that failed: what continues here would leave a gap.
+                # If later batches counted after a failed one, the sums would silently lack it.
                 self._waiting.clear()
                 raise
             self._waiting.pop(0)
 
 
 def _by_name(values: Any, what: str, known: Callable[[Any], tuple[str, Any]]) -> dict[str, Any]:
-    """One thing or several, by their names.
+    """Resolve one value or several into objects by name.
 
     Args:
-        values: as a user gave them.
-        what: the argument, for messages.
+        values: the argument as the user gave it.
+        what: the name of the argument, for messages.
         known: value -> name and object.
 
     Raises:
-        ComparisonError: an empty sequence, or two of one name.
+        ComparisonError: the sequence is empty, or a name occurs twice.
     """
     several = [values] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
     if not several:
         raise ComparisonError(f"{what} is empty; name at least one")
     named = [known(value) for value in several]
     if (twice := repeated(name for name, _ in named)) is not None:
-        raise ComparisonError(f"{what} holds {twice!r} more than once, and results are told apart by name")
+        raise ComparisonError(f"{what} holds {twice!r} more than once, but results are identified by name")
     return dict(named)

@@ -1,4 +1,4 @@
-"""Batches of layers from the layer stream, from probes in one's own loop, or as they are: checked once for all."""
+"""Batches of layers from the layer stream, from probes in your own loop, or from mappings, all checked here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rsm_probe.forward.layer_consumer import ImageBatch, LayerNames
 from rsm_probe.probe.probe import Probe
 from rsm_probe.probe.representation import Representation, require_finite
 
-# Layer name -> representation, or the `TakenLayer` that a reducer left in its place.
+# Layer name -> representation, or the `TakenLayer` that a reducer put in its place.
 Captured = Probe | Mapping[str, Any]
 Probed = Captured | Mapping[str, Captured]
 Work = TypeVar("Work")
@@ -30,11 +30,11 @@ class TakenLayer(Generic[Work]):
 
     Attributes:
         consumer: the consumer.
-        model: the model for which it took the layer.
+        model: name of the model.
         images: number of images.
-        device: where the tokens were.
-        bad: the first image that holds NaN or infinity; nothing was made of such a layer.
-        work: what the consumer makes of the layer.
+        device: device of the tokens.
+        bad: index of the first image with NaN or infinity, or None.
+        work: the consumer's work on the layer, finished or not; None if `bad` is not None.
     """
 
     consumer: object
@@ -46,10 +46,10 @@ class TakenLayer(Generic[Work]):
 
 
 class BatchConsumer(ABC, Generic[Work]):
-    """Consumes batches of layers: as a `LayerConsumer` of the layer stream, or by `update` in one's own loop.
+    """Consume batches of layers, as a `LayerConsumer` of the layer stream or by `update` in your own loop.
 
-    A subclass says what it makes of a layer (`_work_on`), which batches it accepts, and how a batch counts. It gets a
-    batch as a whole, after all layers were checked: a batch that is refused leaves no trace.
+    A subclass defines the work on a layer (`_work_on`), which batches it accepts (`_accepts`) and how to add a batch
+    (`_add`). A batch is added as a whole after all layers were checked, so a rejected batch leaves no trace.
     """
 
     def __init__(self) -> None:
@@ -72,53 +72,56 @@ class BatchConsumer(ABC, Generic[Work]):
         self._close(self._batch, layers)
 
     def reducer(self, model: str = "model") -> Callable[[str, Representation], TakenLayer[Work]]:
-        """Takes every layer of a `Probe` as soon as it has run, so that no batch is held as a whole.
+        """Make a function that takes each layer of a `Probe` as soon as it has run, so that no whole batch is held.
 
-        Pass it as `Probe(..., reduce=consumer.reducer())`, and the probe to `update` as ever.
+        Use it as `Probe(..., reduce=consumer.reducer())`, and pass the probe to `update` as usual.
 
         Args:
-            model: the name of the model in `update`.
+            model: name of the model in `update`.
+
+        Raises:
+            RepresentationError: the name is not text.
         """
         require_text(model, "the name of a model", RepresentationError)
         return lambda layer, representation: self._taken(model, layer, self._lasting(representation))
 
     def update(self, probed: Probed, ids: Sequence[str] = (), labels: Sequence[str] = ()) -> None:
-        """Takes one batch of your own loop.
+        """Add one batch of your own loop.
 
         Args:
-            probed: a `Probe` after a forward pass, or model name -> probe for several models that saw the same images;
-                or what such probes hold.
+            probed: a `Probe` after a forward pass, or model name -> probe for several models that saw the same images.
+                `probe.representations` may stand in place of a probe.
             ids: names of the images, for error messages and kept RSMs.
-            labels: their labels.
+            labels: labels of the images.
 
         Raises:
-            RepresentationError: NaN or infinity (the message names layer and image), or a number of images that differs
-                between layers.
-            ComparisonError: a layer that the reducer of another consumer, or of another model, has taken.
-            LayerError: nothing was captured, or a pass that was taken already.
+            RepresentationError: NaN or infinity (the message names layer and image), or layers with different numbers
+                of images.
+            ComparisonError: a layer was taken by the reducer of a different consumer or model.
+            LayerError: nothing was captured, or the forward pass was already added.
         """
         self._require_new(probed)
         layers = walk(probed, self)
         ids = require_texts(ids, "ids", RepresentationError)
         labels = require_texts(labels, "labels", RepresentationError)
         self._close(ImageBatch(ids, labels), layers)
-        # Every pass counts once, also where what a probe holds was given in its place.
+        # Each forward pass counts once, whether the probe or its representations were given.
         self._last = [ref(value) for part in _by_model(probed).values() for value in _held(part).values()]
 
     def _require_new(self, probed: Probed) -> None:
-        """Refuses what the last update took."""
+        """Reject a forward pass that the last update added."""
         last = {id(value) for reference in self._last if (value := reference()) is not None}
         for model, part in _by_model(probed).items():
             if last & set(map(id, _held(part).values())):
                 raise LayerError(
-                    f"the pass that the probe of model {model!r} holds was taken already; call the model on the next "
+                    f"the forward pass in the probe of model {model!r} was already added; call the model on the next "
                     f"batch before updating"
                 )
 
     def _close(self, batch: ImageBatch, layers: Sequence[tuple[str, str, Any]]) -> None:
-        """Checks the layers of a batch and adds them: those that were taken as they ran, and those that were not yet.
+        """Check the layers of a batch and add them.
 
-        The cheap checks come first, before any work on a layer that is only handed over now.
+        Layers that no reducer has taken yet are taken here, after the cheap checks.
         """
         if not self._accepts([(model, layer) for model, layer, _ in layers], _require_one_batch(layers, batch)):
             return
@@ -135,33 +138,33 @@ class BatchConsumer(ABC, Generic[Work]):
         return TakenLayer(self, model, len(tokens), tokens.device, bad, work)
 
     def _lasting(self, representation: Representation) -> Representation:
-        """A representation whose tokens stay as they are for as long as the work on them takes."""
+        """Return a representation whose tokens do not change while the work on them lasts."""
         return representation
 
     @abstractmethod
     def _work_on(self, model: str, layer: str, representation: Representation) -> Work:
-        """Starts or does the work on the finite tokens of a layer."""
+        """Start or do the work on a layer; its tokens are finite."""
 
     @abstractmethod
     def _accepts(self, layers: Sequence[tuple[str, str]], images: int) -> bool:
-        """Whether a batch of these (model, layer) counts; raises where it must not come."""
+        """Whether a batch of these (model, layer) pairs counts; raise an error if it is not allowed."""
 
     @abstractmethod
     def _add(self, batch: ImageBatch, taken: Mapping[tuple[str, str], TakenLayer[Work]]) -> None:
-        """Adds a batch that was checked."""
+        """Add a checked batch."""
 
 
 def walk(probed: Probed, consumer: object = None) -> list[tuple[str, str, Any]]:
-    """(model, layer, representation) of everything that was captured.
+    """List (model, layer, representation) of everything that was captured.
 
     Args:
-        probed: a probe or what it holds, whose model is then called "model"; or model name -> these.
-        consumer: whose reducers may have taken layers already; each has its `TakenLayer` in place of a representation.
+        probed: a probe or its representations, whose model is then called "model"; or model name -> one of these.
+        consumer: the consumer whose reducers may have taken layers; these have a `TakenLayer` as representation.
 
     Raises:
-        LayerError: nothing was captured; neither probes nor mappings by name.
+        LayerError: nothing was captured, or `probed` holds neither probes nor mappings by name.
         RepresentationError: an entry is not a representation, or its tokens are not real numbers (N, S, C).
-        ComparisonError: another consumer took a layer, or the same one for another model.
+        ComparisonError: a layer was taken by the reducer of a different consumer or model.
     """
     layers = []
     for model, part in _by_model(probed).items():
@@ -185,7 +188,7 @@ def _by_model(probed: Probed) -> Mapping[str, Captured]:
             f"{type(probed).__name__}"
         )
     if not probed:
-        raise LayerError("there is nothing to take up: no model was given")
+        raise LayerError("no model given")
     if not all(isinstance(part, Probe | Mapping) for part in probed.values()):
         return {"model": probed}
     for name in probed:
@@ -205,8 +208,8 @@ def _checked(model: str, layer: str, value: Any, consumer: object) -> Any:
         return value
     if not isinstance(value, Representation):
         raise RepresentationError(
-            f"{where} holds {type(value).__name__} where a Representation belongs; give the Probe itself, and as its "
-            f"reduce= nothing but the reducer of what is updated"
+            f"{where} must be a Representation, found {type(value).__name__}; pass the Probe itself, with no reduce= "
+            f"but the reducer of the object that you update"
         )
     tokens = real_tensor(value.tokens, f"{where}: tokens", RepresentationError)
     if tokens.ndim != 3 or 0 in tokens.shape[1:]:
@@ -217,10 +220,10 @@ def _checked(model: str, layer: str, value: Any, consumer: object) -> Any:
 
 
 def _require_one_batch(layers: Sequence[tuple[str, str, Any]], batch: ImageBatch) -> int:
-    """The number of images in a batch, on which all layers and names agree.
+    """Return the number of images in a batch.
 
     Raises:
-        RepresentationError: they do not agree.
+        RepresentationError: layers, ids or labels disagree on it.
     """
     counts = [part.images if isinstance(part, TakenLayer) else len(part.tokens) for _, _, part in layers]
     for what, names in (("ids", batch.ids), ("labels", batch.labels)):
@@ -229,8 +232,8 @@ def _require_one_batch(layers: Sequence[tuple[str, str, Any]], batch: ImageBatch
     for (model, layer, _), count in zip(layers, counts, strict=True):
         if count != counts[0]:
             raise RepresentationError(
-                f"layer {layer!r} of model {model!r} holds {count} images, others {counts[0]}; "
-                f"all models must see the same batch"
+                f"layer {layer!r} of model {model!r} holds {count} images, but the first layer holds "
+                f"{counts[0]}; all models must see the same batch"
             )
     return counts[0]
 
@@ -241,11 +244,11 @@ def _held(part: Captured) -> Mapping[str, Any]:
 
 @contextmanager
 def naming(model: str, layer: str) -> Iterator[None]:
-    """Adds model and layer to what matching says is wrong.
+    """Add model and layer to error messages of matching.
 
     Raises:
-        MatchingError: what was raised within.
-        CostError: what was raised within.
+        MatchingError: a MatchingError was raised in the block.
+        CostError: a CostError was raised in the block.
     """
     try:
         yield

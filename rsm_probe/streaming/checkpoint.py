@@ -1,4 +1,4 @@
-"""The state of a sweep on disk: after an interruption at most one mini-batch is done again."""
+"""The state of a sweep on disk; a resumed sweep repeats at most one mini-batch."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from rsm_probe.streaming.result import SweepResult
 
 
 class Checkpoint:
-    """Files that say how far a sweep came, valid only for the settings that began it.
+    """Files with the progress of a sweep, valid only for the settings that started it.
 
-    Every file is replaced in one step and written before the next one relies on it, so that a kill at any moment
-    leaves a state from which the sweep continues to the same numbers.
+    Each file is replaced atomically, and before any file that relies on it. A sweep that is killed at any moment
+    therefore resumes and gives bit-identical results.
 
-    One process at a time works in a folder; when it ends, or is killed, the next may continue.
+    Only one process at a time works in a folder; when it ends or is killed, another may continue.
 
     Args:
-        out: the folder of the sweep; nothing is made or written before `claim`.
+        out: the folder of the sweep; nothing is written before `claim`.
         settings: everything that decides the values of the result.
 
     Raises:
-        StorageError: the folder holds the work of other settings; the message names them.
+        StorageError: the folder holds a sweep with different settings; the message names them.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
@@ -47,46 +47,46 @@ class Checkpoint:
         return (self.folder / "settings.json").exists()
 
     def require_own(self) -> None:
-        """Refuses a folder of other settings.
+        """Reject a folder that holds a sweep with different settings.
 
         Raises:
-            StorageError: it is.
+            StorageError: the settings differ, or the path is a file.
         """
         if self.out.exists() and not self.out.is_dir():
             raise StorageError(f"{self.out} is a file; choose a folder")
         changes = differences(load_json(self.folder / "settings.json"), self.settings) if self.begun else ""
         if changes:
             raise StorageError(
-                f"{self.out} holds a sweep with other settings ({changes}); choose another folder or remove it"
+                f"{self.out} holds a sweep with different settings ({changes}); choose another folder or remove it"
             )
 
     def finished(self) -> SweepResult | None:
-        """The stored result, or None if there is none.
+        """Open the stored result, if there is one.
 
         Raises:
-            StorageError: it is the result of other settings.
+            StorageError: it was computed with different settings.
         """
         path = self.out / "result.zarr"
         if not path.exists():
             return None
         result = SweepResult.open(path)
         if result.dataset.attrs.get("settings") != json.dumps(self.settings):
-            raise StorageError(f"{path} is the result of other settings; choose another folder or remove it")
+            raise StorageError(f"{path} was computed with different settings; choose another folder or remove it")
         return result
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from working in the folder.
+        """Prevent other processes from working in the folder.
 
         Raises:
-            StorageError: one does; or one claimed the folder for other settings in the meantime.
+            StorageError: another process works in it, or has claimed it for different settings in the meantime.
         """
         with sole_writer(self.folder):
             self.require_own()
             yield
 
     def claim(self) -> None:
-        """Writes the settings, within `held`; from now on the folder is theirs.
+        """Claim the folder, within `held`, by writing the settings.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -101,23 +101,23 @@ class Checkpoint:
         return None
 
     def require_there(self) -> None:
-        """Makes sure that the folder is still the one that was claimed.
+        """Check that the folder is still the one that was claimed.
 
         Raises:
-            StorageError: somebody removed or replaced it.
+            StorageError: it was removed or replaced.
         """
         if self._identity() != self._claimed:
             raise StorageError(
                 f"{self.out} was removed or replaced while the sweep was running, and its checkpoint is lost; run it "
-                f"again, in a folder that stays"
+                f"again, in a folder that is not removed meanwhile"
             )
 
     def file(self, stage: str) -> Path:
-        """Where a stage saves its arrays."""
+        """The file of the arrays of a stage."""
         return self.folder / f"{stage}.npz"
 
     def load(self, stage: str) -> dict[str, np.ndarray] | None:
-        """The arrays that a stage saved last, or None if it has not begun.
+        """Load the arrays that a stage saved last, or return None if it has not begun.
 
         Raises:
             StorageError: the file is damaged.
@@ -126,16 +126,16 @@ class Checkpoint:
         return load_arrays(file) if file.exists() else None
 
     def save(self, stage: str, state: Mapping[str, np.ndarray]) -> None:
-        """Replaces the arrays of a stage.
+        """Replace the arrays of a stage.
 
         Raises:
-            StorageError: the file cannot be written; see `require_there`.
+            StorageError: the file cannot be written, or as `require_there`.
         """
         self.require_there()
         save_arrays(self.file(stage), state)
 
     def save_rsms(self, number: int, rsms: BatchRsms) -> None:
-        """Keeps the RSMs of one mini-batch.
+        """Save the kept RSMs of one mini-batch.
 
         Raises:
             StorageError: as `save`.
@@ -149,10 +149,10 @@ class Checkpoint:
         save_arrays(self.folder / f"rsms-{number:06d}.npz", {"values": rsms.values, **texts})
 
     def load_rsms(self, count: int) -> list[BatchRsms]:
-        """The RSMs kept of the first `count` mini-batches.
+        """Load the kept RSMs of the first `count` mini-batches.
 
         Raises:
-            StorageError: a file is missing or damaged; see `require_there`.
+            StorageError: a file is missing or damaged, or as `require_there`.
         """
         self.require_there()
         batches = []
@@ -169,7 +169,7 @@ class Checkpoint:
         return batches
 
     def save_result(self, result: SweepResult) -> None:
-        """Stores the result, with the settings that it is of.
+        """Store the result together with its settings.
 
         Raises:
             StorageError: as `save`.

@@ -1,4 +1,4 @@
-"""What mini-batches of RSMs add up to: the sums from which CKA follows, however the images were cut into batches."""
+"""Sums over mini-batches of RSMs, from which CKA follows for any division of the images into batches."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from rsm_probe.comparison.alignment import Estimator, cka_grid
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.errors import ComparisonError
 
-# Below the exponent of every number: of an RSM that was 0 so far.
+# The exponent of an RSM that was 0 so far: below that of any number.
 _NOTHING = -1100
 
 
 class CkaSums:
-    """Sums over pairs of images, batch after batch, from which the CKA of every RSM with every other follows.
+    """Sums over the pairs of images of all batches, from which CKA between all RSMs follows.
 
-    An estimator divides a sum over pairs of images by their number. What is summed here is undivided: a batch counts by
-    its pairs. Each RSM is scaled by a power of two, which changes no digit of CKA, so that its squares stay numbers.
+    An estimator divides a sum over pairs of images by their number. The sums here are not divided, so each batch is
+    weighted by its pairs. Each RSM is scaled by a power of two, so that squares do not overflow; this changes no digit
+    of CKA.
 
     Args:
-        estimators: what to sum for.
+        estimators: estimators to sum for.
 
     Attributes:
-        keys: what each of the R RSMs is; empty before the first batch.
+        keys: keys of the R RSMs; empty before the first batch.
         batches: number of batches.
-        images: number of images in them.
-        left_out: number of images of a last batch that was too small to count, or None.
-        smallest: shape (R,), the smallest eigenvalue of each matched RSM over the batches; NaN of others.
+        images: number of images in the batches.
+        left_out: number of images of a last batch that was too small and is left out, or None.
+        smallest: shape (R,), the smallest eigenvalue of each matched RSM over the batches; NaN for the identity
+            matching.
     """
 
     def __init__(self, estimators: Sequence[Estimator]) -> None:
@@ -43,47 +45,47 @@ class CkaSums:
         self._exponents = np.empty(0, dtype=np.int64)
 
     def require_open(self) -> None:
-        """Refuses any batch after one that was left out: which images counted would depend on the order of batches.
+        """Reject batches after one that was left out: which images count must not depend on the order of batches.
 
         Raises:
-            ComparisonError: there was one.
+            ComparisonError: a batch was left out.
         """
         if self.left_out is not None:
             raise ComparisonError(
-                f"the batch before, number {self.batches + 1}, was left out: a batch of {self._words(self.left_out)}, "
-                f"and only the very last one may be too small. Begin again with drop_last=True in the DataLoader, or "
-                f"with another batch size"
+                f"the previous batch, number {self.batches + 1}, was left out: a batch of "
+                f"{self._words(self.left_out)}, and only the very last batch may be too small. Start again with "
+                f"drop_last=True in the DataLoader or a different batch size"
             )
 
     def too_small(self, count: int) -> bool:
-        """Whether an estimator needs more images than a batch has."""
+        """Whether a batch of `count` images is too small for an estimator."""
         return count < self._strictest.fewest
 
     def leave_out(self, count: int) -> None:
-        """Leaves out a last batch that is too small, and warns of it.
+        """Leave out a last batch that is too small, with a warning.
 
         Raises:
-            ComparisonError: there is no batch before it.
+            ComparisonError: it is the first batch.
         """
         if not self.batches:
             raise ComparisonError(f"a batch of {self._words(count)}; use larger batches")
         self.left_out = count
         warnings.warn(
-            f"a batch of {self._words(count)}: it is left out for all estimators, and of `images`; only the last batch "
-            f"may be. drop_last=True in the DataLoader, or another batch size, avoids it",
+            f"a batch of {self._words(count)}: it is left out for all estimators and not counted in `images`; only "
+            f"the last batch may be too small. drop_last=True in the DataLoader or a different batch size avoids this",
             stacklevel=5,  # above this method, and `_accepts`, `_close` and `update` of the accumulator
         )
 
     @property
     def _strictest(self) -> Estimator:
-        """The estimator that needs most images."""
+        """The estimator that needs the most images."""
         return max(self.estimators, key=lambda estimator: estimator.fewest)
 
     def _words(self, count: int) -> str:
         return f"{count} images is too small for {self._strictest.name} CKA, which needs {self._strictest.fewest}"
 
     def add(self, keys: Sequence[RsmKey], rsms: np.ndarray) -> None:
-        """Adds the RSMs (R, N, N) of one batch.
+        """Add the RSMs (R, N, N) of one batch.
 
         Raises:
             ComparisonError: an RSM is not finite; the message names its layer.
@@ -92,11 +94,11 @@ class CkaSums:
         if not finite.all():
             key = keys[int(np.flatnonzero(~finite)[0])]
             raise ComparisonError(
-                f"the similarities of layer {key.layer!r} of model {key.model!r} by {key.matching}/{key.kernel} leave "
-                f"the range of numbers: its outputs are too large; scale them, or use kernel 'cosine'"
+                f"the similarities of layer {key.layer!r} of model {key.model!r} by {key.matching}/{key.kernel} "
+                f"overflow: the outputs of the layer are too large; scale them or use kernel 'cosine'"
             )
         count, first = rsms.shape[1], not self.batches
-        # Matched RSMs need not be positive semi-definite; of the others it is known.
+        # RSMs by identity are positive semi-definite; matched RSMs need not be.
         smallest = np.array(
             [
                 np.linalg.eigvalsh(rsm)[0] if key.matching != "identity" else np.nan
@@ -120,15 +122,15 @@ class CkaSums:
         self.images += count
 
     def grids(self) -> dict[str, np.ndarray]:
-        """Estimator -> CKA of every RSM with every other, shape (R, R); see `cka_grid`."""
+        """CKA between all RSMs by estimator, shape (R, R) each; see `cka_grid`."""
         return {name: cka_grid(sums) for name, sums in self._sums.items()}
 
     def remarks(self) -> list[str]:
-        """What to know about the grids: images that do not count, RSMs without a value."""
+        """Warnings about the grids: images that are left out, RSMs with undefined CKA."""
         lines = []
         if self.left_out is not None:
             lines.append(
-                f"CKA is over {self.images} images in {self.batches} batches; a last batch of {self.left_out} images "
+                f"CKA covers {self.images} images in {self.batches} batches; a last batch of {self.left_out} images "
                 f"was too small and is left out"
             )
         for name, grid in self.grids().items():
@@ -138,12 +140,12 @@ class CkaSums:
             if undefined:
                 lines.append(
                     f"{name} CKA is undefined (NaN) for {len(undefined)} RSMs, which are constant or whose HSIC with "
-                    f"themselves is not above 0, first {undefined[0]}; more images or larger batches may help"
+                    f"themselves is not positive, first {undefined[0]}; more images or larger batches may help"
                 )
         return lines
 
     def state(self) -> dict[str, np.ndarray]:
-        """Plain arrays from which `restore` continues."""
+        """The sums as plain arrays, from which `restore` continues."""
         return {
             "batches": np.array(self.batches),
             "images": np.array(self.images),
@@ -155,15 +157,16 @@ class CkaSums:
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from what `state` returned.
+        """Continue from the arrays of `state`.
 
         Raises:
-            ComparisonError: sums of other estimators, or of an earlier version, in which batches counted alike.
+            ComparisonError: the sums are those of different estimators, or of an earlier version, which weighted all
+                batches equally.
         """
         if any(name.startswith("hsic_") for name in state):
             raise ComparisonError(
-                "these sums are from an earlier version of rsm_probe, in which a small batch counted as much as a "
-                "large one; sums that count pairs cannot continue them: begin again"
+                "these sums are from an earlier version of rsm_probe, which weighted small and large batches equally; "
+                "this version weights batches by their pairs and cannot continue them: start again"
             )
         missing = {"batches", "images", "left_out", "keys", "smallest", "exponents"} - set(state)
         names = {name.removeprefix("pairs_") for name in state if name.startswith("pairs_")}
@@ -178,5 +181,5 @@ class CkaSums:
         self.left_out = None if left_out < 0 else left_out
         self.keys = [RsmKey.from_texts(texts) for texts in state["keys"]]
         self.smallest, self._exponents = np.array(state["smallest"]), np.array(state["exponents"], dtype=np.int64)
-        # In the order of the estimators, the first of which is the result's.
+        # In the order of the estimators: the first gives `SweepResult.cka`.
         self._sums = {e.name: np.array(state[f"pairs_{e.name}"]) for e in self.estimators if e.name in names}

@@ -1,4 +1,4 @@
-"""What a sweep will cost, known before it is paid: pairs, time from a timed sample, memory."""
+"""The estimated cost of a sweep before it starts: pairs, memory, and time from a timed sample."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from rsm_probe.streaming.batch_consumer import naming
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer of one model.
+    """The cost of one layer of one model.
 
     Attributes:
         name: "model/layer".
-        locations: S.
-        token_bytes: of one image's tokens.
-        pair_seconds: matching -> seconds for one pair on one core.
-        queue_bytes: how much of the memory budget its affinities fill.
+        locations: number of locations, S.
+        token_bytes: bytes of the tokens of one image.
+        pair_seconds: matching -> seconds per pair on one core.
+        queue_bytes: bytes of the memory budget that its affinities fill.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Cost:
     """The cost of a sweep.
 
     Attributes:
-        layers: what was sampled, layer by layer.
-        image_seconds: all models' forward passes for one image.
+        layers: cost of each layer.
+        image_seconds: seconds per image for the forward passes of all models.
         images: number of images.
-        batch_sizes: images in each mini-batch.
+        batch_sizes: number of images in each mini-batch.
         workers: CPU threads that match.
-        passes: how often each image passes through the models.
+        passes: forward passes per image and model.
         kernels: number of kernels.
-        kept_rsms: number of RSMs kept per batch.
+        kept_rsms: number of RSMs kept per mini-batch.
     """
 
     layers: Sequence[LayerCost]
@@ -65,27 +65,27 @@ class Cost:
 
     @property
     def pairs(self) -> int:
-        """Pairs of images, over all layers and models; each is matched by every matching."""
+        """Number of pairs of images over all layers and models; each pair is matched by every matching."""
         return len(self.layers) * self.pairs_per_layer
 
     @property
     def pairs_per_layer(self) -> int:
-        """Pairs of images within mini-batches."""
+        """Number of pairs of images within mini-batches."""
         return sum(size * (size - 1) // 2 for size in self.batch_sizes)
 
     @property
     def matching_seconds(self) -> float:
-        """Time of all matchings on one core."""
+        """Seconds of all matchings on one core."""
         return self.pairs_per_layer * sum(sum(layer.pair_seconds.values()) for layer in self.layers)
 
     @property
     def seconds(self) -> float:
-        """Estimated time of the whole: forward passes, and matching spread over the workers."""
+        """Estimated seconds of the whole sweep: forward passes, plus matching divided among the workers."""
         return self.image_seconds * self.images * self.passes + self.matching_seconds / self.workers
 
     @property
     def bytes(self) -> int:
-        """Estimated memory beyond the models: two batches of the largest tokens, waiting affinities, RSMs."""
+        """Estimated bytes of memory besides the models: two batches of the largest tokens, queued affinities, RSMs."""
         batch = max(self.batch_sizes)
         rsms = sum(len(layer.pair_seconds) for layer in self.layers) * self.kernels
         tokens = 2 * batch * max((layer.token_bytes for layer in self.layers), default=0)
@@ -100,10 +100,10 @@ class Cost:
         )
 
     def require(self, execution: Execution, max_bytes: int | None) -> None:
-        """Refuses work that is too much, and says what would be less.
+        """Refuse work that exceeds a limit, and suggest cheaper alternatives.
 
         Raises:
-            CostError: the estimate is above a limit.
+            CostError: the estimate exceeds `max_hours` or `max_bytes`; the message names cheaper settings.
         """
         limit = 3600 * (execution.max_hours or 0)
         execution.require_time(
@@ -112,7 +112,7 @@ class Cost:
         if max_bytes is not None and self.bytes > max_bytes:
             raise CostError(
                 f"this sweep would take about {format_bytes(self.bytes)} of memory, above {format_bytes(max_bytes)}; "
-                f"cheaper: a smaller batch_size, fewer layers, fewer RSMs to keep, or a smaller memory= for affinities"
+                f"cheaper: a smaller batch_size, fewer layers, fewer kept RSMs, or a smaller memory= for affinities"
             )
 
     def _cheaper(self, limit: float) -> str:
@@ -121,13 +121,13 @@ class Cost:
         forward = self.image_seconds * self.images * self.passes
         options = []
         if self.matching_seconds > 0 and limit > forward:
-            # Pairs within batches grow in proportion to the size of a batch.
+            # The number of pairs within batches is proportional to the size of a batch.
             fitting = int(max(self.batch_sizes) * (limit - forward) * self.workers / self.matching_seconds)
             options.append(f"batch_size={max(4, fitting)}")
         if share > 0:
             options.append(f"leaving out {dearest.name} ({dearest.locations} locations, {share:.0%} of the matching)")
             options.append(
-                f"one of the matchings {', '.join(cheap_matchings())}, whose time grows with the locations only"
+                f"one of the matchings {', '.join(cheap_matchings())}, whose time is linear in the locations"
             )
         options.append(f"fewer images than {self.images}")
         return ", ".join(options)
@@ -140,14 +140,14 @@ def measure(
     cores: int,
     at_once: int,
 ) -> list[LayerCost]:
-    """Times the matchings on what a few images gave, layer by layer.
+    """Time the matchings on the representations of a few images, layer by layer.
 
     Args:
         representations: model -> layer -> representation of at least 2 images.
         methods: label -> matching.
-        execution: how much memory waiting affinities may occupy.
-        cores: that match at a time.
-        at_once: pairs of a mini-batch.
+        execution: its memory budget limits the queued affinities.
+        cores: number of cores that match in parallel.
+        at_once: number of pairs in a mini-batch.
     """
     costs = []
     for model, layers in representations.items():
@@ -158,7 +158,7 @@ def measure(
             _, locations, channels = tokens.shape
             for label, method in methods.items():
                 if Workload(at_once, locations).on_device(method, tokens.device, tokens.dtype):
-                    seconds[label] *= cores  # a device does all that workers would share
+                    seconds[label] *= cores  # a GPU matches alone, so nothing is divided among workers
             costs.append(
                 LayerCost(
                     f"{model}/{layer}",
@@ -172,7 +172,7 @@ def measure(
 
 
 def stopwatch(device: torch.device) -> float:
-    """Seconds on a clock, after what the device was given to do is done."""
+    """Read a clock, in seconds, after the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""RSMs of single mini-batches that a sweep keeps beside its sums: of which layers, and what they hold."""
+"""RSMs of single mini-batches that a sweep keeps beside its sums."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class KeptLayers:
         patterns: names and globs as a list.
 
     Raises:
-        LayerError: neither text nor several texts.
+        LayerError: `keep` is neither text nor a sequence of text.
     """
 
     def __init__(self, keep: Any) -> None:
@@ -38,14 +38,14 @@ class KeptLayers:
         return any(layer == pattern or fnmatch.fnmatchcase(layer, pattern) for pattern in self.patterns)
 
     def require_among(self, layers: Collection[str]) -> None:
-        """Refuses names and globs that match none of the layers.
+        """Reject names and globs that match no layer.
 
         Raises:
-            LayerError: holds the nearest names.
+            LayerError: a pattern matches no layer; the message suggests similar names.
         """
         for pattern in self.patterns:
             if not any(layer in KeptLayers(pattern) for layer in layers):
-                raise LayerError(f"keep names no layer of this sweep: {pattern!r}{nearest(pattern, layers)}")
+                raise LayerError(f"keep={pattern!r} matches no layer of this sweep{nearest(pattern, layers)}")
 
 
 @dataclass
@@ -53,10 +53,10 @@ class BatchRsms:
     """RSMs of one mini-batch.
 
     Attributes:
-        keys: what each RSM is.
-        values: shape (R, B, B), float64.
+        keys: keys of the R RSMs.
+        values: similarities, shape (R, B, B), float64.
         ids: names of the B images.
-        labels: their labels.
+        labels: labels of the B images.
     """
 
     keys: list[RsmKey]
@@ -66,7 +66,7 @@ class BatchRsms:
 
 
 def stack_rsms(batches: Sequence[BatchRsms]) -> xr.Dataset:
-    """RSMs of batches whose sizes may differ, as one array padded with NaN.
+    """Stack the RSMs of batches, whose sizes may differ, into one array padded with NaN.
 
     Returns:
         `rsm` (batch, rsm, image_a, image_b) with the fields of its `RsmKey`, `image_id` and `image_label` as

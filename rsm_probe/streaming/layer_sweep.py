@@ -1,4 +1,4 @@
-"""The layer sweep: images pass once through every model, and every layer's RSMs are compared with all others."""
+"""The layer sweep: images pass through every model once, and the RSMs of all layers are compared."""
 
 from __future__ import annotations
 
@@ -57,47 +57,47 @@ def sweep(
     max_hours: float | None = 12.0,
     progress: bool = False,
 ) -> SweepResult:
-    """Compares the RSMs of all layers of all models by mini-batch CKA (paper, appendix G).
+    """Compare the RSMs of all layers of all models by mini-batch CKA (paper, appendix G).
 
-    Images pass in one seeded permutation, the same for all models, in batches whose sizes differ by at most one. CKA
-    is the ratio of HSICs summed over batches, each by its pairs. Fewer images than `batch_size` make one batch.
+    All models see the images in the same seeded random order, in batches whose sizes differ by at most one. CKA is the
+    ratio of HSICs summed over batches, each weighted by its pairs. Fewer images than `batch_size` form one batch.
 
     Args:
         models: a module, a `LoadedModel`, a name such as "timm:vit_tiny_patch16_224", a list of these, or name -> one
             of these.
-        images: see `rsm_probe.sources.as_images`: an embedded set, a folder, a tensor, a data set.
-        layers: see `Probe`; for all models, or model name -> layers.
-        matchings: "identity" gives spatio-semantic RSMs, "optimal" semantic ones.
+        images: an embedded set, a folder, a tensor or a data set; see `rsm_probe.sources.as_images`.
+        layers: layers of all models, as for `Probe`; or model name -> layers.
+        matchings: names or method objects; "identity" gives spatio-semantic RSMs, "optimal" semantic RSMs.
         kernels: "linear", "cosine", "rbf", or kernel objects.
-        batch_size: images per mini-batch, at most.
-        seed: of the permutation of the images.
-        centering: None; "location-mean" as in the paper's figures; or "channel-mean". Costs a first pass over the
+        batch_size: maximum number of images per mini-batch.
+        seed: seed of the order of the images.
+        centering: None; "location-mean" as in the paper's figures; or "channel-mean". Needs a first pass over the
             images.
-        estimators: the first is `result.cka`; "unbiased" needs batches of at least 4 images.
-        keep: names or globs of layers whose mini-batch RSMs go into the result.
-        out: a folder for the result and its checkpoints; run again with the same settings, a sweep continues there, and
-            repeats at most one mini-batch.
-        device: "auto" for a GPU where there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
-            where they are, and moves layers of captures to a GPU where there is one. Affinities are computed where
-            models run, and matched there where the device has a kernel.
+        estimators: the first gives `result.cka`; "unbiased" needs batches of at least 4 images.
+        keep: names or globs of layers whose mini-batch RSMs are kept in the result.
+        out: a folder for the result and its checkpoints. An interrupted sweep resumes there when it is called again
+            with the same settings, and repeats at most one mini-batch.
+        device: "auto" for a GPU if there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
+            where they are, and moves layers of captures to a GPU if there is one. Affinities are computed where
+            models run, and matched there if the device has a solver.
         workers: CPU threads that match; None for all cores. Results do not depend on it.
-        memory: what may be held at a time, as bytes or text such as "2GB", of affinities that wait to be matched.
+        memory: memory budget, as bytes or text such as "2GB", for affinities that wait to be matched.
         max_hours: refuse work whose estimated time is longer; None for no limit.
-        progress: show what the work needs, and bars.
+        progress: show the estimated cost and progress bars.
 
     Returns:
         A `SweepResult`.
 
     Raises:
-        ModelError: no model, an unknown one, or two of one name.
-        ImageError: no images, too few for the estimators, or of different sizes.
+        ModelError: no model, an unknown model, or two models with the same name.
+        ImageError: no images, too few for the estimators, or images of different sizes.
         LayerError: unknown layers, or layers that do not run exactly once.
-        RepresentationError: NaN or infinity (the message names layer and image); outputs that are no concept vectors.
-        CostError: the estimate is above a limit; the message names what is cheaper.
-        StorageError: `out` is not the path of a folder, holds the work of other settings, is in use by another process,
-            cannot be written, or was removed while the sweep was running.
+        RepresentationError: NaN or infinity (the message names layer and image), or outputs that are not tokens.
+        CostError: the estimate exceeds a limit; the message names cheaper settings.
+        StorageError: `out` is not the path of a folder, holds a sweep with different settings, is in use by another
+            process, cannot be written, or was removed while the sweep was running.
         ComparisonError: an unknown kernel or estimator, or one that is named twice.
-        MatchingError: an unknown matching; representations beyond the range of numbers.
+        MatchingError: an unknown matching, or tokens too large to match.
     """
     return sweep_layers(
         models, images, layers, matchings, kernels, batch_size, seed, centering, estimators, keep, out,
@@ -122,7 +122,7 @@ def sweep_layers(
     """See `sweep`."""
     folder = None if out is None else local_folder(out)
     layers, centering = _checked_layers(layers), check_centering(centering)
-    # Whatever can be refused is refused before anything is loaded, and long before anything is written.
+    # Check everything that can be checked before loading models, and long before writing anything.
     accumulator = Accumulator(
         matchings, kernels, estimators, keep=keep, workers=execution.workers, memory=execution.memory
     )
@@ -149,7 +149,7 @@ def sweep_layers(
     with ExitStack() as stack:
         stack.callback(accumulator.close)
         begun = checkpoint is not None and checkpoint.begun
-        if checkpoint is not None and begun:  # or a sweep that runs there would be noticed late
+        if checkpoint is not None and begun:  # detect a sweep that runs there before any work
             stack.enter_context(checkpoint.held())
         stream = LayerStream(loaded, image_set, layers, execution.device)
         stack.enter_context(stream.evaluating())
@@ -162,7 +162,7 @@ def sweep_layers(
         if checkpoint is not None:
             if not begun:
                 stack.enter_context(checkpoint.held())
-            if (result := checkpoint.finished()) is not None:  # by another process, in the meantime
+            if (result := checkpoint.finished()) is not None:  # another process has finished it in the meantime
                 return result
             checkpoint.claim()
         if centering is not None:
@@ -180,10 +180,10 @@ def sweep_layers(
 
 
 def name_models(models: Any) -> dict[str, LoadedModel]:
-    """Models as name -> loaded model, in the order given; models of one name in a list are numbered.
+    """Load models by name, in the order given; models in a list with the same name are numbered.
 
     Raises:
-        ModelError: no model, or one that cannot be loaded.
+        ModelError: no model, or a model that cannot be loaded.
     """
     if isinstance(models, Mapping):
         for name in models:
@@ -203,10 +203,13 @@ def name_models(models: Any) -> dict[str, LoadedModel]:
 
 
 def make_batches(images: ImageSet, batch_size: int, seed: int, estimators: Sequence[str]) -> list[np.ndarray]:
-    """One seeded permutation of the images, cut into batches whose sizes differ by at most one.
+    """Divide the images, in a seeded random order, into batches whose sizes differ by at most one.
+
+    Returns:
+        The indices of the images of each batch.
 
     Raises:
-        ImageError: batches that are too small for the estimators; no whole numbers.
+        ImageError: batches are too small for the estimators, or size or seed is not a whole number in range.
     """
     require_whole(batch_size, "batch_size", 1, ImageError)
     require_seed(seed, "seed", ImageError)
@@ -216,16 +219,16 @@ def make_batches(images: ImageSet, batch_size: int, seed: int, estimators: Seque
         raise ImageError(f"batch_size={batch_size} is too small: {needed}")
     if len(images) < fewest:
         raise ImageError(f"{images.name} holds {len(images)} images; {needed}")
-    # Rounding up keeps every batch within batch_size; where that would leave batches too small, they get fewer.
+    # Rounding up keeps every batch within batch_size; the minimum avoids batches that are too small.
     count = min(-(-len(images) // batch_size), len(images) // fewest)
     return np.array_split(np.random.default_rng(seed).permutation(len(images)), count)
 
 
 def _checked_layers(layers: Any) -> str | list[str] | dict[str, str | list[str]]:
-    """Layers for all models, or model name -> layers, as plain text and lists.
+    """Convert layers of all models, or model name -> layers, to plain text and lists.
 
     Raises:
-        LayerError: neither.
+        LayerError: `layers` is neither.
     """
     if not isinstance(layers, Mapping):
         return layer_names(layers)
@@ -243,7 +246,7 @@ def _preflight(
     centering: str | None,
     execution: Execution,
 ) -> Cost:
-    """Checks what the models answered to a few images, and shows these again, so that the cost is known."""
+    """Check the outputs of the models for a few images, and run these again to estimate the cost."""
     methods, kernel_count = accumulator.methods, len(accumulator.kernels)
     layers = walk(sample.representations)
     for model, layer, representation in layers:
@@ -267,5 +270,5 @@ def _preflight(
 
 
 def _synchronised(stream: LayerStream) -> float:
-    """The time when all devices are done."""
+    """Read the clock after all devices have finished."""
     return max(stopwatch(model.device) for model in stream.models.values())

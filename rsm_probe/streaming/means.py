@@ -1,4 +1,4 @@
-"""Means over all images, for centring: gathered in a first pass, subtracted in the second."""
+"""Means over all images for centring: computed in a first pass, subtracted in the second."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rsm_probe.streaming.batch_consumer import BatchConsumer, TakenLayer
 
 
 class Means(BatchConsumer[Tensor]):
-    """Means over all images, gathered in a first pass, that `Accumulator` subtracts in the second.
+    """Means over all images, computed in a first pass, that `Accumulator` subtracts in the second.
 
-    `update` takes a batch, as `Accumulator.update` does; images count alike, however large their batch. It raises
-    RepresentationError also for layers, locations or channels that differ from the batches before.
+    `update` adds a batch, as `Accumulator.update` does; all images have the same weight. It also raises
+    RepresentationError if layers, locations or channels differ from those of previous batches.
 
     Args:
         centering: "location-mean" (the paper's) or "channel-mean" (unchanged by permutations of locations).
 
     Attributes:
         images: number of images so far.
-        batches: number of their batches.
+        batches: number of batches so far.
 
     Raises:
         RepresentationError: an unknown centering, or None.
@@ -53,8 +53,8 @@ class Means(BatchConsumer[Tensor]):
             model, layer = changed[0]
             raise RepresentationError(
                 f"layer {layer!r} of model {model!r} is "
-                + ("not in this batch and was in" if changed[0] in self._sums else "in this batch and was not in")
-                + " the ones before; a mean is over the same images for every layer"
+                + ("missing from this batch but was in" if changed[0] in self._sums else "in this batch but not in")
+                + " previous batches; the means of all layers must cover the same images"
             )
         return True
 
@@ -65,7 +65,7 @@ class Means(BatchConsumer[Tensor]):
             if before is not None and before.shape != total.shape:
                 raise RepresentationError(
                     f"layer {layer!r} had {before.shape[1]} locations of {before.shape[2]} channels and now has "
-                    f"{total.shape[1]} of {total.shape[2]}; bring all images to one size"
+                    f"{total.shape[1]} of {total.shape[2]}; resize all images to one size"
                     + (" or use 'channel-mean'" if before.shape[2] == total.shape[2] else "")
                 )
         self._sums |= {key: self._sums[key] + total if key in self._sums else total for key, total in totals.items()}
@@ -73,28 +73,28 @@ class Means(BatchConsumer[Tensor]):
         self.batches += 1
 
     def subtract(self, model: str, layer: str, tokens: Tensor) -> Tensor:
-        """Subtracts the mean of a layer from its tokens (N, S, C).
+        """Subtract the mean of a layer from its tokens (N, S, C).
 
         Raises:
-            RepresentationError: the first pass did not see this layer; a difference beyond the range of numbers.
+            RepresentationError: the first pass did not include this layer, or a difference overflows.
         """
         known = {name: total for (of_model, name), total in self._sums.items() if of_model == model}
         name = finished_name(layer, known)
         if name not in known:
             raise RepresentationError(
-                f"the means hold no layer {layer!r} of model {model!r}; update them in a first pass"
+                f"there is no mean for layer {layer!r} of model {model!r}; update the means in a first pass"
             )
         centred = subtract_mean(tokens, known[name] / self.images)
-        # Of finite tokens: the difference of two large numbers may be no number.
+        # The difference of two large finite numbers may overflow.
         if (bad := first_nonfinite(centred)) is not None and first_nonfinite(tokens) is None:
             raise RepresentationError(
-                f"layer {layer!r} of model {model!r}: image {bad} of this batch less the mean leaves the range of "
+                f"layer {layer!r} of model {model!r}: image {bad} of this batch minus the mean overflows "
                 f"{tokens.dtype}; scale the outputs of the layer"
             )
         return centred
 
     def state(self) -> dict[str, np.ndarray]:
-        """Plain arrays from which `restore` continues."""
+        """The sums as plain arrays, from which `restore` continues."""
         names = [list(key) for key in self._sums]
         sums = {f"sum{k}": total.numpy() for k, total in enumerate(self._sums.values())}
         return {
@@ -105,8 +105,8 @@ class Means(BatchConsumer[Tensor]):
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continues from what `state` returned."""
-        # States of earlier versions counted their batches elsewhere.
+        """Continue from the arrays of `state`."""
+        # States of earlier versions do not include the number of batches.
         self.images, self.batches = int(state["images"]), int(state.get("batches", 0))
         self._sums = {
             (str(model), str(layer)): torch.from_numpy(state[f"sum{k}"])

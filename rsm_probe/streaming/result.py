@@ -1,4 +1,4 @@
-"""What a sweep found: CKA of every RSM with every other, and the RSMs that were kept."""
+"""The result of a sweep: CKA between all RSMs, and the kept RSMs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class SweepResult:
     """The outcome of a layer sweep, stored and read as one Zarr group.
 
     Attributes:
-        dataset: an `xarray.Dataset` with `cka` (rsm_a, rsm_b) by the first estimator and `cka_<name>` by others, each
-            axis with plain coordinates model, layer, depth (position in forward order), matching and kernel (suffixed
-            `_a`, `_b`); `smallest_eigenvalue` (rsm_a), over all mini-batches, of matched RSMs, which need not be
-            positive semi-definite (NaN of others). Where RSMs were kept: `rsm` (batch, rsm, image_a, image_b), NaN
-            beyond a smaller batch, with the ids and labels of the images of each batch.
+        dataset: an `xarray.Dataset` with `cka` (rsm_a, rsm_b) by the first estimator and `cka_<name>` by the others;
+            each axis has plain coordinates model, layer, depth (index in forward order), matching and kernel (suffixed
+            `_a`, `_b`). `smallest_eigenvalue` (rsm_a) is the smallest over all mini-batches for matched RSMs, which
+            need not be positive semi-definite, and NaN for the identity matching. If RSMs were kept: `rsm` (batch, rsm,
+            image_a, image_b), padded with NaN for smaller batches, with ids and labels of the images of each batch.
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
@@ -39,11 +39,11 @@ class SweepResult:
     def build(
         cls,
         grids: Mapping[str, xr.DataArray],
-        batches: Sequence[BatchRsms],
+        rsms: Sequence[BatchRsms],
         smallest: np.ndarray,
         **attributes: int | str,
     ) -> Self:
-        """Puts grids by estimator name, smallest eigenvalues and kept mini-batch RSMs into one dataset."""
+        """Combine CKA grids by estimator name, smallest eigenvalues and kept mini-batch RSMs into one dataset."""
         import xarray as xr
 
         first = next(iter(grids))
@@ -53,33 +53,33 @@ class SweepResult:
         for name, grid in grids.items():
             dataset["cka" if name == first else f"cka_{name}"].attrs["estimator"] = name
             dataset.attrs[f"undefined_{name}"] = int(np.isnan(np.diagonal(grid.values)).sum())
-        if batches:
-            dataset = dataset.merge(stack_rsms(batches))
+        if rsms:
+            dataset = dataset.merge(stack_rsms(rsms))
         return cls(dataset)
 
     @property
     def cka(self) -> xr.DataArray:
         """CKA by the first estimator, dimensions (rsm_a, rsm_b).
 
-        NaN stands where an RSM is constant or, unbiased, where its summed HSIC with itself is not above 0.
+        NaN if an RSM is constant or, for the unbiased estimator, if its summed HSIC with itself is not positive.
         """
         return self.dataset["cka"]
 
     def cka_by(self, estimator: str) -> xr.DataArray:
-        """CKA by one of the estimators that were summed.
+        """CKA by one of the estimators of the sweep.
 
         Raises:
-            ComparisonError: that estimator was not summed.
+            ComparisonError: the sweep did not use that estimator.
         """
         if estimator == self.dataset.attrs["estimator"]:
             return self.cka
         if f"cka_{estimator}" not in self.dataset:
-            raise ComparisonError(f"this sweep did not sum the {estimator!r} estimator")
+            raise ComparisonError(f"this sweep did not use the {estimator!r} estimator")
         return self.dataset[f"cka_{estimator}"]
 
     @property
     def rsms(self) -> xr.DataArray | None:
-        """Kept mini-batch RSMs (batch, rsm, image_a, image_b), or None if none were asked for."""
+        """Kept mini-batch RSMs (batch, rsm, image_a, image_b), or None if none were kept."""
         return self.dataset.get("rsm")
 
     @property
@@ -91,7 +91,7 @@ class SweepResult:
         """Names of a model's layers, in forward order.
 
         Raises:
-            ComparisonError: no such model.
+            ComparisonError: the sweep has no such model.
         """
         if model not in self.models:
             raise ComparisonError(f"no model {model!r} in this sweep{nearest(model, self.models)}")
@@ -107,21 +107,21 @@ class SweepResult:
         kernel: str = "linear",
         estimator: str | None = None,
     ) -> xr.DataArray:
-        """One layer-by-layer grid out of all comparisons.
+        """Select the layer-by-layer grid of two models.
 
         Args:
-            model_a: rows.
-            model_b: columns; the same model where left out.
-            matching_a: of the rows.
-            matching_b: of the columns; the same where left out.
-            kernel: of both.
-            estimator: the first one by default.
+            model_a: model of the rows.
+            model_b: model of the columns; by default `model_a`.
+            matching_a: matching of the rows.
+            matching_b: matching of the columns; by default `matching_a`.
+            kernel: kernel of both.
+            estimator: CKA estimator; by default the first one.
 
         Returns:
-            Dimensions (layer_a, layer_b), with layer names as coordinates.
+            CKA with dimensions (layer_a, layer_b) and layer names as coordinates.
 
         Raises:
-            ComparisonError: the sweep holds no such combination.
+            ComparisonError: the sweep has no such combination.
         """
         values = self.cka_by(estimator) if estimator else self.cka
         import xarray as xr
@@ -147,23 +147,23 @@ class SweepResult:
     def within(
         self, models: Sequence[str], matching_a: str, matching_b: str | None = None, kernel: str = "linear"
     ) -> xr.Dataset:
-        """Layers of a model against layers of the same model: mean and spread over models, such as seeds.
+        """CKA between layers of the same model: mean and spread over models, such as seeds.
 
         Raises:
-            ComparisonError: no such combination, or models with other layers.
+            ComparisonError: the sweep has no such combination, or the models have different layers.
         """
         return over_models([self.grid(model, model, matching_a, matching_b, kernel) for model in models])
 
     def across(self, models: Sequence[str], matching: str, kernel: str = "linear") -> xr.Dataset:
-        """Layers of a model against layers of another: mean and spread over pairs of models, such as seeds.
+        """CKA between layers of different models: mean and spread over pairs of models, such as seeds.
 
-        A pair counts once, as the mean of both its orders.
+        Each pair counts once, as the mean of both orders.
 
         Raises:
-            ComparisonError: fewer than two models, no such combination, or models with other layers.
+            ComparisonError: fewer than two models, no such combination, or models with different layers.
         """
         if len(models) < 2:
-            raise ComparisonError(f"there is no other model to compare {', '.join(models) or 'none'} with")
+            raise ComparisonError(f"a comparison across models needs at least two, found {', '.join(models) or 'none'}")
         grids = []
         for a, b in combinations(models, 2):
             both = [self.grid(*pair, matching, kernel=kernel) for pair in ((a, b), (b, a))]
@@ -171,7 +171,7 @@ class SweepResult:
         return over_models(grids)
 
     def to_frame(self) -> pd.DataFrame:
-        """All comparisons as a long table: one row for each pair of RSMs, `cka` and what each of the two is."""
+        """Convert all comparisons to a long table: one row per pair of RSMs, with `cka` and the coordinates of both."""
         return self.cka.to_dataframe().reset_index()
 
     def bootstrap(
@@ -181,24 +181,24 @@ class SweepResult:
         seed: int = 0,
         on_repeat: Callable[[int], object] = lambda _: None,
     ) -> xr.Dataset:
-        """Intervals of CKA between the RSMs that were kept, from images drawn with replacement within mini-batches.
+        """Compute bootstrap intervals of CKA between the kept RSMs, resampling images within mini-batches.
 
         Args:
-            repeats: how many draws.
-            level: of the interval, in (0, 1).
-            seed: of the draws.
+            repeats: number of bootstrap samples.
+            level: level of the interval, in (0, 1).
+            seed: seed of the samples.
             on_repeat: called with 1 after each repeat, for a progress bar.
 
         Returns:
             Dimensions (rsm_a, rsm_b): `value`, `low`, `high`, `std`; see `rsm_probe.bootstrap`.
 
         Raises:
-            ComparisonError: no RSMs were kept; repeats, level or seed of the wrong kind.
+            ComparisonError: no RSMs were kept, or an argument is of the wrong type or out of range.
         """
         check_level(level)
         if self.rsms is None:
-            raise ComparisonError("this sweep kept no RSMs to draw from; name layers in keep=, or '*' for all")
-        # Beyond a smaller batch there is NaN.
+            raise ComparisonError("this sweep kept no RSMs to resample; name layers in keep=, or '*' for all")
+        # Smaller batches are padded with NaN.
         counts = np.isfinite(self.rsms.values[:, 0, 0]).sum(axis=1)
         batches = [self.rsms.values[k][:, :count, :count] for k, count in enumerate(counts)]
         measure = get_estimator(self.dataset.attrs["estimator"]).measure
@@ -209,7 +209,7 @@ class SweepResult:
         return summarise(self.cka.isel(rsm_a=positions, rsm_b=positions), samples, level).assign_attrs(seed=seed)
 
     def save(self, path: str | Path) -> None:
-        """Writes a Zarr group that `xarray.open_zarr` opens.
+        """Write a Zarr group that `xarray.open_zarr` opens.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -218,14 +218,16 @@ class SweepResult:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote.
+        """Open a result that `save` wrote.
 
         Raises:
             StorageError: there is no stored sweep at the path.
         """
         dataset = open_dataset(path)
         if "cka" not in dataset:
-            raise StorageError(f"{path} holds no sweep; it has {', '.join(map(str, dataset.data_vars)) or 'no arrays'}")
+            raise StorageError(
+                f"{path} is not a stored sweep; it holds {', '.join(map(str, dataset.data_vars)) or 'no arrays'}"
+            )
         return cls(dataset)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The two passes of a sweep over its images: the means that centring subtracts, then the RSMs."""
+"""The two passes of a sweep over its images: means for centring, then RSMs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def gather_means(
     checkpoint: Checkpoint | None,
     execution: Execution,
 ) -> Means:
-    """Runs the first pass over the images, with the state on disk after every batch.
+    """Run the first pass over the images and save the state after every batch.
 
     Raises:
         StorageError: the state on disk cannot be continued; the message says what to remove.
@@ -47,7 +47,7 @@ def accumulate(
     pairs_per_layer: int,
     execution: Execution,
 ) -> None:
-    """Runs the main pass, with the state on disk after every finished batch.
+    """Run the main pass and save the state after every finished batch.
 
     Raises:
         StorageError: the state on disk cannot be continued; the message says what to remove.
@@ -61,22 +61,22 @@ def accumulate(
         for _ in _pass(accumulator, stream, batches, "images", execution):
             pass
     finally:
-        accumulator.finish()  # also when a later batch fails: the earlier one is not lost
+        accumulator.finish()  # also if a later batch fails, so that earlier batches are not lost
     if checkpoint and accumulator.keep.patterns:
         accumulator.batch_rsms = checkpoint.load_rsms(accumulator.batches)
 
 
 def _save_batch(checkpoint: Checkpoint, accumulator: Accumulator, rsms: BatchRsms) -> None:
-    if rsms.keys:  # RSMs first: the sums are what says that a batch is done
+    if rsms.keys:  # RSMs first: once the sums are saved, the batch counts as done
         checkpoint.save_rsms(accumulator.batches - 1, rsms)
     checkpoint.save("sums", accumulator.state())
 
 
 def _continue(consumer: Means | Accumulator, checkpoint: Checkpoint | None, stage: str) -> None:
-    """Restores the state that a stage saved, if it has begun.
+    """Restore the saved state of a stage, if there is one.
 
     Raises:
-        StorageError: it does not hold what can be continued.
+        StorageError: the state cannot be continued; the message says what to remove.
     """
     if checkpoint is None or (state := checkpoint.load(stage)) is None:
         return
@@ -84,15 +84,15 @@ def _continue(consumer: Means | Accumulator, checkpoint: Checkpoint | None, stag
         consumer.restore(state)
     except (KeyError, ValueError, TypeError) as error:
         raise StorageError(
-            f"cannot continue from {checkpoint.file(stage)}: {error}. Remove this file and run again: the pass that it "
-            f"belongs to begins again, and everything else stays"
+            f"cannot continue from {checkpoint.file(stage)}: {error}. Remove this file and run again: only the pass "
+            f"that it belongs to starts over"
         ) from error
 
 
 def _pass(
     consumer: Means | Accumulator, stream: LayerStream, batches: list[np.ndarray], title: str, execution: Execution
 ) -> Iterator[None]:
-    """Feeds the batches that a consumer does not have yet, and yields after each."""
+    """Feed the batches that a consumer does not have yet, and yield after each."""
     with execution.bar(title, len(stream.images), "image", done=consumer.images, position=0) as bar:
         for numbers in batches[consumer.batches :]:
             stream.feed(numbers, consumer)

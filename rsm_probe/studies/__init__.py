@@ -1,6 +1,6 @@
-"""Studies that are not experiments of the paper, and the registry of all.
+"""Studies beyond the experiments of the paper, and the registry of all studies.
 
-Begin with `registry.py`; `sweep.py` and `pairs.py` run what their names say.
+Begin with `registry.py`. `sweep.py` and `sweeps.py` run layer sweeps, and `pairs.py` matches all pairs of images.
 """
 
 from typing import TYPE_CHECKING

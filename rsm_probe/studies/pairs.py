@@ -1,4 +1,4 @@
-"""All pairs of a set of images, or of queries with a database, as a study: whole RSMs, layer by layer, on disk."""
+"""All pairs as a study: whole RSMs of a set of images, or of queries and a database, layer by layer, on disk."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.storage.paths import absolute, file_name, is_url
 from rsm_probe.studies.rsm_panels import pair_panels
 
-# After the title of a model, in the name of its capture of the database.
+# Ends the name of a model's capture of the database.
 _DATABASE = "-database"
-# Names of the table's files in the run folder.
+# The files of the table in the run folder.
 _TABLE = ("pairs.csv", "pairs.json")
 
 
 @dataclass(frozen=True)
 class PairsResult:
-    """Where the pairs of every layer are, and the facts of each.
+    """The paths and properties of the pairs of every layer.
 
     Attributes:
-        table: one row for each model, layer and matching: `images_a`, `images_b`, `locations`, `channels`;
-            `largest_gap`, how far a product can be from the optimum, relative to the norms (NaN where nothing is
-            proven); for one set of images and each kernel the CKA with the spatio-semantic RSM of the same layer, where
-            there is one and `memory` holds both; and `path`, relative to `folder`.
-        folder: path or URL that holds the pairs.
+        table: one row per model, layer and matching, with `images_a`, `images_b`, `locations`, `channels`,
+            `largest_gap` (the largest possible distance of a product from the optimum, relative to the norms; NaN
+            without a proof) and `path` (relative to `folder`). For one set of images also `cka_<kernel>`, the CKA with
+            the spatio-semantic RSM of the same layer, if there is one and `memory` suffices for both.
+        folder: path or URL of the folder with the pairs.
     """
 
     table: list[Row]
     folder: str
 
     def rsm(self, model: str, layer: str, matching: str, kernel: str = "cosine") -> RSM:
-        """One RSM, read into memory.
+        """Read one RSM into memory.
 
         Raises:
-            ComparisonError: there is none of these names.
+            ComparisonError: there is no such model, layer or matching.
         """
         for row in self.table:
             if (row["model"], row["layer"], row["matching"]) == (model, layer, matching):
                 return RSM.from_pairs(open_pairs(f"{self.folder}/{row['path']}"), kernel)
-        raise ComparisonError(f"no pairs of layer {layer!r} of model {model!r} under matching {matching!r}")
+        raise ComparisonError(f"there are no pairs of layer {layer!r} of model {model!r} with matching {matching!r}")
 
     def __str__(self) -> str:
         keys = [key for key in self.table[0] if key != "path"]
@@ -72,18 +72,19 @@ class PairsResult:
 
 
 class PairsConfig(TimedStudy):
-    """All pairs: which models see which images, how their pairs are matched, and where it all goes."""
+    """All pairs: models, images, how their pairs are matched, and where results are stored."""
 
     study: Literal["pairs"] = "pairs"
     database: ImagesConfig | None = Field(
         default=None,
-        description="the images in the columns; else those in the rows, each pair of which is matched once",
+        description="images in the columns; by default those in the rows, with each pair matched once",
     )
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="of tokens on disk")
-    tile: Count | None = Field(default=None, description="images on each side of a tile")
-    permutations: bool = Field(default=False, description="also keep how locations were paired")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="type of tokens on disk")
+    tile: Count | None = Field(default=None, description="images per side of a tile")
+    permutations: bool = Field(default=False, description="also keep the matched locations")
     store: FolderOrUrl | None = Field(
-        default=None, description="folder or URL for captures and pairs, which all workers see; else the run folder"
+        default=None,
+        description="folder or URL for captures and pairs that all workers can access; by default the run folder",
     )
 
     on_cluster: ClassVar[bool] = True
@@ -97,7 +98,9 @@ class PairsConfig(TimedStudy):
             raise ValueError(str(error)) from None
         titles = {title for model in self.models for title in model.titles()}
         if self.database is not None and (twice := sorted(titles & {f"{title}{_DATABASE}" for title in titles})):
-            raise ValueError(f"models: captures of the database are called so, choose another name: than {twice[0]!r}")
+            raise ValueError(
+                f"models: the name {twice[0]!r} is reserved for a capture of the database; choose a different name:"
+            )
         return self
 
     def runner(self, out: Path, execution: Execution | None = None) -> PairsRunner:
@@ -105,16 +108,16 @@ class PairsConfig(TimedStudy):
         return PairsRunner(self, out, execution)
 
     def has_begun(self, out: Path) -> bool:
-        """See `Study.has_begun`. Behind a URL, captures and pairs themselves know of which settings they are."""
+        """See `Study.has_begun`. With a URL, captures and pairs check their own settings."""
         if self.store is not None and is_url(self.store):
             return (out / _TABLE[1]).exists()
         return any(Path(absolute(self.store or out)).glob("captures/*/layers"))
 
 
 class PairsRunner(Runner[PairsConfig]):
-    """Captures every model once, then matches all pairs, layer by layer.
+    """Capture every model once, then match all pairs, layer by layer.
 
-    The folder then holds `captures/` and `pairs/` (unless `store` says where else), `pairs.csv`, `pairs.json`,
+    Afterwards the folder holds `captures/` and `pairs/` (unless `store` is given), `pairs.csv`, `pairs.json`,
     `config.yaml` and `provenance.json`.
     """
 
@@ -128,7 +131,7 @@ class PairsRunner(Runner[PairsConfig]):
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
     ) -> PairsResult:
-        """Match all pairs of every layer of every model."""
+        """Match all pairs of images for every layer of every model."""
         table: list[Row] = []
         for title, model in models.items():
             require_there()
@@ -149,7 +152,7 @@ class PairsRunner(Runner[PairsConfig]):
         )  # fmt: skip
 
     def _layer(self, title: str, number: int, x: CapturedLayer, y: CapturedLayer | None) -> Iterator[Row]:
-        """The pairs of one layer under all matchings; the identity comes first, as the others are compared with it."""
+        """Match the pairs of one layer by all matchings; identity comes first, because others are compared with it."""
         study, aligned = self.study, dict[str, RSM]()
         for matching in sorted(study.matchings, key=lambda name: name != "identity"):
             path = f"pairs/{file_name(title)}/{number:03d}-{matching}.zarr"
@@ -167,11 +170,11 @@ class PairsRunner(Runner[PairsConfig]):
             yield {**row, "path": path}
 
     def _fits(self, images: int) -> bool:
-        """Whether some whole RSMs may be held in memory at a time."""
+        """Whether the memory budget suffices for a few whole RSMs."""
         return (4 + 2 * len(self.study.kernels)) * 8 * images**2 <= self.execution.memory_bytes
 
     def provenance(self) -> dict[str, Any]:
-        """The images that were used and left out."""
+        """The number of images, and the images that were left out."""
         return {"images": len(self.images), "skipped": dict(self.images.skipped)}
 
     def open(self) -> PairsResult:
@@ -180,7 +183,7 @@ class PairsRunner(Runner[PairsConfig]):
         return PairsResult(table, facts.get("folder") or str(self.folder))
 
     def figures(self) -> dict[str, Figure]:
-        """The RSMs of one set of images, a figure for each model; see `Study.figures`."""
+        """Draw the RSMs of one set of images, a figure per model; see `Study.figures`."""
         result = self.open()
         if self.study.database is not None or not self._fits(result.table[0]["images_a"]):
             return {}
@@ -197,7 +200,7 @@ class PairsRunner(Runner[PairsConfig]):
 
 
 def _largest_gap(pairs: xr.Dataset) -> float:
-    """How far a product can be from the optimum at most, relative to the norms; read row of tiles by row of tiles."""
+    """The largest possible distance of a product from the optimum, relative to the norms, computed by rows of tiles."""
     largest, step = 0.0, int(pairs.attrs["tile"])
     for start in range(0, pairs.sizes["image_a"], step):
         part = pairs.isel(image_a=slice(start, start + step))

@@ -1,4 +1,4 @@
-"""The studies by name: one line each."""
+"""The registry of studies by name, one line each."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweeps import SweepsConfig
 
-# Experiments can also be named in a study of several; additions to their registry appear here.
+# Experiments have a registry of their own, because study: paper runs several; additions to it appear here.
 STUDIES: ChainMap[str, type[Any]] = ChainMap(
     {"sweep": SweepConfig, "sweeps": SweepsConfig, "pairs": PairsConfig, "paper": PaperConfig}, EXPERIMENTS
 )
 
 
 def read_study(path: str | Path) -> Study:
-    """A study from its YAML configuration; its key `study` says which one it is.
+    """Read a study from its YAML configuration; the key `study` selects its type.
 
     Raises:
-        ConfigError: no readable configuration, an unknown study, or a wrong key, type or value.
+        ConfigError: the file is not readable, the study is unknown, or a key, type or value is wrong.
     """
     data = read_yaml(path)
     name = data.get("study")

@@ -1,4 +1,4 @@
-"""RSMs side by side, their images sorted by label: those that a sweep kept, and those of all pairs."""
+"""Figures of RSMs side by side, with images sorted by label: RSMs kept by a sweep, and RSMs of all pairs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from matplotlib.figure import Figure
 from rsm_probe.figures import names_as_written, rsm_heatmap, thinned
 from rsm_probe.similarity.rsm import RSM
 
-# RSMs that fit side by side; of more layers, some are passed over, evenly.
+# Layers that fit into one figure; of more layers, an even selection is drawn.
 _MOST_LAYERS = 8
 
 
 @names_as_written()
 def pair_panels(rsm: Callable[[str, str], RSM], layers: Sequence[str], matchings: Sequence[str], title: str) -> Figure:
-    """The RSMs of a model: a row per layer, a column per matching.
+    """Draw the RSMs of a model: a row per layer, a column per matching.
 
     Args:
-        rsm: (layer, matching) -> the RSM, which is read when it is drawn: all of them may not fit into memory.
-        layers: of the model.
-        matchings: to show.
-        title: above the figure.
+        rsm: (layer, matching) -> RSM; called for one RSM at a time, because all of them may not fit into memory.
+        layers: layers of the model.
+        matchings: matchings to show.
+        title: title of the figure.
     """
     layers = thinned(layers, _MOST_LAYERS)
     figure = Figure(figsize=(4.4 * len(matchings) + 0.6, 3.9 * len(layers) + 0.6), layout="constrained")
@@ -41,7 +41,7 @@ def pair_panels(rsm: Callable[[str, str], RSM], layers: Sequence[str], matchings
 
 @names_as_written()
 def rsm_panels(rsms: xr.DataArray, kernel: str) -> Figure:
-    """The RSMs of the first mini-batch and the first model: a row per matching, a column per kept layer."""
+    """Draw the RSMs of the first mini-batch and the first model: a row per matching, a column per kept layer."""
     first = rsms.isel(batch=0)
     labels = [str(label) for label in first["image_label"].values]
     count = int(np.isfinite(first.values[0, 0]).sum())

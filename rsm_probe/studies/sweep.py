@@ -1,4 +1,4 @@
-"""The layer sweep as a study: a configuration, one run folder, the figures of the paper's appendix G."""
+"""The layer sweep as a study, with the figures of the paper's appendix G."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
 
 class SweepConfig(TimedStudy):
-    """A layer sweep: which models see which images, how their RSMs are made and compared."""
+    """A layer sweep: models, images, and how their RSMs are computed and compared."""
 
     study: Literal["sweep"] = "sweep"
     kernels: Kernels = Field(default=("linear",), min_length=1)
@@ -28,7 +28,7 @@ class SweepConfig(TimedStudy):
     batch_size: AtLeastTwo = 250
     seed: Seed = 0
     keep: Annotated[tuple[str, ...], Distinct] = Field(
-        default=(), description="layers whose mini-batch RSMs go into the result"
+        default=(), description="layers whose mini-batch RSMs are kept in the result"
     )
 
     def runner(self, out: Path, execution: Execution | None = None) -> SweepRunner:
@@ -41,7 +41,7 @@ class SweepConfig(TimedStudy):
 
     @property
     def architectures(self) -> list[Architecture] | None:
-        """Which models differ in their seed alone; None where a name is only known once the model is loaded."""
+        """Models grouped by architecture; None if a name is unknown until its model is loaded."""
         if not all((entry.name or entry.recipe) and entry.dilated == (0,) for entry in self.models):
             return None
         return [
@@ -55,10 +55,10 @@ class SweepConfig(TimedStudy):
 
 
 class SweepRunner(Runner[SweepConfig]):
-    """Runs a sweep: the folder then holds `models/`, `result.zarr`, `config.yaml` and `provenance.json`."""
+    """Run a sweep; afterwards the folder holds `models/`, `result.zarr`, `config.yaml` and `provenance.json`."""
 
     def load_images(self) -> None:
-        """Load the images, and refuse too few for the batches."""
+        """Load the images, and reject too few of them."""
         self.images = self.study.images.load(self.execution.progress)
         make_batches(self.images, self.study.batch_size, self.study.seed, self.study.estimators)
 
@@ -74,7 +74,7 @@ class SweepRunner(Runner[SweepConfig]):
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
-        """Seeds, and the images that were used and left out."""
+        """The seeds, the number of images, and the images that were left out."""
         seeds = {entry.name or "model": list(entry.seeds) for entry in self.study.models}
         return {
             "seeds": {"images": self.study.seed, "models": seeds},
@@ -85,7 +85,7 @@ class SweepRunner(Runner[SweepConfig]):
     def open(self) -> SweepResult:
         """See `Study.open`."""
         if not (self.folder / "result.zarr").is_dir():
-            raise StorageError(f"{self.folder} holds no finished run; run it again, it continues")
+            raise StorageError(f"{self.folder} holds no finished run; run it again to continue")
         return SweepResult.open(self.folder / "result.zarr")
 
     def figures(self) -> dict[str, Figure]:

@@ -1,6 +1,6 @@
-"""The paper's Figures 15, 16 and 17, put together from panels: a row per architecture, data sets side by side.
+"""The paper's Figures 15, 16 and 17: a row of panels per architecture, data sets side by side.
 
-Every figure shares its colour scales, averages over models that differ in their seed alone, and says over how many.
+The panels of a figure share colour scales. They average over models that differ only in their seed, and state how many.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from rsm_probe.figures import (
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.rsm_panels import rsm_panels
 
-# Inches of a panel at the size at which it is printed.
+# Size of a panel in inches, as printed.
 _PANEL = 1.75
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Models that differ in their seed alone.
+    """Models that differ only in their seed.
 
     Attributes:
-        name: of the row.
-        trained: the models.
-        control: the same untrained, where there is one.
+        name: label of the row.
+        trained: the trained models.
+        control: the untrained model, if there is one.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Architecture:
 
 
 def sweep_figures(result: SweepResult, rows: Sequence[Architecture] | None = None) -> dict[str, Figure]:
-    """The figures of one sweep by name: Figures 15, 16 and 17, and the kept RSMs sorted by label.
+    """Draw the figures of one sweep by name: Figures 15, 16 and 17, and the kept RSMs sorted by label.
 
-    Without `rows`, every model has a row of its own: equal layers do not make it a seed of another.
+    Without `rows`, each model has its own row: models with equal layers need not differ only in their seed.
     """
     rows = [Architecture(model, [model]) for model in result.models] if rows is None else rows
     kernels = list(dict.fromkeys(str(name) for name in result.cka["kernel_a"].values))
@@ -70,16 +70,16 @@ def sweep_figures(result: SweepResult, rows: Sequence[Architecture] | None = Non
 def figure15(
     results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
 ) -> Figure:
-    """Semantic against spatio-semantic RSMs of the same representations, and the diagonal with its spread over seeds.
+    """Draw CKA between semantic and spatio-semantic RSMs, and the diagonal with its spread over seeds.
 
     Args:
         results: data set -> sweep.
         rows: architectures, the same in all sweeps.
-        kernel: of both RSMs.
-        semantic: the matching of semantic RSMs.
+        kernel: kernel of both RSMs.
+        semantic: matching of the semantic RSMs.
 
     Raises:
-        ComparisonError: a sweep lacks a model, a matching or the kernel; sweeps over different numbers of images.
+        ComparisonError: a sweep lacks a model, a matching or the kernel, or sweeps have different numbers of images.
     """
     _require_equal_numbers(results)
     with _print_style():
@@ -110,7 +110,7 @@ def figure15(
 def figure16(
     results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
 ) -> Figure:
-    """Layers against layers of the same model: spatio-semantic, semantic, and the difference; see `figure15`."""
+    """Draw CKA between layers of the same model: spatio-semantic, semantic, and the difference; see `figure15`."""
     return _three_panels(
         lambda result, row, matching: result.within(row.trained, matching, kernel=kernel),
         rows, results, semantic, f"CKA between layers of one model, {kernel} kernel", "models",
@@ -120,14 +120,16 @@ def figure16(
 def figure17(
     results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
 ) -> Figure:
-    """Layers against layers of another seed, averaged over all pairs of seeds; see `figure15`.
+    """Draw CKA between layers of models with different seeds, averaged over all pairs of seeds; see `figure15`.
 
     Raises:
-        ComparisonError: as `figure15`; no architecture has several seeds.
+        ComparisonError: as `figure15`, or no architecture has several seeds.
     """
     rows = [row for row in rows if len(row.trained) > 1]
     if not rows:
-        raise ComparisonError("Figure 17 compares models that differ in their seed, and there is one of each")
+        raise ComparisonError(
+            "Figure 17 compares models that differ in their seed, but every architecture has only one"
+        )
     return _three_panels(
         lambda result, row, matching: result.across(row.trained, matching, kernel),
         rows, results, semantic, f"CKA between layers of different seeds, {kernel} kernel", "pairs",
@@ -140,7 +142,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {"figure15": figure15, "figure16": f
 def figure_numbers(
     results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
 ) -> list[dict[str, str | float]]:
-    """The numbers of the figures as rows of a table: the diagonal layer by layer, and the ranges of the differences."""
+    """The numbers in the figures as rows of a table: the diagonal by layer, and the ranges of the differences."""
     table: list[dict[str, str | float]] = []
     for data, result in results.items():
         for row in rows:
@@ -169,7 +171,7 @@ def _entry(data: str, row: Architecture, what: str, layer: str, value: Any) -> d
 def _diagonals(
     result: SweepResult, row: Architecture, kernel: str, semantic: str
 ) -> tuple[xr.DataArray, xr.DataArray | None]:
-    """CKA of both RSMs of each layer: (model, layer) of the trained models, (layer,) of the control."""
+    """CKA between the two RSMs of each layer: (model, layer) for trained models, (layer,) for the control."""
 
     def diagonal(model: str) -> np.ndarray:
         return np.diagonal(result.grid(model, model, semantic, "identity", kernel).values)
@@ -188,7 +190,7 @@ def _three_panels(
     title: str,
     counted: str,
 ) -> Figure:
-    """For every architecture and data set: spatio-semantic, semantic, difference."""
+    """Draw three panels per architecture and data set: spatio-semantic, semantic, difference."""
     _require_equal_numbers(results)
     grids = {
         (row.name, data, matching): grid(result, row, matching)
@@ -227,10 +229,10 @@ def _three_panels(
 
 
 def _print_style() -> AbstractContextManager[None]:
-    """Letters that can be read at the printed size."""
+    """Font sizes and line widths for the printed size."""
     sizes = {"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 6.5, "figure.titlesize": 8, "legend.fontsize": 5.5}
     style: dict[Any, Any] = {**sizes, "xtick.labelsize": 5.5, "ytick.labelsize": 5.5, "lines.linewidth": 1.2}
-    style["text.parse_math"] = False  # names may hold anything
+    style["text.parse_math"] = False  # names may contain any character
     return mpl.rc_context(style)
 
 
@@ -245,7 +247,7 @@ def _panels(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Axes
 
 
 def _bar(figure: Figure, axes: Sequence[Sequence[Axes]], source: Axes, meaning: str) -> None:
-    """One colour bar for all panels of a scale, beside them."""
+    """Draw one colour bar for all panels of a scale, beside them."""
     panels = [ax for line in axes for ax in line]
     figure.colorbar(source.images[0], ax=panels, shrink=0.8, aspect=20, pad=0.02, fraction=0.04, label=meaning)
 
@@ -255,16 +257,16 @@ def _lowest(grids: Any) -> float:
 
 
 def _semantic(result: SweepResult) -> list[str]:
-    """Matchings that there are beside the identity; none where there is nothing to compare with."""
+    """All matchings but the identity; none if the sweep lacks the identity."""
     matchings = list(dict.fromkeys(str(name) for name in result.cka["matching_a"].values))
     return [name for name in matchings if name != "identity"] if "identity" in matchings else []
 
 
 def _require_equal_numbers(results: Mapping[str, SweepResult]) -> None:
-    """CKA of different numbers of images is not comparable within one figure."""
+    """Reject sweeps with different numbers of images, whose CKA is not comparable."""
     counts = {
         name: (result.dataset.attrs["images"], result.dataset.attrs["batches"]) for name, result in results.items()
     }
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{name}: {images} in {batches}" for name, (images, batches) in counts.items())
-        raise ComparisonError(f"the sweeps of one figure need as many images in as many batches ({shown})")
+        raise ComparisonError(f"the sweeps of one figure need equal numbers of images and batches ({shown})")

@@ -1,4 +1,4 @@
-"""Several sweeps whose figures are drawn together: the paper's Figures 15, 16 and 17 over data sets."""
+"""Several sweeps drawn together: the paper's Figures 15, 16 and 17 over data sets."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rsm_probe.runs.tables import csv_text
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
 
-# What else a run folder holds.
+# Other names in the run folder.
 _TAKEN = ("figures", "config.yaml", "numbers.csv")
 
 
 class SweepsConfig(SeveralStudies):
-    """Sweeps of the same architectures over several data sets, and the figure that shows them."""
+    """Sweeps of the same architectures over several data sets, shown in one figure."""
 
     study: Literal["sweeps"] = "sweeps"
     figure: Literal["figure15", "figure16", "figure17"]
     sweeps: dict[str, SweepConfig] = Field(
-        min_length=1, description="data set -> sweep, each in a folder of that name; or the file that holds them"
+        min_length=1, description="data set -> sweep, each in a folder of that name; or a file with these"
     )
 
     @field_validator("sweeps", mode="before")
@@ -39,7 +39,7 @@ class SweepsConfig(SeveralStudies):
         rows = {data: sweep.architectures for data, sweep in self.sweeps.items()}
         for data, architectures in rows.items():
             if architectures is None:
-                raise ValueError(f"sweeps.{data}: every model needs a name:, which becomes the name of its row")
+                raise ValueError(f"sweeps.{data}: every model needs a name:, which labels its row")
             if architectures != next(iter(rows.values())):
                 raise ValueError(f"sweeps.{data}: all sweeps of one figure need the same names, seeds and controls")
         first = next(iter(self.sweeps.values()))
@@ -47,9 +47,9 @@ class SweepsConfig(SeveralStudies):
             if any(getattr(sweep, key) != getattr(first, key) for sweep in self.sweeps.values()):
                 raise ValueError(f"{key}: must be the same in all sweeps of one figure")
         if self.figure == "figure17" and not any(len(row.trained) > 1 for row in first.architectures or ()):
-            raise ValueError("seeds: figure17 compares networks that differ in their seed; give several")
+            raise ValueError("seeds: figure17 compares networks that differ in their seed; give several seeds")
         if "identity" not in first.matchings or len(first.matchings) < 2:
-            raise ValueError("matchings: the figure compares identity with another one")
+            raise ValueError("matchings: the figure compares identity with a second matching; give both")
         return self
 
     def parts(self, out: Path) -> dict[str, SweepConfig]:
@@ -57,23 +57,23 @@ class SweepsConfig(SeveralStudies):
         return self.sweeps
 
     def check_together(self, progress: bool) -> None:
-        """Refuse sweeps over different numbers of images.
+        """Reject sweeps with different numbers of images.
 
         Raises:
             ConfigError: the numbers differ.
-            ImageError: images are missing.
+            ImageError: images cannot be loaded.
         """
         counts = {data: len(sweep.images.load(progress)) for data, sweep in self.sweeps.items()}
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{data}: {count}" for data, count in counts.items())
-            raise ConfigError(f"CKA of different numbers of images cannot stand side by side ({shown}); set count:")
+            raise ConfigError(f"CKA of different numbers of images is not comparable ({shown}); set count:")
 
     def summary(self, results: Results) -> tuple[str, str]:
-        """`numbers.csv`: the numbers of the figure."""
+        """`numbers.csv` with the numbers in the figure."""
         return "numbers.csv", csv_text(figure_numbers(results, self._rows, *self._kind))
 
     def figures(self, out: Path) -> dict[str, Figure]:
-        """The figure of a finished run, and the same of untrained networks where there are controls."""
+        """Draw the figure of a finished run, and Figure 16 also for the untrained controls, if there are any."""
         results, draw = self.open(out), FIGURES[self.figure]
         figures: dict[str, Figure] = {self.figure: draw(results, self._rows, *self._kind)}
         controls = [Architecture(f"{row.name}, untrained", [row.control]) for row in self._rows if row.control]
@@ -89,6 +89,6 @@ class SweepsConfig(SeveralStudies):
 
     @property
     def _kind(self) -> tuple[str, str]:
-        """Kernel and semantic matching of the figure: the first of each."""
+        """The kernel and the semantic matching of the figure: the first of each."""
         first = next(iter(self.sweeps.values()))
         return first.kernels[0], next(name for name in first.matchings if name != "identity")

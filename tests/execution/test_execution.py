@@ -123,7 +123,7 @@ def test_workers_elsewhere_look_for_their_device_themselves():
         assert Execution(executor=pool).worker_device() == torch.device("cpu")
         assert Execution("auto", executor=pool).worker_device() == torch.device("cpu")
         assert Execution("cuda:99", executor=pool).worker_device() == torch.device("cuda:99")
-        with pytest.raises(CostError, match="device must be 'auto', 'cpu', 'cuda' or the like, found 'nope'"):
+        with pytest.raises(CostError, match="device must be a name such as 'auto', 'cpu' or 'cuda', found 'nope'"):
             Execution("nope", executor=pool).worker_device()
         with Execution(executor=pool).pool(3, torch.device("cpu")) as same:
             assert same is pool

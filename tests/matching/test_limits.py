@@ -51,7 +51,7 @@ def eight_gigabytes(monkeypatch, memory_is):
 def test_an_affinity_beyond_memory_is_refused_with_what_it_takes_and_what_needs_none(eight_gigabytes, name, locations):
     x, y = (torch.ones(count, 1) for count in locations)
     entries = locations[0] * locations[1] * 4 / 1e9
-    with pytest.raises(CostError, match=r"takes ([\d.]+) GB of memory, and 8 GB are free.*'rewindowed'") as refused:
+    with pytest.raises(CostError, match=r"takes ([\d.]+) GB of memory, but 8 GB are free.*'rewindowed'") as refused:
         match(x, y, name)
     assert f"{locations[0]} x {locations[1]} locations by '{name}'" in str(refused.value)
     assert float(str(refused.value).split("takes ")[1].split()[0]) >= entries * 0.99
@@ -61,7 +61,7 @@ def test_an_affinity_beyond_memory_is_refused_with_what_it_takes_and_what_needs_
 @pytest.mark.parametrize("locations", [(120_000, 2), (2, 120_000)])
 def test_the_square_that_a_narrow_affinity_is_padded_to_counts(eight_gigabytes, name, locations):
     x, y = (torch.ones(count, 1) for count in locations)
-    with pytest.raises(CostError, match=r"takes ([\d.]+) GB of memory, and 8 GB are free.*'rewindowed'") as refused:
+    with pytest.raises(CostError, match=r"takes ([\d.]+) GB of memory, but 8 GB are free.*'rewindowed'") as refused:
         match(x, y, name)
     assert float(str(refused.value).split("takes ")[1].split()[0]) >= 4 * 120_000**2 / 1e9
     assert match(x, y, "rewindowed").value == 2

@@ -139,7 +139,7 @@ def test_a_device_that_is_out_of_memory_gets_half_of_the_pairs_and_says_so(monke
     ample = work()
     # Two halves of a block do not fit at once, either: each must be given back before the next.
     memory = Memory(monkeypatch, room=4)
-    with pytest.warns(UserWarning, match="out of memory: [0-9]+ pairs of images become two halves"):
+    with pytest.warns(UserWarning, match="out of memory: splitting a block of [0-9]+ pairs of images in two"):
         np.testing.assert_allclose(work(), ample, atol=GAP * norms(x, y).max())
     assert 1 < memory.most <= 4
     memory.room = 0
@@ -313,7 +313,7 @@ def test_devices_by_name(monkeypatch):
     assert find_device(None) == find_device("cpu") == torch.device("cpu")
     assert find_device("auto").type == HERE.type
     for name in ("cuda:99", "gpu", "mps:7"):
-        with pytest.raises(ModelError, match=rf'cannot run on device \'{name}\'; give "cpu", or "auto"'):
+        with pytest.raises(ModelError, match=rf'cannot run on device \'{name}\'; use "cpu", or "auto"'):
             find_device(name, ModelError)
     made = []
     monkeypatch.setattr(torch, "zeros", lambda *size, device: made.append(device))

@@ -156,7 +156,7 @@ def test_a_configuration_names_them(tmp_path):
     city_files(tmp_path)
     assert len(ImagesConfig(source="egoobjects", root=str(tmp_path)).load()) == 3
     assert len(ImagesConfig(source="cityscapes", split="test", root=str(tmp_path), count=1).load()) == 1
-    with pytest.raises(ConfigError, match="split: of cityscapes is train or test"):
+    with pytest.raises(ConfigError, match="split: cityscapes needs train or test"):
         ImagesConfig.parse({"source": "cityscapes"})
 
 

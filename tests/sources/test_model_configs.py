@@ -104,7 +104,7 @@ def test_study_takes_the_configuration_of_a_model_from_its_file():
 
 
 def test_configurations_run_no_code():
-    with pytest.raises(ConfigError, match=r"source: a configuration runs no code.*'mine.py:build'"):
+    with pytest.raises(ConfigError, match=r"source: configurations do not run code.*'mine.py:build'"):
         ModelConfig.parse({"source": "mine.py:build"}, "test")
     for key in ("allow_pickle", "trust_remote_code"):
         with pytest.raises(ConfigError, match=f"{key}: unknown key"):

@@ -229,11 +229,11 @@ def test_each_pass_is_taken_once(make):
             net(images)
         taking.update({"a": one, "b": other})
         with pytest.raises(
-            LayerError, match="probe of model 'a' holds was taken already; call the model on the next batch"
+            LayerError, match="probe of model 'a' was already added; call the model on the next batch"
         ):
             taking.update({"a": one, "b": other})
         nets["a"](images)
-        with pytest.raises(LayerError, match="probe of model 'b' holds was taken already"):
+        with pytest.raises(LayerError, match="probe of model 'b' was already added"):
             taking.update({"a": one, "b": other})
         nets["b"](images)
         taking.update({"a": one, "b": other})
@@ -249,7 +249,7 @@ def test_what_a_probe_held_is_taken_once(make, first):
         net(torch.randn(6, 3, 8, 8))
         taking.update(first(probe))
         for again in (probe, probe.representations, dict(probe.representations), {"model": probe.representations}):
-            with pytest.raises(LayerError, match="probe of model 'model' holds was taken already"):
+            with pytest.raises(LayerError, match="probe of model 'model' was already added"):
                 taking.update(again)
         net(torch.randn(6, 3, 8, 8))
         taking.update(probe.representations)
@@ -357,19 +357,19 @@ def test_wrong_use_is_said():
     accumulator.update(batch)
     with pytest.raises(ComparisonError, match=r"other layers.*model/a/identity/linear became model/b/identity/linear"):
         accumulator.update(random_layers(6, 0, b=(4, 3)))
-    with pytest.raises(RepresentationError, match=r"'b' of model 'm2' holds 5 images, others 6"):
+    with pytest.raises(RepresentationError, match=r"'b' of model 'm2' holds 5 images, but the first layer holds 6"):
         Accumulator().update({"m1": batch, "m2": random_layers(5, 0, b=(4, 3))})
     with pytest.raises(LayerError, match="'model' captured nothing"):
         Accumulator().update(Probe(torch.nn.Sequential(torch.nn.Linear(2, 2)), "all"))
-    with pytest.raises(LayerError, match="no model was given"):
+    with pytest.raises(LayerError, match="no model given"):
         Accumulator().update({})
-    with pytest.raises(ComparisonError, match="no batch was seen"):
+    with pytest.raises(ComparisonError, match="no batch was added"):
         Accumulator().result()
     with pytest.raises(ComparisonError, match="matchings is empty"):
         Accumulator(matchings=())
     with pytest.raises(CostError, match="memory budget"):
         Accumulator(memory=10).update(batch)
-    with pytest.raises(RepresentationError, match="hold no layer 'a'"):
+    with pytest.raises(RepresentationError, match="no mean for layer 'a'"):
         Accumulator(means=Means("channel-mean")).update(batch)
 
 
@@ -406,7 +406,7 @@ def test_names_that_cannot_be_told_apart_or_found_are_refused():
 
     with pytest.raises(ComparisonError, match="kernels holds 'rbf' more than once"):
         Accumulator(kernels=(RBF(1.0), RBF(2.0)))
-    with pytest.raises(LayerError, match=r"keep names no layer of this sweep: 'layr'; nearest: 'layer'"):
+    with pytest.raises(LayerError, match=r"keep='layr' matches no layer of this sweep; nearest: 'layer'"):
         Accumulator(keep=["layr"]).update(random_layers(6, 0, layer=(4, 3)))
 
 
@@ -576,7 +576,7 @@ def test_what_leaves_the_range_of_numbers_names_the_layer():
     far = {"a": layer(torch.full((6, 4, 3), 3e38) * torch.tensor([1, -1, -1, -1, -1, -1.0])[:, None, None])}
     means.update(far)
     with pytest.raises(
-        RepresentationError, match=r"layer 'a' of model 'model': image 0 .* leaves the range of torch.float32"
+        RepresentationError, match=r"layer 'a' of model 'model': image 0 .* overflows torch.float32"
     ):
         Accumulator(means=means).update(far)
 
@@ -586,10 +586,10 @@ def test_means_are_over_the_same_images_for_every_layer():
     means.update(random_layers(6, 0, a=(4, 3), b=(5, 2)))
     before = means.state()
     for wrong, message in (
-        (random_layers(6, 1, a=(4, 3)), "layer 'b' of model 'model' is not in this batch and was in"),
+        (random_layers(6, 1, a=(4, 3)), "layer 'b' of model 'model' is missing from this batch but was in"),
         (
             random_layers(6, 1, a=(4, 3), b=(5, 2), c=(5, 2)),
-            "layer 'c' of model 'model' is in this batch and was not in",
+            "layer 'c' of model 'model' is in this batch but not in",
         ),
         (random_layers(6, 1, a=(4, 3), b=(5, 3)), "layer 'b' had 1 locations of 2 channels"),
         (random_layers(6, 1, a=(4, 3)) | random_layers(5, 1, b=(5, 2)), "layer 'b' of model 'model' holds 5 images"),
@@ -641,7 +641,7 @@ def test_names_of_images_are_texts(ids):
         (None, "give a Probe after a forward pass.*found NoneType"),
         ([1], "found list"),
         (torch.zeros(6, 4, 3), "found Tensor"),
-        ({"a": torch.zeros(6, 4, 3)}, "layer 'a' of model 'model' holds Tensor where a Representation belongs"),
+        ({"a": torch.zeros(6, 4, 3)}, "layer 'a' of model 'model' must be a Representation, found Tensor"),
         ({"m": {"a": 5}}, "layer 'a' of model 'm' holds int"),
         ({3: layer(torch.zeros(6, 4, 3))}, "the name of a layer of model 'model' must be text, found 3"),
         ({3: {"a": layer(torch.zeros(6, 4, 3))}}, "the name of a model must be text, found 3"),
@@ -682,7 +682,7 @@ def test_what_a_reducer_took_counts_once_and_only_for_its_own_pass(make):
         held = dict(probe.representations)
         taking.update(held)
         for again in (probe, held):
-            with pytest.raises(LayerError, match="probe of model 'model' holds was taken already"):
+            with pytest.raises(LayerError, match="probe of model 'model' was already added"):
                 taking.update(again)
         net(torch.randn(6, 3, 8, 8))
         taking.update(probe)

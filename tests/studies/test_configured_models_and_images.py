@@ -41,9 +41,9 @@ def test_broken_files_of_a_split_are_errors_where_strict(folders):
 
 
 def test_cifar100_says_where_it_was_looked_for(tmp_path):
-    with pytest.raises(ImageError, match="no intact CIFAR-100 in .*: download"):
+    with pytest.raises(ImageError, match=r"no intact CIFAR-100 in .*: download"):
         ImagesConfig(source="cifar100", root=str(tmp_path), split="test").load()
-    with pytest.raises(ConfigError, match="split: of cifar100 is train or test"):
+    with pytest.raises(ConfigError, match="split: cifar100 needs train or test"):
         ImagesConfig.parse({"source": "cifar100"})
 
 

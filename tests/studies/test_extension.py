@@ -74,9 +74,9 @@ def test_the_image_set_is_named_in_configurations_and_recipes(added):
     assert list(images.labels) == ["horizontal", "vertical"] * 2
     assert images[0].size == (16, 16)
     assert TrainingConfig(images="stripes").questions == 1
-    with pytest.raises(ConfigError, match="frames: is for scenes"):
+    with pytest.raises(ConfigError, match="frames: applies to scenes only"):
         ImagesConfig.parse({"source": "stripes", "frames": 2})
-    with pytest.raises(ConfigError, match="strict: is for folders"):
+    with pytest.raises(ConfigError, match="strict: applies to images on disk only"):
         ImagesConfig.parse({"source": "stripes", "strict": True})
 
 
@@ -97,7 +97,7 @@ def test_the_experiment_runs_from_its_file_and_continues(added, tmp_path):
     again = read_study(tmp_path / "run" / "config.yaml")
     assert again.open(tmp_path / "run").table == result.table
     assert list(save_figures(again, tmp_path / "run")) == []
-    with pytest.raises(rsm_probe.errors.StorageError, match="holds a run with other squared"):
+    with pytest.raises(rsm_probe.errors.StorageError, match="holds a run with different squared"):
         again.model_copy(update={"squared": True}).run(tmp_path / "run")
 
 

@@ -49,7 +49,7 @@ def test_values_that_no_study_takes(kind, key, values):
 @pytest.mark.parametrize("kind", STUDIES)
 def test_matchings_are_named_once(kind):
     name = "identity" if kind is not ApproximationConfig else "greedy"
-    assert f"matchings: {name!r} is there more than once" in refusal(kind, matchings=[name, name])
+    assert f"matchings: {name!r} occurs more than once" in refusal(kind, matchings=[name, name])
     assert "matchings: " in refusal(kind, matchings=[])
 
 

@@ -68,7 +68,7 @@ def test_run_again_it_computes_nothing(finished):
 def test_other_settings_are_refused(finished):
     folder, _ = finished
     study = read_study(SMOKE).model_copy(update={"centering": None})
-    with pytest.raises(StorageError, match="holds a run with other centering"):
+    with pytest.raises(StorageError, match="holds a run with different centering"):
         study.run(folder)
     assert read_study(SMOKE).model_copy(update={"workers": 1, "memory": "1GB"}).run(folder)
 
@@ -100,7 +100,7 @@ def test_queries_with_a_database(finished, tmp_path):
     assert (tmp_path / "store" / "captures" / "trained-database.zarr").is_dir()
     assert study.figures(tmp_path / "run") == {}
     before = (tmp_path / "run" / "config.yaml").read_text()
-    with pytest.raises(StorageError, match="holds a run with other centering"):
+    with pytest.raises(StorageError, match="holds a run with different centering"):
         study.model_copy(update={"centering": None}).run(tmp_path / "run")
     assert (tmp_path / "run" / "config.yaml").read_text() == before
 
@@ -146,4 +146,4 @@ def test_a_sweep_on_a_cluster_is_refused(tmp_path):
         ["run", str(SMOKE.with_name("sweep.yaml")), "--out", str(tmp_path / "run"), "--cluster", "tcp://127.0.0.1:1"],
     )
     assert isinstance(found.exception, ConfigError)
-    assert "--cluster is for study: pairs" in str(found.exception)
+    assert "--cluster works with study: pairs" in str(found.exception)

@@ -244,14 +244,14 @@ def test_what_only_a_pass_shows_leaves_the_folder_free_for_other_settings(tmp_pa
     corrected = study(PairsConfig, matchings=["identity"], layers="layer3.0")
     assert corrected.run(tmp_path / "run").table[0]["layer"] == "layer3.0"
     # Now it is taken.
-    with pytest.raises(StorageError, match="holds a run with other layers"):
+    with pytest.raises(StorageError, match="holds a run with different layers"):
         study(PairsConfig, matchings=["identity"]).run(tmp_path / "run")
 
 
 def test_a_study_of_several_touches_nothing_that_is_not_its_own(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     several = PaperConfig.parse({"studies": {"x": study(OutputsConfig).model_dump(mode="json")}})
-    with pytest.raises(StorageError, match="not empty and holds no run"):
+    with pytest.raises(StorageError, match="not empty and not a run folder"):
         several.run(tmp_path)
     run = tmp_path / "run"
     (run / "x").mkdir(parents=True)
@@ -305,7 +305,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path):
     with claimed(Small(size=2), tmp_path / "run"):
         pass
     with (
-        pytest.raises(StorageError, match="holds a run with other size"),
+        pytest.raises(StorageError, match="holds a run with different size"),
         claimed(Small(), tmp_path / "run", lambda out: True),
     ):
         pass
@@ -325,7 +325,7 @@ def test_very_wide_figures_are_written_with_fewer_pixels(tmp_path):
 def test_figures_of_a_run_that_is_not_finished(tmp_path, name):
     kind = STUDIES[name]
     settings = {"images": {"source": "photos"}} if name == "translation" else {}
-    with pytest.raises(StorageError, match="holds no finished run; run it again, it continues"):
+    with pytest.raises(StorageError, match="holds no finished run; run it again to continue"):
         drawn(study(kind, **settings), tmp_path)
     for file in ("result.json", "pairs.json"):
         (tmp_path / file).write_text('{"table": [{"model": "net"}')
@@ -351,7 +351,7 @@ def test_figures_without_their_parts_name_what_is_missing(tmp_path):
 
 def test_a_run_folder_is_not_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="is a file; choose another --out"):
+    with pytest.raises(StorageError, match="is a file; choose a different --out"):
         run_folder(tmp_path / "file")
     (tmp_path / "config.yaml").write_bytes(b"\xff\x00")
     with pytest.raises(ConfigError):

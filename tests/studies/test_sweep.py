@@ -302,7 +302,7 @@ def test_a_folder_of_other_preprocessing_is_refused(small_resnet, images, tmp_pa
 def test_a_refused_start_leaves_the_folder_free_for_the_next(small_resnet, images, tmp_path):
     with pytest.raises(CostError, match="cheaper"):
         sweep(small_resnet, images, layers="layer1.0", max_hours=1e-9, out=tmp_path)
-    with pytest.raises(LayerError, match="keep names no layer"):
+    with pytest.raises(LayerError, match="matches no layer"):
         sweep(small_resnet, images, keep=["layer9"], out=tmp_path)
     sweep(small_resnet, images, out=tmp_path)
 
@@ -310,7 +310,7 @@ def test_a_refused_start_leaves_the_folder_free_for_the_next(small_resnet, image
 def test_a_stored_result_of_other_settings_is_never_returned(small_resnet, images, tmp_path):
     sweep(small_resnet, images, out=tmp_path)
     (tmp_path / "checkpoint" / "settings.json").unlink()
-    with pytest.raises(StorageError, match=r"result\.zarr is the result of other settings"):
+    with pytest.raises(StorageError, match=r"result\.zarr was computed with different settings"):
         sweep(small_resnet, images, seed=1, out=tmp_path)
 
 

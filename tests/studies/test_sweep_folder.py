@@ -74,7 +74,7 @@ def test_a_second_process_in_one_folder_is_refused_whatever_its_settings(tmp_pat
         before = files(out)
         with pytest.raises(StorageError, match=r"another process is writing .*run"):
             sweep(out)
-        with pytest.raises(StorageError, match=r"run holds a sweep with other settings \(seed was 0, is 1\)"):
+        with pytest.raises(StorageError, match=r"run holds a sweep with different settings \(seed was 0, is 1\)"):
             sweep(out, seed=1)
         assert files(out) == before
     finally:
@@ -99,7 +99,7 @@ def test_a_killed_process_lets_go_and_leaves_nothing_unfinished(tmp_path):
 
 def test_of_two_that_begin_at_once_one_is_refused(tmp_path):
     images, _ = when_loaded(BEFORE, lambda: sweep(tmp_path / "run", seed=1))
-    with pytest.raises(StorageError, match=r"run holds a sweep with other settings \(seed was 1, is 0\)"):
+    with pytest.raises(StorageError, match=r"run holds a sweep with different settings \(seed was 1, is 0\)"):
         sweep(tmp_path / "run", images)
     np.testing.assert_array_equal(sweep(tmp_path / "run", seed=1).cka.values, sweep(seed=1).cka.values)
 
@@ -163,7 +163,7 @@ class Shuffled(nn.Module):
         ({"matchings": "late-interaction", "kernels": "cosine"}, "late-interaction is a score"),
         ({"centering": "mean"}, "unknown centering 'mean'"),
         ({"layers": "2"}, "no layer '2'"),
-        ({"keep": "3"}, "keep names no layer of this sweep: '3'"),
+        ({"keep": "3"}, "keep='3' matches no layer of this sweep"),
         ({"batch_size": 3}, "batch_size=3 is too small"),
         ({"images": pictures(3)}, "3 images"),
         ({"max_hours": 1e-12}, "above max_hours"),
