@@ -195,7 +195,7 @@ def test_wrong_places(layer, tmp_path):
         all_pairs(layer, out=tmp_path / "file")
     with pytest.raises(StorageError, match="holds something else"):
         all_pairs(layer, out=tmp_path)
-    with pytest.raises(StorageError, match="is no pairs"):
+    with pytest.raises(StorageError, match="must be a store of kind 'pairs', found 'capture'"):
         all_pairs(layer, out=layer.where)
     with pytest.raises(StorageError, match="give out="):
         all_pairs(layer, executor=Watching())
