@@ -101,7 +101,7 @@ def test_running_again_and_drawing_again(run_folder):
 
 def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
     message = refused("run", changed(tmp_path / "other.yaml", batch_size=8), "--out", run_folder)
-    assert "other batch_size" in message
+    assert "different batch_size" in message
     assert "choose a different --out" in message
     xr.open_zarr(run_folder / "result.zarr")["cka"].load()
     # How a run is carried out may change, and it is still the same run.
@@ -137,7 +137,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
         ({"device": "gpu"}, r"cannot run on device 'gpu'"),
         ({"seed": -1}, r"seed: .*greater than or equal to 0"),
         ({"study": ["sweep"]}, r"study: must be one of"),
-        ({"images": {"source": "somewhere", "split": "test"}}, r"no test images of somewhere"),
+        ({"images": {"source": "somewhere", "split": "test"}}, r"no test images in somewhere"),
         ({"keep": ["layer9"]}, r"keep='layer9' matches no layer of this sweep; nearest"),
         ({"images": {"source": "digits", "count": 3}}, r"3 images; unbiased and biased CKA needs at least 4"),
     ],
@@ -384,9 +384,7 @@ def test_seeds_out_of_range_are_refused_before_any_training(tmp_path, seed):
 def test_a_folder_in_place_of_a_network_is_refused_before_any_training(tmp_path):
     (tmp_path / "recipe.yaml").write_text("steps: 10\nsize: 8\n")
     (tmp_path / "recipe-0.safetensors").mkdir()
-    assert "it is a folder or device" in refused(
-        "train", tmp_path / "recipe.yaml", "--out", tmp_path, "--seed", 0
-    )
+    assert "it is a folder or device" in refused("train", tmp_path / "recipe.yaml", "--out", tmp_path, "--seed", 0)
     message = refused("train", tmp_path / "recipe.yaml", "--out", tmp_path / "recipe.yaml", "--seed", 0)
     assert "is not a writable folder" in message
 

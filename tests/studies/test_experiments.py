@@ -192,7 +192,7 @@ def test_parts_of_other_networks_or_images_are_not_taken(finished, tmp_path):
     (entry,) = config.models
     other = entry.model_copy(update={"recipe": entry.recipe.model_copy(update={"steps": 12})})
     changed = config.model_copy(update={"models": (other,), "networks": str(tmp_path / "models")})
-    with pytest.raises(StorageError, match="other models"):
+    with pytest.raises(StorageError, match="different models"):
         changed.run(tmp_path / "run")
     # As if somebody had removed the captures, and kept what was computed of them.
     shutil.rmtree(tmp_path / "run" / "captures")
@@ -244,7 +244,7 @@ def test_an_interrupted_run_continues(finished, tmp_path, monkeypatch):
         assert computed(tmp_path / "outputs") == before
     assert str(config.run(tmp_path / "outputs").table) == str(results["outputs"].table)
     assert computed(tmp_path / "outputs").items() > before.items()
-    with pytest.raises(StorageError, match="other kernels"):
+    with pytest.raises(StorageError, match="different kernels"):
         config.model_copy(update={"kernels": ("rbf",)}).run(tmp_path / "outputs")
 
 

@@ -138,5 +138,5 @@ def test_names_of_folders_stay_in_the_run_folder(name):
 
 
 def test_two_folders_never_differ_in_case_alone():
-    with pytest.raises(ConfigError, match="each once"):
+    with pytest.raises(ConfigError, match="each name once"):
         PaperConfig.parse({"studies": {name: {"study": "outputs", **PLAIN} for name in ("Out", "out")}})

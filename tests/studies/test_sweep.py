@@ -258,7 +258,7 @@ def test_bad_input_is_said(small_resnet, images):
         rsm_probe.sweep([], images)
     with pytest.raises(ModelError, match="layers= has no entry for model 'net'"):
         sweep(small_resnet, images, layers={"other": "blocks"})
-    with pytest.raises(ModelError, match="layers for a model 'nett'; nearest: 'net'; there are net"):
+    with pytest.raises(ModelError, match="unknown model 'nett'; nearest: 'net'; models are: net"):
         sweep(small_resnet, images, layers={"net": "blocks", "nett": "blocks"})
     with pytest.raises(ImageError, match="seed must be at least 0, found -1"):
         sweep(small_resnet, images, seed=-1)
