@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from rsm_probe.checks import brief, require_text
-from rsm_probe.errors import ConfigError, nearest
+from rsm_probe.errors import ConfigError, did_you_mean
 
 # Limits far above any real configuration, which takes a few kilobytes, some hundred values and a handful of levels.
 _MOST_BYTES = 1 << 20
@@ -161,7 +161,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         path = Path(path)
         if not path.exists():
             siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            raise ConfigError(f"no configuration at {shown}{nearest(str(path), siblings)}")
+            raise ConfigError(f"no configuration at {shown}{did_you_mean(str(path), siblings)}")
         # Opening a pipe blocks until something writes to it, and a device may never end.
         if not stat.S_ISREG(path.stat().st_mode):
             what = "a folder" if path.is_dir() else "not a regular file"
@@ -192,7 +192,7 @@ def _explain(root: type[BaseModel], item: dict[str, Any]) -> str:
     key_path = key_path or "(top level)"
     if item["type"] == "extra_forbidden":
         valid = _keys_at(root, item["loc"][:-1])
-        hint = nearest(str(item["loc"][-1]), valid)
+        hint = did_you_mean(str(item["loc"][-1]), valid)
         return f"{key_path}: unknown key{hint} (valid here: {', '.join(valid)})"
     if item["type"] == "missing":
         return f"{key_path}: required, but missing"

@@ -56,7 +56,7 @@ def repeated(names: Iterable[str]) -> str | None:
     return next((name for name, count in counts.items() if count > 1), None)
 
 
-def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
+def did_you_mean(name: str, candidates: Iterable[str], count: int = 3) -> str:
     """Return a phrase with the candidates closest to a mistyped name, for the end of a message."""
     matches = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.4)
     return f"; nearest: {', '.join(repr(f) for f in matches)}" if matches else ""
@@ -70,5 +70,5 @@ def look_up(name: Any, table: Mapping[str, _Entry], what: str, error: type[RsmPr
     """
     if not isinstance(name, str) or name not in table:
         shown = repr(name[:80]) if isinstance(name, str) else repr(name)[:80]
-        raise error(f"unknown {what} {shown}{nearest(str(name), table)} (known: {', '.join(table)})")
+        raise error(f"unknown {what} {shown}{did_you_mean(str(name), table)} (known: {', '.join(table)})")
     return table[name]

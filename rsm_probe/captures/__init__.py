@@ -1,6 +1,7 @@
 """Representations of a whole set of images on disk, layer by layer.
 
-Begin with `recording.py` (`capture()`), then `captured_layers.py` (`Capture`, and a layer as other rooms read it).
+Begin with `recording.py` (`capture()`), then `captured_layers.py` (`Capture`, and a layer as the rest of the package
+reads it).
 """
 
 from typing import TYPE_CHECKING

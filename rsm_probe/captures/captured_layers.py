@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.checks import brief
-from rsm_probe.errors import LayerError, StorageError, nearest
+from rsm_probe.errors import LayerError, StorageError, did_you_mean
 from rsm_probe.storage.checksums import ARRAYS
 from rsm_probe.storage.chunks import ChunkStore
 
@@ -67,7 +67,7 @@ class Capture(Mapping[str, "CapturedLayer"]):
 
     def __getitem__(self, name: str) -> CapturedLayer:
         if name not in self._layers:
-            raise LayerError(f"{self.where} holds no layer {name!r}{nearest(str(name), self._layers)}")
+            raise LayerError(f"{self.where} holds no layer {name!r}{did_you_mean(str(name), self._layers)}")
         return self._layers[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -2,5 +2,5 @@
 
 Begin with `layer_stream.py` (images and models in, layers out), then `layer_consumer.py` (the interface of captures,
 means and the sums of a sweep, which receive the layers). `logits.py` runs a classifier for its own output. No other
-room calls a model: `captures` and `streaming` consume the layers.
+package calls a model: `captures` and `streaming` consume the layers.
 """

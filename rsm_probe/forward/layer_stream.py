@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.checks import require_text, require_texts
-from rsm_probe.errors import LayerError, ModelError, nearest
+from rsm_probe.errors import LayerError, ModelError, did_you_mean
 from rsm_probe.execution.devices import find_device
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerConsumer, LayerNames
 from rsm_probe.probe.layers import Layers
@@ -169,6 +169,6 @@ def _by_model(layers: Layers | Mapping[str, Layers], models: Mapping[str, Loaded
         if name not in layers:
             raise ModelError(f"layers= has no entry for model {name!r}; it has entries for {', '.join(layers)}")
         if name not in models:
-            near = nearest(str(name), models)
+            near = did_you_mean(str(name), models)
             raise ModelError(f"layers= has an entry for unknown model {name!r}{near}; models are: {', '.join(models)}")
     return layers

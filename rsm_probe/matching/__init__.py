@@ -1,8 +1,9 @@
 """Matching: which location of one image corresponds to which location of another.
 
 Begin with `matching.py` (the interface of a method and its guarantees), `registry.py` (the methods by name) and
-`matches.py` (`match()`). `cpu_or_gpu.py` decides where pairs are solved. `methods` holds one method per file;
-`compiled` holds the auction for CPU and GPU.
+`matches.py` (`match()`). `cpu_or_gpu.py` asks once per workload whether the GPU or the CPU solves it; the rule belongs
+to the method (`on_device`; for `optimal`, in `methods/optimal.py`). `methods` holds one method per file; `compiled`
+holds the auction for CPU and GPU.
 """
 
 from typing import TYPE_CHECKING

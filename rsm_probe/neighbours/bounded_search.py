@@ -243,21 +243,21 @@ class Search:
     ) -> np.ndarray:
         """Match pairs in descending order of their bounds; return products (n, M), NaN where no matching was needed."""
         started = time.perf_counter()
-        self._database.block(0)  # where every pass starts, whichever blocks the previous one left in memory
+        self._database.block(0)  # every pass starts here, whichever blocks the previous one left in memory
         top = TopK(self._similarities(self._bounds(side), side, allowed), k)
         order = np.argsort(-top.bounds, axis=1, kind="stable")
         counts.bound_seconds += time.perf_counter() - started
-        # Without a bound, match all at once; with one, start with few, so that the rest know what to exceed.
+        # Without bounds, match all at once. With them, match a few first: the rest must exceed the k-th best of these.
         size, start = k if self.method.one_to_one else len(self.images), 0
         waiting = np.arange(len(order))
         while len(waiting):
             following = order[waiting, start : start + size]
             bounds = np.take_along_axis(top.bounds[waiting], following, axis=1)
-            near = (bounds >= top.least[waiting, None]) & (bounds > -np.inf)
-            self._match(side, np.repeat(waiting, near.sum(axis=1)), following[near], top, counts)
+            possible = (bounds >= top.kth_best[waiting, None]) & (bounds > -np.inf)
+            self._match(side, np.repeat(waiting, possible.sum(axis=1)), following[possible], top, counts)
             # Where the database exceeds the memory, each round rereads much of it.
             start, size = start + size, 2 * size if self._database.all_held else len(self.images)
-            before, waiting = len(waiting), waiting[near[:, -1]] if start < len(self.images) else waiting[:0]
+            before, waiting = len(waiting), waiting[possible[:, -1]] if start < len(self.images) else waiting[:0]
             on_done(before - len(waiting))
         return top.products
 
@@ -267,12 +267,12 @@ class Search:
         for start in self._database.held_first(np.unique(columns // size) * size):
             inside = np.flatnonzero(columns // size == start // size)
             # Pairs matched in earlier blocks may already rule these out.
-            inside = inside[top.bounds[rows[inside], columns[inside]] >= top.least[rows[inside]]]
+            inside = inside[top.bounds[rows[inside], columns[inside]] >= top.kth_best[rows[inside]]]
             if not len(inside):
                 continue
             block = self._database.block(start)
             solver = BlockSolver.of(side, block, methods, self.on_device)
-            candidates = Candidates(solver, self.kernel, top.least)
+            candidates = Candidates(solver, self.kernel, top.kth_best)
             step, tasks = solver.affinities.gathered_per_block, []
             for part in np.split(inside, range(step, len(inside), step)):
                 tasks.append((part, self.pool.submit(candidates.match, rows[part], columns[part] - start)))

@@ -23,7 +23,7 @@ from rsm_probe.similarity.kernels import Kernel
 # Most pairs in a CPU task: larger tasks gain nothing, however small the pairs.
 _MOST_PAIRS = 256
 # Two tasks use a device at a time: one solves while one prepares. More would take more of its memory.
-_turns = threading.Semaphore(2)
+_device_slots = threading.Semaphore(2)
 # How much the rounding of tokens may add to a product, relative to the norms.
 _ROUNDING = {"float32": 1e-5, "float16": 2e-3}
 
@@ -82,20 +82,20 @@ class TopK:
     Attributes:
         bounds: as given.
         products: (n, M) of the matched pairs, NaN elsewhere.
-        least: the k-th best similarity of each query so far (n,), which further pairs must reach.
+        kth_best: the k-th best similarity of each query so far (n,), which further pairs must reach.
     """
 
     def __init__(self, bounds: np.ndarray, k: int) -> None:
         self.bounds, self.products = bounds, np.full(bounds.shape, np.nan)
         self._best = np.full((len(bounds), k), -np.inf)
-        self.least = self._best.min(axis=1)
+        self.kth_best = self._best.min(axis=1)
 
     def fill(self, start: int, products: np.ndarray, similarities: np.ndarray) -> None:
         """Store matched pairs (n, B) of a block of the database, NaN for the rest."""
         self.products[:, start : start + products.shape[1]][~np.isnan(products)] = products[~np.isnan(products)]
         both = np.concatenate([self._best, np.where(np.isnan(products), -np.inf, similarities)], axis=1)
         self._best = np.partition(both, products.shape[1], axis=1)[:, products.shape[1] :]
-        self.least = self._best.min(axis=1)
+        self.kth_best = self._best.min(axis=1)
 
 
 def rounded_up(products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, precision: str) -> np.ndarray:
@@ -110,12 +110,12 @@ class Candidates:
     Attributes:
         solver: solves their pairs by one method; called in several threads at once.
         kernel: orders candidates.
-        least: the similarity that a pair must reach, for every query.
+        kth_best: the similarity that a pair must reach, for every query.
     """
 
     solver: BlockSolver
     kernel: Kernel
-    least: np.ndarray
+    kth_best: np.ndarray
 
     def match(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
         """Match the pairs that no bound rules out.
@@ -136,18 +136,18 @@ class Candidates:
 
     def _match(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
         started = time.perf_counter()
-        near = np.ones(len(rows), bool)
+        possible = np.ones(len(rows), bool)
         x, y = self.solver.x, self.solver.y
         ((label, method),) = self.solver.methods.items()
-        with _turns if self.solver.affinities.on_device else nullcontext():
+        with _device_slots if self.solver.affinities.on_device else nullcontext():
             block = self.solver.affinities.block(rows, columns, one_by_one=True)
             pairs = self.solver.pairs(label, block)
             del block
             if pairs.affinity is not None and method.one_to_one:
-                bounds = _best_answers(pairs.affinity) * (x.units[rows] * y.units[columns])
+                bounds = _best_affinity_bounds(pairs.affinity) * (x.units[rows] * y.units[columns])
                 norms = x.squared_norms[rows], y.squared_norms[columns]
-                near = _similarities(self.kernel, bounds, *norms, method.precision) >= self.least[rows]
-                pairs = pairs.selected(near)
+                possible = _similarities(self.kernel, bounds, *norms, method.precision) >= self.kth_best[rows]
+                pairs = pairs.selected(possible)
             halfway = time.perf_counter()
             products = np.empty(0)
             if len(pairs):
@@ -156,7 +156,7 @@ class Candidates:
                 units = x.units[pairs.rows] * y.units[pairs.columns]
                 products = solve_over(method, pairs, aligned).values * units
         spent = halfway - started, time.perf_counter() - halfway
-        return near, products, Counts(0, len(near), len(products), 0.0, *spent)
+        return possible, products, Counts(0, len(possible), len(products), 0.0, *spent)
 
 
 def _similarities(
@@ -172,7 +172,7 @@ def _similarities(
     return np.concatenate(parts)
 
 
-def _best_answers(affinity: np.ndarray | Tensor) -> np.ndarray:
+def _best_affinity_bounds(affinity: np.ndarray | Tensor) -> np.ndarray:
     """The sum of each location's best affinity (B,), from the side where it is smaller."""
     values = torch.as_tensor(affinity)
     _, rows, columns = values.shape

@@ -127,7 +127,8 @@ def find_nearest(
     execution = replace(execution, device=execution.device_or("auto" if captured else images.tokens(slice(1)).device))
     if queries.shape[2] != images.shape[2]:
         raise RepresentationError(
-            f"queries have {queries.shape[2]} channels and the database has {images.shape[2]}: not one layer's"
+            f"queries have {queries.shape[2]} channels and the database has {images.shape[2]}: both must come from the "
+            "same layer"
         )
     if isinstance(queries, CapturedLayer) and isinstance(images, CapturedLayer):
         warn_of_other_layer(queries, images)
@@ -232,7 +233,7 @@ def _savings(counts: Counts, pairs: int, seconds: float, seconds_per_pair: float
         "seconds_of_all_pairs": all_pairs,
         # The width of an RBF kernel may be the median of more pairs than are candidates.
         "saved_matchings": max(0.0, 1 - counts.matchings / max(pairs, 1)),
-        # Of few pairs, the bounds may cost more than the matchings that they save.
+        # With few pairs, the bounds may cost more than the matchings that they save.
         "saved_time": max(0.0, 1 - seconds / all_pairs) if all_pairs else 0.0,
     }
 

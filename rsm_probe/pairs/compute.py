@@ -102,7 +102,7 @@ def rsm(
     if out is not None or executor is not None:
         raise RepresentationError("out= and executor= are for layers of captures; rsm_probe.capture makes them")
     if other is None and other_ids is not None:
-        raise ComparisonError("other_ids name the images of other, and there is none")
+        raise ComparisonError("other_ids was given without other")
     _require_grid(grid)
     rows = Tokens(z, "z", ids, grid)
     x = rows.tokens()
@@ -111,7 +111,9 @@ def rsm(
     y = None if columns is None else columns.tokens()
     if y is not None:
         if y.shape[2] != x.shape[2]:
-            raise RepresentationError(f"z has {x.shape[2]} channels and other has {y.shape[2]}: not one layer's")
+            raise RepresentationError(
+                f"z has {x.shape[2]} channels and other has {y.shape[2]}: both must come from the same layer"
+            )
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(x.device, dtype)
     if centering is not None:

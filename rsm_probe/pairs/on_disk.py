@@ -130,7 +130,7 @@ def match_on_disk(
     if tile is not None:
         require_whole(tile, "tile", 1, CostError)
     if y is not None and y.shape[2] != x.shape[2]:
-        raise RepresentationError(f"{x!r} and {y!r} differ in their channels: not one layer's")
+        raise RepresentationError(f"{x!r} and {y!r} differ in their channels: both must come from the same layer")
     if y is not None:
         warn_of_other_layer(x, y)
     workload = Workload.of(x.shape, None if y is None else y.shape)

@@ -128,7 +128,7 @@ class PairLoop:
         left: dict[str, Matching] = {}
         for label, method in methods.items():
             if permutations and not method.one_to_one:
-                raise MatchingError(f"{method.name} is a score, which pairs nothing: there are no permutations to keep")
+                raise MatchingError(f"{method.name} is a score and pairs no locations, so it has no permutations")
             identity, products = pairs_equal_locations(method, *counts), None
             if identity:
                 products = aligned()
@@ -188,7 +188,7 @@ def match_sides(
         permutations: whether to keep the matched locations.
 
     Raises:
-        MatchingError: the method cannot work on these locations, or is a score of which permutations are asked.
+        MatchingError: the method cannot work on these locations, or is a score and permutations are asked for.
     """
     loop = PairLoop(x, y, {method.name: method}, workload, bounds=True, permutations=permutations)
     loop.fill_all()

@@ -1,8 +1,9 @@
 """Hooks inside a network: captures named layers and reads their outputs as tokens `(N, S, C)`.
 
-Begin with `probe.py`, then `forward_pass.py` (one pass of the model) and `readers.py` (how an output becomes tokens).
-`tracing` determines which image location each value comes from. This room imports only errors, checks and arrays from
-the rest of the project.
+Begin with `probe.py`, then `forward_pass.py` (one pass of the model) and `readers.py`, which applies to each output the
+reading that was found for its layer. `tracing` finds it by following values through one pass: `traced_layout.py`
+decides which axis holds channels and which hold locations. `representation.py` holds the tokens, and guesses the axes
+of outputs that were not traced. This package imports only errors, checks and arrays from the rest of the project.
 """
 
 from typing import TYPE_CHECKING

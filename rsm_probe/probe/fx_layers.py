@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from rsm_probe.errors import LayerError, nearest
+from rsm_probe.errors import LayerError, did_you_mean
 from rsm_probe.probe.layers import Selection
 
 PREFIX = "fx:"
@@ -49,7 +49,7 @@ class GraphLayers:
         for label in names:
             if (name := label.removeprefix(PREFIX)) not in named:
                 raise LayerError(
-                    f"the graph of {type(model).__name__} has no operation {name!r}{nearest(name, named, 5)}"
+                    f"the graph of {type(model).__name__} has no operation {name!r}{did_you_mean(name, named, 5)}"
                 )
             self._nodes[named[name]] = Selection(label, "")
         self.selections = list(self._nodes.values())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rsm_probe.checks import brief, require_text
-from rsm_probe.errors import LayerError, nearest
+from rsm_probe.errors import LayerError, did_you_mean
 from rsm_probe.probe.torch_internals import COMPILED_FROM, CONVOLUTIONS
 from rsm_probe.probe.wrappers import named_layers
 
@@ -113,7 +113,7 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
         return [Selection(spec, exact["name"], call=call, key=exact["key"])]
     if any(char in spec for char in "*?["):
         return _matching(modules, rf"\A(?:{_glob_to_regex(spec)})\Z", no_match, f"{spec!r} is not a valid glob")
-    near = nearest(exact["name"] if exact else spec, (n for n in modules if n), 5)
+    near = did_you_mean(exact["name"] if exact else spec, (n for n in modules if n), 5)
     raise LayerError(
         f"{type(model).__name__} has no layer {spec!r}{near} (`rsm-probe layers` lists them; operations that are "
         f"not modules, such as residual sums, are 'fx:...' layers where torch.fx can trace the model)"

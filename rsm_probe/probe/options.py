@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.checks import brief, require_flag, require_text
-from rsm_probe.errors import LayerError, RepresentationError, nearest
+from rsm_probe.errors import LayerError, RepresentationError, did_you_mean
 from rsm_probe.probe.layers import Selection
 from rsm_probe.probe.representation import Layout, Representation
 from rsm_probe.probe.tracing.inputs import leaves
@@ -82,7 +82,7 @@ def _require_layouts(layouts: Mapping[str, Layout], selections: Sequence[Selecti
         if not any(
             _is_named(s, None, pattern) or (s.call is None and fnmatch.fnmatch(s.label, module)) for s in selections
         ):
-            near = nearest(pattern, [selection.label for selection in selections])
+            near = did_you_mean(pattern, [selection.label for selection in selections])
             raise LayerError(f"layouts: no probed layer matches {pattern!r}{near}")
         if not isinstance(layout, str) or layout not in get_args(Layout):
             raise RepresentationError(

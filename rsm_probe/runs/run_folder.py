@@ -1,4 +1,4 @@
-"""The folder of a run: its owner, links that lead out of it, and its figures."""
+"""The folder of a run: who may write to it, symbolic links that lead out of it, and saving its figures."""
 
 from __future__ import annotations
 

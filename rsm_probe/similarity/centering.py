@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.checks import brief
-from rsm_probe.errors import RepresentationError, nearest
+from rsm_probe.errors import RepresentationError, did_you_mean
 
 Centering = Literal["location-mean", "channel-mean"]
 
@@ -22,7 +22,7 @@ def check_centering(centering: str | None) -> Centering | None:
     known = get_args(Centering)
     if centering is not None and centering not in known:
         raise RepresentationError(
-            f"unknown centering {brief(centering)}{nearest(str(centering), known)} (known: None, {known})"
+            f"unknown centering {brief(centering)}{did_you_mean(str(centering), known)} (known: None, {known})"
         )
     return centering  # type: ignore[return-value]
 

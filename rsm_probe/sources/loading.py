@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rsm_probe.checks import brief, require_seed, require_text
-from rsm_probe.errors import ModelError, nearest
+from rsm_probe.errors import ModelError, did_you_mean
 from rsm_probe.sources.models.libraries import LIBRARIES
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
 from rsm_probe.sources.models.user_functions import built, function_in
@@ -103,4 +103,4 @@ def _part(module: nn.Module, name: str) -> nn.Module:
         return module.get_submodule(name)
     except AttributeError:
         names = [key for key, _ in module.named_modules() if key]
-        raise ModelError(f"{type(module).__name__} has no part {name!r}{nearest(name, names)}") from None
+        raise ModelError(f"{type(module).__name__} has no part {name!r}{did_you_mean(name, names)}") from None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.errors import LayerError, nearest
+from rsm_probe.errors import LayerError, did_you_mean
 from rsm_probe.forward.layer_stream import layer_names
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class KeptLayers:
         """
         for pattern in self.patterns:
             if not any(layer in KeptLayers(pattern) for layer in layers):
-                raise LayerError(f"keep={pattern!r} matches no layer of this sweep{nearest(pattern, layers)}")
+                raise LayerError(f"keep={pattern!r} matches no layer of this sweep{did_you_mean(pattern, layers)}")
 
 
 @dataclass

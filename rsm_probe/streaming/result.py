@@ -12,7 +12,7 @@ import numpy as np
 from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.comparison.statistics import bootstrap_samples, check_level, over_models, summarise
-from rsm_probe.errors import ComparisonError, StorageError, nearest
+from rsm_probe.errors import ComparisonError, StorageError, did_you_mean
 from rsm_probe.storage.files import open_dataset, save_dataset
 from rsm_probe.streaming.kept_rsms import BatchRsms, stack_rsms
 
@@ -94,7 +94,7 @@ class SweepResult:
             ComparisonError: the sweep has no such model.
         """
         if model not in self.models:
-            raise ComparisonError(f"no model {model!r} in this sweep{nearest(model, self.models)}")
+            raise ComparisonError(f"no model {model!r} in this sweep{did_you_mean(model, self.models)}")
         mine = self.dataset["layer_a"].values[self.dataset["model_a"].values == model]
         return list(dict.fromkeys(str(name) for name in mine))
 

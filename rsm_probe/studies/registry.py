@@ -8,7 +8,7 @@ from typing import Any
 
 from rsm_probe.checks import brief
 from rsm_probe.config import read_yaml
-from rsm_probe.errors import ConfigError, nearest
+from rsm_probe.errors import ConfigError, did_you_mean
 from rsm_probe.paper.registry import EXPERIMENTS, PaperConfig
 from rsm_probe.runs.study import Study
 from rsm_probe.studies.pairs import PairsConfig
@@ -30,7 +30,7 @@ def read_study(path: str | Path) -> Study:
     data = read_yaml(path)
     name = data.get("study")
     if not isinstance(name, str) or name not in STUDIES:
-        problem = f"found {brief(name)}{nearest(brief(name), STUDIES)}" if "study" in data else "but it is missing"
+        problem = f"found {brief(name)}{did_you_mean(brief(name), STUDIES)}" if "study" in data else "but it is missing"
         raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {problem}")
     study: Study = STUDIES[name].parse(data, str(path))
     return study

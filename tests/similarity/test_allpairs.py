@@ -119,7 +119,7 @@ def test_surplus_locations_have_no_partner(layer, tmp_path):
     other = captured(tmp_path / "few.zarr", tokens(5, 4, seed=2), "few")
     found = all_pairs(layer, other, permutations=True)["permutation"].values
     assert ((found >= 0).sum(axis=2) == 4).all()
-    with pytest.raises(MatchingError, match="score, which pairs nothing"):
+    with pytest.raises(MatchingError, match="score and pairs no locations"):
         all_pairs(layer, matching="late-interaction", permutations=True)
 
 

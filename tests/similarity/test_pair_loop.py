@@ -67,7 +67,7 @@ def test_bounds_are_kept_and_permutations_only_where_they_are_asked_for(tmp_path
 
 
 def test_permutations_of_scores_and_of_nothing_are_refused():
-    with pytest.raises(MatchingError, match="late-interaction is a score, which pairs nothing"):
+    with pytest.raises(MatchingError, match="late-interaction is a score and pairs no locations"):
         rsm(tokens(), None, "late-interaction", "linear", permutations=True)
     with pytest.raises(RepresentationError, match="permutations must be True or False, found 'all'"):
         rsm(tokens(), permutations="all")

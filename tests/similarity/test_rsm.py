@@ -543,5 +543,5 @@ def test_a_single_image_has_an_rsm():
 
 def test_options_of_what_is_not_there_are_refused():
     z = torch.randn(4, 9, 5)
-    with pytest.raises(ComparisonError, match="other_ids name the images of other, and there is none"):
+    with pytest.raises(ComparisonError, match="other_ids was given without other"):
         rsm(z, other_ids=list("abcd"))

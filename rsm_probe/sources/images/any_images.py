@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from rsm_probe.arrays import real_array, require_dense
 from rsm_probe.checks import brief, require_texts
-from rsm_probe.errors import ImageError, nearest
+from rsm_probe.errors import ImageError, did_you_mean
 from rsm_probe.sources.images.dataset_items import labels_of
 from rsm_probe.sources.images.folders import folder
 from rsm_probe.sources.images.image_set import ImageSet, digest, pixel_bytes
@@ -47,7 +47,7 @@ def as_images(images: Any) -> ImageSet:
         path = Path(images)
         # pathlib turns an empty name into the working folder.
         if images == "" or (len(path.parts) == 1 and not exists(path)):
-            hint = nearest(str(images), EMBEDDED)
+            hint = did_you_mean(str(images), EMBEDDED)
             raise ImageError(
                 f"no folder or embedded image set {brief(str(images))}{hint} (embedded: {', '.join(EMBEDDED)})"
             )

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rsm_probe.errors import ModelError, nearest
+from rsm_probe.errors import ModelError, did_you_mean
 from rsm_probe.sources.images.pixels import to_rgb
 from rsm_probe.sources.models.weights import fetched
 
@@ -35,7 +35,7 @@ def _torchvision(title: str, pretrained: bool, trust_remote_code: bool) -> tuple
         weights = torchvision.models.get_model_weights(title).DEFAULT
     except ValueError:
         names = torchvision.models.list_models()
-        raise ModelError(f"torchvision has no model {title!r}{nearest(title, names)}") from None
+        raise ModelError(f"torchvision has no model {title!r}{did_you_mean(title, names)}") from None
     options: dict[str, Any] = {"weights": weights if pretrained else None}
     # By default, detectors and segmenters fetch a pretrained backbone.
     builder = inspect.signature(torchvision.models.get_model_builder(title))
@@ -53,7 +53,7 @@ def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Mod
     import timm
 
     if not timm.is_model(title):
-        raise ModelError(f"timm has no model {title!r}{nearest(title, timm.list_models())}")
+        raise ModelError(f"timm has no model {title!r}{did_you_mean(title, timm.list_models())}")
     known = timm.get_pretrained_cfg(title)
     repository = known.hf_hub_id if known is not None else None
     instructions = _hub_instructions(repository) if repository else ""

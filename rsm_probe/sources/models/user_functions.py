@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from rsm_probe.errors import ModelError, RsmProbeError, nearest
+from rsm_probe.errors import ModelError, RsmProbeError, did_you_mean
 
 
 def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
@@ -30,7 +30,7 @@ def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
         raise ModelError(f"{file} cannot be imported: {_reason(error)}") from error
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     if name not in functions:
-        raise ModelError(f"{file} has no function {name!r}{nearest(name, functions)}")
+        raise ModelError(f"{file} has no function {name!r}{did_you_mean(name, functions)}")
     function: Callable[[], nn.Module] = getattr(module, name)
     return function
 
