@@ -1,4 +1,4 @@
-"""Faces: the names that a folder exports, each loaded on first use (PEP 562)."""
+"""Faces: the names that a folder exports, each loaded on first use (PEP 562), and former names that still work."""
 
 from __future__ import annotations
 
@@ -55,3 +55,25 @@ def lazy_face(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
         raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=face)
 
     return load, lambda: sorted({*vars(face), *face.__all__})
+
+
+class FormerName:
+    """A former name of an attribute, which works and warns until the next minor version.
+
+    Args:
+        now: its name now.
+    """
+
+    def __init__(self, now: str) -> None:
+        self.now = now
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.before = f"{owner.__module__}.{owner.__name__}.{name}"
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        warnings.warn(
+            f"{self.before} is deprecated and will be removed in the next minor version; use {self.now}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(owner if instance is None else instance, self.now)

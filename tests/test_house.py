@@ -149,6 +149,7 @@ UNCLEAR = {"found", "kept", "chosen", "hopeful", "moved", "passing", "ways", "an
 
 def unclear_names(code: str) -> list[str]:
     """Lines and names of variables, arguments, attributes, functions and classes that are on the list."""
+    code = re.sub(r"\w+ = FormerName\(.*\)", "pass", code)  # what was named so once
     names = [
         (node.lineno, name)
         for node in ast.walk(ast.parse(code))

@@ -104,6 +104,13 @@ def test_a_name_that_moved_warns_and_says_where_it_is(name, room):
         getattr(rsm_probe, name)
 
 
+def test_an_attribute_that_has_a_new_name_warns_and_is_the_same():
+    accumulator = rsm_probe.Accumulator()
+    with pytest.warns(DeprecationWarning, match=r"Accumulator\.kept is deprecated.*use batch_rsms$") as caught:
+        assert accumulator.kept is accumulator.batch_rsms
+    assert caught[0].filename == __file__
+
+
 def test_a_name_that_does_not_exist_is_refused_as_python_does():
     with pytest.raises(AttributeError, match="module 'rsm_probe' has no attribute 'nearst'") as caught:
         rsm_probe.nearst  # noqa: B018

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import LayerError, StorageError, did_you_mean
+from rsm_probe.faces import FormerName
 from rsm_probe.storage.checksums import ARRAYS
 from rsm_probe.storage.chunks import ChunkStore
 
@@ -38,6 +39,8 @@ class Capture(Mapping[str, "CapturedLayer"]):
         labels: their labels, "" where unknown.
         settings: what the values depend on: model, images, layers, dtype, and hashes of them.
     """
+
+    about = FormerName("settings")
 
     def __init__(self, store: ChunkStore) -> None:
         self.where = store.where
@@ -91,6 +94,8 @@ class CapturedLayer:
         digest: hash of all tokens.
         provenance: what the values depend on; results store it to recognise their tokens.
     """
+
+    about = FormerName("provenance")
 
     def __init__(self, capture: Capture, store: ChunkStore, entry: Mapping[str, Any], number: int) -> None:
         self.name: str = entry["name"]

@@ -17,6 +17,7 @@ from rsm_probe.comparison.alignment import Estimator, get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
 from rsm_probe.errors import ComparisonError, RepresentationError, repeated
 from rsm_probe.execution.execution import Execution
+from rsm_probe.faces import FormerName
 from rsm_probe.forward.layer_consumer import ImageBatch
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
@@ -79,6 +80,8 @@ class Accumulator(BatchConsumer[PendingProducts]):
             tokens that a matching cannot take, such as values beyond 1e150; CostError if a single affinity exceeds the
             memory budget.
     """
+
+    kept = FormerName("batch_rsms")
 
     def __init__(
         self,
