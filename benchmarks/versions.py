@@ -43,7 +43,7 @@ def work(name: str, folder: str, threads: int) -> Callable[[], object]:
         images = torch.utils.data.TensorDataset(pixels[:32], torch.zeros(32))
         return lambda: rsm_probe.sweep(network, images, ["layer2.0", "layer4.0"], batch_size=16, workers=threads)
     if name == "pairs":
-        images = torch.utils.data.TensorDataset(pixels[:48], torch.zeros(48))
+        images = torch.utils.data.TensorDataset(torch.rand(96, 3, 64, 64), torch.zeros(96))
         layer = rsm_probe.capture(network, images, ["layer2.0"], f"{folder}/c.zarr")["layer2.0"]
         return lambda: rsm_probe.all_pairs(layer, workers=threads)
     if name == "cka":
