@@ -4,9 +4,10 @@
     python benchmarks/gpu.py --only half                   # what rounding changes can be measured on a CPU as well
     TRITON_INTERPRET=1 python benchmarks/gpu.py --smoke    # without a GPU: whether it runs, on tiny problems
 
-Features are those of a full-width ResNet-18 (configs/train_photos.yaml, trained at the first run, on the GPU: ten
-seconds) on 64-pixel crops of photographs, centred per location; for C = 768 they are turned into so many channels,
-which changes no inner product. The peer is torch-linear-assignment (`pip install torch-linear-assignment`).
+Features are those of a full-width ResNet-18 on 64-pixel crops of photographs, centred per location. The first run
+trains it (configs/train_photos.yaml), which takes seconds on a GPU. For C = 768, a rotation embeds the features in 768
+channels, which leaves inner products unchanged. The peer is torch-linear-assignment
+(`pip install torch-linear-assignment`).
 Times are medians of wall clocks around work that ends with its results in main memory, after a first run that compiles.
 """
 

@@ -27,7 +27,7 @@ def require_dense(tensor: Tensor, name: str, error: type[RsmProbeError]) -> None
     dtype = tensor.dtype
     for is_refused, problem in (
         (tensor.layout != torch.strided, f"is sparse ({tensor.layout}); give .to_dense()"),
-        (tensor.is_meta, "is on the meta device and holds no values; give a tensor with data"),
+        (tensor.is_meta, "is on the meta device and has no values; give a tensor with data"),
         (tensor.is_quantized, f"is quantised ({dtype}); give .dequantize()"),
         (dtype.is_complex, f"holds complex numbers ({dtype}); give .real or .abs()"),
         (

@@ -2,16 +2,22 @@
 
 import hashlib
 from concurrent.futures import Executor, Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import xarray as xr
 
+import rsm_probe
 from rsm_probe.captures.captured_layers import KIND, Capture, CapturedLayer
 from rsm_probe.captures.writer import CaptureWriter
 from rsm_probe.forward.layer_consumer import ImageBatch
 from rsm_probe.probe.representation import Representation
 from rsm_probe.storage.chunks import ChunkStore
+
+# Where a GPU is: bits are compared with those of other processes, which compute on the CPU, and forks cannot use it.
+all_pairs_on_cpu = partial(rsm_probe.all_pairs, device="cpu")
 
 
 def tokens(images: int = 20, locations: int = 9, channels: int = 6, seed: int = 0) -> torch.Tensor:
@@ -55,6 +61,14 @@ def chunk_files(where: Path) -> dict[str, tuple[int, int]]:
 def arrays(dataset) -> dict[str, np.ndarray]:
     """All arrays of a result."""
     return {str(name): np.asarray(part.values) for name, part in dataset.variables.items()}
+
+
+def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
+    """Two results have the same arrays, to the bit."""
+    mine, theirs = arrays(found), arrays(expected)
+    assert mine.keys() == theirs.keys()
+    for name, values in theirs.items():
+        assert np.array_equal(mine[name], values), name
 
 
 class Watching(Executor):

@@ -70,7 +70,7 @@ class Capture(Mapping[str, "CapturedLayer"]):
 
     def __getitem__(self, name: str) -> CapturedLayer:
         if name not in self._layers:
-            raise LayerError(f"{self.where} holds no layer {name!r}{did_you_mean(str(name), self._layers)}")
+            raise LayerError(f"{self.where} does not contain layer {name!r}{did_you_mean(str(name), self._layers)}")
         return self._layers[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -141,7 +141,7 @@ def mean_interval(
             drawn together.
 
     Returns:
-        The mean and the lower and upper end of its interval; NaN if there is no value.
+        The mean and the lower and upper end of its interval; NaN without values.
 
     Raises:
         ComparisonError: `repeats` or `level` out of range, an invalid seed, or values or groups of a wrong shape.

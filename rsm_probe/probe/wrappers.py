@@ -74,7 +74,7 @@ def require_values(model: nn.Module) -> None:
     for name, part in model.named_modules():
         if any(tensor.is_meta for tensor in _own_tensors(part)):
             raise LayerError(
-                f"layer {name!r} ({type(part).__name__}) is on the meta device and holds no values; build the model on "
+                f"layer {name!r} ({type(part).__name__}) is on the meta device and has no values; build the model on "
                 f"a real device, or fill it: model.to_empty(device='cpu') and model.load_state_dict(...)"
             )
 

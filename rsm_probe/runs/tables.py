@@ -102,7 +102,7 @@ def load_table(file: Path) -> tuple[list[Row], dict[str, Any]]:
         StorageError: the run is not finished, or the file is damaged.
     """
     if not file.exists():
-        raise StorageError(f"{file.parent} holds no finished run; run it again to continue")
+        raise StorageError(f"{file.parent} has no finished run; run it again to continue")
     damaged = f"{file} is damaged; remove it and run again, which reuses everything else in the folder"
     try:
         stored = load_json(file)

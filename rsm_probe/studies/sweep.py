@@ -85,7 +85,7 @@ class SweepRunner(Runner[SweepConfig]):
     def open(self) -> SweepResult:
         """See `Study.open`."""
         if not (self.folder / "result.zarr").is_dir():
-            raise StorageError(f"{self.folder} holds no finished run; run it again to continue")
+            raise StorageError(f"{self.folder} has no finished run; run it again to continue")
         return SweepResult.open(self.folder / "result.zarr")
 
     def figures(self) -> dict[str, Figure]:

@@ -281,7 +281,7 @@ def test_wrong_arguments(small_resnet, tmp_path):
 
 def test_an_unknown_layer_of_a_capture_is_answered_with_the_nearest(small_resnet, tmp_path):
     found = rsm_probe.capture(small_resnet, images(4), ["layer1.0", "layer2.0"], tmp_path / "c.zarr")
-    with pytest.raises(LayerError, match=r"holds no layer 'layer10'; nearest: 'layer1\.0'"):
+    with pytest.raises(LayerError, match=r"does not contain layer 'layer10'; nearest: 'layer1\.0'"):
         found["layer10"]
     assert "4 images, layers layer1.0, layer2.0" in repr(found)
 

@@ -3,13 +3,13 @@
 import multiprocessing
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from stores import Watching, arrays, captured, tokens
+from stores import Watching, assert_same, captured, tokens
+from stores import all_pairs_on_cpu as all_pairs
 
 import rsm_probe
 from rsm_probe.captures.captured_layers import Capture
@@ -20,27 +20,6 @@ from rsm_probe.matching.methods.optimal import Auction
 from rsm_probe.pairs.tile_plan import Plan
 
 TILE = 6
-
-
-# Where a GPU is: bits are compared with those of other processes, which compute on the CPU, and forks cannot use it.
-all_pairs = partial(rsm_probe.all_pairs, device="cpu")
-
-
-@pytest.fixture
-def layer(tmp_path):
-    return captured(tmp_path / "c.zarr", tokens(), grid=(3, 3))
-
-
-@pytest.fixture
-def database(tmp_path):
-    return captured(tmp_path / "d.zarr", tokens(13, seed=1), "base")
-
-
-def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
-    mine, theirs = arrays(found), arrays(expected)
-    assert mine.keys() == theirs.keys()
-    for name, values in theirs.items():
-        assert np.array_equal(mine[name], values), name
 
 
 @pytest.mark.parametrize("matching", ["optimal", "identity", "greedy", "batch-optimal", "translation", "scipy", "lap"])

@@ -8,14 +8,13 @@ import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
 from moments import exit_code, forked, signal_itself_at
-from stores import Watching, arrays, captured, chunk_files, tokens
+from stores import Watching, assert_same, captured, chunk_files, tokens
+from stores import all_pairs_on_cpu as all_pairs
 
 import rsm_probe
 from rsm_probe.captures.captured_layers import Capture
@@ -27,27 +26,6 @@ from rsm_probe.pairs.tiles import LayerAddress
 from rsm_probe.similarity.rsm import RSM
 
 TILE = 6
-
-
-# Where a GPU is: bits are compared with those of other processes, which compute on the CPU, and forks cannot use it.
-all_pairs = partial(rsm_probe.all_pairs, device="cpu")
-
-
-@pytest.fixture
-def layer(tmp_path):
-    return captured(tmp_path / "c.zarr", tokens(), grid=(3, 3))
-
-
-@pytest.fixture
-def database(tmp_path):
-    return captured(tmp_path / "d.zarr", tokens(13, seed=1), "base")
-
-
-def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
-    mine, theirs = arrays(found), arrays(expected)
-    assert mine.keys() == theirs.keys()
-    for name, values in theirs.items():
-        assert np.array_equal(mine[name], values), name
 
 
 def test_a_finished_result_is_read_and_not_computed(layer, tmp_path):

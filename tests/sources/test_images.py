@@ -300,7 +300,7 @@ def test_taking_a_data_set_loads_none_of_its_images():
 
 
 def test_empty_data_set_is_refused():
-    with pytest.raises(ImageError, match="Plain holds no images"):
+    with pytest.raises(ImageError, match="Plain contains no images"):
         as_images(Plain([]))
 
 

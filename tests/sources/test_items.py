@@ -222,7 +222,7 @@ class Unsure(Plain):
         (b"digits", "cannot take images from bytes"),
         (Endless(), "Endless holds 1000000000000 images, above the limit of 100000000"),
         (Unsure(), "Unsure does not give its number of images: unknown length"),
-        ([], "list holds no images"),
+        ([], "list contains no images"),
         (np.array([object()]), "must hold real numbers, found dtype object"),
         (np.zeros((2, 3, 4, 4), np.longdouble), r"give .astype\(numpy.float64\)"),
         (np.zeros((2, 3, 4, 4), np.complex64), "complex"),

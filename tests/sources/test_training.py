@@ -291,7 +291,7 @@ def test_missing_file_says_what_makes_one(tmp_path):
 
 def test_file_without_a_recipe_is_refused(tmp_path):
     save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "net.safetensors")
-    with pytest.raises(ModelError, match=r"holds no recipe.*weights="):
+    with pytest.raises(ModelError, match=r"contains no recipe.*weights="):
         load_trained(tmp_path / "net.safetensors")
 
 

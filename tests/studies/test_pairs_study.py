@@ -106,7 +106,7 @@ def test_queries_with_a_database(finished, tmp_path):
 
 
 def test_an_unfinished_folder_has_no_figures(tmp_path):
-    with pytest.raises(StorageError, match="holds no finished run; run it again"):
+    with pytest.raises(StorageError, match="has no finished run; run it again"):
         read_study(SMOKE).figures(tmp_path)
 
 

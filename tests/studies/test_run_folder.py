@@ -325,7 +325,7 @@ def test_very_wide_figures_are_written_with_fewer_pixels(tmp_path):
 def test_figures_of_a_run_that_is_not_finished(tmp_path, name):
     kind = STUDIES[name]
     settings = {"images": {"source": "photos"}} if name == "translation" else {}
-    with pytest.raises(StorageError, match="holds no finished run; run it again to continue"):
+    with pytest.raises(StorageError, match="has no finished run; run it again to continue"):
         drawn(study(kind, **settings), tmp_path)
     for file in ("result.json", "pairs.json"):
         (tmp_path / file).write_text('{"table": [{"model": "net"}')

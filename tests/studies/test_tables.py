@@ -77,7 +77,7 @@ def test_a_damaged_result_is_not_read(stored, damage):
     with pytest.raises(StorageError, match=r"result\.json is damaged; remove it and run again"):
         TableResult.open(stored.parent)
     stored.unlink()
-    with pytest.raises(StorageError, match="holds no finished run; run it again to continue"):
+    with pytest.raises(StorageError, match="has no finished run; run it again to continue"):
         TableResult.open(stored.parent)
 
 

@@ -129,7 +129,7 @@ def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
     except (TypeError, NotImplementedError, ValueError, OverflowError) as error:
         raise ImageError(f"{type(dataset).__name__} does not give its number of images: {error}") from error
     if not count:
-        raise ImageError(f"{type(dataset).__name__} holds no images")
+        raise ImageError(f"{type(dataset).__name__} contains no images")
     if count > _MOST_IMAGES:
         raise ImageError(
             f"{type(dataset).__name__} holds {count} images, above the limit of {_MOST_IMAGES} (each id takes 70 "

@@ -24,7 +24,7 @@ def image_of(item: Any) -> Image.Image | Tensor:
     """Extract the image from an item: the item itself, or the first entry of a tuple or list.
 
     Raises:
-        ImageError: the item holds no image; the message describes it and says how to read it.
+        ImageError: the item contains no image; the message describes it and says how to read it.
     """
     first = item[0] if isinstance(item, tuple | list) and item else item
     if isinstance(first, Image.Image):

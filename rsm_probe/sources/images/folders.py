@@ -33,7 +33,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
         progress: show a progress bar while reading.
 
     Raises:
-        ImageError: the folder is missing, holds no readable image, or (strict) holds a broken one.
+        ImageError: the folder is missing, contains no readable image, or (strict) holds a broken one.
     """
     root = Path(path)
     if not isdir(root):

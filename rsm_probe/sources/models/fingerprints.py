@@ -28,7 +28,7 @@ def require_weights(module: nn.Module, name: str) -> None:
             )
         if value.is_meta:
             raise ModelError(
-                f"{name}: {key} is on the meta device and holds no values; build the module on a real device, or call "
+                f"{name}: {key} is on the meta device and has no values; build the module on a real device, or call "
                 f"module.to_empty(device='cpu') and load its weights"
             )
 

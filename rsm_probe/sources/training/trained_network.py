@@ -72,7 +72,7 @@ def network_of(
         ModelError: there is no recipe, or the weights do not fit it.
     """
     if "recipe" not in texts:
-        raise ModelError(f"{path} holds no recipe; load it as weights= of a model instead")
+        raise ModelError(f"{path} contains no recipe; load it as weights= of a model instead")
     # If the key of the checksum is damaged, the file would pass for one of a version without checksums.
     if surplus := sorted(set(texts) - _TEXTS):
         raise ModelError(
