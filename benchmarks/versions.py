@@ -84,6 +84,7 @@ class Version:
     """A checkout in a process of its own."""
 
     def __init__(self, checkout: Path, folder: str, threads: int) -> None:
+        self.checkout = checkout
         environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, __file__, str(checkout), "--serve", folder, "--threads", str(threads)]
         self.process = subprocess.Popen(
@@ -93,7 +94,10 @@ class Version:
     def seconds(self, name: str) -> float:
         self.process.stdin.write(f"{name}\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{name} failed in {self.checkout}; its error is above")
+        return float(line)
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def run(
             raise ConfigError(f"study: {study.study} runs on one machine only; --cluster works with study: {able}")
         with nullcontext() if cluster is None else cluster_at(cluster) as executor:
             # Workers start in different working directories.
-            result = study.run(folder if executor is None else folder.absolute(), executor, progress)
+            result = study.run(folder if executor is None else folder.absolute(), executor=executor, progress=progress)
     typer.echo(str(result))
     typer.echo(f"results: {folder}")
     if figures:

@@ -71,9 +71,18 @@ class FormerName:
         self.before = f"{owner.__module__}.{owner.__name__}.{name}"
 
     def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:  # tools that list a class use nothing of it
+            return self
+        self._warn()
+        return getattr(instance, self.now)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        self._warn()
+        setattr(instance, self.now, value)
+
+    def _warn(self) -> None:
         warnings.warn(
             f"{self.before} is deprecated and will be removed in the next minor version; use {self.now}",
             DeprecationWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-        return getattr(owner if instance is None else instance, self.now)

@@ -20,7 +20,10 @@ def forked(work: Callable[..., object], *arguments: object) -> BaseProcess:
 def exit_code(work: Callable[..., object], *arguments: object) -> int | None:
     """The exit code of a process that did some work; below 0, the signal that ended it."""
     process = forked(work, *arguments)
-    process.join()
+    process.join(300)
+    if process.is_alive():  # as locks that another thread held at the fork can make it
+        process.kill()
+        raise AssertionError(f"{work} did not end")
     return process.exitcode
 
 

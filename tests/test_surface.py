@@ -1,6 +1,7 @@
 """What users see: names, faces, types, and what it costs to import them."""
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import warnings
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -109,6 +111,13 @@ def test_an_attribute_that_has_a_new_name_warns_and_is_the_same():
     with pytest.warns(DeprecationWarning, match=r"Accumulator\.kept is deprecated.*use batch_rsms$") as caught:
         assert accumulator.kept is accumulator.batch_rsms
     assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="use batch_rsms$"):
+        accumulator.kept = []
+    assert accumulator.batch_rsms == []
+    assert "kept" not in vars(accumulator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "kept" in dict(inspect.getmembers(rsm_probe.Accumulator))
 
 
 def test_a_name_that_does_not_exist_is_refused_as_python_does():
@@ -128,8 +137,8 @@ def test_importing_loads_nothing():
 
 # What users do, one after the other in one interpreter, as PyTorch takes seconds to import.
 USES = {
-    **{name: f"rsm_probe.{name}" for name in sorted(TOP)},
     "rooms": "rsm_probe.matching.Rewindowed(window=128); rsm_probe.comparison.hsic",
+    **{name: f"rsm_probe.{name}" for name in sorted(TOP)},
     "memory": """
 with torch.no_grad(), rsm_probe.Probe(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), '0') as probe:
     probe.model(torch.rand(4, 3, 8, 8))

@@ -57,6 +57,7 @@ def capture(
         ModelError: an unknown model.
         ImageError: an empty set, two images of one name, or different sizes after preprocessing.
         LayerError: unknown layers, or layers that do not run exactly once.
+        CostError: progress is not True or False.
         RepresentationError: NaN or infinity, or values beyond the range of `dtype` (the message names layer and image).
         StorageError: `out` holds another capture (the message says what differs), is being written by another process,
             cannot be written, or the disk is too small.

@@ -130,7 +130,7 @@ def block_bytes(device: torch.device) -> int:
 
 def token_bytes(device: torch.device) -> int:
     """Bytes of tokens that may stay on a device: half of the memory that PyTorch may use."""
-    return int(_TOKEN_SHARE * allowed_bytes(device))
+    return int(_TOKEN_SHARE * allowed_bytes(device)) if device.type == "cuda" else block_bytes(device)
 
 
 def allowed_bytes(device: torch.device) -> float:

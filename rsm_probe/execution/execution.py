@@ -98,21 +98,23 @@ class Execution:
         """The executor, or threads of this process; see `threads`."""
         return threads(count, device) if self.executor is None else nullcontext(self.executor)
 
-    def require_time(self, seconds: float, work: str, advice: Callable[[], str]) -> None:
+    def require_time(self, seconds: float, work: str, advice: Callable[[float], str]) -> None:
         """Refuse work that would take too long.
 
         Args:
             seconds: the estimated time.
             work: the work, for the message.
-            advice: returns the advice, for the message.
+            advice: takes the limit in seconds and returns the advice, for the message.
 
         Raises:
             CostError: the estimate exceeds `max_hours`.
         """
-        if self.limits_time and self.max_hours is not None and seconds > self.max_hours * 3600:
-            raise CostError(
-                f"{work} would take about {format_seconds(seconds)}, above max_hours={self.max_hours:g}; {advice()}"
-            )
+        if self.executor is not None or self.max_hours is None or seconds <= (limit := self.max_hours * 3600):
+            return
+        raise CostError(
+            f"{work} would take about {format_seconds(seconds)}, above max_hours={self.max_hours:g}; {advice(limit)}, "
+            "or raise max_hours (None for no limit)"
+        )
 
     def bar(
         self,

@@ -23,9 +23,9 @@ _MOST_GATHERED = 256
 Numbers = tuple[np.ndarray, np.ndarray]
 
 
-def pairs_per_block(x: Tensor, y: Tensor) -> int:
-    """How many affinities (S, T) make one block for the CPU; at least 1."""
-    return max(1, BLOCK_BYTES // (x.shape[1] * y.shape[1] * x.element_size()))
+def pairs_per_block(x: Tensor, y: Tensor, memory: int = BLOCK_BYTES) -> int:
+    """How many affinities (S, T) make one block, by default one for the CPU; at least 1."""
+    return max(1, memory // (x.shape[1] * y.shape[1] * x.element_size()))
 
 
 def pair_affinities(x: Tensor, y: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
@@ -120,10 +120,9 @@ class Affinities:
     ) -> None:
         self.on_device, self.reads, self.device = on_device, reads, x.tokens.device
         self.x, self.y = x.tokens, y.tokens
-        size = self.x.shape[1] * self.y.shape[1] * self.x.element_size()
-        self.pair_bytes = size if reads else 0
+        self.pair_bytes = self.x.shape[1] * self.y.shape[1] * self.x.element_size() if reads else 0
         self.block_memory = block_memory or (block_bytes(self.device) if on_device else BLOCK_BYTES)
-        self.pairs_per_block = max(1, self.block_memory // size)
+        self.pairs_per_block = pairs_per_block(self.x, self.y, self.block_memory)
         self._units: tuple[np.ndarray, np.ndarray] | None = None
         if reads and precision == "float16":
             (self.x, units_x), (self.y, units_y) = x.half, y.half

@@ -242,7 +242,7 @@ class _Run:
         self.execution.require_time(
             seconds,
             f"{pairs:,} pairs",
-            lambda: f"take fewer images, a layer of fewer than {self.x.shape[1]} locations, or more workers",
+            lambda _: f"take fewer images, a layer of fewer than {self.x.shape[1]} locations, more workers",
         )
         memory = workers * self.plan.tile_bytes(self.job.tile)
         self.execution.say(

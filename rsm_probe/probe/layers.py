@@ -101,18 +101,18 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
         return [Selection(name, name, strict=False) for name in block_names(model)]
     if spec == "all":
         return _matching(modules, "", f"{type(model).__name__} has no layers inside; {_NO_LAYERS}")
+    if spec in modules:
+        return [Selection(spec, spec)]
     top = ", ".join(list(dict.fromkeys(n.split(".")[0] for n in modules if n))[:12])
     no_match = f"no layer matches {spec!r}; top-level names are: {top}"
     if spec.startswith("regex:"):
         return _matching(modules, spec.removeprefix("regex:"), no_match, f"{spec!r} is not a valid regular expression")
-    if spec in modules:
-        return [Selection(spec, spec)]
     exact = re.fullmatch(r"(?P<name>[^#\[]*)(?:\[(?P<key>[^\]]+)\])?(?:#(?P<call>\d+))?", spec)
     if exact and exact["name"] in modules:
         call = int(exact["call"]) if exact["call"] else None
         return [Selection(spec, exact["name"], call=call, key=exact["key"])]
     if any(char in spec for char in "*?["):
-        return _matching(modules, rf"\A(?:{_glob_to_regex(spec)})\Z", no_match, f"{spec!r} is not a valid glob")
+        return _matching(modules, _glob_to_regex(spec), no_match, f"{spec!r} is not a valid glob", whole=True)
     near = did_you_mean(exact["name"] if exact else spec, (n for n in modules if n), 5)
     raise LayerError(
         f"{type(model).__name__} has no layer {spec!r}{near} (`rsm-probe layers` lists them; operations that are "
@@ -120,12 +120,15 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
     )
 
 
-def _matching(modules: dict[str, nn.Module], regex: str, no_match: str, invalid: str = "") -> list[Selection]:
+def _matching(
+    modules: dict[str, nn.Module], regex: str, no_match: str, invalid: str = "", *, whole: bool = False
+) -> list[Selection]:
     try:
         pattern = re.compile(regex)
     except re.error as error:
         raise LayerError(f"{invalid}: {error}") from None
-    names = [n for n, m in modules.items() if n and pattern.search(n) and type(m) not in _GENERIC[1:]]
+    match = pattern.fullmatch if whole else pattern.search
+    names = [n for n, m in modules.items() if n and match(n) and type(m) not in _GENERIC[1:]]
     if not names:
         raise LayerError(no_match)
     return [Selection(name, name, strict=False) for name in names]

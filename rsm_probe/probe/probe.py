@@ -130,6 +130,7 @@ class Probe:
         self._pass: ForwardPass | None = None
         self._active = self._in_example = False
         self._notices = Notices(self._plain)
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         if self._active:

@@ -171,8 +171,8 @@ class OutputReader:
             if reader is None:
                 self._unknown_layers = True
                 reader = (
-                    "it did not run in the first forward pass over inputs of this shape; call the model again to trace "
-                    "that pass"
+                    "it did not run in the first forward pass over such inputs; call the model again, and the new pass "
+                    "is traced"
                 )
             if isinstance(reader, str):
                 raise RepresentationError(reader)

@@ -34,7 +34,7 @@ class SeveralStudies(Study):
     def check_together(self, progress: bool) -> None:
         """Reject studies that do not fit together, before hours are spent on one of them."""
 
-    def run(self, out: Path, executor: Executor | None = None, progress: bool = False) -> Results:
+    def run(self, out: Path, *, executor: Executor | None = None, progress: bool = False) -> Results:
         """Run or continue the studies, and write the summary; see `Study.run`."""
         out = run_folder(out)
         self.require_free(out)

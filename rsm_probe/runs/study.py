@@ -48,7 +48,7 @@ class Study(Config):
     on_cluster: ClassVar[bool] = False
 
     @abstractmethod
-    def run(self, out: Path, executor: Executor | None = None, progress: bool = False) -> Any:
+    def run(self, out: Path, *, executor: Executor | None = None, progress: bool = False) -> Any:
         """Run the study in a folder, or continue it after an interruption.
 
         Args:
@@ -114,17 +114,18 @@ class ModelStudy(Study):
         default=None, description="folder of trained networks, which studies can share; by default in the run folder"
     )
 
-    execution_keys: ClassVar[frozenset[str]] = frozenset({"device", "workers", "memory", "max_hours", "networks"})
+    execution_keys: ClassVar[frozenset[str]] = frozenset({"device", "workers", "memory", "networks"})
 
     def execution(self, executor: Executor | None = None, progress: bool = False) -> Execution:
         """How the study runs; see `Study.run`."""
-        return Execution(self.device, self.workers, self.memory, None, executor, progress)  # no time limit
+        tiles_on = executor if self.on_cluster else None  # other studies run here, and keep their time limit
+        return Execution(self.device, self.workers, self.memory, None, tiles_on, progress)
 
     @abstractmethod
     def runner(self, out: Path, execution: Execution | None = None) -> Runner[Any]:
         """Make the runner that loads, computes and writes for this study in a folder."""
 
-    def run(self, out: Path, executor: Executor | None = None, progress: bool = False) -> Any:
+    def run(self, out: Path, *, executor: Executor | None = None, progress: bool = False) -> Any:
         """See `Study.run`."""
         return self.runner(out, self.execution(executor, progress)).run()
 
@@ -145,6 +146,8 @@ class TimedStudy(ModelStudy):
     """A study that estimates its time before it starts."""
 
     max_hours: Hours | None = Field(default=12.0, description="refuse to start a study with a longer estimated time")
+
+    execution_keys: ClassVar[frozenset[str]] = ModelStudy.execution_keys | {"max_hours"}
 
     def execution(self, executor: Executor | None = None, progress: bool = False) -> Execution:
         """See `ModelStudy.execution`."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import StorageError
-from rsm_probe.storage.chunks import ChunkStore
+
+if TYPE_CHECKING:
+    from rsm_probe.storage.chunks import ChunkStore
 
 
 def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +62,8 @@ def has_settings(
     if changes := differences(stored, settings):
         named = (other_image([str(name) for name in store.read(array)], ids[array]) for array in ids if array in store)
         image = next(filter(None, named), "")
-        if not image and stored.get("content") != settings.get("content"):
+        compared = any(array in store for array in ids)
+        if compared and not image and stored.get("content") != settings.get("content"):
             image = "images of the same names have different content"
         changes = f"{image}; {changes}" if image else changes
         raise StorageError(f"{store.where} is another {kind} ({changes}); choose another place or remove it")

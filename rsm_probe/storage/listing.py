@@ -23,19 +23,25 @@ if TYPE_CHECKING:
 LARGEST_TEXT = 64 << 20
 # Raised by the operating system, Zarr, numcodecs, NumPy and zipfile for missing, damaged or inaccessible files.
 # ImportError: the library for a codec or file system is not installed. SystemError: Blosc, for some damaged chunks.
+# AttributeError: Zarr, for metadata that are valid JSON of the wrong type. SyntaxError: NumPy, for a damaged header.
 _STORAGE_ERRORS: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, ImportError, SystemError,
-    BadZipFile, zlib.error,
+    AttributeError, SyntaxError, BadZipFile, zlib.error,
 )  # fmt: skip
-# Errors of the libraries behind fsspec that do not derive from OSError: module -> base classes.
-_REMOTE_ERRORS = {
+# Errors of decoders, and of the libraries behind fsspec, that derive from none of these: module -> base classes.
+_LIBRARY_ERRORS = {
     "aiohttp": ("ClientError",),
     "azure.core.exceptions": ("AzureError",),
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "ftplib": ("Error",),
     "gcsfs.retry": ("HttpError",),
     "google.auth.exceptions": ("GoogleAuthError",),
     "httpx": ("HTTPError",),
+    "lzma": ("LZMAError",),
     "paramiko": ("SSHException",),
+    "smbprotocol.exceptions": ("SMBException",),
+    "tarfile": ("TarError",),
+    "tokenize": ("TokenError",),
 }
 
 
@@ -57,14 +63,14 @@ def storing(doing: str, advice: str = "") -> Iterator[None]:
         raise
     except MemoryError as error:
         raise CostError(f"{doing}: the memory ran out; close other programs, or use fewer images") from error
-    except _STORAGE_ERRORS + _remote_errors() as error:
+    except _STORAGE_ERRORS + _library_errors() as error:
         end = f"; {advice}" if advice else ""
         raise StorageError(f"{doing}: {str(error) or type(error).__name__}{end}") from error
 
 
-def _remote_errors() -> tuple[type[Exception], ...]:
-    """The errors of those remote libraries that are loaded; the others cannot have raised anything."""
-    loaded = ((sys.modules[module], names) for module, names in _REMOTE_ERRORS.items() if module in sys.modules)
+def _library_errors() -> tuple[type[Exception], ...]:
+    """The errors of those libraries that are loaded; the others cannot have raised anything."""
+    loaded = ((sys.modules[module], names) for module, names in _LIBRARY_ERRORS.items() if module in sys.modules)
     return tuple(getattr(library, name) for library, names in loaded for name in names if hasattr(library, name))
 
 

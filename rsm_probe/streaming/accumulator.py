@@ -121,6 +121,7 @@ class Accumulator(BatchConsumer[PendingProducts]):
         self._backlog = Backlog(lambda batch: self._finish_batch(*batch))
         self._opened = ExitStack()
         execution = Execution(workers=workers, memory=memory)
+        self.workers, self.memory = execution.worker_count, execution.memory_bytes
         self._matcher = self._opened.enter_context(PairMatcher(execution, lambda count: self.on_pairs(count)))
 
     @property

@@ -105,10 +105,7 @@ class Cost:
         Raises:
             CostError: the estimate exceeds `max_hours` or `max_bytes`; the message names cheaper settings.
         """
-        limit = 3600 * (execution.max_hours or 0)
-        execution.require_time(
-            self.seconds, "this sweep", lambda: f"cheaper: {self._cheaper(limit)}; or raise max_hours"
-        )
+        execution.require_time(self.seconds, "this sweep", lambda limit: f"cheaper: {self._cheaper(limit)}")
         if max_bytes is not None and self.bytes > max_bytes:
             raise CostError(
                 f"this sweep would take about {format_bytes(self.bytes)} of memory, above {format_bytes(max_bytes)}; "

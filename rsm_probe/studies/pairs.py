@@ -21,7 +21,7 @@ from rsm_probe.errors import ComparisonError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.on_disk import match_on_disk, open_pairs
-from rsm_probe.runs.fields import Count, FolderOrUrl
+from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.runs.tables import Row, load_table, save_table
@@ -79,6 +79,8 @@ class PairsConfig(TimedStudy):
         default=None,
         description="images in the columns; by default those in the rows, with each pair matched once",
     )
+    # Layers are estimated one by one, in the middle of a run: a default could stop it after hours of work.
+    max_hours: Hours | None = Field(default=None, description="limit for the pairs of one layer and matching")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="type of tokens on disk")
     tile: Count | None = Field(default=None, description="images per side of a tile")
     permutations: bool = Field(default=False, description="also keep the matched locations")

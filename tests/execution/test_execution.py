@@ -16,13 +16,15 @@ from rsm_probe.errors import CostError, ModelError
 from rsm_probe.execution import Execution
 from rsm_probe.runs.study import ModelStudy, TimedStudy
 from rsm_probe.sources import digits
+from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.sweep import SweepConfig
 
 DEFAULTS = {field.name: field.default for field in fields(Execution)}
 # Of every function, the sentences that its docstring shares with the others.
-WORDS = {line.name: "" for line in fields(Execution)} | dict(
+WORDS = dict(
     re.findall(r"(\w+): (.+?)(?=\n\s+\w+:|\n\n)", inspect.getdoc(Execution).split("Attributes:")[1], re.DOTALL)
 )
+assert WORDS.keys() == DEFAULTS.keys()
 
 
 def public_functions():
@@ -73,6 +75,15 @@ def test_configurations_have_the_same_fields_and_defaults():
     assert config == {key: DEFAULTS[key] for key in ("device", "workers", "memory", "max_hours")} | {"device": "auto"}
     assert not ModelStudy.model_fields.keys() & {"max_hours"}  # what is estimated has a limit
     assert TimedStudy.execution_keys >= config.keys()
+
+
+def test_a_study_that_runs_here_keeps_its_limit_whatever_executor_it_is_given():
+    shared = {"models": [{"source": "torchvision:resnet18"}], "images": {"source": "digits"}}
+    with ThreadPoolExecutor(1) as pool:
+        sweep, pairs = (kind.parse(shared | {"study": name}, "it").execution(pool)
+                        for kind, name in ((SweepConfig, "sweep"), (PairsConfig, "pairs")))  # fmt: skip
+        assert (sweep.executor, sweep.max_hours) == (None, 12.0)
+        assert (pairs.executor, pairs.max_hours) == (pool, None)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +143,15 @@ def test_workers_elsewhere_look_for_their_device_themselves():
 
 
 def test_work_beyond_the_limit_is_refused_with_advice():
-    Execution(max_hours=1.0).require_time(3600, "this", lambda: "never asked")
-    Execution(max_hours=None).require_time(1e12, "this", lambda: "never asked")
-    with pytest.raises(CostError, match=r"^this would take about 2\.0 h, above max_hours=1; do less$"):
-        Execution(max_hours=1.0).require_time(7200, "this", lambda: "do less")
+    Execution(max_hours=1.0).require_time(3600, "this", lambda limit: "never asked")
+    Execution(max_hours=None).require_time(1e12, "this", lambda limit: "never asked")
+    with pytest.raises(
+        CostError,
+        match=r"^this would take about 2\.0 h, above max_hours=1; do less than 3600 s, or raise max_hours \(None .*\)$",
+    ):
+        Execution(max_hours=1.0).require_time(7200, "this", lambda limit: f"do less than {limit:g} s")
     with ThreadPoolExecutor(1) as pool:  # how fast it is, is not known
-        Execution(max_hours=1.0, executor=pool).require_time(1e12, "this", lambda: "never asked")
+        Execution(max_hours=1.0, executor=pool).require_time(1e12, "this", lambda limit: "never asked")
 
 
 def test_nothing_is_shown_unless_asked(capfd):

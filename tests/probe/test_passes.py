@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 import rsm_probe
 from rsm_probe import Probe
 from rsm_probe.errors import LayerError, RepresentationError
+from rsm_probe.probe.tracing.inputs import signature
+from rsm_probe.probe.tracing.origins import same_codes
 
 
 class Tower(nn.Module):
@@ -319,3 +321,19 @@ def test_models_of_a_sweep_that_share_layers_are_not_told_of_each_other(recwarn)
     result = rsm_probe.sweep(models, torch.rand(4, 3, 4, 4), ["0", "1"], ("identity",), estimators=("biased",))
     assert result.cka.shape == (6, 6)
     assert not [warning for warning in recwarn if "outside" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [([], {}), ((), []), ([torch.zeros(2)], {0: torch.zeros(2)}), (object(), [])],
+    ids=["list, dict", "tuple, list", "list, mapping", "object, list"],
+)
+def test_calls_of_different_kinds_have_different_signatures(one, other):
+    assert signature((one,), {}, None) != signature((other,), {}, None)
+
+
+def test_origins_on_different_devices_are_unequal_and_no_error():
+    here = torch.zeros(2, dtype=torch.long)
+    assert same_codes(here, here.clone())
+    assert not same_codes(here, here.to("meta"))
+    assert not same_codes(here, torch.zeros(3, dtype=torch.long, device="meta"))

@@ -1,6 +1,7 @@
 """Inputs beside the images: what depends on them says on which, and is read exactly where a layout is given."""
 
 import re
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -208,3 +209,30 @@ def test_words_before_the_image_are_no_prefix():
     kept = probe.representations[layer]
     assert (kept.tokens.shape[1], kept.prefix.shape[1], kept.grid) == (16, 1, (4, 4))
     assert probe.notes[layer].startswith("8 vectors per image belong to the input 'input_ids' of shape (2, 8)")
+
+
+class Untruthful(Mapping):
+    """A mapping without a truth value, as TensorDict is."""
+
+    def __init__(self, **items):
+        self.items_ = items
+
+    def __getitem__(self, key):
+        return self.items_[key]
+
+    def __iter__(self):
+        return iter(self.items_)
+
+    def __len__(self):
+        return 2  # of a batch, whatever it holds
+
+    def __bool__(self):
+        raise RuntimeError("has no truth value")
+
+
+def test_a_mapping_without_a_truth_value_is_an_input_like_any_other():
+    model = Model(lambda net, batch: Untruthful(features=net.stem(batch["pixels"])), stem=nn.Conv2d(3, 4, 1)).eval()
+    pixels = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), Probe(model, "stem") as probe:
+        output = model(Untruthful(pixels=pixels))["features"]
+    assert torch.equal(probe.representations["stem"].tokens, output.flatten(2).mT)

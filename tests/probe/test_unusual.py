@@ -56,7 +56,7 @@ def test_a_layer_that_runs_later_only_is_refused_once():
         with pytest.raises(LayerError, match="'b' never ran"):
             model(images)
         model.deep = True
-        with pytest.raises(RepresentationError, match="call the model again to trace that pass"):
+        with pytest.raises(RepresentationError, match="call the model again, and the new pass is traced"):
             model(images)
         model(images)
         assert list(probe.representations) == ["a", "b"]

@@ -353,7 +353,7 @@ WAYS = [
         written_part(lambda model: None),
     ),
     Way(
-        "call the model again to trace that pass",
+        "call the model again, and the new pass is traced",
         lambda: probed(Sometimes(), "head", times=2, ignore=LayerError),
         lambda m: probed(Sometimes(), ["stem", "hea*"], times=3)["head"],
     ),

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -110,6 +111,25 @@ def test_results_of_earlier_versions_open_and_what_cannot_be_decoded_is_refused(
     (where / "similarity" / "0.0").write_bytes(b"garbage")
     with pytest.raises(StorageError, match="is not a readable Zarr dataset"):
         RSM.open(where)
+
+
+@pytest.mark.parametrize("metadata", ["null", "true", "-1", '"x"'])
+def test_metadata_of_an_earlier_version_that_are_json_of_the_wrong_type(result, metadata):
+    where, content, _ = result
+    restore(where, content)
+    (where / "checksums.json").unlink()
+    (where / ".zmetadata").write_text(f'{{"zarr_consolidated_format": 1, "metadata": {metadata}}}')
+    with pytest.raises(StorageError, match="is not a readable Zarr dataset"):
+        open_dataset(where)
+
+
+def test_an_archive_whose_header_is_cut(tmp_path):
+    file = tmp_path / "sums.npz"
+    text = b"{'descr': '<f4', 'shape': (3,\n"
+    with ZipFile(file, "w") as archive:  # the checksum of the file is right: another program wrote it
+        archive.writestr("good.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(StorageError, match=r"sums\.npz"):
+        load_arrays(file)
 
 
 # Arrays in one file

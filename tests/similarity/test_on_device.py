@@ -6,12 +6,13 @@ import time
 import warnings
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from stores import captured
+from stores import Watching, assert_same, captured
 
 from rsm_probe import all_pairs, nearest, rsm
 from rsm_probe.errors import CostError, ModelError
@@ -380,3 +381,25 @@ def test_on_cuda_kernel_and_threads_agree_with_the_cpu(size):
     for name in methods:
         np.testing.assert_allclose(found[name], expected, atol=3e-6 * norms(x, y).max(), err_msg=name)
     np.testing.assert_array_equal(rsm(x, y).values, rsm(x, y).values)
+
+
+@pytest.mark.parametrize("damage", [None, "product/c/0/1"])
+def test_what_a_device_began_it_continues_to_the_same_bits(tmp_path, damage):
+    layer, out = captured(tmp_path / "x.zarr", tokens(8, 3).cpu()), tmp_path / "p.zarr"
+    run = partial(all_pairs, layer, matching=DEVICE, device=HERE.type, tile=4)
+    expected = run()
+    if damage is None:  # interrupted after the first of three tiles
+        with pytest.raises(RuntimeError, match="power"):
+            run(out=out, executor=Watching(1, RuntimeError("power")))
+    else:
+        run(out=out)
+        (out / damage).unlink()
+    assert_same(run(out=out), expected)
+
+
+def test_nearest_images_of_captures_on_the_default_device_are_those_of_all_pairs(tmp_path):
+    x, y = (
+        captured(tmp_path / f"{name}.zarr", tokens(count, 4, seed=count).cpu()) for name, count in (("x", 3), ("y", 9))
+    )
+    near, pairs = nearest(x, y, k=2, kernel="linear"), all_pairs(x, y)["product"].values
+    np.testing.assert_array_equal(near["index"].values, np.argsort(-pairs, axis=1, kind="stable")[:, :2])

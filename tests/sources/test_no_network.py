@@ -24,6 +24,7 @@ class Watched(type(constants)):
         super().__setattr__(name, value)
 constants.__class__ = Watched
 seen = {}
+assert not opened, opened
 for source in sys.argv[1:]:
     opened.clear(), changes.clear()
     rsm_probe.load_model(source, weights=None)

@@ -1,12 +1,13 @@
 """The recipes that come with the project, and the command that reads them."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 from torch import nn
 from typer.testing import CliRunner
 
-from rsm_probe.cli import app
+from rsm_probe.cli import app, train
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ModelError
 from rsm_probe.execution.devices import find_device
@@ -36,6 +37,7 @@ def test_command_trains_on_the_device_that_it_is_told(monkeypatch, tmp_path):
         assert CliRunner().invoke(app, command).exit_code == 0
         assert (find_device(options[-1] if options else "auto"),) in devices
         devices.clear()
+    assert inspect.signature(train).parameters["device"].default == "auto"
     refused = CliRunner().invoke(app, ["train", str(FILES[0]), "--device", "abacus"]).exception
     assert isinstance(refused, ModelError)
     assert "'abacus'" in str(refused)

@@ -1,6 +1,7 @@
 """Chunks on disk: what is there, what is missing, what was damaged, and who may write."""
 
 import json
+import lzma
 import os
 import pickle
 import signal
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from tarfile import TarError
+from tokenize import TokenError
 from types import SimpleNamespace
 from zipfile import BadZipFile
 
@@ -177,6 +180,15 @@ def test_errors_of_object_stores_are_storage_errors(monkeypatch):
         EOFError(),
         KeyError("shape"),
         TypeError("list"),
+        AttributeError("'NoneType' object has no attribute 'pop'"),
+        OverflowError("shape"),
+        RuntimeError("codec"),
+        SystemError("Blosc"),
+        ImportError("codec"),
+        SyntaxError("header"),
+        lzma.LZMAError("torn"),
+        TokenError("header"),
+        TarError("torn"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -189,7 +201,7 @@ def test_what_libraries_raise_at_damaged_files_is_a_storage_error(error):
     assert caught.value.__cause__ is error
 
 
-@pytest.mark.parametrize("error", [AttributeError, NameError, AssertionError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [NameError, AssertionError, KeyboardInterrupt, SystemExit])
 def test_errors_of_programs_and_interruptions_are_not_damage(error):
     with pytest.raises(error), storing("cannot open it"):
         raise error

@@ -362,4 +362,6 @@ def test_datasets_that_are_saved_at_once_all_keep_their_empty_chunks(dataset, tm
         first.add_done_callback(lambda _: first_saved.set())
         assert first_entered.wait(10)
         pool.submit(save_dataset, tmp_path / "second.zarr", dataset).result()
+        first.result()
     assert settings == [True]
+    assert all(open_dataset(tmp_path / f"{name}.zarr").identical(dataset) for name in ("first", "second"))

@@ -80,17 +80,20 @@ def _named_leaves(
     name: str, value: Any, in_list: bool = False, holders: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, Any, bool]]:
     """As `leaves`, each with its name and whether it is an item of a list. Empty lists are leaves themselves."""
-    if not isinstance(value, Mapping | list | tuple) or not value:
+    holds = isinstance(value, Mapping | list | tuple)
+    # Not `if not value`: a TensorDict has no truth value, and its length is a batch size.
+    items = list(value.items() if isinstance(value, Mapping) else enumerate(value)) if holds else []
+    if not items:
         yield name, value, in_list
         return
     if id(value) in holders or len(holders) == _DEEPEST:
         raise NestingError(f"a {type(value).__name__} contains itself, or is nested more than {_DEEPEST} levels deep")
-    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+    for key, item in items:
         yield from _named_leaves(f"{name}[{key!r}]", item, isinstance(value, list | tuple), (*holders, id(value)))
 
 
 def leaves(value: Any) -> list[Any]:
-    """The values inside lists, tuples and mappings, in order.
+    """The values inside lists, tuples and mappings, in order; an empty one is itself a value.
 
     Raises:
         NestingError: a list or mapping contains itself, or is nested too deeply.
@@ -131,14 +134,15 @@ def find_images(values: tuple[Any, ...]) -> Inputs:
 
 def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: Tensor | None) -> tuple[Any, ...]:
     """Identifies the kind of a forward pass by names, shapes, and the values of integers, flags and texts."""
-    return tuple((name, *_traits(leaf, leaf is grids)) for name, leaf, _ in _named_arguments(args, kwargs))
+    named = _named_arguments(args, kwargs)
+    return tuple((name, in_list, *_traits(leaf, leaf is grids)) for name, leaf, in_list in named)
 
 
 def _traits(leaf: Any, is_grid: bool) -> tuple[Any, ...]:
     if not isinstance(leaf, Tensor):
-        return (leaf,) if isinstance(leaf, bool | int | float | str | None) else ()
+        return (leaf,) if isinstance(leaf, bool | int | float | str | None) else (type(leaf).__name__,)
     if leaf.is_nested:
-        return ()
+        return ("nested",)
     whole = not leaf.is_floating_point() and not leaf.is_complex() and not leaf.is_quantized
     plain = leaf.layout == torch.strided and not leaf.is_meta
     shows_values = whole and plain and (is_grid or leaf.numel() <= _MOST_VALUES)

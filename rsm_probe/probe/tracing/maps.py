@@ -155,8 +155,9 @@ class Grids:
         if len(spatial) > 1 and (larger := resized(origin, spatial)) is not None:
             return larger.unsqueeze(1).expand(output.shape)
         for axis, size in enumerate(spatial, start=1):
-            nearest = torch.arange(size, device=origin.device) * origin.shape[axis] // size
-            origin = origin.index_select(axis, nearest)
+            if origin.shape[axis] != size:
+                nearest = torch.arange(size, device=origin.device) * origin.shape[axis] // size
+                origin = origin.index_select(axis, nearest)
         return compact(origin).unsqueeze(1).expand(output.shape)
 
     def enlarged(self, codes: Origin, before: Origin) -> Origin:

@@ -177,7 +177,8 @@ def same_codes(one: Origin, other: Origin) -> bool:
     """Whether two origins are equal."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return one is other
-    return one is other or torch.equal(held_once(one), held_once(other))
+    # Origins stay where the image was, so two can lie on different devices, which `torch.equal` refuses to compare.
+    return one is other or (one.device == other.device and torch.equal(held_once(one), held_once(other)))
 
 
 def of_reduction(origin: Tensor, dims: Any, shape: Sequence[int]) -> Origin:

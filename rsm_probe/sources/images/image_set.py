@@ -158,7 +158,7 @@ class ImageSet:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest(parts: Iterable[bytes]) -> str:
+def digest(parts: Iterable[bytes | memoryview]) -> str:
     """Hash byte strings, including their boundaries (SHA-256)."""
     total = hashlib.sha256()
     for part in parts:
@@ -166,6 +166,6 @@ def digest(parts: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def pixel_bytes(image: Image.Image | Tensor) -> bytes:
+def pixel_bytes(image: Image.Image | Tensor) -> bytes | memoryview:
     """The values of an image as bytes."""
     return tensor_bytes(image) if isinstance(image, Tensor) else np.asarray(image).tobytes()

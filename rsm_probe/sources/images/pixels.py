@@ -52,15 +52,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"mode {image.mode!r} cannot be converted to RGB ({error}); save it as RGB") from error
 
 
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """The values of a tensor of any layout, as bytes."""
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The values of a tensor of any layout, as bytes, without a copy where they lie in main memory."""
     plain = tensor.detach()
     if plain.is_quantized:
         plain = plain.dequantize()
     elif plain.layout != torch.strided:
         plain = plain.to_dense()
     # View the values as bytes, because NumPy lacks some number formats of PyTorch.
-    return plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

@@ -24,7 +24,7 @@ from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.execution.devices import find_device
 from rsm_probe.sources.images.decoded_batches import MEMORY, augmented, batches, in_memory, shuffled
 from rsm_probe.sources.images.image_set import ImageSet
-from rsm_probe.sources.images.registry import named_images
+from rsm_probe.sources.images.registry import EMBEDDED
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.tensor_files import read_tensors
 from rsm_probe.sources.training.networks import NetworkConfig, build_network
@@ -192,9 +192,9 @@ def _training_images(config: TrainingConfig, progress: bool, memory: int) -> tup
     """Load the images to train on, those to test on, and the pixels of the former if they fit into memory."""
     if not config.steps:
         return *splits(config), None
-    if named_images(config.images).on_disk:
+    if config.images not in EMBEDDED:
         return _decoded_images(config, progress, memory)
-    # Generated images depend only on the recipe, so seeds trained one after another share them.
+    # Embedded images depend only on the recipe, so seeds trained one after another share them.
     key = config.model_copy(update={"network": NetworkConfig(), "steps": 10})
     return _drawn_images(key, False, memory)
 
