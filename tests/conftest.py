@@ -19,9 +19,20 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 
 
+# The files that take longest come first: at the end, one process would have nothing else to do.
+LONGEST = ["test_documents.py", "test_on_device.py", "test_experiments.py", "test_allpairs.py", "test_cli.py",
+           "test_device.py", "test_nearest.py", "test_continued_pairs.py", "test_simd.py"]  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has pytest-xdist, where it is used, keep the order of the files; by itself it begins with those of most tests."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks first: they take minutes, for which one process would have nothing else to do at the end."""
-    items.sort(key=lambda item: item.path.name != "test_documents.py")
+    """The longest files first."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture

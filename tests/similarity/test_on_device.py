@@ -35,6 +35,8 @@ HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter takes milliseconds for a bid.
 GAP = 1e-3
 DEVICE, CPU = Auction(GAP, where="device"), Auction(1e-9, where="cpu")
+# Without estimates, which match some pairs more.
+pairs_on_device = partial(all_pairs, matching=DEVICE, device=HERE.type, max_hours=None)
 METHODS = {"optimal": DEVICE, "identity": Identity(), "greedy": Greedy(), "exact": CPU}
 
 
@@ -134,7 +136,7 @@ def test_a_device_that_is_out_of_memory_gets_half_of_the_pairs_and_says_so(monke
     layers = captured(tmp_path / "x.zarr", x), captured(tmp_path / "y.zarr", y)
     work = {
         "in memory": lambda: products_of(x.to(HERE), y.to(HERE), methods={"optimal": DEVICE})["optimal"],
-        "tiles": lambda: all_pairs(*layers, matching=DEVICE, device=HERE.type, tile=4)["product"].values,
+        "tiles": lambda: pairs_on_device(*layers, tile=4)["product"].values,
         "search": lambda: nearest(*layers, k=3, matching=DEVICE, device=HERE.type)["product"].values,
     }[path]
     ample = work()
@@ -214,7 +216,9 @@ def test_halves_come_in_order_and_other_errors_pass():
 def test_tiles_and_search_on_a_device_give_what_the_cpu_gives(tmp_path):
     x, y = tokens(5, 4).cpu(), tokens(4, 4, seed=1).cpu()
     layer, other = captured(tmp_path / "x.zarr", x), captured(tmp_path / "y.zarr", y)
-    found, exact = (all_pairs(layer, other, matching=m, permutations=True) for m in (DEVICE, CPU))
+    found, exact = (
+        all_pairs(layer, other, matching=m, permutations=True, max_hours=None) for m in (DEVICE, CPU)
+    )
     assert_close(found["product"].values, exact["product"].values, x, y)
     assert (found["bound"].values >= exact["product"].values - 1e-9).all()
     assert (found["bound"].values - found["product"].values <= GAP * norms(x, y) * (1 + 1e-5)).all()
@@ -385,8 +389,8 @@ def test_on_cuda_kernel_and_threads_agree_with_the_cpu(size):
 
 @pytest.mark.parametrize("damage", [None, "product/c/0/1"])
 def test_what_a_device_began_it_continues_to_the_same_bits(tmp_path, damage):
-    layer, out = captured(tmp_path / "x.zarr", tokens(8, 3).cpu()), tmp_path / "p.zarr"
-    run = partial(all_pairs, layer, matching=DEVICE, device=HERE.type, tile=4)
+    layer, out = captured(tmp_path / "x.zarr", tokens(6, 3).cpu()), tmp_path / "p.zarr"
+    run = partial(pairs_on_device, layer, tile=3)
     expected = run()
     if damage is None:  # interrupted after the first of three tiles
         with pytest.raises(RuntimeError, match="power"):
