@@ -216,9 +216,7 @@ def test_halves_come_in_order_and_other_errors_pass():
 def test_tiles_and_search_on_a_device_give_what_the_cpu_gives(tmp_path):
     x, y = tokens(5, 4).cpu(), tokens(4, 4, seed=1).cpu()
     layer, other = captured(tmp_path / "x.zarr", x), captured(tmp_path / "y.zarr", y)
-    found, exact = (
-        all_pairs(layer, other, matching=m, permutations=True, max_hours=None) for m in (DEVICE, CPU)
-    )
+    found, exact = (all_pairs(layer, other, matching=m, permutations=True, max_hours=None) for m in (DEVICE, CPU))
     assert_close(found["product"].values, exact["product"].values, x, y)
     assert (found["bound"].values >= exact["product"].values - 1e-9).all()
     assert (found["bound"].values - found["product"].values <= GAP * norms(x, y) * (1 + 1e-5)).all()
