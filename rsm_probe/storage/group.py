@@ -82,7 +82,7 @@ class StoredGroup:
                 raise StorageError(
                     f"{where} must be a store of kind {kind!r}, {but}; choose another path, or remove {where}"
                 )
-            store = cls(zarr.open_group(store_at(where), mode="r+" if writable else "r"), where)
+            store = cls(zarr.open_group(store_at(where), mode="r+" if writable else "r", zarr_format=3), where)
         if stored is None:  # the process was killed before it wrote the kind
             store.set({"kind": kind})
         return store

@@ -22,8 +22,11 @@ from rsm_probe.pairs.tile_plan import Plan
 TILE = 6
 
 
-@pytest.mark.parametrize("matching", ["optimal", "identity", "greedy", "batch-optimal", "translation", "scipy", "lap"])
-@pytest.mark.parametrize("centering", [None, "location-mean", "channel-mean"])
+@pytest.mark.parametrize(
+    ("matching", "centering"),
+    [(name, None) for name in ("optimal", "identity", "greedy", "batch-optimal", "translation", "scipy", "lap")]
+    + [(name, mean) for name in ("optimal", "identity", "translation") for mean in ("location-mean", "channel-mean")],
+)
 def test_one_set_as_in_memory(layer, matching, centering):
     found = rsm_probe.rsm(layer, matching=matching, centering=centering)
     expected = rsm_probe.rsm(layer.tokens(), matching=matching, centering=centering, ids=layer.ids, grid=layer.grid)
