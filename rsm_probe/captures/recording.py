@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from rsm_probe.captures.writer import CaptureWriter
 from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import ModelError, RepresentationError, StorageError
 from rsm_probe.execution.execution import Execution
-from rsm_probe.forward.layer_stream import LayerStream, layer_names
+from rsm_probe.forward.layer_stream import LayerStream, layer_names, reading_settings, readings_of
 from rsm_probe.probe.layers import Layers
+from rsm_probe.probe.representation import Layout
 from rsm_probe.sources.images.any_images import as_images
 from rsm_probe.sources.loading import load_model
+from rsm_probe.sources.models.reading import Forward, Reading, require_continuable
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.differences import as_stored, has_settings
 from rsm_probe.storage.disk_space import require_space
@@ -31,6 +35,11 @@ def capture(
     *,
     dtype: str | torch.dtype = "float32",
     batch_size: int = 64,
+    tokens: str | Sequence[str] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+    forward: Forward | None = None,
+    method: str | None = None,
+    inputs: str | Sequence[str] | None = None,
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> Capture:
@@ -46,6 +55,13 @@ def capture(
         out: a folder, or a URL of a file system that fsspec knows.
         dtype: of tokens on disk: "float32", "float16" or "bfloat16". Half precision takes half the space.
         batch_size: images per forward pass.
+        tokens: which vectors of a layer are kept: "locations" (the default), "class" for the class token, or "mean",
+            "max" or "gem" over locations; or several of these, which are layers such as `blocks.3@class`.
+        layouts: how to read outputs of layers, as in `Probe`.
+        forward: makes the call from the module and a batch, where it takes more than a batch of images. A capture
+            resumes only with a function that can be imported from a module.
+        method: the method whose calls are forward passes, as in `Probe`.
+        inputs: the inputs that hold images, as in `Probe`.
         device: "auto" for a GPU if there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
             where they are, and moves layers of captures to a GPU if there is one.
         progress: show the estimated cost and progress bars.
@@ -62,7 +78,8 @@ def capture(
         StorageError: `out` holds another capture (the message says what differs), is being written by another process,
             cannot be written, or the disk is too small.
     """
-    return capture_layers(model, images, layers, out, dtype, batch_size, Execution(device, progress=progress))
+    reading = Reading(None, layouts, method, forward, inputs, tokens)
+    return capture_layers(model, images, layers, out, dtype, batch_size, reading, Execution(device, progress=progress))
 
 
 def capture_layers(
@@ -72,9 +89,10 @@ def capture_layers(
     out: str | Path,
     dtype: str | torch.dtype,
     batch_size: int,
+    reading: Reading,
     execution: Execution,
 ) -> Capture:
-    """See `capture`."""
+    """See `capture`; `reading` holds what is said of all models, apart from their layers."""
     where = path_or_url(out)
     stored_as = DTYPES.get(str(dtype).removeprefix("torch."))
     if stored_as is None:
@@ -82,6 +100,8 @@ def capture_layers(
     require_whole(batch_size, "batch_size", 1, RepresentationError)
     layers = layer_names(layers)
     loaded, image_set = load_model(model), as_images(images)
+    models = {loaded.name: loaded}
+    readings = readings_of(models, replace(reading, layers=layers))
     # The device of a model is not checked here: a model without values is refused below, by the name of its layer.
     device = loaded.device if execution.device is None else execution.device_or("cpu", ModelError)
     settings = as_stored(
@@ -94,6 +114,7 @@ def capture_layers(
             "dtype": str(stored_as).removeprefix("torch."),
             "batch_size": batch_size,
             "device": device.type,
+            **reading_settings(models, readings),
         }
     )
     # Refuse or read an existing capture without a lock and without writing.
@@ -102,13 +123,14 @@ def capture_layers(
         has_settings(existing, settings, "capture", {"image": image_set.ids})
         if is_whole(existing, image_set.ids, image_set.labels):
             return Capture(existing)
+        require_continuable(where, readings)
     with ChunkStore.writing(where, KIND) as store:
         has_settings(store, settings, "capture", {"image": image_set.ids})
         writer = CaptureWriter(store, image_set.ids, image_set.labels, batch_size, stored_as)
         if store.finished:  # only names may be missing
             writer.put_names()
         if not is_whole(store, image_set.ids, image_set.labels):
-            stream = LayerStream({loaded.name: loaded}, image_set, layers, execution.device)
+            stream = LayerStream(models, image_set, readings, execution.device)
             with stream.evaluating():
                 _record(stream, writer, settings, execution)
     return Capture.open(where)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rsm_probe.forward.token_kinds import SEPARATOR
 from rsm_probe.probe.representation import Representation
 
 # (model, layer) as the layer was taken -> the layer's name in the finished pass.
@@ -63,4 +64,5 @@ def finished_name(layer: str, layers: Collection[str]) -> str:
         layer: its name while the pass runs.
         layers: all layer names of a finished pass.
     """
-    return layer if layer in layers else f"{layer}#0"
+    module, separator, kind = layer.rpartition(SEPARATOR)
+    return layer if layer in layers else f"{module}#0{separator}{kind}" if separator else f"{layer}#0"

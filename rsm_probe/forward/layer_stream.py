@@ -16,13 +16,16 @@ from rsm_probe.checks import require_text, require_texts
 from rsm_probe.errors import LayerError, ModelError, did_you_mean
 from rsm_probe.execution.devices import find_device
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerConsumer, LayerNames
+from rsm_probe.forward.token_kinds import kind_name, of_kind, token_kinds
 from rsm_probe.probe.layers import Layers
+from rsm_probe.probe.options import matching_patterns
 from rsm_probe.probe.probe import Probe
 from rsm_probe.probe.representation import Representation
 from rsm_probe.probe.wrappers import evaluating
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.preprocessing import prepared, warn_of_plain_pixels
+from rsm_probe.sources.models.reading import Reading
 
 # The number of images that show the shapes of the layers before long work starts. It is a prime that hardly ever
 # divides a number of tokens, so that the image axis is clear, even for later batches as long as a sequence.
@@ -37,12 +40,12 @@ class LayerStream:
     Args:
         models: name -> model.
         images: the image set from which `feed` takes batches.
-        layers: as in `Probe`, for all models; or model name -> layers.
+        readings: model name -> how the model is called and its layers are read; see `readings_of`.
         device: the device to move the models to; None leaves them where they are.
 
     Raises:
         LayerError: a name matches no layer; no hook has been set in this case.
-        ModelError: `layers` is a mapping in which a model is missing or unknown; the device is not available.
+        ModelError: the device is not available.
         ImageError: the first image cannot be read.
 
     Warns:
@@ -53,18 +56,29 @@ class LayerStream:
         self,
         models: Mapping[str, LoadedModel],
         images: ImageSet,
-        layers: Layers | Mapping[str, Layers],
+        readings: Mapping[str, Reading],
         device: str | torch.device | None = None,
     ) -> None:
         target = None if device is None else find_device(device, ModelError)
-        by_model = _by_model(layers, models)
-        self.models, self.images = models, images
+        self.models, self.images, self.readings = models, images, readings
+        self._kinds = {name: token_kinds(reading.tokens) for name, reading in readings.items()}
         self._consumer: LayerConsumer
         self._probes: dict[str, Probe] = {}
+        matched: set[str] = set()
         for name, model in models.items():
             if target is not None:
                 model.module.to(target)
-            self._probes[name] = Probe(model.module, by_model[name], reduce=partial(self._hand_over, name))
+            reading = readings[name]
+            layers, layouts = reading.layers or "blocks", reading.layouts
+            if layouts and model.reading.layouts is None:  # said of all models, of which not all have these layers
+                there = matching_patterns(Probe(model.module, layers).selections, layouts)
+                matched.update(there)
+                layouts = {pattern: layouts[pattern] for pattern in there}
+            self._probes[name] = Probe(model.module, layers, layouts=layouts, reduce=partial(self._hand_over, name))
+        for name, model in models.items():
+            common = readings[name].layouts if model.reading.layouts is None else None
+            if unmatched := {pattern: layout for pattern, layout in (common or {}).items() if pattern not in matched}:
+                Probe(model.module, readings[name].layers or "blocks", layouts=unmatched)  # says what it has instead
         warn_of_plain_pixels(models.values(), images)
 
     @contextmanager
@@ -100,8 +114,12 @@ class LayerStream:
             # Set hooks only while their own model runs, because models may share modules. With several models, copy
             # the batch for each, because a model may modify it in place.
             with torch.no_grad(), probe:
-                model.module(ready[key].to(model.device, copy=len(self.models) > 1))
-            names |= {(name, taken_as): layer for layer, taken_as in probe.representations.items()}
+                self.readings[name].call(model.module, ready[key].to(model.device, copy=len(self.models) > 1))
+            names |= {
+                (name, kind_name(taken_as, kind)): kind_name(layer, kind)
+                for layer, taken_as in probe.representations.items()
+                for kind in self._kinds[name]
+            }
         consumer.end(names)
 
     def sample(self, numbers: np.ndarray) -> LayerSample:
@@ -112,7 +130,12 @@ class LayerStream:
 
     def _hand_over(self, model: str, layer: str, representation: Representation) -> str:
         """Passes a layer to the consumer, and returns its name at this moment for `Probe.representations`."""
-        self._consumer.take(model, layer, representation)
+        for kind in self._kinds[model]:
+            try:
+                vectors = of_kind(representation, kind)
+            except LayerError as error:
+                raise LayerError(f"layer {layer!r} of model {model!r}: {error}") from None
+            self._consumer.take(model, kind_name(layer, kind), vectors)
         return layer
 
 
@@ -162,13 +185,39 @@ def layer_names(layers: Any, what: str = "layers") -> str | list[str]:
     )
 
 
-def _by_model(layers: Layers | Mapping[str, Layers], models: Mapping[str, LoadedModel]) -> Mapping[str, Layers]:
-    if not isinstance(layers, Mapping):
-        return dict.fromkeys(models, layers)
-    for name in [*models, *layers]:
-        if name not in layers:
+def readings_of(
+    models: Mapping[str, LoadedModel], common: Reading, layers: Mapping[str, Layers] | None = None
+) -> dict[str, Reading]:
+    """How each model is read: what is said beside it, else what is said of all.
+
+    Args:
+        models: name -> model.
+        common: what is said of all models.
+        layers: model name -> layers, for all models, before what is said beside them.
+
+    Raises:
+        ModelError: `layers` lacks a model, or names an unknown one.
+        LayerError: `tokens` are unknown.
+    """
+    for name in () if layers is None else (*models, *layers):
+        if layers is not None and name not in layers and models[name].reading.layers is None:
             raise ModelError(f"layers= has no entry for model {name!r}; it has entries for {', '.join(layers)}")
         if name not in models:
             near = did_you_mean(str(name), models)
             raise ModelError(f"layers= has an entry for unknown model {name!r}{near}; models are: {', '.join(models)}")
-    return layers
+    token_kinds(common.tokens)
+    readings = {}
+    for name, model in models.items():
+        named = None if layers is None else layers.get(name)
+        readings[name] = model.reading.over(common if named is None else replace(common, layers=named))
+    return readings
+
+
+def reading_settings(models: Mapping[str, LoadedModel], readings: Mapping[str, Reading]) -> dict[str, Any]:
+    """What a stored result keeps of how models are read, beside the layers of all; {} where nothing was said."""
+    said: dict[str, dict[str, Any]] = {}
+    for name, reading in readings.items():
+        own = models[name].reading.layers
+        if settings := reading.settings() | ({} if own is None else {"layers": own}):
+            said[name] = settings
+    return {"readings": said} if said else {}

@@ -224,7 +224,7 @@ class Experiment(Runner[C]):
         for name, images in self.images(entry).items():
             file = capture_folder(self.folder, number, title, name)
             captures[name] = Capture.open(file) if model is None else capture_layers(
-                model, images, self.layers(title), file, study.dtype, study.batch_size, self.execution
+                model, images, self.layers(title), file, study.dtype, study.batch_size, study.reading(), self.execution
             )  # fmt: skip
         layers = {name: self.choose_layers(captured) for name, captured in captures.items()}
         published = entry.source if entry.weights == "default" and title != entry.control_title else None
@@ -239,7 +239,9 @@ class Experiment(Runner[C]):
         return self._sets[source]
 
     def _owner(self, layers: Mapping[str, Mapping[str, CapturedLayer]]) -> str:
-        settings = self.study.model_dump(mode="json", exclude={"models", *self.study.execution_keys})
+        settings = self.study.model_dump(
+            mode="json", exclude={"models", *self.study.reading_keys, *self.study.execution_keys}
+        )
         contents = {name: [layer.provenance for layer in captured.values()] for name, captured in layers.items()}
         return hashlib.sha256(json.dumps([settings, contents], sort_keys=True).encode()).hexdigest()
 

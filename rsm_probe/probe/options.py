@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -70,6 +70,18 @@ class Options:
         return next((layout for pattern, layout in self.layouts.items() if _is_named(selection, call, pattern)), None)
 
 
+def matching_patterns(selections: Sequence[Selection], patterns: Iterable[str]) -> list[str]:
+    """Those of some names and globs, as `layouts` takes them, that match a layer."""
+    return [
+        pattern
+        for pattern in patterns
+        if any(
+            _is_named(s, None, pattern) or (s.call is None and fnmatch.fnmatch(s.label, _OF_A_CALL.sub("", pattern)))
+            for s in selections
+        )
+    ]
+
+
 def _require_layouts(layouts: Mapping[str, Layout], selections: Sequence[Selection]) -> None:
     if not isinstance(layouts, Mapping):
         raise LayerError(
@@ -78,10 +90,7 @@ def _require_layouts(layouts: Mapping[str, Layout], selections: Sequence[Selecti
         )
     for pattern, layout in layouts.items():
         require_text(pattern, "a layer's name in layouts", LayerError)
-        module = _OF_A_CALL.sub("", pattern)
-        if not any(
-            _is_named(s, None, pattern) or (s.call is None and fnmatch.fnmatch(s.label, module)) for s in selections
-        ):
+        if not matching_patterns(selections, [pattern]):
             near = did_you_mean(pattern, [selection.label for selection in selections])
             raise LayerError(f"layouts: no probed layer matches {pattern!r}{near}")
         if not isinstance(layout, str) or layout not in get_args(Layout):

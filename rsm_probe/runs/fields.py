@@ -11,7 +11,9 @@ from rsm_probe.checks import brief
 from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.errors import ConfigError, RsmProbeError, repeated
 from rsm_probe.execution.amounts import parse_bytes
+from rsm_probe.forward.token_kinds import token_kinds
 from rsm_probe.matching.registry import get_matching
+from rsm_probe.probe.representation import Layout
 from rsm_probe.similarity.kernels import get_kernel
 from rsm_probe.sources.images.limits import MOST_PIXELS
 from rsm_probe.storage.paths import file_name, local_folder, path_or_url
@@ -101,9 +103,20 @@ Hours = Annotated[float, Field(gt=0, allow_inf_nan=False, description="null for 
 Memory = Annotated[str | int, BeforeValidator(_number), BeforeValidator(_checked(_amount))]
 # Distinct names
 Layers = Annotated[str | tuple[str, ...], AfterValidator(_checked(_layers)), Distinct]
+Tokens = Annotated[
+    str | tuple[str, ...] | None,
+    AfterValidator(_checked(token_kinds)),
+    Field(description="vectors to compare: locations, class, mean, max, gem, or several of these"),
+]
 Matchings = Annotated[tuple[str, ...], AfterValidator(each(get_matching)), Distinct]
 Kernels = Annotated[tuple[str, ...], AfterValidator(each(get_kernel)), Distinct]
 Estimators = Annotated[tuple[str, ...], AfterValidator(each(get_estimator)), Distinct]
+# How models are called and read
+Layouts = Annotated[
+    dict[str, Layout] | None, Field(description="layer name or glob -> how to read its output, such as NTC or NHWC")
+]
+Method = Annotated[str | None, Field(description="method whose calls are forward passes, such as encode_image")]
+Inputs = Annotated[str | tuple[str, ...] | None, Field(description="inputs that hold images; by default all")]
 # Destinations
 Folder = Annotated[str, AfterValidator(_checked(lambda value: local_folder(value, "the folder")))]
 FolderOrUrl = Annotated[str, AfterValidator(_checked(lambda value: path_or_url(value, "the destination")))]

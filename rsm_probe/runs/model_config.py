@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,10 +15,11 @@ from rsm_probe.config import Config, read_yaml
 from rsm_probe.errors import LayerError, repeated
 from rsm_probe.execution.execution import Execution
 from rsm_probe.probe.probe import Probe
-from rsm_probe.runs.fields import Distinct, Layers, Seed
+from rsm_probe.runs.fields import Distinct, Inputs, Layers, Layouts, Method, Seed, Tokens
 from rsm_probe.sources import TrainingConfig, build_network, train_or_load
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.sources.models.reading import Reading
 from rsm_probe.sources.training.trained_network import load_trained
 from rsm_probe.storage.paths import file_name
 
@@ -43,6 +45,10 @@ class ModelConfig(Config):
     )
     part: str = Field(default="", description="submodule to use instead of the whole model, such as an image tower")
     layers: Layers | None = Field(default=None, description="layers of this model; by default those of the study")
+    tokens: Tokens = None
+    layouts: Layouts = None
+    method: Method = None
+    inputs: Inputs = None
     recipe: TrainingConfig | None = Field(default=None, description="train a small network instead of loading one")
     seeds: Annotated[tuple[Seed, ...], Distinct] = Field(
         default=(0,), min_length=1, description="seeds of the recipe or of random weights; one model per seed"
@@ -111,6 +117,11 @@ class ModelConfig(Config):
         own = layers if self.layers is None else self.layers
         return own if isinstance(own, str) else list(own)
 
+    @property
+    def reading(self) -> Reading:
+        """How the models are called and their layers are read, apart from their layers."""
+        return Reading(None, self.layouts, self.method, None, self.inputs, self.tokens)
+
     def load(
         self, networks: Path, execution: Execution | None = None
     ) -> Iterator[tuple[str, LoadedModel, float | None]]:
@@ -135,15 +146,17 @@ class ModelConfig(Config):
             wanted.append((self.control_title, self.seeds[0], None, untrained))
         for title, seed, weights, recipe in wanted:
             if recipe is None:
-                yield title, load_model(self.source or "", weights, self.name, seed, part=self.part), None
+                model = load_model(self.source or "", weights, self.name, seed, part=self.part)
+                yield title, replace(model, reading=self.reading), None
                 continue
             file = networks / f"{file_name(title)}.safetensors"
             loaded, accuracy = train_or_load(recipe, seed, file, execution.device, execution.progress)
             for dilated in self.dilated:
                 if dilated:
-                    yield f"{title}{DILATED}{dilated}", load_trained(file, dilated=dilated), None
+                    other = replace(load_trained(file, dilated=dilated), reading=self.reading)
+                    yield f"{title}{DILATED}{dilated}", other, None
                 else:
-                    yield title, loaded, accuracy
+                    yield title, replace(loaded, reading=self.reading), accuracy
 
 
 def control_title(name: str) -> str:

@@ -24,13 +24,26 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.compute import rsm
-from rsm_probe.runs.fields import Count, Folder, Hours, Kernels, Layers, Matchings, Memory
+from rsm_probe.runs.fields import (
+    Count,
+    Folder,
+    Hours,
+    Inputs,
+    Kernels,
+    Layers,
+    Layouts,
+    Matchings,
+    Memory,
+    Method,
+    Tokens,
+)  # fmt: skip
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, check_models, load_models
 from rsm_probe.runs.provenance import provenance
 from rsm_probe.runs.run_folder import claimed, require_free, run_folder
 from rsm_probe.similarity.centering import Centering
 from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.sources.models.reading import Reading
 from rsm_probe.storage.files import save_json
 
 
@@ -103,6 +116,10 @@ class ModelStudy(Study):
     models: Annotated[tuple[ModelConfig, ...], ToldApart] = Field(min_length=1)
     images: ImagesConfig
     layers: Layers = Field(default="blocks", description="layers of models without layers: of their own")
+    tokens: Tokens = None
+    layouts: Layouts = None
+    method: Method = None
+    inputs: Inputs = None
     matchings: Matchings = Field(default=("identity", "optimal"), min_length=1)
     kernels: Kernels = Field(default=("cosine",), min_length=1)
     centering: Centering | None = "location-mean"
@@ -115,6 +132,13 @@ class ModelStudy(Study):
     )
 
     execution_keys: ClassVar[frozenset[str]] = frozenset({"device", "workers", "memory", "networks"})
+
+    # Captures and sweeps keep them in their own settings.
+    reading_keys: ClassVar[frozenset[str]] = frozenset({"tokens", "layouts", "method", "inputs"})
+
+    def reading(self) -> Reading:
+        """How models are called and read, where their entries do not say it."""
+        return Reading(None, self.layouts, self.method, None, self.inputs, self.tokens)
 
     def execution(self, executor: Executor | None = None, progress: bool = False) -> Execution:
         """How the study runs; see `Study.run`."""

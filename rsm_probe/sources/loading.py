@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +11,11 @@ from torch import nn
 
 from rsm_probe.checks import brief, require_seed, require_text
 from rsm_probe.errors import ModelError, did_you_mean
+from rsm_probe.probe.layers import Layers
+from rsm_probe.probe.representation import Layout
 from rsm_probe.sources.models.libraries import LIBRARIES
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
+from rsm_probe.sources.models.reading import Forward, Reading
 from rsm_probe.sources.models.user_functions import built, function_in
 from rsm_probe.sources.models.weights import load_weights
 
@@ -26,6 +29,12 @@ def load_model(
     part: str = "",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    layers: Layers | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+    forward: Forward | None = None,
+    method: str | None = None,
+    inputs: str | Sequence[str] | None = None,
+    tokens: str | Sequence[str] | None = None,
 ) -> LoadedModel:
     """Load a model with its preprocessing, in evaluation mode.
 
@@ -43,6 +52,13 @@ def load_model(
             also takes text.
         allow_pickle: also read checkpoints that hold more than tensors, which can run any code.
         trust_remote_code: let transformers run the code that comes with a model.
+        layers: layers of this model to probe, as in `Probe`; this and what follows is what `sweep` and `capture`
+            take for all models, and holds for this one first.
+        layouts: how to read outputs of layers, as in `Probe`.
+        forward: makes the call from the module and a batch, as in `lambda model, batch: model(batch, timesteps)`.
+        method: the method whose calls are forward passes, as in `Probe`.
+        inputs: the inputs that hold images, as in `Probe`.
+        tokens: "locations", "class", "mean", "max" or "gem", or several of these.
 
     Returns:
         The model.
@@ -51,8 +67,9 @@ def load_model(
         ModelError: the library or model is unknown (the message lists the nearest names), the weights are unavailable
             or do not fit, or the function does not build a module.
     """
+    reading = Reading(layers, layouts, method, forward, inputs, tokens)
     if isinstance(source, LoadedModel):
-        return source
+        return replace(source, reading=reading.over(source.reading)) if reading != Reading() else source
     for text, argument in ((name, "name"), (part, "part")):
         require_text(text, argument, ModelError)
     if seed is not None:
@@ -64,7 +81,7 @@ def load_model(
         loaded = _loaded(source, str(weights) == "default", weights is not None, trust_remote_code)
     if own_weights is not None:
         load_weights(loaded.module, own_weights, allow_pickle)
-    return replace(loaded, name=name or loaded.name, module=_part(loaded.module, part))
+    return replace(loaded, name=name or loaded.name, module=_part(loaded.module, part), reading=reading)
 
 
 def _loaded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ from rsm_probe.errors import ImageError, LayerError, ModelError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import available_cores
-from rsm_probe.forward.layer_stream import LayerSample, LayerStream, layer_names
+from rsm_probe.forward.layer_stream import LayerSample, LayerStream, layer_names, reading_settings, readings_of
 from rsm_probe.matching.matching import Matching
 from rsm_probe.probe.layers import Layers
-from rsm_probe.probe.representation import require_finite
+from rsm_probe.probe.representation import Layout, require_finite
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.sources.images.any_images import as_images
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.sources.models.reading import Forward, Reading, require_continuable
 from rsm_probe.storage.differences import as_stored
 from rsm_probe.storage.paths import local_folder
 from rsm_probe.streaming.accumulator import Accumulator
@@ -51,6 +53,11 @@ def sweep(
     estimators: Sequence[str] = ("unbiased", "biased"),
     keep: Sequence[str] = (),
     out: str | Path | None = None,
+    tokens: str | Sequence[str] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+    forward: Forward | None = None,
+    method: str | None = None,
+    inputs: str | Sequence[str] | None = None,
     device: str | torch.device | None = None,
     workers: int | None = None,
     memory: str | int = "2GB",
@@ -77,6 +84,14 @@ def sweep(
         keep: names or globs of layers whose mini-batch RSMs are kept in the result.
         out: a folder for the result and its checkpoints. An interrupted sweep resumes there when it is called again
             with the same settings, and repeats at most one mini-batch.
+        tokens: which vectors of a layer are compared: "locations" (the default), "class" for the class token, or
+            "mean", "max" or "gem" over locations; or several of these, which are layers such as `blocks.3@class` of
+            the result. This and the next four hold for all models; what `load_model` was told of one comes first.
+        layouts: how to read outputs of layers, as in `Probe`; a name or glob need not match layers of every model.
+        forward: makes the call from the module and a batch, where it takes more than a batch of images. A sweep with
+            `out` resumes only with a function that can be imported from a module.
+        method: the method whose calls are forward passes, as in `Probe`.
+        inputs: the inputs that hold images, as in `Probe`.
         device: "auto" for a GPU if there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens
             where they are, and moves layers of captures to a GPU if there is one. Affinities are computed where
             models run, and matched there if the device has a solver.
@@ -101,6 +116,7 @@ def sweep(
     """
     return sweep_layers(
         models, images, layers, matchings, kernels, batch_size, seed, centering, estimators, keep, out,
+        Reading(None, layouts, method, forward, inputs, tokens),
         Execution(device, workers, memory, max_hours, progress=progress),
     )  # fmt: skip
 
@@ -117,9 +133,10 @@ def sweep_layers(
     estimators: Sequence[str],
     keep: Sequence[str],
     out: str | Path | None,
+    reading: Reading,
     execution: Execution,
 ) -> SweepResult:
-    """See `sweep`."""
+    """See `sweep`; `reading` holds what is said of all models, apart from their layers."""
     folder = None if out is None else local_folder(out)
     layers, centering = _checked_layers(layers), check_centering(centering)
     # Check everything that can be checked before loading models, and long before writing anything.
@@ -129,6 +146,9 @@ def sweep_layers(
     loaded, image_set = name_models(models), as_images(images)
     named = [estimator.name for estimator in accumulator.estimators]
     batches = make_batches(image_set, batch_size, seed, named)
+    by_model = layers if isinstance(layers, dict) else None
+    common = reading if isinstance(layers, dict) else replace(reading, layers=layers)
+    readings = readings_of(loaded, common, by_model)
     checkpoint = None
     if folder is not None:
         settings = {
@@ -142,6 +162,7 @@ def sweep_layers(
             "seed": int(seed),
             "centering": centering,
             "keep": accumulator.keep.patterns,
+            **reading_settings(loaded, readings),
         }
         checkpoint = Checkpoint(folder, as_stored(settings))
         if (result := checkpoint.finished()) is not None:
@@ -150,8 +171,9 @@ def sweep_layers(
         stack.callback(accumulator.close)
         begun = checkpoint is not None and checkpoint.begun
         if checkpoint is not None and begun:  # detect a sweep that runs there before any work
+            require_continuable(checkpoint.out, readings)
             stack.enter_context(checkpoint.held())
-        stream = LayerStream(loaded, image_set, layers, execution.device)
+        stream = LayerStream(loaded, image_set, readings, execution.device)
         stack.enter_context(stream.evaluating())
         sample = stream.sample(batches[0])
         cost = _preflight(sample, stream, batches, accumulator, centering, execution)

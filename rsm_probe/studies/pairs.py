@@ -150,7 +150,7 @@ class PairsRunner(Runner[PairsConfig]):
     def _captured(self, title: str, model: LoadedModel, images: ImageSet, side: str) -> Capture:
         return capture_layers(
             model, images, self.layers(title), f"{self.store}/captures/{file_name(title)}{side}.zarr",
-            self.study.dtype, self.study.batch_size, self.execution,
+            self.study.dtype, self.study.batch_size, self.study.reading(), self.execution,
         )  # fmt: skip
 
     def _layer(self, title: str, number: int, x: CapturedLayer, y: CapturedLayer | None) -> Iterator[Row]:

@@ -70,7 +70,8 @@ class SweepRunner(Runner[SweepConfig]):
         study = self.study
         return sweep_layers(
             models, self.images, {title: self.layers(title) for title in models}, study.matchings, study.kernels,
-            study.batch_size, study.seed, study.centering, study.estimators, study.keep, self.folder, self.execution,
+            study.batch_size, study.seed, study.centering, study.estimators, study.keep, self.folder,
+            study.reading(), self.execution,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:

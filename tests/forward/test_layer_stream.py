@@ -8,9 +8,10 @@ from torch import nn
 import rsm_probe
 from rsm_probe import Accumulator, Probe
 from rsm_probe.errors import LayerError, ModelError
-from rsm_probe.forward.layer_stream import LayerStream
+from rsm_probe.forward.layer_stream import LayerStream, readings_of
 from rsm_probe.forward.logits import logits
 from rsm_probe.sources import from_tensor
+from rsm_probe.sources.models.reading import Reading
 from rsm_probe.streaming import Means
 
 
@@ -54,7 +55,9 @@ def pictures(count=20):
 
 def stream_of(*models, images=None, layers="*"):
     named = {f"m{k}": rsm_probe.load_model(model, name=f"m{k}") for k, model in enumerate(models)}
-    return LayerStream(named, pictures() if images is None else images, layers)
+    by_model = layers if isinstance(layers, dict) else None
+    readings = readings_of(named, Reading(None if by_model else layers), by_model)
+    return LayerStream(named, pictures() if images is None else images, readings)
 
 
 def test_a_consumer_hears_of_every_layer_as_it_runs_and_of_its_name_at_the_end():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from rsm_probe.errors import ModelError
 from rsm_probe.sources.images.pixels import tensor_bytes, to_rgb
 from rsm_probe.sources.models.fingerprints import add_value, require_weights, without_addresses
 from rsm_probe.sources.models.libraries import Preprocess
+from rsm_probe.sources.models.reading import Reading
 
 # The preprocessed pixels of this image identify a preprocessing in fingerprints.
 _REFERENCE_IMAGE = Image.fromarray((np.arange(96 * 128 * 3) ** 2 % 251).astype(np.uint8).reshape(96, 128, 3))
@@ -29,6 +30,7 @@ class LoadedModel:
         preprocess: PIL image -> tensor (C, H, W).
         questions: number of questions that the model answers, each by a softmax over an equal share of its outputs.
         default_preprocess: whether the model came without preprocessing and uses `to_tensor`.
+        reading: how the model is called, and how its layers are read, where it differs from that of all models.
     """
 
     name: str
@@ -36,6 +38,7 @@ class LoadedModel:
     preprocess: Preprocess
     questions: int = 1
     default_preprocess: bool = False
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def fingerprint(self) -> str:
