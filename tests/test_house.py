@@ -14,8 +14,8 @@ PACKAGE = Path(rsm_probe.__file__).parent
 # Rooms in the order in which data flow through them. A room may import itself and every room above it in this list.
 ROOMS = [
     "faces", "errors", "checks", "arrays", "config", "execution", "storage", "probe", "sources/images",
-    "sources/models", "sources/training", "sources", "forward", "matching", "similarity", "captures", "pairs", "neighbours",
-    "comparison", "streaming", "figures", "runs", "paper", "studies", "cli",
+    "sources/models", "sources/training", "sources", "forward", "matching", "similarity", "captures", "pairs",
+    "neighbours", "comparison", "streaming", "figures", "runs", "paper", "studies", "cli",
 ]  # fmt: skip
 # Rooms that could be published alone, and the pure ones: what they may import and no more.
 ALLOWED = {
