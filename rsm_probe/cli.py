@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import warnings
@@ -50,6 +51,21 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rsm-probe {importlib.import_module(__package__).__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    """Compare what vision models consider similar."""
+
+
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")],
@@ -90,13 +106,13 @@ def run(
 
 @app.command()
 def figures(run_folder: Annotated[str, typer.Argument(help="the folder of a finished run")]) -> None:
-    """Draw the figures of a finished run again."""
+    """Draw the figures of a finished run again, or say why it has none."""
     from rsm_probe.studies.registry import read_study
 
     folder = local_folder(run_folder, "the run folder")
     if not (folder / "config.yaml").is_file():
         raise StorageError(f"{folder} is not a run folder (it has no config.yaml)")
-    _draw(read_study(folder / "config.yaml"), folder)
+    _draw(read_study(folder / "config.yaml", stored=True), folder)
 
 
 @app.command()
@@ -130,10 +146,10 @@ def layers(
     from rsm_probe.sources.loading import load_model
 
     if model.endswith((".yaml", ".yml")):
-        from rsm_probe.config import read_yaml
+        from rsm_probe.config import ConfigFolder, read_yaml
         from rsm_probe.runs.model_config import ModelConfig
 
-        entry = ModelConfig.parse(read_yaml(model), model)
+        entry = ModelConfig.parse(read_yaml(model), model, ConfigFolder.of(model))
         model, part = entry.source or "", part or entry.part
     loaded = load_model(
         model,
@@ -167,14 +183,14 @@ def train(
     Every minute, and at an interruption, the partly trained network is saved next to the final file. Run the same
     command again to continue; the weights will be the same as without an interruption.
     """
-    from rsm_probe.config import read_yaml
+    from rsm_probe.config import ConfigFolder, read_yaml
     from rsm_probe.errors import ModelError
     from rsm_probe.execution.devices import find_device
     from rsm_probe.sources import TrainingConfig, train_or_load
 
     find_device(device, ModelError)
     folder = local_folder(out, "--out")
-    recipe = TrainingConfig.parse(read_yaml(config), str(config))
+    recipe = TrainingConfig.parse(read_yaml(config), str(config), ConfigFolder.of(config))
     for seed in seeds:
         file = folder / f"{config.stem}-{seed}.safetensors"
         with _continuable():
@@ -196,8 +212,11 @@ def _layer_table(layers: Sequence[LayerInfo]) -> Iterator[str]:
 def _draw(study: Study, folder: Path) -> None:
     from rsm_probe.runs.run_folder import save_figures
 
-    for file in save_figures(study, folder):
+    files = list(save_figures(study, folder))
+    for file in files:
         typer.echo(f"figure: {file} (and .pdf)")
+    if not files:
+        typer.echo(f"no figures to draw: {study.why_no_figures(folder)}")
 
 
 @contextmanager

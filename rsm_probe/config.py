@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Self, get_args
+from typing import Annotated, Any, NoReturn, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from rsm_probe.checks import brief, require_text
-from rsm_probe.errors import ConfigError, did_you_mean
+from rsm_probe.errors import ConfigError, RsmProbeError, did_you_mean
 
 # Limits far above any real configuration, which takes a few kilobytes, some hundred values and a handful of levels.
 _MOST_BYTES = 1 << 20
@@ -26,10 +37,116 @@ _LONGEST_TEXT = 4096
 _MOST_LINES, _LONGEST_LINE = 20, 2000
 
 
+@dataclass(frozen=True, eq=False)
+class ConfigFolder:
+    """The folder of a configuration file, to which the paths written in it are relative.
+
+    A path that does not exist there is relative to the working directory, as on the command line.
+
+    Attributes:
+        folder: the folder; None for data that were not read from a file, whose paths are taken as written.
+        notes: what to tell the user about paths that were looked up, one sentence per path.
+    """
+
+    folder: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, file: str | Path) -> ConfigFolder:
+        """The folder of a configuration file."""
+        return cls(Path(os.path.abspath(file)).parent)
+
+    # Where a configuration was read does not make it a different one.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfigFolder)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def nested(self, file: str | Path) -> ConfigFolder:
+        """The folder of a configuration that this one names; notes are shared."""
+        return ConfigFolder(Path(os.path.abspath(file)).parent, self.notes)
+
+    def resolve(self, written: str) -> str:
+        """A path that can be opened: absolute where it lies in this folder, otherwise as written."""
+        if self.folder is None or not written or os.path.isabs(written) or "://" in written:
+            return written
+        beside, here = self.folder / written, Path(written)
+        try:
+            if not beside.exists():
+                if here.exists():
+                    self._note(
+                        f"{written!r} is not in {self.folder}, so {here.absolute()} is used: paths in a "
+                        f"configuration are relative to it; write {os.path.relpath(here, self.folder)!r}"
+                    )
+                return written
+            if here.exists():
+                if here.samefile(beside):
+                    return written
+                self._note(
+                    f"{written!r} is both in {self.folder}, the folder of the configuration, and in "
+                    f"{Path.cwd()}, the working directory; the first is used"
+                )
+        except (OSError, ValueError):  # a name that no file can have; whoever opens it says so
+            return written
+        return os.path.normpath(beside)
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    @contextmanager
+    def both_places(self, *written: str | None) -> Iterator[None]:
+        """Add to errors in which folders these paths were looked up, if they are in neither."""
+        try:
+            yield
+        except RsmProbeError as error:
+            for path in written:
+                if self.folder and path and os.path.normpath(path) in str(error) and not os.path.lexists(path):
+                    raise type(error)(
+                        f"{error}: {path!r} is neither in {self.folder}, the folder of the configuration, nor in "
+                        f"{Path.cwd()}, the working directory"
+                    ) from None
+            raise
+
+
+def config_path(written: str, info: ValidationInfo) -> str:
+    """Validate a path by `ConfigFolder.resolve`, with the folder that `Config.parse` was given."""
+    return info.context.resolve(written) if isinstance(info.context, ConfigFolder) else written
+
+
+def read_nested(file: str, info: ValidationInfo) -> tuple[dict[str, Any], ConfigFolder]:
+    """Read a configuration that another one names; its own paths are relative to its own folder.
+
+    Raises:
+        ConfigError: see `read_yaml`; the message names both folders in which a missing file was looked up.
+    """
+    home = info.context if isinstance(info.context, ConfigFolder) else ConfigFolder()
+    path = home.resolve(file)
+    with home.both_places(file):
+        data = read_yaml(path)
+    return data, home if home.folder is None else home.nested(path)
+
+
+# The path of a file or folder that is read.
+ConfigPath = Annotated[str, AfterValidator(config_path)]
+
+
 class Config(BaseModel):
     """Base of all configurations: rejects unknown keys; frozen after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    _home: ConfigFolder = PrivateAttr(default_factory=ConfigFolder)
+
+    def model_post_init(self, context: Any) -> None:
+        """Remember where the configuration was read, for messages about its paths."""
+        if isinstance(context, ConfigFolder):
+            self._home = context
+
+    def naming_paths(self, *paths: str | None) -> AbstractContextManager[None]:
+        """See `ConfigFolder.both_places`."""
+        return self._home.both_places(*paths)
 
     @field_validator("*", mode="after")
     @classmethod
@@ -43,12 +160,13 @@ class Config(BaseModel):
         return value
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any], where: str = "the configuration") -> Self:
+    def parse(cls, data: Mapping[str, Any], where: str = "the configuration", home: ConfigFolder | None = None) -> Self:
         """Validate plain data.
 
         Args:
             data: keys and values, as read from YAML.
             where: source of the data, for messages (such as the path of a file).
+            home: the folder to which paths are relative; by default they are taken as written.
 
         Raises:
             ConfigError: lists every mistake with its position, what was expected and the nearest valid key.
@@ -56,7 +174,7 @@ class Config(BaseModel):
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where} must hold keys and values, found {brief(data)} ({type(data).__name__})")
         try:
-            return cls.model_validate(dict(data))
+            return cls.model_validate(dict(data), context=home)
         except ValidationError as error:
             items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
             # pydantic reports a mistake in an item again, in different words, for the list that contains it.

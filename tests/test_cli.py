@@ -16,6 +16,7 @@ import yaml
 from moments import exit_code, signal_itself_at
 from PIL import Image
 
+from rsm_probe import __version__
 from rsm_probe.cli import main
 from rsm_probe.sources import IMAGE_SETS, ImageSet, NamedImageSet
 from rsm_probe.studies import STUDIES, read_study
@@ -106,6 +107,20 @@ def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
     xr.open_zarr(run_folder / "result.zarr")["cka"].load()
     # How a run is carried out may change, and it is still the same run.
     cli("run", changed(tmp_path / "same.yaml", workers=1, memory="200MB"), "--out", run_folder, "--no-figures")
+
+
+def test_the_version_is_shown():
+    assert cli("--version").stdout == f"rsm-probe {__version__}\n"
+
+
+def test_a_run_without_figures_says_why(tmp_path):
+    model = {"name": "net", "source": "timm:test_resnet", "weights": None}
+    config = changed(tmp_path / "c.yaml", models=[model], keep=[], kernels=["linear"], matchings=["identity"])
+    done = cli("run", config, "--out", tmp_path / "out", "--no-progress")
+    for text in (done.stdout, cli("figures", tmp_path / "out").stdout):
+        assert "no figures to draw: figures compare identity with a second matching" in text
+        assert "matchings: identity and kept no RSMs" in text
+    assert not (tmp_path / "out" / "figures").exists()
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError
 
 import rsm_probe
-from rsm_probe.config import Config, read_yaml
+from rsm_probe.config import Config, ConfigFolder, read_yaml
 from rsm_probe.errors import ConfigError
 from rsm_probe.sources import TrainingConfig
 from rsm_probe.studies.registry import STUDIES, read_study
@@ -231,15 +231,14 @@ def test_keys_that_are_no_text_are_placed(tmp_path):
     assert "keys should be strings" in refused(read_yaml(tmp_path / "c.yaml"))
 
 
-def test_configurations_that_come_with_the_project_are_valid(monkeypatch):
+def test_configurations_that_come_with_the_project_are_valid():
     root = Path(rsm_probe.__file__).parent.parent
-    monkeypatch.chdir(root)  # some name others, as seen from there
     files = sorted((root / "configs").glob("*.yaml"))
     assert files
     for file in files:
         data = read_yaml(file)
         config = STUDIES[data["study"]] if "study" in data else TrainingConfig
-        parsed = config.parse(data, str(file))
+        parsed = config.parse(data, str(file), ConfigFolder.of(file))
         assert config.parse(yaml.safe_load(parsed.to_yaml())) == parsed
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rsm_probe.config import Config
+from rsm_probe.config import Config, ConfigPath, config_path
 from rsm_probe.runs.fields import Count, Edge, Images, Seed
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.registry import IMAGE_SETS, named_images
@@ -20,7 +20,7 @@ class ImagesConfig(Config):
         default="all",
         description="split of a set with splits, or of a folder with train/ and test/ or val/",
     )
-    root: str = Field(default="data", description="folder of a published data set")
+    root: ConfigPath = Field(default="data", description="folder of a published data set")
     annotations: str = Field(
         default="EgoObjectsV1_unified_eval.json", description="egoobjects: the annotation file within root:"
     )
@@ -33,6 +33,11 @@ class ImagesConfig(Config):
     )
     seed: Seed = Field(default=0, description="seed of generated images and of the random sample")
     strict: bool = Field(default=False, description="raise an error for a broken file instead of leaving it out")
+
+    @field_validator("source")
+    @classmethod
+    def _beside_the_configuration(cls, source: str, info: ValidationInfo) -> str:
+        return source if source in IMAGE_SETS else config_path(source, info)
 
     @model_validator(mode="after")
     def _fitting(self) -> ImagesConfig:
@@ -55,4 +60,5 @@ class ImagesConfig(Config):
             ImageError: a missing or empty folder, broken files with `strict`, or unsuitable options.
         """
         options = self.model_dump(exclude={"source"})
-        return named_images(self.source).load(path=self.source, progress=progress, **options)
+        with self.naming_paths(self.source, self.root):
+            return named_images(self.source).load(path=self.source, progress=progress, **options)

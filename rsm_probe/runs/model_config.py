@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from rsm_probe.config import Config, read_yaml
+from rsm_probe.config import Config, config_path, read_nested
 from rsm_probe.errors import LayerError, repeated
 from rsm_probe.execution.execution import Execution
 from rsm_probe.probe.probe import Probe
@@ -29,6 +29,8 @@ DILATED = "-dilated"
 _PARTIAL = ".partial"
 # Longer names do not fit in a figure.
 _LONGEST_NAME = 500
+# Libraries whose models may be local folders.
+_LOCAL_FOLDERS = ("hf", "hf-classifier")
 
 
 class ModelConfig(Config):
@@ -61,10 +63,23 @@ class ModelConfig(Config):
     )
     control: bool = Field(default=False, description="also use the untrained model, as NAME-untrained")
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _from_file(cls, data: Any) -> Any:
-        return read_yaml(data) if isinstance(data, str) else data
+    def _from_file(cls, data: Any, handler: Any, info: ValidationInfo) -> Any:
+        if not isinstance(data, str):
+            return handler(data)
+        content, home = read_nested(data, info)
+        return cls.parse(content, data, home)
+
+    @field_validator("source", "weights")
+    @classmethod
+    def _beside_the_configuration(cls, written: str | None, info: ValidationInfo) -> str | None:
+        if written is None or written == "default":
+            return written
+        library, colon, title = written.partition(":")
+        if colon and library in _LOCAL_FOLDERS:
+            return f"{library}:{config_path(title, info)}"
+        return written if colon and info.field_name == "source" else config_path(written, info)
 
     @field_validator("source")
     @classmethod
@@ -146,7 +161,8 @@ class ModelConfig(Config):
             wanted.append((self.control_title, self.seeds[0], None, untrained))
         for title, seed, weights, recipe in wanted:
             if recipe is None:
-                model = load_model(self.source or "", weights, self.name, seed, part=self.part)
+                with self.naming_paths(self.source, self.weights):
+                    model = load_model(self.source or "", weights, self.name, seed, part=self.part)
                 yield title, replace(model, reading=self.reading), None
                 continue
             file = networks / f"{file_name(title)}.safetensors"

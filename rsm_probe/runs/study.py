@@ -93,6 +93,10 @@ class Study(Config):
             StorageError: the run is not finished, or its result is damaged.
         """
 
+    def why_no_figures(self, out: Path) -> str:
+        """Say why `figures` draws nothing for a finished run."""
+        return f"study: {self.study} draws no figures with these settings"
+
     def has_begun(self, out: Path) -> bool:
         """Whether a folder holds computed results; until then its settings may change."""
         return False

@@ -105,6 +105,15 @@ class PairsConfig(TimedStudy):
             )
         return self
 
+    def why_no_figures(self, out: Path) -> str:
+        """See `Study.why_no_figures`."""
+        if self.database is not None:
+            return (
+                "RSMs are drawn for one set of images, and this run matched images: with database:; pairs.csv lists "
+                "the pairs of every layer, which rsm_probe.RSM.from_pairs reads"
+            )
+        return f"the RSMs of all images need more than memory: {self.memory}; raise it in {out / 'config.yaml'}"
+
     def runner(self, out: Path, execution: Execution | None = None) -> PairsRunner:
         """See `ModelStudy.runner`."""
         return PairsRunner(self, out, execution)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import ChainMap
 from pathlib import Path
 from typing import Any
 
 from rsm_probe.checks import brief
-from rsm_probe.config import read_yaml
+from rsm_probe.config import ConfigFolder, read_yaml
 from rsm_probe.errors import ConfigError, did_you_mean
 from rsm_probe.paper.registry import EXPERIMENTS, PaperConfig
 from rsm_probe.runs.study import Study
@@ -21,8 +22,15 @@ STUDIES: ChainMap[str, type[Any]] = ChainMap(
 )
 
 
-def read_study(path: str | Path) -> Study:
+def read_study(path: str | Path, *, stored: bool = False) -> Study:
     """Read a study from its YAML configuration; the key `study` selects its type.
+
+    Paths in it are relative to its folder, or else to the working directory, which is mentioned in a warning. Folders
+    that a study writes (`networks`, `store`) are relative to the working directory, as on the command line.
+
+    Args:
+        path: the YAML file.
+        stored: read the `config.yaml` of a run folder, whose paths were resolved when the run began.
 
     Raises:
         ConfigError: the file is not readable, the study is unknown, or a key, type or value is wrong.
@@ -32,5 +40,8 @@ def read_study(path: str | Path) -> Study:
     if not isinstance(name, str) or name not in STUDIES:
         problem = f"found {brief(name)}{did_you_mean(brief(name), STUDIES)}" if "study" in data else "but it is missing"
         raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {problem}")
-    study: Study = STUDIES[name].parse(data, str(path))
+    home = ConfigFolder() if stored else ConfigFolder.of(path)
+    study: Study = STUDIES[name].parse(data, str(path), home)
+    for note in home.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
     return study

@@ -39,6 +39,13 @@ class SweepConfig(TimedStudy):
         """See `Study.has_begun`."""
         return (out / "checkpoint" / "settings.json").exists() or (out / "result.zarr").exists()
 
+    def why_no_figures(self, out: Path) -> str:
+        """See `Study.why_no_figures`."""
+        return (
+            f"figures compare identity with a second matching, and this run has matchings: {', '.join(self.matchings)}"
+            " and kept no RSMs (keep:); result.zarr holds the CKA of all layers"
+        )
+
     @property
     def architectures(self) -> list[Architecture] | None:
         """Models grouped by architecture; None if a name is unknown until its model is loaded."""

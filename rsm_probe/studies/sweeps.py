@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rsm_probe.config import read_yaml
+from rsm_probe.config import read_nested
 from rsm_probe.errors import ConfigError
 from rsm_probe.runs.fields import folder_names
 from rsm_probe.runs.several import Results, SeveralStudies
@@ -31,8 +32,17 @@ class SweepsConfig(SeveralStudies):
 
     @field_validator("sweeps", mode="before")
     @classmethod
-    def _from_file(cls, sweeps: Any) -> Any:
-        return folder_names(read_yaml(sweeps).get("sweeps") if isinstance(sweeps, str) else sweeps, _TAKEN)
+    def _from_file(cls, sweeps: Any, info: ValidationInfo) -> Any:
+        if not isinstance(sweeps, str):
+            return folder_names(sweeps, _TAKEN)
+        data, home = read_nested(sweeps, info)
+        # Parsed here, because the paths in that file are relative to its own folder.
+        named = folder_names(data.get("sweeps"), _TAKEN)
+        return (
+            {name: SweepConfig.parse(sweep, f"{sweeps}: sweeps.{name}", home) for name, sweep in named.items()}
+            if isinstance(named, Mapping)
+            else named
+        )
 
     @model_validator(mode="after")
     def _comparable(self) -> SweepsConfig:

@@ -89,6 +89,10 @@ class ApproximationConfig(ExperimentConfig):
         """All methods to compare."""
         return list(self.methods().values())
 
+    def why_no_figures(self, out: Path) -> str:
+        """See `Study.why_no_figures`."""
+        return f"figures show identity and semantic matchings, and this run has matchings: {', '.join(self.matchings)}"
+
     def runner(self, out: Path, execution: Execution | None = None) -> ApproximationRunner:
         """See `ModelStudy.runner`."""
         return ApproximationRunner(self, out, execution)

@@ -7,7 +7,7 @@ import os
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from rsm_probe.checks import brief
-from rsm_probe.config import Config
+from rsm_probe.config import Config, ConfigPath, config_path
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.limits import in_bytes, require_drawn, require_edge
@@ -35,7 +35,7 @@ class TrainingConfig(Config):
         description="digits, scenes, cluttered, photos, cifar100, or the path of a folder that holds train/<class>/ "
         "and, with the same classes, test/, val/ or validation/",
     )
-    root: str = Field(default="data", description="the folder that holds cifar-100-python")
+    root: ConfigPath = Field(default="data", description="the folder that holds cifar-100-python")
     size: PositiveInt = Field(default=32, description="edge of the images in pixels; others are resized and cropped")
     count: PositiveInt = Field(
         default=_DRAWN, description="how many scenes or crops to draw; other sets are used whole"
@@ -60,13 +60,13 @@ class TrainingConfig(Config):
 
     @field_validator("images")
     @classmethod
-    def _known(cls, images: str) -> str:
+    def _known(cls, images: str, info: ValidationInfo) -> str:
         # A name without a path separator is a typo rather than a path.
         trainable = [name for name, named in IMAGE_SETS.items() if named.trainable]
         if images not in trainable and not {"/", os.sep} & set(images):
             names = ", ".join(repr(name) for name in trainable)
             raise ValueError(f"input should be {names} or the path of a folder, such as './{images}'")
-        return images
+        return images if images in trainable else config_path(images, info)
 
     @field_validator("steps")
     @classmethod
@@ -102,14 +102,15 @@ def splits(config: TrainingConfig) -> tuple[ImageSet, ImageSet]:
         ImageError: images are missing or do not suit their options, or the two splits have different classes.
     """
     images = named_images(config.images)
-    train, test = (
-        # A broken file raises in the first epoch; verifying all files beforehand would take as long.
-        images.load(
-            path=config.images, root=config.root, split=split, size=config.size, count=count if images.drawn else None,
-            seed=seed, verify=False,
-        )
-        for split, count, seed in (("train", config.count, 0), ("test", min(config.count, _HELD_OUT), 1))
-    )  # fmt: skip
+    with config.naming_paths(config.images, config.root):
+        train, test = (
+            # A broken file raises in the first epoch; verifying all files beforehand would take as long.
+            images.load(
+                path=config.images, root=config.root, split=split, size=config.size,
+                count=count if images.drawn else None, seed=seed, verify=False,
+            )
+            for split, count, seed in (("train", config.count, 0), ("test", min(config.count, _HELD_OUT), 1))
+        )  # fmt: skip
     differing = sorted(set(train.labels) ^ set(test.labels)) if images is FOLDER else []
     if differing:
         where = train.name if differing[0] in train.labels else test.name
