@@ -40,8 +40,10 @@ def test_one_set_as_in_memory(layer, matching, centering):
         np.testing.assert_allclose(found.with_kernel(kernel).values, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
 
 
-@pytest.mark.parametrize("locations", [9, 5, 12])
-@pytest.mark.parametrize("matching", ["optimal", "identity", "greedy"])
+@pytest.mark.parametrize(
+    ("locations", "matching"),
+    [(9, "optimal"), (5, "optimal"), (12, "optimal"), (9, "identity"), (12, "identity"), (5, "greedy"), (12, "greedy")],
+)
 def test_two_sets_as_in_memory(layer, tmp_path, locations, matching):
     other = captured(tmp_path / "d.zarr", tokens(13, locations, seed=1), "base")
     centering = "channel-mean" if locations == 9 else None

@@ -207,9 +207,10 @@ def test_parts_of_other_networks_or_images_are_not_taken(finished, tmp_path):
     ("name", "settings"),
     [
         ("translation", {"matchings": ("late-interaction",), "kernels": ("cosine", "rbf")}),
-        ("translation", {"matchings": ("optimal", "pooled")}),  # nothing to gain over
+        # Nothing to gain over.
+        pytest.param("translation", {"matchings": ("optimal", "pooled")}, marks=pytest.mark.slow),
         ("retrieval", {"matchings": ("optimal", "pooled")}),
-        ("outputs", {"matchings": ("optimal", "pooled")}),
+        pytest.param("outputs", {"matchings": ("optimal", "pooled")}, marks=pytest.mark.slow),
         ("outputs", {"matchings": ("pooled",)}),
     ],
 )
