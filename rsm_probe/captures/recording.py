@@ -35,6 +35,8 @@ def capture(
     *,
     dtype: str | torch.dtype = "float32",
     batch_size: int = 64,
+    ids: Sequence[str] | None = None,
+    labels: Any = None,
     tokens: str | Sequence[str] | None = None,
     layouts: Mapping[str, Layout] | None = None,
     forward: Forward | None = None,
@@ -55,6 +57,8 @@ def capture(
         out: a folder, or a URL of a file system that fsspec knows.
         dtype: of tokens on disk: "float32", "float16" or "bfloat16". Half precision takes half the space.
         batch_size: images per forward pass.
+        ids: one name per image, in place of numbers or file names.
+        labels: one label per image, as text or whole numbers, in place of those that are known.
         tokens: which vectors of a layer are kept: "locations" (the default), "class" for the class token, or "mean",
             "max" or "gem" over locations; or several of these, which are layers such as `blocks.3@class`.
         layouts: how to read outputs of layers, as in `Probe`.
@@ -79,6 +83,7 @@ def capture(
             cannot be written, or the disk is too small.
     """
     reading = Reading(None, layouts, method, forward, inputs, tokens)
+    images = as_images(images, ids=ids, labels=labels)
     return capture_layers(model, images, layers, out, dtype, batch_size, reading, Execution(device, progress=progress))
 
 

@@ -53,6 +53,8 @@ def sweep(
     estimators: Sequence[str] = ("unbiased", "biased"),
     keep: Sequence[str] = (),
     out: str | Path | None = None,
+    ids: Sequence[str] | None = None,
+    labels: Any = None,
     tokens: str | Sequence[str] | None = None,
     layouts: Mapping[str, Layout] | None = None,
     forward: Forward | None = None,
@@ -84,6 +86,8 @@ def sweep(
         keep: names or globs of layers whose mini-batch RSMs are kept in the result.
         out: a folder for the result and its checkpoints. An interrupted sweep resumes there when it is called again
             with the same settings, and repeats at most one mini-batch.
+        ids: one name per image, in place of numbers or file names.
+        labels: one label per image, as text or whole numbers, in place of those that are known.
         tokens: which vectors of a layer are compared: "locations" (the default), "class" for the class token, or
             "mean", "max" or "gem" over locations; or several of these, which are layers such as `blocks.3@class` of
             the result. This and the next four hold for all models; what `load_model` was told of one comes first.
@@ -115,7 +119,8 @@ def sweep(
         MatchingError: an unknown matching, or tokens too large to match.
     """
     return sweep_layers(
-        models, images, layers, matchings, kernels, batch_size, seed, centering, estimators, keep, out,
+        models, as_images(images, ids=ids, labels=labels), layers, matchings, kernels, batch_size, seed, centering,
+        estimators, keep, out,
         Reading(None, layouts, method, forward, inputs, tokens),
         Execution(device, workers, memory, max_hours, progress=progress),
     )  # fmt: skip

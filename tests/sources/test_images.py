@@ -235,7 +235,7 @@ def test_tensor_takes_ids_and_labels():
     assert (list(images.ids), list(images.labels)) == (["x", "y"], ["cat", "dog"])
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 4), (4,), (2, 3, 4, 4, 1), (0, 3, 4, 4), (2, 3, 0, 4)])
+@pytest.mark.parametrize("shape", [(3, 4, 4), (4,), (2, 3, 4, 4, 1, 1), (0, 3, 4, 4), (2, 3, 0, 4)])
 def test_tensor_of_another_shape_is_refused(shape):
     with pytest.raises(ImageError, match=rf"\(N, C, H, W\), found \({', '.join(map(str, shape))},?\)"):
         from_tensor(torch.zeros(shape))

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from rsm_probe.errors import ImageError, look_up
-from rsm_probe.sources.images.folders import read_rgb
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.pixels import read_rgb
 
 _EGOOBJECTS = "https://github.com/facebookresearch/EgoObjects"
 # Frames are resized to this 16:9 size (paper, appendix D.1, where 1080 is misprinted as 1028).

@@ -1,8 +1,9 @@
-"""Make image sets from a folder, a tensor, a data set, or the name of an embedded set."""
+"""Make image sets from folders, files, tensors, arrays, data sets, or the names of embedded sets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from os.path import exists
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from torch.utils.data import DataLoader
 from rsm_probe.arrays import real_array, require_dense
 from rsm_probe.checks import brief, require_texts
 from rsm_probe.errors import ImageError, did_you_mean
-from rsm_probe.sources.images.dataset_items import labels_of
-from rsm_probe.sources.images.folders import folder
+from rsm_probe.sources.images.dataset_items import as_texts, image_of, labels_of
+from rsm_probe.sources.images.folders import folder, from_paths
 from rsm_probe.sources.images.image_set import ImageSet, digest, pixel_bytes
+from rsm_probe.sources.images.pixel_arrays import as_float_tensor, in_order, picture, recognised_axes
 
 # Number of images of a data set that are read for its fingerprint.
 _FINGERPRINTED = 256
@@ -25,18 +27,70 @@ _FINGERPRINTED = 256
 _MOST_IMAGES = 10**8
 
 
-def as_images(images: Any) -> ImageSet:
+def as_images(
+    images: Any,
+    *,
+    ids: Sequence[str] | None = None,
+    labels: Any = None,
+    image_key: str | int | None = None,
+    axes: str | None = None,
+) -> ImageSet:
     """Turn anything that holds images into an `ImageSet`.
+
+    Tensors are ready for the models; pictures (files, PIL images, arrays of bytes) pass each model's own preprocessing.
 
     Args:
         images: an `ImageSet`; the name of an embedded set ("digits", "scenes", "cluttered", "photos"); the path of a
-            folder; a tensor (N, C, H, W) that is ready for the models; or a data set with `__len__` and `__getitem__`
-            that gives images or (image, label) pairs, like those of torchvision. Wrap items of other kinds in an
-            `ImageSet`.
+            folder, or a list of paths of images; a tensor (N, C, H, W), (N, C, T, H, W) or (N, C, D, H, W); a NumPy
+            array of bytes (pictures) or numbers (ready), whose axes are recognised with a warning; a list of images; or
+            a data set with `__len__` and `__getitem__`, like those of torchvision, Hugging Face and MONAI. Its items
+            are images, tuples that contain one in any order, or mappings with a name such as `image`.
+        ids: one name per image, as text; numbers or file names by default.
+        labels: one label per image, as text or whole numbers, in place of those that are known.
+        image_key: name or index of the image within the items of a data set, if it cannot be recognised.
+        axes: the axes of a tensor or array, one letter each: N for images, C for channels, D, T, F, H and W, as in
+            "NHWC"; the images are then (N, C, ...), or (N, ...) without C, as in "NFT" for spectrograms.
 
     Raises:
         ImageError: the value is none of these; the message says what to give instead.
+
+    Warns:
+        UserWarning: what the axes of an array are read as.
     """
+    image_set = _image_set(images, image_key, axes)
+    if image_key is not None and not is_data_set(images):
+        raise ImageError(f"image_key= names the image within items of a data set, not of {type(images).__name__}")
+    if axes is not None and not isinstance(images, Tensor | np.ndarray):
+        raise ImageError(f"axes= names the axes of a tensor or an array, not of {type(images).__name__}")
+    return named(image_set, ids, labels)
+
+
+def named(images: ImageSet, ids: Sequence[str] | None, labels: Any) -> ImageSet:
+    """Give images other ids and labels.
+
+    Args:
+        images: the image set.
+        ids: one name per image; None leaves them.
+        labels: one label per image, as text or whole numbers; None leaves them.
+
+    Raises:
+        ImageError: they are not text that can be stored, repeat ids, or differ in number from the images.
+    """
+    if ids is not None and len(ids := require_texts(ids, "ids", ImageError)) != len(images):
+        raise ImageError(f"{len(ids)} ids for {len(images)} images")
+    parts: dict[str, Any] = {} if ids is None else {"ids": ids}
+    if labels is not None:
+        parts["labels"] = require_texts(as_texts(labels), "labels", ImageError)
+    return replace(images, **parts) if parts else images
+
+
+def is_data_set(images: Any) -> bool:
+    """Whether a value is read item by item, by index."""
+    sequence = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    return sequence and not isinstance(images, Mapping | str | bytes | bytearray | Tensor | np.ndarray | ImageSet)
+
+
+def _image_set(images: Any, image_key: str | int | None, axes: str | None) -> ImageSet:
     from rsm_probe.sources.images.registry import EMBEDDED
 
     if isinstance(images, ImageSet):
@@ -53,10 +107,11 @@ def as_images(images: Any) -> ImageSet:
             )
         return folder(path)
     if isinstance(images, Tensor | np.ndarray):
-        return from_tensor(images)
-    sequence = hasattr(images, "__len__") and hasattr(images, "__getitem__")
-    if sequence and not isinstance(images, Mapping | bytes | bytearray):
-        return from_dataset(images)
+        return from_tensor(images, axes=axes)
+    if isinstance(images, list | tuple) and images and all(isinstance(item, str | Path) for item in images):
+        return from_paths(images)
+    if is_data_set(images):
+        return from_dataset(images, image_key=image_key)
     raise ImageError(f"cannot take images from {type(images).__name__}; {_instead_of(images)}")
 
 
@@ -71,47 +126,94 @@ def _instead_of(images: Any) -> str:
     return "images are read by index, and more than once; give a list, or a data set with a length"
 
 
-def from_tensor(tensor: Tensor | np.ndarray, ids: Sequence[str] | None = None, labels: Sequence[str] = ()) -> ImageSet:
-    """Make an image set from a tensor (N, C, H, W) of images that are ready for the models.
+def from_tensor(
+    tensor: Tensor | np.ndarray,
+    ids: Sequence[str] | None = None,
+    labels: Sequence[str] = (),
+    *,
+    axes: str | None = None,
+) -> ImageSet:
+    """Make an image set from a tensor or array of images: (N, C, H, W), (N, C, T, H, W), or as `axes` says.
 
-    float64, NumPy's default, becomes float32, which models take.
+    Tensors and arrays of a floating-point type are ready for the models; float64, NumPy's default, becomes float32.
+    Arrays of bytes are pictures, which pass each model's own preprocessing. Axes of arrays are recognised by the number
+    of colours.
 
     Args:
-        tensor: preprocessed images of a floating-point type.
+        tensor: the images.
         ids: one name per image; numbers by default.
         labels: one label per image, if known.
+        axes: one letter per axis; see `as_images`.
 
     Raises:
         ImageError: the tensor has another number of axes, is empty, holds integers, or has no plain values (a sparse
-            one, for example); ids or labels are not text, repeat ids, or differ in number from the images.
+            one, for example); the axes of an array cannot be told; ids or labels are not text, repeat ids, or differ in
+            number from the images.
+
+    Warns:
+        UserWarning: what the axes of an array are read as.
     """
+    pictures = isinstance(tensor, np.ndarray) and tensor.dtype == np.uint8
     if isinstance(tensor, Tensor):
         require_dense(tensor, "the tensor of images", ImageError)
     else:
-        # Contiguous, because PyTorch does not support negative strides.
-        tensor = torch.from_numpy(np.ascontiguousarray(real_array(tensor, "the array of images", ImageError)))
-    if tensor.ndim != 4 or 0 in tensor.shape:
-        raise ImageError(f"a tensor of images must have shape (N, C, H, W), found {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
+        tensor = real_array(tensor, "the array of images", ImageError)
+    spectrograms = " (name the axes of spectrograms: axes='NFT')" if tensor.ndim == 3 and not pictures else ""
+    if 0 in tensor.shape or not (tensor.ndim in (4, 5) or (tensor.ndim == 3 and (pictures or axes is not None))):
         raise ImageError(
-            f"a tensor of images must hold floating-point values that are ready for the models, found {tensor.dtype}; "
-            f"give `.float()`, scaled and normalised as in the models' training"
+            f"a tensor of images must have shape (N, C, H, W), found {tuple(tensor.shape)}; clips and volumes have "
+            f"(N, C, T, H, W){spectrograms}"
         )
-    pixels = tensor.detach().to(torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)
-    names = [str(k) for k in range(len(pixels))] if ids is None else require_texts(ids, "ids", ImageError)
-    if len(names) != len(pixels):
-        raise ImageError(f"{len(names)} ids for {len(pixels)} images")
+    if isinstance(tensor, Tensor):
+        order = list(range(tensor.ndim)) if axes is None else in_order(axes, tuple(tensor.shape))
+        tensor = tensor.detach().permute(order)
+    else:
+        if axes is None and (pictures or tensor.dtype.kind == "f"):
+            axes = recognised_axes(tensor)
+        tensor = tensor if axes is None else tensor.transpose(in_order(axes, tensor.shape))
+    names = [str(k) for k in range(len(tensor))] if ids is None else require_texts(ids, "ids", ImageError)
+    if len(names) != len(tensor):
+        raise ImageError(f"{len(names)} ids for {len(tensor)} images")
+    if pictures:
+        return _pictures(np.asarray(tensor), names, labels)
+    pixels = tensor if isinstance(tensor, Tensor) else as_float_tensor(tensor)
+    if not pixels.is_floating_point():
+        raise ImageError(
+            f"a tensor of images must hold floating-point values that are ready for the models, found {pixels.dtype}; "
+            f"give `.float()`, scaled and normalised as in the models' training, or pictures as an array of bytes, "
+            f"numpy.uint8"
+        )
+    pixels = pixels.to(torch.float32 if pixels.dtype == torch.float64 else pixels.dtype)
     return ImageSet(
         "tensor",
         names,
         lambda index: pixels[index],
         labels=labels,
         content=lambda: digest(map(pixel_bytes, pixels)),
+        extract=lambda pixels: pixels,  # these are images whatever their axes
     )
 
 
-def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
-    """Make an image set from any sequence of images or (image, label) pairs, such as a torchvision data set.
+def _pictures(array: np.ndarray, ids: Sequence[str], labels: Sequence[str]) -> ImageSet:
+    """Make an image set from bytes (N, H, W), or (N, C, H, W) with 1, 3 or 4 colours."""
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[1] not in (1, 3, 4)):
+        raise ImageError(
+            f"pictures must have 1, 3 or 4 colours of bytes and two further axes, found the array of shape "
+            f"{array.shape} in the order (N, C, ...); give numbers that are ready for the models, as in "
+            f"torch.from_numpy(array).float() / 255"
+        )
+    array = array if array.ndim == 3 else array.transpose(0, 2, 3, 1)
+    return ImageSet(
+        "array",
+        ids,
+        lambda index: picture(array[index]),
+        labels=labels,
+        content=lambda: digest(np.ascontiguousarray(image).data for image in array),
+    )
+
+
+def from_dataset(dataset: Any, name: str | None = None, *, image_key: str | int | None = None) -> ImageSet:
+    """Make an image set from any sequence of images, or of tuples or mappings that contain one; see `image_of`.
 
     Labels are used only if they can be known without reading items, so that no image is decoded twice; see
     `labels_of`. Otherwise, they are "".
@@ -119,6 +221,7 @@ def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
     Args:
         dataset: the data set, with `__len__` and `__getitem__`.
         name: the name of the image set; the class of the data set by default.
+        image_key: name or index of the image within an item, if it cannot be recognised.
 
     Raises:
         ImageError: the data set is empty or has no length. Items that are not images raise it when they are loaded;
@@ -143,5 +246,6 @@ def from_dataset(dataset: Any, name: str | None = None) -> ImageSet:
         lambda index: dataset[index],
         labels=labels_of(dataset),
         content=lambda: digest(pixel_bytes(images[int(index)]) for index in some),
+        extract=lambda item: image_of(item, image_key),
     )
     return images

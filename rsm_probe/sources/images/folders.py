@@ -5,17 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from os.path import exists, isdir
+from os.path import exists, isdir, isfile
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.image_set import UNREADABLE, ImageSet, digest
-from rsm_probe.sources.images.pixels import to_rgb
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, read_rgb
 
 
 def folder(path: str | Path, strict: bool = False, verify: bool = True, progress: bool = False) -> ImageSet:
@@ -65,15 +63,30 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     )
 
 
+def from_paths(paths: Sequence[str | Path]) -> ImageSet:
+    """Read image files by their paths, in the given order, as RGB; the id of an image is its path as given.
+
+    Args:
+        paths: the files.
+
+    Raises:
+        ImageError: there is no path, one occurs twice, or a file is missing. A broken file raises it when it is loaded.
+    """
+    files = [Path(path).expanduser() for path in paths]
+    if (absent := next((file for file in files if not isfile(file)), None)) is not None:
+        where = "" if absent.is_absolute() else f" (the current folder is {Path.cwd()})"
+        raise ImageError(f"no image file at {absent}{where}")
+    return ImageSet(
+        "files",
+        [_as_text(str(path)) for path in paths],
+        lambda index: read_rgb(files[index]),
+        content=lambda: digest(file.read_bytes() for file in files),
+    )
+
+
 def _as_text(name: str) -> str:
     """Turn a file name, which may hold any bytes on Linux, into text that can be printed and stored."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def read_rgb(file: Path) -> Image.Image:
-    """Read an image file as RGB; see `to_rgb`."""
-    with Image.open(file) as image:
-        return to_rgb(image)
 
 
 def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:

@@ -62,6 +62,7 @@ class ImageSet:
         annotations: the objects in each image (class counts, boxes), if known.
         skipped: file -> reason why it cannot be read; such files are not part of the set.
         content: returns text that changes whenever the images change, apart from their ids; called only when needed.
+        extract: makes an image of what `load` returns; by default that is an image, or contains one.
 
     Raises:
         ImageError: ids or labels are not text that can be stored, ids repeat, or the number of labels, targets or
@@ -76,6 +77,7 @@ class ImageSet:
     annotations: Sequence[Mapping[str, Any]] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     content: Callable[[], str] = str
+    extract: Callable[[Any], Image.Image | Tensor] = image_of
 
     def __post_init__(self) -> None:
         name = require_text(self.name, "the name of an image set", ImageError)
@@ -106,7 +108,7 @@ class ImageSet:
         """
         index = range(len(self))[index]
         try:
-            return image_of(self.load(index))
+            return self.extract(self.load(index))
         except Exception as error:  # a user's data set may raise anything
             reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not str(error) else error
             raise ImageError(f"{self.name}: cannot read image {brief(self.ids[index])}: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rsm_probe.errors import ImageError
 
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 # One-channel 16-bit modes, in different byte orders.
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _WHITE = 2**16 - 1
@@ -50,6 +52,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     except ValueError as error:
         raise ImageError(f"mode {image.mode!r} cannot be converted to RGB ({error}); save it as RGB") from error
+
+
+def read_rgb(file: str | PurePath) -> Image.Image:
+    """Read an image file as RGB; see `to_rgb`."""
+    with Image.open(file) as image:
+        return to_rgb(image)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

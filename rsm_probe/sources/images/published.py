@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from rsm_probe.errors import ImageError, look_up
+from rsm_probe.sources.images.dataset_items import image_of
 from rsm_probe.sources.images.folders import folder
 from rsm_probe.sources.images.image_set import ImageSet, Targets
 from rsm_probe.sources.images.limits import require_edge
@@ -134,12 +135,12 @@ def resized(images: ImageSet, size: int) -> ImageSet:
     require_edge(size)
 
     def load(index: int) -> Image.Image:
-        image = images.load(index)
+        image = images.extract(images.load(index))
         if not isinstance(image, Image.Image):
             raise ImageError(f"only PIL images can be resized, but {images.name} holds tensors")
         return ImageOps.fit(to_rgb(image), (size, size), Image.Resampling.BICUBIC)
 
-    return images.changed(load=load, content=lambda: f"{images.content()} size={size}")
+    return images.changed(load=load, extract=image_of, content=lambda: f"{images.content()} size={size}")
 
 
 def _has_classes(path: Path) -> bool:

@@ -63,7 +63,10 @@ def _preprocessed(image: Image.Image, preprocess: Callable[..., Any], images: Im
 
 
 def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> None:
-    """Warn if models without their own preprocessing are about to see pictures, whose values are not normalised.
+    """Warn if models are about to see values that they may not expect.
+
+    These are pictures for models without their own preprocessing, whose values are not normalised, and tensors for
+    models that declare different preprocessing, which is not applied.
 
     Args:
         models: the models that will see the images.
@@ -72,11 +75,35 @@ def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> Non
     Raises:
         ImageError: the first image cannot be read.
     """
+    models = list(models)
     plain = [model.name for model in models if model.default_preprocess]
-    if plain and len(images) and isinstance(images[0], Image.Image):
-        warnings.warn(
+    if not len(images) or (not plain and len(models) < 2):
+        return
+    pictures = isinstance(images[0], Image.Image)
+    if plain and pictures:
+        words = (
             f"no preprocessing given for {', '.join(plain)}: images are passed as RGB in [0, 1], without normalisation "
             f"and in their own size; if the model was trained on other values, give rsm_probe.sources.LoadedModel("
-            f"name, module, preprocess), where preprocess turns a PIL image into a tensor (C, H, W)",
-            stacklevel=5,  # above this function, `LayerStream`, and both functions of a capture or sweep
+            f"name, module, preprocess), where preprocess turns a PIL image into a tensor (C, H, W)"
         )
+    elif not pictures and (differing := _differently_prepared(models)):
+        words = (
+            f"{' and '.join(differing)} declare different preprocessing, but get the same tensors, as they are; give "
+            f"pictures (a folder, paths, PIL images, an array of bytes), which pass each model's own preprocessing, or "
+            f"sweep these models separately, each on its own tensors"
+        )
+    else:
+        return
+    warnings.warn(words, stacklevel=5)  # above this function, `LayerStream`, and both functions of a capture or sweep
+
+
+def _differently_prepared(models: Sequence[LoadedModel]) -> list[str]:
+    """Names of the first two models that declare preprocessing which differs on a picture; [] if there are none."""
+    declared: list[tuple[str, Tensor]] = []
+    functions = {id(model.preprocess): model for model in models if not model.default_preprocess}
+    for model in functions.values() if len(functions) > 1 else ():
+        pixels = model.blank_input()
+        if declared and not torch.equal(declared[0][1], pixels):
+            return [declared[0][0], model.name]
+        declared.append((model.name, pixels))
+    return []
