@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from numbers import Integral, Real
 from typing import Any
 
 from rsm_probe.errors import RsmProbeError
+
+# Characters of a name in a list of names.
+_LONGEST_NAME = 60
 
 
 def require_whole(value: Any, name: str, least: int, error: type[RsmProbeError], most: int | None = None) -> None:
@@ -146,6 +150,12 @@ def require_callable(value: Any, name: str, error: type[RsmProbeError]) -> None:
     """
     if not callable(value):
         raise error(f"{name} must be a function, found {brief(value)} ({type(value).__name__})")
+
+
+def listed(names: Collection[object], most: int = 5) -> str:
+    """Write the first few of some names, and how many there are if that is not all of them."""
+    shown = ", ".join(str(name)[:_LONGEST_NAME] for name in islice(names, most))
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
 
 
 def brief(value: Any, most: int = 80) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsm_probe.checks import brief
+from rsm_probe.checks import brief, listed
 from rsm_probe.errors import LayerError, StorageError, did_you_mean
 from rsm_probe.faces import FormerName
 from rsm_probe.storage.checksums import ARRAYS
@@ -80,7 +80,7 @@ class Capture(Mapping[str, "CapturedLayer"]):
         return len(self._layers)
 
     def __repr__(self) -> str:
-        return f"Capture({self.where!r}: {len(self.ids)} images, layers {', '.join(self)})"
+        return f"Capture({self.where!r}: {len(self.ids)} images, {len(self)} layers: {listed(self)})"
 
 
 class CapturedLayer:
@@ -199,7 +199,8 @@ class CapturedLayer:
 
     def __repr__(self) -> str:
         images, locations, channels = self.shape
-        return f"CapturedLayer({self.name!r}: {images} images, {locations} locations, {channels} channels)"
+        grid = "no grid" if self.grid is None else f"grid {' x '.join(map(str, self.grid))}"
+        return f"CapturedLayer({self.name!r}: {images} images, {locations} locations, {channels} channels, {grid})"
 
 
 def _hash(ids: list[str]) -> str:

@@ -43,6 +43,14 @@ class Match:
     status: str
     affinities: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        bound = "no bound" if self.bound is None else f"bound {self.bound:.7g}"
+        if self.permutation is None:
+            pairs = "pairs no locations"
+        else:
+            pairs = f"{int((self.permutation >= 0).sum())} of {len(self.permutation)} locations matched"
+        return f"Match(value {self.value:.7g}, {bound}, {self.status} by {self.solver}, {pairs})"
+
     @property
     def gap(self) -> float | None:
         """An upper bound on the distance to the optimum; None without a bound."""

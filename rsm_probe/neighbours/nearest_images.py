@@ -134,7 +134,10 @@ def find_nearest(
         warn_of_other_layer(queries, images)
     require_whole(k, "k", 1, ComparisonError)
     if k > len(images):
-        raise ComparisonError(f"k is {k}, and the database holds {len(images)} images")
+        raise ComparisonError(
+            f"k={k} neighbours were asked for, but the database has only {len(images)} images; use k={len(images)} or "
+            f"less, or a larger database"
+        )
     if shortlist is not None:
         require_whole(shortlist, "shortlist", k, ComparisonError)
         shortlist = int(shortlist)  # FAISS does not take NumPy's

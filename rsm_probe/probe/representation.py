@@ -42,6 +42,11 @@ class Representation:
     prefix: Tensor
     grid: Grid | None
 
+    def __repr__(self) -> str:
+        kind = f"{str(self.tokens.dtype).removeprefix('torch.')} on {self.tokens.device}"
+        shapes = f"tokens {tuple(self.tokens.shape)}, prefix {tuple(self.prefix.shape)}"
+        return f"Representation({shapes}, grid {self.grid}, {kind})"
+
 
 def pick_tensor(output: Any, key: str | None, batch: int) -> Tensor:
     """Picks the tensor of a layer's output that holds its representation.

@@ -211,7 +211,7 @@ class RSM:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        what = ", ".join(f"{key}={value!r}" for key, value in self.attributes.items())
+        what = ", ".join(f"{key}={brief(value)}" for key, value in self.attributes.items())
         return f"RSM({self.values.shape[0]} x {self.values.shape[1]} images{', ' if what else ''}{what})"
 
 

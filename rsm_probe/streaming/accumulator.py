@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 import numpy as np
 import torch
 
-from rsm_probe.checks import require_callable
+from rsm_probe.checks import listed, require_callable
 from rsm_probe.comparison.alignment import Estimator, get_estimator
 from rsm_probe.comparison.grid import RsmKey, label_grid
 from rsm_probe.errors import ComparisonError, RepresentationError, repeated
@@ -133,6 +133,12 @@ class Accumulator(BatchConsumer[PendingProducts]):
     def images(self) -> int:
         """Number of images in the finished mini-batches."""
         return self._sums.images
+
+    def __repr__(self) -> str:
+        return (
+            f"Accumulator({self.batches} batches, {self.images} images, {len(self._keys)} RSMs; matchings "
+            f"{listed(self.methods)}; kernels {listed([kernel.name for kernel in self.kernels])})"
+        )
 
     def __enter__(self) -> Self:
         return self

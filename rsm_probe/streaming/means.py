@@ -42,6 +42,9 @@ class Means(BatchConsumer[Tensor]):
         self.images = self.batches = 0
         self._sums: dict[tuple[str, str], Tensor] = {}
 
+    def __repr__(self) -> str:
+        return f"Means({self.centering!r}: {self.batches} batches, {self.images} images, {len(self._sums)} layers)"
+
     def _work_on(self, model: str, layer: str, representation: Representation) -> Tensor:
         tokens = representation.tokens
         return token_mean(tokens, self.centering).cpu() * len(tokens)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from rsm_probe.checks import listed
 from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.comparison.statistics import bootstrap_samples, check_level, over_models, summarise
@@ -231,7 +232,9 @@ class SweepResult:
         return cls(dataset)
 
     def __repr__(self) -> str:
-        layers = {model: len(self.layers(model)) for model in self.models}
+        layers = listed([f"{model}: {len(self.layers(model))}" for model in self.models])
+        kept = "" if self.rsms is None else ", mini-batch RSMs kept"
         return (
-            f"SweepResult({layers} layers, {self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images)"
+            f"SweepResult({self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images{kept}; layers of "
+            f"each model: {layers})"
         )

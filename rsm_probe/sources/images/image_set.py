@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from rsm_probe.checks import brief, require_seed, require_text, require_texts, require_whole
+from rsm_probe.checks import brief, listed, require_seed, require_text, require_texts, require_whole
 from rsm_probe.errors import ImageError, repeated
 from rsm_probe.sources.images.dataset_items import image_of
 from rsm_probe.sources.images.pixels import tensor_bytes
@@ -98,6 +98,15 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        kinds = set(self.labels) - {""}
+        facts = [f"{len(self)} images"]
+        facts += [f"{len(kinds)} labels"] if kinds else []
+        facts += ["targets"] if self.targets is not None else []
+        facts += ["annotations"] if self.annotations else []
+        facts += [f"{len(self.skipped)} files skipped"] if self.skipped else []
+        return f"ImageSet({brief(self.name)}: {', '.join(facts)}; ids {listed(self.ids, 3)})"
 
     def __getitem__(self, index: int) -> Image.Image | Tensor:
         """Load one image; negative indices count from the end.

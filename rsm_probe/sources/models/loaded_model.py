@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from rsm_probe.checks import brief
 from rsm_probe.errors import ModelError
 from rsm_probe.sources.images.pixels import tensor_bytes, to_rgb
 from rsm_probe.sources.models.fingerprints import add_value, require_weights, without_addresses
@@ -39,6 +41,15 @@ class LoadedModel:
     questions: int = 1
     default_preprocess: bool = False
     reading: Reading = field(default_factory=Reading)
+
+    def __repr__(self) -> str:
+        # Parameters of lazy modules have no shape yet.
+        shaped = [p for p in self.module.parameters() if not is_lazy(p)]
+        facts = [f"{type(self.module).__name__} with {sum(p.numel() for p in shaped):,} parameters on {self.device}"]
+        facts += ["no preprocessing of its own"] if self.default_preprocess else []
+        told = {part.name: getattr(self.reading, part.name) for part in fields(self.reading)}
+        facts += [f"{name}={brief(value)}" for name, value in told.items() if value is not None]
+        return f"LoadedModel({brief(self.name)}: {', '.join(facts)})"
 
     @property
     def fingerprint(self) -> str:
