@@ -233,8 +233,8 @@ class SweepResult:
 
     def __repr__(self) -> str:
         layers = listed([f"{model}: {len(self.layers(model))}" for model in self.models])
-        kept = "" if self.rsms is None else ", mini-batch RSMs kept"
+        batches = "" if self.rsms is None else ", mini-batch RSMs kept"
         return (
-            f"SweepResult({self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images{kept}; layers of "
-            f"each model: {layers})"
+            f"SweepResult({self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images{batches}; layers "
+            f"of each model: {layers})"
         )

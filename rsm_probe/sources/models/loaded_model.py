@@ -47,8 +47,8 @@ class LoadedModel:
         shaped = [p for p in self.module.parameters() if not is_lazy(p)]
         facts = [f"{type(self.module).__name__} with {sum(p.numel() for p in shaped):,} parameters on {self.device}"]
         facts += ["no preprocessing of its own"] if self.default_preprocess else []
-        told = {part.name: getattr(self.reading, part.name) for part in fields(self.reading)}
-        facts += [f"{name}={brief(value)}" for name, value in told.items() if value is not None]
+        given = {part.name: getattr(self.reading, part.name) for part in fields(self.reading)}
+        facts += [f"{name}={brief(value)}" for name, value in given.items() if value is not None]
         return f"LoadedModel({brief(self.name)}: {', '.join(facts)})"
 
     @property
