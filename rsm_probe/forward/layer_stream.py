@@ -69,16 +69,20 @@ class LayerStream:
             if target is not None:
                 model.module.to(target)
             reading = readings[name]
-            layers, layouts = reading.layers or "blocks", reading.layouts
+            layers, layouts, method = reading.layers or "blocks", reading.layouts, reading.method or "forward"
             if layouts and model.reading.layouts is None:  # said of all models, of which not all have these layers
-                there = matching_patterns(Probe(model.module, layers).selections, layouts)
+                there = matching_patterns(Probe(model.module, layers, method=method).selections, layouts)
                 matched.update(there)
                 layouts = {pattern: layouts[pattern] for pattern in there}
-            self._probes[name] = Probe(model.module, layers, layouts=layouts, reduce=partial(self._hand_over, name))
+            self._probes[name] = Probe(
+                model.module, layers, layouts=layouts, method=method, reduce=partial(self._hand_over, name)
+            )
         for name, model in models.items():
             common = readings[name].layouts if model.reading.layouts is None else None
             if unmatched := {pattern: layout for pattern, layout in (common or {}).items() if pattern not in matched}:
-                Probe(model.module, readings[name].layers or "blocks", layouts=unmatched)  # says what it has instead
+                method = readings[name].method or "forward"
+                # says what it has instead
+                Probe(model.module, readings[name].layers or "blocks", layouts=unmatched, method=method)
         warn_of_plain_pixels(models.values(), images)
 
     @contextmanager

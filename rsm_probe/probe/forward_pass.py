@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from rsm_probe.arrays import require_dense
 from rsm_probe.errors import LayerError, RepresentationError
+from rsm_probe.probe.calls.module_calls import ModuleCalls
 from rsm_probe.probe.layers import Selection
-from rsm_probe.probe.module_calls import ModuleCalls
 from rsm_probe.probe.options import Options
 from rsm_probe.probe.readers import LearnedReaders, OutputReader
 from rsm_probe.probe.torch_internals import unobserved

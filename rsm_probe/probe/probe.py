@@ -13,23 +13,17 @@ from torch import nn
 
 from rsm_probe.errors import LayerError
 from rsm_probe.probe import fx_layers
+from rsm_probe.probe.calls.boundary import FORWARD, Boundary, LastLayerSeenError, called_method, require_method
+from rsm_probe.probe.calls.module_calls import ModuleCalls
+from rsm_probe.probe.calls.notices import Notices
 from rsm_probe.probe.forward_pass import ForwardPass
 from rsm_probe.probe.layers import Layers, Selection, layer_specs, resolve
-from rsm_probe.probe.module_calls import ModuleCalls
-from rsm_probe.probe.notices import Notices
 from rsm_probe.probe.options import Options, Reduce
 from rsm_probe.probe.readers import LearnedReaders
 from rsm_probe.probe.representation import Layout
+from rsm_probe.probe.representations import NO_PASS, Representations
 from rsm_probe.probe.torch_internals import in_backward
-from rsm_probe.probe.wrappers import (
-    Boundary,
-    LastLayerSeenError,
-    evaluating,
-    named_layers,
-    plain_model,
-    require_values,
-    run_eagerly,
-)
+from rsm_probe.probe.wrappers import evaluating, named_layers, plain_model, require_values, run_eagerly
 
 
 class Probe:
@@ -40,9 +34,10 @@ class Probe:
     ignores forward passes in threads other than the one that entered the block, and layers that run again in a
     backward pass (checkpointed layers).
 
-    A probe captures only calls of the model itself. If a probed layer runs in any other way (another method such as
-    `encode_image`, a submodule that is called directly, another model that shares the layer), or if a pass fails,
-    `representations` is empty until the next pass. It therefore always belongs to the last batch that the layers saw.
+    A probe captures only calls of the model itself, or of the method that `method` names. If a probed layer runs in any
+    other way (another method, a submodule that is called directly, another model that shares the layer), or if a pass
+    fails, `representations` is empty until the next pass. It therefore always belongs to the last batch that the
+    layers saw.
 
     The first forward pass over inputs of a given shape is traced operation by operation and takes longer. The trace
     shows which axes hold images, locations and channels, which tokens have no location, and the order of the
@@ -65,6 +60,9 @@ class Probe:
             representations are discarded.
         layouts: how to read outputs that the trace cannot resolve, by layer name or glob: "NCHW", "NHWC", "NTC",
             "TNC", "NCT", "NC", or for videos "NCTHW" and "NTHWC".
+        method: the method of the model whose calls are forward passes: `"encode_image"`, `"get_image_features"`,
+            `"forward_features"`, `"training_step"`, `"generate"`. Calls that it makes of itself or of the model belong
+            to the same pass. By default, each call of the model is a pass: each denoising step, each generated token.
         stop_early: end each forward pass after the last probed layer, from the second pass on; the model then returns
             None.
         dtype: of the captured tensors. By default that of the layer, with half precision converted to float32.
@@ -74,7 +72,7 @@ class Probe:
 
     Attributes:
         representations: layer name -> `Representation`, or the return value of `reduce`, in forward order; empty before
-            the first forward pass.
+            the first forward pass. Looking up a layer that it does not hold raises a LayerError with the reason.
         passes: number of forward passes captured since the probe was created, over all its `with` blocks, without the
             pass over `example`. Equal numbers mean the same pass.
         skipped: layers matched by a pattern or "all" that could not be captured, each with the reason.
@@ -83,7 +81,7 @@ class Probe:
     Raises:
         ModelError: `model` is not a module (at construction).
         LayerError: a name matches no module, or the model runs no hooks or has no values (at construction); a named
-            layer never ran or ran more than once (at the end of the forward pass).
+            layer never ran or ran more than once (at the end of the forward pass); the model has no such method.
         RepresentationError: the output of a named layer is not a set of concept vectors (during the forward pass); an
             option is invalid (at construction).
 
@@ -99,11 +97,13 @@ class Probe:
         example: Any = None,
         *,
         layouts: Mapping[str, Layout] | None = None,
+        method: str = FORWARD,
         stop_early: bool = False,
         dtype: torch.dtype | None = None,
         reduce: Reduce | None = None,
     ) -> None:
         self._plain = plain_model(model)
+        self._method = require_method(self._plain, method)
         self.model = model
         self._modules = named_layers(self._plain)
         specs = layer_specs(layers, self._modules)
@@ -114,6 +114,11 @@ class Probe:
         for selection in self.selections:
             self._by_module.setdefault(selection.module_name, []).append(selection)
         self._module_calls = ModuleCalls(self._modules, self._by_module)
+        if operations and method != FORWARD:
+            raise LayerError(
+                f"layer {operations[0]!r} is an operation of the model's forward; leave out method={method!r}, or name "
+                f"modules instead"
+            )
         self._graph = fx_layers.GraphLayers(self._plain, operations) if operations else None
         if self._graph is not None:
             self.selections += self._graph.selections
@@ -121,11 +126,13 @@ class Probe:
                 self._by_module.setdefault(name, [])
         self._options = Options.checked(self.selections, layouts, dtype, stop_early, example, reduce)
         require_values(self._plain)
-        self.representations: dict[str, Any] = {}
+        self.representations: dict[str, Any] = Representations(NO_PASS)
         self.passes = 0
         self.skipped: dict[str, str] = {}
         self.notes: dict[str, str] = {}
-        self._boundary = Boundary(self._plain, self._drop)
+        hooked = method == FORWARD
+        own = (None, None) if hooked else (self._begin, self._end)
+        self._boundary = Boundary(self._plain, method, self._fail, *own)
         self._learned = LearnedReaders()
         self._pass: ForwardPass | None = None
         self._active = self._in_example = False
@@ -138,14 +145,16 @@ class Probe:
         self._thread = threading.get_ident()
         with ExitStack() as opened:
             opened.callback(self._close)
-            opened.enter_context(run_eagerly(self.model))
-            plain = self._plain
-            opened.callback(plain.register_forward_pre_hook(self._on_start, with_kwargs=True).remove)
+            opened.enter_context(run_eagerly(self.model, self._method))
+            plain, hooked = self._plain, self._method == FORWARD
+            if hooked:
+                opened.callback(plain.register_forward_pre_hook(self._on_start, with_kwargs=True).remove)
             self._module_calls.watch(opened, self._follows)
             for name in self._by_module:
                 opened.callback(self._modules[name].register_forward_hook(self._capturing(name)).remove)
-            opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
-            opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
+            if hooked:
+                opened.callback(plain.register_forward_hook(self._on_end, with_kwargs=True).remove)
+                opened.callback(plain.register_forward_hook(self._on_failure, always_call=True).remove)
             opened.enter_context(self._boundary.in_place())
             self._active = True
             if self._options.example is not None:
@@ -172,10 +181,11 @@ class Probe:
         args = () if named else example if isinstance(example, tuple) else (example,)
         try:
             with torch.no_grad(), evaluating(self.model):
-                self.model(*args, **(example if named else {}))
+                call = self.model if self._method == FORWARD else getattr(self._plain, self._method)
+                call(*args, **(example if named else {}))
         finally:
             self._in_example = False
-            self.representations = {}
+            self.representations = Representations(NO_PASS)
 
     # Hooks return None: any other value would replace the module's output. A hook that requests keyword arguments may
     # be called without them if another thread runs the model while hooks are added or removed (PyTorch registers the
@@ -192,18 +202,27 @@ class Probe:
 
     def _on_start(self, module: nn.Module, args: tuple[Any, ...], *kwargs: dict[str, Any]) -> None:
         # A model that calls itself is still in the same pass.
-        if not self._follows(module, self._plain) or self._boundary.depth:
+        if self._follows(module, self._plain) and not self._boundary.depth:
+            self._begin(args, *kwargs)
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begins a pass."""
+        if not self._follows(self._plain, self._plain):
             return
-        self._drop()
+        self._drop("a forward pass has begun and not ended")
         self._module_calls.begin()
         if not self._in_example:
             self._notices.training_mode()
-        self._pass = ForwardPass(self.selections, self._module_calls, self._learned, self._options, args, *kwargs)
+        self._pass = ForwardPass(self.selections, self._module_calls, self._learned, self._options, args, kwargs)
 
-    def _drop(self) -> None:
+    def _drop(self, reason: str) -> None:
         """Drops all representations, because a pass begins, failed or was interrupted."""
-        self.representations = {}
+        self.representations = Representations(reason)
         self._abandon()
+
+    def _fail(self) -> None:
+        if self._pass is not None and self._follows(self._plain, self._plain):
+            self._drop("the last forward pass failed or was interrupted")
 
     def _abandon(self) -> None:
         if self._pass is not None:
@@ -217,8 +236,12 @@ class Probe:
             if not self._follows(module, own):
                 return
             if self._pass is None:
-                self.representations = {}
-                self._notices.outside(name, self._module_calls.outside(name))
+                self.representations = Representations(
+                    f"layer {name!r} ran outside the forward pass since the last one"
+                )
+                self._notices.outside(
+                    name, self._method, lambda: (called_method(self._plain), self._module_calls.outside(name))
+                )
             elif selections:  # empty for modules that are hooked only because the graph of `fx:` layers calls them
                 for selection in selections:
                     self._pass.take(selection, module, type(module).__name__, args, output)
@@ -229,13 +252,18 @@ class Probe:
 
     def _on_failure(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Runs after `_on_end` even on errors, so a pass that is still open has failed.
-        if self._pass is not None and self._follows(module, self._plain) and not self._boundary.depth:
-            self._drop()
+        if module is self._plain and not self._boundary.depth:
+            self._fail()
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], *kwargs_and_output: Any) -> None:
-        if self._pass is None or not self._follows(module, self._plain) or self._boundary.depth:
+        if self._follows(module, self._plain) and not self._boundary.depth:
+            self._end(args, kwargs_and_output[0])
+
+    def _end(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Ends a pass, and hands out its representations."""
+        if self._pass is None or not self._follows(self._plain, self._plain):
             return
-        forward, (kwargs, _) = self._pass, kwargs_and_output
+        forward = self._pass
         if self._graph is not None:
             if any(part.training for part in self._plain.modules()):
                 raise LayerError(
@@ -243,7 +271,7 @@ class Probe:
                     f"model.eval() first"
                 )
             self._graph.run(
-                args, kwargs, lambda selection, result: forward.take(selection, module, "operation", (), result)
+                args, kwargs, lambda selection, result: forward.take(selection, self._plain, "operation", (), result)
             )
         traced = forward.traced
         representations, self.skipped = forward.end()
@@ -251,5 +279,5 @@ class Probe:
         if traced:
             self._notices.layers(self.skipped, self.notes, self._learned.prefixes)
         self._module_calls.begin()
-        self._pass, self.representations = None, representations
+        self._pass, self.representations = None, Representations("", representations, self.skipped)
         self.passes += not self._in_example

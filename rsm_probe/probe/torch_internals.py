@@ -35,6 +35,8 @@ POOLINGS = (
 
 # The attribute of a compiled module that holds the plain one, and the name component that it adds.
 COMPILED_FROM = "_orig_mod"
+# The attribute of a compiled function that holds the plain one.
+COMPILED_FUNCTION = "_torchdynamo_orig_callable"
 # The module with which an exported program checks its inputs.
 EXPORT_GUARDS = "_guards_fn"
 

@@ -1,14 +1,10 @@
-"""Wrappers around a model: compilation, data parallelism, evaluation mode, and the boundary of its passes."""
+"""Wrappers around a model: compilation, data parallelism, evaluation mode."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -16,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import LayerError, ModelError
-from rsm_probe.probe.torch_internals import COMPILED_FROM, EXPORT_GUARDS, is_compiled
+from rsm_probe.probe.torch_internals import COMPILED_FROM, COMPILED_FUNCTION, EXPORT_GUARDS, is_compiled
 
 # Set by accelerate on modules whose weights it loads for each call.
 _OFFLOADED = "_hf_hook"
@@ -55,11 +51,6 @@ def plain_model(model: nn.Module) -> nn.Module:
         if any(is_lazy(tensor) for tensor in _own_tensors(part)):
             where = f"its layer {name!r} ({type(part).__name__})" if name else type(part).__name__
             raise LayerError(f"{where} has no parameters before the model's first call; call the model on images first")
-    if has_no_forward(model):
-        names = ", ".join(name for name, _ in model.named_children())
-        raise LayerError(
-            f"{type(model).__name__} has no forward of its own; probe one of its parts: {names or '(none)'}"
-        )
     return model
 
 
@@ -111,9 +102,10 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def run_eagerly(model: nn.Module) -> AbstractContextManager[object]:
-    """Runs compiled models and parts as plain Python inside, so that hooks fire; compiled code stays cached."""
-    compiled = any(map(is_compiled, model.modules()))
+def run_eagerly(model: nn.Module, method: str = "forward") -> AbstractContextManager[object]:
+    """Runs compiled models, parts and methods as plain Python inside, so that hooks fire; compiled code is kept."""
+    compiled = any(is_compiled(part) or hasattr(part.forward, COMPILED_FUNCTION) for part in model.modules())
+    compiled = compiled or hasattr(getattr(model, method, None), COMPILED_FUNCTION)
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
@@ -132,74 +124,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, flag in flags:
             part.training = flag
-
-
-class LastLayerSeenError(Exception):
-    """Ends a forward pass after the last probed layer; its argument is the `Boundary` to stop at."""
-
-
-class Boundary:
-    """Replaces a model's `forward`: counts running calls, ends a pass early, and notices interruptions.
-
-    Even hooks with `always_call` do not see KeyboardInterrupt.
-
-    Args:
-        module: the model.
-        interrupted: called when a pass ends in an exception that is not an `Exception`.
-
-    Attributes:
-        depth: number of running calls of `forward` in the probe's thread; a model may call itself.
-    """
-
-    def __init__(self, module: nn.Module, interrupted: Callable[[], None]) -> None:
-        self.depth = 0
-        self._module = module
-        self._interrupted = interrupted
-        self._active = False
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Routes the model's calls in this thread through this object inside."""
-        module = self._module
-        self.depth, self._thread = 0, threading.get_ident()
-        self._own: Any = vars(module).get("forward")
-        self._forward = module.forward
-        functools.update_wrapper(self, self._forward, updated=())
-        module.forward = self
-        self._active = True
-        try:
-            yield
-        finally:
-            self._active = False
-            # If other code has replaced `forward` since, it continues to call this object.
-            if vars(module).get("forward") is self:
-                own = self._own
-                while isinstance(own, Boundary) and not own._active:
-                    own = own._own
-                if own is None:
-                    del module.forward
-                else:
-                    module.forward = own
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the model's own forward."""
-        if not self._active or threading.get_ident() != self._thread:
-            return self._forward(*args, **kwargs)
-        self.depth += 1
-        try:
-            return self._forward(*args, **kwargs)
-        except LastLayerSeenError as error:
-            if error.args[0] is self and self.depth == 1:
-                return None
-            raise
-        except Exception:
-            raise
-        except BaseException:
-            self._interrupted()
-            raise
-        finally:
-            self.depth -= 1
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # A copy of the model is not probed, so it gets its own forward.
-        return copy.deepcopy(self._forward, memo)

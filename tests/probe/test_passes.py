@@ -69,10 +69,10 @@ def words(count: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("call", "way"),
     [
-        (lambda clip, x: clip.encode_image(x), r"itself, or probe .*Probe\(model.get_submodule\('visual'\), 'stem'\)"),
+        (lambda clip, x: clip.encode_image(x), r"itself, .*method='encode_image', or probe .*\('visual'\), 'stem'\)"),
         (lambda clip, x: clip.visual(x), r"Probe\(model.get_submodule\('visual'\), 'stem'\)"),
         (lambda clip, x: clip.visual.stem(x), r"Probe\(model.get_submodule\('visual.stem'\), ''\)"),
-        (lambda clip, x: clip.features(x), r"Probe\(model.get_submodule\('visual.stem'\), ''\)"),
+        (lambda clip, x: clip.features(x), r"method='features', .*Probe\(model.get_submodule\('visual.stem'\), ''\)"),
         (lambda clip, x: nn.Sequential(clip.visual.stem, nn.ReLU())(x), "call the model itself"),
         (lambda clip, x: clip.forward(x, words()), "call the model itself"),
     ],

@@ -59,6 +59,7 @@ def attributes():
         "_schema": aten.add.Tensor,
         "_orig_mod": torch.compile(nn.Identity()),
         "_compiled_call_impl": nn.Identity(),
+        "_torchdynamo_orig_callable": torch.compile(lambda x: x),
     }
 
 

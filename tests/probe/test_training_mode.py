@@ -11,7 +11,7 @@ from torch import nn
 
 import rsm_probe
 from rsm_probe import Probe
-from rsm_probe.probe.training_mode import changed_by_training
+from rsm_probe.probe.calls.training_mode import changed_by_training
 
 
 def pictures(count: int = 4) -> torch.Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
 from torch import nn
 
+from rsm_probe.probe.calls.training_mode import changed_by_training
 from rsm_probe.probe.readers import INDEPENDENT, declared_prefix
-from rsm_probe.probe.training_mode import changed_by_training
 
 # The most layers or modules to list in a message.
 _MOST_NAMES = 5
@@ -43,17 +43,24 @@ class Notices:
                 f"call model.eval() first",
             )
 
-    def outside(self, layer: str, part: str) -> None:
+    def outside(self, layer: str, method: str, seen: Callable[[], tuple[str | None, str]]) -> None:
         """Warns that a layer ran outside a forward pass of the model.
 
         Args:
             layer: its name.
-            part: what to probe instead, as the end of the message.
+            method: the method whose calls are passes.
+            seen: the method of the model that runs, or None, and what to probe instead, as the end of the message.
         """
+        if "outside" in self._given:
+            return
+        running, part = seen()
+        named = "" if running in (None, method) else f", or name the method that was called: method={running!r}"
+        passes = "the forward pass" if method == "forward" else f"calls of the method {method!r}"
+        call = "the model itself" if method == "forward" else f"{method!r} itself"
         self._say(
             "outside",
-            f"layers ran outside the forward pass of {type(self._model).__name__} (the first: {layer!r}): such calls "
-            f"are not captured, and earlier representations are dropped; call the model itself{part}",
+            f"layers ran outside {passes} of {type(self._model).__name__} (the first: {layer!r}): such calls "
+            f"are not captured, and earlier representations are dropped; call {call}{named}{part}",
         )
 
     def layers(self, skipped: Mapping[str, str], notes: Mapping[str, str], prefixes: Mapping[str, int]) -> None:
