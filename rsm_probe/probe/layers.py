@@ -86,7 +86,7 @@ def layer_specs(layers: Layers, modules: Mapping[str, nn.Module]) -> list[str]:
     if isinstance(layers, Mapping):
         raise LayerError(f"layers must be text or a list of texts, found {brief(layers)}; give list(layers)")
     if layers is None:
-        raise LayerError("layers=None names no layers; leave it out for \"blocks\", or give names, globs or 'all'")
+        raise LayerError("layers must be text, found None; leave it out for \"blocks\", or give names, globs or 'all'")
     specs = list(layers) if several and getattr(layers, "ndim", None) != 0 else [layers]
     for spec in specs:
         if isinstance(spec, nn.Module):

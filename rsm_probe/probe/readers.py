@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from rsm_probe.errors import RepresentationError
 from rsm_probe.probe.representation import Grid, Layout, Representation, infer_layout, pick_tensor, to_representation
 from rsm_probe.probe.torch_internals import unobserved
-from rsm_probe.probe.tracing.inputs import OtherInput, find_images, leaves, other_inputs, signature
+from rsm_probe.probe.tracing.inputs import OtherInput, Signature, find_images, leaves, other_inputs, signature
+from rsm_probe.probe.tracing.operation_log import LoggedPass
 from rsm_probe.probe.tracing.origins import Elsewhere, Lost, Origin
 from rsm_probe.probe.tracing.trace import Trace
 from rsm_probe.probe.tracing.traced_layout import (
@@ -31,8 +33,27 @@ INDEPENDENT = "its output does not depend on the images"
 # How to read the output of one call of a layer, or the reason why it cannot be read.
 _Reader = TracedLayout | tuple[Layout, list[Grid]] | str
 _Readers = dict[tuple[str, int], _Reader]
-# The kind of a pass's inputs; see `signature`.
+# The kind of a pass's inputs: shapes and those values that may steer the model; see `LearnedReaders.kind`.
 _Kind = tuple[Any, ...]
+# (layer, call) -> fingerprint of the operations before it.
+_Fingerprints = dict[tuple[str, int], int]
+# The most combinations of numbers and texts to remember.
+_MOST_SCALARS = 100_000
+
+
+@dataclass
+class _Checked:
+    """What passes that differ only in numbers and texts have in common.
+
+    Attributes:
+        kind: the first traced pass of them.
+        fingerprints: of its operations.
+        agree: whether a second traced pass, with other numbers, agreed with it; None before that pass.
+    """
+
+    kind: _Kind
+    fingerprints: _Fingerprints
+    agree: bool | None = None
 
 
 @dataclass
@@ -46,6 +67,11 @@ class LearnedReaders:
         locations: (kind, layer, call) -> location codes of the tokens when they were first selected by index.
         notes: layer -> what a user should know about its reading.
         prefixes: layer -> number of prefix tokens, for layers that return token sequences.
+        read: shapes -> names of the integer tensors whose values became Python numbers or shapes in a traced pass. The
+            values of others steer nothing: they do not make a pass of another kind. Until a pass has ended, all count.
+        checked: (kind without numbers and texts, modes of PyTorch) -> what its passes have in common. Python shows no
+            use of a number, so two passes are traced; if they agree, later ones are read alike while their operations
+            do.
     """
 
     readers: dict[_Kind, _Readers] = field(default_factory=dict)
@@ -54,6 +80,13 @@ class LearnedReaders:
     locations: dict[tuple[_Kind, str, int], Tensor] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     prefixes: dict[str, int] = field(default_factory=dict)
+    read: dict[_Kind, frozenset[str]] = field(default_factory=dict)
+    checked: dict[tuple[_Kind, tuple[bool, ...]], _Checked] = field(default_factory=dict)
+
+    def kind(self, signature: Signature) -> _Kind:
+        """The kind of a pass, apart from numbers and texts."""
+        read = self.read.get(signature.shapes, frozenset())
+        return signature.shapes, tuple(values for values in signature.wholes if values[0] in read)
 
 
 class OutputReader:
@@ -75,17 +108,35 @@ class OutputReader:
         inputs = find_images((*args, *kwargs.values()))
         self.batch, self._problem = inputs.batch, inputs.problem
         self._learned = learned
-        self._kind = signature(args, kwargs, inputs.grids)
-        self._readers = learned.readers.get(self._kind, {})
+        self._signature = signature(args, kwargs, inputs)
+        if inputs.images is None:  # nothing shows what steers the model
+            learned.read[self._signature.shapes] = frozenset(name for name, _ in self._signature.wholes)
+        self._base = learned.kind(self._signature)
+        self._kind: _Kind = (*self._base, self._signature.scalars)
+        # PyTorch may compute in different operations in each of these modes.
+        self._modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled())
         self._others: list[OtherInput] = []
         self._unknown_layers = False
+        self._fingerprints: _Fingerprints = {}
+        self._logged: LoggedPass | None = None
         self.tracing = self._kind not in learned.readers
+        images = inputs.images if isinstance(inputs.images, list) else [inputs.images]
+        self._has_images = inputs.images is not None
+        checked = learned.checked.get((self._base, self._modes))
+        if self.tracing and checked is not None and checked.agree and checked.kind in learned.readers:
+            self.tracing, self._kind, self._fingerprints = False, checked.kind, checked.fingerprints
+            self._logged = LoggedPass([image for image in images if image is not None])
+            self._logged.begin()
+        self._readers = learned.readers.get(self._kind, {})
         if self.tracing:
             self._trace = Trace(self.batch)
             self._others = other_inputs(args, kwargs, inputs)
             if inputs.images is not None:
                 self._trace.start(inputs.images, inputs.grids)
+            self._shared: list[str] = []  # with memory of another input
             for number, other in enumerate(self._others):
+                if self._trace.of(other.tensor) is not None:
+                    self._shared.append(other.name)
                 self._trace.pass_by(other.tensor, number)
             self._trace.begin()
 
@@ -100,15 +151,59 @@ class OutputReader:
         Args:
             calls: number of calls of probed layers; None for a failed pass, which teaches nothing.
         """
-        if calls is not None:
-            self._learned.calls[self._kind] = calls
         if self.tracing:
             self._trace.end()
-            if calls is not None and not self._trace.by_index:
-                self._learned.readers[self._kind] = self._readers
+            if calls is not None:
+                self._learn_kind(calls)
+        elif self._logged is not None:
+            self._logged.end()
+            if calls is not None and not self._unknown_layers:
+                self._remember_scalars()
+        elif calls is not None:
+            self._learned.calls[self._kind] = calls
         self.tracing = False
         if self._unknown_layers:  # so that the next pass is traced
-            self._learned.readers.pop(self._kind, None)
+            if self._logged is None:
+                self._learned.readers.pop(self._kind, None)
+            else:
+                self._learned.checked[self._base, self._modes].agree = False
+
+    def _learn_kind(self, calls: int) -> None:
+        """Learns from a traced pass what is read alike in later ones."""
+        learned, trace, shapes = self._learned, self._trace, self._signature.shapes
+        named = {name for name, _ in self._signature.wholes}
+        if trace.read is not None:
+            followed = {other.name: number for number, other in enumerate(self._others)}
+            named = {
+                name for name in named if name not in followed or name in self._shared or followed[name] in trace.read
+            }
+        learned.read[shapes] = learned.read.get(shapes, frozenset()) | named
+        before, self._base = self._kind, learned.kind(self._signature)
+        self._kind = (*self._base, self._signature.scalars)
+        if before != self._kind:
+            learned.parts |= {(self._kind, *key[1:]): part for key, part in learned.parts.items() if key[0] == before}
+            learned.locations |= {
+                (self._kind, *key[1:]): codes for key, codes in learned.locations.items() if key[0] == before
+            }
+        learned.calls[self._kind] = calls
+        if trace.by_index:
+            return
+        learned.readers[self._kind] = self._readers
+        if not self._signature.scalars or not self._has_images:
+            return
+        checked = learned.checked.get((self._base, self._modes))
+        if checked is None:
+            learned.checked[self._base, self._modes] = _Checked(self._kind, self._fingerprints)
+        elif checked.kind != self._kind:
+            agree = checked.fingerprints == self._fingerprints and learned.calls[checked.kind] == calls
+            checked.agree = agree and checked.agree is not False
+
+    def _remember_scalars(self) -> None:
+        """Remembers the numbers and texts of a pass whose operations agreed with those of a traced one."""
+        kind, learned = (*self._base, self._signature.scalars), self._learned
+        if len(learned.readers) < _MOST_SCALARS:
+            learned.readers[kind], learned.calls[kind] = self._readers, learned.calls[self._kind]
+            learned.parts |= {(kind, *key[1:]): part for key, part in learned.parts.items() if key[0] == self._kind}
 
     def choose(self, label: str, call: int, key: str | None, output: Any) -> Tensor:
         """Picks the part of an output that holds its representation.
@@ -120,7 +215,7 @@ class OutputReader:
             return pick_tensor(output, key, self.batch)
         parts = leaves(output)
         if self.tracing:
-            with unobserved():
+            with unobserved(), self._trace.quiet():
                 self._learned.parts[self._kind, label, call] = self._first_on_a_grid(parts)
         index = self._learned.parts.get((self._kind, label, call))
         return pick_tensor(output, None, self.batch) if index is None else parts[index]
@@ -160,7 +255,16 @@ class OutputReader:
         Raises:
             RepresentationError: the output is not a set of concept vectors, or is ambiguous.
         """
-        with unobserved():
+        if self.tracing:
+            self._fingerprints[label, call] = self._trace.log.fingerprint
+        elif self._logged is not None and self._logged.log.fingerprint != self._fingerprints.get((label, call)):
+            self._unknown_layers = True
+            changed = ", ".join(name for name, _ in self._signature.scalars)
+            raise RepresentationError(
+                f"an argument of another value ({changed}) changed what the model computes before it, unlike "
+                f"in earlier passes; call the model again, and the new pass is traced"
+            )
+        with unobserved(), self._trace.quiet() if self.tracing else nullcontext():
             if self.tracing:
                 try:
                     self._readers[label, call] = self._learn(label, call, output, args, module, layout)

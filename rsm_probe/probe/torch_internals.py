@@ -80,6 +80,14 @@ def returns_view(operation: Any) -> bool:
     return alias is not None and not alias.is_write
 
 
+def reads_values(operation: Any, args: Iterable[Any]) -> bool:
+    """Whether an operation turns values of its operands into Python numbers or into the shape of its result."""
+    tags = operation.tags if isinstance(operation, OpOverload) else ()
+    if torch.Tag.dynamic_output_shape in tags and name_of(operation) == "index":
+        return any(isinstance(leaf, Tensor) and leaf.dtype in (torch.bool, torch.uint8) for leaf in tree_leaves(args))
+    return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+
+
 def is_elementwise(operation: Any) -> bool:
     """Whether PyTorch tags an operation as elementwise."""
     return isinstance(operation, OpOverload) and torch.Tag.pointwise in operation.tags

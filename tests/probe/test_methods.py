@@ -261,7 +261,7 @@ def test_operations_belong_to_forward():
 
 
 def test_no_layers_and_no_representations_say_why(clip):
-    with pytest.raises(LayerError, match="layers=None names no layers"):
+    with pytest.raises(LayerError, match="layers must be text, found None"):
         Probe(clip, None)
     probe = Probe(clip, "visual.*")
     assert not probe.representations

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import rsm_probe
 from rsm_probe import Probe
 from rsm_probe.errors import LayerError, RepresentationError
-from rsm_probe.probe.tracing.inputs import signature
+from rsm_probe.probe.tracing.inputs import Inputs, signature
 from rsm_probe.probe.tracing.origins import same_codes
 
 
@@ -329,7 +329,7 @@ def test_models_of_a_sweep_that_share_layers_are_not_told_of_each_other(recwarn)
     ids=["list, dict", "tuple, list", "list, mapping", "object, list"],
 )
 def test_calls_of_different_kinds_have_different_signatures(one, other):
-    assert signature((one,), {}, None) != signature((other,), {}, None)
+    assert signature((one,), {}, Inputs(0)) != signature((other,), {}, Inputs(0))
 
 
 def test_origins_on_different_devices_are_unequal_and_no_error():

@@ -518,7 +518,46 @@ WAYS = [
         lambda: describe_layers(Captioned(), pictures()),
         lambda m: describe_layers(Captioned().tower, pictures())[0],
     ),
+    Way(
+        """leave it out for "blocks", or give names, globs or 'all'""",
+        lambda: Probe(Net(), None),
+        lambda m: Probe(Net(), "all").selections,
+    ),
+    Way(
+        "call the model inside the 'with' block first",
+        lambda: Probe(Net(), "stem").representations["stem"],
+        lambda m: probed(Net(), "stem")["stem"],
+    ),
+    Way(
+        "and the new pass is traced",
+        lambda: in_turn(1, 2, 900),
+        lambda m: in_turn(1, 2, 900, 900).representations["head"],
+    ),
+    Way(
+        "or name the method that was called: method={}",
+        lambda: encoded(Net(), "stem"),
+        lambda m: encoded(Net(), "stem", method=re.search(r"method='(\w+)'", m)[1]).representations["stem"],
+    ),
 ]
+
+
+def in_turn(*numbers):
+    """Calls of one model whose number turns the map once it is large; a refused call is repeated."""
+    model = Net(forward=lambda net, x, t: net.head(net.stem(x).flip(-1) if t > 500 else net.stem(x))).eval()
+    with torch.no_grad(), Probe(model, ["head"]) as probe:
+        for number, value in enumerate(numbers):
+            try:
+                model(pictures(), value)
+            except RsmProbeError:
+                if number == len(numbers) - 1:
+                    raise
+    return probe
+
+
+def encoded(model, layers, **options):
+    with torch.no_grad(), Probe(model.eval(), layers, **options) as probe:
+        model.encode(pictures())
+    return probe
 
 
 class Captioned(nn.Module):

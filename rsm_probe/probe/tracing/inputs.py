@@ -132,18 +132,49 @@ def find_images(values: tuple[Any, ...]) -> Inputs:
     return Inputs(int(tensors[0].shape[0]) if tensors else 0)
 
 
-def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], grids: Tensor | None) -> tuple[Any, ...]:
-    """Identifies the kind of a forward pass by names, shapes, and the values of integers, flags and texts."""
-    named = _named_arguments(args, kwargs)
-    return tuple((name, in_list, *_traits(leaf, leaf is grids)) for name, leaf, in_list in named)
+@dataclass(frozen=True)
+class Signature:
+    """The kind of a pass: what its arguments say about how a model computes.
+
+    Attributes:
+        shapes: names, types and shapes of the arguments, and the values of flags and grids.
+        wholes: values of the other integer tensors, by name.
+        scalars: values of numbers and texts, by name.
+    """
+
+    shapes: tuple[Any, ...]
+    wholes: tuple[tuple[str, bytes], ...]
+    scalars: tuple[tuple[str, int | float | str], ...]
 
 
-def _traits(leaf: Any, is_grid: bool) -> tuple[Any, ...]:
-    if not isinstance(leaf, Tensor):
-        return (leaf,) if isinstance(leaf, bool | int | float | str | None) else (type(leaf).__name__,)
-    if leaf.is_nested:
-        return ("nested",)
-    whole = not leaf.is_floating_point() and not leaf.is_complex() and not leaf.is_quantized
-    plain = leaf.layout == torch.strided and not leaf.is_meta
-    shows_values = whole and plain and (is_grid or leaf.numel() <= _MOST_VALUES)
-    return (tuple(leaf.shape), leaf.dtype, leaf.cpu().numpy().tobytes() if shows_values else b"")
+def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], inputs: Inputs) -> Signature:
+    """Identifies the kind of a forward pass.
+
+    Args:
+        args: positional arguments of the model.
+        kwargs: its keyword arguments.
+        inputs: its images, whose values do not count.
+    """
+    images = inputs.images if isinstance(inputs.images, list) else [inputs.images]
+    shapes: list[Any] = []
+    wholes: list[tuple[str, bytes]] = []
+    scalars: list[tuple[str, int | float | str]] = []
+    for name, leaf, in_list in _named_arguments(args, kwargs):
+        if isinstance(leaf, Tensor):
+            shapes.append((name, in_list, *(("nested",) if leaf.is_nested else (tuple(leaf.shape), leaf.dtype))))
+            if (values := _values(leaf, leaf is inputs.grids)) and not any(leaf is image for image in images):
+                (shapes if leaf is inputs.grids else wholes).append((name, values))
+        elif isinstance(leaf, int | float | str) and not isinstance(leaf, bool):
+            shapes.append((name, in_list, type(leaf)))
+            scalars.append((name, leaf))
+        else:
+            shapes.append((name, in_list, leaf if isinstance(leaf, bool | None) else type(leaf).__name__))
+    return Signature(tuple(shapes), tuple(wholes), tuple(scalars))
+
+
+def _values(tensor: Tensor, is_grid: bool) -> bytes:
+    """The values of a grid or of a small integer tensor; empty for others."""
+    if tensor.is_nested or tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized:
+        return b""
+    plain = tensor.layout == torch.strided and not tensor.is_meta
+    return tensor.cpu().numpy().tobytes() if plain and (is_grid or tensor.numel() <= _MOST_VALUES) else b""

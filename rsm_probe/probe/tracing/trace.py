@@ -10,16 +10,19 @@ joins several locations, the first one represents all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rsm_probe.probe.torch_internals import is_composite, name_of, returns_view, tree_leaves
+from rsm_probe.probe.torch_internals import is_composite, name_of, reads_values, returns_view, tree_leaves
+from rsm_probe.probe.tracing.conversions import unwatch, watch
 from rsm_probe.probe.tracing.dispatch_modes import PassMode
 from rsm_probe.probe.tracing.location_codes import EXTENT, NOWHERE, QUERY, channel_axis, codes_of_grid, codes_of_patches
 from rsm_probe.probe.tracing.maps import Grids, one_map
+from rsm_probe.probe.tracing.operation_log import OperationLog
 from rsm_probe.probe.tracing.operations import (
     ATTENTION,
     FILLS,
@@ -59,12 +62,18 @@ class Trace(PassMode):
         started: whether the model's input was marked.
         by_index: whether an index tensor selected locations, so that their order may differ between passes.
         blind: an operation whose results depend on the images but have no plain memory, or "".
+        read: numbers of the untraced inputs whose values became Python numbers or shapes, and so may steer the model;
+            None where any of them may have.
+        log: the fingerprint of all operations on the images.
     """
 
     supports_higher_order_operators = True
 
     def __init__(self, batch: int) -> None:
         super().__init__()
+        self.read: set[int] | None = set()
+        self.log = OperationLog([])
+        self._quiet = False
         self.batch = batch
         self.started = False
         self.by_index = False
@@ -81,6 +90,7 @@ class Trace(PassMode):
             grids: for patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2),
                 in which the first H * W patches are the rows in order.
         """
+        self.log = OperationLog([images] if isinstance(images, Tensor) else images)
         if not isinstance(images, Tensor):
             for number, image in enumerate(images):
                 codes = codes_of_grid(1, image.shape[1:], image.device) + number * EXTENT**3
@@ -104,6 +114,38 @@ class Trace(PassMode):
         if self.of(tensor) is None:
             self._origins.put(tensor, Elsewhere((number,)))
 
+    def begin(self) -> None:
+        """Starts tracing."""
+        if not watch(self.note_converted):
+            self.read = None
+        super().begin()
+
+    def end(self) -> None:
+        """Stops tracing."""
+        super().end()
+        unwatch(self.note_converted)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Ignores inside what the probe itself converts."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def note_read(self, origin: Origin) -> None:
+        """Notes that values of an origin became Python numbers."""
+        if isinstance(origin, Elsewhere):
+            self.read = self.read if self.read is None else self.read.union(origin.inputs)
+        elif origin is not None and not self._quiet:
+            self.read = None
+
+    def note_converted(self, tensor: Tensor) -> None:
+        """Notes that a tensor became a list or an array."""
+        if not self._quiet:
+            self.note_read(self.of(tensor))
+
     def of(self, tensor: Tensor) -> Origin:
         """The origin of a tensor, in its shape; None if it depends on no marked input."""
         return self._origins.of(tensor)
@@ -125,6 +167,10 @@ class Trace(PassMode):
         attended = any(self._origins.is_attended(tensor) for tensor in inputs)
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if reads_values(func, args):
+            for origin in known.values():
+                self.note_read(origin)
+        self.log.note(func, name, (args, kwargs), outputs)
         if outputs:
             with torch.no_grad():
                 self._follow(func, name, args, kwargs, known, outputs)
