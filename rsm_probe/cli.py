@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,6 +75,12 @@ def run(
     ] = None,
     progress: _Progress = True,
     figures: Annotated[bool, typer.Option(help="draw the figures after the run")] = True,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code", help="run Python code that the configuration names, as in source: file.py:function"
+        ),
+    ] = False,
     cluster: Annotated[
         str | None, typer.Option(help="scheduler of a Dask cluster to match pairs on, such as tcp://host:8786")
     ] = None,
@@ -88,7 +95,7 @@ def run(
     from rsm_probe.execution.executors import cluster as cluster_at
     from rsm_probe.studies.registry import STUDIES, read_study
 
-    study = read_study(config)
+    study = read_study(config, allow_code=allow_code)
     # `out` is text because a Path drops the second slash of a URL, which could then not be recognised.
     folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
     with _continuable():
@@ -120,20 +127,46 @@ def layers(
     model: Annotated[
         str,
         typer.Argument(
-            help="torchvision:NAME, timm:NAME, hf:NAME, file.py:function, a .safetensors file from `train`, or a YAML "
-            "file as in configs/models"
+            help="torchvision:NAME, timm:NAME, hf:NAME, hf-classifier:NAME, open_clip:ARCH/TAG, torch.hub:REPO:ENTRY, "
+            "file.py:function, a .safetensors file from `train`, or a YAML file as in configs/models"
         ),
     ],
     weights: Annotated[
-        str | None, typer.Option(help="default, or a file with a state dict; layers and shapes need no weights")
+        str | None,
+        typer.Option(
+            help="default, or a checkpoint: .safetensors, .pth and the like, an index of shards, or a folder with one; "
+            "layers and shapes need no weights"
+        ),
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=0, help="classes of the head (torchvision, timm, hf-classifier); 0 for no head")
+    ] = None,
+    key: Annotated[
+        str, typer.Option(help="key of the weights in the checkpoint, such as teacher; by default any")
+    ] = "",
+    prefix: Annotated[
+        str, typer.Option(help="what precedes the names of the weights, such as backbone.; by default any")
+    ] = "",
+    strict: Annotated[
+        bool,
+        typer.Option(help="with --no-strict, weights that do not fit are left out, and layers that need them marked"),
+    ] = True,
+    preprocess: Annotated[
+        str | None, typer.Option(help="resize-crop or imagenet, in place of the model's own preprocessing")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="pixels of both sides for --preprocess; by default 224")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="method that is called in place of the model, such as encode_image")
     ] = None,
     part: Annotated[str, typer.Option(help="submodule to use instead of the whole model, such as an image tower")] = "",
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="read checkpoints with pickled objects, which can run any code")
     ] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="let transformers run code from the repository of a model")
+        bool,
+        typer.Option("--trust-remote-code", help="run code from the repository of a model (transformers, torch.hub)"),
     ] = False,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="run Python code that a YAML file names")] = False,
     all_layers: Annotated[bool, typer.Option("--all", help="list all layers, not only the blocks")] = False,
 ) -> None:
     """List the layers that a probe can name, in forward order.
@@ -149,16 +182,26 @@ def layers(
         from rsm_probe.config import ConfigFolder, read_yaml
         from rsm_probe.runs.model_config import ModelConfig
 
-        entry = ModelConfig.parse(read_yaml(model), model, ConfigFolder.of(model))
-        model, part = entry.source or "", part or entry.part
-    loaded = load_model(
-        model,
-        "default" if model.endswith(".safetensors") else weights,
-        part=part,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
-    infos, skipped = describe_layers(loaded.module, loaded.blank_input().repeat(2, 1, 1, 1))
+        entry = ModelConfig.parse(read_yaml(model), model, ConfigFolder.of(model, allow_code))
+        if entry.recipe is not None:
+            raise ConfigError(f"{model} holds a recipe; train it with `rsm-probe train`, and name the file it writes")
+        given: dict[str, Any] = {
+            "num_classes": num_classes, "key": key, "prefix": prefix, "preprocess": preprocess, "size": size,
+            "method": method, "part": part,
+        }  # fmt: skip
+        entry = entry.model_copy(update={name: value for name, value in given.items() if value not in (None, "")})
+        of_entry = None if entry.weights == "default" else entry.weights
+        with entry.naming_paths(entry.source, of_entry):
+            trained = str(entry.source).endswith(".safetensors")
+            loaded = entry.load_source(weights or ("default" if trained else of_entry))
+    else:
+        loaded = load_model(
+            model, "default" if model.endswith(".safetensors") else weights, part=part, key=key, prefix=prefix,
+            strict=strict, num_classes=num_classes, preprocess=preprocess, size=size, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code, method=method,
+        )  # fmt: skip
+    example = loaded.blank_input().repeat(2, 1, 1, 1)
+    infos, skipped = describe_layers(loaded.module, example, partial(loaded.reading.call, loaded.module))
     shown = [info for info in infos if info.is_block or all_layers] or infos
     for line in _layer_table(shown):
         typer.echo(line)

@@ -46,15 +46,17 @@ class ConfigFolder:
     Attributes:
         folder: the folder; None for data that were not read from a file, whose paths are taken as written.
         notes: what to tell the user about paths that were looked up, one sentence per path.
+        allow_code: whether models may run the user's Python code when they are loaded.
     """
 
     folder: Path | None = None
     notes: list[str] = field(default_factory=list)
+    allow_code: bool = False
 
     @classmethod
-    def of(cls, file: str | Path) -> ConfigFolder:
+    def of(cls, file: str | Path, allow_code: bool = False) -> ConfigFolder:
         """The folder of a configuration file."""
-        return cls(Path(os.path.abspath(file)).parent)
+        return cls(Path(os.path.abspath(file)).parent, allow_code=allow_code)
 
     # Where a configuration was read does not make it a different one.
     def __eq__(self, other: object) -> bool:
@@ -65,7 +67,7 @@ class ConfigFolder:
 
     def nested(self, file: str | Path) -> ConfigFolder:
         """The folder of a configuration that this one names; notes are shared."""
-        return ConfigFolder(Path(os.path.abspath(file)).parent, self.notes)
+        return ConfigFolder(Path(os.path.abspath(file)).parent, self.notes, self.allow_code)
 
     def resolve(self, written: str) -> str:
         """A path that can be opened: absolute where it lies in this folder, otherwise as written."""
@@ -166,7 +168,8 @@ class Config(BaseModel):
         Args:
             data: keys and values, as read from YAML.
             where: source of the data, for messages (such as the path of a file).
-            home: the folder to which paths are relative; by default they are taken as written.
+            home: the folder to which paths are relative, and whether models may run code; by default paths are taken as
+                written, and no code runs.
 
         Raises:
             ConfigError: lists every mistake with its position, what was expected and the nearest valid key.

@@ -139,6 +139,7 @@ class LayerStream:
                 vectors = of_kind(representation, kind)
             except LayerError as error:
                 raise LayerError(f"layer {layer!r} of model {model!r}: {error}") from None
+            self.models[model].require_complete(layer, vectors.tokens)
             self._consumer.take(model, kind_name(layer, kind), vectors)
         return layer
 

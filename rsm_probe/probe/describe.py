@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -42,12 +43,15 @@ class LayerInfo:
     is_block: bool
 
 
-def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo], dict[str, str]]:
+def describe_layers(
+    model: nn.Module, example: Tensor, call: Callable[[Tensor], Any] | None = None
+) -> tuple[list[LayerInfo], dict[str, str]]:
     """Runs a model once and lists its layers in forward order.
 
     Args:
         model: the model.
         example: input for one forward pass, (N, C, H, W).
+        call: makes the pass; by default calls the model.
 
     Returns:
         The layers; and name -> reason of those that cannot be captured.
@@ -74,7 +78,7 @@ def describe_layers(model: nn.Module, example: Tensor) -> tuple[list[LayerInfo],
             # The result itself lists what could not be captured.
             warnings.simplefilter("ignore", UserWarning)
             try:
-                model(example)
+                (call or model)(example)
             except RsmProbeError:
                 raise
             except (TypeError, ValueError, RuntimeError) as error:

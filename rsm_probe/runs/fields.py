@@ -16,6 +16,7 @@ from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.representation import Layout
 from rsm_probe.similarity.kernels import get_kernel
 from rsm_probe.sources.images.limits import MOST_PIXELS
+from rsm_probe.sources.models.preprocessing_words import PREPROCESSING, preprocessing
 from rsm_probe.storage.paths import file_name, local_folder, path_or_url
 
 # With more images or draws, their names or weights alone would fill the memory.
@@ -117,6 +118,11 @@ Layouts = Annotated[
 ]
 Method = Annotated[str | None, Field(description="method whose calls are forward passes, such as encode_image")]
 Inputs = Annotated[str | tuple[str, ...] | None, Field(description="inputs that hold images; by default all")]
+Preprocessing = Annotated[
+    str | None,
+    AfterValidator(_checked(lambda value: preprocessing(value, None))),
+    Field(description=f"preprocessing of images, in place of the model's own: {', '.join(PREPROCESSING)}"),
+]
 # Destinations
 Folder = Annotated[str, AfterValidator(_checked(lambda value: local_folder(value, "the folder")))]
 FolderOrUrl = Annotated[str, AfterValidator(_checked(lambda value: path_or_url(value, "the destination")))]

@@ -11,14 +11,16 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from rsm_probe.config import Config, config_path, read_nested
+from rsm_probe.config import Config, ConfigFolder, config_path, read_nested
 from rsm_probe.errors import LayerError, repeated
 from rsm_probe.execution.execution import Execution
 from rsm_probe.probe.probe import Probe
-from rsm_probe.runs.fields import Distinct, Inputs, Layers, Layouts, Method, Seed, Tokens
+from rsm_probe.runs.fields import Distinct, Edge, Inputs, Layers, Layouts, Method, Preprocessing, Seed, Tokens
 from rsm_probe.sources import TrainingConfig, build_network, train_or_load
 from rsm_probe.sources.loading import load_model
+from rsm_probe.sources.models.libraries import short_name
 from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.sources.models.preprocessing_words import PREPROCESSING
 from rsm_probe.sources.models.reading import Reading
 from rsm_probe.sources.training.trained_network import load_trained
 from rsm_probe.storage.paths import file_name
@@ -41,9 +43,23 @@ class ModelConfig(Config):
         max_length=_LONGEST_NAME,
         description="name in results; with several seeds, the seed is appended",
     )
-    source: str | None = Field(default=None, description="torchvision:NAME, timm:NAME, hf:NAME or a .safetensors file")
-    weights: str | None = Field(
-        default="default", description="default, a file with a state dict, or null for random weights"
+    source: str | None = Field(
+        default=None,
+        description="torchvision:NAME, timm:NAME, hf:NAME, open_clip:ARCH/TAG or a .safetensors file; file.py:function "
+        "and torch.hub:REPO:ENTRY run code and need `rsm-probe run CONFIG --allow-code`",
+    )
+    weights: str | None = Field(default="default", description="default, a checkpoint, or null for random weights")
+    key: str = Field(default="", description="key of the weights in a checkpoint, such as teacher; by default any")
+    prefix: str = Field(default="", description="what precedes the names of weights in a checkpoint; by default any")
+    strict: bool = Field(
+        default=True, description="with false, weights that do not fit are left out, and layers that need them refused"
+    )
+    num_classes: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="classes of the head, for torchvision, timm and hf-classifier"
+    )
+    preprocess: Preprocessing = None
+    size: Edge | tuple[Edge, Edge] | None = Field(
+        default=None, description="pixels of both sides, or height and width, for preprocess:; by default 224"
     )
     part: str = Field(default="", description="submodule to use instead of the whole model, such as an image tower")
     layers: Layers | None = Field(default=None, description="layers of this model; by default those of the study")
@@ -79,13 +95,22 @@ class ModelConfig(Config):
         library, colon, title = written.partition(":")
         if colon and library in _LOCAL_FOLDERS:
             return f"{library}:{config_path(title, info)}"
+        if colon and library == "torch.hub":
+            repository, colon, entry = title.rpartition(":")
+            return f"{library}:{config_path(repository, info)}{colon}{entry}"
+        if colon and Path(library).suffix == ".py":
+            return f"{config_path(library, info)}:{title}"
         return written if colon and info.field_name == "source" else config_path(written, info)
 
     @field_validator("source")
     @classmethod
-    def _no_code(cls, source: str | None) -> str | None:
-        if source is not None and Path(source.partition(":")[0]).suffix == ".py":
-            raise ValueError("configurations do not run code; give file.py:function in Python or on the command line")
+    def _no_code(cls, source: str | None, info: ValidationInfo) -> str | None:
+        allowed = isinstance(info.context, ConfigFolder) and info.context.allow_code
+        if _runs_code(source) and not allowed:
+            raise ValueError(
+                "configurations do not run code unless the command line allows it: `rsm-probe run CONFIG --allow-code` "
+                "(in Python, read_study(CONFIG, allow_code=True)); do so only if you trust the code"
+            )
         return source
 
     @model_validator(mode="after")
@@ -94,6 +119,13 @@ class ModelConfig(Config):
             raise ValueError("give either source: or recipe:")
         if self.source is not None and self.weights is not None and self.seeds != (0,):
             raise ValueError("seeds: applies only to a recipe or to random weights (weights: null)")
+        for key in ("key", "prefix", "strict", "num_classes", "preprocess", "size"):
+            if self.recipe is not None and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: applies only to a source, not to a recipe")
+        if (self.key or self.prefix) and self.weights in (None, "default"):
+            raise ValueError("key: and prefix: choose weights within a checkpoint; give it as weights:")
+        if self.size is not None and self.preprocess is None:
+            raise ValueError(f"size: needs preprocess: to be one of {', '.join(PREPROCESSING)}")
         if self.dilated != (0,) and self.recipe is None:
             raise ValueError("dilated: applies only to networks of a recipe")
         if self.control and not self.name:
@@ -112,9 +144,8 @@ class ModelConfig(Config):
     def titled(self, seed: int) -> str:
         """The title of the model with a seed; a source without `name` is named as by `load_model`."""
         source = self.source or "resnet"
-        library, _, title = source.partition(":")
-        default = Path(source).stem if source.endswith(".safetensors") else (title or library).rstrip("/")
-        name = self.name or default.rsplit("/", 1)[-1]
+        default = Path(source).stem if source.endswith(".safetensors") else short_name(source)
+        name = self.name or default
         return f"{name}-{seed}" if len(self.seeds) > 1 else name
 
     def titles(self) -> list[str]:
@@ -162,8 +193,7 @@ class ModelConfig(Config):
         for title, seed, weights, recipe in wanted:
             if recipe is None:
                 with self.naming_paths(self.source, self.weights):
-                    model = load_model(self.source or "", weights, self.name, seed, part=self.part)
-                yield title, replace(model, reading=self.reading), None
+                    yield title, self.load_source(weights, seed), None
                 continue
             file = networks / f"{file_name(title)}.safetensors"
             loaded, accuracy = train_or_load(recipe, seed, file, execution.device, execution.progress)
@@ -173,6 +203,30 @@ class ModelConfig(Config):
                     yield f"{title}{DILATED}{dilated}", other, None
                 else:
                     yield title, replace(loaded, reading=self.reading), accuracy
+
+    def load_source(self, weights: str | None, seed: int = 0) -> LoadedModel:
+        """Load the model of a source.
+
+        Args:
+            weights: as in `load_model`.
+            seed: of random weights.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        trust_remote_code = _runs_code(self.source)  # the user allowed it, or this entry would not be valid
+        from_file = weights not in (None, "default")
+        return load_model(
+            self.source or "", weights, self.name, seed, part=self.part, key=self.key if from_file else "",
+            prefix=self.prefix if from_file else "", strict=self.strict, num_classes=self.num_classes,
+            preprocess=self.preprocess, size=self.size, trust_remote_code=trust_remote_code, layouts=self.layouts,
+            method=self.method, inputs=self.inputs, tokens=self.tokens,
+        )  # fmt: skip
+
+
+def _runs_code(source: str | None) -> bool:
+    library = (source or "").partition(":")[0]
+    return Path(library).suffix == ".py" or library == "torch.hub"
 
 
 def control_title(name: str) -> str:

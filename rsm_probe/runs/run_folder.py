@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from rsm_probe.checks import brief
-from rsm_probe.config import Config, read_yaml
+from rsm_probe.config import Config, ConfigFolder, read_yaml
 from rsm_probe.errors import StorageError
 from rsm_probe.figures import names_as_written
 from rsm_probe.storage.files import save_text
@@ -67,7 +67,7 @@ def require_free(
     if data.get("study") != settings["study"]:
         raise StorageError(f"{out} holds a run of study {brief(data.get('study'))}; choose a different --out")
     if begun(out):
-        stored = config.parse(data, str(file)).model_dump(mode="json")
+        stored = config.parse(data, str(file), ConfigFolder(allow_code=True)).model_dump(mode="json")
         differing = [key for key in settings if key not in execution and settings[key] != stored[key]]
         if differing:
             raise StorageError(

@@ -22,7 +22,7 @@ STUDIES: ChainMap[str, type[Any]] = ChainMap(
 )
 
 
-def read_study(path: str | Path, *, stored: bool = False) -> Study:
+def read_study(path: str | Path, *, stored: bool = False, allow_code: bool = False) -> Study:
     """Read a study from its YAML configuration; the key `study` selects its type.
 
     Paths in it are relative to its folder, or else to the working directory, which is mentioned in a warning. Folders
@@ -30,7 +30,9 @@ def read_study(path: str | Path, *, stored: bool = False) -> Study:
 
     Args:
         path: the YAML file.
-        stored: read the `config.yaml` of a run folder, whose paths were resolved when the run began.
+        stored: read the `config.yaml` of a run folder, whose paths were resolved when the run began. It is for
+            figures, which load no models.
+        allow_code: accept models whose source is Python code: `file.py:function` or `torch.hub:REPO:ENTRY`.
 
     Raises:
         ConfigError: the file is not readable, the study is unknown, or a key, type or value is wrong.
@@ -40,7 +42,7 @@ def read_study(path: str | Path, *, stored: bool = False) -> Study:
     if not isinstance(name, str) or name not in STUDIES:
         problem = f"found {brief(name)}{did_you_mean(brief(name), STUDIES)}" if "study" in data else "but it is missing"
         raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {problem}")
-    home = ConfigFolder() if stored else ConfigFolder.of(path)
+    home = ConfigFolder(allow_code=True) if stored else ConfigFolder.of(path, allow_code)
     study: Study = STUDIES[name].parse(data, str(path), home)
     for note in home.notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)

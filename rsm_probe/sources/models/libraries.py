@@ -1,4 +1,4 @@
-"""Load models of torchvision, timm and transformers with their preprocessing; libraries are imported on first use."""
+"""Load models of libraries with their preprocessing; libraries are imported on first use."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from rsm_probe.checks import require_whole
 from rsm_probe.errors import ModelError, did_you_mean
 from rsm_probe.sources.images.pixels import to_rgb
+from rsm_probe.sources.models.user_functions import built
 from rsm_probe.sources.models.weights import fetched
 
 Preprocess = Callable[[Image.Image], Tensor]
@@ -24,11 +26,16 @@ Preprocess = Callable[[Image.Image], Tensor]
 class Library(Protocol):
     """A function that loads the models of a library."""
 
-    def __call__(self, title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
-        """Load a model with pretrained or random weights; return it with its preprocessing."""
+    def __call__(self, title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess | None]:
+        """Load a model with pretrained or random weights; return it with its preprocessing, if it has one.
+
+        A library whose models have a head for classes also takes `num_classes: int | None = None`, by keyword.
+        """
 
 
-def _torchvision(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+def _torchvision(
+    title: str, pretrained: bool, trust_remote_code: bool, *, num_classes: int | None = None
+) -> tuple[nn.Module, Preprocess]:
     import torchvision
 
     try:
@@ -41,6 +48,9 @@ def _torchvision(title: str, pretrained: bool, trust_remote_code: bool) -> tuple
     builder = inspect.signature(torchvision.models.get_model_builder(title))
     if not pretrained and "weights_backbone" in builder.parameters:
         options["weights_backbone"] = None
+    if num_classes is not None:
+        require_whole(num_classes, "num_classes", 1, ModelError)
+        options["num_classes"] = num_classes
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     module = fetched(
         f"torchvision:{title}", lambda: torchvision.models.get_model(title, **options), f"{weights.url} into {cache}"
@@ -49,7 +59,9 @@ def _torchvision(title: str, pretrained: bool, trust_remote_code: bool) -> tuple
     return module, lambda image: transform(to_rgb(image))
 
 
-def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+def _timm(
+    title: str, pretrained: bool, trust_remote_code: bool, *, num_classes: int | None = None
+) -> tuple[nn.Module, Preprocess]:
     import timm
 
     if not timm.is_model(title):
@@ -57,19 +69,20 @@ def _timm(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Mod
     known = timm.get_pretrained_cfg(title)
     repository = known.hf_hub_id if known is not None else None
     instructions = _hub_instructions(repository) if repository else ""
-    module = fetched(
-        f"timm:{title}", lambda: timm.create_model(title, pretrained=pretrained), instructions, hub=pretrained
-    )
+    options = {"pretrained": pretrained} | ({} if num_classes is None else {"num_classes": num_classes})
+    module = fetched(f"timm:{title}", lambda: timm.create_model(title, **options), instructions, hub=pretrained)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
     return module, lambda image: transform(to_rgb(image))
 
 
 def _transformers(
-    auto_class: str, title: str, pretrained: bool, trust_remote_code: bool
+    auto_class: str, title: str, pretrained: bool, trust_remote_code: bool, *, num_classes: int | None = None
 ) -> tuple[nn.Module, Preprocess]:
     """Load a model through one of the `Auto...` classes of transformers."""
     import transformers
 
+    if num_classes is not None and auto_class == "AutoModel":
+        raise ModelError(f"hf:{title} is built without a head; use hf-classifier:{title} with num_classes=")
     auto, local = getattr(transformers, auto_class), isdir(title)
     if not local and (title.startswith((".", "/", "~")) or title.count("/") > 1):
         raise ModelError(f"no folder at {title}; write a model of the hub as hf:organisation/name")
@@ -77,7 +90,8 @@ def _transformers(
     def build() -> nn.Module:
         if pretrained:
             return auto.from_pretrained(title, trust_remote_code=trust_remote_code, use_safetensors=True)
-        config = transformers.AutoConfig.from_pretrained(title, trust_remote_code=trust_remote_code)
+        labels = {} if num_classes is None else {"num_labels": num_classes}
+        config = transformers.AutoConfig.from_pretrained(title, trust_remote_code=trust_remote_code, **labels)
         return auto.from_config(config, trust_remote_code=trust_remote_code)
 
     instructions = "" if local else _hub_instructions(title)
@@ -104,6 +118,64 @@ def _transformers(
     return module, preprocess
 
 
+def _open_clip(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, Preprocess]:
+    """Load ARCH/TAG of OpenCLIP, or a model of the hub as hf-hub:organisation/name."""
+    try:
+        import open_clip
+    except ImportError:
+        raise ModelError(f"open_clip:{title} needs the package open_clip_torch: pip install open_clip_torch") from None
+
+    hub = title.startswith(("hf-hub:", "local-dir:"))
+    name, _, tag = (title, "", "") if hub else title.partition("/")
+    if not hub:
+        if name not in open_clip.list_models():
+            raise ModelError(f"OpenCLIP has no model {name!r}{did_you_mean(name, open_clip.list_models())}")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if tag not in tags and (tag or pretrained):
+            known = f"it has {', '.join(tags)}" if tags else "it has none"
+            problem = f"no weights {tag!r}{did_you_mean(tag, tags)}" if tag else "weights by tag, as open_clip:ARCH/TAG"
+            raise ModelError(f"OpenCLIP has {problem} for {name}; {known}; weights=None gives random weights")
+    module, _, transform = fetched(
+        f"open_clip:{title}",
+        lambda: open_clip.create_model_and_transforms(
+            name, tag if pretrained and tag else None, load_weights=pretrained, pretrained_hf=False
+        ),
+        hub=pretrained or title.startswith("hf-hub:"),
+    )
+    return module, lambda image: transform(to_rgb(image))
+
+
+def _torch_hub(title: str, pretrained: bool, trust_remote_code: bool) -> tuple[nn.Module, None]:
+    """Load REPO:ENTRY, where REPO is owner/name[:branch] on GitHub or a local folder with a hubconf.py."""
+    repository, _, entry = title.rpartition(":")
+    if not repository or not entry:
+        raise ModelError(f"write torch.hub:owner/name:entry or torch.hub:folder:entry, found 'torch.hub:{title}'")
+    if not trust_remote_code:
+        raise ModelError(
+            f"torch.hub:{title} runs the Python code of that repository, which can do anything; if you trust it, set "
+            f"trust_remote_code=True in load_model, or give --trust-remote-code to `rsm-probe layers` or --allow-code "
+            f"to `rsm-probe run`"
+        )
+    local = isdir(repository)
+    if not local and repository.startswith((".", "/", "~")):
+        raise ModelError(f"no folder at {repository}")
+
+    def load(**options: Any) -> Any:
+        return torch.hub.load(
+            repository, entry, source="local" if local else "github", trust_repo=True, verbose=False, **options
+        )
+
+    def factory() -> Any:
+        try:
+            return load(pretrained=pretrained)
+        except TypeError as error:
+            if "pretrained" not in str(error):
+                raise
+            return load()  # this entry decides on its weights itself
+
+    return built(factory, f"torch.hub:{title}"), None
+
+
 def _warn_of_other_code(title: str, key: str, holder: Any, what: str) -> None:
     """Warn if transformers uses its own code for a model that comes with code."""
     named = getattr(holder, "auto_map", None)
@@ -126,4 +198,18 @@ LIBRARIES: dict[str, Library] = {
     "timm": _timm,
     "hf": partial(_transformers, "AutoModel"),
     "hf-classifier": partial(_transformers, "AutoModelForImageClassification"),  # with the classification head
+    "open_clip": _open_clip,
+    "torch.hub": _torch_hub,
 }
+# What is probed of models that also take text, unless a part or a method is named.
+IMAGE_TOWERS = {"open_clip": "visual"}
+
+
+def short_name(source: str) -> str:
+    """The name of a model in results: the last part of its source, or the architecture of OpenCLIP."""
+    library, _, title = source.partition(":")
+    if library == "open_clip" and not title.startswith(("hf-hub:", "local-dir:")):
+        return title.partition("/")[0]
+    if library == "torch.hub":
+        return title.rpartition(":")[2]
+    return (title or library).rstrip("/").rsplit("/", 1)[-1]

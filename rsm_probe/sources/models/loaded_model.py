@@ -33,6 +33,7 @@ class LoadedModel:
         questions: number of questions that the model answers, each by a softmax over an equal share of its outputs.
         default_preprocess: whether the model came without preprocessing and uses `to_tensor`.
         reading: how the model is called, and how its layers are read, where it differs from that of all models.
+        incomplete: names of weights that a checkpoint lacked; they hold NaN, and layers that need them are refused.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LoadedModel:
     questions: int = 1
     default_preprocess: bool = False
     reading: Reading = field(default_factory=Reading)
+    incomplete: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         # Parameters of lazy modules have no shape yet.
@@ -77,6 +79,23 @@ class LoadedModel:
         """The device of the first parameter; the CPU for models without parameters."""
         parameter = next(self.module.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
+
+    def require_complete(self, layer: str, tokens: Tensor) -> None:
+        """Refuse a layer that was computed from weights that a checkpoint lacked.
+
+        Args:
+            layer: the name of the layer.
+            tokens: its tokens of some images.
+
+        Raises:
+            ModelError: there are such weights, and tokens that are not finite.
+        """
+        if self.incomplete and not bool(torch.isfinite(tokens).all()):
+            shown = ", ".join(self.incomplete[:5]) + (" and more" if len(self.incomplete) > 5 else "")
+            raise ModelError(
+                f"layer {layer!r} of model {self.name!r} needs weights that its checkpoint does not have ({shown}); "
+                f"leave this layer out, or give a checkpoint with these weights"
+            )
 
     def blank_input(self) -> Tensor:
         """Make a preprocessed grey image, (1, C, H, W).

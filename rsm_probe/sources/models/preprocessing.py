@@ -42,7 +42,9 @@ def prepared(
         if tensor.shape != tensors[0].shape:
             raise ImageError(
                 f"{images.name}: image {images.ids[number]!r} has shape {tuple(tensor.shape)} and image "
-                f"{images.ids[numbers[0]]!r} has {tuple(tensors[0].shape)}; preprocessing must bring all to one size"
+                f"{images.ids[numbers[0]]!r} has {tuple(tensors[0].shape)}; preprocessing must bring all to one size: "
+                f"load_model(model, preprocess='resize-crop', size=224) does so (in YAML preprocess: resize-crop and "
+                f"size: 224), as does a function of your own as preprocess="
             )
     return torch.stack(tensors)
 
@@ -83,8 +85,9 @@ def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> Non
     if plain and pictures:
         words = (
             f"no preprocessing given for {', '.join(plain)}: images are passed as RGB in [0, 1], without normalisation "
-            f"and in their own size; if the model was trained on other values, give rsm_probe.sources.LoadedModel("
-            f"name, module, preprocess), where preprocess turns a PIL image into a tensor (C, H, W)"
+            f"and in their own size; if the model was trained on other values, give load_model(model, "
+            f"preprocess=...), where preprocess is 'imagenet' or 'resize-crop', or a function that turns a PIL image "
+            f"into a tensor (C, H, W)"
         )
     elif not pictures and (differing := _differently_prepared(models)):
         words = (

@@ -1,4 +1,4 @@
-"""Load weights from files, and fetch pretrained weights from the libraries' stores, online or offline."""
+"""Fetch pretrained weights from the libraries' stores, online or offline."""
 
 from __future__ import annotations
 
@@ -6,86 +6,13 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from os.path import isfile
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-import torch
-from torch import Tensor, nn
-
 from rsm_probe.errors import ModelError
-from rsm_probe.sources.models.fingerprints import require_weights
-from rsm_probe.sources.models.tensor_files import read_unchecked
 
-_CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt")
 _NETWORK_SECONDS = 3.0
 _T = TypeVar("_T")
-
-
-def load_weights(module: nn.Module, path: Path, allow_pickle: bool = False) -> None:
-    """Load a state dict from a file into a module.
-
-    Args:
-        module: the network.
-        path: a `.safetensors` file, or a PyTorch checkpoint that holds only tensors, either directly or under
-            "state_dict", "model" or "model_state_dict".
-        allow_pickle: also read checkpoints that hold other objects; reading them can run any code.
-
-    Raises:
-        ModelError: the file does not exist, has another format or holds more than tensors, or the weights do not fit.
-    """
-    if path.suffix not in (".safetensors", *_CHECKPOINTS):
-        raise ModelError(
-            f"weights must be 'default', None, a .safetensors file or a checkpoint ({', '.join(_CHECKPOINTS)}), "
-            f"found {str(path)!r}"
-        )
-    if not isfile(path):
-        raise ModelError(f"no weights at {path}")
-    state = _checkpoint(path, allow_pickle) if path.suffix in _CHECKPOINTS else read_unchecked(path)[0]
-    if state and all(str(name).startswith("module.") for name in state):  # saved from DataParallel
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    require_weights(module, type(module).__name__)
-    own = module.state_dict()
-    missing, surplus = [n for n in own if n not in state], [n for n in state if n not in own]
-    other = [n for n in own if n in state and getattr(state[n], "shape", None) != getattr(own[n], "shape", None)]
-    # Integers in place of floats are quantised weights without their scale.
-    kinds = [n for n in own if n in state and n not in other and _is_whole(state[n]) and not _is_whole(own[n])]
-    problems = [("missing", missing), ("unknown", surplus), ("of a different shape", other), ("whole numbers", kinds)]
-    if any(names for _, names in problems):  # checked before the module changes
-        listed = "; ".join(f"{what}: {', '.join(map(str, names[:5]))}" for what, names in problems if names)
-        raise ModelError(f"the weights in {path} do not fit {type(module).__name__} ({listed})")
-    try:
-        module.load_state_dict(state)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"the weights in {path} do not fit {type(module).__name__}: {error}") from error
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
-
-
-def _checkpoint(path: Path, allow_pickle: bool) -> dict[str, Any]:
-    from pickle import UnpicklingError
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except UnpicklingError as error:
-        if allow_pickle:
-            raise ModelError(f"cannot read {path}: {error}") from error
-        raise ModelError(
-            f"{path} holds more than tensors, and reading it could run any code; convert it to .safetensors or, if you "
-            f"trust its source, set allow_pickle=True (--allow-pickle)"
-        ) from None
-    except (EOFError, KeyError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    state = content.state_dict() if isinstance(content, nn.Module) else content
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise ModelError(f"{path} must hold a state dict, found {type(state).__name__}")
-    return state
 
 
 def fetched(
