@@ -86,19 +86,11 @@ def best_fit(module: nn.Module, entries: Sequence[Entry], where: str, key: str =
     require_weights(module, type(module).__name__)
     own = module.state_dict()
     entries = _under(entries, require_text(key, "key", ModelError), where)
-    wrappers: Collection[str] = _WRAPPERS
-    names = {_plain(name.split("."), wrappers): name for name in own}
-    if len(names) < len(own):  # wrappers are all that tells some of the module's names apart
-        wrappers = ()
-        names = {tuple(name.split(".")): name for name in own}
-    fits: dict[Prefix, Fit] = {}
-    for entry in entries:
-        parts = entry.parts
-        steps = [k for k, part in enumerate(parts) if part not in wrappers]
-        for count, step in enumerate(steps):
-            name = names.get(tuple(parts[k] for k in steps[count:]))
-            if name is not None:
-                fits.setdefault(parts[:step], Fit(parts[:step])).entries.setdefault(name, entry)
+    fits = _fits(own, entries, ())
+    whole = any(all(n in f.entries and _same_shape(f.entries[n].value, own[n]) for n in own) for f in fits.values())
+    # Modules may have parts of such names themselves: wrappers are looked for only where the plain names do not fit.
+    if not whole and len({_plain(name.split("."), _WRAPPERS) for name in own}) == len(own):
+        fits = _fits(own, entries, _WRAPPERS)
     if require_text(prefix, "prefix", ModelError):
         fits = _with_prefix(fits, prefix, entries, where)
     agreeing = {start: sum(_same_shape(e.value, own[n]) for n, e in fit.entries.items()) for start, fit in fits.items()}
@@ -163,7 +155,7 @@ def load_fit(
         for name in empty:
             own[name].fill_(torch.nan)
     notes = [f"read from {origin}" if (origin := fit.origin()) else ""]
-    notes += [f"left out, not under this prefix: {_groups(fit.outside)}" if fit.outside else ""]
+    notes += [f"left out, not under this prefix: {_some(fit.outside)}" if fit.outside else ""]
     notes += [f"left out: {_some([*fit.unknown, *fit.reshaped, *fit.whole])}" if not fit.complete else ""]
     notes += [f"{_some(empty)} of the model are without values, and layers that need them are refused" if empty else ""]
     if any(notes):
@@ -181,6 +173,20 @@ def classes_of(fit: Fit, module: nn.Module) -> int | None:
     heads = {(ours[0], theirs[0]) for ours, theirs in shapes if ours and theirs and ours[1:] == theirs[1:]}
     same = all(ours and theirs and ours[1:] == theirs[1:] for ours, theirs in shapes)
     return next(iter(heads))[1] if same and len(heads) == 1 else None
+
+
+def _fits(own: Collection[str], entries: Sequence[Entry], wrappers: Collection[str]) -> dict[Prefix, Fit]:
+    """The values under every prefix under which a name of the module occurs, with wrappers taken out of all names."""
+    names = {_plain(name.split("."), wrappers): name for name in own}
+    fits: dict[Prefix, Fit] = {}
+    for entry in entries:
+        parts = entry.parts
+        steps = [k for k, part in enumerate(parts) if part not in wrappers]
+        for count, step in enumerate(steps):
+            name = names.get(tuple(parts[k] for k in steps[count:]))
+            if name is not None:
+                fits.setdefault(parts[:step], Fit(parts[:step])).entries.setdefault(name, entry)
+    return fits
 
 
 def _compare(fit: Fit, own: Mapping[str, Any], entries: Sequence[Entry]) -> None:
@@ -202,7 +208,9 @@ def _compare(fit: Fit, own: Mapping[str, Any], entries: Sequence[Entry]) -> None
         weight = isinstance(entry.value, Tensor) or entry.name.rpartition(".")[2] == "_extra_state"
         if entry.keys in mappings and id(entry) not in used and weight:
             inside = entry.parts[: len(fit.prefix)] == fit.prefix
-            (fit.unknown if inside else fit.outside).append(".".join(entry.parts[len(fit.prefix) if inside else 0 :]))
+            (fit.unknown if inside else fit.outside).append(
+                ".".join(entry.parts[len(fit.prefix) :]) if inside else entry.name
+            )
 
 
 def _under(entries: Sequence[Entry], key: str, where: str) -> list[Entry]:
@@ -261,13 +269,6 @@ def _address(value: Any) -> tuple[int, Any] | None:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
-
-
-def _groups(names: Sequence[str]) -> str:
-    """The beginnings of names, each once."""
-    return _some(
-        list(dict.fromkeys(f"{start}." if rest else start for start, _, rest in (n.partition(".") for n in names)))
-    )
 
 
 def _some(names: Sequence[str]) -> str:
