@@ -45,6 +45,9 @@ from rsm_probe.storage.paths import absolute, path_or_url
 if TYPE_CHECKING:
     import xarray as xr
 
+# Images whose pairs are timed, and numbers in their tokens, of which there may be fewer images, but at least 3.
+_SAMPLED, _SAMPLED_NUMBERS = 11, 1 << 24
+
 
 def all_pairs(
     x: CapturedLayer,
@@ -264,10 +267,12 @@ class _Run:
                 bar.update(pairs)
 
     def _seconds_per_pair(self) -> float:
-        """Seconds per pair, timed on two or three images, on one core or on one device that matches."""
+        """Seconds per pair, timed on a few images, on one core or on one device that matches."""
         y = (self.job.y or self.job.x).open()  # as workers do: a capture that is gone is named
         with one_thread(), torch.no_grad():
-            tokens = centred_tokens(y, slice(0, min(3, len(y))), y, self.job.centering)
+            _, locations, channels = y.shape
+            few = max(3, min(_SAMPLED, _SAMPLED_NUMBERS // (locations * channels)))
+            tokens = centred_tokens(y, slice(0, min(few, len(y))), y, self.job.centering)
             if len(tokens) < 2:
                 return 0.0
             if self.job.device != "cpu":

@@ -15,9 +15,11 @@ from rsm_probe.pairs.pair_loop import BlockSolver
 from rsm_probe.pairs.sides import Side
 
 # Samples are cut to this many locations; the time of larger problems is extrapolated.
-_SAMPLE_LOCATIONS = 512
-# Most pairs timed on a device: enough to keep it busy.
+_SAMPLE_LOCATIONS = 1024
+# Most pairs timed together: enough to keep a device busy.
 _ON_DEVICE = 4096
+# Seconds of solving on the CPU that are long enough to be typical of the work.
+_LONG_ENOUGH = 0.05
 
 
 def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int = 0) -> float:
@@ -26,11 +28,11 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
     Args:
         x: tokens (N, S, C) of at least 2 images.
         method: any matching.
-        samples: pairs to time on the CPU; their mean is returned.
+        samples: fewest pairs to time on the CPU. Where pairs are fast, more are timed at once, as the work does.
         at_once: pairs that the work matches together; where a device solves them, as many are timed.
 
     Returns:
-        Seconds per pair, including its affinity: on one core, or on the device where it solves the pairs. Above 512
+        Seconds per pair, including its affinity: on one core, or on the device where it solves the pairs. Above 1024
         locations, a part is timed and scaled by the growth of the method.
     """
     if x.shape[1] == 1 or method.at_once:
@@ -40,20 +42,23 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
     on_device = Workload(at_once, x.shape[1]).on_device(method, x.device, x.dtype)
     solver = BlockSolver.of(side, side, {method.name: method}, on_device)
     rows, columns = np.tril_indices(len(x), -1)
-    if on_device:  # a device takes as long for one pair as for many
-        count = min(at_once, solver.affinities.gathered_per_block, _ON_DEVICE)
-        parts = [(np.resize(rows, count), np.resize(columns, count))]
-    else:
-        parts = [(rows[k : k + 1], columns[k : k + 1]) for k in range(min(samples, len(rows)))]
+    most = min(max(at_once, samples), solver.affinities.gathered_per_block, _ON_DEVICE)
+    count = most if on_device else min(samples, len(rows))  # a device takes as long for one pair as for many
 
-    def solve(rows: np.ndarray, columns: np.ndarray) -> None:
-        list(in_halves(lambda start, stop: solver.solve_gathered(rows[start:stop], columns[start:stop]), len(rows)))
+    def solve(count: int) -> float:
+        part = np.resize(rows, count), np.resize(columns, count)
+        start = time.perf_counter()
+        list(in_halves(lambda start, stop: solver.solve_gathered(*(side[start:stop] for side in part)), count))
+        return time.perf_counter() - start
 
-    solve(*parts[0])  # compilation and preparation must not count
-    start = time.perf_counter()
-    for part in parts:
-        solve(*part)
-    return (time.perf_counter() - start) / sum(len(rows) for rows, _ in parts) * scale
+    new = True
+    while True:
+        if new:  # compilation and preparation must not count, and any pair may be the first that needs them
+            solve(count)
+        seconds = solve(count)
+        if on_device or seconds >= _LONG_ENOUGH or count >= most:
+            return seconds / count * scale
+        new, count = count < len(rows), min(most, 4 * count)
 
 
 def time_methods(
