@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -177,6 +176,7 @@ def layers(
     """
     from rsm_probe.probe.describe import describe_layers
     from rsm_probe.sources.loading import load_model
+    from rsm_probe.sources.models.input_dtype import in_dtype_of
 
     if model.endswith((".yaml", ".yml")):
         from rsm_probe.config import ConfigFolder, read_yaml
@@ -200,8 +200,8 @@ def layers(
             strict=strict, num_classes=num_classes, preprocess=preprocess, size=size, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code, method=method,
         )  # fmt: skip
-    example = loaded.blank_input().repeat(2, 1, 1, 1)
-    infos, skipped = describe_layers(loaded.module, example, partial(loaded.reading.call, loaded.module))
+    example = in_dtype_of(loaded.module, loaded.reading, loaded.blank_input().repeat(2, 1, 1, 1))
+    infos, skipped = describe_layers(loaded.module, example, loaded.reading.method or "forward")
     shown = [info for info in infos if info.is_block or all_layers] or infos
     for line in _layer_table(shown):
         typer.echo(line)

@@ -23,6 +23,7 @@ from rsm_probe.probe.probe import Probe
 from rsm_probe.probe.representation import Representation
 from rsm_probe.probe.wrappers import evaluating
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.models.input_dtype import in_dtype_of
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.preprocessing import prepared, warn_of_plain_pixels
 from rsm_probe.sources.models.reading import Reading
@@ -117,8 +118,10 @@ class LayerStream:
             probe = self._probes[name]
             # Set hooks only while their own model runs, because models may share modules. With several models, copy
             # the batch for each, because a model may modify it in place.
+            batch, reading = ready[key].to(model.device, copy=len(self.models) > 1), self.readings[name]
+            batch = in_dtype_of(model.module, reading, batch)
             with torch.no_grad(), probe:
-                self.readings[name].call(model.module, ready[key].to(model.device, copy=len(self.models) > 1))
+                reading.call(model.module, batch)
             names |= {
                 (name, kind_name(taken_as, kind)): kind_name(layer, kind)
                 for layer, taken_as in probe.representations.items()

@@ -11,8 +11,10 @@ from torch import Tensor
 from rsm_probe.errors import ModelError
 from rsm_probe.probe.wrappers import evaluating
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.models.input_dtype import in_dtype_of
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.preprocessing import prepared
+from rsm_probe.sources.models.reading import Reading
 
 
 def logits(model: LoadedModel, images: ImageSet, numbers: np.ndarray) -> np.ndarray:
@@ -34,7 +36,7 @@ def logits(model: LoadedModel, images: ImageSet, numbers: np.ndarray) -> np.ndar
         raise ModelError(f"{model.name} has no classification head (num_classes is 0); its outputs are features")
     batch = prepared([images[int(number)] for number in numbers], model.preprocess, images, numbers)
     with torch.no_grad(), evaluating(model.module):
-        output = _tensor(model.module(batch.to(model.device)), model.name)
+        output = _tensor(model.module(in_dtype_of(model.module, Reading(), batch.to(model.device))), model.name)
     if output.ndim != 2 or len(output) != len(numbers) or output.shape[1] % model.questions:
         raise ModelError(
             f"{model.name} is not a classifier: for {len(numbers)} images its output has shape {tuple(output.shape)}, "

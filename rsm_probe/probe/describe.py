@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -44,14 +43,14 @@ class LayerInfo:
 
 
 def describe_layers(
-    model: nn.Module, example: Tensor, call: Callable[[Tensor], Any] | None = None
+    model: nn.Module, example: Tensor, method: str = "forward"
 ) -> tuple[list[LayerInfo], dict[str, str]]:
     """Runs a model once and lists its layers in forward order.
 
     Args:
         model: the model.
         example: input for one forward pass, (N, C, H, W).
-        call: makes the pass; by default calls the model.
+        method: the method whose call is the pass, as in `Probe`.
 
     Returns:
         The layers; and name -> reason of those that cannot be captured.
@@ -60,7 +59,7 @@ def describe_layers(
         ModelError: `model` is not a module.
         LayerError: the model has no layers, runs no hooks, or fails on the example.
     """
-    probe = Probe(model, "all")
+    probe = Probe(model, "all", method=method)
     try:
         blocks = set(block_names(model))
     except LayerError:
@@ -78,7 +77,7 @@ def describe_layers(
             # The result itself lists what could not be captured.
             warnings.simplefilter("ignore", UserWarning)
             try:
-                (call or model)(example)
+                (model if method == "forward" else getattr(model, method))(example)
             except RsmProbeError:
                 raise
             except (TypeError, ValueError, RuntimeError) as error:

@@ -19,6 +19,8 @@ from rsm_probe.sources.images.limits import MOST_PIXELS
 from rsm_probe.sources.models.preprocessing_words import PREPROCESSING, preprocessing
 from rsm_probe.storage.paths import file_name, local_folder, path_or_url
 
+# Begins the source of models and images that Python gave to a study; their fingerprint follows.
+IN_PYTHON = "python"
 # With more images or draws, their names or weights alone would fill the memory.
 _MOST_IMAGES, _MOST_DRAWS = 10_000_000, 1_000_000
 

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rsm_probe.config import Config, ConfigPath, config_path
-from rsm_probe.runs.fields import Count, Edge, Images, Seed
+from rsm_probe.errors import ImageError
+from rsm_probe.runs.fields import IN_PYTHON, Count, Edge, Images, Seed
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.registry import IMAGE_SETS, named_images
 
@@ -59,6 +60,11 @@ class ImagesConfig(Config):
         Raises:
             ImageError: a missing or empty folder, broken files with `strict`, or unsuitable options.
         """
+        if self.source.startswith(f"{IN_PYTHON}:"):
+            raise ImageError(
+                "these images were given in Python, and the configuration knows only their fingerprint; give them "
+                "again: read_study(CONFIG).run(out, images=images)"
+            )
         options = self.model_dump(exclude={"source"})
         with self.naming_paths(self.source, self.root):
             return named_images(self.source).load(path=self.source, progress=progress, **options)

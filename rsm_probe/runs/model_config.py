@@ -12,10 +12,21 @@ import torch
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from rsm_probe.config import Config, ConfigFolder, config_path, read_nested
-from rsm_probe.errors import LayerError, repeated
+from rsm_probe.errors import LayerError, ModelError, repeated
 from rsm_probe.execution.execution import Execution
 from rsm_probe.probe.probe import Probe
-from rsm_probe.runs.fields import Distinct, Edge, Inputs, Layers, Layouts, Method, Preprocessing, Seed, Tokens
+from rsm_probe.runs.fields import (
+    IN_PYTHON,
+    Distinct,
+    Edge,
+    Inputs,
+    Layers,
+    Layouts,
+    Method,
+    Preprocessing,
+    Seed,
+    Tokens,
+)
 from rsm_probe.sources import TrainingConfig, build_network, train_or_load
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.libraries import short_name
@@ -214,6 +225,11 @@ class ModelConfig(Config):
         Raises:
             ModelError: it cannot be loaded.
         """
+        if (self.source or "").partition(":")[0] == IN_PYTHON:
+            raise ModelError(
+                f"model {self.name!r} was given in Python, and its configuration knows only its fingerprint; give it "
+                f"again: read_study(CONFIG).run(out, models={{{self.name!r}: module}}, images=images)"
+            )
         trust_remote_code = _runs_code(self.source)  # the user allowed it, or this entry would not be valid
         from_file = weights not in (None, "default")
         return load_model(

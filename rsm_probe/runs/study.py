@@ -37,6 +37,7 @@ from rsm_probe.runs.fields import (
     Method,
     Tokens,
 )  # fmt: skip
+from rsm_probe.runs.given import given_images, given_models
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, check_models, load_models
 from rsm_probe.runs.provenance import provenance
@@ -153,9 +154,32 @@ class ModelStudy(Study):
     def runner(self, out: Path, execution: Execution | None = None) -> Runner[Any]:
         """Make the runner that loads, computes and writes for this study in a folder."""
 
-    def run(self, out: Path, *, executor: Executor | None = None, progress: bool = False) -> Any:
-        """See `Study.run`."""
-        return self.runner(out, self.execution(executor, progress)).run()
+    def run(
+        self,
+        out: str | Path,
+        *,
+        executor: Executor | None = None,
+        progress: bool = False,
+        models: Any = None,
+        images: Any = None,
+    ) -> Any:
+        """Run the study in a folder, or continue it after an interruption; see `Study.run`.
+
+        Args:
+            out: the run folder.
+            executor: where tiles of pairs are computed.
+            progress: show the estimated cost and progress bars.
+            models: in place of the configuration's: modules, loaded models or names, as `sweep` takes them. The run
+                folder knows them by their fingerprints: the same models must be given to continue.
+            images: in place of the configuration's: an image set or whatever `sweep` takes.
+        """
+        changes: dict[str, Any] = {}
+        if models is not None:
+            changes["models"] = given_models(models)
+        if images is not None:
+            changes["images"] = given_images(images)
+        study = self.model_copy(update=changes) if changes else self
+        return study.runner(Path(out), study.execution(executor, progress)).run()
 
     def open(self, out: Path) -> Any:
         """See `Study.open`."""

@@ -1,0 +1,67 @@
+"""Models and images that Python gives to a study, in place of those that its configuration names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import PrivateAttr
+
+from rsm_probe.runs.fields import IN_PYTHON
+from rsm_probe.runs.images_config import ImagesConfig
+from rsm_probe.runs.model_config import ModelConfig
+from rsm_probe.sources.images.any_images import as_images
+from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.streaming.layer_sweep import name_models
+
+
+class GivenModel(ModelConfig):
+    """The entry of a model that Python gave; a stored configuration knows it by its fingerprint."""
+
+    _model: LoadedModel = PrivateAttr()
+
+    def load_source(self, weights: str | None, seed: int = 0) -> LoadedModel:
+        """The model itself."""
+        return self._model
+
+
+class GivenImages(ImagesConfig):
+    """Images that Python gave; a stored configuration knows them by their fingerprint."""
+
+    _images: ImageSet = PrivateAttr()
+
+    def load(self, progress: bool = False) -> ImageSet:
+        """The images themselves."""
+        return self._images
+
+
+def given_models(models: Any) -> tuple[ModelConfig, ...]:
+    """Entries of a study for models as `sweep` takes them.
+
+    Raises:
+        ModelError: there is no model, or one cannot be loaded.
+    """
+    return tuple(_entry(name, model) for name, model in name_models(models).items())
+
+
+def given_images(images: Any) -> ImagesConfig:
+    """The images of a study, as `sweep` takes them.
+
+    Raises:
+        ImageError: they are not images.
+    """
+    image_set = as_images(images)
+    config = GivenImages(source=f"{IN_PYTHON}:{image_set.fingerprint()}")
+    config._images = image_set
+    return config
+
+
+def _entry(name: str, model: LoadedModel) -> ModelConfig:
+    reading = model.reading
+    plain = {
+        "layers": reading.layers, "layouts": reading.layouts and dict(reading.layouts), "method": reading.method,
+        "inputs": reading.inputs, "tokens": reading.tokens,
+    }  # fmt: skip
+    entry = GivenModel.parse({"name": name, "source": f"{IN_PYTHON}:{model.fingerprint}", **plain}, f"model {name!r}")
+    entry._model = model
+    return entry
