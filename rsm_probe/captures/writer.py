@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,17 +34,35 @@ class CaptureWriter:
         labels: their labels.
         batch_size: images per batch; the last may be smaller. Chunks never cross batches.
         dtype: of tokens on disk.
+        sizes: images of each batch, where they differ.
+
+    Attributes:
+        store: as given.
+        labels: as given.
+        count: number of images.
+        rows: the images of each batch.
     """
 
     # Chunks of about this size were fastest to write and read.
     _CHUNK_BYTES = 4 << 20
 
     def __init__(
-        self, store: ChunkStore, ids: Sequence[str], labels: Sequence[str], batch_size: int, dtype: torch.dtype
+        self,
+        store: ChunkStore,
+        ids: Sequence[str],
+        labels: Sequence[str],
+        batch_size: int,
+        dtype: torch.dtype,
+        sizes: Sequence[int] = (),
     ) -> None:
-        self.store = store
-        self._count, self._batch_size = len(ids), batch_size
-        self._ids, self._labels = ids, labels
+        self.store, self.labels = store, labels
+        self.count = len(ids)
+        sizes = sizes or [min(batch_size, self.count - start) for start in range(0, self.count, batch_size)]
+        stops = list(itertools.accumulate(sizes))
+        self.rows = [slice(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+        # The largest number of images of which all batches but the last are multiples.
+        self._batch_size = math.gcd(batch_size, *(rows.start for rows in self.rows))
+        self._ids = ids
         self._dtype, self._dtype_name = dtype, str(dtype).removeprefix("torch.")
 
     def put_names(self) -> None:
@@ -52,7 +72,7 @@ class CaptureWriter:
             StorageError: they cannot be written.
         """
         self.store.put_names("image", self._ids, "image")
-        self.store.put_names("label", self._labels, "image")
+        self.store.put_names("label", self.labels, "image")
 
     def declare(self, layers: Mapping[str, Representation]) -> None:
         """Create the arrays of all layers, or check existing ones. Where one had to be created, no batch is complete.
@@ -75,7 +95,7 @@ class CaptureWriter:
             for part, axes in (("squared_norm", ()), ("pooled", (shapes["tokens"][1],))):
                 created = self.store.create(
                     f"{layer_folder(number)}/{part}",
-                    (self._count, *axes),
+                    (self.count, *axes),
                     (self._batch_size, *axes),
                     np.float64,
                     np.nan,
@@ -94,7 +114,7 @@ class CaptureWriter:
         images = next(k for k in range(min(fit, self._batch_size), 0, -1) if self._batch_size % k == 0)
         return self.store.create(
             name,
-            (self._count, *shape),
+            (self.count, *shape),
             (images, *shape),
             stored_dtype(self._dtype),
             _BFLOAT16_NAN if self._dtype == torch.bfloat16 else np.nan,
@@ -108,15 +128,16 @@ class CaptureWriter:
             for layer in layers.values()
         )
 
-    def batch_is_there(self, start: int) -> bool:
+    def batch_is_there(self, number: int) -> bool:
         """Whether a batch was written completely; its tokens are not read."""
         if self._nothing_there:
             return False
-        return self.store.intact(f"{layer_folder(len(self._shapes) - 1)}/squared_norm", (self._rows(start),))
+        return self.store.intact(f"{layer_folder(len(self._shapes) - 1)}/squared_norm", (self.rows[number],))
 
     def begin(self, batch: ImageBatch) -> None:
         """See `LayerConsumer`; the images of a batch are consecutive, and `declare` comes before."""
-        self._names, self._where = batch.ids, (self._rows(int(batch.numbers[0])),)
+        start = int(batch.numbers[0])
+        self._names, self._where = batch.ids, (slice(start, start + len(batch.ids)),)
         self._norms: dict[str, np.ndarray] = {}
 
     def take(self, model: str, layer: str, representation: Representation) -> None:
@@ -166,14 +187,11 @@ class CaptureWriter:
             self.store.write(f"{layer_folder(number)}/squared_norm", self._where, self._norms[name])
         self.store.claimed = True
 
-    def _rows(self, start: int) -> slice:
-        return slice(start, min(start + self._batch_size, self._count))
-
     def finish(self) -> int | None:
         """Read and check everything once, add means and digests, and mark the capture as finished.
 
         Returns:
-            None, or the first image of a batch that must be written again, because a part is missing or damaged.
+            None, or the number of a batch that must be written again, because a part is missing or damaged.
 
         Raises:
             StorageError: means or attributes cannot be written.
@@ -184,18 +202,18 @@ class CaptureWriter:
             folder, digest = layer_folder(number), hashlib.sha256()
             total = torch.zeros(self.store.array(f"{folder}/tokens").shape[1:], dtype=torch.float64)
             others = ["pooled", "squared_norm", *(["prefix"] if number in prefixed else [])]
-            for start in range(0, self._count, self._batch_size):
-                where = (self._rows(start),)
+            for batch, rows in enumerate(self.rows):
+                where = (rows,)
                 try:
                     values = self.store.read(f"{folder}/tokens", where)
                     for part in others:
                         self.store.read(f"{folder}/{part}", where)
                 except StorageError:
-                    return start
+                    return batch
                 digest.update(np.ascontiguousarray(values).data)
                 total += as_tensor(values, self._dtype).sum(dim=0, dtype=torch.float64)
             layer["digest"] = digest.hexdigest()
-            self.store.put(f"{folder}/mean", (total / self._count).numpy(), ("location", "channel"))
+            self.store.put(f"{folder}/mean", (total / self.count).numpy(), ("location", "channel"))
         self.store.finish({"layers": layers}, array_names(len(layers), prefixed))
         return None
 

@@ -119,7 +119,7 @@ class Execution:
     def bar(
         self,
         description: str,
-        total: int,
+        total: int | None,
         unit: str,
         *,
         done: int = 0,
@@ -131,7 +131,7 @@ class Execution:
 
         Args:
             description: text before the bar.
-            total: number of units.
+            total: number of units; None if it is unknown.
             unit: name of a unit.
             done: number of units already done.
             items: iterable to wrap; without it, call `update`.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
+from copy import copy as shallow_copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from rsm_probe.probe.options import matching_patterns
 from rsm_probe.probe.probe import Probe
 from rsm_probe.probe.representation import Representation
 from rsm_probe.probe.wrappers import evaluating
-from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.batches import BatchSource, RawBatch
 from rsm_probe.sources.models.input_dtype import in_dtype_of
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.preprocessing import prepared, warn_of_plain_pixels
@@ -40,7 +40,7 @@ class LayerStream:
 
     Args:
         models: name -> model.
-        images: the image set from which `feed` takes batches.
+        source: yields the batches.
         readings: model name -> how the model is called and its layers are read; see `readings_of`.
         device: the device to move the models to; None leaves them where they are.
 
@@ -56,12 +56,12 @@ class LayerStream:
     def __init__(
         self,
         models: Mapping[str, LoadedModel],
-        images: ImageSet,
+        source: BatchSource,
         readings: Mapping[str, Reading],
         device: str | torch.device | None = None,
     ) -> None:
         target = None if device is None else find_device(device, ModelError)
-        self.models, self.images, self.readings = models, images, readings
+        self.models, self.source, self.readings = models, source, readings
         self._kinds = {name: token_kinds(reading.tokens) for name, reading in readings.items()}
         self._consumer: LayerConsumer
         self._probes: dict[str, Probe] = {}
@@ -84,7 +84,7 @@ class LayerStream:
                 method = readings[name].method or "forward"
                 # says what it has instead
                 Probe(model.module, readings[name].layers or "blocks", layouts=unmatched, method=method)
-        warn_of_plain_pixels(models.values(), images)
+        warn_of_plain_pixels(models.values(), source)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -94,34 +94,36 @@ class LayerStream:
                 stack.enter_context(evaluating(model.module))
             yield
 
-    def feed(self, numbers: np.ndarray, consumer: LayerConsumer) -> None:
+    def feed(self, batch: RawBatch, consumer: LayerConsumer) -> None:
         """Runs all models on one batch.
 
         Args:
-            numbers: indices of the images, (n,).
+            batch: the images.
             consumer: receives the layers.
 
         Raises:
-            ImageError: an image cannot be read, or image sizes differ after preprocessing.
+            ImageError: image sizes differ after preprocessing, or preprocessing fails.
             RsmProbeError: an error of `Probe` or of the consumer.
         """
-        images = self.images
-        raw = [images[int(number)] for number in numbers]
         ready: dict[int, Tensor] = {}
         names: dict[tuple[str, str], str] = {}
         self._consumer = consumer
-        consumer.begin(ImageBatch([images.ids[k] for k in numbers], [images.labels[k] for k in numbers], numbers))
+        consumer.begin(ImageBatch(batch.ids, batch.labels, batch.numbers))
         for name, model in self.models.items():
-            key = id(model.preprocess)
-            if key not in ready:
-                ready[key] = prepared(raw, model.preprocess, images, numbers)
-            probe = self._probes[name]
+            probe, reading = self._probes[name], self.readings[name]
+            content = batch.whole if reading.forward is not None else None
+            if content is None:
+                key = id(model.preprocess)
+                if key not in ready:
+                    ready[key] = prepared(batch, model.preprocess)
+                content = ready[key]
             # Set hooks only while their own model runs, because models may share modules. With several models, copy
             # the batch for each, because a model may modify it in place.
-            batch, reading = ready[key].to(model.device, copy=len(self.models) > 1), self.readings[name]
-            batch = in_dtype_of(model.module, reading, batch)
+            content = on_device(content, model.device, copy=len(self.models) > 1)
+            if isinstance(content, Tensor):
+                content = in_dtype_of(model.module, reading, content)
             with torch.no_grad(), probe:
-                reading.call(model.module, batch)
+                reading.call(model.module, content)
             names |= {
                 (name, kind_name(taken_as, kind)): kind_name(layer, kind)
                 for layer, taken_as in probe.representations.items()
@@ -129,10 +131,11 @@ class LayerStream:
             }
         consumer.end(names)
 
-    def sample(self, numbers: np.ndarray) -> LayerSample:
-        """Runs all models on the first few of the given images, and copies the layers."""
+    def sample(self) -> LayerSample:
+        """Runs all models on the first few images, and copies the layers."""
         layers = LayerSample()
-        self.feed(numbers[:SAMPLE_IMAGES], layers)
+        whole = any(reading.forward is not None for reading in self.readings.values())
+        self.feed(self.source.sample(SAMPLE_IMAGES, whole), layers)
         return layers
 
     def _hand_over(self, model: str, layer: str, representation: Representation) -> str:
@@ -145,6 +148,28 @@ class LayerStream:
             self.models[model].require_complete(layer, vectors.tokens)
             self._consumer.take(model, kind_name(layer, kind), vectors)
         return layer
+
+
+def on_device(content: Any, device: torch.device, copy: bool) -> Any:
+    """Moves all tensors of a batch to a device; lists, tuples and mappings keep their types.
+
+    Args:
+        content: a tensor, or tuples, lists and mappings that hold tensors.
+        device: the device.
+        copy: copy tensors that are there already.
+    """
+    if isinstance(content, Tensor):
+        return content.to(device, copy=copy)
+    if isinstance(content, tuple | list):
+        parts = [on_device(part, device, copy) for part in content]
+        # Named tuples take their parts one by one.
+        return type(content)(*parts) if hasattr(content, "_fields") else type(content)(parts)
+    if isinstance(content, MutableMapping):
+        mapping = shallow_copy(content)
+        for key, part in content.items():
+            mapping[key] = on_device(part, device, copy)
+        return mapping
+    return content
 
 
 class LayerSample:
@@ -168,7 +193,8 @@ class LayerSample:
 
     def take(self, model: str, layer: str, representation: Representation) -> None:
         """See `LayerConsumer`."""
-        tokens, prefix = representation.tokens.clone(), representation.prefix.clone()
+        # A loader's batch may be large, and cannot be cut for a `forward` of one's own.
+        tokens, prefix = (part[:SAMPLE_IMAGES].clone() for part in (representation.tokens, representation.prefix))
         self._taken[model, layer] = replace(representation, tokens=tokens, prefix=prefix)
 
     def end(self, names: LayerNames) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rsm_probe.errors import ModelError
 from rsm_probe.probe.wrappers import evaluating
+from rsm_probe.sources.images.batches import batch_of
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.input_dtype import in_dtype_of
 from rsm_probe.sources.models.loaded_model import LoadedModel
@@ -34,7 +35,7 @@ def logits(model: LoadedModel, images: ImageSet, numbers: np.ndarray) -> np.ndar
     """
     if getattr(model.module, "num_classes", None) == 0:
         raise ModelError(f"{model.name} has no classification head (num_classes is 0); its outputs are features")
-    batch = prepared([images[int(number)] for number in numbers], model.preprocess, images, numbers)
+    batch = prepared(batch_of(images, numbers), model.preprocess)
     with torch.no_grad(), evaluating(model.module):
         output = _tensor(model.module(in_dtype_of(model.module, Reading(), batch.to(model.device))), model.name)
     if output.ndim != 2 or len(output) != len(numbers) or output.shape[1] % model.questions:

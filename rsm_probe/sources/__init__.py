@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rsm_probe.sources.images.embedded.scenes import cluttered, digits, scenes
     from rsm_probe.sources.images.folders import folder
     from rsm_probe.sources.images.image_set import ImageSet, Targets
+    from rsm_probe.sources.images.loaders import ImageLoader
     from rsm_probe.sources.images.published import cifar100, class_folders
     from rsm_probe.sources.images.registry import EMBEDDED, IMAGE_SETS, NamedImageSet
     from rsm_probe.sources.loading import load_model
@@ -32,6 +33,7 @@ __all__ = [
     "EMBEDDED",
     "IMAGE_SETS",
     "LIBRARIES",
+    "ImageLoader",
     "ImageSet",
     "Library",
     "LoadedModel",

@@ -30,14 +30,15 @@ class Checkpoint:
     Args:
         out: the folder of the sweep; nothing is written before `claim`.
         settings: everything that decides the values of the result.
+        advice: end of the message that settings differ.
 
     Raises:
         StorageError: the folder holds a sweep with different settings; the message names them.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, Any], advice: str = "") -> None:
         self.out, self.folder = out, out / "checkpoint"
-        self.settings = settings
+        self.settings, self._advice = settings, advice
         self._claimed: tuple[int, ...] | None = None
         self.require_own()
 
@@ -58,6 +59,7 @@ class Checkpoint:
         if changes:
             raise StorageError(
                 f"{self.out} holds a sweep with different settings ({changes}); choose another folder or remove it"
+                f"{self._advice if 'images was' in changes else ''}"
             )
 
     def finished(self) -> SweepResult | None:

@@ -52,6 +52,7 @@ class Cost:
         passes: forward passes per image and model.
         kernels: number of kernels.
         kept_rsms: number of RSMs kept per mini-batch.
+        open_ended: whether a loader may yield more batches than these, so that the time is that of one batch.
     """
 
     layers: Sequence[LayerCost]
@@ -62,6 +63,7 @@ class Cost:
     passes: int
     kernels: int
     kept_rsms: int
+    open_ended: bool = False
 
     @property
     def pairs(self) -> int:
@@ -93,6 +95,12 @@ class Cost:
         return tokens + queue + 4 * rsms * batch**2 * 8 + self.kept_rsms * sum(size**2 for size in self.batch_sizes) * 8
 
     def __str__(self) -> str:
+        if self.open_ended:
+            return (
+                f"an unknown number of batches of {max(self.batch_sizes)} images, {len(self.layers)} layers, "
+                f"{self.pairs:,} pairs and about {format_seconds(self.seconds)} per batch with {self.workers} workers, "
+                f"{format_bytes(self.bytes)} of memory"
+            )
         return (
             f"{self.images} images in {len(self.batch_sizes)} batches of {max(self.batch_sizes)}, "
             f"{len(self.layers)} layers, {self.pairs:,} pairs; about {format_seconds(self.seconds)} "
@@ -105,7 +113,8 @@ class Cost:
         Raises:
             CostError: the estimate exceeds `max_hours` or `max_bytes`; the message names cheaper settings.
         """
-        execution.require_time(self.seconds, "this sweep", lambda limit: f"cheaper: {self._cheaper(limit)}")
+        words = "one batch of this sweep" if self.open_ended else "this sweep"
+        execution.require_time(self.seconds, words, lambda limit: f"cheaper: {self._cheaper(limit)}")
         if max_bytes is not None and self.bytes > max_bytes:
             raise CostError(
                 f"this sweep would take about {format_bytes(self.bytes)} of memory, above {format_bytes(max_bytes)}; "

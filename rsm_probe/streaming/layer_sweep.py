@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rsm_probe.arrays import first_nonfinite
-from rsm_probe.checks import require_seed, require_text, require_whole
+from rsm_probe.checks import brief, require_seed, require_text, require_whole
 from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.errors import ImageError, LayerError, ModelError
 from rsm_probe.execution.amounts import physical_bytes
@@ -26,7 +26,9 @@ from rsm_probe.probe.representation import Layout, require_finite
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.sources.images.any_images import as_images
+from rsm_probe.sources.images.batches import BatchSource, SetBatches
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.reading import Forward, Reading, require_continuable
@@ -39,6 +41,9 @@ from rsm_probe.streaming.cost import Cost, measure, stopwatch
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.sweep_passes import accumulate, gather_means
 
+# Images per mini-batch, unless said otherwise.
+BATCH_SIZE = 250
+
 
 def sweep(
     models: Any,
@@ -46,7 +51,7 @@ def sweep(
     layers: Layers | Mapping[str, Layers] = "blocks",
     matchings: Sequence[str | Matching] = ("identity", "optimal"),
     kernels: Sequence[str | Kernel] = ("linear",),
-    batch_size: int = 250,
+    batch_size: int = BATCH_SIZE,
     *,
     seed: int = 0,
     centering: Centering | None = None,
@@ -74,11 +79,12 @@ def sweep(
     Args:
         models: a module, a `LoadedModel`, a name such as "timm:vit_tiny_patch16_224", a list of these, or name -> one
             of these.
-        images: an embedded set, a folder, a tensor or a data set; see `rsm_probe.sources.as_images`.
+        images: an embedded set, a folder, a tensor, a data set, or a `DataLoader`, whose batches are taken as they
+            come, each through all models; see `rsm_probe.sources.as_images`.
         layers: layers of all models, as for `Probe`; or model name -> layers.
         matchings: names or method objects; "identity" gives spatio-semantic RSMs, "optimal" semantic RSMs.
         kernels: "linear", "cosine", "rbf", or kernel objects.
-        batch_size: maximum number of images per mini-batch.
+        batch_size: maximum number of images per mini-batch. A loader decides on this and the next itself.
         seed: seed of the order of the images.
         centering: None; "location-mean" as in the paper's figures; or "channel-mean". Needs a first pass over the
             images.
@@ -92,7 +98,8 @@ def sweep(
             "mean", "max" or "gem" over locations; or several of these, which are layers such as `blocks.3@class` of
             the result. This and the next four hold for all models; what `load_model` was told of one comes first.
         layouts: how to read outputs of layers, as in `Probe`; a name or glob need not match layers of every model.
-        forward: makes the call from the module and a batch, where it takes more than a batch of images. A sweep with
+        forward: makes the call from the module and a batch, where it takes more than a batch of images; of a loader
+            that yields tuples or mappings, it gets these. A sweep with
             `out` resumes only with a function that can be imported from a module.
         method: the method whose calls are forward passes, as in `Probe`.
         inputs: the inputs that hold images, as in `Probe`.
@@ -150,26 +157,30 @@ def sweep_layers(
     )
     loaded, image_set = name_models(models), as_images(images)
     named = [estimator.name for estimator in accumulator.estimators]
-    batches = make_batches(image_set, batch_size, seed, named)
+    source = batch_source(image_set, batch_size, seed, named)
+    if centering is not None or folder is not None:
+        source.repeat("centering" if centering is not None else f"a sweep in {folder}", needed=centering is not None)
     by_model = layers if isinstance(layers, dict) else None
     common = reading if isinstance(layers, dict) else replace(reading, layers=layers)
     readings = readings_of(loaded, common, by_model)
+    # A loader decides on both.
+    own = isinstance(image_set, ImageSet)
+    order = {"batch_size": int(batch_size), "seed": int(seed)} if own else {"batch_size": max(source.sizes)}
     checkpoint = None
     if folder is not None:
         settings = {
             "models": {name: model.fingerprint for name, model in loaded.items()},
-            "images": image_set.fingerprint(),
+            "images": source.fingerprint(),
             "layers": layers,
             "matchings": {label: repr(method) for label, method in accumulator.methods.items()},
             "kernels": [repr(kernel) for kernel in accumulator.kernels],
             "estimators": named,
-            "batch_size": int(batch_size),
-            "seed": int(seed),
+            **order,
             "centering": centering,
             "keep": accumulator.keep.patterns,
             **reading_settings(loaded, readings),
         }
-        checkpoint = Checkpoint(folder, as_stored(settings))
+        checkpoint = Checkpoint(folder, as_stored(settings), source.advice)
         if (result := checkpoint.finished()) is not None:
             return result
     with ExitStack() as stack:
@@ -178,10 +189,12 @@ def sweep_layers(
         if checkpoint is not None and begun:  # detect a sweep that runs there before any work
             require_continuable(checkpoint.out, readings)
             stack.enter_context(checkpoint.held())
-        stream = LayerStream(loaded, image_set, readings, execution.device)
+            if (state := checkpoint.load("order")) is not None:
+                source.restore(state)
+        stream = LayerStream(loaded, source, readings, execution.device)
         stack.enter_context(stream.evaluating())
-        sample = stream.sample(batches[0])
-        cost = _preflight(sample, stream, batches, accumulator, centering, execution)
+        sample = stream.sample()
+        cost = _preflight(sample, stream, accumulator, centering, execution)
         execution.say(f"sweep: {cost}")
         cost.require(execution, physical_bytes())
         accumulator.rehearse(sample.representations)
@@ -193,14 +206,12 @@ def sweep_layers(
                 return result
             checkpoint.claim()
         if centering is not None:
-            accumulator.means = gather_means(stream, batches, centering, checkpoint, execution)
-        bar = stack.enter_context(execution.bar("pairs", cost.pairs, "pair", position=1))
+            accumulator.means = gather_means(stream, centering, checkpoint, execution)
+        bar = stack.enter_context(execution.bar("pairs", None if cost.open_ended else cost.pairs, "pair", position=1))
         accumulator.on_pairs = bar.update
-        accumulate(accumulator, stream, batches, checkpoint, bar, cost.pairs_per_layer, execution)
+        accumulate(accumulator, stream, checkpoint, bar, cost.pairs_per_layer, execution)
         result = accumulator.result()
-        result.dataset.attrs.update(
-            centering=str(centering), batch_size=int(batch_size), seed=int(seed), source=image_set.name
-        )
+        result.dataset.attrs.update(centering=str(centering), **order, source=image_set.name)
         if checkpoint is not None:
             checkpoint.save_result(result)
     return result
@@ -227,6 +238,29 @@ def name_models(models: Any) -> dict[str, LoadedModel]:
     if not named:
         raise ModelError("no model to sweep")
     return named
+
+
+def batch_source(images: ImageSet | ImageLoader, batch_size: int, seed: int, estimators: Sequence[str]) -> BatchSource:
+    """The batches of a sweep: those of a loader as they come, or an image set in a seeded random order.
+
+    Raises:
+        ImageError: as `make_batches`, or batch_size or seed is given for a loader, which decides on both.
+    """
+    if isinstance(images, ImageSet):
+        return SetBatches(images, make_batches(images, batch_size, seed, estimators))
+    for name, value, default in (("batch_size", batch_size, BATCH_SIZE), ("seed", seed, 0)):
+        if value != default:
+            raise ImageError(
+                f"{name}={brief(value)} applies to images that a sweep divides itself, but {images.name} comes from a "
+                f"loader, whose batches are taken as they come; leave it out, or give the loader's data set"
+            )
+    source, fewest = images.fresh(), max(get_estimator(estimator).fewest for estimator in estimators)
+    if source.sizes[0] < fewest:
+        raise ImageError(
+            f"the first batch of {source.name} holds {source.sizes[0]} images; {' and '.join(estimators)} CKA needs at "
+            f"least {fewest}: make larger batches"
+        )
+    return source
 
 
 def make_batches(images: ImageSet, batch_size: int, seed: int, estimators: Sequence[str]) -> list[np.ndarray]:
@@ -268,7 +302,6 @@ def _checked_layers(layers: Any) -> str | list[str] | dict[str, str | list[str]]
 def _preflight(
     sample: LayerSample,
     stream: LayerStream,
-    batches: list[np.ndarray],
     accumulator: Accumulator,
     centering: str | None,
     execution: Execution,
@@ -281,18 +314,20 @@ def _preflight(
     names = [layer for _, layer, _ in layers]
     accumulator.keep.require_among(names)
     start = _synchronised(stream)
-    stream.sample(batches[0])
+    stream.sample()
     seconds = (_synchronised(stream) - start) / len(sample.batch.ids)
-    cores, largest = min(execution.worker_count, available_cores()), max(map(len, batches))
+    sizes, count = stream.source.sizes, stream.source.count
+    cores, largest = min(execution.worker_count, available_cores()), max(sizes)
     return Cost(
         measure(sample.representations, methods, execution, cores, largest * (largest - 1) // 2),
         seconds,
-        len(stream.images),
-        [len(batch) for batch in batches],
+        sum(sizes),
+        sizes,
         cores,
         passes=1 if centering is None else 2,
         kernels=kernel_count,
         kept_rsms=sum(layer in accumulator.keep for layer in names) * len(methods) * kernel_count,
+        open_ended=count is None,
     )
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from rsm_probe.errors import StorageError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_stream import LayerStream
@@ -20,7 +18,6 @@ from rsm_probe.streaming.means import Means
 
 def gather_means(
     stream: LayerStream,
-    batches: list[np.ndarray],
     centering: Centering,
     checkpoint: Checkpoint | None,
     execution: Execution,
@@ -32,8 +29,9 @@ def gather_means(
     """
     means = Means(centering)
     _continue(means, checkpoint, "means")
-    for _ in _pass(means, stream, batches, "first pass: means", execution):
+    for _ in _pass(means, stream, "first pass: means", execution):
         if checkpoint:
+            _save_order(checkpoint, stream)
             checkpoint.save("means", means.state())
     return means
 
@@ -41,7 +39,6 @@ def gather_means(
 def accumulate(
     accumulator: Accumulator,
     stream: LayerStream,
-    batches: list[np.ndarray],
     checkpoint: Checkpoint | None,
     pair_bar: Any,
     pairs_per_layer: int,
@@ -53,12 +50,12 @@ def accumulate(
         StorageError: the state on disk cannot be continued; the message says what to remove.
     """
     if checkpoint:
-        accumulator.on_batch = partial(_save_batch, checkpoint, accumulator)
+        accumulator.on_batch = partial(_save_batch, checkpoint, accumulator, stream)
     _continue(accumulator, checkpoint, "sums")
-    done = sum(len(b) * (len(b) - 1) // 2 for b in batches[: accumulator.batches])
-    pair_bar.update(done * (pair_bar.total // max(pairs_per_layer, 1)))
+    done = sum(size * (size - 1) // 2 for size in stream.source.sizes[: accumulator.batches])
+    pair_bar.update(done * ((pair_bar.total or 0) // max(pairs_per_layer, 1)))
     try:
-        for _ in _pass(accumulator, stream, batches, "images", execution):
+        for _ in _pass(accumulator, stream, "images", execution):
             pass
     finally:
         accumulator.finish()  # also if a later batch fails, so that earlier batches are not lost
@@ -66,7 +63,14 @@ def accumulate(
         accumulator.batch_rsms = checkpoint.load_rsms(accumulator.batches)
 
 
-def _save_batch(checkpoint: Checkpoint, accumulator: Accumulator, rsms: BatchRsms) -> None:
+def _save_order(checkpoint: Checkpoint, stream: LayerStream) -> None:
+    """Save what shows whether the batches of a later process are the same, before a state that relies on them."""
+    if state := stream.source.state():
+        checkpoint.save("order", state)
+
+
+def _save_batch(checkpoint: Checkpoint, accumulator: Accumulator, stream: LayerStream, rsms: BatchRsms) -> None:
+    _save_order(checkpoint, stream)
     if rsms.keys:  # RSMs first: once the sums are saved, the batch counts as done
         checkpoint.save_rsms(accumulator.batches - 1, rsms)
     checkpoint.save("sums", accumulator.state())
@@ -89,12 +93,11 @@ def _continue(consumer: Means | Accumulator, checkpoint: Checkpoint | None, stag
         ) from error
 
 
-def _pass(
-    consumer: Means | Accumulator, stream: LayerStream, batches: list[np.ndarray], title: str, execution: Execution
-) -> Iterator[None]:
+def _pass(consumer: Means | Accumulator, stream: LayerStream, title: str, execution: Execution) -> Iterator[None]:
     """Feed the batches that a consumer does not have yet, and yield after each."""
-    with execution.bar(title, len(stream.images), "image", done=consumer.images, position=0) as bar:
-        for numbers in batches[consumer.batches :]:
-            stream.feed(numbers, consumer)
+    source = stream.source
+    with execution.bar(title, source.count, "image", done=consumer.images, position=0) as bar:
+        for batch in source.batches(done=range(consumer.batches)):
+            stream.feed(batch, consumer)
             yield
-            bar.update(len(numbers))
+            bar.update(len(batch))

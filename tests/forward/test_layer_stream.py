@@ -11,6 +11,7 @@ from rsm_probe.errors import LayerError, ModelError
 from rsm_probe.forward.layer_stream import LayerStream, readings_of
 from rsm_probe.forward.logits import logits
 from rsm_probe.sources import from_tensor
+from rsm_probe.sources.images.batches import SetBatches, batch_of
 from rsm_probe.sources.models.reading import Reading
 from rsm_probe.streaming import Means
 
@@ -57,14 +58,15 @@ def stream_of(*models, images=None, layers="*"):
     named = {f"m{k}": rsm_probe.load_model(model, name=f"m{k}") for k, model in enumerate(models)}
     by_model = layers if isinstance(layers, dict) else None
     readings = readings_of(named, Reading(None if by_model else layers), by_model)
-    return LayerStream(named, pictures() if images is None else images, readings)
+    images = pictures() if images is None else images
+    return LayerStream(named, SetBatches(images, [np.arange(len(images))]), readings)
 
 
 def test_a_consumer_hears_of_every_layer_as_it_runs_and_of_its_name_at_the_end():
     model, consumer = Twice(), Recording()
     stream, images = stream_of(model), pictures()
     with stream.evaluating():
-        stream.feed(np.array([3, 1]), consumer)
+        stream.feed(batch_of(pictures(), np.array([3, 1])), consumer)
     assert consumer.calls == [
         ("begin", ["i3", "i1"], ["l3", "l1"], [3, 1]),
         *[("take", "m0", layer) for layer in ("a", "relu", "b", "relu#1")],
@@ -80,9 +82,9 @@ def test_one_pass_serves_each_consumer_and_models_are_probed_once():
     models = Twice(), Twice()
     stream, first, second = stream_of(*models), Recording(), Recording()
     with stream.evaluating():
-        sample = stream.sample(np.arange(20))
-        stream.feed(np.arange(4), first)
-        stream.feed(np.arange(4, 8), second)
+        sample = stream.sample()
+        stream.feed(batch_of(pictures(), np.arange(4)), first)
+        stream.feed(batch_of(pictures(), np.arange(4, 8)), second)
     assert [model.seen for model in models] == [[11, 4, 4]] * 2
     assert list(sample.representations) == ["m0", "m1"]
     assert list(sample.representations["m0"]) == ["a", "relu#0", "b", "relu#1"]
@@ -98,10 +100,10 @@ def test_a_pass_that_fails_leaves_nothing_behind(make):
     with stream.evaluating():
         model.failing = True
         with pytest.raises(KeyboardInterrupt):
-            stream.feed(np.arange(10), failing)
+            stream.feed(batch_of(pictures(), np.arange(10)), failing)
         model.failing = False
         for consumer in (failing, whole):
-            stream.feed(np.arange(10, 20), consumer)
+            stream.feed(batch_of(pictures(), np.arange(10, 20)), consumer)
     assert (failing.images, failing.batches) == (10, 1)
     for name, values in whole.state().items():
         np.testing.assert_array_equal(failing.state()[name], values)
@@ -117,7 +119,7 @@ def test_the_stream_and_a_loop_of_ones_own_add_up_to_the_same():
             own.update({"m0": probe}, ids=[images.ids[k] for k in numbers])
     with stream.evaluating():
         for numbers in np.arange(20).reshape(2, 10):
-            stream.feed(numbers, streamed)
+            stream.feed(batch_of(pictures(), numbers), streamed)
     np.testing.assert_array_equal(streamed.result().rsms.values, own.result().rsms.values)
     assert streamed.cka.coords.to_dataset().equals(own.cka.coords.to_dataset())
 

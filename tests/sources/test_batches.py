@@ -7,7 +7,7 @@ from PIL import Image
 
 from rsm_probe.errors import ImageError
 from rsm_probe.sources import ImageSet
-from rsm_probe.sources.images.decoded_batches import augmented, batches, in_memory, shuffled
+from rsm_probe.sources.training.decoded_batches import augmented, batches, in_memory, shuffled
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from torch import nn
 from rsm_probe.captures.recording import capture
 from rsm_probe.errors import ImageError
 from rsm_probe.sources import ImageSet, as_images, folder
+from rsm_probe.sources.images.batches import batch_of
 from rsm_probe.sources.images.pixels import to_rgb
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
@@ -78,7 +79,7 @@ def test_pictures_of_data_sets_are_scaled_alike(source):
         assert torch.equal(model.preprocess(image), model.preprocess(grey))
         return
     images = as_images([image]) if source == "data set" else ImageSet("own", ["a"], lambda index: image)
-    batch = prepared([images[0]], to_tensor, images, np.array([0]))
+    batch = prepared(batch_of(images, np.array([0])), to_tensor)
     assert torch.allclose(batch, torch.tensor(78 / 255))
 
 
@@ -112,7 +113,7 @@ def signed() -> Image.Image:
 def test_values_whose_white_nothing_says_are_refused_by_name(make, named, tmp_path):
     images = ImageSet("own", ["the first"], lambda index: make())
     with pytest.raises(ImageError, match=rf"own: preprocessing of image 'the first' .*{named}"):
-        prepared([images[0]], to_tensor, images, np.array([0]))
+        prepared(batch_of(images, np.array([0])), to_tensor)
     make().save(tmp_path / "x.tif")
     with pytest.raises(ImageError, match=rf"first .*x.tif: {named}.*astype\('uint8'\)"):
         folder(tmp_path)
@@ -145,11 +146,11 @@ def test_an_image_whose_preprocessing_fails_is_named():
             raise RuntimeError("output with shape [1, 4, 5] does not match")
         return to_tensor(image)
 
-    raw = [images[0], images[1]]
+    raw = batch_of(images, np.array([0, 1]))
     with pytest.raises(ImageError, match=r"own: preprocessing of image 'b' \(5 x 4, mode L\) failed: output"):
-        prepared(raw, fails, images, np.array([0, 1]))
+        prepared(raw, fails)
     with pytest.raises(ImageError, match=r"image 'a' .* must return a tensor \(C, H, W\), got ndarray"):
-        prepared(raw, np.asarray, images, np.array([0, 1]))
+        prepared(raw, np.asarray)
 
 
 # A module of one's own brings no preprocessing.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from rsm_probe.arrays import real_array, require_dense
 from rsm_probe.checks import brief, require_texts
@@ -19,6 +19,7 @@ from rsm_probe.errors import ImageError, did_you_mean
 from rsm_probe.sources.images.dataset_items import as_texts, image_of, labels_of
 from rsm_probe.sources.images.folders import folder, from_paths
 from rsm_probe.sources.images.image_set import ImageSet, digest, pixel_bytes
+from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.images.pixel_arrays import as_float_tensor, in_order, picture, recognised_axes
 
 # Number of images of a data set that are read for its fingerprint.
@@ -34,20 +35,22 @@ def as_images(
     labels: Any = None,
     image_key: str | int | None = None,
     axes: str | None = None,
-) -> ImageSet:
-    """Turn anything that holds images into an `ImageSet`.
+) -> ImageSet | ImageLoader:
+    """Turn anything that holds images into an `ImageSet`, or a `DataLoader` into an `ImageLoader`.
 
     Tensors are ready for the models; pictures (files, PIL images, arrays of bytes) pass each model's own preprocessing.
 
     Args:
-        images: an `ImageSet`; the name of an embedded set ("digits", "scenes", "cluttered", "photos"); the path of a
-            folder, or a list of paths of images; a tensor (N, C, H, W), (N, C, T, H, W) or (N, C, D, H, W); a NumPy
-            array of bytes (pictures) or numbers (ready), whose axes are recognised with a warning; a list of images; or
-            a data set with `__len__` and `__getitem__`, like those of torchvision, Hugging Face and MONAI. Its items
-            are images, tuples that contain one in any order, or mappings with a name such as `image`.
+        images: an `ImageSet` or `ImageLoader`; a `DataLoader`; the name of an embedded set ("digits", "scenes",
+            "cluttered", "photos"); the path of a folder, or a list of paths of images; a tensor (N, C, H, W),
+            (N, C, T, H, W) or (N, C, D, H, W); a NumPy array of bytes (pictures) or numbers (ready), whose axes are
+            recognised with a warning; a list of images; or a data set with `__len__` and `__getitem__`, like those of
+            torchvision, Hugging Face and MONAI. Its items are images, tuples that contain one in any order, or mappings
+            with a name such as `image`.
         ids: one name per image, as text; numbers or file names by default.
         labels: one label per image, as text or whole numbers, in place of those that are known.
-        image_key: name or index of the image within the items of a data set, if it cannot be recognised.
+        image_key: name or index of the image within the items of a data set or the batches of a loader, if it cannot
+            be recognised.
         axes: the axes of a tensor or array, one letter each: N for images, C for channels, D, T, F, H and W, as in
             "NHWC"; the images are then (N, C, ...), or (N, ...) without C, as in "NFT" for spectrograms.
 
@@ -57,6 +60,14 @@ def as_images(
     Warns:
         UserWarning: what the axes of an array are read as.
     """
+    if isinstance(images, DataLoader | ImageLoader):
+        if axes is not None:
+            raise ImageError("axes= names the axes of a tensor or an array, not of a loader")
+        own = ImageLoader(images) if isinstance(images, DataLoader) else images
+        ids = own.ids if ids is None else ids
+        labels = own.labels if labels is None else as_texts(labels)
+        key = own.image_key if image_key is None else image_key
+        return ImageLoader(own.loader, own.name, ids=ids, labels=labels, image_key=key)
     image_set = _image_set(images, image_key, axes)
     if image_key is not None and not is_data_set(images):
         raise ImageError(f"image_key= names the image within items of a data set, not of {type(images).__name__}")
@@ -117,13 +128,16 @@ def _image_set(images: Any, image_key: str | int | None, axes: str | None) -> Im
 
 def _instead_of(images: Any) -> str:
     """Suggest what to give instead of a value that is not a sequence of images."""
-    if isinstance(images, DataLoader):
-        return "give its data set (loader.dataset); batch_size= makes the batches"
+    if isinstance(images, IterableDataset):
+        return "wrap it, as in torch.utils.data.DataLoader(data, batch_size=64)"
     if isinstance(images, Mapping):
         return "give one of its values, or list(images.values()) if the values are images"
     if isinstance(images, str | bytes | bytearray | int | float) or not isinstance(images, Iterable):
         return "give a folder, a tensor or a data set"
-    return "images are read by index, and more than once; give a list, or a data set with a length"
+    return (
+        "images are read by index, and more than once; give a list, or a data set with a length, or for batches "
+        "rsm_probe.sources.ImageLoader(loader)"
+    )
 
 
 def from_tensor(

@@ -43,9 +43,9 @@ def image_of(item: Any, key: str | int | None = None) -> Image.Image | Tensor:
         try:
             value = item[key]
         except (LookupError, TypeError) as error:
-            raise ImageError(f"found {_described(item)}, without image_key={key!r}") from error
+            raise ImageError(f"found {described(item)}, without image_key={key!r}") from error
         if not (is_pixels(value) or isinstance(value, str | PurePath)):
-            raise ImageError(f"image_key={key!r} names {_described(value)}, which is not an image")
+            raise ImageError(f"image_key={key!r} names {described(value)}, which is not an image")
         return _as_image(value)
     if is_pixels(item) or is_image_path(item):
         return _as_image(item)
@@ -55,7 +55,7 @@ def image_of(item: Any, key: str | int | None = None) -> Image.Image | Tensor:
         if len(parts) > 1:
             keys = ", ".join(repr(name) for name in parts)
             raise ImageError(
-                f"found {_described(item)}, of which {keys} may be the image; name one, as in "
+                f"found {described(item)}, of which {keys} may be the image; name one, as in "
                 f"rsm_probe.sources.as_images(data, image_key={next(iter(parts))!r})"
             )
     elif isinstance(item, tuple | list):
@@ -63,7 +63,7 @@ def image_of(item: Any, key: str | int | None = None) -> Image.Image | Tensor:
     if parts:
         return _as_image(next(iter(parts.values())))
     raise ImageError(
-        f"found {_described(item)}, which is neither a PIL image, nor a tensor (C, H, W) that is ready for the model, "
+        f"found {described(item)}, which is neither a PIL image, nor a tensor (C, H, W) that is ready for the model, "
         f"nor a tuple or mapping that contains one; give rsm_probe.sources.ImageSet(name, ids, load), where load "
         f"returns image number k, as in lambda k: {_expression(item, 'data[k]') or '...'}"
     )
@@ -104,7 +104,8 @@ def _as_image(value: Any) -> Image.Image | Tensor:
     return value
 
 
-def _described(item: Any) -> str:
+def described(item: Any) -> str:
+    """Describe an item or a batch in a message."""
     if isinstance(item, Mapping):
         keys = [brief(key, 40) for key in list(item)[:_LISTED]]
         return f"a mapping with the keys {', '.join(keys)}{', ...' if len(item) > _LISTED else ''}"
@@ -168,10 +169,10 @@ def labels_of(dataset: Any) -> list[str]:
         known = (key for key in LABEL_KEYS if key in columns and key in features)
         # Without its format, because a transform of the data set may expect whole items.
         values = {key: list(dataset.with_format(None)[key]) for key in known}
-        by_key = (_plain(column, getattr(features[key], "names", None)) for key, column in values.items())
+        by_key = (plain_labels(column, getattr(features[key], "names", None)) for key, column in values.items())
         return next(filter(None, by_key), [])
     for name in ("targets", "labels"):
-        labels = _plain(getattr(dataset, name, None), getattr(dataset, "classes", None))
+        labels = plain_labels(getattr(dataset, name, None), getattr(dataset, "classes", None))
         if labels and len(labels) == len(dataset):
             return labels
     return []
@@ -185,7 +186,9 @@ def _labels_of_items(items: Sequence[Any]) -> list[str]:
         pairs = all(isinstance(item, tuple | list) and len(item) == 2 for item in items)
         keys = [1, 0] if pairs else []
     columns = ([item[key] for item in items] for key in keys)
-    return next(filter(None, (_plain(values, None) for values in columns if not any(map(is_image_path, values)))), [])
+    return next(
+        filter(None, (plain_labels(values, None) for values in columns if not any(map(is_image_path, values)))), []
+    )
 
 
 def _is_labels(tensor: Tensor) -> bool:
@@ -200,7 +203,7 @@ def as_texts(labels: Any) -> Any:
     return labels
 
 
-def _plain(targets: Any, classes: Any) -> list[str]:
+def plain_labels(targets: Any, classes: Any) -> list[str]:
     """Convert targets to text; [] unless there is one number or text per item."""
     if isinstance(targets, Tensor | np.ndarray):
         if targets.ndim != 1 or (isinstance(targets, Tensor) and targets.layout != torch.strided):

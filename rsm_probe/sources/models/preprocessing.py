@@ -6,27 +6,23 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.image_set import UNREADABLE, ImageSet
+from rsm_probe.sources.images.batches import BatchSource, RawBatch
+from rsm_probe.sources.images.image_set import UNREADABLE
 from rsm_probe.sources.models.loaded_model import LoadedModel
 
 
-def prepared(
-    raw: Sequence[Image.Image | Tensor], preprocess: Callable[..., Tensor], images: ImageSet, numbers: np.ndarray
-) -> Tensor:
+def prepared(batch: RawBatch, preprocess: Callable[..., Tensor]) -> Tensor:
     """Preprocess images and stack them into a batch.
 
     Args:
-        raw: images as loaded; tensors are used as they are.
+        batch: images as loaded; tensors are used as they are.
         preprocess: PIL image -> tensor (C, H, W).
-        images: the set that holds the images, for error messages.
-        numbers: the indices of the images in the set.
 
     Returns:
         The batch, (B, C, H, W).
@@ -34,22 +30,24 @@ def prepared(
     Raises:
         ImageError: preprocessing fails for an image or leaves images of different sizes; the message names them.
     """
+    if isinstance(batch.images, Tensor):
+        return batch.images
     tensors = [
-        image if isinstance(image, Tensor) else _preprocessed(image, preprocess, images, int(number))
-        for image, number in zip(raw, numbers, strict=True)
+        image if isinstance(image, Tensor) else _preprocessed(image, preprocess, batch.source, name)
+        for image, name in zip(batch.images, batch.ids, strict=True)
     ]
-    for tensor, number in zip(tensors, numbers, strict=True):
+    for tensor, name in zip(tensors, batch.ids, strict=True):
         if tensor.shape != tensors[0].shape:
             raise ImageError(
-                f"{images.name}: image {images.ids[number]!r} has shape {tuple(tensor.shape)} and image "
-                f"{images.ids[numbers[0]]!r} has {tuple(tensors[0].shape)}; preprocessing must bring all to one size: "
-                f"load_model(model, preprocess='resize-crop', size=224) does so (in YAML preprocess: resize-crop and "
-                f"size: 224), as does a function of your own as preprocess="
+                f"{batch.source}: image {name!r} has shape {tuple(tensor.shape)} and image {batch.ids[0]!r} has "
+                f"{tuple(tensors[0].shape)}; preprocessing must bring all to one size: load_model(model, "
+                f"preprocess='resize-crop', size=224) does so (in YAML preprocess: resize-crop and size: 224), as does "
+                f"a function of your own as preprocess="
             )
     return torch.stack(tensors)
 
 
-def _preprocessed(image: Image.Image, preprocess: Callable[..., Any], images: ImageSet, number: int) -> Tensor:
+def _preprocessed(image: Image.Image, preprocess: Callable[..., Any], source: str, name: str) -> Tensor:
     try:
         tensor = preprocess(image)
         if isinstance(tensor, Tensor) and tensor.ndim >= 3:
@@ -59,12 +57,11 @@ def _preprocessed(image: Image.Image, preprocess: Callable[..., Any], images: Im
     except UNREADABLE as error:
         problem = f"failed: {error}"
     raise ImageError(
-        f"{images.name}: preprocessing of image {brief(images.ids[number])} ({image.width} x {image.height}, mode "
-        f"{image.mode}) {problem}"
+        f"{source}: preprocessing of image {brief(name)} ({image.width} x {image.height}, mode {image.mode}) {problem}"
     )
 
 
-def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> None:
+def warn_of_plain_pixels(models: Iterable[LoadedModel], source: BatchSource) -> None:
     """Warn if models are about to see values that they may not expect.
 
     These are pictures for models without their own preprocessing, whose values are not normalised, and tensors for
@@ -72,16 +69,16 @@ def warn_of_plain_pixels(models: Iterable[LoadedModel], images: ImageSet) -> Non
 
     Args:
         models: the models that will see the images.
-        images: the images. The first one shows whether they are pictures, or tensors that are ready for the models.
+        source: the images. The first one shows whether they are pictures, or tensors that are ready for the models.
 
     Raises:
         ImageError: the first image cannot be read.
     """
     models = list(models)
     plain = [model.name for model in models if model.default_preprocess]
-    if not len(images) or (not plain and len(models) < 2):
+    if source.count == 0 or (not plain and len(models) < 2):
         return
-    pictures = isinstance(images[0], Image.Image)
+    pictures = isinstance(source.first_image(), Image.Image)
     if plain and pictures:
         words = (
             f"no preprocessing given for {', '.join(plain)}: images are passed as RGB in [0, 1], without normalisation "

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from rsm_probe.checks import require_seed
 from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.execution.devices import find_device
-from rsm_probe.sources.images.decoded_batches import MEMORY, augmented, batches, in_memory, shuffled
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.registry import EMBEDDED
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.tensor_files import read_tensors
+from rsm_probe.sources.training.decoded_batches import MEMORY, augmented, batches, in_memory, shuffled
 from rsm_probe.sources.training.networks import NetworkConfig, build_network
 from rsm_probe.sources.training.recipe import TrainingConfig, splits
 from rsm_probe.sources.training.trained_network import AGAIN, Trained, made_by, network_of
