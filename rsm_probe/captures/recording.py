@@ -165,7 +165,9 @@ def batch_source(images: ImageSet | ImageLoader, batch_size: int) -> SetBatches 
     if isinstance(images, ImageSet):
         count = len(images)
         starts = range(0, count, batch_size)
-        return SetBatches(images, [np.arange(start, min(start + batch_size, count)) for start in starts])
+        return SetBatches(
+            images, [np.arange(start, min(start + batch_size, count)) for start in starts], np.arange(count)
+        )
     if batch_size != BATCH_SIZE:
         raise ImageError(
             f"batch_size={brief(batch_size)} applies to images that a capture divides itself, but {images.name} comes "

@@ -20,7 +20,7 @@ from rsm_probe.sources.images.dataset_items import as_texts, image_of, labels_of
 from rsm_probe.sources.images.folders import folder, from_paths
 from rsm_probe.sources.images.image_set import ImageSet, digest, pixel_bytes
 from rsm_probe.sources.images.loaders import ImageLoader
-from rsm_probe.sources.images.pixel_arrays import as_float_tensor, in_order, picture, recognised_axes
+from rsm_probe.sources.images.pixels import as_float_tensor, in_order, picture, recognised_axes
 
 # Number of images of a data set that are read for its fingerprint.
 _FINGERPRINTED = 256

@@ -69,7 +69,7 @@ class BatchSource(Protocol):
         """Load one image, which shows whether images are pictures or ready for the models."""
 
     def sample(self, count: int, whole: bool = False) -> RawBatch:
-        """The first images of the first batch.
+        """A few of the first images.
 
         Args:
             count: number of images.
@@ -107,12 +107,14 @@ class SetBatches:
     Args:
         images: the image set.
         numbers: indices of the images in each batch.
+        sampled: indices of the images of `sample`; by default those of the first batch.
     """
 
     advice = ""
 
-    def __init__(self, images: ImageSet, numbers: Sequence[np.ndarray]) -> None:
+    def __init__(self, images: ImageSet, numbers: Sequence[np.ndarray], sampled: np.ndarray | None = None) -> None:
         self.name, self.images, self.numbers = images.name, images, numbers
+        self._sampled = numbers[0] if sampled is None else sampled
 
     @property
     def count(self) -> int:
@@ -130,7 +132,7 @@ class SetBatches:
 
     def sample(self, count: int, whole: bool = False) -> RawBatch:
         """See `BatchSource`."""
-        return batch_of(self.images, self.numbers[0][:count])
+        return batch_of(self.images, self._sampled[:count])
 
     def batches(self, done: Collection[int] = ()) -> Iterator[RawBatch]:
         """See `BatchSource`."""

@@ -15,8 +15,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from rsm_probe.arrays import require_dense
 from rsm_probe.checks import brief
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.pixel_arrays import image_of_array
-from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, read_rgb
+from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, image_of_array, read_rgb
 
 # Names of images and labels in items that are mappings, as in Hugging Face's data sets, MONAI and WebDataset.
 IMAGE_KEYS = ("image", "img", "pixel_values", "images", "pixels", "inputs", "input", "x", "jpg", "jpeg", "png", "webp")
