@@ -183,7 +183,7 @@ def test_a_module_without_preprocessing_is_warned_of_once_where_it_sees_pictures
     found = [str(warning.message) for warning in caught if "normalisation" in str(warning.message)]
     assert len(found) == 1
     assert found[0].startswith("no preprocessing given for Sequential")
-    assert "rsm_probe.sources.LoadedModel(name, module, preprocess)" in found[0]
+    assert "give load_model(model, preprocess=...)" in found[0]
 
 
 @pytest.mark.parametrize("use", [swept, captured])
