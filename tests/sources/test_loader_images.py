@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 import rsm_probe
 from rsm_probe import Accumulator, Capture, Probe
 from rsm_probe.errors import ImageError, StorageError
+from rsm_probe.runs.given import given_images
 from rsm_probe.sources import ImageLoader, LoadedModel, as_images
 
 IMAGES = torch.rand(22, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -434,3 +435,9 @@ def test_workers_of_a_loader_change_nothing():
         warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
         result = rsm_probe.sweep(Counted(), DataLoader(PAIRS, 11, num_workers=1), **OPTIONS)
     assert same(result, rsm_probe.sweep(Counted(), DataLoader(PAIRS, 11), **OPTIONS))
+
+
+def test_a_study_refuses_a_loader_with_what_takes_one():
+    with pytest.raises(ImageError, match=r"comes from a loader; give the loader's data set, or call rsm_probe.sweep"):
+        given_images(DataLoader(PAIRS, 11))
+    assert given_images(DataLoader(PAIRS, 11).dataset).load().labels == [str(int(label)) for label in LABELS]
