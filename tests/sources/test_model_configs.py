@@ -1,15 +1,20 @@
 """The configurations of the paper's models: they load, and their layers give what their comments say."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from rsm_probe import Probe
+from rsm_probe.cli import app
 from rsm_probe.config import read_yaml
 from rsm_probe.errors import ConfigError
 from rsm_probe.probe.layers import resolve
 from rsm_probe.runs.model_config import ModelConfig
+from rsm_probe.sources.models.hub_architectures import HUB_ARCHITECTURES, hub_config
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.studies.sweep import SweepConfig
 
@@ -92,6 +97,42 @@ def test_configured_layers_of_the_papers_models_are_captured(name, tmp_path):
         loaded.module(loaded.blank_input())
     kept = probe.representations[layer]
     assert (tuple(kept.tokens.shape[1:]), kept.grid, kept.prefix.shape[1]) == (shape, grid, prefix)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.slow
+def test_layers_of_the_papers_models_are_shown_without_a_network(name, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    if name == "dinov2_giant":  # of 40 blocks, two: the whole takes 4.5 GB and a minute
+        known = HUB_ARCHITECTURES["facebook/dinov2-giant"]
+        small = replace(known, config={**known.config, "num_hidden_layers": 2})
+        monkeypatch.setitem(HUB_ARCHITECTURES, "facebook/dinov2-giant", small)
+    run = CliRunner().invoke(app, ["layers", str(FOLDER / f"{name}.yaml"), "--all"])
+    assert run.exit_code == 0, run.exception
+    layer, (locations, channels), grid, prefix, _ = EXPECTED[name]
+    row = next(line.strip("* ").split() for line in run.output.splitlines() if line.strip("* ").startswith(f"{layer} "))
+    assert row[3:] == [str(locations), str(channels), "x".join(map(str, grid)), str(prefix)]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("google/bit-50", 23_500_352), ("openai/clip-vit-base-patch32", 151_277_313),
+        ("CIDAS/clipseg-rd64-refined", 149_620_737), ("facebook/dinov2-giant", 1_136_480_768),
+        ("facebook/sam-vit-base", 93_735_728),
+    ],
+)  # fmt: skip
+def test_architectures_have_as_many_weights_as_the_models_of_the_hub(name, weights):
+    import transformers
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        assert name in HUB_ARCHITECTURES
+        module = transformers.AutoModel.from_config(hub_config(name))
+    assert sum(parameter.numel() for parameter in module.parameters()) == weights
 
 
 def test_study_takes_the_configuration_of_a_model_from_its_file():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import ModelError, did_you_mean
 from rsm_probe.sources.images.pixels import to_rgb
+from rsm_probe.sources.models.hub_architectures import HUB_ARCHITECTURES, hub_config, hub_processor
 from rsm_probe.sources.models.user_functions import built
 from rsm_probe.sources.models.weights import fetched
 
@@ -91,17 +92,35 @@ def _transformers(
         if pretrained:
             return auto.from_pretrained(title, trust_remote_code=trust_remote_code, use_safetensors=True)
         labels = {} if num_classes is None else {"num_labels": num_classes}
-        config = transformers.AutoConfig.from_pretrained(title, trust_remote_code=trust_remote_code, **labels)
+        try:
+            config = transformers.AutoConfig.from_pretrained(title, trust_remote_code=trust_remote_code, **labels)
+        except OSError:
+            if title not in HUB_ARCHITECTURES:
+                raise
+            config = hub_config(title, **labels)
         return auto.from_config(config, trust_remote_code=trust_remote_code)
+
+    def build_processor() -> Any:
+        try:
+            return transformers.AutoImageProcessor.from_pretrained(title, trust_remote_code=trust_remote_code)
+        except OSError:
+            if pretrained or title not in HUB_ARCHITECTURES:
+                raise
+            return hub_processor(title)
 
     instructions = "" if local else _hub_instructions(title)
     # Even random weights need the configuration and the preprocessing.
     module = fetched(
-        f"hf:{title}", build, instructions, random_weights=pretrained and local, local=local, hub=not local
+        f"hf:{title}",
+        build,
+        instructions,
+        random_weights=pretrained and (local or title in HUB_ARCHITECTURES),
+        local=local,
+        hub=not local,
     )
     processor = fetched(
         f"hf:{title}",
-        lambda: transformers.AutoImageProcessor.from_pretrained(title, trust_remote_code=trust_remote_code),
+        build_processor,
         instructions,
         random_weights=False,
         local=local,
