@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.checks import require_text, require_texts
-from rsm_probe.errors import LayerError, ModelError, did_you_mean
+from rsm_probe.errors import ImageError, LayerError, ModelError, did_you_mean
 from rsm_probe.execution.devices import find_device
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerConsumer, LayerNames
 from rsm_probe.forward.token_kinds import kind_name, of_kind, token_kinds
@@ -122,7 +122,7 @@ class LayerStream:
             content = on_device(content, model.device, copy=len(self.models) > 1)
             if isinstance(content, Tensor):
                 content = in_dtype_of(model.module, reading, content)
-            with torch.no_grad(), probe:
+            with torch.no_grad(), probe, _naming_dtype(name, content):
                 reading.call(model.module, content)
             names |= {
                 (name, kind_name(taken_as, kind)): kind_name(layer, kind)
@@ -148,6 +148,25 @@ class LayerStream:
             self.models[model].require_complete(layer, vectors.tokens)
             self._consumer.take(model, kind_name(layer, kind), vectors)
         return layer
+
+
+@contextmanager
+def _naming_dtype(model: str, content: Any) -> Iterator[None]:
+    """Adds to the error of a model that it got whole numbers.
+
+    Raises:
+        ImageError: a RuntimeError was raised in the block, and the images are whole numbers.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(content, Tensor) or content.is_floating_point():
+            raise
+        raise ImageError(
+            f"model {model!r} fails on images of {content.dtype}, which it gets as they are: {error}; give floats, as "
+            f"in .float() / 255 with the normalisation of the model, or pictures (PIL images, NumPy arrays of bytes), "
+            f"which pass its preprocessing"
+        ) from error
 
 
 def on_device(content: Any, device: torch.device, copy: bool) -> Any:

@@ -441,3 +441,26 @@ def test_a_study_refuses_a_loader_with_what_takes_one():
     with pytest.raises(ImageError, match=r"comes from a loader; give the loader's data set, or call rsm_probe.sweep"):
         given_images(DataLoader(PAIRS, 11))
     assert given_images(DataLoader(PAIRS, 11).dataset).load().labels == [str(int(label)) for label in LABELS]
+
+
+def test_a_loader_that_is_its_own_iterator_loses_and_repeats_nothing():
+    class Own:
+        def __iter__(self):
+            self.rest = iter(IMAGES.split(11))
+            return self
+
+        def __next__(self):
+            return next(self.rest)
+
+    model = Counted()
+    rsm_probe.sweep(model, ImageLoader(Own()), **CENTRED)
+    assert torch.equal(torch.cat(model.seen[2:]), torch.cat([IMAGES, IMAGES]))
+
+
+def test_pictures_and_whole_numbers_are_refused_with_what_to_give():
+    pictures = [Image.new("RGB", (6, 6), (k, k, k)) for k in range(8)]
+    with pytest.raises(ImageError, match=r"fails at batch 0: .*collate_fn=list"):
+        rsm_probe.sweep(Counted(), DataLoader(pictures, 8), **OPTIONS)
+    rsm_probe.sweep(Counted(), DataLoader(pictures, 8, collate_fn=list), **OPTIONS)
+    with pytest.raises(ImageError, match=r"model 'Counted' fails on images of torch.uint8.* give floats"):
+        rsm_probe.sweep(Counted(), DataLoader((IMAGES * 255).byte(), 11), **OPTIONS)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -213,15 +213,15 @@ class ImageLoader:
         assert self._ahead is not None
         content, iterator = self._ahead
         self._ahead = self._first = None
-        contents = chain([content], iterator)
-        for position in range(2**62):
+        for position in itertools.count(1):
+            yield content
+            # Not by a loop over the iterator, which calls iter() on it: some loaders then begin again.
             try:
-                content = next(contents)
+                content = next(iterator)
             except StopIteration:
                 return
             except Exception as error:  # a user's data set may raise anything
                 raise self._unreadable(position, error) from error
-            yield content
 
     def _begin(self) -> Iterator[Any]:
         """Begin a pass, with generators in the state of the first pass."""
@@ -275,7 +275,8 @@ class ImageLoader:
 
     def _unreadable(self, position: int, error: Exception) -> ImageError:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not str(error) else error
-        return ImageError(f"{self.name}: the loader fails at batch {position}: {reason}")
+        pictures = "; a loader of pictures needs collate_fn=list" if "PIL" in str(reason) else ""
+        return ImageError(f"{self.name}: the loader fails at batch {position}: {reason}{pictures}")
 
 
 def _samplers(loader: Any) -> list[Any]:
