@@ -308,3 +308,42 @@ def test_models_of_different_preprocessing_that_get_ready_pixels_are_named():
         rsm_probe.sweep([a, b], PICTURES, **options)
         rsm_probe.sweep([a, same_as_a], IMAGES, **options)
         rsm_probe.sweep([a, LoadedModel("d", model, doubled, default_preprocess=True)], IMAGES, **options)
+
+
+# Arrays and volumes in folders
+
+
+def test_folders_of_arrays_are_read_as_they_are_stored(tmp_path):
+    clip = np.random.default_rng(0).random((3, 4, 6, 7))
+    for name, array in (("a/clip", clip), ("b/image", NUMBERS[0].transpose(2, 0, 1)), ("b/picture", BYTES[0])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / f"{name}.npy", array)
+    images = as_images(tmp_path)
+    assert (images.ids, images.labels) == (["a/clip.npy", "b/image.npy", "b/picture.npy"], ["a", "b", "b"])
+    assert same(images[0], torch.from_numpy(clip).float())
+    assert same(images[1], IMAGES[0])
+    assert same(images[2], PICTURES[0])
+    assert same(as_images([str(tmp_path / "a" / "clip.npy")])[0], images[0])
+    np.save(tmp_path / "wrong.npy", np.arange(3))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    with pytest.warns(UserWarning, match=r"skipped 2 of 5 .*objects.npy, wrong.npy \(the first: .*pickle"):
+        assert as_images(tmp_path).ids == images.ids
+
+
+def test_folders_of_nifti_volumes_are_read_in_the_order_of_their_files(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    volumes = np.random.default_rng(0).random((5, 4, 6, 7), dtype=np.float32)
+    for k, volume in enumerate(volumes):
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / f"{k}.nii{'.gz' if k % 2 else ''}")
+    images = as_images(tmp_path)
+    assert all(torch.equal(images[k], torch.from_numpy(volumes[k])[None]) for k in range(5))
+    model = nn.Sequential(nn.Conv3d(1, 4, 2))
+    layers = rsm_probe.capture(model, str(tmp_path), "0", out=tmp_path / "c")
+    with torch.no_grad():
+        assert torch.equal(layers["0"].tokens(), model(torch.from_numpy(volumes)[:, None]).flatten(2).mT)
+    nibabel.save(nibabel.Nifti1Image(volumes.transpose(1, 2, 3, 0), np.eye(4)), tmp_path / "z.nii")
+    (tmp_path / "torn.nii").write_bytes(b"x" * 40)
+    with pytest.warns(UserWarning, match=r"skipped 2 of 7 .*torn.nii, z.nii"):
+        assert len(as_images(tmp_path)) == 5
+    with pytest.raises(ImageError, match=r"z.nii has axes of \(4, 6, 7, 5\); volumes have three"):
+        as_images([tmp_path / "z.nii"])[0]

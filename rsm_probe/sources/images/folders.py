@@ -1,4 +1,4 @@
-"""Folders of image files."""
+"""Folders and lists of image files, and of arrays and volumes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from os.path import exists, isdir, isfile
 from pathlib import Path
 
-from PIL import UnidentifiedImageError
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 from tqdm import tqdm
 
 from rsm_probe.errors import ImageError
+from rsm_probe.sources.images.dataset_items import is_pixels
 from rsm_probe.sources.images.image_set import UNREADABLE, ImageSet, digest
-from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, read_rgb
+from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, image_of_array, read_rgb
+
+_ARRAYS = (".npy", ".nii", ".nii.gz")
 
 
 def folder(path: str | Path, strict: bool = False, verify: bool = True, progress: bool = False) -> ImageSet:
     """Read the image files in a folder, at any depth, as RGB; the label of an image is the folder that holds it.
+
+    A folder without image files may hold arrays instead: NIfTI volumes, and NumPy's `.npy`; see `read_array`.
 
     16-bit grey images are scaled to 8 bits; see `to_rgb`. As in torchvision's `ImageFolder`, transparency is dropped,
     only the first frame is read, and EXIF orientation is ignored. In ids, bytes of file names that are not UTF-8 are
@@ -36,9 +44,11 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     root = Path(path)
     if not isdir(root):
         raise ImageError(f"no image folder at {root}" + (" (it is a file)" if exists(root) else ""))
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+    listed = sorted(f for f in root.rglob("*") if f.is_file())
+    files = [f for f in listed if f.suffix.lower() in IMAGE_SUFFIXES] or list(filter(_is_array, listed))
     if not files:
-        raise ImageError(f"no image files in {root} (looked for {', '.join(sorted(IMAGE_SUFFIXES))} at any depth)")
+        looked = ", ".join([*sorted(IMAGE_SUFFIXES), *_ARRAYS])
+        raise ImageError(f"no image files in {root} (looked for {looked} at any depth)")
     problems = _broken_files(files, progress) if verify else {}
     good = [file for file in files if file not in problems]
     if problems and (strict or not good):
@@ -56,7 +66,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     return ImageSet(
         name=_as_text(root.name or str(root)),
         ids=ids,
-        load=lambda index: read_rgb(good[index]),
+        load=lambda index: _read(good[index]),
         labels=[name.rpartition("/")[0] for name in ids],
         skipped=skipped,
         content=lambda: digest(file.read_bytes() for file in good),
@@ -79,9 +89,54 @@ def from_paths(paths: Sequence[str | Path]) -> ImageSet:
     return ImageSet(
         "files",
         [_as_text(str(path)) for path in paths],
-        lambda index: read_rgb(files[index]),
+        lambda index: _read(files[index]),
         content=lambda: digest(file.read_bytes() for file in files),
     )
+
+
+def read_array(file: Path) -> Image.Image | Tensor:
+    """Read an array that is ready for the models, with its values as stored.
+
+    A NIfTI volume (X, Y, Z) becomes a tensor (1, X, Y, Z), in the order of its file, without resampling. An array of
+    NumPy has its channels first, (C, H, W) or (C, D, H, W), or is a picture of bytes; see `image_of_array`.
+
+    Args:
+        file: `.nii`, `.nii.gz` or `.npy`.
+
+    Raises:
+        ImageError: the volume has other axes, the array holds no image, or nibabel is missing.
+    """
+    if file.suffix.lower() == ".npy":
+        array = np.load(file, allow_pickle=False)
+        if not is_pixels(array):
+            raise ImageError(
+                f"{file.name} holds an array of shape {array.shape} and dtype {array.dtype}; save images as floats "
+                f"(C, H, W), clips and volumes as (C, D, H, W), pictures as bytes (H, W, 3)"
+            )
+        return image_of_array(array)
+    try:
+        from nibabel import load
+        from nibabel.filebasedimages import ImageFileError
+    except ImportError as error:
+        raise ImageError(f"{file} needs nibabel: pip install 'rsm-probe[volumes]'") from error
+    try:
+        volume = np.asarray(load(file).get_fdata(dtype=np.float32))
+    except ImageFileError as error:
+        raise ImageError(f"not a readable NIfTI volume: {error}") from error
+    if volume.ndim != 3:
+        raise ImageError(
+            f"{file.name} has axes of {volume.shape}; volumes have three. Save one volume per file, or give "
+            f"rsm_probe.sources.ImageSet(name, ids, load), where load returns a tensor (C, X, Y, Z)"
+        )
+    return torch.from_numpy(np.ascontiguousarray(volume))[None]
+
+
+def _is_array(file: Path) -> bool:
+    return file.name.lower().endswith(_ARRAYS)
+
+
+def _read(file: Path) -> Image.Image | Tensor:
+    return read_array(file) if _is_array(file) else read_rgb(file)
 
 
 def _as_text(name: str) -> str:
@@ -92,7 +147,7 @@ def _as_text(name: str) -> str:
 def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:
     def problem(file: Path) -> str | None:
         try:
-            read_rgb(file)
+            _read(file)
         except UnidentifiedImageError:
             return "not in a readable image format"
         except UNREADABLE as error:
