@@ -182,8 +182,10 @@ def _filled(
             warnings.warn(f"{loaded.name} is built with {inferred} classes, as the head in {where} has", stacklevel=3)
             loaded, fit = rebuilt, other
     advice = ""
+    if "transformers" in type(module).__module__:
+        advice = "; what save_pretrained wrote may have other names: name its folder as the source, hf:FOLDER"
     if fit.entries:
-        advice = (
+        advice += (
             "; strict=False (--no-strict) leaves out what does not fit, and refuses layers that need missing weights"
         )
     return loaded, load_fit(loaded.module, fit, where, strict, head, advice)

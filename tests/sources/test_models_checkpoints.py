@@ -400,6 +400,18 @@ def test_folders_without_weights_say_what_is_missing(tmp_path):
         load_model(Net(), weights=tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_weights_keep_their_format(tmp_path):
+    def quantised(seed):
+        torch.manual_seed(seed)
+        return torch.ao.quantization.quantize_dynamic(Net().eval(), {nn.Linear}, dtype=torch.qint8)
+
+    trained, x = quantised(1), torch.rand(2, 3, 12, 12)
+    torch.save({"state_dict": under("module.", trained.state_dict())}, tmp_path / "w.pt")
+    with torch.no_grad():
+        assert torch.equal(load_model(quantised(2), weights=tmp_path / "w.pt").module(x), trained(x))
+
+
 # Preprocessing by a word
 
 

@@ -137,8 +137,8 @@ def load_fit(
     surplus = [name for name in fit.unknown if strict and not (parents and name.startswith(parents))]
     if (not may_be and left_out) or surplus:
         raise ModelError(f"the weights in {where} do not fit {kind} ({fit.problems()}){advice}")
-    state = {name: entry.value for name, entry in fit.entries.items() if name not in left_out}
-    if not any(isinstance(value, Tensor) for value in state.values()) and own:
+    given = {name: entry.value for name, entry in fit.entries.items() if name not in left_out}
+    if not any(isinstance(value, Tensor) for value in given.values()) and own:
         raise ModelError(
             f"the weights in {where} do not fit {kind}: none of them has a name and a shape of the model's"
         )
@@ -147,6 +147,13 @@ def load_fit(
     for name in empty:
         if not isinstance(own[name], Tensor) or own[name].is_quantized:
             raise ModelError(f"the weights in {where} lack {name} of {kind}, which cannot be left out")
+    # The module's own mapping also tells its layers in which version of their format the values are.
+    state = module.state_dict()
+    for name in list(state):
+        if name in given:
+            state[name] = given[name]
+        else:
+            del state[name]
     try:
         module.load_state_dict(state, strict=False)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -156,7 +163,8 @@ def load_fit(
             own[name].fill_(torch.nan)
     notes = [f"read from {origin}" if (origin := fit.origin()) else ""]
     notes += [f"left out, not under this prefix: {_some(fit.outside)}" if fit.outside else ""]
-    notes += [f"left out: {_some([*fit.unknown, *fit.reshaped, *fit.whole])}" if not fit.complete else ""]
+    surplus = [*fit.unknown, *fit.reshaped, *fit.whole]
+    notes += [f"left out: {_some(surplus)}" if surplus else ""]
     notes += [f"{_some(empty)} of the model are without values, and layers that need them are refused" if empty else ""]
     if any(notes):
         warnings.warn(f"weights of {where}: {'; '.join(note for note in notes if note)}", stacklevel=4)
