@@ -76,7 +76,12 @@ class LayerStream:
                 matched.update(there)
                 layouts = {pattern: layouts[pattern] for pattern in there}
             self._probes[name] = Probe(
-                model.module, layers, layouts=layouts, method=method, reduce=partial(self._hand_over, name)
+                model.module,
+                layers,
+                layouts=layouts,
+                method=method,
+                inputs=reading.inputs,
+                reduce=partial(self._hand_over, name),
             )
         for name, model in models.items():
             common = readings[name].layouts if model.reading.layouts is None else None

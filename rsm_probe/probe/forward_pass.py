@@ -14,8 +14,9 @@ from rsm_probe.arrays import require_dense
 from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe.calls.module_calls import ModuleCalls
 from rsm_probe.probe.layers import Selection
+from rsm_probe.probe.learned_readers import LearnedReaders
 from rsm_probe.probe.options import Options
-from rsm_probe.probe.readers import LearnedReaders, OutputReader
+from rsm_probe.probe.readers import OutputReader
 from rsm_probe.probe.torch_internals import unobserved
 from rsm_probe.probe.tracing.inputs import NestingError
 
@@ -41,9 +42,10 @@ class ForwardPass:
         options: the user's options.
         args: positional arguments of the model.
         kwargs: its keyword arguments.
+        parameters: names of its positional parameters.
 
     Raises:
-        RepresentationError: the inputs contain themselves or are nested too deeply.
+        RepresentationError: the inputs contain themselves or are nested too deeply, or lack one that the user named.
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class ForwardPass:
         options: Options,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        parameters: Sequence[str] = (),
     ) -> None:
         self._selections = selections
         self._module_calls = module_calls
         self._options = options
-        self._reader = OutputReader(learned, args, kwargs)
+        self._reader = OutputReader(learned, args, kwargs, options.inputs, parameters)
         self._calls: dict[str, list[_Call]] = {selection.label: [] for selection in selections}
         self._taken = self._ran = 0
 

@@ -30,6 +30,7 @@ class Options:
     stop_early: bool
     example: Any
     reduce: Reduce | None
+    inputs: tuple[str, ...] = ()
 
     @classmethod
     def checked(
@@ -40,6 +41,7 @@ class Options:
         stop_early: bool,
         example: Any,
         reduce: Reduce | None,
+        inputs: str | int | Sequence[str | int] | None = None,
     ) -> Options:
         """Validates options against the layers.
 
@@ -63,7 +65,12 @@ class Options:
             raise RepresentationError(
                 f"reduce must be a function of a layer name and its Representation, found {brief(reduce)}"
             )
-        return cls(dict(layouts or {}), dtype, stop_early, example, reduce)
+        if not isinstance(inputs, str | int | Iterable | None):
+            raise RepresentationError(f"inputs must be names or positions of arguments, found {brief(inputs)}")
+        given: list[Any] = [inputs] if isinstance(inputs, str | int) else list(inputs or ())
+        names = [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in given]
+        named = tuple(require_text(name, "an input's name in inputs", RepresentationError) for name in names)
+        return cls(dict(layouts or {}), dtype, stop_early, example, reduce, named)
 
     def layout(self, selection: Selection, call: int) -> Layout | None:
         """The layout that the user gave for a call of a layer, or None."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -18,8 +19,8 @@ from rsm_probe.probe.calls.module_calls import ModuleCalls
 from rsm_probe.probe.calls.notices import Notices
 from rsm_probe.probe.forward_pass import ForwardPass
 from rsm_probe.probe.layers import Layers, Selection, layer_specs, resolve
+from rsm_probe.probe.learned_readers import LearnedReaders
 from rsm_probe.probe.options import Options, Reduce
-from rsm_probe.probe.readers import LearnedReaders
 from rsm_probe.probe.representation import Layout
 from rsm_probe.probe.representations import NO_PASS, Representations
 from rsm_probe.probe.torch_internals import in_backward
@@ -69,6 +70,8 @@ class Probe:
         reduce: called with a layer's name and its `Representation` as soon as the layer has run; its return value
             replaces the representation. The tokens are not copied and belong to the model: read them immediately, and
             neither keep nor modify them. The second call of a module is named `name#1`.
+        inputs: the arguments that hold images, by name or position: `"pixel_values"`, `["left", "right"]`, `[0, 1]`.
+            By default all that look like images; `Representation.input` says to which one a layer's tokens belong.
 
     Attributes:
         representations: layer name -> `Representation`, or the return value of `reduce`, in forward order; empty before
@@ -101,6 +104,7 @@ class Probe:
         stop_early: bool = False,
         dtype: torch.dtype | None = None,
         reduce: Reduce | None = None,
+        inputs: str | int | Sequence[str | int] | None = None,
     ) -> None:
         self._plain = plain_model(model)
         self._method = require_method(self._plain, method)
@@ -124,7 +128,8 @@ class Probe:
             self.selections += self._graph.selections
             for name in sorted(self._graph.modules & self._modules.keys()):
                 self._by_module.setdefault(name, [])
-        self._options = Options.checked(self.selections, layouts, dtype, stop_early, example, reduce)
+        self._options = Options.checked(self.selections, layouts, dtype, stop_early, example, reduce, inputs)
+        self._parameters = _positional(getattr(self._plain, method))
         require_values(self._plain)
         self.representations: dict[str, Any] = Representations(NO_PASS)
         self.passes = 0
@@ -213,7 +218,9 @@ class Probe:
         self._module_calls.begin()
         if not self._in_example:
             self._notices.training_mode()
-        self._pass = ForwardPass(self.selections, self._module_calls, self._learned, self._options, args, kwargs)
+        self._pass = ForwardPass(
+            self.selections, self._module_calls, self._learned, self._options, args, kwargs, self._parameters
+        )
 
     def _drop(self, reason: str) -> None:
         """Drops all representations, because a pass begins, failed or was interrupted."""
@@ -281,3 +288,12 @@ class Probe:
         self._module_calls.begin()
         self._pass, self.representations = None, Representations("", representations, self.skipped)
         self.passes += not self._in_example
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's positional parameters; [] where they are unknown."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

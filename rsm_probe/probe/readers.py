@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rsm_probe.errors import RepresentationError
-from rsm_probe.probe.representation import Grid, Layout, Representation, infer_layout, pick_tensor, to_representation
+from rsm_probe.probe.learned_readers import Checked, Fingerprints, Kind, LearnedReaders, Reader
+from rsm_probe.probe.representation import Layout, Representation, infer_layout, pick_tensor, to_representation
 from rsm_probe.probe.torch_internals import unobserved
-from rsm_probe.probe.tracing.inputs import OtherInput, Signature, find_images, leaves, other_inputs, signature
-from rsm_probe.probe.tracing.operation_log import LoggedPass
+from rsm_probe.probe.tracing.followed_input import FollowedInput, follow, images_of
+from rsm_probe.probe.tracing.inputs import OtherInput, image_inputs, leaves, other_inputs, shown, signature
+from rsm_probe.probe.tracing.operation_log import LoggedPass, OperationLog
 from rsm_probe.probe.tracing.origins import Elsewhere, Lost, Origin
 from rsm_probe.probe.tracing.trace import Trace
 from rsm_probe.probe.tracing.traced_layout import (
@@ -30,63 +32,6 @@ from rsm_probe.probe.tracing.traced_layout import (
 
 # A reason with this beginning is expected for layers matched by a pattern: a text tower sees no image.
 INDEPENDENT = "its output does not depend on the images"
-# How to read the output of one call of a layer, or the reason why it cannot be read.
-_Reader = TracedLayout | tuple[Layout, list[Grid]] | str
-_Readers = dict[tuple[str, int], _Reader]
-# The kind of a pass's inputs: shapes and those values that may steer the model; see `LearnedReaders.kind`.
-_Kind = tuple[Any, ...]
-# (layer, call) -> fingerprint of the operations before it.
-_Fingerprints = dict[tuple[str, int], int]
-# The most combinations of numbers and texts to remember.
-_MOST_SCALARS = 100_000
-
-
-@dataclass
-class _Checked:
-    """What passes that differ only in numbers and texts have in common.
-
-    Attributes:
-        kind: the first traced pass of them.
-        fingerprints: of its operations.
-        agree: whether a second traced pass, with other numbers, agreed with it; None before that pass.
-    """
-
-    kind: _Kind
-    fingerprints: _Fingerprints
-    agree: bool | None = None
-
-
-@dataclass
-class LearnedReaders:
-    """How to read outputs: learned in traced passes, applied in all later passes over inputs of the same kind.
-
-    Attributes:
-        readers: kind of inputs -> (layer, call) -> reader.
-        calls: kind of inputs -> number of calls of probed layers in a pass.
-        parts: (kind, layer, call) -> index of the tensor within a tuple or dict that holds the representation.
-        locations: (kind, layer, call) -> location codes of the tokens when they were first selected by index.
-        notes: layer -> what a user should know about its reading.
-        prefixes: layer -> number of prefix tokens, for layers that return token sequences.
-        read: shapes -> names of the integer tensors whose values became Python numbers or shapes in a traced pass. The
-            values of others steer nothing: they do not make a pass of another kind. Until a pass has ended, all count.
-        checked: (kind without numbers and texts, modes of PyTorch) -> what its passes have in common. Python shows no
-            use of a number, so two passes are traced; if they agree, later ones are read alike while their operations
-            do.
-    """
-
-    readers: dict[_Kind, _Readers] = field(default_factory=dict)
-    calls: dict[_Kind, int] = field(default_factory=dict)
-    parts: dict[tuple[_Kind, str, int], int | None] = field(default_factory=dict)
-    locations: dict[tuple[_Kind, str, int], Tensor] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    prefixes: dict[str, int] = field(default_factory=dict)
-    read: dict[_Kind, frozenset[str]] = field(default_factory=dict)
-    checked: dict[tuple[_Kind, tuple[bool, ...]], _Checked] = field(default_factory=dict)
-
-    def kind(self, signature: Signature) -> _Kind:
-        """The kind of a pass, apart from numbers and texts."""
-        read = self.read.get(signature.shapes, frozenset())
-        return signature.shapes, tuple(values for values in signature.wholes if values[0] in read)
 
 
 class OutputReader:
@@ -98,34 +43,45 @@ class OutputReader:
         learned: what earlier passes learned; this pass adds to it.
         args: positional arguments of the model.
         kwargs: its keyword arguments.
+        named: the inputs with images that the user named.
+        parameters: names of the model's positional parameters.
 
     Attributes:
         batch: number of images; 0 if unknown.
         tracing: whether the pass is traced.
     """
 
-    def __init__(self, learned: LearnedReaders, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        inputs = find_images((*args, *kwargs.values()))
+    def __init__(
+        self,
+        learned: LearnedReaders,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        named: Sequence[str] = (),
+        parameters: Sequence[str] = (),
+    ) -> None:
+        every = image_inputs(args, kwargs, named, parameters)
+        inputs = every[0]
         self.batch, self._problem = inputs.batch, inputs.problem
         self._learned = learned
         self._signature = signature(args, kwargs, inputs)
         if inputs.images is None:  # nothing shows what steers the model
             learned.read[self._signature.shapes] = frozenset(name for name, _ in self._signature.wholes)
         self._base = learned.kind(self._signature)
-        self._kind: _Kind = (*self._base, self._signature.scalars)
+        kind: Kind = (*self._base, self._signature.scalars)
+        self._kind = learned.alike.get(kind, kind)
         # PyTorch may compute in different operations in each of these modes.
         self._modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled())
         self._others: list[OtherInput] = []
         self._unknown_layers = False
-        self._fingerprints: _Fingerprints = {}
+        self._fingerprints: Fingerprints = {}
         self._logged: LoggedPass | None = None
         self.tracing = self._kind not in learned.readers
-        images = inputs.images if isinstance(inputs.images, list) else [inputs.images]
+        images = [image for given in every for image in images_of(given)]
         self._has_images = inputs.images is not None
         checked = learned.checked.get((self._base, self._modes))
         if self.tracing and checked is not None and checked.agree and checked.kind in learned.readers:
             self.tracing, self._kind, self._fingerprints = False, checked.kind, checked.fingerprints
-            self._logged = LoggedPass([image for image in images if image is not None])
+            self._logged = LoggedPass(images)
             self._logged.begin()
         self._readers = learned.readers.get(self._kind, {})
         if self.tracing:
@@ -138,7 +94,11 @@ class OutputReader:
                 if self._trace.of(other.tensor) is not None:
                     self._shared.append(other.name)
                 self._trace.pass_by(other.tensor, number)
+            self._trace.log = OperationLog(images)
             self._trace.begin()
+            name = shown(inputs.name) if len(every) > 1 else ""
+            self._followed = [FollowedInput(self._trace, self.batch, self._others, name)]
+            self._followed += [follow(args, kwargs, given) for given in every[1:]]
 
     @property
     def calls(self) -> int | None:
@@ -152,13 +112,14 @@ class OutputReader:
             calls: number of calls of probed layers; None for a failed pass, which teaches nothing.
         """
         if self.tracing:
-            self._trace.end()
+            for followed in self._followed[::-1]:
+                followed.trace.end()
             if calls is not None:
                 self._learn_kind(calls)
         elif self._logged is not None:
             self._logged.end()
             if calls is not None and not self._unknown_layers:
-                self._remember_scalars()
+                self._learned.remember((*self._base, self._signature.scalars), self._kind)
         elif calls is not None:
             self._learned.calls[self._kind] = calls
         self.tracing = False
@@ -173,10 +134,8 @@ class OutputReader:
         learned, trace, shapes = self._learned, self._trace, self._signature.shapes
         named = {name for name, _ in self._signature.wholes}
         if trace.read is not None:
-            followed = {other.name: number for number, other in enumerate(self._others)}
-            named = {
-                name for name in named if name not in followed or name in self._shared or followed[name] in trace.read
-            }
+            marked = {other.name: number for number, other in enumerate(self._others)}
+            named = {name for name in named if name not in marked or name in self._shared or marked[name] in trace.read}
         learned.read[shapes] = learned.read.get(shapes, frozenset()) | named
         before, self._base = self._kind, learned.kind(self._signature)
         self._kind = (*self._base, self._signature.scalars)
@@ -186,24 +145,17 @@ class OutputReader:
                 (self._kind, *key[1:]): codes for key, codes in learned.locations.items() if key[0] == before
             }
         learned.calls[self._kind] = calls
-        if trace.by_index:
+        if any(followed.trace.by_index for followed in self._followed):
             return
         learned.readers[self._kind] = self._readers
         if not self._signature.scalars or not self._has_images:
             return
         checked = learned.checked.get((self._base, self._modes))
         if checked is None:
-            learned.checked[self._base, self._modes] = _Checked(self._kind, self._fingerprints)
+            learned.checked[self._base, self._modes] = Checked(self._kind, self._fingerprints)
         elif checked.kind != self._kind:
             agree = checked.fingerprints == self._fingerprints and learned.calls[checked.kind] == calls
             checked.agree = agree and checked.agree is not False
-
-    def _remember_scalars(self) -> None:
-        """Remembers the numbers and texts of a pass whose operations agreed with those of a traced one."""
-        kind, learned = (*self._base, self._signature.scalars), self._learned
-        if len(learned.readers) < _MOST_SCALARS:
-            learned.readers[kind], learned.calls[kind] = self._readers, learned.calls[self._kind]
-            learned.parts |= {(kind, *key[1:]): part for key, part in learned.parts.items() if key[0] == self._kind}
 
     def choose(self, label: str, call: int, key: str | None, output: Any) -> Tensor:
         """Picks the part of an output that holds its representation.
@@ -223,11 +175,23 @@ class OutputReader:
     def _first_on_a_grid(self, parts: list[Any]) -> int | None:
         for index, tensor in enumerate(parts):
             usable = isinstance(tensor, Tensor) and not tensor.is_nested
-            if usable and tensor.ndim >= 3 and self.batch in tensor.shape[:2]:
-                layout = self._readable(self._trace.of(tensor))
+            for followed in self._followed if usable and tensor.ndim >= 3 else ():
+                with self._seen_from(followed):
+                    fits = self.batch in tensor.shape[:2]
+                    layout = self._readable(self._trace.of(tensor)) if fits else None
                 if layout is not None and layout.grid is not None and not is_attention(layout):
                     return index
         return None
+
+    @contextmanager
+    def _seen_from(self, followed: FollowedInput) -> Iterator[None]:
+        """Reads by the trace of one of several inputs inside."""
+        before = self._trace, self.batch, self._others
+        self._trace, self.batch, self._others = followed.trace, followed.batch, followed.others
+        try:
+            yield
+        finally:
+            self._trace, self.batch, self._others = before
 
     def read(
         self,
@@ -267,7 +231,7 @@ class OutputReader:
         with unobserved(), self._trace.quiet() if self.tracing else nullcontext():
             if self.tracing:
                 try:
-                    self._readers[label, call] = self._learn(label, call, output, args, module, layout)
+                    self._readers[label, call] = self._learn_of_inputs(label, call, output, args, module, layout)
                 except RepresentationError as error:
                     named = f"{label}#{call}" if call and "#" not in label else label
                     self._readers[label, call] = str(error).replace("<layer>", named)
@@ -281,7 +245,8 @@ class OutputReader:
             if isinstance(reader, str):
                 raise RepresentationError(reader)
             if isinstance(reader, tuple):
-                return to_representation(output.detach().to(dtype, copy=copy), *reader, given=layout is not None)
+                read = to_representation(output.detach().to(dtype, copy=copy), *reader[:2], given=layout is not None)
+                return replace(read, input=reader[2]) if reader[2] else read
             if reader.shape != tuple(output.shape):
                 raise RepresentationError(
                     f"its output has shape {tuple(output.shape)}, but had {reader.shape} in the first forward pass "
@@ -294,15 +259,38 @@ class OutputReader:
                 self._learned.prefixes[label] = representation.prefix.shape[1]
             return representation
 
+    def _learn_of_inputs(
+        self, label: str, call: int, output: Tensor, args: tuple[Any, ...], module: nn.Module, layout: Layout | None
+    ) -> Reader:
+        """Learns to read an output by the trace of the input whose locations it has, the first of several."""
+        if len(self._followed) == 1:
+            return self._learn(label, call, output, args, module, layout)
+        everywhere = {followed.name: followed.locates(output) for followed in self._followed}
+        located = {name: where for name, where in everywhere.items() if where is not None}
+        holding = [followed for followed in self._followed if followed.holds(output)]
+        source = next((f for f in self._followed if f.name in located), (holding or self._followed)[0])
+        if isinstance(self._trace.of(output), Lost):
+            source = self._followed[0]
+        names = (
+            [name for name, where in located.items() if bool((where & located[source.name]).any())] if located else []
+        )
+        names = names or [followed.name for followed in holding]
+        # A given layout reads the vectors as they are, whatever their input.
+        with self._seen_from(self._followed[0] if layout is not None else source):
+            reader = self._learn(label, call, output, args, module, layout)
+        if isinstance(reader, TracedLayout):
+            return replace(reader, input=", ".join(names))
+        return reader if isinstance(reader, str) else (*reader[:2], ", ".join(names))
+
     def _learn(
         self, label: str, call: int, output: Tensor, args: tuple[Any, ...], module: nn.Module, layout: Layout | None
-    ) -> _Reader:
+    ) -> Reader:
         trace = self._trace
         if self._problem:
             raise RepresentationError(self._problem)
         origin = trace.of(output)
         if layout is not None:
-            return self._proven(label, call, origin, layout) or (layout, [])
+            return self._proven(label, call, origin, layout) or (layout, [], "")
         if isinstance(origin, Elsewhere):
             raise self._of_other_inputs(origin, output, module)
         if isinstance(origin, Tensor):
@@ -326,7 +314,7 @@ class OutputReader:
             raise RepresentationError(INDEPENDENT)
         if not self.batch:
             raise RepresentationError("none of the model's inputs looks like images (N, C, H, W)")
-        return infer_layout(output, self.batch, trace.grids, module), list(trace.grids)
+        return infer_layout(output, self.batch, trace.grids, module), list(trace.grids), ""
 
     def _picked(self, label: str, call: int, traced: TracedLayout) -> TracedLayout:
         """Checks that tokens selected by index stand for the same locations as in earlier passes."""

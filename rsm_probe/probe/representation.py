@@ -36,11 +36,14 @@ class Representation:
         prefix: class, distillation and register tokens, shape (N, P, C); P may be 0.
         grid: (H, W) with H * W = S, or (T, H, W) with T * H * W = S for videos; (1, 1) for a globally pooled map; None
             if the locations form no grid: vectors (N, C), sequences of one token, scattered tokens.
+        input: the input of the model whose locations these are, such as "args[0]" or "pixel_values"; several, separated
+            by commas, if the layer mixes them at equal locations; "" if one input holds images.
     """
 
     tokens: Tensor
     prefix: Tensor
     grid: Grid | None
+    input: str = ""
 
     def __repr__(self) -> str:
         kind = f"{str(self.tokens.dtype).removeprefix('torch.')} on {self.tokens.device}"

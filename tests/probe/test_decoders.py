@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+import transformers
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -233,3 +234,23 @@ def test_every_block_of_a_segmentation_network_is_read():
     with torch.no_grad(), Probe(model, ["classifier.cbr", "classifier.low_classifier"]) as probe:
         model(x)
     assert {kept.grid for kept in probe.representations.values()} == {(4, 6), (8, 12)}
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.filterwarnings("ignore:. layers have vectors")
+def test_queries_in_front_of_a_class_token_are_no_prefix(blocks):
+    """EoMT: five queries join in front of class and register tokens, before the last blocks or before all."""
+    config = transformers.EomtConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=1, image_size=64, patch_size=16,
+        num_queries=5, num_blocks=blocks, num_register_tokens=4, num_upscale_blocks=1,
+    )  # fmt: skip
+    model = transformers.EomtForUniversalSegmentation(config).eval()
+    outputs = []
+    handle = model.layers[1].register_forward_hook(lambda *args: outputs.append(args[2].clone()))
+    with torch.no_grad(), handle, Probe(model, ["layers.0", "layers.1"]) as probe:
+        model(pixel_values=torch.randn(2, 3, 64, 64))
+    for read in probe.representations.values():
+        assert (read.prefix.shape[1], read.grid) == (5, (4, 4))
+    assert torch.equal(probe.representations["layers.1"].tokens, outputs[0][:, -16:])
+    assert torch.equal(probe.representations["layers.1"].prefix, outputs[0][:, 5:10])
+    assert "5 vectors per image have no location" in probe.notes["layers.1"]

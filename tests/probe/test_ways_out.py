@@ -185,7 +185,7 @@ def called(model):
 
 def pair():
     towers = {"left": nn.Conv2d(3, 4, 1), "right": nn.Conv2d(3, 4, 1)}
-    return Net(forward=lambda net, a, b: net.left(a).mean() + net.right(b).mean(), **towers)
+    return Net(forward=lambda net, a, b: net.left(a).mean() + net.right(b.float()).mean(), **towers)
 
 
 def beside_text():
@@ -286,7 +286,8 @@ def text(layouts=None):
 
 
 def right(layouts=None):
-    return probed(pair(), "right", pictures(), pictures(), layouts=layouts)
+    flags = pictures() > 0  # a mask: it does not look like images
+    return probed(pair(), "right", pictures(), flags, layouts=layouts)
 
 
 def head(answer, layer="head", times=1, **options):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.tracing.location_codes import channel_axis
 
 # Larger integer tensors are compared by shape only, unless they are grids.
 _MOST_VALUES = 4096
+# A second input with more channels holds features, and one with a shorter side points or boxes.
+_MOST_COLOURS, _SHORTEST_SIDE = 4, 4
 # Lists and mappings nested more deeply contain themselves, or are not the output of a layer.
 _DEEPEST = 50
 
@@ -30,12 +34,14 @@ class Inputs:
         images: maps, patches, or a list of maps.
         grids: for patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2).
         problem: why no output of the pass can be read, or "".
+        name: the argument that holds them, as `OtherInput` names it, or "" if unknown.
     """
 
     batch: int
     images: Tensor | list[Tensor] | None = None
     grids: Tensor | None = None
     problem: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,94 @@ def find_images(values: tuple[Any, ...]) -> Inputs:
                 )
                 return Inputs(len(grids), problem=problem)
     return Inputs(int(tensors[0].shape[0]) if tensors else 0)
+
+
+def shown(name: str) -> str:
+    """An argument's name as users write it: `pixel_values` for `'pixel_values'`."""
+    return name[1:-1] if re.fullmatch(r"'\w+'", name) else name
+
+
+def image_inputs(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], named: Sequence[str], parameters: Sequence[str]
+) -> list[Inputs]:
+    """All inputs that hold images: those that the user named, else each that looks like images.
+
+    Args:
+        args: positional arguments of the model.
+        kwargs: its keyword arguments.
+        named: names or positions of arguments that the user gave; if empty, the first is what `find_images` finds.
+        parameters: names of the model's positional parameters.
+
+    Raises:
+        RepresentationError: no argument has a name that the user gave, or it holds no images.
+    """
+    values = {**{f"args[{k}]": value for k, value in enumerate(args)}, **{repr(k): kwargs[k] for k in kwargs}}
+    first = find_images((*args, *kwargs.values()))
+    if named:
+        inputs = [_named_input(name, values, parameters) for name in named]
+        return [given for given in inputs if given is not None] or [Inputs(first.batch)]
+    if first.images is None:
+        return [first]
+    images = first.images
+    followed = {id(image) for image in (images if isinstance(images, list) else [images])}
+    named_leaves = list(_named_arguments(args, kwargs))
+    holder = next((name for name, leaf, _ in named_leaves if id(leaf) in followed), "")
+    first = replace(first, name=holder.rpartition("[")[0] if isinstance(images, list) else holder)
+    sides = tuple(images[0].shape[-2:]) if isinstance(images, list) else tuple(images.shape[-2:])
+    others = [
+        Inputs(len(leaf), leaf, name=name)
+        for name, leaf, in_list in named_leaves
+        if isinstance(leaf, Tensor) and id(leaf) not in followed and _looks_like_images(leaf, sides)
+        if leaf.ndim > 3 or not in_list
+    ]
+    lists = []
+    for name, value in values.items():
+        if name != first.name and isinstance(value, list | tuple):
+            within = find_images((value,))
+            if isinstance(within.images, list):
+                lists.append(replace(within, name=name))
+    return [first, *others, *lists]
+
+
+def _looks_like_images(tensor: Tensor, sides: tuple[int, ...]) -> bool:
+    """Whether a second input is one of images: its values are colours, depths or flows on a grid."""
+    if tensor.is_nested or not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
+        return False
+    if tensor.ndim == 3:
+        return tuple(tensor.shape[1:]) == sides and min(sides) >= _SHORTEST_SIDE
+    axis = channel_axis(tensor.shape) if tensor.ndim in (4, 5) else None
+    if axis is None:
+        return False
+    grid = [size for k, size in enumerate(tensor.shape) if k not in (0, axis)][-2:]
+    return tensor.shape[axis] <= _MOST_COLOURS and min(grid) >= _SHORTEST_SIDE
+
+
+def _named_input(name: str, values: Mapping[str, Any], parameters: Sequence[str]) -> Inputs | None:
+    """The input with a name or position that the user gave; None if this pass has none (later steps of `generate`)."""
+    wanted = {name, repr(name), f"args[{name}]"}
+    if name in parameters:
+        wanted.add(f"args[{parameters.index(name)}]")
+    tree = {leaf_name: leaf for key, value in values.items() for leaf_name, leaf, _ in _named_leaves(key, value)}
+    key = next((key for key in (*values, *tree) if key in wanted), None)
+    if key is None and name in parameters:
+        return None
+    if key is None:
+        there = ", ".join(shown(key) for key, leaf in tree.items() if isinstance(leaf, Tensor))
+        raise RepresentationError(f"inputs: the pass has no argument {name!r}; arguments with tensors are: {there}")
+    value = values.get(key, tree.get(key))
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        if value.ndim == 3 or (value.ndim in (4, 5) and channel_axis(value.shape) is not None):
+            return Inputs(len(value), value, name=key)
+        raise RepresentationError(
+            f"inputs: the argument {name!r} of shape {tuple(value.shape)} shows no images; images are (N, C, H, W), "
+            f"(N, H, W, C), (N, H, W) or (N, C, T, H, W); leave it out, and give layouts= for its layers"
+        )
+    within = find_images((value,))
+    if within.images is None:
+        raise RepresentationError(f"inputs: the argument {name!r} holds no images; leave it out")
+    return replace(within, name=key)
 
 
 @dataclass(frozen=True)

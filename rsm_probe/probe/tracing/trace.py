@@ -85,8 +85,8 @@ class Trace(PassMode):
         """Marks the model's input, if its shape shows the meaning of its axes.
 
         Args:
-            images: maps (N, C, H, W) or (N, H, W, C), videos (N, C, T, H, W) or (N, T, C, H, W), patches (N, L, C), or
-                a list of maps (C, H, W).
+            images: maps (N, C, H, W), (N, H, W, C) or (N, H, W), videos (N, C, T, H, W) or (N, T, C, H, W), patches
+                (N, L, C), or a list of maps (C, H, W).
             grids: for patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2),
                 in which the first H * W patches are the rows in order.
         """
@@ -97,6 +97,8 @@ class Trace(PassMode):
                 self._origins.put(image, codes.expand(image.shape))
         elif images.ndim == 3 and grids is not None:
             self._origins.put(images, codes_of_patches(images, grids).unsqueeze(2).expand(images.shape))
+        elif images.ndim == 3:
+            self._origins.put(images, self._grids.whole(images.shape[1:], images.device))
         elif (axis := channel_axis(images.shape)) is not None:
             spatial = [size for k, size in enumerate(images.shape) if k not in (0, axis)]
             self._origins.put(images, self._grids.whole(spatial, images.device).unsqueeze(axis).expand(images.shape))
@@ -287,14 +289,18 @@ class Trace(PassMode):
         """Whether learned tokens that join a sequence are queries rather than class or register tokens.
 
         Class and register tokens join before attention. Only a class token may come later (CaiT), alone or with one for
-        distillation, and only if the sequence does not yet have one.
+        distillation, and only if the sequence does not yet have one. Registers join behind a class token, queries also
+        in front of it.
         """
         located = [part for part in parts if isinstance(known[id(part)], Tensor)]
         origins = [held_once(known[id(part)]) for part in located]  # type: ignore[arg-type]
         along = any(origin.shape[axis] > 1 for origin in origins)  # rather than channels
+        count = sum(part.shape[axis] for part in parts if known[id(part)] is None)
+        in_front = count > 2 and known[id(parts[0])] is None
+        if along and in_front and any(bool((origin.select(axis, 0) <= NOWHERE).all()) for origin in origins[:1]):
+            return True
         if not along or not any(self._origins.is_attended(part) for part in located):
             return False
-        count = sum(part.shape[axis] for part in parts if known[id(part)] is None)
         return count > 2 or (count > 0 and any(bool((origin <= NOWHERE).any()) for origin in origins))
 
 

@@ -23,8 +23,9 @@ class JoinedLocationsError(RepresentationError):
 def of_other_input(shape: tuple[int, ...], others: str, layout: str) -> RepresentationError:
     """The error for an output that belongs to an input of the model other than the traced images."""
     return RepresentationError(
-        f"its output has shape {shape} and belongs to {others}, but a probe traces the locations of one input only; "
-        f"layouts={{'<layer>': {layout!r}}} reads it as it is (or give the layout that fits its axes)"
+        f"its output has shape {shape} and belongs to {others}, whose locations are not traced; "
+        f"layouts={{'<layer>': {layout!r}}} reads it as it is (or give the layout that fits its axes), and inputs= "
+        f"names the inputs that hold images"
     )
 
 
@@ -63,6 +64,7 @@ class TracedLayout:
         grid: as in `Representation`.
         stands_for: codes (S,) of the locations within an image.
         note: what a user should know about the reading, or "".
+        input: as in `Representation`.
     """
 
     shape: tuple[int, ...]
@@ -75,6 +77,7 @@ class TracedLayout:
     grid: Grid | None
     stands_for: Tensor
     note: str = ""
+    input: str = ""
 
     def apply(self, output: Tensor, dtype: torch.dtype, copy: bool = True) -> Representation:
         """Reads an output as a copy or, if possible, as a view; copies nothing twice."""
@@ -83,7 +86,7 @@ class TracedLayout:
             output = output.to(dtype, copy=copy)
         ordered = output.permute(self.axes)
         tokens, prefix = (self._select(ordered, indices) for indices in (self.locations, self.prefix))
-        return Representation(tokens.to(dtype), prefix.to(dtype), self.grid)
+        return Representation(tokens.to(dtype), prefix.to(dtype), self.grid, self.input)
 
     def _select(self, ordered: Tensor, indices: _Indices) -> Tensor:
         if isinstance(indices, slice):
