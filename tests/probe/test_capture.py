@@ -283,7 +283,7 @@ def test_an_unknown_layer_of_a_capture_is_answered_with_the_nearest(small_resnet
     found = rsm_probe.capture(small_resnet, images(4), ["layer1.0", "layer2.0"], tmp_path / "c.zarr")
     with pytest.raises(LayerError, match=r"does not contain layer 'layer10'; nearest: 'layer1\.0'"):
         found["layer10"]
-    assert "4 images, layers layer1.0, layer2.0" in repr(found)
+    assert "4 images, 2 layers: layer1.0, layer2.0" in repr(found)
 
 
 def test_the_model_is_left_as_it_was(small_resnet, tmp_path):
