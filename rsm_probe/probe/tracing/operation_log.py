@@ -6,12 +6,13 @@ costs much less than a trace, so it checks passes with arguments of new values.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from rsm_probe.probe.torch_internals import is_composite, is_elementwise, name_of, storage_of, tree_leaves
+from rsm_probe.probe.torch_internals import is_composite, is_elementwise, name_of, storage_of
 from rsm_probe.probe.tracing.dispatch_modes import PassMode
 from rsm_probe.probe.tracing.operations import GRIDS
 from rsm_probe.probe.tracing.origin_map import followable
@@ -40,21 +41,50 @@ class OperationLog:
             args: its positional and keyword arguments.
             outputs: its results.
         """
-        leaves = tree_leaves(args)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and followable(leaf)]
-        sources = [(self._written.get(storage_of(tensor)), tensor.shape) for tensor in tensors]
-        sources = [source for source in sources if source[0] is not None]
-        numbers = () if is_elementwise(func) else tuple(leaf for leaf in leaves if isinstance(leaf, int | str))
+        tensors: list[Tensor] = []
+        numbers: list[int | str] = []
+        _sort(args, tensors, numbers)
+        written = self._written
+        sources = []
+        for tensor in tensors:
+            if followable(tensor) and (source := written.get(storage_of(tensor))) is not None:
+                sources.append((source, tensor.shape))
         if sources:
             shapes = [output.shape for output in outputs if followable(output)]
-            self.fingerprint = hash((self.fingerprint, name, *sources, *numbers, *shapes))
+            effect = () if _is_elementwise(func) else numbers
+            self.fingerprint = hash((self.fingerprint, name, *sources, *effect, *shapes))
         for output in outputs:
-            if not followable(output):
-                continue
-            if sources:
-                self._written[storage_of(output)] = self.fingerprint
-            else:
-                self._written.pop(storage_of(output), None)
+            if followable(output):
+                if sources:
+                    written[storage_of(output)] = self.fingerprint
+                else:
+                    written.pop(storage_of(output), None)
+
+
+def _sort(value: Any, tensors: list[Tensor], numbers: list[int | str]) -> None:
+    """Collects the tensors and integers of an operation's arguments, which are lists of them at most."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+    elif isinstance(value, int | str):
+        numbers.append(value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _sort(item, tensors, numbers)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _sort(item, tensors, numbers)
+
+
+@functools.cache
+def _is_elementwise(func: Any) -> bool:
+    return is_elementwise(func)
+
+
+@functools.cache
+def _known(func: Any) -> tuple[str, bool]:
+    """The name of an operation, and whether a trace splits it."""
+    name = name_of(func)
+    return name, not name.startswith(GRIDS) and is_composite(func)
 
 
 class LoggedPass(PassMode):
@@ -72,10 +102,12 @@ class LoggedPass(PassMode):
         kwargs = kwargs or {}
         if self.ended:
             return func(*args, **kwargs)
-        name = name_of(func)
-        if not name.startswith(GRIDS) and is_composite(func):  # as in a trace
+        name, is_split = _known(func)
+        if is_split:  # as in a trace
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
-        self.log.note(func, name, (args, kwargs), [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)])
+        outputs: list[Tensor] = []
+        _sort(result, outputs, [])
+        self.log.note(func, name, (args, kwargs), outputs)
         return result
