@@ -1,4 +1,4 @@
-"""The command line: rsm-probe run, layers, figures, train."""
+"""The command line: rsm-probe run, check, layers, figures, train."""
 
 from __future__ import annotations
 
@@ -108,6 +108,34 @@ def run(
     typer.echo(f"results: {folder}")
     if figures:
         _draw(study, folder)
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")],
+    out: Annotated[
+        str | None, typer.Option(help="run folder; by default runs/ plus the name of the configuration file")
+    ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code", help="run Python code that the configuration names, as in source: file.py:function"
+        ),
+    ] = False,
+) -> None:
+    """Check a study and estimate its cost; nothing is run, trained or written.
+
+    Models are loaded, layers are looked up and images are read as by `run`, which would refuse whatever is refused
+    here. Models see a few images, on which matchings are timed; networks that the run would train have random weights.
+    Prints the models with their layers, images, pairs, time, memory and disk space. Paths in a configuration are
+    relative to its folder, or else to the working directory, which is mentioned.
+    """
+    from rsm_probe.studies.registry import read_study
+
+    study = read_study(config, allow_code=allow_code)
+    folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
+    typer.echo(str(study.plan(folder)))
+    typer.echo(f"run folder: {folder}, {'to continue' if study.has_begun(folder) else 'to begin'}")
 
 
 @app.command()

@@ -109,6 +109,16 @@ def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
     cli("run", changed(tmp_path / "same.yaml", workers=1, memory="200MB"), "--out", run_folder, "--no-figures")
 
 
+def test_check_prints_the_plan_and_writes_nothing(tmp_path):
+    config = changed(tmp_path / "c.yaml", models=[{"name": "net", "source": "timm:test_resnet", "weights": None}])
+    shown = cli("check", config, "--out", tmp_path / "out").stdout
+    assert "net (timm:test_resnet): layers " in shown
+    assert re.search(r"estimate: .* pairs per matching, about .* of memory .* of disk", shown)
+    assert f"run folder: {tmp_path / 'out'}, to begin" in shown
+    assert not (tmp_path / "out").exists()
+    assert "has no layer 'layer9'" in refused("check", changed(config, layers="layer9"))
+
+
 def test_the_version_is_shown():
     assert cli("--version").stdout == f"rsm-probe {__version__}\n"
 
@@ -251,6 +261,7 @@ def test_help_teaches():
     assert "quickstart.yaml" in cli("--help").stdout
     for command, word in (
         ("run", "interruption"),
+        ("check", "nothing is run, trained or written"),
         ("layers", "blocks"),
         ("figures", "finished run"),
         ("train", "seed"),

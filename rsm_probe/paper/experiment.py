@@ -135,10 +135,6 @@ class Experiment(Runner[C]):
         """
         return {"images": source.load(self.execution.progress)}
 
-    def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
-        """Choose the captured layers to compare."""
-        return dict(layers)
-
     def report(self, result: TableResult, accuracies: Mapping[str, float]) -> str:
         """Format the table as Markdown, in the layout of the paper if it has one."""
         return markdown(list(result.table[0]), [list(row.values()) for row in result.table])
@@ -230,6 +226,14 @@ class Experiment(Runner[C]):
         published = entry.source if entry.weights == "default" and title != entry.control_title else None
         folder = subject_folder(self.folder, number, title)
         return Subject(title, model, published, self.images(entry), layers, folder, self._owner(layers))
+
+    def timed_methods(self) -> list[Matching]:
+        """All but those of means over locations, which take no time to speak of."""
+        return [rule.matching for rule in self.rules.values() if not rule.pooled]
+
+    def images_of(self, entry: Any) -> dict[str, ImageSet]:
+        """See `Runner.images_of`."""
+        return self.images(entry)
 
     def images(self, entry: SubjectConfig) -> dict[str, ImageSet]:
         """The images for the models of an entry, by name; loaded once."""

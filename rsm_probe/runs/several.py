@@ -34,6 +34,13 @@ class SeveralStudies(Study):
     def check_together(self, progress: bool) -> None:
         """Reject studies that do not fit together, before hours are spent on one of them."""
 
+    def plan(self, out: Path) -> Results:
+        """See `Study.plan`."""
+        out = run_folder(out)
+        self.require_free(out)
+        self.check_together(progress=False)
+        return Results({name: f"\n{part.plan(out / name)}" for name, part in self.parts(out).items()})
+
     def run(self, out: Path, *, executor: Executor | None = None, progress: bool = False) -> Results:
         """Run or continue the studies, and write the summary; see `Study.run`."""
         out = run_folder(out)

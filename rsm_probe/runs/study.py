@@ -7,7 +7,7 @@ A study has three parts. Its configuration decides what to compute; it is immuta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -21,6 +21,7 @@ from pydantic import Field
 from rsm_probe.config import Config
 from rsm_probe.errors import ConfigError, ModelError
 from rsm_probe.execution.execution import Execution
+from rsm_probe.execution.executors import available_cores
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.compute import rsm
@@ -39,13 +40,16 @@ from rsm_probe.runs.fields import (
 )  # fmt: skip
 from rsm_probe.runs.given import given_images, given_models
 from rsm_probe.runs.images_config import ImagesConfig
-from rsm_probe.runs.model_config import ModelConfig, ToldApart, check_models, load_models
+from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title, check_models, load_models
+from rsm_probe.runs.plan import ModelPlan, StudyPlan, measured_layers, models_to_plan
 from rsm_probe.runs.provenance import provenance
 from rsm_probe.runs.run_folder import claimed, require_free, run_folder
 from rsm_probe.similarity.centering import Centering
+from rsm_probe.sources import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.reading import Reading
 from rsm_probe.storage.files import save_json
+from rsm_probe.storage.paths import file_name
 
 
 class Study(Config):
@@ -97,6 +101,20 @@ class Study(Config):
     def why_no_figures(self, out: Path) -> str:
         """Say why `figures` draws nothing for a finished run."""
         return f"study: {self.study} draws no figures with these settings"
+
+    @abstractmethod
+    def plan(self, out: Path) -> Any:
+        """Check the study and estimate its cost; nothing is run, trained or written.
+
+        Args:
+            out: the run folder.
+
+        Returns:
+            What the study would do; its `str` describes models, layers, images, pairs, time, memory and disk.
+
+        Raises:
+            RsmProbeError: the study would be refused; see `run`.
+        """
 
     def has_begun(self, out: Path) -> bool:
         """Whether a folder holds computed results; until then its settings may change."""
@@ -181,6 +199,10 @@ class ModelStudy(Study):
         study = self.model_copy(update=changes) if changes else self
         return study.runner(Path(out), study.execution(executor, progress)).run()
 
+    def plan(self, out: Path) -> StudyPlan:
+        """See `Study.plan`."""
+        return self.runner(out).plan()
+
     def open(self, out: Path) -> Any:
         """See `Study.open`."""
         return self.runner(out).open()
@@ -225,14 +247,7 @@ class Runner(ABC, Generic[S]):
 
     def run(self) -> Any:
         """Check everything, claim the folder, load the models, compute, and write the provenance."""
-        study = self.study
-        study.require_free(self.folder)
-        self.execution.device_or("cpu", ModelError)
-        require_usable(study.matching_methods())
-        self.load_images()
-        networks = self.folder / "models" if study.networks is None else Path(study.networks)
-        loaded = check_models(study.models, study.layers, networks)
-        self.check(loaded)
+        study, networks, loaded = self.study, self.networks, self._checked()
         # All checks come first, so that a rejected study leaves no folder and trains no network.
         with study.claimed(self.folder) as require_there:
             models, accuracies = load_models(study.models, networks, self.execution, loaded)
@@ -242,6 +257,78 @@ class Runner(ABC, Generic[S]):
                 facts = {**provenance(), **self.provenance(), "accuracy": accuracies}
                 save_json(self.folder / "provenance.json", facts)
         return result
+
+    @property
+    def networks(self) -> Path:
+        """The folder of trained networks."""
+        return self.folder / "models" if self.study.networks is None else Path(self.study.networks)
+
+    def _checked(self) -> dict[str, LoadedModel]:
+        """Check all that can be checked before the folder is claimed, and load what needs no training."""
+        study = self.study
+        study.require_free(self.folder)
+        self.execution.device_or("cpu", ModelError)
+        require_usable(study.matching_methods())
+        self.load_images()
+        loaded = check_models(study.models, study.layers, self.networks)
+        self.check(loaded)
+        return loaded
+
+    def plan(self) -> StudyPlan:
+        """Check everything, and estimate the cost; see `Study.plan`."""
+        study, models, missing = self.study, list[ModelPlan](), list[str]()
+        methods = {method.name: method for method in self.timed_methods()}
+        for title, (entry, model) in models_to_plan(study.models, self._checked()).items():
+            sets = self.images_of(entry)
+            first = next(iter(sets.values()))
+            reading, pairs = replace(study.reading(), layers=self.layers(title)), self.pairs_of(sets)
+            layers, seconds = measured_layers(title, model, first, reading, methods, self.execution, pairs)
+            matched = list(self.choose_layers({layer.name: layer for layer in layers}))
+            counts = {images.name if name == "images" else name: len(images) for name, images in sets.items()}
+            models.append(
+                ModelPlan(
+                    title,
+                    "trained by a recipe" if entry.recipe else entry.source or "a module",
+                    layers,
+                    matched,
+                    counts,
+                    seconds,
+                    pairs,
+                    self.passes,
+                )
+            )
+            file = self.networks / f"{file_name(base_title(title))}.safetensors"
+            if entry.recipe is not None and base_title(title) == title and not file.exists():
+                missing.append(title)
+        workers = min(self.execution.worker_count, available_cores())
+        return StudyPlan(study.study, models, study.matchings, workers, *self.sizes(models), missing)
+
+    def images_of(self, entry: Any) -> dict[str, ImageSet]:
+        """The images that the models of an entry see, by name, once they are loaded."""
+        raise NotImplementedError
+
+    def timed_methods(self) -> Iterable[Matching]:
+        """The matchings whose time counts in an estimate."""
+        return self.study.matching_methods()
+
+    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+        """The number of pairs that are matched in a layer by each matching."""
+        count = len(next(iter(sets.values())))
+        return count * (count - 1) // 2
+
+    def choose_layers(self, layers: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose the layers to match among those that are captured."""
+        return dict(layers)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per image."""
+        return 1
+
+    def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
+        """Estimated bytes of memory besides the models, and of disk."""
+        batch = max(2 * self.study.batch_size * layer.token_bytes for model in models for layer in model.layers)
+        return batch + self.execution.memory_bytes, sum(model.token_bytes for model in models)
 
     @abstractmethod
     def load_images(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.on_disk import match_on_disk, open_pairs
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
 from rsm_probe.runs.images_config import ImagesConfig
+from rsm_probe.runs.plan import ModelPlan
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.runs.tables import Row, load_table, save_table
 from rsm_probe.similarity.kernels import check_kernel, get_kernel
@@ -138,6 +139,21 @@ class PairsRunner(Runner[PairsConfig]):
         self.images = self.study.images.load(self.execution.progress)
         database = self.study.database
         self.database = None if database is None else database.load(self.execution.progress)
+
+    def images_of(self, entry: Any) -> dict[str, ImageSet]:
+        """See `Runner.images_of`."""
+        return {"images": self.images} | ({} if self.database is None else {"database": self.database})
+
+    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+        """All pairs of one set, or of both sets."""
+        return len(sets["images"]) * len(sets["database"]) if "database" in sets else super().pairs_of(sets)
+
+    def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
+        """See `Runner.sizes`; products and bounds of all pairs are stored, and permutations where asked for."""
+        memory, disk = super().sizes(models)
+        entries = len(self.images) * len(self.images if self.database is None else self.database)
+        numbers = [16 + (2 * layer.locations if self.study.permutations else 0) for m in models for layer in m.layers]
+        return memory, disk + entries * len(self.study.matchings) * sum(numbers)
 
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]

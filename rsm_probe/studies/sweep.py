@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,8 +12,12 @@ from pydantic import Field
 from rsm_probe.errors import StorageError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Kernels, Seed
+from rsm_probe.runs.plan import ModelPlan
 from rsm_probe.runs.study import Runner, TimedStudy
+from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.streaming.cost import Cost
+from rsm_probe.streaming.kept_rsms import KeptLayers
 from rsm_probe.streaming.layer_sweep import make_batches, sweep_layers
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
@@ -68,6 +72,35 @@ class SweepRunner(Runner[SweepConfig]):
         """Load the images, and reject too few of them."""
         self.images = self.study.images.load(self.execution.progress)
         make_batches(self.images, self.study.batch_size, self.study.seed, self.study.estimators)
+
+    def images_of(self, entry: Any) -> dict[str, ImageSet]:
+        """See `Runner.images_of`."""
+        return {"images": self.images}
+
+    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+        """The number of pairs within mini-batches."""
+        return sum(size * (size - 1) // 2 for size in self._batch_sizes())
+
+    def _batch_sizes(self) -> list[int]:
+        study = self.study
+        return [len(batch) for batch in make_batches(self.images, study.batch_size, study.seed, study.estimators)]
+
+    @property
+    def passes(self) -> int:
+        """Two where means are subtracted."""
+        return 1 if self.study.centering is None else 2
+
+    def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
+        """See `Runner.sizes`; results hold the CKA of all pairs of RSMs by each estimator."""
+        study, sizes = self.study, self._batch_sizes()
+        layers = [layer for model in models for layer in model.layers]
+        names, keep = [layer.name.partition("/")[2] for layer in layers], KeptLayers(study.keep)
+        keep.require_among(names)
+        rsms = len(study.matchings) * len(study.kernels)
+        kept_rsms = sum(name in keep for name in names) * rsms
+        cost = Cost(layers, 0.0, len(self.images), sizes, self.execution.worker_count, 1, len(study.kernels), kept_rsms)
+        disk = 8 * (len(study.estimators) * (len(layers) * rsms) ** 2 + kept_rsms * len(sizes) * max(sizes) ** 2)
+        return cost.bytes, disk
 
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]

@@ -121,6 +121,10 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
             raise ImageError(f"pairs need at least 2 images, but {images.name} has {len(images)}")
         return {"images": images}
 
+    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+        """The random pairs that are drawn."""
+        return self.study.pairs
+
     def compare(self, subject: Subject) -> list[Row]:
         """Make one row per layer and method."""
         rows: list[Row] = []

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import interval
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.statistics import bootstrap_samples
@@ -82,7 +81,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
             except ComparisonError as error:
                 raise ModelError(f"{title}: {error}") from error
 
-    def choose_layers(self, layers: Mapping[str, CapturedLayer]) -> dict[str, CapturedLayer]:
+    def choose_layers(self, layers: Mapping[str, Any]) -> dict[str, Any]:
         """Choose the last layer."""
         name = list(layers)[-1]
         return {name: layers[name]}

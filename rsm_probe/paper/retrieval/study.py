@@ -112,6 +112,10 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         drawn = rng.permutation(len(queries))[: study.queries]
         return {"queries": queries.subset(drawn), "database": images.subset(order[:largest])}
 
+    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+        """All queries with the whole database."""
+        return len(sets["queries"]) * len(sets["database"])
+
     def compare(self, subject: Subject) -> list[Row]:
         """Make one row per layer, database size, kernel and matching."""
         queries, database = (subject.images[name] for name in ("queries", "database"))

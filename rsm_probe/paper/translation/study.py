@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,11 @@ class TranslationRunner(Experiment[TranslationConfig]):
         # Shuffle, because successive images may be parts of the same photograph more or less often than chance.
         order = np.random.default_rng(study.seed).permutation(len(images))[:needed]
         return {"crops": crop_pairs(images.subset(order), study.edge, study.crop)}
+
+    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+        """The pairs of crops within mini-batches."""
+        crops = 2 * self.study.batch
+        return self.study.batches * crops * (crops - 1) // 2
 
     def compare(self, subject: Subject) -> list[Row]:
         """Make one row per layer, kernel and matching."""

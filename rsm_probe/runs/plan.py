@@ -1,0 +1,172 @@
+"""What a study would do, and what it would cost: its models run on a few images, nothing is trained or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rsm_probe.arrays import first_nonfinite
+from rsm_probe.checks import listed
+from rsm_probe.execution.amounts import format_bytes, format_seconds
+from rsm_probe.execution.execution import Execution
+from rsm_probe.execution.executors import available_cores
+from rsm_probe.forward.layer_stream import LayerStream, readings_of
+from rsm_probe.matching.matching import Matching
+from rsm_probe.probe.representation import require_finite
+from rsm_probe.runs.model_config import DILATED, ModelConfig
+from rsm_probe.sources import ImageSet, LoadedModel, build_network
+from rsm_probe.sources.images.batches import SetBatches
+from rsm_probe.sources.models.reading import Reading
+from rsm_probe.sources.training.trained_network import normalise
+from rsm_probe.streaming.batch_consumer import walk
+from rsm_probe.streaming.cost import LayerCost, measure, stopwatch
+
+# Further layers are counted.
+_MOST_LAYERS = 6
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What a study does with a model.
+
+    Attributes:
+        title: name of the model in results.
+        origin: where its weights come from.
+        layers: the layers that it probes, with their costs.
+        matched: names of those whose pairs are matched.
+        images: name of an image set -> the images that the model sees.
+        image_seconds: seconds per image of a forward pass.
+        pairs: pairs of images per layer and matching.
+        passes: forward passes per image.
+    """
+
+    title: str
+    origin: str
+    layers: Sequence[LayerCost]
+    matched: Sequence[str]
+    images: Mapping[str, int]
+    image_seconds: float
+    pairs: int
+    passes: int = 1
+
+    def seconds(self, workers: int) -> float:
+        """Estimated seconds of forward passes and matching."""
+        pair_seconds = sum(sum(layer.pair_seconds.values()) for layer in self.layers if layer.name in self.matched)
+        return self.image_seconds * sum(self.images.values()) * self.passes + self.pairs * pair_seconds / workers
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the tokens of all images and layers, where they are captured."""
+        return sum(self.images.values()) * sum(layer.token_bytes for layer in self.layers)
+
+    def __str__(self) -> str:
+        shapes = [f"{layer.name.partition('/')[2]} (S={layer.locations})" for layer in self.layers]
+        names = [name.partition("/")[2] for name in self.matched]
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.images.items())
+        return (
+            f"{self.title} ({self.origin}): layers {listed(shapes, _MOST_LAYERS)}; {counts}; {self.pairs:,} pairs per "
+            f"layer" + ("" if len(self.matched) == len(self.layers) else f", of layers {listed(names)}")
+        )
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study would do: `str` gives it as lines of text.
+
+    Attributes:
+        study: its name.
+        models: the models, in order.
+        matchings: names of the matchings.
+        workers: CPU threads that match.
+        memory_bytes: most bytes of memory besides the models.
+        disk_bytes: bytes that the run folder takes, apart from figures.
+        to_train: titles of networks that the run would train, whose time is not estimated.
+    """
+
+    study: str
+    models: Sequence[ModelPlan]
+    matchings: Sequence[str]
+    workers: int
+    memory_bytes: float
+    disk_bytes: float
+    to_train: Sequence[str]
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the run, without training."""
+        return sum(model.seconds(self.workers) for model in self.models)
+
+    def __str__(self) -> str:
+        lines = [f"study: {self.study}, matchings {', '.join(self.matchings)}"]
+        lines += [f"  {model}" for model in self.models]
+        pairs = sum(model.pairs * len(model.matched) for model in self.models)
+        lines.append(
+            f"estimate: {pairs:,} pairs per matching, about {format_seconds(self.seconds)} with {self.workers} "
+            f"workers, {format_bytes(self.memory_bytes)} of memory besides the models, "
+            f"{format_bytes(self.disk_bytes)} of disk"
+        )
+        if self.to_train:
+            lines.append(f"not estimated: training {listed(self.to_train)}")
+        return "\n".join(lines)
+
+
+def models_to_plan(
+    entries: Sequence[ModelConfig], loaded: Mapping[str, LoadedModel]
+) -> dict[str, tuple[ModelConfig, LoadedModel]]:
+    """The models of a study by title; networks of recipes are built with random weights."""
+    models: dict[str, tuple[ModelConfig, LoadedModel]] = {}
+    for entry in entries:
+        for title in entry.titles():
+            if entry.recipe is None:
+                models[title] = entry, loaded[title]
+                continue
+            stages = next((d for d in entry.dilated if d and title.endswith(f"{DILATED}{d}")), 0)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                module = build_network(entry.recipe.network, entry.recipe.questions, stages).eval()
+            untrained = LoadedModel(title, module, normalise, entry.recipe.questions, reading=entry.reading)
+            models[title] = entry, untrained
+    return models
+
+
+def measured_layers(
+    title: str,
+    model: LoadedModel,
+    images: ImageSet,
+    reading: Reading,
+    methods: Mapping[str, Matching],
+    execution: Execution,
+    at_once: int,
+) -> tuple[list[LayerCost], float]:
+    """Run a model on a few images, and time it and the matchings.
+
+    Args:
+        title: name of the model.
+        model: the model.
+        images: the images, of which the first few are used.
+        reading: how the study reads models, with its layers.
+        methods: label -> matching.
+        execution: where the model runs.
+        at_once: pairs of a layer.
+
+    Returns:
+        The cost of each layer, and seconds per image of a forward pass.
+
+    Raises:
+        RsmProbeError: the model or a matching cannot be used on these images.
+    """
+    models = {title: model}
+    source = SetBatches(images, [np.arange(len(images))])
+    stream = LayerStream(models, source, readings_of(models, reading), execution.device)
+    with stream.evaluating():
+        sample = stream.sample()
+        for name, layer, representation in walk(sample.representations):
+            require_finite(name, layer, first_nonfinite(representation.tokens), sample.batch.ids)
+        start = stopwatch(model.device)
+        stream.sample()
+        seconds = (stopwatch(model.device) - start) / len(sample.batch.ids)
+    cores = min(execution.worker_count, available_cores())
+    return measure(sample.representations, methods, execution, cores, at_once), seconds

@@ -1,0 +1,71 @@
+"""What `rsm-probe check` finds out: as much as a run would refuse, and what it would cost; nothing is left behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rsm_probe.errors import ImageError, LayerError, StorageError
+from rsm_probe.studies import read_study
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke"
+MODEL = {"name": "net", "source": "timm:test_resnet", "weights": None}
+IMAGES = {"source": "digits", "split": "test", "size": 32, "count": 10}
+
+
+def study(folder: Path, name: str, **keys: object):
+    file = folder / "c.yaml"
+    file.write_text(yaml.safe_dump({"study": name, "models": [MODEL], "images": IMAGES, **keys}))
+    return read_study(file)
+
+
+@pytest.mark.parametrize("file", ["sweep", "pairs", "figures", "paper"])
+def test_every_kind_of_study_is_planned_without_training_or_writing(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    text = str(read_study(SMOKE / f"{file}.yaml").plan(tmp_path / "out"))
+    assert "estimate: " in text
+    assert "not estimated: training " in text
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_plan_holds_models_layers_images_and_pairs(tmp_path):
+    plan = study(tmp_path, "sweep", batch_size=6, layers=["layer1", "layer2"], keep=["layer2"]).plan(tmp_path / "out")
+    (model,) = plan.models
+    assert [layer.name for layer in model.layers] == ["net/layer1", "net/layer2"]
+    assert [layer.locations for layer in model.layers] == [40 * 40, 20 * 20]
+    assert (dict(model.images), model.pairs, plan.to_train) == ({"digits": 10}, 2 * (5 * 4 // 2), [])
+    assert "layers layer1 (S=1600), layer2 (S=400); 10 digits; 20 pairs per layer" in str(plan)
+    assert plan.seconds > 0
+
+
+def test_pairs_of_two_sets_and_their_bytes_on_disk_are_counted(tmp_path):
+    database = {**IMAGES, "count": 7}
+    plan = study(tmp_path, "pairs", layers="layer2", database=database, matchings=["identity"]).plan(tmp_path / "out")
+    (model,) = plan.models
+    assert (dict(model.images), model.pairs) == ({"digits": 10, "database": 7}, 70)
+    assert plan.disk_bytes == 17 * model.layers[0].token_bytes + 70 * 16
+
+
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        ({"layers": "layer9"}, LayerError),
+        ({"images": {"source": "./none"}}, ImageError),
+        ({"keep": ["layer9"]}, LayerError),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused(tmp_path, keys, error):
+    with pytest.raises(error):
+        study(tmp_path, "sweep", **keys).plan(tmp_path / "out")
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    with pytest.raises(StorageError, match="not a run folder"):
+        study(tmp_path, "sweep").plan(tmp_path / "out")
