@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsm_probe.checks import require_text, require_texts
-from rsm_probe.errors import ImageError, LayerError, ModelError, did_you_mean
+from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, did_you_mean
 from rsm_probe.execution.devices import find_device
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerConsumer, LayerNames
 from rsm_probe.forward.token_kinds import kind_name, of_kind, token_kinds
@@ -64,6 +64,7 @@ class LayerStream:
         self.models, self.source, self.readings = models, source, readings
         self._kinds = {name: token_kinds(reading.tokens) for name, reading in readings.items()}
         self._consumer: LayerConsumer
+        self._images = 0
         self._probes: dict[str, Probe] = {}
         matched: set[str] = set()
         for name, model in models.items():
@@ -112,7 +113,7 @@ class LayerStream:
         """
         ready: dict[int, Tensor] = {}
         names: dict[tuple[str, str], str] = {}
-        self._consumer = consumer
+        self._consumer, self._images = consumer, len(batch.ids)
         consumer.begin(ImageBatch(batch.ids, batch.labels, batch.numbers))
         for name, model in self.models.items():
             probe, reading = self._probes[name], self.readings[name]
@@ -150,6 +151,12 @@ class LayerStream:
                 vectors = of_kind(representation, kind)
             except LayerError as error:
                 raise LayerError(f"layer {layer!r} of model {model!r}: {error}") from None
+            if len(vectors.tokens) != self._images:
+                raise RepresentationError(
+                    f"layer {layer!r} of model {model!r} holds {len(vectors.tokens)} rows for a batch of "
+                    f"{self._images} images; forward= must pass every image once (of a batch doubled for "
+                    f"guidance, pass the half with the condition)"
+                )
             self.models[model].require_complete(layer, vectors.tokens)
             self._consumer.take(model, kind_name(layer, kind), vectors)
         return layer

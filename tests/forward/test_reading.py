@@ -8,7 +8,7 @@ from torch import nn
 
 import rsm_probe
 from rsm_probe import Probe, capture, load_model, sweep
-from rsm_probe.errors import LayerError, ModelError, StorageError
+from rsm_probe.errors import LayerError, ModelError, RepresentationError, StorageError
 from rsm_probe.forward.token_kinds import TOKEN_KINDS
 
 
@@ -217,3 +217,36 @@ def test_a_probe_reads_the_same_locations():
     assert torch.equal(
         probe.representations[LAYER].tokens, plain_hook(model, LAYER, images, lambda model, x: model(x))[:, 1:]
     )
+
+
+def doubled(model, batch):
+    return model(torch.cat([torch.zeros_like(batch), batch]))
+
+
+@pytest.mark.parametrize("call", [doubled, lambda model, batch: model(batch[::2])])
+def test_a_call_with_other_rows_than_images_is_refused(tmp_path, call):
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), pixels(8, 4)
+    for work in (
+        lambda: capture(model, images, "0", tmp_path / "c.zarr", forward=call),
+        lambda: sweep(model, images, "0", ["identity"], batch_size=8, forward=call),
+    ):
+        with pytest.raises(
+            RepresentationError, match=r"'0' of model 'Sequential' holds \d+ rows for a batch of 8 images"
+        ):
+            work()
+
+
+def test_of_several_passes_in_one_call_the_last_counts(tmp_path):
+    """As the steps of a denoising loop: every pass replaces the one before."""
+
+    def steps(model, batch):
+        for step in range(3):
+            model(batch * (step + 1))
+
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), pixels(8, 4)
+    found = capture(model, images, "0", tmp_path / "c.zarr", forward=steps)
+    expected = plain_hook(model, "0", images * 3, lambda model, x: model(x))
+    assert torch.equal(found["0"].tokens(), expected.flatten(2).mT)
+    several = sweep(model, images, "0", ["identity"], batch_size=8, keep=["0"], forward=steps)
+    once = sweep(model, images * 3, "0", ["identity"], batch_size=8, keep=["0"])
+    np.testing.assert_array_equal(several.rsms.values, once.rsms.values)
