@@ -6,7 +6,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rsm_probe.errors import LayerError, RsmProbeError
 from rsm_probe.probe.layers import block_names
 from rsm_probe.probe.probe import Probe
-from rsm_probe.probe.representation import Grid
+from rsm_probe.probe.representation import Grid, Representation
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,20 @@ class LayerInfo:
     is_block: bool
 
 
+class _Sizes(NamedTuple):
+    """Locations, channels, grid and number of prefix tokens of a representation."""
+
+    locations: int
+    channels: int
+    grid: Grid | None
+    prefix: int
+
+    @classmethod
+    def of(cls, representation: Representation) -> _Sizes:
+        _, locations, channels = representation.tokens.shape
+        return cls(locations, channels, representation.grid, representation.prefix.shape[1])
+
+
 def describe_layers(
     model: nn.Module, example: Tensor, method: str = "forward"
 ) -> tuple[list[LayerInfo], dict[str, str]]:
@@ -59,7 +73,8 @@ def describe_layers(
         ModelError: `model` is not a module.
         LayerError: the model has no layers, runs no hooks, or fails on the example.
     """
-    probe = Probe(model, "all", method=method)
+    # Of the tokens, only their sizes are read: those of all layers of a large model would fill the memory.
+    probe = Probe(model, "all", method=method, reduce=lambda name, representation: _Sizes.of(representation))
     try:
         blocks = set(block_names(model))
     except LayerError:
@@ -90,12 +105,9 @@ def describe_layers(
             label,
             type(model.get_submodule(name := label.split("#")[0])).__name__,
             shapes.get(name),
-            representation.tokens.shape[1],
-            representation.tokens.shape[2],
-            representation.grid,
-            representation.prefix.shape[1],
+            *sizes,
             name in blocks,
         )
-        for label, representation in probe.representations.items()
+        for label, sizes in probe.representations.items()
     ]
     return infos, probe.skipped
