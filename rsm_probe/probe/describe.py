@@ -105,7 +105,10 @@ def describe_layers(
             label,
             type(model.get_submodule(name := label.split("#")[0])).__name__,
             shapes.get(name),
-            *sizes,
+            sizes.locations,
+            sizes.channels,
+            sizes.grid,
+            sizes.prefix,
             name in blocks,
         )
         for label, sizes in probe.representations.items()
