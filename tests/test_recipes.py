@@ -1,0 +1,125 @@
+"""docs/recipes.md: every piece of code runs, on tiny models of the libraries that it names."""
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rsm_probe
+
+PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+SECTIONS = {
+    heading: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for heading, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+}
+# Heading -> function that adds what the code takes for granted, and returns what stands for names of real models.
+SETUPS: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {}
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {}
+
+
+def setup(heading: str) -> Callable[..., Any]:
+    return lambda function: SETUPS.setdefault(heading, function)
+
+
+def check(heading: str) -> Callable[..., Any]:
+    return lambda function: CHECKS.setdefault(heading, function)
+
+
+def tiny_vit() -> torch.nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3).eval()
+
+
+def at(result: Any, model: str) -> list[str]:
+    """The layers of a model in a result, once each."""
+    models, layers = result.cka["model_a"].values, result.cka["layer_a"].values
+    return list(dict.fromkeys(str(layer) for name, layer in zip(models, layers, strict=True) if name == model))
+
+
+def photographs(folder: Path, count: int = 12) -> None:
+    """Parts of photographs in files of different sizes, in folders of three classes."""
+    from PIL import Image
+    from skimage import data
+
+    whole = Image.fromarray(data.astronaut())
+    for number in range(count):
+        target = folder / "abc"[number % 3]
+        target.mkdir(parents=True, exist_ok=True)
+        width, height = 60 + 7 * number, 90 - 3 * number
+        whole.crop((20 * number, 10, 20 * number + width, 10 + height)).save(target / f"{number}.png")
+
+
+@setup("Diffusion")
+def _(names):
+    from diffusers import UNet2DModel
+
+    UNet2DModel.from_pretrained = lambda name: UNet2DModel(
+        sample_size=32, layers_per_block=1, block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+    return {"batch_size=50": "batch_size=12"}
+
+
+@check("Diffusion")
+def _(names):
+    result, unet = names["result"], names["unet"]
+    assert at(result, "step 50") == at(result, "step 750") != []
+    outputs = []
+    handle = unet.down_blocks[0].register_forward_hook(lambda module, args, output: outputs.append(output[0]))
+    with torch.no_grad():
+        names["at_step"](50)(unet, names["images"])
+        names["at_step"](750)(unet, names["images"])
+    handle.remove()
+    rsms = [rsm_probe.rsm(x.flatten(2).mT, matching="identity", kernel="linear") for x in outputs]
+    grid = result.grid("step 50", "step 750", matching_a="identity", matching_b="identity")
+    assert float(grid[0, 0]) == pytest.approx(rsm_probe.cka(*rsms), abs=1e-5)
+
+
+@setup("LoRA before and after")
+def _(names):
+    return {"batch_size=50": "batch_size=12"}
+
+
+@check("LoRA before and after")
+def _(names):
+    change = names["change"].values
+    assert change.shape == (2, 2)
+    assert (change < 1 - 1e-6).all()
+    assert names["vit"].blocks[0].attn.qkv.weight.shape == (48, 16)
+
+
+@setup("Class tokens and pooled vectors")
+def _(names):
+    return {"batch_size=50": "batch_size=12"}
+
+
+@check("Class tokens and pooled vectors")
+def _(names):
+    (model,) = set(map(str, names["result"].cka["model_a"].values))
+    assert at(names["result"], model)[:3] == ["blocks.0", "blocks.0@class", "blocks.0@mean"]
+
+
+def test_every_section_with_code_is_run():
+    assert {heading for heading, blocks in SECTIONS.items() if blocks} == set(SETUPS) == set(CHECKS)
+
+
+@pytest.mark.parametrize("heading", SETUPS)
+def test_recipe(heading, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    names: dict[str, Any] = {"rsm_probe": rsm_probe, "torch": torch, "np": np, "vit": tiny_vit(), "images": images}
+    code = "\n".join(SECTIONS[heading])
+    for shown, substitute in SETUPS[heading](names).items():
+        assert shown in code, f"the page does not say {shown!r}"
+        code = code.replace(shown, substitute)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(code, names)
+    CHECKS[heading](names)
