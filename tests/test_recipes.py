@@ -1,16 +1,19 @@
 """docs/recipes.md: every piece of code runs, on tiny models of the libraries that it names."""
 
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 import rsm_probe
+from rsm_probe.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -18,7 +21,7 @@ SECTIONS = {
     for heading, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
 }
 # Heading -> function that adds what the code takes for granted, and returns what stands for names of real models.
-SETUPS: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {}
+SETUPS: dict[str, Callable[[dict[str, Any], pytest.MonkeyPatch], dict[str, str]]] = {}
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {}
 
 
@@ -55,14 +58,92 @@ def photographs(folder: Path, count: int = 12) -> None:
         whole.crop((20 * number, 10, 20 * number + width, 10 + height)).save(target / f"{number}.png")
 
 
-@setup("Diffusion")
+@setup("Your checkpoint and your photographs")
+def _(names, monkeypatch):
+    from torchvision.models import resnet18
+
+    torch.save(resnet18(num_classes=3).state_dict(), "finetuned.pth")
+    photographs(Path("my_photos"))
+    return {"batch_size=50": "batch_size=6"}
+
+
+@check("Your checkpoint and your photographs")
 def _(names):
+    state = torch.load("finetuned.pth", weights_only=True)
+    assert all(torch.equal(value, state[key]) for key, value in names["model"].module.state_dict().items())
+    assert at(names["result"], "resnet18")[-1] == "layer4.1"
+    (config,) = re.findall(r"```yaml\n(study: sweep.*?)```", PAGE, re.DOTALL)
+    Path("finetuned.yaml").write_text(config.replace("batch_size: 50", "batch_size: 6"))
+    for command in ("check", "run"):
+        assert f"rsm-probe {command} finetuned.yaml" in PAGE
+        monkey = ["rsm-probe", command, "finetuned.yaml"]
+        with mock.patch.object(sys, "argv", monkey), pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
+    assert list(Path("runs/finetuned/figures").glob("*.png"))
+    stored = rsm_probe.streaming.SweepResult.open("runs/finetuned/result.zarr")
+    assert stored.models == ["finetuned"]
+
+
+@setup("Video")
+def _(names, monkeypatch):
+    from torchvision.models import video
+
+    monkeypatch.setattr(video, "r3d_18", lambda weights: video.VideoResNet(
+        video.resnet.BasicBlock, [video.resnet.Conv3DSimple] * 4, [1] * 4, video.resnet.BasicStem
+    ).eval())  # fmt: skip
+    names["clips"] = torch.rand(6, 3, 4, 24, 24)
+    return {"batch_size=50": "batch_size=6"}
+
+
+@check("Video")
+def _(names):
+    assert at(names["result"], "VideoResNet") == ["layer1", "layer2", "layer3", "layer4"]
+    with torch.no_grad(), rsm_probe.Probe(names["video"], "layer2") as probe:
+        names["video"](names["clips"])
+    assert probe.representations["layer2"].grid == (2, 6, 6)
+
+
+@setup("Volumes")
+def _(names, monkeypatch):
+    names["volumes"] = torch.rand(6, 1, 8, 8, 8)
+    return {"batch_size=50": "batch_size=6"}
+
+
+@check("Volumes")
+def _(names):
+    assert np.isfinite(names["result"].grid("UNet").values).all()
+
+
+@setup("Audio")
+def _(names, monkeypatch):
+    from transformers import ASTConfig, ASTModel
+
+    config = ASTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_length=64,
+        num_mel_bins=32, frequency_stride=10, time_stride=10,
+    )  # fmt: skip
+    monkeypatch.setattr(ASTModel, "from_pretrained", lambda name: ASTModel(config))
+    names["spectrograms"] = torch.rand(6, 64, 32)
+    return {}
+
+
+@check("Audio")
+def _(names):
+    representation = names["probe"].representations["layers.0"]
+    assert representation.grid == (2, 5)
+    assert representation.prefix.shape == (6, 2, 16)
+
+
+@setup("Diffusion")
+def _(names, monkeypatch):
     from diffusers import UNet2DModel
 
-    UNet2DModel.from_pretrained = lambda name: UNet2DModel(
+    tiny = UNet2DModel(
         sample_size=32, layers_per_block=1, block_out_channels=(32, 64),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     ).eval()  # fmt: skip
+    monkeypatch.setattr(UNet2DModel, "from_pretrained", lambda name: tiny)
     return {"batch_size=50": "batch_size=12"}
 
 
@@ -82,7 +163,7 @@ def _(names):
 
 
 @setup("LoRA before and after")
-def _(names):
+def _(names, monkeypatch):
     return {"batch_size=50": "batch_size=12"}
 
 
@@ -95,7 +176,7 @@ def _(names):
 
 
 @setup("Class tokens and pooled vectors")
-def _(names):
+def _(names, monkeypatch):
     return {"batch_size=50": "batch_size=12"}
 
 
@@ -109,14 +190,20 @@ def test_every_section_with_code_is_run():
     assert {heading for heading, blocks in SECTIONS.items() if blocks} == set(SETUPS) == set(CHECKS)
 
 
-@pytest.mark.parametrize("heading", SETUPS)
+# These take some ten seconds each.
+SLOW = {"Diffusion", "Video", "Volumes"}
+
+
+@pytest.mark.parametrize(
+    "heading", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SETUPS]
+)
 def test_recipe(heading, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     names: dict[str, Any] = {"rsm_probe": rsm_probe, "torch": torch, "np": np, "vit": tiny_vit(), "images": images}
     code = "\n".join(SECTIONS[heading])
-    for shown, substitute in SETUPS[heading](names).items():
+    for shown, substitute in SETUPS[heading](names, monkeypatch).items():
         assert shown in code, f"the page does not say {shown!r}"
         code = code.replace(shown, substitute)
     with warnings.catch_warnings():
