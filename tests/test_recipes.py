@@ -135,6 +135,83 @@ def _(names):
     assert representation.prefix.shape == (6, 2, 16)
 
 
+@setup("A DataLoader")
+def _(names, monkeypatch):
+    from torch.utils.data import TensorDataset
+    from torchvision.models import ResNet
+    from torchvision.models.resnet import BasicBlock
+
+    names["dataset"] = TensorDataset(names["images"], torch.arange(12) % 3)
+    names["model"] = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3).eval()
+    return {"batch_size=50": "batch_size=6"}
+
+
+@check("A DataLoader")
+def _(names):
+    models = {"vit": names["vit"], "resnet": names["model"]}
+    batches = np.arange(12).reshape(2, 6)
+    accumulator = rsm_probe.Accumulator()
+    probes = {name: rsm_probe.Probe(model, "blocks") for name, model in models.items()}
+    with accumulator, torch.no_grad():
+        for numbers in batches:
+            for name, model in models.items():
+                with probes[name]:
+                    model(names["images"][numbers])
+            accumulator.update(probes)
+    np.testing.assert_array_equal(names["result"].cka.values, accumulator.cka.values)
+
+
+@setup("Image towers")
+def _(names, monkeypatch):
+    import open_clip
+    from transformers import CLIPConfig, CLIPModel
+
+    tiny = open_clip.CLIP(
+        16, {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+    )  # fmt: skip
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda name, pretrained: (tiny, None, None))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=sizes | {"vocab_size": 50}, vision_config=sizes | {"image_size": 32, "patch_size": 8}
+    )
+    monkeypatch.setattr(CLIPModel, "from_pretrained", lambda name: CLIPModel(config))
+    return {}
+
+
+@check("Image towers")
+def _(names):
+    assert at(names["result"], "clip") == [f"visual.transformer.resblocks.{k}" for k in range(2)]
+    representation = names["probe"].representations["vision_model.encoder.layers.1"]
+    with torch.no_grad():
+        hidden = names["clip"].vision_model(names["images"], output_hidden_states=True).hidden_states[2]
+    assert torch.equal(representation.tokens, hidden[:, 1:])
+    assert representation.grid == (4, 4)
+
+
+@setup("Two views")
+def _(names, monkeypatch):
+    class Stereo(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.near, self.far = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(3, 4, 5)
+
+        def forward(self, left, right):
+            return self.near(left).mean() - self.far(right).mean()
+
+    names["stereo"] = Stereo().eval()
+    return {}
+
+
+@check("Two views")
+def _(names):
+    read = names["probe"].representations
+    assert {name: layer.input for name, layer in read.items()} == {"near": "left", "far": "right"}
+    with torch.no_grad():
+        expected = names["stereo"].far(names["images"].flip(-1))
+    assert torch.equal(read["far"].tokens, expected.flatten(2).mT)
+
+
 @setup("Diffusion")
 def _(names, monkeypatch):
     from diffusers import UNet2DModel
