@@ -106,10 +106,15 @@ def test_layers_of_the_papers_models_are_shown_without_a_network(name, tmp_path,
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    if name == "dinov2_giant":  # of 40 blocks, two: the whole takes 4.5 GB and a minute
-        known = HUB_ARCHITECTURES["facebook/dinov2-giant"]
-        small = replace(known, config={**known.config, "num_hidden_layers": 2})
-        monkeypatch.setitem(HUB_ARCHITECTURES, "facebook/dinov2-giant", small)
+    # Two blocks of the largest: the whole takes 5 and 17 GB, and minutes.
+    fewer = {"num_hidden_layers": 2}
+    for model, title, changes in (
+        ("dinov2_giant", "facebook/dinov2-giant", fewer),
+        ("sam_vit_b", "facebook/sam-vit-base", {"vision_config": fewer}),
+    ):
+        if name == model:
+            known = HUB_ARCHITECTURES[title]
+            monkeypatch.setitem(HUB_ARCHITECTURES, title, replace(known, config={**known.config, **changes}))
     run = CliRunner().invoke(app, ["layers", str(FOLDER / f"{name}.yaml"), "--all"])
     assert run.exit_code == 0, run.exception
     layer, (locations, channels), grid, prefix, _ = EXPECTED[name]
