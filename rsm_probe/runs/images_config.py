@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from rsm_probe.config import Config, ConfigPath, config_path
 from rsm_probe.errors import ImageError
 from rsm_probe.runs.fields import IN_PYTHON, Count, Edge, Images, Seed
+from rsm_probe.sources.images.any_images import warn_of_folder
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.registry import IMAGE_SETS, named_images
 
@@ -38,7 +40,11 @@ class ImagesConfig(Config):
     @field_validator("source")
     @classmethod
     def _beside_the_configuration(cls, source: str, info: ValidationInfo) -> str:
-        return source if source in IMAGE_SETS else config_path(source, info)
+        if source not in IMAGE_SETS:
+            return config_path(source, info)
+        folder = getattr(info.context, "folder", None)
+        warn_of_folder(source, source if folder is None else Path(folder) / source)
+        return source
 
     @model_validator(mode="after")
     def _fitting(self) -> ImagesConfig:

@@ -9,7 +9,9 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
+from rsm_probe.config import ConfigFolder
 from rsm_probe.errors import ImageError
+from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.sources import ImageSet, Targets, as_images, digits, folder, from_dataset, from_tensor
 
 COLOURS = {
@@ -391,3 +393,14 @@ def test_unreadable_image_is_named_with_its_set(numbered):
 
 def test_end_of_the_set_ends_a_loop(pictures):
     assert len(list(folder(pictures))) == 4
+
+
+def test_a_folder_with_the_name_of_an_embedded_set_is_not_passed_over_in_silence(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "digits" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match=r"'digits' is the embedded image set .*; for the folder, write './digits'"):
+        assert len(as_images("digits")) > 1
+    assert len(as_images("./digits")) == 1
+    with pytest.warns(UserWarning, match="for the folder, write './digits'"):
+        ImagesConfig.parse({"source": "digits"}, home=ConfigFolder.of(tmp_path / "study.yaml"))

@@ -115,6 +115,12 @@ def test_every_model_sees_each_batch_once_and_the_first_is_not_lost():
         assert torch.equal(torch.cat(model.seen[2:]), IMAGES)  # after the few of the estimate
 
 
+def test_what_comes_after_an_image_is_its_label_rather_than_its_number():
+    numbered = [(k + 100, image, int(label)) for k, (image, label) in enumerate(PAIRS)]
+    batch = next(iter(as_images(DataLoader(numbered, 8)).batches()))
+    assert list(batch.labels) == [str(int(label)) for label in LABELS[:8]]
+
+
 def test_labels_are_named_by_the_classes_of_the_data_set():
     data = TensorDataset(IMAGES, LABELS)
     data.classes = ["cat", "dog", "emu"]

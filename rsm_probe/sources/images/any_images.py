@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os.path import exists
@@ -95,6 +96,16 @@ def named(images: ImageSet, ids: Sequence[str] | None, labels: Any) -> ImageSet:
     return replace(images, **parts) if parts else images
 
 
+def warn_of_folder(name: str, path: str | Path) -> None:
+    """Warn if the name of an embedded set is also that of a folder, which is then not read."""
+    if Path(path).is_dir():
+        warnings.warn(
+            f"{name!r} is the embedded image set of that name, and not the folder {str(path)!r}; for the folder, write "
+            f"{'./' + name!r}",
+            stacklevel=4,
+        )
+
+
 def is_data_set(images: Any) -> bool:
     """Whether a value is read item by item, by index."""
     sequence = hasattr(images, "__len__") and hasattr(images, "__getitem__")
@@ -107,6 +118,7 @@ def _image_set(images: Any, image_key: str | int | None, axes: str | None) -> Im
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, str) and images in EMBEDDED:
+        warn_of_folder(images, images)
         return EMBEDDED[images]()
     if isinstance(images, str | Path):
         path = Path(images)

@@ -71,7 +71,8 @@ def images_of_batch(content: Any, key: str | int | None) -> tuple[_Images, Any]:
 
 
 def labels_of_batch(content: Any, images: Any, count: int, classes: Mapping[Any, Sequence[str]]) -> list[str]:
-    """Find the labels in a batch: the first entry beside the images that has one whole number or text per image.
+    """Find the labels in a batch: the first entry after the images, else before
+    them, that has one whole number or text per image.
 
     Args:
         content: the batch.
@@ -86,7 +87,8 @@ def labels_of_batch(content: Any, images: Any, count: int, classes: Mapping[Any,
     if isinstance(content, Mapping):
         keys = [key for key in LABEL_KEYS if key in content]
     elif images is not None:
-        keys = [k for k in range(len(content)) if k != images]
+        # What comes after an image is its label rather than what comes before, such as its number.
+        keys = [*range(images + 1, len(content)), *range(images)]
     for key in keys:
         value = content[key]
         if isinstance(value, Tensor) and value.is_floating_point():
