@@ -198,6 +198,7 @@ def sweep_layers(
         execution.say(f"sweep: {cost}")
         cost.require(execution, physical_bytes())
         accumulator.rehearse(sample.representations)
+        inputs = {(model, layer): part.input for model, layer, part in walk(sample.representations)}
         del sample
         if checkpoint is not None:
             if not begun:
@@ -210,7 +211,7 @@ def sweep_layers(
         bar = stack.enter_context(execution.bar("pairs", None if cost.open_ended else cost.pairs, "pair", position=1))
         accumulator.on_pairs = bar.update
         accumulate(accumulator, stream, checkpoint, bar, cost.pairs_per_layer, execution)
-        result = accumulator.result()
+        result = accumulator.result().with_inputs(inputs)
         result.dataset.attrs.update(centering=str(centering), **order, source=image_set.name)
         if checkpoint is not None:
             checkpoint.save_result(result)

@@ -28,9 +28,10 @@ class SweepResult:
     Attributes:
         dataset: an `xarray.Dataset` with `cka` (rsm_a, rsm_b) by the first estimator and `cka_<name>` by the others;
             each axis has plain coordinates model, layer, depth (index in forward order), matching and kernel (suffixed
-            `_a`, `_b`). `smallest_eigenvalue` (rsm_a) is the smallest over all mini-batches for matched RSMs, which
-            need not be positive semi-definite, and NaN for the identity matching. If RSMs were kept: `rsm` (batch, rsm,
-            image_a, image_b), padded with NaN for smaller batches, with ids and labels of the images of each batch.
+            `_a`, `_b`); and input, if a model has several (see `Representation`). `smallest_eigenvalue` (rsm_a) is the
+            smallest over all mini-batches for matched RSMs, which need not be positive semi-definite, and NaN for the
+            identity matching. If RSMs were kept: `rsm` (batch, rsm, image_a, image_b), padded with NaN for smaller
+            batches, with ids and labels of the images of each batch.
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
@@ -57,6 +58,19 @@ class SweepResult:
         if rsms:
             dataset = dataset.merge(stack_rsms(rsms))
         return cls(dataset)
+
+    def with_inputs(self, inputs: Mapping[tuple[str, str], str]) -> Self:
+        """Add the coordinates `input_a` and `input_b`, if a model has several inputs.
+
+        Args:
+            inputs: (model, layer) -> the input that its tokens belong to; see `Representation`.
+        """
+        if any(inputs.values()):
+            for side in "ab":
+                keys = zip(self.dataset[f"model_{side}"].values, self.dataset[f"layer_{side}"].values, strict=True)
+                names = [inputs[str(model), str(layer)] for model, layer in keys]
+                self.dataset = self.dataset.assign_coords({f"input_{side}": (f"rsm_{side}", names)})
+        return self
 
     @property
     def cka(self) -> xr.DataArray:

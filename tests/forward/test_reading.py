@@ -10,6 +10,7 @@ import rsm_probe
 from rsm_probe import Probe, capture, load_model, sweep
 from rsm_probe.errors import LayerError, ModelError, RepresentationError, StorageError
 from rsm_probe.forward.token_kinds import TOKEN_KINDS
+from rsm_probe.streaming import SweepResult
 
 
 def vit(seed=0):
@@ -250,3 +251,29 @@ def test_of_several_passes_in_one_call_the_last_counts(tmp_path):
     several = sweep(model, images, "0", ["identity"], batch_size=8, keep=["0"], forward=steps)
     once = sweep(model, images * 3, "0", ["identity"], batch_size=8, keep=["0"])
     np.testing.assert_array_equal(several.rsms.values, once.rsms.values)
+
+
+class Stereo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.near, self.far = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, left, right):
+        return self.near(left).mean() - self.far(right).mean()
+
+
+def both_eyes(model, batch):
+    return model(batch, right=batch.flip(-1))
+
+
+def test_a_sweep_says_to_which_input_a_layer_belongs(tmp_path):
+    model, images = Stereo().eval(), pixels(8, 8)
+    result = sweep(model, images, "*", ["identity"], batch_size=8, forward=both_eyes, out=tmp_path / "s", keep=["far"])
+    stored = SweepResult.open(tmp_path / "s" / "result.zarr")
+    for found in (result.dataset, stored.dataset):
+        inputs = dict(zip(map(str, found["layer_a"].values), map(str, found["input_a"].values), strict=True))
+        assert inputs == {"near": "args[0]", "far": "right"}
+    alone = rsm_probe.rsm(model.far(images.flip(-1)).detach().flatten(2).mT, matching="identity", kernel="linear")
+    # A sweep takes the images in a random order.
+    np.testing.assert_allclose(np.sort(result.rsms.values.ravel()), np.sort(alone.values.ravel()), rtol=1e-6)
+    assert "input_a" not in sweep(vit(), images.repeat(1, 1, 4, 4), LAYER, ["identity"], batch_size=8).dataset
