@@ -309,7 +309,9 @@ def test_an_estimate_for_a_device_times_as_many_pairs_as_it_matches_at_once(monk
     assert seen == [(7, True)] * 2
     seen.clear()
     assert seconds_per_pair(x, Counting(where="cpu"), at_once=7) > 0
-    assert seen == [(1, False)] * 4
+    # On the CPU a few, once untimed, and where they are fast as many as are matched at once.
+    assert seen[:2] == [(3, False)] * 2
+    assert set(seen[2:]) <= {(7, False)}
 
 
 def test_devices_by_name(monkeypatch):
