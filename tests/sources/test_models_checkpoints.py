@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -473,3 +474,15 @@ def test_loaded_models_are_not_loaded_again():
     for options in ({"weights": None}, {"weights": "w.pth"}, {"part": "stem"}, {"num_classes": 3}):
         with pytest.raises(ModelError, match="Net is loaded; give weights=, part= and num_classes= where it is loaded"):
             load_model(loaded, **options)
+
+
+def test_a_saved_model_without_its_image_processor_takes_preprocessing_of_ones_own(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
+    )
+    model = transformers.ViTModel(config).eval()
+    model.save_pretrained(tmp_path)
+    found = load_model(f"hf:{tmp_path}", preprocess="imagenet", size=32)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.module.state_dict().items())
+    assert not found.default_preprocess
+    assert load_model(f"hf:{tmp_path}").default_preprocess

@@ -24,6 +24,10 @@ from rsm_probe.sources.models.weights import fetched
 Preprocess = Callable[[Image.Image], Tensor]
 
 
+# The files of which one describes the preprocessing of a saved model.
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
 class Library(Protocol):
     """A function that loads the models of a library."""
 
@@ -78,7 +82,7 @@ def _timm(
 
 def _transformers(
     auto_class: str, title: str, pretrained: bool, trust_remote_code: bool, *, num_classes: int | None = None
-) -> tuple[nn.Module, Preprocess]:
+) -> tuple[nn.Module, Preprocess | None]:
     """Load a model through one of the `Auto...` classes of transformers."""
     import transformers
 
@@ -118,6 +122,8 @@ def _transformers(
         local=local,
         hub=not local,
     )
+    if local and not any((Path(title) / name).exists() for name in _PROCESSORS):
+        return module, None  # `save_pretrained` of a model alone
     processor = fetched(
         f"hf:{title}",
         build_processor,
