@@ -128,7 +128,7 @@ class LayerStream:
             content = on_device(content, model.device, copy=len(self.models) > 1)
             if isinstance(content, Tensor):
                 content = in_dtype_of(model.module, reading, content)
-            with torch.no_grad(), probe, _naming_dtype(name, content):
+            with torch.no_grad(), probe, _explaining(name, content, reading):
                 reading.call(model.module, content)
             names |= {
                 (name, kind_name(taken_as, kind)): kind_name(layer, kind)
@@ -163,14 +163,22 @@ class LayerStream:
 
 
 @contextmanager
-def _naming_dtype(model: str, content: Any) -> Iterator[None]:
-    """Adds to the error of a model that it got whole numbers.
+def _explaining(model: str, content: Any, reading: Reading) -> Iterator[None]:
+    """Adds to the error of a model what it may lack: floats, or arguments beside the images.
 
     Raises:
         ImageError: a RuntimeError was raised in the block, and the images are whole numbers.
+        ModelError: a TypeError says that an argument is missing, and nothing but the images was passed.
     """
     try:
         yield
+    except TypeError as error:
+        if reading.forward is not None or "required" not in str(error):
+            raise
+        raise ModelError(
+            f"model {model!r} takes more than a batch of images: {error}; make the call by forward=, as in "
+            f"forward=lambda model, batch: model(batch, timestep)"
+        ) from error
     except RuntimeError as error:
         if not isinstance(content, Tensor) or content.is_floating_point():
             raise

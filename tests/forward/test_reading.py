@@ -277,3 +277,10 @@ def test_a_sweep_says_to_which_input_a_layer_belongs(tmp_path):
     # A sweep takes the images in a random order.
     np.testing.assert_allclose(np.sort(result.rsms.values.ravel()), np.sort(alone.values.ravel()), rtol=1e-6)
     assert "input_a" not in sweep(vit(), images.repeat(1, 1, 4, 4), LAYER, ["identity"], batch_size=8).dataset
+
+
+def test_a_model_that_takes_more_than_images_is_answered_with_forward(tmp_path):
+    with pytest.raises(
+        ModelError, match=r"'Timed' takes more than a batch of images: .*timestep.*forward=lambda model"
+    ):
+        capture(Timed().eval(), pixels(8, 8), "conv", tmp_path / "c.zarr")
