@@ -197,7 +197,7 @@ class ModelStudy(Study):
         if images is not None:
             changes["images"] = given_images(images)
         study = self.model_copy(update=changes) if changes else self
-        return study.runner(Path(out), study.execution(executor, progress)).run()
+        return study.runner(run_folder(out), study.execution(executor, progress)).run()
 
     def plan(self, out: Path) -> StudyPlan:
         """See `Study.plan`."""

@@ -18,7 +18,8 @@ the locations of its queries, arithmetic changes nothing. From these tags it rea
 locations and channels, which tokens have no location (class, distillation, register and detection tokens, queries), and
 the order of the others. Windows, mask units and shuffled tokens are put back in the order of the image.
 
-Later passes over inputs of the same shapes, whole numbers and flags are read in the same way, at no cost. Passes in
+Later passes over inputs of the same shapes and flags are read in the same way, at no cost; labels, timesteps and
+prompts may change, unless their values steer the model. Passes in
 which index tensors pick locations are followed each time. Operations with an unknown effect on locations (sorting,
 merging tokens, a Fourier transform) lose the tags. A layer whose tags are lost is rejected with an explanation, unless
 it returns the shape it was given; it is then read like its input.
@@ -108,8 +109,9 @@ TAIL = """
   mixtures of a different number are refused.
 - Detectors that resize every image are followed. Images that still differ in size within one batch have different
   locations and are refused; so are models that take the patches of all images in one sequence (Qwen2-VL).
-- Methods other than the model's own forward (`forward_features`, `encode_image`) are not captured: they empty the
-  probe, and a warning says so once. Name a module that is itself called `blocks` or `all` by `regex:^blocks$`.
+- Methods other than the model's own forward (`forward_features`, `encode_image`) are captured by a probe that names
+  one, `Probe(model, layers, method="encode_image")`; a call of any other empties the probe, and a warning says so once.
+  Name a module that is itself called `blocks` or `all` by `regex:^blocks$`.
 
 A probe cannot see views that change between passes while the inputs do not, such as rolling by a random amount; custom
 kernels and NumPy round trips, whose results seem to depend on no image and are refused; maps of more than 4 096 rows or
