@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os.path import exists
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -27,6 +27,28 @@ from rsm_probe.sources.images.pixels import as_float_tensor, in_order, picture, 
 _FINGERPRINTED = 256
 # Ids take about 70 bytes each.
 _MOST_IMAGES = 10**8
+
+
+@overload
+def as_images(
+    images: DataLoader[Any] | ImageLoader,
+    *,
+    ids: Sequence[str] | None = None,
+    labels: Any = None,
+    image_key: str | int | None = None,
+    axes: str | None = None,
+) -> ImageLoader: ...
+
+
+@overload
+def as_images(
+    images: Any,
+    *,
+    ids: Sequence[str] | None = None,
+    labels: Any = None,
+    image_key: str | int | None = None,
+    axes: str | None = None,
+) -> ImageSet: ...
 
 
 def as_images(
