@@ -63,8 +63,8 @@ def _(names, monkeypatch):
     from torchvision.models import resnet18
 
     torch.save(resnet18(num_classes=3).state_dict(), "finetuned.pth")
-    photographs(Path("my_photos"))
-    return {"batch_size=50": "batch_size=6"}
+    photographs(Path("my_photos"), 5)
+    return {"batch_size=50": "batch_size=5"}
 
 
 @check("Your checkpoint and your photographs")
@@ -73,7 +73,7 @@ def _(names):
     assert all(torch.equal(value, state[key]) for key, value in names["model"].module.state_dict().items())
     assert at(names["result"], "resnet18")[-1] == "layer4.1"
     (config,) = re.findall(r"```yaml\n(study: sweep.*?)```", PAGE, re.DOTALL)
-    Path("finetuned.yaml").write_text(config.replace("batch_size: 50", "batch_size: 6"))
+    Path("finetuned.yaml").write_text(config.replace("batch_size: 50", "batch_size: 5"))
     for command in ("check", "run"):
         assert f"rsm-probe {command} finetuned.yaml" in PAGE
         monkey = ["rsm-probe", command, "finetuned.yaml"]
