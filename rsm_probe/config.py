@@ -89,7 +89,7 @@ class ConfigFolder:
                     f"{written!r} is both in {self.folder}, the folder of the configuration, and in "
                     f"{Path.cwd()}, the working directory; the first is used"
                 )
-        except (OSError, ValueError):  # a name that no file can have; whoever opens it says so
+        except (OSError, ValueError):  # not a valid file name; opening it reports why
             return written
         return os.path.normpath(beside)
 

@@ -36,9 +36,9 @@ def photographs(folder: Path, count: int, label: str = "") -> None:
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch) -> Path:
     """A working directory beside the folder of the configuration."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
+    (tmp_path / "desk").mkdir()
+    monkeypatch.chdir(tmp_path / "desk")
+    return tmp_path / "desk"
 
 
 def test_paths_are_relative_to_the_file_whatever_the_working_directory(tmp_path, elsewhere):
@@ -58,14 +58,14 @@ def test_a_folder_that_is_only_in_the_working_directory_is_read_there_with_a_not
     photographs(elsewhere / "pictures", 3)
     file = sweep(tmp_path / "study" / "c.yaml", "pictures")
     with pytest.warns(
-        UserWarning, match=r"'pictures' is not in .*study, so .*work/pictures is used.*write '../work/pictures'"
+        UserWarning, match=r"'pictures' is not in .*study, so .*desk/pictures is used.*write '../desk/pictures'"
     ):
         study = read_study(file)
     # As written, so that runs of earlier versions continue.
     assert study.images.source == "pictures"
     assert len(study.images.load()) == 3
     # The advice works.
-    assert len(read_study(sweep(file, "../work/pictures")).images.load()) == 3
+    assert len(read_study(sweep(file, "../desk/pictures")).images.load()) == 3
 
 
 def test_the_folder_of_the_file_comes_first_where_both_hold_the_path(tmp_path, elsewhere):

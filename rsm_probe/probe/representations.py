@@ -37,7 +37,8 @@ class Representations(dict[str, Any]):
         """Raises the error for a layer that is not held."""
         if not self:
             raise MissingLayerError(
-                f"the probe holds no layer {layer!r}: {self._reason}; call the model inside the 'with' block first"
+                f"the probe has not captured layer {layer!r}: {self._reason}; call the model inside the 'with' block "
+                f"first"
             )
         if (problem := self._skipped.get(str(layer))) is not None:
             raise MissingLayerError(f"layer {layer!r} could not be captured: {problem}")

@@ -40,7 +40,7 @@ def given_models(models: Any) -> tuple[ModelConfig, ...]:
     """Entries of a study for models as `sweep` takes them.
 
     Raises:
-        ModelError: there is no model, or one cannot be loaded.
+        ModelError: no model is given, or a model cannot be loaded.
     """
     return tuple(_entry(name, model) for name, model in name_models(models).items())
 

@@ -8,27 +8,13 @@ from threading import Thread
 import pytest
 import torch
 import transformers
+from test_passes import Tower
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import rsm_probe
 from rsm_probe import Probe
 from rsm_probe.errors import LayerError
-
-
-class Tower(nn.Module):
-    """Two convolutions, the second of which may fail."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
-        self.error = None
-
-    def forward(self, x):
-        x = self.stem(x)
-        if self.error is not None:
-            raise self.error
-        return self.last(x)
 
 
 class Contrastive(nn.Module):
@@ -266,7 +252,7 @@ def test_no_layers_and_no_representations_say_why(clip):
     probe = Probe(clip, "visual.*")
     assert not probe.representations
     for error in (LayerError, KeyError):
-        with pytest.raises(error, match=r"holds no layer 'visual.stem': no forward pass has run inside"):
+        with pytest.raises(error, match=r"has not captured layer 'visual.stem': no forward pass has run inside"):
             probe.representations["visual.stem"]
     with torch.no_grad(), probe:
         pass

@@ -155,7 +155,7 @@ def image_inputs(
         parameters: names of the model's positional parameters.
 
     Raises:
-        RepresentationError: no argument has a name that the user gave, or it holds no images.
+        RepresentationError: a name matches no argument, or the argument does not contain images.
     """
     values = {**{f"args[{k}]": value for k, value in enumerate(args)}, **{repr(k): kwargs[k] for k in kwargs}}
     first = find_images((*args, *kwargs.values()))
@@ -222,7 +222,7 @@ def _named_input(name: str, values: Mapping[str, Any], parameters: Sequence[str]
         )
     within = find_images((value,))
     if within.images is None:
-        raise RepresentationError(f"inputs: the argument {name!r} holds no images; leave it out")
+        raise RepresentationError(f"inputs: the argument {name!r} does not contain images; leave it out")
     return replace(within, name=key)
 
 
