@@ -8,6 +8,7 @@ does other work, single passes scatter by more than the overhead: take many roun
 """
 
 import argparse
+import itertools
 import os
 import random
 import statistics
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import timm
 import torch
+from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from rsm_probe import Probe
@@ -41,6 +43,42 @@ def hidden_states(options: argparse.Namespace) -> dict[str, Callable[[], object]
         "transformers, bare": lambda: model(images),
         "transformers, output_hidden_states": lambda: model(images, output_hidden_states=True),
         "transformers, probe": probed,
+    }
+
+
+class Conditioned(nn.Module):
+    """A model that takes timesteps and labels beside the images, as diffusion transformers do."""
+
+    def __init__(self, model: nn.Module, width: int = 256) -> None:
+        super().__init__()
+        self.model, self.width = model, width
+        self.labels, self.shift = nn.Embedding(1000, width), nn.Linear(width, 3)
+
+    def forward(self, images: Tensor, timestep: Tensor | int, labels: Tensor) -> Tensor:
+        times = torch.as_tensor(timestep, device=images.device).expand(len(images))
+        angles = times[:, None] / 10_000 ** (torch.arange(self.width // 2, device=images.device) * 2 / self.width)
+        condition = torch.cat([angles.sin(), angles.cos()], dim=1) + self.labels(labels)
+        return self.model(images + self.shift(condition)[:, :, None, None])
+
+
+def conditioned(model: nn.Module, images: Tensor) -> dict[str, Callable[[], object]]:
+    """Calls with labels, and with timesteps that are new in every pass."""
+    model = Conditioned(model).eval()
+    probes = {kind: Probe(model, "blocks") for kind in (Tensor, int)}
+    timesteps = itertools.count()
+
+    def probed(kind: type) -> object:
+        timestep = next(timesteps)
+        with probes[kind]:
+            return model(images, torch.full((len(images),), timestep) if kind is Tensor else timestep, labels())
+
+    def labels() -> Tensor:
+        return torch.randint(1000, (len(images),))
+
+    return {
+        "conditioned, bare": lambda: model(images, torch.full((len(images),), next(timesteps)), labels()),
+        "conditioned, probe": lambda: probed(Tensor),
+        "conditioned, probe, timestep a number": lambda: probed(int),
     }
 
 
@@ -68,6 +106,7 @@ def all_ways(options: argparse.Namespace) -> tuple[dict[str, Callable[[], object
         "torchvision feature extractor": lambda: extractor(images),
         "timm forward_intermediates": lambda: model.forward_intermediates(images),
     }
+    ways |= conditioned(model, images)
     if options.model.startswith("vit_base"):
         ways |= hidden_states(options)
     return ways, probe
@@ -108,6 +147,7 @@ def main() -> None:
             run()
             if way in ("bare", "probe"):
                 print(f"first pass, {way}: {(time.perf_counter() - start) * 1e3:.0f} ms")
+            run()  # where arguments hold numbers, two passes are followed
         for _ in range(options.rounds):
             for way in random.sample(list(ways), k=len(ways)):
                 start = time.perf_counter()
@@ -117,7 +157,7 @@ def main() -> None:
     captured = sum(one.tokens.nbytes + one.prefix.nbytes for one in kept.values())
     print(f"{options.model}: {len(kept)} layers, {captured / 1e6:.0f} MB captured a pass, {options.rounds} rounds")
     for way, values in times.items():
-        base = "transformers, bare" if way.startswith("transformers") else "bare"
+        base = next((base for base in times if base == f"{way.split(',')[0]}, bare"), "bare")
         print(
             f"{way:36s} {statistics.median(values) * 1e3:6.0f} ms  "
             f"{statistics.median(values) / statistics.median(times[base]) - 1:+6.1%} by medians  "

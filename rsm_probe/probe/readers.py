@@ -94,8 +94,9 @@ class OutputReader:
                 if self._trace.of(other.tensor) is not None:
                     self._shared.append(other.name)
                 self._trace.pass_by(other.tensor, number)
-            self._trace.log = OperationLog(images)
-            self._trace.begin()
+            if self._signature.scalars and self._has_images:
+                self._trace.log = OperationLog(images)
+            self._trace.begin(watching=bool(self._signature.wholes))
             name = shown(inputs.name) if len(every) > 1 else ""
             self._followed = [FollowedInput(self._trace, self.batch, self._others, name)]
             self._followed += [follow(args, kwargs, given) for given in every[1:]]
@@ -220,7 +221,8 @@ class OutputReader:
             RepresentationError: the output is not a set of concept vectors, or is ambiguous.
         """
         if self.tracing:
-            self._fingerprints[label, call] = self._trace.log.fingerprint
+            if self._trace.log is not None:
+                self._fingerprints[label, call] = self._trace.log.fingerprint
         elif self._logged is not None and self._logged.log.fingerprint != self._fingerprints.get((label, call)):
             self._unknown_layers = True
             changed = ", ".join(name for name, _ in self._signature.scalars)

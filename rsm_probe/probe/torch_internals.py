@@ -7,6 +7,7 @@ replace.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -82,7 +83,7 @@ def returns_view(operation: Any) -> bool:
 
 def reads_values(operation: Any, args: Iterable[Any]) -> bool:
     """Whether an operation turns values of its operands into Python numbers or into the shape of its result."""
-    tags = operation.tags if isinstance(operation, OpOverload) else ()
+    tags = _tags(operation)
     if torch.Tag.dynamic_output_shape in tags and name_of(operation) == "index":
         return any(isinstance(leaf, Tensor) and leaf.dtype in (torch.bool, torch.uint8) for leaf in tree_leaves(args))
     return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
@@ -90,4 +91,9 @@ def reads_values(operation: Any, args: Iterable[Any]) -> bool:
 
 def is_elementwise(operation: Any) -> bool:
     """Whether PyTorch tags an operation as elementwise."""
-    return isinstance(operation, OpOverload) and torch.Tag.pointwise in operation.tags
+    return torch.Tag.pointwise in _tags(operation)
+
+
+@functools.cache
+def _tags(operation: Any) -> frozenset[Any]:
+    return frozenset(operation.tags) if isinstance(operation, OpOverload) else frozenset()

@@ -18,6 +18,34 @@ from rsm_probe.probe.tracing.operations import GRIDS
 from rsm_probe.probe.tracing.origin_map import followable
 
 
+class Operands:
+    """What an operation takes or returns: tensors, numbers, and lists of them at most.
+
+    Attributes:
+        tensors: all tensors, in order.
+        numbers: all integers and texts, in order.
+    """
+
+    __slots__ = ("numbers", "tensors")
+
+    def __init__(self, value: Any) -> None:
+        self.tensors: list[Tensor] = []
+        self.numbers: list[int | str] = []
+        self._sort(value)
+
+    def _sort(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, int | str):
+            self.numbers.append(value)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                self._sort(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                self._sort(item)
+
+
 class OperationLog:
     """Notes each operation on values of the images: its name, shapes, integer arguments, and where operands come from.
 
@@ -32,26 +60,23 @@ class OperationLog:
         self.fingerprint = 0
         self._written = {storage_of(image): -1 - number for number, image in enumerate(images) if followable(image)}
 
-    def note(self, func: Any, name: str, args: Any, outputs: Sequence[Tensor]) -> None:
+    def note(self, func: Any, name: str, operands: Operands, outputs: Sequence[Tensor]) -> None:
         """Notes an operation, after it has run.
 
         Args:
             func: the operation.
             name: its name.
-            args: its positional and keyword arguments.
+            operands: its positional and keyword arguments.
             outputs: its results.
         """
-        tensors: list[Tensor] = []
-        numbers: list[int | str] = []
-        _sort(args, tensors, numbers)
         written = self._written
         sources = []
-        for tensor in tensors:
+        for tensor in operands.tensors:
             if followable(tensor) and (source := written.get(storage_of(tensor))) is not None:
                 sources.append((source, tensor.shape))
         if sources:
             shapes = [output.shape for output in outputs if followable(output)]
-            effect = () if _is_elementwise(func) else numbers
+            effect = () if is_elementwise(func) else operands.numbers
             self.fingerprint = hash((self.fingerprint, name, *sources, *effect, *shapes))
         for output in outputs:
             if followable(output):
@@ -59,25 +84,6 @@ class OperationLog:
                     written[storage_of(output)] = self.fingerprint
                 else:
                     written.pop(storage_of(output), None)
-
-
-def _sort(value: Any, tensors: list[Tensor], numbers: list[int | str]) -> None:
-    """Collects the tensors and integers of an operation's arguments, which are lists of them at most."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-    elif isinstance(value, int | str):
-        numbers.append(value)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _sort(item, tensors, numbers)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _sort(item, tensors, numbers)
-
-
-@functools.cache
-def _is_elementwise(func: Any) -> bool:
-    return is_elementwise(func)
 
 
 @functools.cache
@@ -107,7 +113,5 @@ class LoggedPass(PassMode):
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
-        outputs: list[Tensor] = []
-        _sort(result, outputs, [])
-        self.log.note(func, name, (args, kwargs), outputs)
+        self.log.note(func, name, Operands((args, kwargs)), Operands(result).tensors)
         return result

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsm_probe.probe.torch_internals import is_composite, name_of, reads_values, returns_view, tree_leaves
+from rsm_probe.probe.torch_internals import is_composite, name_of, reads_values, returns_view
 from rsm_probe.probe.tracing.conversions import unwatch, watch
 from rsm_probe.probe.tracing.dispatch_modes import PassMode
 from rsm_probe.probe.tracing.location_codes import EXTENT, NOWHERE, QUERY, channel_axis, codes_of_grid, codes_of_patches
 from rsm_probe.probe.tracing.maps import Grids, one_map
-from rsm_probe.probe.tracing.operation_log import OperationLog
+from rsm_probe.probe.tracing.operation_log import Operands, OperationLog
 from rsm_probe.probe.tracing.operations import (
     ATTENTION,
     FILLS,
@@ -64,7 +64,7 @@ class Trace(PassMode):
         blind: an operation whose results depend on the images but have no plain memory, or "".
         read: numbers of the untraced inputs whose values became Python numbers or shapes, and so may steer the model;
             None where any of them may have.
-        log: the fingerprint of all operations on the images.
+        log: the fingerprint of all operations on the images, where a later pass may be compared with this one.
     """
 
     supports_higher_order_operators = True
@@ -72,7 +72,7 @@ class Trace(PassMode):
     def __init__(self, batch: int) -> None:
         super().__init__()
         self.read: set[int] | None = set()
-        self.log = OperationLog([])
+        self.log: OperationLog | None = None
         self._quiet = False
         self.batch = batch
         self.started = False
@@ -90,7 +90,6 @@ class Trace(PassMode):
             grids: for patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2),
                 in which the first H * W patches are the rows in order.
         """
-        self.log = OperationLog([images] if isinstance(images, Tensor) else images)
         if not isinstance(images, Tensor):
             for number, image in enumerate(images):
                 codes = codes_of_grid(1, image.shape[1:], image.device) + number * EXTENT**3
@@ -116,9 +115,9 @@ class Trace(PassMode):
         if self.of(tensor) is None:
             self._origins.put(tensor, Elsewhere((number,)))
 
-    def begin(self) -> None:
-        """Starts tracing."""
-        if not watch(self.note_converted):
+    def begin(self, watching: bool = False) -> None:
+        """Starts tracing; `watching` notes tensors that become lists or arrays too, which slows all of Python."""
+        if watching and not watch(self.note_converted):
             self.read = None
         super().begin()
 
@@ -164,15 +163,16 @@ class Trace(PassMode):
             with self:
                 return func.decompose(*args, **kwargs)
         # Look origins up before the operation, which may modify its operands.
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        known = {id(tensor): self.of(tensor) for tensor in inputs}
-        attended = any(self._origins.is_attended(tensor) for tensor in inputs)
+        operands = Operands((args, kwargs))
+        known = {id(tensor): self.of(tensor) for tensor in operands.tensors}
+        attended = any(self._origins.is_attended(tensor) for tensor in operands.tensors)
         result = func(*args, **kwargs)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        outputs = Operands(result).tensors
         if reads_values(func, args):
             for origin in known.values():
                 self.note_read(origin)
-        self.log.note(func, name, (args, kwargs), outputs)
+        if self.log is not None:
+            self.log.note(func, name, operands, outputs)
         if outputs:
             with torch.no_grad():
                 self._follow(func, name, args, kwargs, known, outputs)
