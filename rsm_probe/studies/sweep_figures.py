@@ -83,7 +83,8 @@ def figure15(
     """
     _require_equal_numbers(results)
     with _print_style():
-        figure, axes = _panels(len(rows), len(results) + 1, f"Semantic against spatio-semantic RSMs, {kernel} kernel")
+        title = f"Semantic against spatio-semantic RSMs, {kernel} kernel\n{_conditions(results)}"
+        figure, axes = _panels(len(rows), len(results) + 1, title)
         grids = {
             (row.name, data): result.within(row.trained, semantic, "identity", kernel)["mean"]
             for row in rows
@@ -164,6 +165,16 @@ def figure_numbers(
     return table
 
 
+def _conditions(results: Mapping[str, SweepResult]) -> str:
+    """What the numbers of a figure depend on: images and mini-batches, centering, and the estimator of CKA."""
+    of = [result.dataset.attrs for result in results.values()]
+    centerings = dict.fromkeys(str(attrs.get("centering", "None")) for attrs in of)
+    centered = " and ".join("not centered" if name == "None" else f"centered by {name}" for name in centerings)
+    estimators = " and ".join(dict.fromkeys(str(attrs["estimator"]) for attrs in of))
+    batches = f"{of[0]['batches']} mini-batches" if of[0]["batches"] > 1 else "one mini-batch"
+    return f"{of[0]['images']} images in {batches}, {centered}, {estimators} CKA"
+
+
 def _entry(data: str, row: Architecture, what: str, layer: str, value: Any) -> dict[str, str | float]:
     return {"data": data, "architecture": row.name, "what": what, "layer": layer, "value": float(value)}
 
@@ -207,7 +218,7 @@ def _three_panels(
     lowest = _lowest(means.values())
     limit = max(float(np.nanmax(np.abs(grid.values), initial=0.0)) for grid in differences.values())
     with _print_style():
-        figure, axes = _panels(len(rows), 3 * len(results), title)
+        figure, axes = _panels(len(rows), 3 * len(results), f"{title}\n{_conditions(results)}")
         for line, row in zip(axes, rows, strict=True):
             top = line is axes[0]
             for k, data in enumerate(results):
@@ -223,8 +234,8 @@ def _three_panels(
                     ax.set_yticks([])
             count = int(grids[row.name, next(iter(results)), "identity"]["pairs"].max())
             line[0].set_ylabel(row.name + (f"\nmean of {count} {counted}" if count > 1 else ""))
+        _bar(figure, axes, axes[0][2], "difference in CKA")  # the last one is drawn next to the panels
         _bar(figure, axes, axes[0][0], "CKA")
-        _bar(figure, axes, axes[0][2], "difference")
     return figure
 
 

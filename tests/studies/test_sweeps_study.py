@@ -197,3 +197,12 @@ def test_names_are_drawn_as_they_are(results, tmp_path):
         figure = draw({r"x$\bar$": results["digits"]}, [row])
         figure.savefig(tmp_path / "figure.png")
         assert any(row.name in ax.get_ylabel() for ax in figure.axes)
+
+
+@pytest.mark.parametrize("draw", [figure15, figure16, figure17])
+def test_a_figure_says_what_its_numbers_depend_on(results, draw):
+    last = draw(results, ROWS).get_suptitle().splitlines()[-1]
+    assert last == "24 images in 2 mini-batches, centered by location-mean, unbiased CKA"
+    photos = results["photos"].dataset.assign_attrs(centering="None", estimator="biased")
+    last = draw({"digits": results["digits"], "photos": SweepResult(photos)}, ROWS).get_suptitle().splitlines()[-1]
+    assert last.endswith("centered by location-mean and not centered, unbiased and biased CKA")
