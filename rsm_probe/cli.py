@@ -127,15 +127,19 @@ def check(
 
     Models are loaded, layers are looked up and images are read as by `run`, which would refuse whatever is refused
     here. Models see a few images, on which matchings are timed; networks that the run would train have random weights.
-    Prints the models with their layers, images, pairs, time, memory and disk space. Paths in a configuration are
+    Prints the models with their layers, images, pairs, time, memory and disk space, and whether the estimate is within
+    max_hours; exits with an error if `run` would refuse it. Paths in a configuration are
     relative to its folder, or else to the working directory, which is mentioned.
     """
     from rsm_probe.studies.registry import read_study
 
     study = read_study(config, allow_code=allow_code)
     folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
-    typer.echo(str(study.plan(folder)))
+    plan = study.plan(folder)
+    typer.echo(str(plan))
     typer.echo(f"run folder: {folder}, {'to continue' if study.has_begun(folder) else 'to begin'}")
+    if getattr(plan, "refusal", None) is not None:  # plans of several studies have no limit
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -171,6 +171,16 @@ def match_on_disk(
         return dataset.load() if wanted is None else dataset
 
 
+def require_pairs_time(execution: Execution, seconds: float, pairs: int, locations: int) -> None:
+    """Refuse the pairs of a layer that would take too long.
+
+    Raises:
+        CostError: the estimate exceeds `max_hours`.
+    """
+    advice = f"take fewer images, a layer of fewer than {locations} locations, more workers"
+    execution.require_time(seconds, f"{pairs:,} pairs", lambda _: advice)
+
+
 def open_pairs(where: str | Path) -> xr.Dataset:
     """Open what `all_pairs` wrote; arrays are read on use.
 
@@ -242,11 +252,7 @@ class _Run:
         # Time pairs only where the estimate is shown or checked.
         asked = self.execution.progress or self.execution.limits_time
         seconds = self._seconds_per_pair() * pairs / workers if asked else 0.0
-        self.execution.require_time(
-            seconds,
-            f"{pairs:,} pairs",
-            lambda _: f"take fewer images, a layer of fewer than {self.x.shape[1]} locations, more workers",
-        )
+        require_pairs_time(self.execution, seconds, pairs, self.x.shape[1])
         memory = workers * self.plan.tile_bytes(self.job.tile)
         self.execution.say(
             f"all pairs of {self.x.name}: {pairs:,} pairs in {len(self.left)} tiles of {self.job.tile} x "

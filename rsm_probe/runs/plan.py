@@ -84,6 +84,8 @@ class StudyPlan:
         memory_bytes: most bytes of memory besides the models.
         disk_bytes: bytes that the run folder takes, apart from figures.
         to_train: titles of networks that the run would train, whose time is not estimated.
+        max_hours: the limit of the study; None if it has none.
+        refusal: the error with which `run` would refuse the estimate; None if it would not.
     """
 
     study: str
@@ -93,6 +95,8 @@ class StudyPlan:
     memory_bytes: float
     disk_bytes: float
     to_train: Sequence[str]
+    max_hours: float | None = None
+    refusal: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -110,6 +114,10 @@ class StudyPlan:
         )
         if self.to_train:
             lines.append(f"not estimated: training {listed(self.to_train)}")
+        if self.refusal is not None:
+            lines.append(f"run would refuse this: {self.refusal}")
+        elif self.max_hours is not None:
+            lines.append(f"within the limit of max_hours: {self.max_hours:g}")
         return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from rsm_probe.config import Config
-from rsm_probe.errors import ConfigError, ModelError
+from rsm_probe.errors import ConfigError, CostError, ModelError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import available_cores
 from rsm_probe.matching.matching import Matching
@@ -301,7 +301,24 @@ class Runner(ABC, Generic[S]):
             if entry.recipe is not None and base_title(title) == title and not file.exists():
                 missing.append(title)
         workers = min(self.execution.worker_count, available_cores())
-        return StudyPlan(study.study, models, study.matchings, workers, *self.sizes(models), missing)
+        refusal = None
+        try:
+            self.require_cost(models, workers)
+        except CostError as error:
+            refusal = str(error)
+        limit = self.execution.max_hours
+        return StudyPlan(study.study, models, study.matchings, workers, *self.sizes(models), missing, limit, refusal)
+
+    def require_cost(self, models: Sequence[ModelPlan], workers: int) -> None:
+        """Refuse an estimate that `run` would refuse.
+
+        Args:
+            models: the plans of all models.
+            workers: CPU threads that match.
+
+        Raises:
+            CostError: it exceeds a limit.
+        """
 
     def images_of(self, entry: Any) -> dict[str, ImageSet]:
         """The images that the models of an entry see, by name, once they are loaded."""

@@ -20,7 +20,7 @@ from rsm_probe.comparison.alignment import cka
 from rsm_probe.errors import ComparisonError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.pairs.on_disk import match_on_disk, open_pairs
+from rsm_probe.pairs.on_disk import match_on_disk, open_pairs, require_pairs_time
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.plan import ModelPlan
@@ -31,6 +31,7 @@ from rsm_probe.similarity.rsm import RSM
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.storage.paths import absolute, file_name, is_url
+from rsm_probe.streaming.batch_consumer import naming
 from rsm_probe.studies.rsm_panels import pair_panels
 
 # Ends the name of a model's capture of the database.
@@ -154,6 +155,14 @@ class PairsRunner(Runner[PairsConfig]):
         entries = len(self.images) * len(self.images if self.database is None else self.database)
         numbers = [16 + (2 * layer.locations if self.study.permutations else 0) for m in models for layer in m.layers]
         return memory, disk + entries * len(self.study.matchings) * sum(numbers)
+
+    def require_cost(self, models: Sequence[ModelPlan], workers: int) -> None:
+        """See `Runner.require_cost`; the limit is that of one layer and matching."""
+        for model in models:
+            for layer in model.layers:
+                seconds = model.pairs * max(layer.pair_seconds.values(), default=0.0) / workers
+                with naming(model.title, layer.name.partition("/")[2]):
+                    require_pairs_time(self.execution, seconds, model.pairs, layer.locations)
 
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from rsm_probe.errors import StorageError
+from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Kernels, Seed
 from rsm_probe.runs.plan import ModelPlan
@@ -92,15 +93,30 @@ class SweepRunner(Runner[SweepConfig]):
 
     def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
         """See `Runner.sizes`; results hold the CKA of all pairs of RSMs by each estimator."""
-        study, sizes = self.study, self._batch_sizes()
-        layers = [layer for model in models for layer in model.layers]
+        study, cost = self.study, self._cost(models, self.execution.worker_count)
+        rsms = len(cost.layers) * len(study.matchings) * len(study.kernels)
+        entries = cost.kept_rsms * len(cost.batch_sizes) * max(cost.batch_sizes) ** 2
+        return cost.bytes, 8 * (len(study.estimators) * rsms**2 + entries)
+
+    def require_cost(self, models: Sequence[ModelPlan], workers: int) -> None:
+        """See `Runner.require_cost`; the limit is that of the whole sweep."""
+        self._cost(models, workers).require(self.execution, physical_bytes())
+
+    def _cost(self, models: Sequence[ModelPlan], workers: int) -> Cost:
+        """The cost of the sweep, from the plans of its models."""
+        study, layers = self.study, [layer for model in models for layer in model.layers]
         names, keep = [layer.name.partition("/")[2] for layer in layers], KeptLayers(study.keep)
         keep.require_among(names)
-        rsms = len(study.matchings) * len(study.kernels)
-        kept_rsms = sum(name in keep for name in names) * rsms
-        cost = Cost(layers, 0.0, len(self.images), sizes, self.execution.worker_count, 1, len(study.kernels), kept_rsms)
-        disk = 8 * (len(study.estimators) * (len(layers) * rsms) ** 2 + kept_rsms * len(sizes) * max(sizes) ** 2)
-        return cost.bytes, disk
+        return Cost(
+            layers,
+            sum(model.image_seconds for model in models),
+            len(self.images),
+            self._batch_sizes(),
+            workers,
+            self.passes,
+            len(study.kernels),
+            sum(name in keep for name in names) * len(study.matchings) * len(study.kernels),
+        )
 
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]

@@ -1,12 +1,13 @@
 """What `rsm-probe check` finds out: as much as a run would refuse, and what it would cost; nothing is left behind."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from rsm_probe.errors import ImageError, LayerError, StorageError
+from rsm_probe.errors import CostError, ImageError, LayerError, StorageError
 from rsm_probe.studies import read_study
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke"
@@ -62,6 +63,26 @@ def test_pairs_of_two_sets_and_their_bytes_on_disk_are_counted(tmp_path):
 def test_what_a_run_would_refuse_is_refused(tmp_path, keys, error):
     with pytest.raises(error):
         study(tmp_path, "sweep", **keys).plan(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "work"),
+    [
+        ("sweep", {"batch_size": 5}, r"this sweep would take about "),
+        ("pairs", {"permutations": True}, r"layer 'layer2' of model 'net': 45 pairs would take about "),
+    ],
+)
+def test_a_plan_says_whether_the_limit_of_hours_would_refuse_it_as_a_run_does(tmp_path, name, keys, work):
+    keys = {"layers": "layer2", "matchings": ["optimal"], **keys}
+    fitting = study(tmp_path, name, max_hours=5, **keys).plan(tmp_path / "out")
+    assert fitting.refusal is None
+    assert str(fitting).endswith("within the limit of max_hours: 5")
+    limited = study(tmp_path, name, max_hours=1e-9, **keys)
+    plan = limited.plan(tmp_path / "out")
+    assert re.search(rf"run would refuse this: {work}[^,]*, above max_hours=1e-09; .*raise max_hours", str(plan))
+    with pytest.raises(CostError, match=r"above max_hours=1e-09"):
+        limited.run(tmp_path / "out")
+    assert "max_hours" not in str(study(tmp_path, name, max_hours=None, **keys).plan(tmp_path / "none"))
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
