@@ -16,8 +16,16 @@ from rsm_probe.checks import brief, require_flag, require_seed, require_text, re
 from rsm_probe.errors import ModelError, did_you_mean
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.representation import Layout
-from rsm_probe.sources.models.checkpoints import Entry, entries_of, read_checkpoint
-from rsm_probe.sources.models.fitting import best_fit, classes_of, load_fit
+from rsm_probe.sources.models.checkpoints import (
+    Entry,
+    entries_of,
+    is_checkpoint,
+    pickled_module,
+    read_checkpoint,
+)
+from rsm_probe.sources.models.fitting import Fit, best_fit, classes_of, load_fit
+from rsm_probe.sources.models.formats.adapters import adapter_folder, refuse_adapter, with_adapter
+from rsm_probe.sources.models.formats.saved_names import with_own_names
 from rsm_probe.sources.models.libraries import IMAGE_TOWERS, LIBRARIES, Preprocess, short_name
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
 from rsm_probe.sources.models.preprocessing_words import preprocessing
@@ -54,12 +62,13 @@ def load_model(
             folder ("hf-classifier:" for the model with its classification head), "open_clip:ARCH/TAG" (its image
             tower, the part `visual`, unless `part` or `method` is given), "torch.hub:REPO:ENTRY", a `.safetensors`
             file that `rsm-probe train` wrote, "file.py:function" for your own function that builds a module, that
-            function itself, or a module.
+            function itself, a module, or with `allow_pickle` the file of a module that was pickled as a whole.
         weights: "default" for the library's pretrained weights (files and modules keep their own), None for random
             weights (modules keep their own), or the path of a checkpoint: a `.safetensors` file, what `torch.save`
             wrote of a state dict or of a dictionary that holds one (Lightning, DataParallel, FSDP, compiled models,
             teachers and students), the `.index.json` of shards, or a folder with one of these. The weights are
-            located by their names and shapes.
+            located by their names and shapes. The folder of a PEFT adapter is merged into the weights that "default"
+            stands for.
         name: the model's name in results; "" derives it from the source.
         seed: seed of random weights; None draws them from PyTorch's global generator.
         part: dotted name of a submodule to use instead of the whole model, such as the image tower of a model that
@@ -76,7 +85,7 @@ def load_model(
             (resize, crop the centre to `size`, RGB in [0, 1]), or "imagenet" (the same, normalised by mean and
             standard deviation of ImageNet).
         size: pixels of both sides for these words, or (height, width); by default 224.
-        allow_pickle: also read checkpoints that hold more than tensors, which can run any code.
+        allow_pickle: also read files that hold more than tensors, which can run any code.
         trust_remote_code: let transformers run the code that comes with a model, and torch.hub that of a repository.
         layers: layers of this model to probe, as in `Probe`; this and what follows is what `sweep` and `capture`
             take for all models, and holds for this one first.
@@ -109,6 +118,9 @@ def load_model(
         require_whole(num_classes, "num_classes", 0, ModelError)
     pretrained = str(weights) == "default"
     file = None if weights is None or pretrained else Path(str(weights))
+    adapter = None if file is None else adapter_folder(file)
+    if adapter is not None:
+        file, pretrained = None, True
     library = str(source).partition(":")[0] if isinstance(source, str | Path) else ""
     part = part or (IMAGE_TOWERS.get(library, "") if method is None else "")
 
@@ -116,7 +128,7 @@ def load_model(
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            return _loaded(source, trained, weights is not None, trust_remote_code, classes)
+            return _loaded(source, trained, weights is not None, trust_remote_code, allow_pickle, classes)
 
     loaded = build(pretrained and num_classes is None, num_classes)
     incomplete: tuple[str, ...] = ()
@@ -128,6 +140,8 @@ def load_model(
         loaded, incomplete = _filled(loaded, build, entries, where, part, key, prefix, strict, num_classes)
     elif key or prefix:
         raise ModelError("key= and prefix= choose weights within a file; give the file as weights=")
+    if adapter is not None:
+        loaded = replace(loaded, module=with_adapter(loaded.module, adapter))
     if part:
         incomplete = tuple(n.removeprefix(f"{part}.") for n in incomplete if n.startswith(f"{part}."))
     return replace(
@@ -166,29 +180,38 @@ def _filled(
 ) -> tuple[LoadedModel, tuple[str, ...]]:
     """Load the values of a checkpoint into a model; return it with the names for which there are none."""
     module = loaded.module
-    fit = best_fit(module, entries, where, key, prefix)
+    fit = _fit(module, entries, where, key, prefix)
     if part and not fit.complete:
-        of_part = best_fit(_part(module, part), entries, where, key, prefix)
+        of_part = _fit(_part(module, part), entries, where, key, prefix)
         if of_part.complete:
             load_fit(_part(module, part), of_part, where)
             others = [name for name in module.state_dict() if not name.startswith(f"{part}.")]
             return loaded, tuple(others)
+    if not fit.complete:
+        refuse_adapter(entries, where)
     head: set[str] = set()
     if classes is not None and not fit.complete:
         head = _differing(module, build(False, classes + 1).module)
     elif strict and (inferred := classes_of(fit, module)) is not None and (rebuilt := _rebuilt(build, inferred)):
-        other = best_fit(rebuilt.module, entries, where, key, prefix)
+        other = _fit(rebuilt.module, entries, where, key, prefix)
         if other.complete:
             warnings.warn(f"{loaded.name} is built with {inferred} classes, as the head in {where} has", stacklevel=3)
             loaded, fit = rebuilt, other
     advice = ""
-    if "transformers" in type(module).__module__:
-        advice = "; what save_pretrained wrote may have other names: name its folder as the source, hf:FOLDER"
     if fit.entries:
-        advice += (
+        advice = (
             "; strict=False (--no-strict) leaves out what does not fit, and refuses layers that need missing weights"
         )
     return loaded, load_fit(loaded.module, fit, where, strict, head, advice)
+
+
+def _fit(module: nn.Module, entries: list[Entry], where: str, key: str, prefix: str) -> Fit:
+    """The best fit of a checkpoint's values, under the names that they have or those of the library's own files."""
+    fit = best_fit(module, entries, where, key, prefix)
+    if fit.complete or prefix or not (renamed := with_own_names(module, entries)):
+        return fit
+    other = best_fit(module, renamed, where, key)
+    return other if len(other.entries) - len(other.reshaped) > len(fit.entries) - len(fit.reshaped) else fit
 
 
 def _rebuilt(build: Callable[[bool, int | None], LoadedModel], classes: int) -> LoadedModel | None:
@@ -206,7 +229,12 @@ def _differing(one: nn.Module, other: nn.Module) -> set[str]:
 
 
 def _loaded(
-    source: Any, pretrained: bool, trained: bool, trust_remote_code: bool, num_classes: int | None
+    source: Any,
+    pretrained: bool,
+    trained: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    num_classes: int | None,
 ) -> LoadedModel:
     if isinstance(source, str | Path):
         library, _, title = str(source).partition(":")
@@ -236,6 +264,8 @@ def _loaded(
         from rsm_probe.sources.training.trained_network import load_trained
 
         return load_trained(source, pretrained=trained)
+    if is_checkpoint(path := Path(source)):
+        return LoadedModel(path.stem, pickled_module(path, allow_pickle).eval(), to_tensor, default_preprocess=True)
     known = ", ".join(f"'{key}:...'" for key in LIBRARIES)
     raise ModelError(
         f"unrecognised model source {brief(str(source))}; use {known}, 'file.py:function', or the path of a "
