@@ -92,6 +92,7 @@ class CapturedLayer:
         shape: (N, S, C).
         grid: (H, W) with H * W = S, or None.
         digest: hash of all tokens.
+        input: the input of the model whose locations these are, as in `Representation`; "" if one holds images.
         provenance: what the values depend on; results store it to recognise their tokens.
     """
 
@@ -101,6 +102,7 @@ class CapturedLayer:
         self.name: str = entry["name"]
         self.where = capture.where
         self.digest: str = entry["digest"]
+        self.input: str = entry.get("input", "")
         self.grid: tuple[int, ...] | None = entry["grid"] and tuple(entry["grid"])
         self.ids, self.labels = capture.ids, capture.labels
         known = {key: capture.settings.get(key) for key in ("model", "weights", "images", "content", "device")}
@@ -233,8 +235,8 @@ def layers_of(store: ChunkStore) -> list[dict[str, Any]]:
     """
     layers = store.attribute("layers", list)
     for layer in layers:
-        kinds = {"name": str, "dtype": str, "digest": str}
-        if not isinstance(layer, dict) or any(not isinstance(layer.get(key), kind) for key, kind in kinds.items()):
+        texts = () if not isinstance(layer, dict) else [layer.get(key) for key in ("name", "dtype", "digest")]
+        if not texts or not all(isinstance(text, str) for text in (*texts, layer.get("input", ""))):
             raise store.damaged(f"an entry of its attribute 'layers' is {brief(layer)}")
         grid = layer.get("grid")
         whole = isinstance(grid, list) and len(grid) in (2, 3) and all(type(side) is int and side > 0 for side in grid)

@@ -21,6 +21,7 @@ from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.representation import Layout
 from rsm_probe.sources.images.any_images import as_images
 from rsm_probe.sources.images.batches import RawBatch, SetBatches
+from rsm_probe.sources.images.contents.item_labels import ItemLabels
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.loading import load_model
@@ -186,15 +187,17 @@ def count_images(source: SetBatches | ImageLoader) -> None:
 def _names(store: ChunkStore, source: SetBatches | ImageLoader) -> tuple[Sequence[str], Sequence[str]]:
     """Ids and labels of the images; labels that only a pass shows are those in the store, or ""."""
     if isinstance(source, SetBatches):
-        return source.images.ids, source.images.labels
-    count = sum(source.sizes)
-    ids = [str(k) for k in range(count)] if source.ids is None else source.ids
-    if source.labels is not None:
-        return ids, source.labels
+        ids = source.images.ids
+        if not isinstance(source.images.labels, ItemLabels):
+            return ids, source.images.labels
+    else:
+        ids = [str(k) for k in range(sum(source.sizes))] if source.ids is None else source.ids
+        if source.labels:
+            return ids, source.labels
     with suppress(StorageError):  # damaged: the next pass shows them again
         if "label" in store:
             return ids, [str(label) for label in store.read("label")]
-    return ids, [""] * count
+    return ids, [""] * len(ids)
 
 
 def _require_settings(store: ChunkStore, settings: dict[str, Any], source: SetBatches | ImageLoader) -> None:
@@ -228,6 +231,9 @@ def _record(stream: LayerStream, writer: CaptureWriter, settings: dict[str, Any]
             bar.update(len(batch))
         if isinstance(source, ImageLoader):
             writer.labels = source.labels_seen
+            writer.put_names()
+        elif isinstance(source, SetBatches) and isinstance(source.images.labels, ItemLabels):
+            writer.labels = list(source.images.labels)
             writer.put_names()
         repaired: set[int] = set()
         while (broken := writer.finish()) is not None:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,8 @@ class CaptureWriter:
         entries, made = [], []
         for number, (name, shapes) in enumerate(self._shapes.items()):
             grid = layers[name].grid
-            entries.append({"name": name, "dtype": self._dtype_name, "grid": grid and list(grid), "digest": ""})
+            entry = {"name": name, "dtype": self._dtype_name, "grid": grid and list(grid), "digest": ""}
+            entries.append(entry | ({"input": layers[name].input} if layers[name].input else {}))
             for part, shape in shapes.items():
                 if shape[0]:
                     made.append(self._create(f"{layer_folder(number)}/{part}", shape))
@@ -103,7 +105,7 @@ class CaptureWriter:
                 )
                 made.append(created)
         stored = layers_of(self.store) if "layers" in self.store.attributes else entries
-        if [{**layer, "digest": ""} for layer in stored] != entries:
+        if [_identity(layer) for layer in stored] != [_identity(entry) for entry in entries]:
             raise StorageError(f"{self.store.where} holds different layers; choose another folder for this capture")
         self.store.set({"layers": entries, "finished": False})
         self._nothing_there = any(made)
@@ -216,6 +218,11 @@ class CaptureWriter:
             self.store.put(f"{folder}/mean", (total / self.count).numpy(), ("location", "channel"))
         self.store.finish({"layers": layers}, array_names(len(layers), prefixed))
         return None
+
+
+def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entry of a layer must share with that of an earlier run, which may not know the layer's input."""
+    return {key: value for key, value in entry.items() if key not in ("digest", "input")}
 
 
 def _bits(values: Tensor) -> np.ndarray:

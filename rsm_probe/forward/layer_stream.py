@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from copy import copy as shallow_copy
@@ -10,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsm_probe.checks import require_text, require_texts
 from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, did_you_mean
@@ -31,6 +32,9 @@ from rsm_probe.sources.models.reading import Reading
 # The number of images that show the shapes of the layers before long work starts. It is a prime that hardly ever
 # divides a number of tokens, so that the image axis is clear, even for later batches as long as a sequence.
 SAMPLE_IMAGES = 11
+
+# Numbers of channels that pictures have.
+_COLOURS = (1, 3)
 
 
 class LayerStream:
@@ -65,6 +69,7 @@ class LayerStream:
         self._kinds = {name: token_kinds(reading.tokens) for name, reading in readings.items()}
         self._consumer: LayerConsumer
         self._images = 0
+        self._remarked = False
         self._probes: dict[str, Probe] = {}
         matched: set[str] = set()
         for name, model in models.items():
@@ -108,7 +113,8 @@ class LayerStream:
             consumer: receives the layers.
 
         Raises:
-            ImageError: image sizes differ after preprocessing, or preprocessing fails.
+            ImageError: image sizes differ after preprocessing, preprocessing fails, or it is not clear which entry of
+                the batch of a loader holds the images.
             RsmProbeError: an error of `Probe` or of the consumer.
         """
         ready: dict[int, Tensor] = {}
@@ -119,6 +125,11 @@ class LayerStream:
             probe, reading = self._probes[name], self.readings[name]
             content = batch.whole if reading.forward is not None else None
             if content is None:
+                if batch.unclear:
+                    raise ImageError(batch.unclear)
+                if batch.remark and not self._remarked:
+                    warnings.warn(batch.remark, stacklevel=2)
+                    self._remarked = True
                 key = id(model.preprocess)
                 if key not in ready:
                     ready[key] = prepared(batch, model.preprocess)
@@ -128,7 +139,7 @@ class LayerStream:
             content = on_device(content, model.device, copy=len(self.models) > 1)
             if isinstance(content, Tensor):
                 content = in_dtype_of(model.module, reading, content)
-            with torch.no_grad(), probe, _explaining(name, content, reading):
+            with torch.no_grad(), probe, _explaining(name, model.module, content, reading):
                 reading.call(model.module, content)
             names |= {
                 (name, kind_name(taken_as, kind)): kind_name(layer, kind)
@@ -163,11 +174,11 @@ class LayerStream:
 
 
 @contextmanager
-def _explaining(model: str, content: Any, reading: Reading) -> Iterator[None]:
-    """Adds to the error of a model what it may lack: floats, or arguments beside the images.
+def _explaining(model: str, module: nn.Module, content: Any, reading: Reading) -> Iterator[None]:
+    """Adds to the error of a model what it may lack: other images, or arguments beside them.
 
     Raises:
-        ImageError: a RuntimeError was raised in the block, and the images are whole numbers.
+        ImageError: a RuntimeError or ValueError was raised in the block, and the images explain it.
         ModelError: a TypeError says that an argument is missing, and nothing but the images was passed.
     """
     try:
@@ -179,14 +190,28 @@ def _explaining(model: str, content: Any, reading: Reading) -> Iterator[None]:
             f"model {model!r} takes more than a batch of images: {error}; make the call by forward=, as in "
             f"forward=lambda model, batch: model(batch, timestep)"
         ) from error
-    except RuntimeError as error:
-        if not isinstance(content, Tensor) or content.is_floating_point():
+    except (RuntimeError, ValueError) as error:
+        if not isinstance(content, Tensor) or not (advice := _advice(module, content)):
             raise
-        raise ImageError(
-            f"model {model!r} fails on images of {content.dtype}, which it gets as they are: {error}; give floats, as "
-            f"in .float() / 255 with the normalisation of the model, or pictures (PIL images, NumPy arrays of bytes), "
-            f"which pass its preprocessing"
-        ) from error
+        raise ImageError(f"model {model!r} fails on {advice[0]}: {error}; {advice[1]}") from error
+
+
+def _advice(module: nn.Module, images: Tensor) -> tuple[str, str] | None:
+    """What may be wrong with images on which a model fails, and what to give instead; None if nothing is known."""
+    shape = tuple(images.shape)
+    if not images.is_floating_point():
+        return (
+            f"images of {images.dtype}, which it gets as they are",
+            "give floats, as in .float() / 255 with the normalisation of the model, or forward=, as in "
+            "forward=lambda model, batch: model(batch.float() / 255), where batch is what the loader yields, or "
+            "pictures (PIL images, NumPy arrays of bytes), which pass its preprocessing",
+        )
+    if images.ndim == 4 and shape[3] in _COLOURS and shape[1] not in _COLOURS:
+        return (
+            f"images of shape {shape}, whose channels seem to be last",
+            "if they are, name the axes by rsm_probe.sources.as_images(images, axes='NHWC')",
+        )
+    return None
 
 
 def on_device(content: Any, device: torch.device, copy: bool) -> Any:

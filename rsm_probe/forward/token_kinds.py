@@ -63,7 +63,7 @@ def of_kind(representation: Representation, kind: str) -> Representation:
     """
     if kind == LOCATIONS:
         return representation
-    return Representation(TOKEN_KINDS[kind](representation), representation.prefix[:, :0], None)
+    return Representation(TOKEN_KINDS[kind](representation), representation.prefix[:, :0], None, representation.input)
 
 
 def kind_name(layer: str, kind: str) -> str:

@@ -277,6 +277,12 @@ def test_a_sweep_says_to_which_input_a_layer_belongs(tmp_path):
     # A sweep takes the images in a random order.
     np.testing.assert_allclose(np.sort(result.rsms.values.ravel()), np.sort(alone.values.ravel()), rtol=1e-6)
     assert "input_a" not in sweep(vit(), images.repeat(1, 1, 4, 4), LAYER, ["identity"], batch_size=8).dataset
+    options = {"tokens": ["locations", "mean"], "forward": both_eyes}
+    captured = capture(model, images, ["near", "far"], tmp_path / "c", **options)
+    expected = {"near": "args[0]", "far": "right", "near@mean": "args[0]", "far@mean": "right"}
+    for layers in (captured, rsm_probe.Capture.open(tmp_path / "c")):
+        assert {name: layer.input for name, layer in layers.items()} == expected
+    assert capture(vit(), images.repeat(1, 1, 4, 4), LAYER, tmp_path / "d")[LAYER].input == ""
 
 
 def test_a_model_that_takes_more_than_images_is_answered_with_forward(tmp_path):

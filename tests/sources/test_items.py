@@ -2,19 +2,22 @@
 
 import io
 import os
+import re
+import warnings
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset, random_split
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, random_split
 
 import rsm_probe
 from rsm_probe.errors import ImageError
-from rsm_probe.sources import ImageSet, as_images, folder, from_dataset, from_tensor
+from rsm_probe.sources import ImageLoader, ImageSet, as_images, folder, from_dataset, from_tensor
 
 IMAGES = torch.rand(6, 3, 4, 4)
+CONV = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1))
 PICTURE = Image.new("RGB", (4, 4), (10, 20, 30))
 ARRAY = np.asarray(PICTURE)
 
@@ -108,7 +111,6 @@ ITEMS = {
     "nested": ({"a": {"b": (0, PICTURE)}}, "a mapping", 'data[k]["a"]["b"][1]'),
     "grey tensor": (IMAGES[0, 0], "Tensor of shape (4, 4)", "data[k][None]"),
     "bytes": (encoded(), "bytes", "PIL.Image.open(io.BytesIO(data[k]))"),
-    "views": (((PICTURE, PICTURE), 3), "a tuple (tuple, int)", "data[k][0][0]"),
 }
 
 
@@ -320,3 +322,182 @@ def test_file_names_that_are_not_utf8_are_read_and_can_be_stored(tmp_path):
 def test_fingerprints_of_items_that_are_not_images_name_them():
     with pytest.raises(ImageError, match="Plain: cannot read image '0': found a mapping"):
         from_dataset(Plain({"caption": "a cat"})).fingerprint()
+
+
+# Labels and images within items
+
+
+class Items(Plain):
+    """A data set of one's own that counts how often an item is read."""
+
+    def __init__(self, make, count=6):
+        super().__init__(*map(make, range(count)))
+        self.reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+CLASSES = ["cat", "dog", "cat", "emu", "dog", "cat"]
+LABELLED = {
+    "pair": lambda k: (IMAGES[k], CLASSES[k]),
+    "label first": lambda k: (CLASSES[k], IMAGES[k]),
+    "number before": lambda k: (k, IMAGES[k], CLASSES[k]),
+    "number after": lambda k: (IMAGES[k], CLASSES[k], k),
+    "mapping after": lambda k: (IMAGES[k], {"label": CLASSES[k], "id": k}),
+    "image in a mapping": lambda k: ({"image": IMAGES[k]}, CLASSES[k]),
+    "mapping": lambda k: {"image": IMAGES[k], "label": CLASSES[k], "meta": k},
+    "nested mapping": lambda k: {"sample": {"image": IMAGES[k], "label": CLASSES[k]}},
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_of_items_come_with_their_images(name, tmp_path):
+    data = Items(LABELLED[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = as_images(data)
+    assert data.reads == 2  # the first and the last show where labels are
+    assert "labels of its items" in repr(images)
+    subset = images.subset([4, 3])
+    assert data.reads == 2
+    assert [subset.labels[1], list(images.labels)] == ["emu", CLASSES]
+    layers = rsm_probe.capture(CONV, as_images(data), "0", tmp_path / "c", batch_size=4)
+    assert layers.labels == CLASSES
+    layers = rsm_probe.capture(CONV, as_images(data, labels=["x"] * 6), "0", tmp_path / "d")
+    assert layers.labels == ["x"] * 6
+    collated = next(iter(as_images(DataLoader(data, 6)).batches()))
+    assert list(collated.labels) == CLASSES
+    assert torch.equal(collated.images, IMAGES)
+
+
+def test_reading_labels_reads_no_image_twice(tmp_path):
+    reads = []
+    for make in (LABELLED["pair"], lambda k: IMAGES[k]):
+        data = Items(make)
+        images = as_images(data)
+        before = data.reads
+        rsm_probe.capture(CONV, images, "0", tmp_path / str(len(reads)))
+        reads.append(data.reads - before)
+    assert reads[0] == reads[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "label", "said"),
+    [
+        (lambda k: (k, IMAGES[k]), "5", "entry 0 is taken for the labels, but it counts the images"),
+        (lambda k: (IMAGES[k], k), "5", "entry 1 is taken for the labels, but it counts the images"),
+        (lambda k: (k + 7, IMAGES[k], "cat"), "cat", "entry 2 is taken .* they may be entry 0"),
+        (lambda k: {"image": IMAGES[k], "label": 3, "class": "x"}, "3", "entry 'label' is taken .* entry 'class'"),
+    ],
+)
+def test_labels_that_may_be_something_else_are_named_once(make, label, said):
+    with pytest.warns(UserWarning, match=said) as caught:
+        assert as_images(Items(make)).labels[5] == label
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=said) as caught:
+        list(as_images(DataLoader(Items(make), 4)).batches())
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert as_images(Items(make), labels=[]).labels == [""] * 6
+        (batch,) = as_images(DataLoader(Items(make), 6), labels=[]).batches()
+        assert list(batch.labels) == [""] * 6
+
+
+def test_labels_that_differ_for_every_image_of_a_loader_are_doubted_at_the_end():
+    loader = DataLoader([(IMAGES[k % 6], 50 - k) for k in range(12)], 4)
+    images = as_images(loader)
+    with pytest.warns(UserWarning, match=r"entry 1 of the batches, differ for every image, .*label_key="):
+        list(images.batches())
+
+
+def test_labels_can_be_named():
+    def make(k):
+        return IMAGES[k], {"a": CLASSES[k], "b": k}, k + 3
+
+    for data in (Items(make), DataLoader(Items(make), 6)):
+        for key, expected in (((1, "a"), CLASSES), ((1, "b"), list("012345")), (2, list("345678"))):
+            images = as_images(data, label_key=key)
+            labels = images.labels if isinstance(data, Items) else next(iter(images.batches())).labels
+            assert list(labels) == expected
+    with pytest.raises(ImageError, match="without label_key=5"):
+        as_images(Items(make), label_key=5)
+    with pytest.raises(ImageError, match=r"label_key=0 names Tensor of shape .* not a label"):
+        as_images(Items(make), label_key=0)
+    with pytest.raises(ImageError, match="label_key=0 names no entry of"):
+        next(iter(as_images(DataLoader(Items(make), 6), label_key=0).batches()))
+    with pytest.raises(ImageError, match="label_key= names the label within items of a data set, not of Tensor"):
+        as_images(IMAGES, label_key=0)
+
+
+VIEWS = {
+    "pair": (lambda k: (IMAGES[k], IMAGES[k] + 1), 0, 1),
+    "with label": (lambda k: (IMAGES[k], IMAGES[k] + 1, 2), 0, 1),
+    "nested": (lambda k: ((IMAGES[k], IMAGES[k] + 1), 2), (0, 0), (0, 1)),
+    "mapping": (lambda k: {"left": IMAGES[k], "right": IMAGES[k] + 1}, "left", "right"),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_two_views_are_refused_unless_one_is_named_or_a_function_takes_both(name):
+    make, first, second = VIEWS[name]
+    said = rf"may be the images?; name one, as in .*image_key={re.escape(repr(first))}\).*forward=lambda model, batch"
+    with pytest.raises(ImageError, match=said):
+        as_images(Items(make))[0]
+    with pytest.raises(ImageError, match=said):
+        rsm_probe.capture(CONV, DataLoader(Items(make), 6), "0", "memory://views")
+    for data in (Items(make), DataLoader(Items(make), 6), DataLoader(Items(make), 6, collate_fn=list)):
+        layers = rsm_probe.capture(CONV, as_images(data, image_key=second), "0", f"memory://{name}{id(data)}")
+        assert torch.equal(layers["0"].tokens(), CONV(IMAGES + 1).detach().flatten(2).mT)
+
+    def both(model, batch):
+        views = [batch[key] if isinstance(key, str | int) else batch[key[0]][key[1]] for key in (first, second)]
+        return model(views[0] + views[1])
+
+    layers = rsm_probe.capture(CONV, DataLoader(Items(make), 6), "0", f"memory://{name}", forward=both)
+    assert torch.equal(layers["0"].tokens(), CONV(IMAGES + (IMAGES + 1)).detach().flatten(2).mT)
+
+
+def test_an_image_beside_one_that_is_unlike_it_is_taken_and_said_to_be():
+    def make(k):
+        return IMAGES[k], IMAGES[k][:1], 3
+
+    said = r"entry 0 is taken for the images, and entry 1 left out; .*image_key=0\)"
+    with pytest.warns(UserWarning, match=said):
+        assert torch.equal(as_images(Items(make))[2], IMAGES[2])
+    with pytest.warns(UserWarning, match=said):
+        rsm_probe.capture(CONV, DataLoader(Items(make), 6), "0", "memory://unlike")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rsm_probe.capture(CONV, DataLoader(Items(make), 6), "0", "memory://taken", forward=lambda m, batch: m(batch[0]))
+
+
+@pytest.mark.parametrize("make", [lambda k: (PICTURE, k % 2), lambda k: {"image": PICTURE, "label": k % 2}])
+@pytest.mark.parametrize("collate", [list, lambda items: items])
+def test_batches_that_were_not_collated_are_read_item_by_item(make, collate):
+    loader = DataLoader(Items(make), 6, collate_fn=collate)
+    for images in (as_images(loader), as_images(loader, image_key="image" if isinstance(make(0), dict) else 0)):
+        batch = next(iter(images.batches()))
+        assert batch.images == [PICTURE] * 6
+        assert list(batch.labels) == list("010101")
+        assert len(batch.whole) == 6
+
+
+def test_axes_of_a_loader_can_be_named():
+    turned = IMAGES.permute(0, 2, 3, 1)
+    with pytest.raises(ImageError, match=r"shape \(6, 4, 4, 3\), whose channels seem to be last.*axes='NHWC'"):
+        rsm_probe.capture(CONV, DataLoader(turned, 6), "0", "memory://last")
+    for images in (DataLoader(turned, 6), turned):
+        layers = rsm_probe.capture(CONV, as_images(images, axes="NHWC"), "0", f"memory://{type(images).__name__}")
+        assert torch.equal(layers["0"].tokens(), CONV(IMAGES).detach().flatten(2).mT)
+    with pytest.raises(ImageError, match="names 3 axes, but the images have shape"):
+        next(iter(as_images(DataLoader(turned, 6), axes="NHW").batches()))
+
+
+def test_bytes_of_a_loader_are_pictures():
+    arrays = (IMAGES * 255).byte().permute(0, 2, 3, 1).numpy()
+    for batch in (arrays, arrays.transpose(0, 3, 1, 2), (arrays, np.arange(6) % 2)):
+        images = next(iter(ImageLoader([batch]).batches())).images
+        assert all(np.array_equal(np.asarray(image), array) for image, array in zip(images, arrays, strict=True))

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from rsm_probe.arrays import real_array, require_dense
 from rsm_probe.checks import brief, require_texts
 from rsm_probe.errors import ImageError, did_you_mean
-from rsm_probe.sources.images.dataset_items import as_texts, image_of, labels_of
+from rsm_probe.sources.images.contents.dataset_items import Key, image_of
+from rsm_probe.sources.images.contents.item_labels import ItemLabels, as_texts, label_reader, labels_of
 from rsm_probe.sources.images.folders import folder, from_paths
 from rsm_probe.sources.images.image_set import ImageSet, digest, pixel_bytes
 from rsm_probe.sources.images.loaders import ImageLoader
@@ -35,7 +36,8 @@ def as_images(
     *,
     ids: Sequence[str] | None = None,
     labels: Any = None,
-    image_key: str | int | None = None,
+    image_key: Key | None = None,
+    label_key: Key | None = None,
     axes: str | None = None,
 ) -> ImageLoader: ...
 
@@ -46,7 +48,8 @@ def as_images(
     *,
     ids: Sequence[str] | None = None,
     labels: Any = None,
-    image_key: str | int | None = None,
+    image_key: Key | None = None,
+    label_key: Key | None = None,
     axes: str | None = None,
 ) -> ImageSet: ...
 
@@ -56,7 +59,8 @@ def as_images(
     *,
     ids: Sequence[str] | None = None,
     labels: Any = None,
-    image_key: str | int | None = None,
+    image_key: Key | None = None,
+    label_key: Key | None = None,
     axes: str | None = None,
 ) -> ImageSet | ImageLoader:
     """Turn anything that holds images into an `ImageSet`, or a `DataLoader` into an `ImageLoader`.
@@ -71,29 +75,34 @@ def as_images(
             torchvision, Hugging Face and MONAI. Its items are images, tuples that contain one in any order, or mappings
             with a name such as `image`.
         ids: one name per image, as text; numbers or file names by default.
-        labels: one label per image, as text or whole numbers, in place of those that are known.
+        labels: one label per image, as text or whole numbers, in place of those that are known; [] for none.
         image_key: name or index of the image within the items of a data set or the batches of a loader, if it cannot
-            be recognised.
-        axes: the axes of a tensor or array, one letter each: N for images, C for channels, D, T, F, H and W, as in
-            "NHWC"; the images are then (N, C, ...), or (N, ...) without C, as in "NFT" for spectrograms.
+            be recognised; several, as in (0, "image"), lead into nested items.
+        label_key: the same of the label, if the entry that is recognised holds something else.
+        axes: the axes of a tensor or array, or of the images of a loader's batches, one letter each: N for images, C
+            for channels, D, T, F, H and W, as in "NHWC"; the images are then (N, C, ...), or (N, ...) without C, as in
+            "NFT" for spectrograms.
 
     Raises:
         ImageError: the value is none of these; the message says what to give instead.
 
     Warns:
-        UserWarning: what the axes of an array are read as.
+        UserWarning: what the axes of an array are read as, or which entry is taken for the labels, if this is unclear.
     """
     if isinstance(images, DataLoader | ImageLoader):
-        if axes is not None:
-            raise ImageError("axes= names the axes of a tensor or an array, not of a loader")
         own = ImageLoader(images) if isinstance(images, DataLoader) else images
         ids = own.ids if ids is None else ids
         labels = own.labels if labels is None else as_texts(labels)
-        key = own.image_key if image_key is None else image_key
-        return ImageLoader(own.loader, own.name, ids=ids, labels=labels, image_key=key)
-    image_set = _image_set(images, image_key, axes)
-    if image_key is not None and not is_data_set(images):
-        raise ImageError(f"image_key= names the image within items of a data set, not of {type(images).__name__}")
+        image_key = own.image_key if image_key is None else image_key
+        label_key = own.label_key if label_key is None else label_key
+        axes = own.axes if axes is None else axes
+        return ImageLoader(
+            own.loader, own.name, ids=ids, labels=labels, image_key=image_key, label_key=label_key, axes=axes
+        )
+    image_set = _image_set(images, image_key, label_key if labels is None else (), axes)
+    for name, key in (("image", image_key), ("label", label_key)):
+        if key is not None and not is_data_set(images):
+            raise ImageError(f"{name}_key= names the {name} within items of a data set, not of {type(images).__name__}")
     if axes is not None and not isinstance(images, Tensor | np.ndarray):
         raise ImageError(f"axes= names the axes of a tensor or an array, not of {type(images).__name__}")
     return named(image_set, ids, labels)
@@ -134,7 +143,7 @@ def is_data_set(images: Any) -> bool:
     return sequence and not isinstance(images, Mapping | str | bytes | bytearray | Tensor | np.ndarray | ImageSet)
 
 
-def _image_set(images: Any, image_key: str | int | None, axes: str | None) -> ImageSet:
+def _image_set(images: Any, image_key: Key | None, label_key: Key | None, axes: str | None) -> ImageSet:
     from rsm_probe.sources.images.registry import EMBEDDED
 
     if isinstance(images, ImageSet):
@@ -156,7 +165,7 @@ def _image_set(images: Any, image_key: str | int | None, axes: str | None) -> Im
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | Path) for item in images):
         return from_paths(images)
     if is_data_set(images):
-        return from_dataset(images, image_key=image_key)
+        return from_dataset(images, image_key=image_key, label_key=label_key)
     raise ImageError(f"cannot take images from {type(images).__name__}; {_instead_of(images)}")
 
 
@@ -170,7 +179,7 @@ def _instead_of(images: Any) -> str:
         return "give a folder, a tensor or a data set"
     return (
         "images are read by index, and more than once; give a list, or a data set with a length, or for batches "
-        "rsm_probe.sources.ImageLoader(loader)"
+        "rsm_probe.sources.ImageLoader(list(batches))"
     )
 
 
@@ -260,20 +269,27 @@ def _pictures(array: np.ndarray, ids: Sequence[str], labels: Sequence[str]) -> I
     )
 
 
-def from_dataset(dataset: Any, name: str | None = None, *, image_key: str | int | None = None) -> ImageSet:
+def from_dataset(
+    dataset: Any, name: str | None = None, *, image_key: Key | None = None, label_key: Key | None = None
+) -> ImageSet:
     """Make an image set from any sequence of images, or of tuples or mappings that contain one; see `image_of`.
 
-    Labels are used only if they can be known without reading items, so that no image is decoded twice; see
-    `labels_of`. Otherwise, they are "".
+    Labels that can be known without reading items are used (see `labels_of`), so that no image is decoded twice.
+    Others are read with the images, from the entry that holds them in the first and last item.
 
     Args:
         dataset: the data set, with `__len__` and `__getitem__`.
         name: the name of the image set; the class of the data set by default.
-        image_key: name or index of the image within an item, if it cannot be recognised.
+        image_key: name or index of the image within an item, if it cannot be recognised; several lead into nested
+            items.
+        label_key: the same of the label, if the entry that is recognised holds something else; () for no labels.
 
     Raises:
-        ImageError: the data set is empty or has no length. Items that are not images raise it when they are loaded;
-            the message names the item and says what to write instead.
+        ImageError: the data set is empty or has no length, or `label_key` names no label. Items that are not images
+            raise it when they are loaded; the message names the item and says what to write instead.
+
+    Warns:
+        UserWarning: which entry is taken for the labels, if this is unclear.
     """
     try:
         count = len(dataset)
@@ -288,11 +304,25 @@ def from_dataset(dataset: Any, name: str | None = None, *, image_key: str | int 
         )
     # Hashing all images would cost a whole decoding pass, so hash an evenly spaced sample.
     some = np.unique(np.linspace(0, count - 1, _FINGERPRINTED).astype(int))
+    labels = labels_of(dataset) if label_key is None else []
+    reader = None if labels and all(labels) else label_reader(dataset, image_key, label_key)
+
+    def label(index: int, item: Any) -> str:
+        return (labels[index] if labels else "") or ("" if reader is None else reader(item))
+
+    texts = None if reader is None else ItemLabels(count, lambda index: label(index, dataset[index]))
+
+    def load(index: int) -> Any:
+        item = dataset[index]
+        if texts is not None:
+            texts.see(index, label(index, item))
+        return item
+
     images: ImageSet = ImageSet(
         name or type(dataset).__name__,
         [str(k) for k in range(count)],
-        lambda index: dataset[index],
-        labels=labels_of(dataset),
+        load,
+        labels=labels if texts is None else texts,
         content=lambda: digest(pixel_bytes(images[int(index)]) for index in some),
         extract=lambda item: image_of(item, image_key),
     )

@@ -24,6 +24,8 @@ class RawBatch:
         labels: labels of the images, "" where unknown.
         numbers: indices in the image set, or positions in the pass.
         whole: the tuple or mapping that a loader yielded, which `forward=` receives; None if it yielded images alone.
+        unclear: why `images` may not be the images, "" if they are; only `forward=` takes the batch then.
+        remark: what to say where `forward=` does not take the batch, of other entries that may be images.
     """
 
     source: str
@@ -32,6 +34,8 @@ class RawBatch:
     labels: Sequence[str]
     numbers: np.ndarray
     whole: Any = None
+    unclear: str = ""
+    remark: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -163,5 +167,5 @@ def batch_of(images: ImageSet, numbers: np.ndarray) -> RawBatch:
     Raises:
         ImageError: an image cannot be read.
     """
-    raw = [images[int(number)] for number in numbers]
+    raw = [images[int(number)] for number in numbers]  # before the labels, which items may hold
     return RawBatch(images.name, raw, [images.ids[k] for k in numbers], [images.labels[k] for k in numbers], numbers)

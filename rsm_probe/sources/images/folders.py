@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.dataset_items import is_pixels
+from rsm_probe.sources.images.contents.dataset_items import is_pixels
 from rsm_probe.sources.images.image_set import UNREADABLE, ImageSet, digest
 from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, image_of_array, read_rgb
 

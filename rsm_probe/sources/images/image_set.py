@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rsm_probe.checks import brief, listed, require_seed, require_text, require_texts, require_whole
 from rsm_probe.errors import ImageError, repeated
-from rsm_probe.sources.images.dataset_items import image_of
+from rsm_probe.sources.images.contents.dataset_items import image_of
+from rsm_probe.sources.images.contents.item_labels import ItemLabels
 from rsm_probe.sources.images.pixels import tensor_bytes
 
 # Errors that damaged files raise.
@@ -57,7 +58,7 @@ class ImageSet:
         name: the name of the set in results.
         ids: one unique name per image, as text.
         load: index -> PIL image, or a tensor (C, H, W) that is ready for the model.
-        labels: one label per image, as text; "" if unknown.
+        labels: one label per image, as text; "" if unknown. Those that only items hold are read with the images.
         targets: answers to train for, if the set has any.
         annotations: the objects in each image (class counts, boxes), if known.
         skipped: file -> reason why it cannot be read; such files are not part of the set.
@@ -86,8 +87,10 @@ class ImageSet:
         ids = require_texts(self.ids, f"{name}: ids", ImageError)
         if (twice := repeated(ids)) is not None:
             raise ImageError(f"{name}: id {brief(twice)} names more than one image; give each image its own id")
-        labels = [] if self.labels is None else require_texts(self.labels, f"{name}: labels", ImageError)
-        labels = labels or [""] * len(ids)
+        labels: Any = self.labels
+        if not isinstance(labels, ItemLabels):
+            labels = [] if labels is None else require_texts(labels, f"{name}: labels", ImageError)
+            labels = labels or [""] * len(ids)
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "labels", labels)
         counts = {"labels": len(labels), "annotations": len(self.annotations) or len(ids)}
@@ -100,9 +103,11 @@ class ImageSet:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        kinds = set(self.labels) - {""}
         facts = [f"{len(self)} images"]
-        facts += [f"{len(kinds)} labels"] if kinds else []
+        if isinstance(self.labels, ItemLabels):  # counting them would read all items
+            facts += ["labels of its items"]
+        else:
+            facts += [f"{len(kinds)} labels"] if (kinds := set(self.labels) - {""}) else []
         facts += ["targets"] if self.targets is not None else []
         facts += ["annotations"] if self.annotations else []
         facts += [f"{len(self.skipped)} files skipped"] if self.skipped else []
@@ -143,10 +148,11 @@ class ImageSet:
                 f"numpy.flatnonzero(mask)"
             )
         numbers = [range(len(self))[index] for index in array.tolist()]
+        labels = self.labels
         return self.changed(
             ids=[self.ids[k] for k in numbers],
             load=lambda index: self.load(numbers[index]),
-            labels=[self.labels[k] for k in numbers],
+            labels=labels.subset(numbers) if isinstance(labels, ItemLabels) else [labels[k] for k in numbers],
             targets=self.targets and Targets(self.targets.values[numbers], self.targets.choices),
             annotations=[self.annotations[k] for k in numbers] if self.annotations else (),
         )

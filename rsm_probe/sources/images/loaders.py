@@ -17,14 +17,24 @@ from torch.utils.data import BatchSampler, DataLoader
 from rsm_probe.checks import require_texts
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.batches import RawBatch
-from rsm_probe.sources.images.loaded_batches import class_names, images_of_batch, labels_of_batch
-from rsm_probe.sources.images.pixels import tensor_bytes
+from rsm_probe.sources.images.contents.dataset_items import Key, Path, described, path_of, shown_key
+from rsm_probe.sources.images.contents.item_labels import choose_labels, other_labels
+from rsm_probe.sources.images.contents.loaded_batches import (
+    BatchParts,
+    class_names,
+    images_of_batch,
+    label_candidates,
+    labels_at,
+)
+from rsm_probe.sources.images.pixels import in_order, tensor_bytes
 
 _ADVICE = (
     "the order of a loader repeats with shuffle=False, or with generator=torch.Generator().manual_seed(0) in a new "
     "DataLoader, and without random transforms"
 )
-_ONCE = "an iterator that can be used once does not repeat: give a DataLoader, or a list of batches"
+# With more images, labels that all differ are unlikely to be classes.
+_DISTINCT = 8
+_ONCE = "an iterator that can be used once does not repeat: give a DataLoader, or ImageLoader(list(batches))"
 
 
 class ImageLoader:
@@ -37,8 +47,12 @@ class ImageLoader:
         loader: a `DataLoader`, or anything else that yields batches.
         name: name of the images in results; by default the class of the loader's data set.
         ids: names of all images, in the order of a pass; numbers by default.
-        labels: labels of all images, as text or whole numbers; by default those in the batches.
-        image_key: name or index of the images within a batch, if it cannot be recognised.
+        labels: labels of all images, as text or whole numbers; by default those in the batches; [] for none.
+        image_key: name or index of the images within a batch, if it cannot be recognised; several lead into nested
+            entries.
+        label_key: name or index of the labels within a batch, if the entry that is recognised holds others.
+        axes: the axes of the images of a batch, one letter each, as in "NHWC"; see `as_images`. They are turned into
+            (N, C, ...), except in the whole batch that `forward=` gets.
 
     Attributes:
         advice: see `BatchSource`.
@@ -56,15 +70,19 @@ class ImageLoader:
         *,
         ids: Sequence[str] | None = None,
         labels: Sequence[str] | None = None,
-        image_key: str | int | None = None,
+        image_key: Key | None = None,
+        label_key: Key | None = None,
+        axes: str | None = None,
     ) -> None:
         if not isinstance(loader, Iterable):
             raise ImageError(f"a loader must yield batches, but {type(loader).__name__} cannot be iterated")
-        self.loader, self.image_key = loader, image_key
+        self.loader, self.image_key, self.label_key, self.axes = loader, image_key, label_key, axes
         self.name = name or type(getattr(loader, "dataset", loader)).__name__
         self.ids = None if ids is None else require_texts(ids, "ids", ImageError)
         self.labels = None if labels is None else require_texts(labels, "labels", ImageError)
         self._classes = class_names(getattr(loader, "dataset", None))
+        self._label_path: Path | None = None
+        self._doubted = False
         self._ahead: tuple[Any, Iterator[Any]] | None = None
         self._first: RawBatch | None = None
         self._states: list[tuple[torch.Generator, Tensor]] = []
@@ -79,7 +97,10 @@ class ImageLoader:
 
     def fresh(self) -> ImageLoader:
         """The same images, of which no pass has begun."""
-        return ImageLoader(self.loader, self.name, ids=self.ids, labels=self.labels, image_key=self.image_key)
+        return ImageLoader(
+            self.loader, self.name, ids=self.ids, labels=self.labels, image_key=self.image_key,
+            label_key=self.label_key, axes=self.axes,
+        )  # fmt: skip
 
     @property
     def sizes(self) -> list[int]:
@@ -121,6 +142,7 @@ class ImageLoader:
         """
         first = self._first_batch()
         known = [self.name, str(_length(self.loader)), str(_expected_sizes(self.loader)), str(self.ids)]
+        known += [] if self.axes is None else [self.axes]
         return hashlib.sha256("\n".join([*known, str(self.labels), _hash(self._content(first))]).encode()).hexdigest()
 
     def repeat(self, why: str, needed: bool) -> None:
@@ -178,9 +200,22 @@ class ImageLoader:
                 f"or more; {_ADVICE}"
             )
         for what, names in (("ids", self.ids), ("labels", self.labels)):
-            if names is not None and len(names) != sum(sizes):
+            if names and len(names) != sum(sizes):
                 raise ImageError(f"{len(names)} {what} for {sum(sizes)} images of {self.name}")
+        if not self._complete and self.label_key is None and not self._doubted:
+            self._doubt_distinct_labels()
         self._exact, self._complete = sizes, True
+
+    def _doubt_distinct_labels(self) -> None:
+        """Warn at the end of a pass if labels of an unnamed entry all differ."""
+        path, texts = self._label_path, self.labels_seen
+        if path is None or isinstance(path[-1], str) or not _DISTINCT < len(texts) == len(set(texts)):
+            return
+        warnings.warn(
+            f"{self.name}: the labels, entry {shown_key(path)} of the batches, differ for every image, as numbers and "
+            f"names of images do; {other_labels('loader')}",
+            stacklevel=3,
+        )
 
     def measure(self) -> None:
         """Pass over the loader once, to count its images.
@@ -233,20 +268,50 @@ class ImageLoader:
 
     def _batch(self, content: Any, position: int, start: int) -> RawBatch:
         try:
-            images, key = images_of_batch(content, self.image_key)
+            sizes = _expected_sizes(self.loader)
+            size = sizes[position] if position < len(sizes) else None
+            parts = images_of_batch(content, self.image_key, size)
+            images = self._in_order(parts.images)
             count = len(images)
         except ImageError as error:
             raise ImageError(f"{self.name}: batch {position}: {error}") from error
         numbers = np.arange(start, start + count)
         for what, names in (("ids", self.ids), ("labels", self.labels)):
-            if names is not None and len(names) < start + count:
+            if names and len(names) < start + count:
                 raise ImageError(
                     f"{len(names)} {what}, but batch {position} of {self.name} ends at image {start + count}"
                 )
         ids = [str(k) for k in numbers] if self.ids is None else self.ids[start : start + count]
-        labels = labels_of_batch(content, key, count, self._classes) if self.labels is None else self.labels[start:]
-        whole = None if key is None else content
-        return RawBatch(self.name, images, ids, labels[:count], numbers, whole)
+        labels = self._labels_of(parts, content, numbers) if self.labels is None else self.labels[start:]
+        whole = content if parts.path else None
+        unclear, remark = (text and f"{self.name}: batch {position}: {text}" for text in (parts.unclear, parts.remark))
+        labels = labels[:count] or [""] * count
+        return RawBatch(self.name, images, ids, labels, numbers, whole, unclear, remark)
+
+    def _in_order(self, images: Any) -> Any:
+        if self.axes is None:
+            return images
+        if not isinstance(images, Tensor):
+            raise ImageError("axes= names the axes of a tensor of images, and this batch holds a list of them")
+        return images.permute(in_order(self.axes, tuple(images.shape))).contiguous()
+
+    def _labels_of(self, parts: BatchParts, content: Any, numbers: np.ndarray) -> list[str]:
+        """The labels in a batch; the first batch decides which entry holds them."""
+        count = len(numbers)
+        if self._label_path is None:
+            if self.label_key is not None:
+                self._label_path = path_of(self.label_key)
+                if not any(labels_at(self._label_path, parts, content, count, {})):
+                    raise ImageError(
+                        f"{self.name}: label_key={self.label_key!r} names no entry of {described(content)} with a "
+                        f"whole number or text for each of {count} images"
+                    )
+            elif candidates := label_candidates(parts, content, count):
+                self._label_path, doubt = choose_labels(candidates, numbers.tolist(), "loader")
+                self._doubted = bool(doubt)
+                if doubt:
+                    warnings.warn(f"{self.name}: of {described(content)}, {doubt}", stacklevel=2)
+        return labels_at(self._label_path, parts, content, count, self._classes)
 
     @staticmethod
     def _content(batch: RawBatch) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from rsm_probe.errors import ImageError, look_up
-from rsm_probe.sources.images.dataset_items import image_of
+from rsm_probe.sources.images.contents.dataset_items import image_of
 from rsm_probe.sources.images.folders import folder
 from rsm_probe.sources.images.image_set import ImageSet, Targets
 from rsm_probe.sources.images.limits import require_edge
