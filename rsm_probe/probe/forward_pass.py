@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +15,13 @@ from torch import Tensor, nn
 from rsm_probe.arrays import require_dense
 from rsm_probe.errors import LayerError, RepresentationError
 from rsm_probe.probe.calls.module_calls import ModuleCalls
+from rsm_probe.probe.facets.attention_calls import AttentionCall, FacetChannels, Facets, select
+from rsm_probe.probe.facets.facet_names import Facet
 from rsm_probe.probe.layers import Selection
 from rsm_probe.probe.learned_readers import LearnedReaders
 from rsm_probe.probe.options import Options
 from rsm_probe.probe.readers import OutputReader
+from rsm_probe.probe.representation import has_part
 from rsm_probe.probe.torch_internals import unobserved
 from rsm_probe.probe.tracing.inputs import NestingError
 
@@ -64,11 +69,35 @@ class ForwardPass:
         self._reader = OutputReader(learned, args, kwargs, options.inputs, parameters)
         self._calls: dict[str, list[_Call]] = {selection.label: [] for selection in selections}
         self._taken = self._ran = 0
+        self._attention_calls: Counter[str] = Counter()
+        self._attentions: dict[str, AttentionCall] = {}
+        self._facets: dict[str, Facets] = {}
 
     @property
     def traced(self) -> bool:
         """Whether the pass is traced, so that later passes can be read by it."""
         return self._reader.tracing
+
+    def begin_attention(self, layer: str) -> None:
+        """Notes that a layer with facets to capture begins to run."""
+        self._attentions[layer] = self._reader.begin_attention(layer, self._attention_calls[layer])
+
+    def in_attention(self, layer: str) -> AttentionCall | None:
+        """The running call of a layer with facets to capture."""
+        return self._attentions.get(layer)
+
+    @contextmanager
+    def ended_attention(self, layer: str) -> Iterator[None]:
+        """Notes that it has run, and holds its facets inside."""
+        if (attention := self._attentions.get(layer)) is None:
+            yield
+            return
+        self._facets[layer] = self._reader.end_attention(layer, self._attention_calls[layer], attention)
+        self._attention_calls[layer] += 1
+        try:
+            yield
+        finally:
+            self._attentions.pop(layer, None)
 
     def take(self, selection: Selection, module: nn.Module, kind: str, args: tuple[Any, ...], output: Any) -> None:
         """Reads one output of a layer.
@@ -100,10 +129,28 @@ class ForwardPass:
         return self._ran == self._reader.calls
 
     def _read(self, selection: Selection, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        tensor = self._tensor(selection, index, output)
+        facet = None if selection.facet is None or has_part(output, selection.key) else selection.facet
+        channels = None
+        if facet is None:
+            tensor = self._tensor(selection, index, output)
+        else:
+            tensor, channels = self._projection(selection.module_name, facet)
         dtype = self._options.dtype or torch.promote_types(tensor.dtype, torch.float32)
         layout, copy = self._options.layout(selection, index), self._options.reduce is None
-        return self._reader.read(selection.label, index, tensor, dtype, args, module, layout, copy)
+        if facet is None or channels is None:
+            return self._reader.read(selection.label, index, tensor, dtype, args, module, layout, copy)
+        read = self._reader.read(selection.label, index, tensor, dtype, (), module, layout, copy=False)
+        return select(read, channels, facet, copy)
+
+    def _projection(self, layer: str, facet: Facet) -> tuple[Tensor, FacetChannels]:
+        """The output of the projection that holds a facet, and the facet's channels in it."""
+        channels = self._facets.get(layer, {}).get(facet.kind)
+        if isinstance(channels, str):
+            raise RepresentationError(channels)
+        tensor = None if channels is None else self._attentions[layer].output(channels.event)
+        if channels is None or tensor is None:
+            raise self._reader.unknown("its attention ran unlike in the first forward pass over such inputs")
+        return tensor, channels
 
     def _tensor(self, selection: Selection, index: int, output: Any) -> Tensor:
         try:
@@ -123,6 +170,8 @@ class ForwardPass:
 
     def abandon(self) -> None:
         """Ends a pass that failed or was interrupted, without learning from it."""
+        for attention in reversed(self._attentions.values()):
+            attention.log.end()
         self._reader.end(None)
 
     def end(self) -> tuple[dict[str, Any], dict[str, str]]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from rsm_probe.checks import brief, require_text
 from rsm_probe.errors import LayerError, did_you_mean
+from rsm_probe.probe.facets.facet_names import Facet, facet_of, split_pattern
 from rsm_probe.probe.torch_internals import COMPILED_FROM, CONVOLUTIONS
 from rsm_probe.probe.wrappers import named_layers
 
@@ -33,7 +34,7 @@ class Selection:
         label: the name of its representation.
         module_name: the module's dotted name in the model, "" for the model itself.
         call: the call of the module to capture, or None if exactly one is expected.
-        key: the part of a tuple or dict output to capture, or None for the default choice.
+        key: the part of a tuple or dict output, or the facet of attention, to capture; None for the default choice.
         strict: whether it is an error if the module never runs, runs repeatedly or yields no tokens: True for layers
             given by name, False for layers found by a pattern or rule.
     """
@@ -44,6 +45,11 @@ class Selection:
     key: str | None = None
     strict: bool = True
 
+    @property
+    def facet(self) -> Facet | None:
+        """The facet of attention that the key names, or None."""
+        return facet_of(self.key)
+
 
 def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
     """Finds the modules that a layer specification names.
@@ -51,8 +57,9 @@ def resolve(model: nn.Module, layers: Layers) -> list[Selection]:
     Args:
         model: the model to search.
         layers: one of these, or a list of them: an exact module name (`layer1.0`), optionally with a call (`relu#1`) or
-            a part of its output (`encoder[hidden_states]`); a glob per name component (`layer*`, `blocks.*`; `**`
-            crosses dots); `regex:` and a regular expression to search for in the whole name; `"blocks"`; `"all"`.
+            a part of its output (`encoder[hidden_states]`) or a facet of its attention (`attn[key]`, `attn[key.2]`); a
+            glob per name component (`layer*`, `blocks.*`; `**` crosses dots), also with a facet (`blocks.*.attn[key]`);
+            `regex:` and a regular expression to search for in the whole name; `"blocks"`; `"all"`.
 
     Returns:
         Selections without duplicates, in order of registration. A pass sorts them in forward order.
@@ -114,7 +121,18 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
         call = int(exact["call"]) if exact["call"] else None
         return [Selection(spec, exact["name"], call=call, key=exact["key"])]
     if any(char in spec for char in "*?["):
-        return _matching(modules, _glob_to_regex(spec), no_match, f"{spec!r} is not a valid glob", whole=True)
+        invalid, facets = f"{spec!r} is not a valid glob", split_pattern(spec)
+        try:
+            return _matching(modules, _glob_to_regex(spec), no_match, invalid, whole=True)
+        except LayerError:
+            if facets is None:
+                raise
+        layers, key, call = facets
+        named = "" if call is None else f"#{call}"
+        return [
+            Selection(f"{layer.label}[{key}]{named}", layer.module_name, call, key, strict=False)
+            for layer in _matching(modules, _glob_to_regex(layers), no_match, invalid, whole=True)
+        ]
     near = did_you_mean(exact["name"] if exact else spec, (n for n in modules if n), 5)
     raise LayerError(
         f"{type(model).__name__} has no layer {spec!r}{near} (`rsm-probe layers` lists them; operations that are "

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rsm_probe.probe.facets.attention_calls import Facets
 from rsm_probe.probe.representation import Grid, Layout
 from rsm_probe.probe.tracing.inputs import Signature
 from rsm_probe.probe.tracing.traced_layout import TracedLayout
@@ -54,6 +55,7 @@ class LearnedReaders:
             use of a number, so two passes are traced; if they agree, later ones are read alike while their operations
             do.
         alike: kind -> the traced kind that passes of it agreed with.
+        facets: kind of inputs -> (attention layer, call) -> its facets.
     """
 
     readers: dict[Kind, Readers] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class LearnedReaders:
     read: dict[Kind, frozenset[str]] = field(default_factory=dict)
     checked: dict[tuple[Kind, tuple[bool, ...]], Checked] = field(default_factory=dict)
     alike: dict[Kind, Kind] = field(default_factory=dict)
+    facets: dict[Kind, dict[tuple[str, int], Facets]] = field(default_factory=dict)
 
     def kind(self, signature: Signature) -> Kind:
         """The kind of a pass, apart from numbers and texts."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from rsm_probe.errors import LayerError
 from rsm_probe.probe import fx_layers
+from rsm_probe.probe.calls.attention_watch import AttentionWatch
 from rsm_probe.probe.calls.boundary import FORWARD, Boundary, LastLayerSeenError, called_method, require_method
 from rsm_probe.probe.calls.module_calls import ModuleCalls
 from rsm_probe.probe.calls.notices import Notices
@@ -54,8 +55,11 @@ class Probe:
             parallelism on one device.
         layers: exact names, globs (`layer*`, `blocks.*`), `regex:...`, a list of these, `"blocks"` (the default:
             residual or transformer blocks in forward order) or `"all"`. `name#1` is the second call of a module,
-            `name[key]` a part of a tuple or dict output. `fx:name` is an operation that is not a module: it costs a
-            second forward pass and needs a model that `torch.fx` can trace.
+            `name[part]` a part of a tuple or dict output. `attn[query]`, `attn[key]` and `attn[value]` are facets of an
+            attention layer or of a block with one: the outputs of its projections, before any normalisation or rotary
+            embedding that follows them. `attn[key.2]` is the third head, and `blocks.*.attn[key]` names the facet in
+            every block. `fx:name` is an operation that is not a module: it costs a second forward pass and needs a
+            model that `torch.fx` can trace.
         example: an input for one forward pass at entry, which checks that every layer runs and yields tokens before
             long work starts: a tensor, a tuple of positional arguments or a mapping of keyword arguments. Its
             representations are discarded.
@@ -128,6 +132,11 @@ class Probe:
             self.selections += self._graph.selections
             for name in sorted(self._graph.modules & self._modules.keys()):
                 self._by_module.setdefault(name, [])
+        self._attention_watches = [
+            AttentionWatch(name, self._modules[name])
+            for name, named in self._by_module.items()
+            if any(selection.facet is not None for selection in named)
+        ]
         self._options = Options.checked(self.selections, layouts, dtype, stop_early, example, reduce, inputs)
         self._parameters = _positional(getattr(self._plain, method))
         require_values(self._plain)
@@ -155,6 +164,8 @@ class Probe:
             if hooked:
                 opened.callback(plain.register_forward_pre_hook(self._on_start, with_kwargs=True).remove)
             self._module_calls.watch(opened, self._follows)
+            for watch in self._attention_watches:
+                watch.open(opened, self._follows, lambda: self._pass)
             for name in self._by_module:
                 opened.callback(self._modules[name].register_forward_hook(self._capturing(name)).remove)
             if hooked:
@@ -250,8 +261,9 @@ class Probe:
                     name, self._method, lambda: (called_method(self._plain), self._module_calls.outside(name))
                 )
             elif selections:  # empty for modules that are hooked only because the graph of `fx:` layers calls them
-                for selection in selections:
-                    self._pass.take(selection, module, type(module).__name__, args, output)
+                with self._pass.ended_attention(name):
+                    for selection in selections:
+                        self._pass.take(selection, module, type(module).__name__, args, output)
                 if self._pass.is_last_call() and self._options.stop_early:
                     raise LastLayerSeenError(self._boundary)
 

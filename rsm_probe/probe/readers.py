@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.facets.attention_calls import AttentionCall, Facets
 from rsm_probe.probe.learned_readers import Checked, Fingerprints, Kind, LearnedReaders, Reader
 from rsm_probe.probe.representation import Layout, Representation, infer_layout, pick_tensor, to_representation
 from rsm_probe.probe.torch_internals import unobserved
@@ -84,6 +85,7 @@ class OutputReader:
             self._logged = LoggedPass(images)
             self._logged.begin()
         self._readers = learned.readers.get(self._kind, {})
+        self._facets = learned.facets.get(self._kind, {})
         if self.tracing:
             self._trace = Trace(self.batch)
             self._others = other_inputs(args, kwargs, inputs)
@@ -149,6 +151,7 @@ class OutputReader:
         if any(followed.trace.by_index for followed in self._followed):
             return
         learned.readers[self._kind] = self._readers
+        learned.facets[self._kind] = self._facets
         if not self._signature.scalars or not self._has_images:
             return
         checked = learned.checked.get((self._base, self._modes))
@@ -157,6 +160,44 @@ class OutputReader:
         elif checked.kind != self._kind:
             agree = checked.fingerprints == self._fingerprints and learned.calls[checked.kind] == calls
             checked.agree = agree and checked.agree is not False
+
+    def begin_attention(self, layer: str, call: int) -> AttentionCall:
+        """Begins to take the facets of one call of an attention layer."""
+        return AttentionCall(
+            layer,
+            None if self.tracing else self._facets.get((layer, call), {}),
+            self._depends,
+            self._hold,
+            self._located,
+        )
+
+    def end_attention(self, layer: str, call: int, attention: AttentionCall) -> Facets:
+        """Ends the call, and returns its facets."""
+        with self._trace.quiet() if self.tracing else nullcontext():
+            facets = attention.end()
+        if self.tracing:
+            self._facets[layer, call] = facets
+        return facets
+
+    def unknown(self, problem: str) -> RepresentationError:
+        """The error for a layer that ran unlike in the traced pass; the next pass is traced again."""
+        self._unknown_layers = True
+        return RepresentationError(f"{problem}; call the model again, and the new pass is traced")
+
+    def _depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on an input in a traced pass."""
+        return any(followed.trace.of(tensor) is not None for followed in self._followed)
+
+    def _located(self, tensor: Tensor) -> bool:
+        return any(followed.locates(tensor) is not None for followed in self._followed)
+
+    def _hold(self, tensor: Tensor) -> Tensor:
+        """A copy that later operations leave as it is, read like its original."""
+        with unobserved():
+            copied = tensor.detach().clone()
+        for followed in self._followed if self.tracing else ():
+            followed.trace.hand_on(tensor, copied)
+        return copied
 
     def choose(self, label: str, call: int, key: str | None, output: Any) -> Tensor:
         """Picks the part of an output that holds its representation.
@@ -224,11 +265,10 @@ class OutputReader:
             if self._trace.log is not None:
                 self._fingerprints[label, call] = self._trace.log.fingerprint
         elif self._logged is not None and self._logged.log.fingerprint != self._fingerprints.get((label, call)):
-            self._unknown_layers = True
             changed = ", ".join(name for name, _ in self._signature.scalars)
-            raise RepresentationError(
+            raise self.unknown(
                 f"an argument of another value ({changed}) changed what the model computes before it, unlike "
-                f"in earlier passes; call the model again, and the new pass is traced"
+                f"in earlier passes"
             )
         with unobserved(), self._trace.quiet() if self.tracing else nullcontext():
             if self.tracing:
@@ -239,11 +279,7 @@ class OutputReader:
                     self._readers[label, call] = str(error).replace("<layer>", named)
             reader = self._readers.get((label, call))
             if reader is None:
-                self._unknown_layers = True
-                reader = (
-                    "it did not run in the first forward pass over such inputs; call the model again, and the new pass "
-                    "is traced"
-                )
+                raise self.unknown("it did not run in the first forward pass over such inputs")
             if isinstance(reader, str):
                 raise RepresentationError(reader)
             if isinstance(reader, tuple):

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from rsm_probe.errors import RepresentationError
+from rsm_probe.probe.facets.facet_names import did_you_mean_a_facet
 from rsm_probe.probe.torch_internals import BATCH_NORMS, CONVOLUTIONS, POOLINGS
 from rsm_probe.probe.tracing.inputs import leaves
 
@@ -70,16 +71,26 @@ def pick_tensor(output: Any, key: str | None, batch: int) -> Tensor:
     return next((t for t in tensors if not t.is_nested and t.ndim >= 3 and t.shape[0] == batch), tensors[0])
 
 
+def has_part(output: Any, key: str | None) -> bool:
+    """Whether an output has the part that a key begins with."""
+    return key is not None and key.partition(".")[0] in _parts(output)
+
+
 def _part(output: Any, part: str) -> Any:
-    if isinstance(output, tuple | list):
-        parts: Mapping[str, Any] = {str(index): value for index, value in enumerate(output)}
-    elif isinstance(output, Mapping):
-        parts = output
-    else:
-        parts = {name: getattr(output, name) for name in _fields(output)}
+    parts = _parts(output)
     if part not in parts:
-        raise RepresentationError(f"its output has no part {part!r}; parts are: {', '.join(map(str, parts)) or 'none'}")
+        near = did_you_mean_a_facet(part)
+        listed = ", ".join(map(str, parts)) or "none"
+        raise RepresentationError(f"its output has no part {part!r}; parts are: {listed}{near}")
     return parts[part]
+
+
+def _parts(output: Any) -> Mapping[str, Any]:
+    if isinstance(output, tuple | list):
+        return {str(index): value for index, value in enumerate(output)}
+    if isinstance(output, Mapping):
+        return output
+    return {name: getattr(output, name) for name in _fields(output)}
 
 
 def _fields(output: Any) -> list[str]:

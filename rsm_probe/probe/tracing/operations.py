@@ -46,3 +46,9 @@ WRITES = {"copy", "index_put", "index_copy", "scatter", "masked_scatter", "_inde
 def is_arithmetic(func: Any, name: str) -> bool:
     """Whether an operation keeps every element in place."""
     return is_elementwise(func) or name in _KEEPS or name in REDUCTIONS or any(kind in name for kind in _KEEPING_KINDS)
+
+
+def reduced_axes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The axes over which an operation of `REDUCTIONS` runs: a number, a list, or None for all."""
+    position = 2 if "norm" in name else 1  # norms have their order first
+    return args[position] if len(args) > position else kwargs.get("dim")

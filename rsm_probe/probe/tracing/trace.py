@@ -35,6 +35,7 @@ from rsm_probe.probe.tracing.operations import (
     RESHAPES,
     WRITES,
     is_arithmetic,
+    reduced_axes,
 )
 from rsm_probe.probe.tracing.origin_map import OriginMap, followable
 from rsm_probe.probe.tracing.origins import (
@@ -150,6 +151,11 @@ class Trace(PassMode):
     def of(self, tensor: Tensor) -> Origin:
         """The origin of a tensor, in its shape; None if it depends on no marked input."""
         return self._origins.of(tensor)
+
+    def hand_on(self, tensor: Tensor, copied: Tensor) -> None:
+        """Gives an unobserved copy the origin of its original."""
+        self._origins.forget(copied)
+        self._origins.put(copied, self.of(tensor))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -270,7 +276,7 @@ class Trace(PassMode):
             source = known[id(args[1])]
             return [source.expand(first.shape) if isinstance(source, Tensor) else source]
         if name in REDUCTIONS and first.shape != args[0].shape:
-            dims = args[1] if len(args) > 1 else kwargs.get("dim")
+            dims = reduced_axes(name, args, kwargs)
             return [of_reduction(followed[0], dims, output.shape) for output in outputs]
         if name == "glu":
             axis = args[1] if len(args) > 1 else -1
