@@ -25,6 +25,11 @@ from pydantic import (
 from rsm_probe.checks import brief, require_text
 from rsm_probe.errors import ConfigError, RsmProbeError, did_you_mean
 
+# Said of a source that is Python code.
+NO_CODE = (
+    "configurations do not run code unless the command line allows it: `rsm-probe run CONFIG --allow-code` (in Python, "
+    "read_study(CONFIG, allow_code=True)); do so only if you trust the code"
+)
 # Limits far above any real configuration, which takes a few kilobytes, some hundred values and a handful of levels.
 _MOST_BYTES = 1 << 20
 _MOST_VALUES = 20_000

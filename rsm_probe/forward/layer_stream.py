@@ -24,9 +24,10 @@ from rsm_probe.probe.probe import Probe
 from rsm_probe.probe.representation import Representation
 from rsm_probe.probe.wrappers import evaluating
 from rsm_probe.sources.images.batches import BatchSource, RawBatch
+from rsm_probe.sources.images.clips import Clip
 from rsm_probe.sources.models.input_dtype import in_dtype_of
 from rsm_probe.sources.models.loaded_model import LoadedModel
-from rsm_probe.sources.models.preprocessing import prepared, warn_of_plain_pixels
+from rsm_probe.sources.models.preprocessing import prepared, takes_frames_first, warn_of_plain_pixels
 from rsm_probe.sources.models.reading import Reading
 
 # The number of images that show the shapes of the layers before long work starts. It is a prime that hardly ever
@@ -117,7 +118,7 @@ class LayerStream:
                 the batch of a loader holds the images.
             RsmProbeError: an error of `Probe` or of the consumer.
         """
-        ready: dict[int, Tensor] = {}
+        ready: dict[tuple[int, bool], Tensor] = {}
         names: dict[tuple[str, str], str] = {}
         self._consumer, self._images = consumer, len(batch.ids)
         consumer.begin(ImageBatch(batch.ids, batch.labels, batch.numbers))
@@ -130,9 +131,9 @@ class LayerStream:
                 if batch.remark and not self._remarked:
                     warnings.warn(batch.remark, stacklevel=2)
                     self._remarked = True
-                key = id(model.preprocess)
+                key = id(model.preprocess), isinstance(batch.images[0], Clip) and takes_frames_first(model.module)
                 if key not in ready:
-                    ready[key] = prepared(batch, model.preprocess)
+                    ready[key] = prepared(batch, model.preprocess, key[1])
                 content = ready[key]
             # Set hooks only while their own model runs, because models may share modules. With several models, copy
             # the batch for each, because a model may modify it in place.
@@ -211,7 +212,27 @@ def _advice(module: nn.Module, images: Tensor) -> tuple[str, str] | None:
             f"images of shape {shape}, whose channels seem to be last",
             "if they are, name the axes by rsm_probe.sources.as_images(images, axes='NHWC')",
         )
+    if images.ndim == 5:
+        return (
+            f"clips or volumes of shape {shape}",
+            "video models of torchvision take (N, C, T, H, W), those of transformers (N, T, C, H, W): choose by "
+            "as_images(folder, clips=16, axes='NTCHW'), in YAML axes: NTCHW beside clips:, or by the order of a tensor",
+        )
+    if images.ndim == 4 and _takes_clips(module):
+        return (
+            f"images of shape {shape}",
+            "it seems to take clips or volumes: of a folder of clips, each a folder of frames, write "
+            "rsm_probe.sources.as_images(folder, clips=16), in YAML clips: 16 beside source:; or give tensors "
+            "(N, C, T, H, W)",
+        )
     return None
+
+
+def _takes_clips(module: nn.Module) -> bool:
+    """Whether a model may take clips or volumes: it convolves in three dimensions, or declares a number of frames."""
+    config = getattr(module, "config", None)
+    frames = any(getattr(config, name, None) for name in ("num_frames", "frames_per_clip"))
+    return frames or any(isinstance(part, nn.Conv3d) for part in module.modules())
 
 
 def on_device(content: Any, device: torch.device, copy: bool) -> Any:

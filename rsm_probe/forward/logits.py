@@ -14,7 +14,7 @@ from rsm_probe.sources.images.batches import batch_of
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.input_dtype import in_dtype_of
 from rsm_probe.sources.models.loaded_model import LoadedModel
-from rsm_probe.sources.models.preprocessing import prepared
+from rsm_probe.sources.models.preprocessing import prepared, takes_frames_first
 from rsm_probe.sources.models.reading import Reading
 
 
@@ -35,7 +35,7 @@ def logits(model: LoadedModel, images: ImageSet, numbers: np.ndarray) -> np.ndar
     """
     if getattr(model.module, "num_classes", None) == 0:
         raise ModelError(f"{model.name} has no classification head (num_classes is 0); its outputs are features")
-    batch = prepared(batch_of(images, numbers), model.preprocess)
+    batch = prepared(batch_of(images, numbers), model.preprocess, takes_frames_first(model.module))
     with torch.no_grad(), evaluating(model.module):
         output = _tensor(model.module(in_dtype_of(model.module, Reading(), batch.to(model.device))), model.name)
     if output.ndim != 2 or len(output) != len(numbers) or output.shape[1] % model.questions:

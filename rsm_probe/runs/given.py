@@ -6,11 +6,10 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from rsm_probe.errors import ImageError
 from rsm_probe.runs.fields import IN_PYTHON
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig
-from rsm_probe.sources.images.any_images import as_images
+from rsm_probe.sources.images.any_images import as_images, require_image_set
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.streaming.layer_sweep import name_models
@@ -51,12 +50,7 @@ def given_images(images: Any) -> ImagesConfig:
     Raises:
         ImageError: they are not images, or come from a loader, which yields them in batches of its own.
     """
-    image_set = as_images(images)
-    if not isinstance(image_set, ImageSet):
-        raise ImageError(
-            f"a study divides its images into batches itself, but {image_set.name} comes from a loader; give the "
-            f"loader's data set, or call rsm_probe.sweep or rsm_probe.capture, which take loaders"
-        )
+    image_set = require_image_set(as_images(images))
     config = GivenImages(source=f"{IN_PYTHON}:{image_set.fingerprint()}")
     config._images = image_set
     return config

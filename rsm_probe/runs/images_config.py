@@ -7,18 +7,29 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rsm_probe.config import Config, ConfigPath, config_path
+from rsm_probe.config import NO_CODE, Config, ConfigFolder, ConfigPath, config_path
 from rsm_probe.errors import ImageError
 from rsm_probe.runs.fields import IN_PYTHON, Count, Edge, Images, Seed
-from rsm_probe.sources.images.any_images import warn_of_folder
+from rsm_probe.sources.images.any_images import as_images, named, require_image_set, warn_of_folder
+from rsm_probe.sources.images.clips import require_clips
+from rsm_probe.sources.images.folders import read_labels
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.pixels import in_order
+from rsm_probe.sources.images.published import resized
 from rsm_probe.sources.images.registry import IMAGE_SETS, named_images
+from rsm_probe.sources.models.user_functions import returned_images
+
+_Key = str | int | tuple[str | int, ...] | None
 
 
 class ImagesConfig(Config):
     """Images: an image set of the registry with its options, or a folder."""
 
-    source: str = Field(min_length=1, description=f"{', '.join(IMAGE_SETS)}, or the path of a folder")
+    source: str = Field(
+        min_length=1,
+        description=f"{', '.join(IMAGE_SETS)}, the path of a folder, or of a .npy file with all images; "
+        "file.py:function returns what rsm_probe.sources.as_images takes, and needs `--allow-code`",
+    )
     split: Literal["all", "train", "test"] = Field(
         default="all",
         description="split of a set with splits, or of a folder with train/ and test/ or val/",
@@ -36,10 +47,32 @@ class ImagesConfig(Config):
     )
     seed: Seed = Field(default=0, description="seed of generated images and of the random sample")
     strict: bool = Field(default=False, description="raise an error for a broken file instead of leaving it out")
+    clips: Count | None = Field(
+        default=None,
+        description="a folder holds folders of frames, each of which is a clip: take this many evenly spaced frames",
+    )
+    axes: str | None = Field(
+        default=None,
+        description="with clips, NCTHW or NTCHW, as the models take them; else the axes of an array, such as NHWC",
+    )
+    image_key: _Key = Field(
+        default=None, description="file.py:function: name or index of the image within items, or a list of these"
+    )
+    label_key: _Key = Field(
+        default=None, description="file.py:function: name or index of the label within items, or a list of these"
+    )
+    labels: ConfigPath | None = Field(
+        default=None, description="file of lines `id,label`, without a header, in place of labels that are known"
+    )
 
     @field_validator("source")
     @classmethod
     def _beside_the_configuration(cls, source: str, info: ValidationInfo) -> str:
+        file, colon, function = source.rpartition(":")
+        if colon and file.endswith(".py"):
+            if not (isinstance(info.context, ConfigFolder) and info.context.allow_code):
+                raise ValueError(NO_CODE)
+            return f"{config_path(file, info)}:{function}"
         if source not in IMAGE_SETS:
             return config_path(source, info)
         folder = getattr(info.context, "folder", None)
@@ -57,8 +90,25 @@ class ImagesConfig(Config):
             raise ValueError(f"split: {self.source} has no splits; leave it out")
         if self.frames > 1 and not images.takes("frames"):
             names = ", ".join(name for name, named in IMAGE_SETS.items() if named.takes("frames"))
-            raise ValueError(f"frames: applies to {names} only")
+            raise ValueError(f"frames: applies to {names} only; for clips of a folder, write clips:")
+        code, array = self._runs_code, self.source.endswith(".npy")
+        for key, fits, where in (
+            ("clips", code or not (array or self.source in IMAGE_SETS), "folders of frames"),
+            ("axes", code or array or self.clips is not None, "clips, .npy files and file.py:function"),
+            ("image_key", code, "file.py:function"),
+            ("label_key", code, "file.py:function"),
+        ):
+            if getattr(self, key) is not None and not fits:
+                raise ValueError(f"{key}: applies to {where} only")
+        if self.clips is not None:
+            require_clips(self.clips, self.axes)
+        elif self.axes is not None:
+            in_order(self.axes, (1,) * len(self.axes))
         return self
+
+    @property
+    def _runs_code(self) -> bool:
+        return self.source.rpartition(":")[0].endswith(".py")
 
     def load(self, progress: bool = False) -> ImageSet:
         """Load the images.
@@ -71,6 +121,21 @@ class ImagesConfig(Config):
                 "these images were given in Python, and the configuration knows only their fingerprint; give them "
                 "again: read_study(CONFIG).run(out, images=images)"
             )
-        options = self.model_dump(exclude={"source"})
-        with self.naming_paths(self.source, self.root):
-            return named_images(self.source).load(path=self.source, progress=progress, **options)
+        options = self.model_dump(exclude={"source", "labels", "image_key", "label_key"})
+        with self.naming_paths(self.source, self.root, self.labels):
+            labels = None if self.labels is None else read_labels(self.labels)
+            if not (self._runs_code or self.source.endswith(".npy")):
+                images = named_images(self.source).load(path=self.source, progress=progress, **options)
+                return named(images, None, labels)
+            given = returned_images(*self.source.rsplit(":", 1)) if self._runs_code else self.source
+            made = as_images(
+                given,
+                labels=labels,
+                image_key=self.image_key,
+                label_key=self.label_key,
+                axes=self.axes,
+                clips=self.clips,
+            )
+            images = require_image_set(made)
+            images = images if self.count is None else images.sample(self.count, self.seed)
+            return images if self.size is None else resized(images, self.size)

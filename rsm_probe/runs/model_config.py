@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from rsm_probe.config import Config, ConfigFolder, config_path, read_nested
+from rsm_probe.config import NO_CODE, Config, ConfigFolder, config_path, read_nested
 from rsm_probe.errors import LayerError, ModelError, repeated
 from rsm_probe.execution.execution import Execution
 from rsm_probe.probe.probe import Probe
@@ -118,10 +118,7 @@ class ModelConfig(Config):
     def _no_code(cls, source: str | None, info: ValidationInfo) -> str | None:
         allowed = isinstance(info.context, ConfigFolder) and info.context.allow_code
         if _runs_code(source) and not allowed:
-            raise ValueError(
-                "configurations do not run code unless the command line allows it: `rsm-probe run CONFIG --allow-code` "
-                "(in Python, read_study(CONFIG, allow_code=True)); do so only if you trust the code"
-            )
+            raise ValueError(NO_CODE)
         return source
 
     @model_validator(mode="after")

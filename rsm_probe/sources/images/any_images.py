@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from os.path import exists
+from os.path import exists, isfile
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from rsm_probe.arrays import real_array, require_dense
 from rsm_probe.checks import brief, require_texts
 from rsm_probe.errors import ImageError, did_you_mean
+from rsm_probe.sources.images.clips import Clip, clip_reader, require_clips
 from rsm_probe.sources.images.contents.dataset_items import Key, image_of
 from rsm_probe.sources.images.contents.item_labels import ItemLabels, as_texts, label_reader, labels_of
-from rsm_probe.sources.images.folders import folder, from_paths
+from rsm_probe.sources.images.folders import folder, folder_of_clips, from_paths
 from rsm_probe.sources.images.image_set import ImageSet, digest, pixel_bytes
 from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.images.pixels import as_float_tensor, in_order, picture, recognised_axes
@@ -39,6 +40,7 @@ def as_images(
     image_key: Key | None = None,
     label_key: Key | None = None,
     axes: str | None = None,
+    clips: int | None = None,
 ) -> ImageLoader: ...
 
 
@@ -51,6 +53,7 @@ def as_images(
     image_key: Key | None = None,
     label_key: Key | None = None,
     axes: str | None = None,
+    clips: int | None = None,
 ) -> ImageSet: ...
 
 
@@ -62,6 +65,7 @@ def as_images(
     image_key: Key | None = None,
     label_key: Key | None = None,
     axes: str | None = None,
+    clips: int | None = None,
 ) -> ImageSet | ImageLoader:
     """Turn anything that holds images into an `ImageSet`, or a `DataLoader` into an `ImageLoader`.
 
@@ -69,19 +73,24 @@ def as_images(
 
     Args:
         images: an `ImageSet` or `ImageLoader`; a `DataLoader`; the name of an embedded set ("digits", "scenes",
-            "cluttered", "photos"); the path of a folder, or a list of paths of images; a tensor (N, C, H, W),
+            "cluttered", "photos"); the path of a folder, or of a `.npy` file with all images, or a list of paths of
+            images; a tensor (N, C, H, W),
             (N, C, T, H, W) or (N, C, D, H, W); a NumPy array of bytes (pictures) or numbers (ready), whose axes are
             recognised with a warning; a list of images; or a data set with `__len__` and `__getitem__`, like those of
             torchvision, Hugging Face and MONAI. Its items are images, tuples that contain one in any order, or mappings
             with a name such as `image`.
         ids: one name per image, as text; numbers or file names by default.
-        labels: one label per image, as text or whole numbers, in place of those that are known; [] for none.
+        labels: one label per image, as text or whole numbers, in place of those that are known; in the order of the
+            images, or id -> label; [] for none.
         image_key: name or index of the image within the items of a data set or the batches of a loader, if it cannot
             be recognised; several, as in (0, "image"), lead into nested items.
         label_key: the same of the label, if the entry that is recognised holds something else.
         axes: the axes of a tensor or array, or of the images of a loader's batches, one letter each: N for images, C
             for channels, D, T, F, H and W, as in "NHWC"; the images are then (N, C, ...), or (N, ...) without C, as in
-            "NFT" for spectrograms.
+            "NFT" for spectrograms. With `clips`, the order in which the models take a batch, "NCTHW" or "NTCHW"; by
+            default the second for models of transformers, and the first for all others.
+        clips: read clips of this many evenly spaced frames: each folder of frames below a folder, as in
+            CLASS/CLIP/0001.png, or each item of a data set that is a list of frames.
 
     Raises:
         ImageError: the value is none of these; the message says what to give instead.
@@ -90,6 +99,11 @@ def as_images(
         UserWarning: what the axes of an array are read as, or which entry is taken for the labels, if this is unclear.
     """
     if isinstance(images, DataLoader | ImageLoader):
+        if clips is not None:
+            raise ImageError(
+                f"clips= samples the frames of a folder or of the items of a data set; of {type(images).__name__}, "
+                f"give its data set, or batches of clips (N, C, T, H, W)"
+            )
         own = ImageLoader(images) if isinstance(images, DataLoader) else images
         ids = own.ids if ids is None else ids
         labels = own.labels if labels is None else as_texts(labels)
@@ -99,13 +113,28 @@ def as_images(
         return ImageLoader(
             own.loader, own.name, ids=ids, labels=labels, image_key=image_key, label_key=label_key, axes=axes
         )
-    image_set = _image_set(images, image_key, label_key if labels is None else (), axes)
+    image_set = _image_set(images, image_key, label_key if labels is None else (), axes, clips)
     for name, key in (("image", image_key), ("label", label_key)):
         if key is not None and not is_data_set(images):
             raise ImageError(f"{name}_key= names the {name} within items of a data set, not of {type(images).__name__}")
-    if axes is not None and not isinstance(images, Tensor | np.ndarray):
+    array = isinstance(images, Tensor | np.ndarray) or (isinstance(images, str | Path) and _is_array_file(Path(images)))
+    if axes is not None and clips is None and not array:
         raise ImageError(f"axes= names the axes of a tensor or an array, not of {type(images).__name__}")
     return named(image_set, ids, labels)
+
+
+def require_image_set(images: ImageSet | ImageLoader) -> ImageSet:
+    """Refuse a loader, for work that divides images into batches itself.
+
+    Raises:
+        ImageError: the images come from a loader.
+    """
+    if isinstance(images, ImageSet):
+        return images
+    raise ImageError(
+        f"a study divides its images into batches itself, but {images.name} comes from a loader; give the loader's "
+        f"data set, or call rsm_probe.sweep or rsm_probe.capture, which take loaders"
+    )
 
 
 def named(images: ImageSet, ids: Sequence[str] | None, labels: Any) -> ImageSet:
@@ -114,7 +143,7 @@ def named(images: ImageSet, ids: Sequence[str] | None, labels: Any) -> ImageSet:
     Args:
         images: the image set.
         ids: one name per image; None leaves them.
-        labels: one label per image, as text or whole numbers; None leaves them.
+        labels: one label per image, as text or whole numbers, in the order of the images or by id; None leaves them.
 
     Raises:
         ImageError: they are not text that can be stored, repeat ids, or differ in number from the images.
@@ -122,9 +151,19 @@ def named(images: ImageSet, ids: Sequence[str] | None, labels: Any) -> ImageSet:
     if ids is not None and len(ids := require_texts(ids, "ids", ImageError)) != len(images):
         raise ImageError(f"{len(ids)} ids for {len(images)} images")
     parts: dict[str, Any] = {} if ids is None else {"ids": ids}
+    if isinstance(labels, Mapping):
+        labels = _labels_by_id(labels, images.ids if ids is None else ids)
     if labels is not None:
         parts["labels"] = require_texts(as_texts(labels), "labels", ImageError)
     return replace(images, **parts) if parts else images
+
+
+def _labels_by_id(labels: Mapping[Any, Any], ids: Sequence[str]) -> list[Any]:
+    absent = [name for name in ids if name not in labels]
+    if absent:
+        near = did_you_mean(absent[0], [str(name) for name in labels])
+        raise ImageError(f"labels lack {len(absent)} of {len(ids)} images, first {brief(absent[0])}{near}")
+    return [labels[name] for name in ids]
 
 
 def warn_of_folder(name: str, path: str | Path) -> None:
@@ -143,9 +182,17 @@ def is_data_set(images: Any) -> bool:
     return sequence and not isinstance(images, Mapping | str | bytes | bytearray | Tensor | np.ndarray | ImageSet)
 
 
-def _image_set(images: Any, image_key: Key | None, label_key: Key | None, axes: str | None) -> ImageSet:
+def _image_set(
+    images: Any, image_key: Key | None, label_key: Key | None, axes: str | None, clips: int | None = None
+) -> ImageSet:
     from rsm_probe.sources.images.registry import EMBEDDED
 
+    embedded = isinstance(images, str) and images in EMBEDDED
+    if clips is not None and (embedded or not (isinstance(images, str | Path) or is_data_set(images))):
+        raise ImageError(
+            f"clips= samples the frames of a folder or of the items of a data set, not of "
+            f"{f'the embedded set {images!r}' if embedded else type(images).__name__}"
+        )
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, str) and images in EMBEDDED:
@@ -159,14 +206,25 @@ def _image_set(images: Any, image_key: Key | None, label_key: Key | None, axes: 
             raise ImageError(
                 f"no folder or embedded image set {brief(str(images))}{hint} (embedded: {', '.join(EMBEDDED)})"
             )
-        return folder(path)
+        if _is_array_file(path):
+            return from_array_file(path, axes)
+        return folder(path) if clips is None else folder_of_clips(path, clips, axes)
     if isinstance(images, Tensor | np.ndarray):
         return from_tensor(images, axes=axes)
-    if isinstance(images, list | tuple) and images and all(isinstance(item, str | Path) for item in images):
+    if (
+        clips is None
+        and isinstance(images, list | tuple)
+        and images
+        and all(isinstance(item, str | Path) for item in images)
+    ):
         return from_paths(images)
     if is_data_set(images):
-        return from_dataset(images, image_key=image_key, label_key=label_key)
+        return from_dataset(images, image_key=image_key, label_key=label_key, clips=clips, axes=axes)
     raise ImageError(f"cannot take images from {type(images).__name__}; {_instead_of(images)}")
+
+
+def _is_array_file(path: Path) -> bool:
+    return path.suffix.lower() in (".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle") and isfile(path)
 
 
 def _instead_of(images: Any) -> str:
@@ -232,7 +290,7 @@ def from_tensor(
     if len(names) != len(tensor):
         raise ImageError(f"{len(names)} ids for {len(tensor)} images")
     if pictures:
-        return _pictures(np.asarray(tensor), names, labels)
+        return _pictures(np.asarray(tensor), names, labels, clips=axes is not None and "T" in axes.upper())
     pixels = tensor if isinstance(tensor, Tensor) else as_float_tensor(tensor)
     if not pixels.is_floating_point():
         raise ImageError(
@@ -251,8 +309,33 @@ def from_tensor(
     )
 
 
-def _pictures(array: np.ndarray, ids: Sequence[str], labels: Sequence[str]) -> ImageSet:
-    """Make an image set from bytes (N, H, W), or (N, C, H, W) with 1, 3 or 4 colours."""
+def from_array_file(path: Path, axes: str | None) -> ImageSet:
+    """Read a file that holds an array of all images; see `from_tensor`.
+
+    Raises:
+        ImageError: the file cannot be read, or is of a format that can run code.
+    """
+    if path.suffix.lower() != ".npy":
+        raise ImageError(
+            f"{path} may hold objects that run code, and is not read as images; give its tensor, as in "
+            f"as_images(torch.load({str(path)!r}, weights_only=True)), or save it by numpy.save('images.npy', "
+            f"tensor.numpy()) and give this file"
+        )
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot read the array {path}: {error}") from error
+    return from_tensor(array, axes=axes).changed(name=path.stem)
+
+
+def _pictures(array: np.ndarray, ids: Sequence[str], labels: Sequence[str], clips: bool) -> ImageSet:
+    """Make an image set from bytes (N, H, W), or (N, C, H, W) with 1, 3 or 4 colours, or clips (N, C, T, H, W)."""
+    if clips and array.ndim == 5 and array.shape[1] in (1, 3, 4):
+        frames = array.transpose(0, 2, 3, 4, 1)
+        return ImageSet(
+            "array", ids, lambda index: Clip([picture(frame) for frame in frames[index]]), labels=labels,
+            content=lambda: digest(np.ascontiguousarray(clip).data for clip in frames), extract=lambda clip: clip,
+        )  # fmt: skip
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[1] not in (1, 3, 4)):
         raise ImageError(
             f"pictures must have 1, 3 or 4 colours of bytes and two further axes, found the array of shape "
@@ -270,7 +353,13 @@ def _pictures(array: np.ndarray, ids: Sequence[str], labels: Sequence[str]) -> I
 
 
 def from_dataset(
-    dataset: Any, name: str | None = None, *, image_key: Key | None = None, label_key: Key | None = None
+    dataset: Any,
+    name: str | None = None,
+    *,
+    image_key: Key | None = None,
+    label_key: Key | None = None,
+    clips: int | None = None,
+    axes: str | None = None,
 ) -> ImageSet:
     """Make an image set from any sequence of images, or of tuples or mappings that contain one; see `image_of`.
 
@@ -283,6 +372,8 @@ def from_dataset(
         image_key: name or index of the image within an item, if it cannot be recognised; several lead into nested
             items.
         label_key: the same of the label, if the entry that is recognised holds something else; () for no labels.
+        clips: number of frames that are taken of each item, which is a list of frames; see `as_images`.
+        axes: the order of axes in which models take clips.
 
     Raises:
         ImageError: the data set is empty or has no length, or `label_key` names no label. Items that are not images
@@ -302,6 +393,7 @@ def from_dataset(
             f"{type(dataset).__name__} holds {count} images, above the limit of {_MOST_IMAGES} (each id takes 70 "
             f"bytes); give parts of it, such as torch.utils.data.Subset"
         )
+    order = axes if clips is None else require_clips(clips, axes)
     # Hashing all images would cost a whole decoding pass, so hash an evenly spaced sample.
     some = np.unique(np.linspace(0, count - 1, _FINGERPRINTED).astype(int))
     labels = labels_of(dataset) if label_key is None else []
@@ -324,6 +416,6 @@ def from_dataset(
         load,
         labels=labels if texts is None else texts,
         content=lambda: digest(pixel_bytes(images[int(index)]) for index in some),
-        extract=lambda item: image_of(item, image_key),
+        extract=(lambda item: image_of(item, image_key)) if clips is None else clip_reader(clips, order, image_key),
     )
     return images

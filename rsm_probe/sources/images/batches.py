@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.image_set import ImageSet, Loaded
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class RawBatch:
 
     Attributes:
         source: name of the image set or loader, for messages.
-        images: PIL images and tensors, or one tensor (N, ...) that is ready for the models.
+        images: PIL images, tensors and clips, or one tensor (N, ...) that is ready for the models.
         ids: names of the images.
         labels: labels of the images, "" where unknown.
         numbers: indices in the image set, or positions in the pass.
@@ -29,7 +28,7 @@ class RawBatch:
     """
 
     source: str
-    images: Sequence[Image.Image | Tensor] | Tensor
+    images: Sequence[Loaded] | Tensor
     ids: Sequence[str]
     labels: Sequence[str]
     numbers: np.ndarray
@@ -69,7 +68,7 @@ class BatchSource(Protocol):
     def sizes(self) -> Sequence[int]:
         """See the class."""
 
-    def first_image(self) -> Image.Image | Tensor:
+    def first_image(self) -> Loaded:
         """Load one image, which shows whether images are pictures or ready for the models."""
 
     def sample(self, count: int, whole: bool = False) -> RawBatch:
@@ -130,7 +129,7 @@ class SetBatches:
         """See `BatchSource`."""
         return [len(numbers) for numbers in self.numbers]
 
-    def first_image(self) -> Image.Image | Tensor:
+    def first_image(self) -> Loaded:
         """See `BatchSource`."""
         return self.images[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rsm_probe.errors import ImageError
+from rsm_probe.sources.images.clips import Clip, clip_files, require_clips, sampled, video_advice
 from rsm_probe.sources.images.contents.dataset_items import is_pixels
 from rsm_probe.sources.images.image_set import UNREADABLE, ImageSet, digest
 from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, image_of_array, read_rgb
@@ -48,7 +50,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     files = [f for f in listed if f.suffix.lower() in IMAGE_SUFFIXES] or list(filter(_is_array, listed))
     if not files:
         looked = ", ".join([*sorted(IMAGE_SUFFIXES), *_ARRAYS])
-        raise ImageError(f"no image files in {root} (looked for {looked} at any depth)")
+        raise ImageError(f"no image files in {root} (looked for {looked} at any depth){video_advice(root)}")
     problems = _broken_files(files, progress) if verify else {}
     good = [file for file in files if file not in problems]
     if problems and (strict or not good):
@@ -73,6 +75,61 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     )
 
 
+def folder_of_clips(
+    path: str | Path,
+    clips: int,
+    axes: str | None = None,
+    strict: bool = False,
+    verify: bool = True,
+    progress: bool = False,
+) -> ImageSet:
+    """Read folders of frames as clips; the label of a clip is the folder that holds its folder, at any depth.
+
+    Names are sorted as people count, so that frame2 comes before frame10, and `clips` evenly spaced frames of each clip
+    are used, the first and last among them. All frames pass the same preprocessing.
+
+    Args:
+        path: the folder that holds the folders of clips.
+        clips: number of frames per clip.
+        axes: the order in which models take a batch of clips, "NCTHW" or "NTCHW"; by default that of their library.
+        strict: raise an error if a frame is broken, instead of leaving out its clip.
+        verify: read every frame that is used once now; see `folder`.
+        progress: show a progress bar while reading.
+
+    Raises:
+        ImageError: the folder is missing or holds no clips, a clip has too few frames (the message names it), or
+            (strict) a frame is broken.
+    """
+    root, axes = Path(path), require_clips(clips, axes)
+    if not isdir(root):
+        raise ImageError(f"no folder of clips at {root}" + (" (it is a file)" if exists(root) else ""))
+    used = {_as_text(name): sampled(files, clips, name) for name, files in clip_files(root).items()}
+    broken = _broken_files([file for files in used.values() for file in files], progress) if verify else {}
+    problems = {
+        name: f"{file.name}: {broken[file]}" for name, files in used.items() for file in files[::-1] if file in broken
+    }
+    if problems and (strict or len(problems) == len(used)):
+        name, reason = next(iter(problems.items()))
+        raise ImageError(f"{len(problems)} of {len(used)} clips in {root} cannot be read, first {name}: {reason}")
+    if problems:
+        warnings.warn(
+            f"skipped {len(problems)} of {len(used)} clips with frames that cannot be read, first "
+            f"{next(iter(problems))} ({next(iter(problems.values()))})",
+            stacklevel=2,
+        )
+    good = {name: files for name, files in used.items() if name not in problems}
+    frames = list(good.values())
+    return ImageSet(
+        name=_as_text(root.name or str(root)),
+        ids=list(good),
+        load=lambda index: Clip([read_rgb(file) for file in frames[index]], axes),
+        labels=[name.rpartition("/")[0] for name in good],
+        skipped=problems,
+        content=lambda: f"clips={clips} {digest(file.read_bytes() for files in frames for file in files)}",
+        extract=lambda clip: clip,
+    )
+
+
 def from_paths(paths: Sequence[str | Path]) -> ImageSet:
     """Read image files by their paths, in the given order, as RGB; the id of an image is its path as given.
 
@@ -92,6 +149,27 @@ def from_paths(paths: Sequence[str | Path]) -> ImageSet:
         lambda index: _read(files[index]),
         content=lambda: digest(file.read_bytes() for file in files),
     )
+
+
+def read_labels(file: str | Path) -> dict[str, str]:
+    """Read labels from a text file with a line `id,label` for each image; ids with commas are quoted.
+
+    Raises:
+        ImageError: the file cannot be read, a line has another number of columns, or an id occurs twice.
+    """
+    labels: dict[str, str] = {}
+    try:
+        with Path(file).open(encoding="utf-8", newline="") as stream:
+            for number, row in enumerate(csv.reader(stream), 1):
+                if len(row) not in (0, 2):
+                    raise ImageError(f"{file}, line {number}: expected id,label, found {len(row)} columns: {row}")
+                if row and row[0] in labels:
+                    raise ImageError(f"{file}, line {number}: image {row[0]!r} has a label already")
+                if row:
+                    labels[row[0]] = row[1]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ImageError(f"cannot read the labels {file}: {error}") from error
+    return labels
 
 
 def read_array(file: Path) -> Image.Image | Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rsm_probe.checks import brief, listed, require_seed, require_text, require_texts, require_whole
 from rsm_probe.errors import ImageError, repeated
+from rsm_probe.sources.images.clips import Clip
 from rsm_probe.sources.images.contents.dataset_items import image_of
 from rsm_probe.sources.images.contents.item_labels import ItemLabels
 from rsm_probe.sources.images.pixels import tensor_bytes
@@ -35,6 +36,10 @@ UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+# What an image set loads as one image.
+Loaded = Image.Image | Tensor | Clip
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class ImageSet:
     Attributes:
         name: the name of the set in results.
         ids: one unique name per image, as text.
-        load: index -> PIL image, or a tensor (C, H, W) that is ready for the model.
+        load: index -> PIL image, a tensor (C, H, W) that is ready for the model, or a `Clip` of these.
         labels: one label per image, as text; "" if unknown. Those that only items hold are read with the images.
         targets: answers to train for, if the set has any.
         annotations: the objects in each image (class counts, boxes), if known.
@@ -72,13 +77,13 @@ class ImageSet:
 
     name: str
     ids: Sequence[str]
-    load: Callable[[int], Image.Image | Tensor]
+    load: Callable[[int], Loaded]
     labels: Sequence[str] = ()
     targets: Targets | None = None
     annotations: Sequence[Mapping[str, Any]] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     content: Callable[[], str] = str
-    extract: Callable[[Any], Image.Image | Tensor] = image_of
+    extract: Callable[[Any], Loaded] = image_of
 
     def __post_init__(self) -> None:
         name = require_text(self.name, "the name of an image set", ImageError)
@@ -113,7 +118,7 @@ class ImageSet:
         facts += [f"{len(self.skipped)} files skipped"] if self.skipped else []
         return f"ImageSet({brief(self.name)}: {', '.join(facts)}; ids {listed(self.ids, 3)})"
 
-    def __getitem__(self, index: int) -> Image.Image | Tensor:
+    def __getitem__(self, index: int) -> Loaded:
         """Load one image; negative indices count from the end.
 
         Raises:
@@ -183,6 +188,8 @@ def digest(parts: Iterable[bytes | memoryview]) -> str:
     return total.hexdigest()
 
 
-def pixel_bytes(image: Image.Image | Tensor) -> bytes | memoryview:
+def pixel_bytes(image: Loaded) -> bytes | memoryview:
     """The values of an image as bytes."""
+    if isinstance(image, Clip):
+        return digest(map(pixel_bytes, image.frames)).encode()
     return tensor_bytes(image) if isinstance(image, Tensor) else np.asarray(image).tobytes()

@@ -26,6 +26,7 @@ from rsm_probe.sources.images.contents.loaded_batches import (
     label_candidates,
     labels_at,
 )
+from rsm_probe.sources.images.image_set import Loaded
 from rsm_probe.sources.images.pixels import in_order, tensor_bytes
 
 _ADVICE = (
@@ -125,7 +126,7 @@ class ImageLoader:
         expected = _expected_sizes(self.loader)
         return self._exact is not None or (bool(expected) and expected == self.sizes)
 
-    def first_image(self) -> Image.Image | Tensor:
+    def first_image(self) -> Loaded:
         """See `BatchSource`."""
         return self._first_batch().images[0]
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from rsm_probe.errors import ImageError, look_up
-from rsm_probe.sources.images.contents.dataset_items import image_of
-from rsm_probe.sources.images.folders import folder
-from rsm_probe.sources.images.image_set import ImageSet, Targets
+from rsm_probe.sources.images.clips import Clip
+from rsm_probe.sources.images.folders import folder, folder_of_clips
+from rsm_probe.sources.images.image_set import ImageSet, Loaded, Targets
 from rsm_probe.sources.images.limits import require_edge
 from rsm_probe.sources.images.pixels import to_rgb
 
@@ -107,7 +108,13 @@ def class_folders(
 
 
 def image_folder(
-    path: str | Path, split: str = "all", strict: bool = False, verify: bool = True, progress: bool = False
+    path: str | Path,
+    split: str = "all",
+    strict: bool = False,
+    verify: bool = True,
+    progress: bool = False,
+    clips: int | None = None,
+    axes: str | None = None,
 ) -> ImageSet:
     """Read all images of a folder (see `folder`), or one split of its class folders (see `class_folders`).
 
@@ -117,10 +124,18 @@ def image_folder(
         strict: raise an error if files are broken, instead of leaving them out.
         verify: read every file once now.
         progress: show a progress bar while reading.
+        clips: read folders of frames as clips of this many frames; see `folder_of_clips`.
+        axes: the order in which models take a batch of clips.
 
     Raises:
-        ImageError: see `folder` and `class_folders`.
+        ImageError: see `folder`, `folder_of_clips` and `class_folders`; or `clips` and a split are given.
     """
+    if clips is not None:
+        if split != "all":
+            raise ImageError(
+                f"clips do not go with split={split!r}; give the folder of the split, {Path(path) / split}"
+            )
+        return folder_of_clips(path, clips, axes, strict=strict, verify=verify, progress=progress)
     if split == "all":
         return folder(path, strict=strict, verify=verify, progress=progress)
     return class_folders(path, split, strict=strict, verify=verify, progress=progress)
@@ -134,13 +149,22 @@ def resized(images: ImageSet, size: int) -> ImageSet:
     """
     require_edge(size)
 
-    def load(index: int) -> Image.Image:
+    def load(index: int) -> Image.Image | Clip:
         image = images.extract(images.load(index))
+        if isinstance(image, Clip):
+            return Clip([fitted(frame) for frame in image.frames], image.axes)
+        return fitted(image)
+
+    def fitted(image: Image.Image | Tensor) -> Image.Image:
         if not isinstance(image, Image.Image):
             raise ImageError(f"only PIL images can be resized, but {images.name} holds tensors")
         return ImageOps.fit(to_rgb(image), (size, size), Image.Resampling.BICUBIC)
 
-    return images.changed(load=load, extract=image_of, content=lambda: f"{images.content()} size={size}")
+    return images.changed(load=load, extract=_as_loaded, content=lambda: f"{images.content()} size={size}")
+
+
+def _as_loaded(image: Loaded) -> Loaded:
+    return image
 
 
 def _has_classes(path: Path) -> bool:

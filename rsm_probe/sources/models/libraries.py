@@ -61,6 +61,13 @@ def _torchvision(
         f"torchvision:{title}", lambda: torchvision.models.get_model(title, **options), f"{weights.url} into {cache}"
     )
     transform = weights.transforms()
+    if title in torchvision.models.list_models(torchvision.models.video):
+        # It takes clips (T, C, H, W) and returns (C, T, H, W), and treats every frame alike.
+        def of_frame(image: Image.Image) -> Tensor:
+            pixels = torchvision.transforms.functional.pil_to_tensor(to_rgb(image))
+            return transform(pixels[None])[:, 0]
+
+        return module, of_frame
     return module, lambda image: transform(to_rgb(image))
 
 

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.batches import BatchSource, RawBatch
+from rsm_probe.sources.images.clips import Clip
 from rsm_probe.sources.images.image_set import UNREADABLE
 from rsm_probe.sources.models.loaded_model import LoadedModel
 
 
-def prepared(batch: RawBatch, preprocess: Callable[..., Tensor]) -> Tensor:
+def prepared(batch: RawBatch, preprocess: Callable[..., Tensor], frames_first: bool = False) -> Tensor:
     """Preprocess images and stack them into a batch.
 
     Args:
         batch: images as loaded; tensors are used as they are.
         preprocess: PIL image -> tensor (C, H, W).
+        frames_first: clips become (T, C, H, W) rather than (C, T, H, W), unless they say which; see
+            `takes_frames_first`.
 
     Returns:
-        The batch, (B, C, H, W).
+        The batch, (B, C, H, W), or of clips (B, C, T, H, W) or (B, T, C, H, W).
 
     Raises:
         ImageError: preprocessing fails for an image or leaves images of different sizes; the message names them.
@@ -33,18 +37,51 @@ def prepared(batch: RawBatch, preprocess: Callable[..., Tensor]) -> Tensor:
     if isinstance(batch.images, Tensor):
         return batch.images
     tensors = [
-        image if isinstance(image, Tensor) else _preprocessed(image, preprocess, batch.source, name)
+        _clip(image, preprocess, batch.source, name, frames_first)
+        if isinstance(image, Clip)
+        else _pixels(image, preprocess, batch.source, name)
         for image, name in zip(batch.images, batch.ids, strict=True)
     ]
-    for tensor, name in zip(tensors, batch.ids, strict=True):
+    return torch.stack(_of_one_size(tensors, [f"image {name!r}" for name in batch.ids], batch.source))
+
+
+def takes_frames_first(module: nn.Module) -> bool:
+    """Whether a video model takes (N, T, C, H, W), as those of transformers do, whose input is pixel_values."""
+    return any(
+        parameter.startswith("pixel_values")
+        for part in module.modules()
+        for parameter in list(inspect.signature(part.forward).parameters)[:1]
+    )
+
+
+def _pixels(image: Image.Image | Tensor, preprocess: Callable[..., Tensor], source: str, name: str) -> Tensor:
+    return image if isinstance(image, Tensor) else _preprocessed(image, preprocess, source, name)
+
+
+def _clip(clip: Clip, preprocess: Callable[..., Tensor], source: str, name: str, frames_first: bool) -> Tensor:
+    frames = [_pixels(frame, preprocess, source, name) for frame in clip.frames]
+    # Processors of video models make a clip of a single frame, (1, C, H, W).
+    frames = [frame[0] if frame.ndim == 4 and len(frame) == 1 else frame for frame in frames]
+    frames = _of_one_size(frames, [f"frame {k} of clip {name!r}" for k in range(len(frames))], source)
+    count, channels = len(frames), len(frames[0])
+    if clip.axes is None and not frames_first and count == channels:
+        raise ImageError(
+            f"{source}: clips of {count} frames with {channels} channels show no order of axes; name the one that the "
+            f"model takes by axes='NCTHW' or axes='NTCHW' beside clips={count}"
+        )
+    return torch.stack(frames, dim=0 if (frames_first and clip.axes is None) or clip.axes == "NTCHW" else 1)
+
+
+def _of_one_size(tensors: list[Tensor], names: Sequence[str], source: str) -> list[Tensor]:
+    for tensor, name in zip(tensors, names, strict=True):
         if tensor.shape != tensors[0].shape:
             raise ImageError(
-                f"{batch.source}: image {name!r} has shape {tuple(tensor.shape)} and image {batch.ids[0]!r} has "
+                f"{source}: {name} has shape {tuple(tensor.shape)} and {names[0]} has "
                 f"{tuple(tensors[0].shape)}; preprocessing must bring all to one size: load_model(model, "
                 f"preprocess='resize-crop', size=224) does so (in YAML preprocess: resize-crop and size: 224), as does "
                 f"a function of your own as preprocess="
             )
-    return torch.stack(tensors)
+    return tensors
 
 
 def _preprocessed(image: Image.Image, preprocess: Callable[..., Any], source: str, name: str) -> Tensor:
@@ -78,7 +115,8 @@ def warn_of_plain_pixels(models: Iterable[LoadedModel], source: BatchSource) -> 
     plain = [model.name for model in models if model.default_preprocess]
     if source.count == 0 or (not plain and len(models) < 2):
         return
-    pictures = isinstance(source.first_image(), Image.Image)
+    first = source.first_image()
+    pictures = isinstance(first.frames[0] if isinstance(first, Clip) else first, Image.Image)
     if plain and pictures:
         words = (
             f"no preprocessing given for {', '.join(plain)}: images are passed as RGB in [0, 1], without normalisation "

@@ -1,4 +1,4 @@
-"""Run functions of the user that build a module."""
+"""Run functions of the user that build a module, or return images."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import importlib.util
 from collections.abc import Callable
 from os.path import isfile
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from rsm_probe.errors import ModelError, RsmProbeError, did_you_mean
+from rsm_probe.errors import ImageError, ModelError, RsmProbeError, did_you_mean
 
 
-def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
+def function_in(file: Path, name: str) -> Callable[[], Any]:
     """Run a Python file of the user and return one of its functions.
 
     Raises:
@@ -31,7 +32,7 @@ def function_in(file: Path, name: str) -> Callable[[], nn.Module]:
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     if name not in functions:
         raise ModelError(f"{file} has no function {name!r}{did_you_mean(name, functions)}")
-    function: Callable[[], nn.Module] = getattr(module, name)
+    function: Callable[[], Any] = getattr(module, name)
     return function
 
 
@@ -54,6 +55,28 @@ def built(factory: Callable[[], nn.Module], where: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ModelError(f"{where} must return a torch.nn.Module, got {type(module).__name__}")
     return module.eval()
+
+
+def returned_images(file: str, name: str) -> Any:
+    """Call a function of a Python file that returns images.
+
+    Args:
+        file: the file.
+        name: the function; it takes no arguments.
+
+    Raises:
+        ImageError: the file or function does not exist, or fails.
+    """
+    try:
+        function = function_in(Path(file), name)
+    except ModelError as error:
+        raise ImageError(str(error)) from error
+    try:
+        return function()
+    except RsmProbeError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ImageError(f"{file}:{name} failed to return images: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
