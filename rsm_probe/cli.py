@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -204,7 +205,7 @@ def layers(
 
     The model runs on a blank image. An asterisk marks the layers selected by "blocks", the default of a sweep. S is the
     number of locations and C the number of channels; prefix is the number of class and register tokens, which are kept
-    separately.
+    separately. Attention layers are listed with the names of their queries, keys and values; * stands for any number.
     """
     from rsm_probe.probe.describe import describe_layers
     from rsm_probe.sources.loading import load_model
@@ -239,6 +240,9 @@ def layers(
         typer.echo(line)
     if len(shown) < len(infos):
         typer.echo(f"({len(infos) - len(shown)} more layers with --all)")
+    attention = dict.fromkeys(re.sub(r"(?:^|(?<=[._]))\d+", "*", info.name) for info in infos if info.has_facets)
+    for name in attention:
+        typer.echo(f"attention: {name}[query], [key] or [value]; one head: {name}[key.0]; each: {name}[key.*]")
     if all_layers and skipped:
         typer.echo("not captured:")
         for name, reason in skipped.items():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rsm_probe.errors import LayerError, RsmProbeError
+from rsm_probe.probe.facets.attention_layers import attention_layers
 from rsm_probe.probe.layers import block_names
 from rsm_probe.probe.probe import Probe
 from rsm_probe.probe.representation import Grid, Representation
@@ -30,6 +31,8 @@ class LayerInfo:
         grid: (H, W) or None.
         prefix: number of class and register tokens.
         is_block: whether "blocks" selects it.
+        has_facets: whether it is an attention layer, of which `name[query]`, `name[key]` and `name[value]` can be
+            probed.
     """
 
     name: str
@@ -40,6 +43,7 @@ class LayerInfo:
     grid: Grid | None
     prefix: int
     is_block: bool
+    has_facets: bool = False
 
 
 class _Sizes(NamedTuple):
@@ -88,6 +92,7 @@ def describe_layers(
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             hooks.callback(module.register_forward_hook(partial(record, name)).remove)
+        attending = hooks.enter_context(attention_layers(dict(model.named_modules()), example))
         with torch.no_grad(), warnings.catch_warnings(), probe:
             # The result itself lists what could not be captured.
             warnings.simplefilter("ignore", UserWarning)
@@ -110,6 +115,7 @@ def describe_layers(
             sizes.grid,
             sizes.prefix,
             name in blocks,
+            name in attending,
         )
         for label, sizes in probe.representations.items()
     ]

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ class ForwardPass:
         kwargs: Mapping[str, Any],
         parameters: Sequence[str] = (),
     ) -> None:
-        self._selections = selections
+        self._selections = {selection.label: selection for selection in selections}
+        self._labels = frozenset(self._selections)
         self._module_calls = module_calls
         self._options = options
         self._reader = OutputReader(learned, args, kwargs, options.inputs, parameters)
@@ -105,6 +106,10 @@ class ForwardPass:
         Raises:
             RepresentationError: the output of an explicitly named layer cannot be read.
         """
+        if (heads := self._heads(selection, output)) is not None:
+            for head in heads:
+                self.take(head, module, kind, args, output)
+            return
         label, index = selection.label, len(self._calls[selection.label])
         representation: Any = _NOTHING
         problem = ""
@@ -122,6 +127,24 @@ class ForwardPass:
                 representation = reduce(name, representation)
         self._taken += 1
         self._calls[label].append(_Call(self._taken, representation, problem))
+
+    def _heads(self, selection: Selection, output: Any) -> list[Selection] | None:
+        """The layers that a facet of each head stands for; None for other layers, or where heads are unknown."""
+        facet = selection.facet
+        if facet is None or not facet.each or has_part(output, selection.key):
+            return None
+        channels = self._facets.get(selection.module_name, {}).get(facet.kind)
+        if not isinstance(channels, FacetChannels):
+            return None
+        heads: list[Selection] = []
+        for head in range(len(channels.heads)):
+            label = selection.label.replace("*]", f"{head}]")
+            if label not in self._labels:  # unless it was named beside
+                heads.append(replace(selection, label=label, key=f"{facet.kind}.{head}"))
+                self._calls.setdefault(label, [])
+        self._selections.pop(selection.label, None)
+        self._selections |= {layer.label: layer for layer in heads}
+        return heads
 
     def is_last_call(self) -> bool:
         """Counts a call of a probed module, and returns whether it is the last, judging by an earlier traced pass."""
@@ -187,7 +210,7 @@ class ForwardPass:
         self._reader.end(self._ran)
         captured: dict[str, _Call] = {}
         skipped: dict[str, str] = {}
-        for selection in self._selections:
+        for selection in self._selections.values():
             try:
                 captured |= self._captured(selection)
                 calls = enumerate(self._calls[selection.label])

@@ -48,7 +48,7 @@ class Selection:
     @property
     def facet(self) -> Facet | None:
         """The facet of attention that the key names, or None."""
-        return facet_of(self.key)
+        return None if self.key is None else facet_of(self.key)
 
 
 def resolve(model: nn.Module, layers: Layers) -> list[Selection]:

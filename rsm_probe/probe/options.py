@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from rsm_probe.checks import brief, require_flag, require_text
 from rsm_probe.errors import LayerError, RepresentationError, did_you_mean
+from rsm_probe.probe.facets.facet_names import matches
 from rsm_probe.probe.layers import Selection
 from rsm_probe.probe.representation import Layout, Representation
 from rsm_probe.probe.tracing.inputs import leaves
@@ -83,7 +83,7 @@ def matching_patterns(selections: Sequence[Selection], patterns: Iterable[str]) 
         pattern
         for pattern in patterns
         if any(
-            _is_named(s, None, pattern) or (s.call is None and fnmatch.fnmatch(s.label, _OF_A_CALL.sub("", pattern)))
+            _is_named(s, None, pattern) or (s.call is None and matches(s.label, _OF_A_CALL.sub("", pattern)))
             for s in selections
         )
     ]
@@ -121,4 +121,4 @@ def _is_named(selection: Selection, call: int | None, pattern: str) -> bool:
     names = [selection.label, selection.label.partition("#")[0]]
     if selection.call is None and call is not None:
         names.append(f"{selection.label}#{call}")
-    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names)
+    return any(matches(name, pattern) for name in names)

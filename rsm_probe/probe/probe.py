@@ -57,9 +57,9 @@ class Probe:
             residual or transformer blocks in forward order) or `"all"`. `name#1` is the second call of a module,
             `name[part]` a part of a tuple or dict output. `attn[query]`, `attn[key]` and `attn[value]` are facets of an
             attention layer or of a block with one: the outputs of its projections, before any normalisation or rotary
-            embedding that follows them. `attn[key.2]` is the third head, and `blocks.*.attn[key]` names the facet in
-            every block. `fx:name` is an operation that is not a module: it costs a second forward pass and needs a
-            model that `torch.fx` can trace.
+            embedding that follows them. `attn[key.2]` is the third head, `attn[key.*]` is every head as a layer of its
+            own, and `blocks.*.attn[key]` names the facet in every block. `fx:name` is an operation that is not a
+            module: it costs a second forward pass and needs a model that `torch.fx` can trace.
         example: an input for one forward pass at entry, which checks that every layer runs and yields tokens before
             long work starts: a tensor, a tuple of positional arguments or a mapping of keyword arguments. Its
             representations are discarded.

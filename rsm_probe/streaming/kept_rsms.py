@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.errors import LayerError, did_you_mean
 from rsm_probe.forward.layer_stream import layer_names
+from rsm_probe.probe.facets.facet_names import matches
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +35,7 @@ class KeptLayers:
         self.patterns = [names] if isinstance(names, str) else names
 
     def __contains__(self, layer: str) -> bool:
-        return any(layer == pattern or fnmatch.fnmatchcase(layer, pattern) for pattern in self.patterns)
+        return any(matches(layer, pattern) for pattern in self.patterns)
 
     def require_among(self, layers: Collection[str]) -> None:
         """Reject names and globs that match no layer.

@@ -8,8 +8,9 @@ from torch.nn.functional import linear
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from rsm_probe import Probe
+from rsm_probe import Probe, capture, sweep
 from rsm_probe.errors import LayerError, RepresentationError
+from rsm_probe.probe.describe import describe_layers
 
 KINDS = ("query", "key", "value")
 CHANNELS, HEADS, WIDTH = 48, 3, 16
@@ -223,6 +224,167 @@ def test_a_part_of_the_output_with_the_name_of_a_facet_is_that_part():
     with torch.no_grad(), Probe(model, "0[value]") as probe:
         output = model(x)
     assert torch.equal(probe.representations["0[value]"].tokens, output["value"].flatten(2).transpose(1, 2))
+
+
+def test_every_head_as_a_layer_of_its_own():
+    model, x = Tower(Attention(ORDERS["h 3 d"])).eval(), images()
+    expected = ORDERS["h 3 d"](outputs_of(model, ["attn.qkv"], x)["attn.qkv"])
+    with torch.no_grad(), Probe(model, ["attn[key.*]", "attn[key.1]", "att*[value.*]"]) as probe:
+        model(x)
+        model(x)
+    names = [f"attn[{kind}.{head}]" for kind in ("key", "value") for head in range(HEADS)]
+    assert sorted(probe.representations) == names
+    for kind in (1, 2):
+        for head in range(HEADS):
+            tokens = probe.representations[f"attn[{KINDS[kind]}.{head}]"].tokens
+            assert torch.equal(tokens, expected[kind][:, :, head])
+
+
+def test_grouped_queries_have_fewer_heads_of_keys():
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.kv = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, 16)
+
+        def forward(self, x):
+            query = self.q(x).unflatten(-1, (6, 8)).transpose(1, 2)
+            key, value = (part[:, None].expand(-1, 6, -1, -1) for part in self.kv(x).chunk(2, -1))
+            return nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+    model, x = Tower(Grouped()).eval(), images()
+    raw = outputs_of(model, ["attn.q", "attn.kv"], x)
+    check(facets_of(model, "attn", x), [raw["attn.q"], *raw["attn.kv"].chunk(2, -1)])
+    with torch.no_grad(), Probe(model, ["attn[query.*]", "attn[key.*]"]) as probe:
+        model(x)
+    assert sorted(probe.representations) == ["attn[key.0]", *(f"attn[query.{head}]" for head in range(6))]
+
+
+def test_the_projection_is_read_before_operations_in_place_and_biases_count_as_a_part_of_it():
+    class InPlace(Attention):
+        def forward(self, x):
+            projected = linear(x.transpose(0, 1), self.qkv.weight).transpose(0, 1)
+            projected = projected + self.qkv.bias
+            query, key, value = (part.transpose(1, 2) for part in self.split(projected))
+            query.mul_(0.25)
+            key += 1
+            weights = query @ key.transpose(-2, -1)
+            weights -= weights.amax(-1, keepdim=True)
+            return self.proj((weights.softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    model, x = Tower(InPlace(ORDERS["3 h d"])).eval(), images()
+    entering = outputs_of(model, ["attn"], x)["attn/in"]
+    expected = linear(entering.transpose(0, 1), model.attn.qkv.weight).transpose(0, 1) + model.attn.qkv.bias
+    check(facets_of(model, "attn", x), expected.detach().chunk(3, -1))
+
+
+def test_rotary_embeddings_join_channels_within_their_head_only():
+    class Rotary(Attention):
+        def forward(self, x):
+            query, key, value = (part.transpose(1, 2) for part in self.split(self.qkv(x)))
+            angles = torch.arange(x.shape[1])[:, None] * torch.linspace(0.1, 1, WIDTH // 2)
+
+            def halves(part):
+                cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+                first, second = part.chunk(2, -1)
+                return part * cos + torch.cat((-second, first), -1) * sin
+
+            def pairs(part):
+                pairs = torch.view_as_complex(part.unflatten(-1, (-1, 2)).contiguous())
+                return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+            attended = nn.functional.scaled_dot_product_attention(halves(query), pairs(key), value)
+            return self.proj(attended.transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    model, x = Tower(Rotary(ORDERS["h 3 d"])).eval(), images()
+    expected = [part.flatten(2) for part in ORDERS["h 3 d"](outputs_of(model, ["attn.qkv"], x)["attn.qkv"])]
+    check(facets_of(model, "attn", x), expected)
+
+
+@pytest.mark.parametrize("mixed", ["sum", "agents", "channels"])
+def test_what_no_attention_operation_shows_is_refused_and_the_projection_can_be_probed(mixed):
+    class Mixed(Attention):
+        def forward(self, x):
+            query, key, value = (part.transpose(1, 2) for part in self.split(self.qkv(x)))
+            if mixed == "sum":
+                attended = nn.functional.scaled_dot_product_attention(query + key, key, value)
+            elif mixed == "agents":  # pooled queries attend, and are attended to
+                agents = query.unflatten(2, (4, -1)).mean(2)
+                collected = (agents @ key.transpose(-2, -1)).softmax(-1) @ value
+                attended = (query @ agents.transpose(-2, -1)).softmax(-1) @ collected
+            else:
+                attended = value @ (query.transpose(-2, -1) @ key).softmax(-1)
+            return self.proj(attended.transpose(1, 2).flatten(2))
+
+    model = Tower(Mixed(ORDERS["3 h d"])).eval()
+    message = r"layer 'attn\[query\]' .*probe a projection whole: 'attn.qkv'"
+    with pytest.raises(RepresentationError, match=message), torch.no_grad(), Probe(model, "attn[query]"):
+        model(images())
+    with torch.no_grad(), Probe(model, "attn.qkv") as probe:
+        model(images())
+    assert probe.representations["attn.qkv"].tokens.shape == (3, 16, 3 * CHANNELS)
+
+
+def test_attention_to_a_text_is_read_by_layouts():
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.q, self.kv = nn.Conv2d(3, CHANNELS, 16, 16), nn.Linear(48, 48), nn.Linear(7, 96)
+
+        def forward(self, x, text):
+            query = self.q(self.patches(x).flatten(2).transpose(1, 2))
+            key, value = self.kv(text).chunk(2, -1)
+            return (query @ key.transpose(1, 2)).softmax(-1) @ value
+
+    model, x, text = Cross().eval(), images(), torch.randn(3, 5, 7)
+    advice = r"layouts=\{'\[key\]': 'NTC'\}"
+    with pytest.raises(RepresentationError, match=advice), torch.no_grad(), Probe(model, "[key]"):
+        model(x, text)
+    with torch.no_grad(), Probe(model, ["[query]", "[key]"], layouts={"[key]": "NTC"}) as probe:
+        model(x, text)
+    assert torch.equal(probe.representations["[key]"].tokens, model.kv(text)[..., :48].detach())
+    assert probe.representations["[query]"].grid == (4, 4)
+
+
+def test_calls_of_a_shared_layer_are_numbered():
+    class Twice(Tower):
+        def forward(self, x):
+            return self.attn(super().forward(x))
+
+    model, x = Twice(Attention(ORDERS["h 3 d"])).eval(), images()
+    calls = []
+    hook = model.attn.qkv.register_forward_hook(lambda module, args, output: calls.append(output.clone()))
+    with hook, torch.no_grad(), Probe(model, ["attn[key]#1", "attn[query]#0"]) as probe:
+        model(x)
+    second, first = probe.representations["attn[key]#1"], probe.representations["attn[query]#0"]
+    assert torch.equal(second.tokens, ORDERS["h 3 d"](calls[1])[1].flatten(2))
+    assert torch.equal(first.tokens, ORDERS["h 3 d"](calls[0])[0].flatten(2))
+    advice = r"choose a call: 'attn\[key\]#0'"
+    with pytest.raises(LayerError, match=advice), torch.no_grad(), Probe(model, "attn[key]"):
+        model(x)
+
+
+def test_facets_run_through_sweeps_and_captures(tmp_path):
+    model, x = timm.create_model("vit_tiny_patch16_224", img_size=64, **ViT).eval(), images(12)
+    layers, options = ["blocks.*.attn[key]", "blocks.1.attn[value.2]"], {"batch_size": 6}
+    result = sweep(
+        {"vit": model}, x, layers, tokens=["locations", "class"], matchings=("identity",), workers=1,
+        keep="blocks.*.attn[key]", layouts={"blocks.*.attn[key]": "NTC"}, **options,
+    )  # fmt: skip
+    names = ["blocks.0.attn[key]", "blocks.1.attn[key]", "blocks.1.attn[value.2]"]
+    assert set(result.cka.layer_a.values) == {f"{name}{kind}" for name in names for kind in ("", "@class")}
+    captured = capture(model, x, layers, tmp_path / "vit.zarr", **options)
+    raw = outputs_of(model, ["blocks.1.attn.qkv"], x)["blocks.1.attn.qkv"].chunk(3, -1)
+    assert list(captured) == names
+    torch.testing.assert_close(captured["blocks.1.attn[key]"].tokens(), raw[1][:, 1:])
+    torch.testing.assert_close(captured["blocks.1.attn[value.2]"].prefix(), raw[2][:, :1, 2 * WIDTH :])
+
+
+def test_attention_layers_are_listed():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, **ViT).eval()
+    infos, _ = describe_layers(model, images())
+    assert [info.name for info in infos if info.has_facets] == ["blocks.0.attn", "blocks.1.attn"]
 
 
 @pytest.mark.parametrize(

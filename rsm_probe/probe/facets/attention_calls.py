@@ -89,10 +89,11 @@ class AttentionCall:
             return self._learned
         sources = self.log.sources
         self._held = {source.event: source.tensor for source in sources if source.tensor is not None}
-        problem = _not_one(self.log.attentions, sources, self._layer)
+        problem = _not_one(self.log, self._layer, self._instead(sources))
         if problem:
             return dict.fromkeys(FACETS, problem)
-        return {kind: self._facet(kind, self.log.attentions, sources) for kind in FACETS}
+        facets = {kind: self._facet(kind, self.log.attentions, sources) for kind in FACETS}
+        return {kind: self._unless_shared(kind, facets, sources) for kind in FACETS}
 
     def output(self, event: Event) -> Tensor | None:
         """The output of a projection; None if it did not appear."""
@@ -126,20 +127,35 @@ class AttentionCall:
             return f"the heads of its [{kind}] cannot be told apart; {self._instead(sources)}"
         return FacetChannels(sources[number].event, sources[number].channels, torch.tensor(listed))
 
+    def _unless_shared(self, kind: str, facets: Facets, sources: Sequence[Source]) -> FacetChannels | str:
+        """Refuses a facet of which some channels also belong to another: two attentions ran, one on another's."""
+        own = facets[kind]
+        for other_kind, other in facets.items():
+            if isinstance(own, FacetChannels) and isinstance(other, FacetChannels) and own.event == other.event:
+                shared = set(own.heads.flatten().tolist()) & set(other.heads.flatten().tolist())
+                if shared and not torch.equal(own.heads, other.heads):
+                    return f"its [{kind}] and [{other_kind}] share channels; {self._instead(sources)}"
+        return own
+
     def _instead(self, sources: Sequence[Source]) -> str:
         names = list(dict.fromkeys(source.event.module for source in sources if source.event.module))[:_MOST_NAMES]
         full = ", ".join(repr(f"{self._layer}.{name}" if self._layer else name) for name in names)
         return f"probe a projection whole: {full}" if full else "probe a layer before or after it"
 
 
-def _not_one(attentions: Sequence[Attention], sources: Sequence[Source], layer: str) -> str:
+def _not_one(log: ChannelTrace, layer: str, instead: str) -> str:
     """Why a layer is not one attention layer, or ""."""
-    if not attentions:
+    if not log.attentions and log.lost_in:
+        return (
+            f"no softmax over products of projected queries and keys was seen in it, since channels were lost in the "
+            f"operation {log.lost_in[0]!r} (attention over channels, or without a softmax?); {instead}"
+        )
+    if not log.attentions:
         return (
             "no attention ran in it (a softmax over products of projected queries and keys); name an attention layer, "
-            "or a block that holds one (`rsm-probe layers` lists those with facets), or probe its projections by name"
+            "or a block with one (`rsm-probe layers` lists them)"
         )
-    holders = dict.fromkeys(holder_of(attention, sources) for attention in attentions)
+    holders = dict.fromkeys(holder_of(attention, log.sources) for attention in log.attentions)
     if len(holders) > 1:
         names = [".".join(part for part in (layer, holder) if part) for holder in holders]
         listed = ", ".join(repr(name) for name in names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")

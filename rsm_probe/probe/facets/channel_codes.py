@@ -117,7 +117,10 @@ class ChannelCodes:
         return self._unions[channels]
 
     def heads(self, codes: object, axis: int) -> list[Channels] | None:
-        """The channels of each vector along an axis, without repetition, in order; None if they do not lie along it."""
+        """The channels of each vector along an axis, without repetition, in order; None if they do not lie along it.
+
+        A vector that mixes more channels than it has values belongs to none of them.
+        """
         if not isinstance(codes, Tensor) or not varies(codes, axis):
             return None
         rows = held_once(codes).movedim(axis, -1).flatten(0, -2)
@@ -129,7 +132,10 @@ class ChannelCodes:
             contents = [self._contents[int(code)] for code in set(row)]
             if not all(isinstance(content, frozenset) for content in contents):
                 return None
-            if channels := frozenset[tuple[int, int]]().union(*contents):  # type: ignore[arg-type]
+            channels = frozenset[tuple[int, int]]().union(*contents)  # type: ignore[arg-type]
+            if len(channels) > codes.shape[axis]:
+                return None
+            if channels:
                 heads[channels] = None
         return list(heads) or None
 

@@ -61,6 +61,7 @@ class ChannelTrace(Trace):
     Attributes:
         sources: the projections so far.
         attentions: the attention operations so far.
+        lost_in: the operations in which channels were lost.
     """
 
     def __init__(self, depends: Callable[[Tensor], bool], hold: Callable[[Tensor], Tensor]) -> None:
@@ -73,6 +74,7 @@ class ChannelTrace(Trace):
         self._holders: list[tuple[str, int, int]] = []
         self.sources: list[Source] = []
         self.attentions: list[Attention] = []
+        self.lost_in: list[str] = []
 
     def enter(self, module: str) -> None:
         """Notes that a submodule begins to run."""
@@ -125,6 +127,20 @@ class ChannelTrace(Trace):
         self.sources.append(Source(event, self._hold(output), axis, channels, self._running()))
         contents = [frozenset({(number, channel)}) for channel in range(channels)]
         return self._codes.add(contents, output.shape, axis, output.device)
+
+    def _follow(
+        self,
+        func: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        known: dict[int, Origin],
+        outputs: list[Tensor],
+    ) -> None:
+        super()._follow(func, name, args, kwargs, known, outputs)
+        lost_before = any(isinstance(origin, Lost) for origin in known.values())
+        if not lost_before and any(isinstance(self.of(output), Lost) for output in outputs):
+            self.lost_in.append(name)
 
     def _origins_of_results(
         self,
@@ -281,8 +297,8 @@ def _depends(depends: Callable[[Tensor], bool], operand: Any) -> bool:
 def _over_grid(codes: Origin, output: Tensor) -> Tensor:
     """The codes after an operation within each channel (N, C, ...), such as pooling."""
     assert isinstance(codes, Tensor)
-    if any(size > 1 and axis != 1 for axis, size in enumerate(held_once(codes).shape)):
-        raise ValueError("channels do not lie along the second axis")
+    if any(size > 1 for size in held_once(codes).shape[2:]):
+        raise ValueError("channels lie along an axis of a map")
     for axis in range(2, codes.ndim):
         codes = codes.narrow(axis, 0, 1)
     return codes.expand(output.shape)
