@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from contextlib import suppress
@@ -42,6 +43,12 @@ def format_bytes(amount: float) -> str:
         amount /= 1000
         units.pop(0)
     return f"{amount:.3g} {units[0]}"
+
+
+def as_budget(amount: int) -> str:
+    """Format bytes as text that `parse_bytes` takes, rounded up: 1.3GB, 500MB."""
+    unit, size = ("GB", 10**9) if amount >= 10**9 else ("MB", 10**6)
+    return f"{math.ceil(10 * amount / size) / 10:g}{unit}"
 
 
 def physical_bytes() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,10 +16,14 @@ from rsm_probe.execution.devices import in_halves, require_memory
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
 from rsm_probe.matching.certificate import SUMS_DIFFER, bounds_above, identity_partners, rounding_of
 from rsm_probe.matching.cpu_or_gpu import Workload
+from rsm_probe.matching.demand import demanded_bytes, pair_seconds, remark, require_room
 from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution, TokensNeededError, solve_both_ways
 from rsm_probe.matching.methods.translation import checked_grid
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.matching.scaling import each_rescaled
+
+# Entries of affinities that no method takes long to match; timing a part of larger ones costs a hundredth.
+_ALWAYS_SHORT = 6144**2
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,10 @@ def match(
     Raises:
         MatchingError: wrong shapes, NaN or infinity (the message gives the position), an unknown method, a score
             together with `certify`, or a grid that is needed but unknown.
-        CostError: the method needs an affinity that does not fit into memory.
+        CostError: the method needs an affinity that does not fit into memory; the message names a method that fits.
+
+    Warns:
+        UserWarning: the pair takes more than a minute or some GB of memory; said before it starts, with both.
     """
     _, method = get_matching(matching)
     grid = None if grid is None else checked_grid(grid)
@@ -100,9 +108,10 @@ def match(
             f"precision={method.precision!r} applies to batches of pairs (rsm, all_pairs, nearest); a single pair is "
             f"matched in the precision of its tokens"
         )
-    _require_room(method, len(left), len(right), dtype.itemsize)
+    require_room(method, len(left), len(right), left.shape[1], dtype.itemsize)
     # If the user insists on a device that cannot solve the pair, the device's solver raises the error.
     stays = Workload(1, max(len(left), len(right))).on_device(method, left.device, dtype)
+    _announce(method, *images, stays)
     affinity: Tensor | np.ndarray | None = (left @ right.T)[None] if method.needs_affinity else None
     if isinstance(affinity, Tensor) and not stays:
         affinity = affinity.numpy()
@@ -165,7 +174,7 @@ def match_affinity(
     if not len(batch):
         return []
     numbers = np.zeros(len(batch), int)
-    _require_room(method, batch.shape[1], batch.shape[2], batch.element_size(), copies=0)
+    require_room(method, batch.shape[1], batch.shape[2], 0, batch.element_size(), copies=0)
     stays = Workload(len(batch), max(batch.shape[1:])).on_device(method, batch.device, batch.dtype)
     try:
         pairs = Pairs(numbers, numbers, affinity=batch if stays else batch.cpu().numpy(), on_device=stays)
@@ -221,29 +230,21 @@ def _above(bound: float, answer: Match, rounding: float) -> float:
     return float(bounds_above(np.array([bound]), np.array([answer.value]), lambda _: rounding, answer.solver)[0])
 
 
-def _require_room(method: Matching, rows: int, columns: int, itemsize: int, copies: int = 1) -> None:
-    """Refuse a pair whose affinity does not fit into memory, if the method needs one.
-
-    Args:
-        method: any matching.
-        rows: locations of one image, S.
-        columns: locations of the other image, T.
-        itemsize: bytes of an entry.
-        copies: copies of the affinity that are still to be made; 0 if it exists already.
-
-    Raises:
-        CostError: the message gives the memory needed and available, and names a method that needs no affinity.
-    """
-    if not method.needs_affinity:
+def _announce(method: Matching, x: Locations, y: Locations, on_device: bool) -> None:
+    """Warn of a pair that takes minutes or many GB, before it starts."""
+    rows, columns = x.count, y.count
+    if rows * columns < _ALWAYS_SHORT:
         return
-    entries = rows * columns
-    # Solving the reverse direction of an asymmetric method takes a copy.
-    size = entries * itemsize * (copies + (not method.symmetric)) + method.scratch_bytes(rows, columns, itemsize)
-    require_memory(
-        size,
-        f"matching {rows} x {columns} locations by {method.name!r}, which needs their affinity,",
-        "match(x, y, 'rewindowed') takes the tokens of two images and needs no affinity",
+    needed = demanded_bytes(method, rows, columns, x.tokens.shape[2], x.tokens.element_size())
+    linear = "" if method.growth <= 1 else "; the time of matching='rewindowed' is linear in the locations"
+    text = remark(
+        f"matching {rows} x {columns} locations by {method.name!r}",
+        pair_seconds(method, x, y, on_device),
+        needed,
+        linear,
     )
+    if text is not None:
+        warnings.warn(text, stacklevel=3)
 
 
 def _require_room_to_convert(affinity: Tensor | np.ndarray) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import format_bytes
@@ -190,12 +191,14 @@ class Search:
         distances = squared_distances(products, np.concatenate(norms), self._database.norms)
         return AllProducts(products, float(np.median(distances)), counts)
 
+    def few(self, count: int) -> list[Tensor]:
+        """Centred tokens (n, S, C) of the first few queries, and of the first few images of the database."""
+        sides = self.queries, self.images
+        return [self._reader.tokens(side, np.arange(min(count, len(side)))).to(self.device) for side in sides]
+
     def seconds_per_pair(self, allowed: float) -> float:
         """Seconds per pair where all pairs are matched in tiles, on one core or the device, timed for some seconds."""
-        few = [
-            self._reader.tokens(images, np.arange(min(64, len(images)))).to(self.device)
-            for images in (self.queries, self.images)
-        ]
+        few = self.few(64)
         grids, workload = (self.queries.grid, self.images.grid), Workload.of(self.queries.shape, self.images.shape)
         seconds = 0.0
         for count in (2, 16, 64):  # small tiles cost more per pair

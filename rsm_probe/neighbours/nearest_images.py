@@ -23,7 +23,8 @@ from rsm_probe.matching.registry import get_matching
 from rsm_probe.neighbours.bounded_search import AllProducts, Groups, Search
 from rsm_probe.neighbours.candidates import Best, Counts
 from rsm_probe.neighbours.shortlist import pooled_candidates
-from rsm_probe.pairs.pair_loop import affinity_bytes
+from rsm_probe.pairs.pair_loop import affinity_bytes, require_machine
+from rsm_probe.pairs.timing import announce, expected_seconds
 from rsm_probe.pairs.token_sets import TokenSet, as_set, warn_of_other_layer
 from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, check_centering
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # Queries whose neighbours are also searched beyond the shortlist, to measure its recall.
 _CHECKED = 16
+# Images of each side whose pairs are timed.
+_TIMED = 11
 
 
 def nearest(
@@ -143,6 +146,7 @@ def find_nearest(
         shortlist = int(shortlist)  # FAISS does not take NumPy's
     own = _own_groups(groups, len(queries), len(images))
     affinity_bytes(method, queries.shape[1], images.shape[1], execution.memory_bytes)
+    require_machine(method, queries.shape, images.shape, 4, execution.device_or("cpu"))
     if kernel.needs_width and not method.at_once:
         warnings.warn(
             f"kernel='rbf' takes its width from the distances of all {len(queries)} x {len(images)} pairs, which are "
@@ -153,6 +157,7 @@ def find_nearest(
     seconds = 0.0
     with threads(execution.worker_count) as pool, torch.no_grad():
         search = Search(queries, images, method, kernel.ordering, check_centering(centering), execution, pool)
+        _announce(search, label, all_matched=kernel.needs_width or not method.one_to_one)
         known = search.match_all() if kernel.needs_width else None
         with execution.bar("queries", len(queries), "query") as bar:
             if shortlist is None:
@@ -182,6 +187,20 @@ def find_nearest(
         result.attrs.update(shortlist=shortlist, recall=recall)
     execution.say(_summary(result))
     return result
+
+
+def _announce(search: Search, label: str, all_matched: bool) -> None:
+    """Say what the search takes before it starts; how many pairs bounds rule out is only known afterwards."""
+    queries, images, execution = search.queries, search.images, search.execution
+    pairs = len(queries) * len(images)
+    x, y = search.few(_TIMED)
+    announce(
+        execution,
+        f"nearest: {pairs:,} pairs of {queries.shape[1]} x {images.shape[1]} locations by {label!r}",
+        expected_seconds(x, y, search.method, pairs, execution),
+        execution.memory_bytes,
+        "about" if all_matched else "if no bound rules out any, about",
+    )
 
 
 def _own_groups(groups: tuple[Sequence[str], Sequence[str]] | None, queries: int, images: int) -> Groups | None:

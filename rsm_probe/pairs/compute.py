@@ -15,12 +15,15 @@ from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import ComparisonError, RepresentationError
 from rsm_probe.execution.execution import Execution
+from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.matcher import PairMatcher
 from rsm_probe.pairs.on_disk import match_on_disk
+from rsm_probe.pairs.pair_loop import affinity_bytes, require_machine
 from rsm_probe.pairs.products import permutation_dtype
 from rsm_probe.pairs.sides import Side
+from rsm_probe.pairs.timing import announce, expected_seconds
 from rsm_probe.pairs.token_sets import Tokens
 from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
@@ -72,7 +75,7 @@ def rsm(
         max_hours: refuse work whose estimated time is longer; None for no limit. Only captured layers are estimated.
         executor: where tiles of pairs are computed; None for threads of this process. Only for captured layers; see
             `all_pairs`.
-        progress: show the estimated cost and progress bars, for captured layers.
+        progress: show the estimated cost, and progress bars for captured layers.
 
     Returns:
         An `RSM` whose `values` are (N, M) float64. Its dataset also holds the matched `product` of every pair and its
@@ -82,8 +85,12 @@ def rsm(
         RepresentationError: wrong shapes, NaN or infinity (the message names the image), unknown centring.
         MatchingError: unknown matching, or permutations of a score.
         ComparisonError: unknown kernel, one that does not apply to a score, wrong number of ids.
-        CostError: one affinity alone exceeds the memory budget; see `all_pairs` for captured layers.
+        CostError: one affinity alone exceeds the memory budget, or a pair what this machine has free (the message names
+            a matching that fits); see `all_pairs` for captured layers.
         StorageError: a capture cannot be read, or `out` cannot be written or holds another result.
+
+    Warns:
+        UserWarning: without `progress`, that the work takes more than a minute or some GB of memory, before it starts.
     """
     label, method = get_matching(matching)
     kernel = get_kernel(kernel)
@@ -119,6 +126,17 @@ def rsm(
     if centering is not None:
         mean = token_mean(x if y is None else y, centering)
         x, y = subtract_mean(x, mean), None if y is None else subtract_mean(y, mean)
+    shapes = tuple(x.shape), tuple((x if y is None else y).shape)
+    size, count = x.element_size(), Workload.of(x.shape, None if y is None else y.shape).pairs
+    affinity = affinity_bytes(method, shapes[0][1], shapes[1][1], execution.memory_bytes, size)
+    require_machine(method, *shapes, size, x.device)
+    scratch = execution.worker_count * method.scratch_bytes(shapes[0][1], shapes[1][1], size) if affinity else 0
+    announce(
+        execution,
+        f"rsm: {count:,} pairs of {shapes[0][1]} x {shapes[1][1]} locations by {label!r}",
+        expected_seconds(x, x if y is None else y, method, count, execution),
+        min(execution.memory_bytes, count * affinity) + scratch + 32 * shapes[0][0] * shapes[1][0],
+    )
     sides = Side.of(x, rows.grid), None if y is None or columns is None else Side.of(y, columns.grid)
     with PairMatcher(execution) as matcher:
         known = matcher.submit(*sides, {label: method}, bounds=True, permutations=permutations).matched()[label]

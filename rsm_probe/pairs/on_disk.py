@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from rsm_probe.execution.amounts import format_bytes, format_seconds
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import finished, one_thread
 from rsm_probe.matching.cpu_or_gpu import Workload
+from rsm_probe.matching.demand import remark
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.products import permutation_dtype
@@ -254,11 +256,15 @@ class _Run:
         seconds = self._seconds_per_pair() * pairs / workers if asked else 0.0
         require_pairs_time(self.execution, seconds, pairs, self.x.shape[1])
         memory = workers * self.plan.tile_bytes(self.job.tile)
-        self.execution.say(
+        work = (
             f"all pairs of {self.x.name}: {pairs:,} pairs in {len(self.left)} tiles of {self.job.tile} x "
-            f"{self.job.tile}; about {format_seconds(seconds)} with {workers} workers, {format_bytes(memory)} of "
-            f"memory, {disk}"
+            f"{self.job.tile}"
         )
+        self.execution.say(
+            f"{work}; about {format_seconds(seconds)} with {workers} workers, {format_bytes(memory)} of memory, {disk}"
+        )
+        if not self.execution.progress and (text := remark(work, seconds, memory)) is not None:
+            warnings.warn(text, stacklevel=5)
         self.store.set({"settings": self.settings, "tile": self.job.tile, **attributes_of(self.job, self.settings)})
         self.store.claimed = True
         create_arrays(self.store, self.job, self.x, self.y)

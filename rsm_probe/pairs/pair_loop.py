@@ -8,19 +8,21 @@ affinities are computed. Reductions consume its solved blocks: a matrix in memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from rsm_probe.errors import CostError, MatchingError
-from rsm_probe.execution.amounts import format_bytes
-from rsm_probe.execution.devices import in_halves
+from rsm_probe.execution.amounts import as_budget, format_bytes
+from rsm_probe.execution.devices import free_memory, in_halves
 from rsm_probe.matching.certificate import identity_partners
 from rsm_probe.matching.cpu_or_gpu import Workload
+from rsm_probe.matching.demand import pair_bytes, require_room
 from rsm_probe.matching.matching import Matching, Pairs, Solution, solve_both_ways
 from rsm_probe.matching.methods.identity import aligned_products
 from rsm_probe.matching.registry import cheap_matchings
@@ -32,6 +34,8 @@ _Item = TypeVar("_Item")
 # The part of a gain that rounding to float16 may hide, relative to the norms: a gain is the difference of two products,
 # each off by up to (1 + 2^-11)^2 - 1.
 _HALF_PRECISION = 2e-3
+# Bytes of an affinity that every device holds.
+_NEVER_TOO_LARGE = 256 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,20 +228,64 @@ def pairs_equal_locations(method: Matching, rows: int, columns: int) -> bool:
     return method.is_identity or (rows == columns == 1 and method.one_to_one)
 
 
-def affinity_bytes(method: Matching, rows: int, columns: int, memory: int | None, itemsize: int = 4) -> int:
+def affinity_bytes(
+    method: Matching,
+    rows: int,
+    columns: int,
+    memory: int | None,
+    itemsize: int = 4,
+    whole: Callable[[int], int] = int,
+) -> int:
     """Bytes of one affinity (rows, columns); 0 if the method reads none.
+
+    Args:
+        method: any matching.
+        rows: locations of one image, S.
+        columns: locations of the other image, T.
+        memory: the memory budget in bytes; None for no limit.
+        itemsize: bytes of an entry.
+        whole: the smallest budget, from the bytes of the affinity.
 
     Raises:
         CostError: it exceeds the memory; the message names methods that need no affinity.
     """
     size = rows * columns * itemsize if method.needs_affinity else 0
-    if memory is not None and size > memory:
+    if memory is None or size <= memory:
+        return size
+    free, needed = free_memory(), max(whole(size), pair_bytes(method, rows, columns, itemsize))
+    raised = f"raise memory= to at least {as_budget(whole(size))!r}, or "
+    if free is not None and needed > free:
+        raised = f"this machine has {format_bytes(free)} free; "
+    raise CostError(
+        f"one affinity of {rows} x {columns} locations takes {format_bytes(size)}, above the memory budget of "
+        f"{format_bytes(memory)}; {raised}use a matching that needs no affinity: {', '.join(cheap_matchings())}"
+    )
+
+
+def require_machine(method: Matching, x: Sequence[int], y: Sequence[int], itemsize: int, device: torch.device) -> None:
+    """Refuse pairs of which this machine or its device could not match a single one, before anything is computed.
+
+    Args:
+        method: any matching.
+        x: shape (N, S, C) of the images in the rows.
+        y: shape (M, T, C) of those in the columns.
+        itemsize: bytes of a number.
+        device: where affinities are computed.
+
+    Raises:
+        CostError: the message gives the bytes needed and free, and a method that fits.
+    """
+    require_room(method, x[1], y[1], x[2], itemsize)
+    size = x[1] * y[1] * itemsize
+    if device.type != "cuda" or not method.needs_affinity or size < _NEVER_TOO_LARGE:
+        return
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + cached
+    if size > free:
         raise CostError(
-            f"one affinity of {rows} x {columns} locations takes {format_bytes(size)}, above the memory budget of "
-            f"{format_bytes(memory)}; raise memory=, or use a matching that needs no affinity: "
-            f"{', '.join(cheap_matchings())}"
+            f"one affinity of {x[1]} x {y[1]} locations takes {format_bytes(size)}, but {format_bytes(free)} are free "
+            f"on {device}; use device='cpu', or a matching that needs no affinity: {', '.join(cheap_matchings())}"
         )
-    return size
 
 
 def _solvers(

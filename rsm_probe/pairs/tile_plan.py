@@ -8,12 +8,12 @@ import torch
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.errors import CostError
-from rsm_probe.execution.amounts import format_bytes
+from rsm_probe.execution.amounts import as_budget, format_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import device_workers
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.affinities import BLOCK_BYTES
-from rsm_probe.pairs.pair_loop import affinity_bytes
+from rsm_probe.pairs.pair_loop import affinity_bytes, require_machine
 
 # Bytes of tokens on one side of a tile: large enough that matching outweighs reading, small enough to finish soon.
 _TOKEN_BYTES = 16 << 20
@@ -76,7 +76,12 @@ class Plan:
         """
         memory, workers = execution.memory_bytes, execution.worker_count
         image = max(x.shape[1], y.shape[1]) * x.shape[2] * 4
-        one = affinity_bytes(method, x.shape[1], y.shape[1], memory)
+        least = _SIDES_IN_MEMORY * image + _PAIR_BYTES
+        one = affinity_bytes(
+            method, x.shape[1], y.shape[1], memory, whole=lambda one: 2 * max(one, BLOCK_BYTES) + least
+        )
+        if execution.executor is None:
+            require_machine(method, x.shape, y.shape, 4, solver or torch.device("cpu"))
         # An affinity, its padded copy, and the state of its solver.
         block = 2 * max(one, BLOCK_BYTES) if one and solver is None else 0
         pair = _PAIR_BYTES + (_PERMUTATION_BYTES * x.shape[1] if permutations else 0)
@@ -106,5 +111,6 @@ class Plan:
         if self.tile_bytes(tile) > self.memory:
             raise CostError(
                 f"a tile of {tile} x {tile} images takes {format_bytes(self.tile_bytes(tile))}, above the memory "
-                f"budget of {format_bytes(self.memory)}; raise memory=, or take tiles of fewer images"
+                f"budget of {format_bytes(self.memory)}; raise memory= to at least "
+                f"{as_budget(self.tile_bytes(tile))!r}" + (", or take tiles of fewer images" if tile > 1 else "")
             )

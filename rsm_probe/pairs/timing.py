@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 from torch import Tensor
 
+from rsm_probe.execution.amounts import format_bytes, format_seconds
 from rsm_probe.execution.devices import in_halves
+from rsm_probe.execution.execution import Execution
+from rsm_probe.execution.executors import available_cores
 from rsm_probe.matching.cpu_or_gpu import Workload
-from rsm_probe.matching.matching import Matching, solve_both_ways
+from rsm_probe.matching.demand import LONG, pair_seconds, remark
+from rsm_probe.matching.matching import Locations, Matching, solve_both_ways
 from rsm_probe.pairs.pair_loop import BlockSolver
 from rsm_probe.pairs.sides import Side
 
@@ -20,6 +25,10 @@ _SAMPLE_LOCATIONS = 1024
 _ON_DEVICE = 4096
 # Seconds of solving on the CPU that are long enough to be typical of the work.
 _LONG_ENOUGH = 0.05
+# Images whose pairs are timed.
+_TIMED_IMAGES = 11
+# Work is timed if it is this many times the pair that is timed first, which is then a hundredth of it, twice.
+_TIMED_SHARE = 200
 
 
 def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int = 0) -> float:
@@ -59,6 +68,39 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
         if on_device or seconds >= _LONG_ENOUGH or count >= most:
             return seconds / count * scale
         new, count = count < len(rows), min(most, 4 * count)
+
+
+def expected_seconds(x: Tensor, y: Tensor, method: Matching, pairs: int, execution: Execution) -> float:
+    """Seconds of matching the pairs of two sets of images, from a few of them; 0 where timing these would count.
+
+    Args:
+        x: tokens (N, S, C) of at least one image in the rows.
+        y: tokens (M, T, C) of at least one image in the columns.
+        method: any matching.
+        pairs: number of pairs.
+        execution: how many workers match.
+    """
+    locations, entries = max(x.shape[1], y.shape[1]), x.shape[1] * y.shape[1]
+    if method.at_once or pairs * entries < _TIMED_SHARE * min(locations, _SAMPLE_LOCATIONS) ** 2:
+        return 0.0
+    on_device = Workload(pairs, locations).on_device(method, x.device, x.dtype)
+    workers = 1 if on_device else min(execution.worker_count, available_cores(), pairs)
+    larger = x if x.shape[1] >= y.shape[1] else y
+    if not on_device:
+        one = larger[: min(2, len(larger))]
+        seconds = pair_seconds(method, Locations(x[:1]), Locations(y[-1:])) * pairs / workers
+        if len(one) < 2 or seconds < LONG / 4:
+            return seconds
+    return seconds_per_pair(larger[:_TIMED_IMAGES], method, at_once=pairs) * pairs / workers
+
+
+def announce(execution: Execution, work: str, seconds: float, needed: int, about: str = "about") -> None:
+    """Say what work takes before it starts: always with `progress`, else as a warning if it is long or large."""
+    if execution.progress:
+        time = f"{about} {format_seconds(seconds)} with {execution.worker_count} workers" if seconds else "little time"
+        execution.say(f"{work}; {time}, at most {format_bytes(needed)} of memory")
+    elif (text := remark(work, seconds, needed, about=about)) is not None:
+        warnings.warn(text, stacklevel=4)
 
 
 def time_methods(

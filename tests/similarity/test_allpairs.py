@@ -1,6 +1,7 @@
 """All pairs on disk: the values of pairs in memory, whatever executes them, however often they were interrupted."""
 
 import multiprocessing
+import re
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -155,14 +156,20 @@ class Reversed(rsm_probe.matching.Matching):
 
 def test_one_affinity_above_the_memory_is_refused_with_what_needs_none(tmp_path):
     large = captured(tmp_path / "c.zarr", tokens(3, 300, 2))
-    with pytest.raises(CostError, match=r"one affinity of 300 x 300 .* 360 KB.*100 KB.*identity.*rewindowed"):
+    with pytest.raises(
+        CostError, match=r"one affinity of 300 x 300 .* 360 KB.*100 KB.*identity.*rewindowed"
+    ) as refused:
         all_pairs(large, memory="100KB")
+    all_pairs(large, memory=re.findall(r"memory= to at least '(.*)'", str(refused.value))[0])
     all_pairs(large, matching="identity", memory="100KB")
 
 
 def test_tiles_that_do_not_fit_are_refused(layer):
-    with pytest.raises(CostError, match=r"a tile of 20 x 20 images takes .* above the memory budget of 16\.8 MB"):
+    with pytest.raises(
+        CostError, match=r"a tile of 20 x 20 images takes .* above the memory budget of 16\.8 MB"
+    ) as refused:
         all_pairs(layer, memory="16.8MB", tile=20)
+    all_pairs(layer, memory=re.findall(r"memory= to at least '(.*)'", str(refused.value))[0], tile=20)
     with pytest.raises(CostError, match="tile must be at least 1"):
         all_pairs(layer, tile=0)
     with pytest.raises(CostError, match="workers must be at least 1"):

@@ -19,6 +19,7 @@ class Greedy(Matching):
     """Greedy matching: in order of descending norm, each location takes the best partner that is still free."""
 
     name: ClassVar[str] = "greedy"
+    growth: ClassVar[float] = 2.2
 
     def prepare(self, images: Locations) -> np.ndarray:
         """Sort the locations of each image by norm, (N, S)."""
