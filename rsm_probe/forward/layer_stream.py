@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from rsm_probe.checks import require_text, require_texts
-from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, did_you_mean
+from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationError, RsmProbeError, did_you_mean
 from rsm_probe.execution.devices import find_device
+from rsm_probe.forward.example_call import example_call
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerConsumer, LayerNames
 from rsm_probe.forward.token_kinds import kind_name, of_kind, token_kinds
 from rsm_probe.probe.layers import Layers
@@ -140,8 +141,16 @@ class LayerStream:
             content = on_device(content, model.device, copy=len(self.models) > 1)
             if isinstance(content, Tensor):
                 content = in_dtype_of(model.module, reading, content)
-            with torch.no_grad(), probe, _explaining(name, model.module, content, reading):
+            before = probe.passes
+            with torch.no_grad(), probe, _explaining(model, content, reading):
                 reading.call(model.module, content)
+            if probe.passes == before:
+                raise ModelError(
+                    f"forward= of model {name!r} makes no call of {reading.method or 'the model itself'}; call "
+                    f"{'model(...)' if reading.method is None else f'model.{reading.method}(...)'} in it, name the "
+                    f"method that it calls by method=, or give the part that it calls as a model of its own: "
+                    f"load_model(model, part=...)"
+                )
             names |= {
                 (name, kind_name(taken_as, kind)): kind_name(layer, kind)
                 for layer, taken_as in probe.representations.items()
@@ -175,26 +184,29 @@ class LayerStream:
 
 
 @contextmanager
-def _explaining(model: str, module: nn.Module, content: Any, reading: Reading) -> Iterator[None]:
+def _explaining(model: LoadedModel, content: Any, reading: Reading) -> Iterator[None]:
     """Adds to the error of a model what it may lack: other images, or arguments beside them.
 
     Raises:
         ImageError: a RuntimeError or ValueError was raised in the block, and the images explain it.
-        ModelError: a TypeError says that an argument is missing, and nothing but the images was passed.
+        ModelError: an error was raised, and nothing but the images was passed to a model that takes more.
     """
     try:
         yield
-    except TypeError as error:
-        if reading.forward is not None or "required" not in str(error):
+    except RsmProbeError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        of_images = isinstance(error, RuntimeError | ValueError) and isinstance(content, Tensor)
+        if of_images and (advice := _advice(model.module, content)):
+            raise ImageError(f"model {model.name!r} fails on {advice[0]}: {error}; {advice[1]}") from error
+        call = None if reading.forward is not None else example_call(model.module, reading.method, str(error))
+        if call is None:
             raise
-        raise ModelError(
-            f"model {model!r} takes more than a batch of images: {error}; make the call by forward=, as in "
-            f"forward=lambda model, batch: model(batch, timestep)"
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        if not isinstance(content, Tensor) or not (advice := _advice(module, content)):
-            raise
-        raise ImageError(f"model {model!r} fails on {advice[0]}: {error}; {advice[1]}") from error
+        if isinstance(error, TypeError) and "required" in str(error):
+            problem = f"takes more than a batch of images: {error};"
+        else:
+            problem = f"fails on a batch of images alone: {error}; if it takes more,"
+        raise ModelError(f"model {model.name!r} {problem} make the call by forward=, as in {call}") from error
 
 
 def _advice(module: nn.Module, images: Tensor) -> tuple[str, str] | None:

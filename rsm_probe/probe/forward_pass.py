@@ -118,7 +118,8 @@ class ForwardPass:
                 representation = self._read(selection, index, module, args, output)
             except RepresentationError as error:
                 problem = _named(str(error), selection, index)
-                if selection.strict:
+                # Where several calls are an error in any case, the end of the pass names those that can be read.
+                if selection.strict and (index == 0 or selection.call is not None):
                     raise RepresentationError(f"layer {label!r} ({kind}): {problem}") from None
         reduce = self._options.reduce
         if reduce is not None and representation is not _NOTHING:
@@ -238,8 +239,13 @@ class ForwardPass:
                 )
             calls = [calls[selection.call]]
         elif len(calls) > 1 and selection.strict:
-            choices = ", ".join(repr(f"{label}#{k}") for k in range(min(len(calls), 4)))
-            raise LayerError(f"layer {label!r} ran {len(calls)} times in one forward pass; choose a call: {choices}")
+            readable = [k for k, call in enumerate(calls) if call.representation is not _NOTHING]
+            choices = ", ".join(repr(f"{label}#{k}") for k in readable[:4])
+            others = {f"#{k}": call.problem for k, call in enumerate(calls) if call.representation is _NOTHING}
+            because = f"; {next(iter(others))} cannot be read: {next(iter(others.values()))}" if others else ""
+            raise LayerError(
+                f"layer {label!r} ran {len(calls)} times in one forward pass; choose a call: {choices}{because}"
+            )
         named = {label: calls[0]} if len(calls) == 1 else {f"{label}#{k}": call for k, call in enumerate(calls)}
         captured = {name: call for name, call in named.items() if call.representation is not _NOTHING}
         if not captured:

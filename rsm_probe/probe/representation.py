@@ -137,7 +137,7 @@ def infer_layout(output: Tensor, batch: int, grids: Sequence[Grid], module: nn.M
     if output.ndim == 2:
         return "NC"
     if output.ndim == 3:
-        return "NCT" if shape[2] == 1 else "NTC"
+        return "NCT" if shape[2] == 1 or isinstance(module, _CHANNELS_FIRST) else "NTC"
     if output.ndim == 4:
         return _infer_map_layout(shape, set(_with_halvings(grids)), module)
     raise RepresentationError(f"its output has shape {shape}; maps of more than two spatial axes are not supported")
@@ -222,6 +222,7 @@ def _grid_of_sequence(length: int, grids: Sequence[Grid], layout: Layout) -> Gri
         raise RepresentationError(
             f"its output has {length} tokens, which match no grid seen in this forward pass (seen: {seen}) plus at "
             f"most {_MAX_PREFIX} prefix tokens; layouts={{'<layer>': {layout!r}}} reads them as they are"
+            + ("" if layout == "NCT" else " (or 'NCT', if its channels are on the second axis)")
         )
     return min(fitting, key=lambda g: length - g[0] * g[1])
 

@@ -259,7 +259,7 @@ def test_no_layers_and_no_representations_say_why(clip):
     with pytest.raises(LayerError, match="no forward pass has run inside its 'with' block"):
         probe.representations["visual.stem"]
     clip.visual.idle = nn.ReLU()
-    with torch.no_grad(), pytest.warns(UserWarning, match="skipped"), Probe(clip, "visual.*") as probe:
+    with torch.no_grad(), pytest.warns(UserWarning, match="could not be captured"), Probe(clip, "visual.*") as probe:
         clip(pictures(), words())
     assert "visual.sten" not in probe.representations
     assert probe.representations.get("visual.sten") is None
@@ -298,3 +298,44 @@ def test_a_sweep_reads_a_model_by_its_method(clip):
     images = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     result = rsm_probe.sweep(models, images, layers, ("identity",), estimators=("biased",))
     assert float(result.cka.values.flat[1]) == pytest.approx(1)
+
+
+class Writer(nn.Module):
+    """Answers an image with words, one per call of its layer; later calls see words alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.layer = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8)
+
+    def generate(self, images, steps=3):
+        tokens = self.layer(self.stem(images).flatten(2).mT)
+        for _ in range(steps - 1):
+            tokens = self.layer(tokens.cummax(1).values[:, -1:])
+        return tokens
+
+    def forward(self, images):
+        return self.generate(images, 1)
+
+
+def test_a_layer_that_runs_for_every_word_names_the_call_that_can_be_read():
+    model, images = Writer().eval(), torch.randn(3, 3, 8, 8)
+    probe = Probe(model, "layer", method="generate")
+    message = r"ran 3 times.*choose a call: 'layer#0'; #1 cannot be read: .*lost in"
+    with torch.no_grad(), probe, pytest.raises(LayerError, match=message):
+        model.generate(images)
+    with torch.no_grad(), Probe(model, "layer#0", method="generate") as probe:
+        model.generate(images)
+        assert torch.equal(probe.representations["layer#0"].tokens, model.layer(model.stem(images).flatten(2).mT))
+
+
+def test_what_needs_the_result_of_a_pass_that_ended_early_is_told_why():
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(2, 3, 8, 8)
+
+    def uses_the_result():
+        with torch.no_grad(), Probe(model, "0", stop_early=True):
+            for _ in range(2):
+                model(images).mean()
+
+    with pytest.raises(AttributeError) as caught:
+        uses_the_result()
+    assert "stop_early=True: the model returns None" in caught.value.__notes__[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 
 from torch import nn
@@ -38,7 +38,8 @@ class Notices:
         if training:
             self._say(
                 "training mode",
-                f"{len(training)} modules compute differently because they are in training mode ({_some(training)}): "
+                f"{_count(training, 'module')} {_form(training, 'computes', 'compute')} differently because "
+                f"{_form(training, 'it is', 'they are')} in training mode ({_some(training)}): "
                 f"captured values depend on randomness or on the rest of the batch, and running statistics change; "
                 f"call model.eval() first",
             )
@@ -76,11 +77,11 @@ class Notices:
         declared = declared_prefix(self._model)
         other = [layer for layer, count in prefixes.items() if declared is not None and count != declared]
         messages = [
-            f"{len(layers)} {what} ({_some(layers)})"
-            for what, layers in (
-                ("layers matched by a pattern could not be captured; `Probe.skipped` says why", skipped),
-                ("layers have vectors that were left out or selected by index; `Probe.notes` says more", notes),
-                (f"layers have a number of prefix tokens that differs from the {declared} the model declares", other),
+            f"{_count(layers, 'layer')} {what} ({_some(layers)})" + (f": {reason}" if reason else "")
+            for what, layers, reason in (
+                ("matched by a pattern could not be captured", skipped, _first(skipped)),
+                (f"{_have(notes)} vectors that were left out or selected by index", notes, _first(notes)),
+                (f"{_have(other)} a number of prefix tokens that differs from the {declared} declared", other, ""),
             )
             if layers
         ]
@@ -91,6 +92,24 @@ class Notices:
             self._given.add(what)
             for message in messages:
                 warnings.warn(message, stacklevel=2)
+
+
+def _count(items: Collection[str], what: str) -> str:
+    return f"{len(items)} {what}{'' if len(items) == 1 else 's'}"
+
+
+def _have(items: Collection[str]) -> str:
+    return _form(items, "has", "have")
+
+
+def _form(items: Collection[str], one: str, several: str) -> str:
+    return one if len(items) == 1 else several
+
+
+def _first(reasons: Mapping[str, str]) -> str:
+    """The reason of the first layer, for a message."""
+    layer, reason = next(iter(reasons.items()), ("", ""))
+    return reason if len(reasons) < 2 else f"for {layer}, {reason}"
 
 
 def _some(names: Iterable[str]) -> str:
