@@ -37,8 +37,8 @@ def example_call(module: nn.Module, method: str | None, problem: str) -> str | N
         return None
     images = next((p for known in _IMAGES for p in named if p.name == known), named[0])
     others = [p for p in named if p is not images]
-    chosen = [p for p in others if p.default is p.empty] or [p for p in others if _NEEDED.match(p.name)]
-    texts = {p.name: "torch.zeros(len(batch), dtype=torch.long)" if _NUMBERS.match(p.name) else p.name for p in chosen}
+    needed = [p for p in others if p.default is p.empty] or [p for p in others if _NEEDED.match(p.name)]
+    texts = {p.name: "torch.zeros(len(batch), dtype=torch.long)" if _NUMBERS.match(p.name) else p.name for p in needed}
     if re.search(r"image size|input.*size", problem, re.IGNORECASE) and any(p.name == _OF_ANY_SIZE for p in others):
         texts = {_OF_ANY_SIZE: "True"}
     if not texts and images is named[0]:

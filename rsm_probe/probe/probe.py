@@ -183,7 +183,7 @@ class Probe:
     ) -> None:
         self._open.close()
         if self._options.stop_early and isinstance(error, AttributeError | TypeError) and "None" in str(error):
-            error.add_note("stop_early=True: the model returns None from the second pass on; use it where nothing does")
+            error.add_note("stop_early=True: from the second pass on, the model returns None; by default, its result")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Copying a model copies its hooks; they recognise that the copy is not the probed model.

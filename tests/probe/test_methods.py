@@ -338,4 +338,4 @@ def test_what_needs_the_result_of_a_pass_that_ended_early_is_told_why():
 
     with pytest.raises(AttributeError) as caught:
         uses_the_result()
-    assert "stop_early=True: the model returns None" in caught.value.__notes__[0]
+    assert "stop_early=True: from the second pass on, the model returns None" in caught.value.__notes__[0]

@@ -11,6 +11,7 @@ from zoo import hf_model, pictures
 
 from rsm_probe import Probe
 from rsm_probe.errors import LayerError, RepresentationError
+from rsm_probe.probe.tracing.origins import _reshaped
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -691,3 +692,22 @@ def test_a_thread_that_runs_the_model_while_hooks_are_put_on_is_left_alone(small
         assert not probe.representations
         small_resnet(pictures(32))
         assert list(probe.representations) == ["layer2.0"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "shape"),
+    [
+        (torch.arange(6.0).view(1, 2, 1, 3, 1).expand(4, 2, 5, 3, 7), (4, 2, 5, 21)),
+        (torch.arange(6.0).view(1, 2, 3, 1, 1).expand(12, 2, 3, 4, 4), (3, 4, 6, 16)),
+        (torch.arange(4.0).view(4, 1).expand(4, 6), (2, 12)),
+        (torch.arange(24.0).view(4, 6), (3, 8)),
+        (torch.ones(1, 1).expand(4, 6), (1, 24, 1)),
+        (torch.arange(3.0).view(3, 1, 1), (3,)),
+        (torch.arange(3.0), (3, 1, 1)),
+    ],
+)
+def test_codes_in_another_shape_are_those_of_a_plain_reshape(origin, shape):
+    reshaped = _reshaped(origin, shape)
+    assert torch.equal(reshaped, origin.reshape(shape))
+    constant = [axis for axis in range(len(shape)) if torch.equal(reshaped, reshaped.narrow(axis, 0, 1).expand(shape))]
+    assert all(shape[axis] == 1 or reshaped.stride(axis) == 0 for axis in constant)

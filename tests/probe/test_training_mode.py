@@ -86,7 +86,7 @@ def test_the_first_pass_in_training_mode_is_told_of(options):
         with Probe(model, "0", **options):
             model(pictures())
             model.train()
-            with pytest.raises(UserWarning, match=r"1 modules.*\(1\).*running statistics change"):
+            with pytest.raises(UserWarning, match=r"1 module computes.*\(1\).*running statistics change"):
                 model(pictures())
 
 

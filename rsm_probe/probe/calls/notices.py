@@ -81,7 +81,11 @@ class Notices:
             for what, layers, reason in (
                 ("matched by a pattern could not be captured", skipped, _first(skipped)),
                 (f"{_have(notes)} vectors that were left out or selected by index", notes, _first(notes)),
-                (f"{_have(other)} a number of prefix tokens that differs from the {declared} declared", other, ""),
+                (
+                    f"{_have(other)} a number of prefix tokens that differs from the {declared} the model declares",
+                    other,
+                    "",
+                ),
             )
             if layers
         ]

@@ -113,6 +113,8 @@ def move_origins(
         # Mirrored or repeated borders add no locations.
         func, name = torch.ops.aten.constant_pad_nd.default, "constant_pad_nd"
         args, kwargs = (*args[:2], NOWHERE), {}
+    if name in ("view", "_unsafe_view") and output.numel():
+        return [_reshaped(args[0], output.shape)]
     if (narrow := _without_channels(name, args, output.shape)) is not None:
         return [compact(func(*narrow, **kwargs)).expand(output.shape)]
     if name_of(func).endswith("_"):  # other tensors share the origin that is written to
@@ -124,6 +126,25 @@ def move_origins(
     return [compact(origin) for origin in tree_leaves(origins)]
 
 
+def _reshaped(origin: Tensor, shape: Sequence[int]) -> Tensor:
+    """The codes in another shape, with constant axes stored once: attention scores have billions of values."""
+    narrow, sizes, old, new = origin, list(shape), 0, 0
+    while old < origin.ndim and new < len(shape):
+        # The shortest runs of axes of both shapes that hold equally many values.
+        start, first = old, new
+        before, after, old, new = origin.shape[old], shape[new], old + 1, new + 1
+        while before != after:
+            if before < after:
+                before, old = before * origin.shape[old], old + 1
+            else:
+                after, new = after * shape[new], new + 1
+        if all(origin.shape[axis] == 1 or origin.stride(axis) == 0 for axis in range(start, old)):
+            for axis in range(start, old):
+                narrow = narrow.narrow(axis, 0, 1)
+            sizes[first:new] = [1] * (new - first)
+    return compact(narrow.reshape(sizes)).expand(tuple(shape))
+
+
 def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) -> tuple[Any, ...] | None:
     """The operands with one channel instead of all, if codes are constant along it and it stays the last axis.
 
@@ -131,10 +152,8 @@ def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) ->
     """
     origins = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dtype == torch.float64]
     ndim, rest = origins[0].ndim, args[1:]
-    is_reshape = name in ("view", "_unsafe_view")
     keeps_channels = (
-        is_reshape
-        or (name == "roll" and len(rest) > 1 and all(axis % ndim != ndim - 1 for axis in rest[1]))
+        (name == "roll" and len(rest) > 1 and all(axis % ndim != ndim - 1 for axis in rest[1]))
         or (name == "cat" and (not rest or rest[0] % ndim != ndim - 1))
         or (name == "constant_pad_nd" and not any(rest[0][:2]))
         or (name == "index" and len(rest[0]) < ndim)
@@ -143,7 +162,7 @@ def _without_channels(name: str, args: tuple[Any, ...], shape: Sequence[int]) ->
     if not (keeps_channels and one_code):
         return None
     narrow = tree_map(lambda leaf: leaf[..., :1].contiguous() if any(leaf is o for o in origins) else leaf, args[0])
-    return (narrow, (*shape[:-1], 1)) if is_reshape else (narrow, *rest)
+    return (narrow, *rest)
 
 
 def finest(origins: Sequence[Tensor]) -> Tensor | None:
