@@ -190,6 +190,19 @@ def layers(
     method: Annotated[
         str | None, typer.Option(help="method that is called in place of the model, such as encode_image")
     ] = None,
+    forward: Annotated[
+        str | None,
+        typer.Option(
+            help="file.py:function, a function of a model and a batch that makes the call, with prompts or timesteps"
+        ),
+    ] = None,
+    inputs: Annotated[
+        list[str], typer.Option("--input", help="an input that holds images; repeat the option for several")
+    ] = [],  # noqa: B006
+    layouts: Annotated[
+        list[str],
+        typer.Option("--layout", help="how to read a layer, as LAYER=NTC or GLOB=NHWC; repeat the option for several"),
+    ] = [],  # noqa: B006
     part: Annotated[str, typer.Option(help="submodule to use instead of the whole model, such as an image tower")] = "",
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="read checkpoints with pickled objects, which can run any code")
@@ -210,7 +223,12 @@ def layers(
     from rsm_probe.probe.describe import describe_layers
     from rsm_probe.sources.loading import load_model
     from rsm_probe.sources.models.input_dtype import in_dtype_of
+    from rsm_probe.sources.models.user_functions import function_of
 
+    if wrong := [text for text in layouts if not all(text.rpartition("=")[::2])]:
+        raise ConfigError(f"--layout takes LAYER=LAYOUT, such as blocks.3=NTC, found {wrong[0]!r}")
+    named = {layer: layout for layer, _, layout in (text.rpartition("=") for text in layouts)}
+    reading: dict[str, Any] = {"inputs": tuple(inputs) or None, "layouts": named or None}
     if model.endswith((".yaml", ".yml")):
         from rsm_probe.config import ConfigFolder, read_yaml
         from rsm_probe.runs.model_config import ModelConfig
@@ -220,21 +238,33 @@ def layers(
             raise ConfigError(f"{model} holds a recipe; train it with `rsm-probe train`, and name the file it writes")
         given: dict[str, Any] = {
             "num_classes": num_classes, "key": key, "prefix": prefix, "preprocess": preprocess, "size": size,
-            "method": method, "part": part,
+            "method": method, "part": part, "strict": None if strict else False, **reading,
         }  # fmt: skip
         entry = entry.model_copy(update={name: value for name, value in given.items() if value not in (None, "")})
         of_entry = None if entry.weights == "default" else entry.weights
         with entry.naming_paths(entry.source, of_entry):
             trained = str(entry.source).endswith(".safetensors")
-            loaded = entry.load_source(weights or ("default" if trained else of_entry))
+            loaded = entry.load_source(
+                weights or ("default" if trained else of_entry),
+                allow_pickle=allow_pickle,
+                trust_remote_code=trust_remote_code,
+            )
     else:
         loaded = load_model(
             model, "default" if model.endswith(".safetensors") else weights, part=part, key=key, prefix=prefix,
             strict=strict, num_classes=num_classes, preprocess=preprocess, size=size, allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code, method=method,
+            trust_remote_code=trust_remote_code, method=method, **reading,
         )  # fmt: skip
     example = in_dtype_of(loaded.module, loaded.reading, loaded.blank_input().repeat(2, 1, 1, 1))
-    infos, skipped = describe_layers(loaded.module, example, loaded.reading.method or "forward")
+    how = loaded.reading
+    infos, skipped = describe_layers(
+        loaded.module,
+        example,
+        how.method or "forward",
+        layouts=how.layouts,
+        inputs=how.inputs,
+        forward=None if forward is None else function_of(forward, "--forward"),
+    )
     shown = [info for info in infos if info.is_block or all_layers] or infos
     for line in _layer_table(shown):
         typer.echo(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from rsm_probe.errors import LayerError, RsmProbeError
 from rsm_probe.probe.facets.attention_layers import attention_layers
 from rsm_probe.probe.layers import block_names
 from rsm_probe.probe.probe import Probe
-from rsm_probe.probe.representation import Grid, Representation
+from rsm_probe.probe.representation import Grid, Layout, Representation
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,13 @@ class _Sizes(NamedTuple):
 
 
 def describe_layers(
-    model: nn.Module, example: Tensor, method: str = "forward"
+    model: nn.Module,
+    example: Tensor,
+    method: str = "forward",
+    *,
+    layouts: Mapping[str, Layout] | None = None,
+    inputs: str | int | Sequence[str | int] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> tuple[list[LayerInfo], dict[str, str]]:
     """Runs a model once and lists its layers in forward order.
 
@@ -69,6 +76,9 @@ def describe_layers(
         model: the model.
         example: input for one forward pass, (N, C, H, W).
         method: the method whose call is the pass, as in `Probe`.
+        layouts: how to read outputs, as in `Probe`.
+        inputs: the inputs that hold images, as in `Probe`.
+        forward: makes the call from the model and the example; None to pass the example alone.
 
     Returns:
         The layers; and name -> reason of those that cannot be captured.
@@ -78,7 +88,14 @@ def describe_layers(
         LayerError: the model has no layers, runs no hooks, or fails on the example.
     """
     # Of the tokens, only their sizes are read: those of all layers of a large model would fill the memory.
-    probe = Probe(model, "all", method=method, reduce=lambda name, representation: _Sizes.of(representation))
+    probe = Probe(
+        model,
+        "all",
+        method=method,
+        layouts=layouts,
+        inputs=inputs,
+        reduce=lambda name, representation: _Sizes.of(representation),
+    )
     try:
         blocks = set(block_names(model))
     except LayerError:
@@ -97,14 +114,20 @@ def describe_layers(
             # The result itself lists what could not be captured.
             warnings.simplefilter("ignore", UserWarning)
             try:
-                (model if method == "forward" else getattr(model, method))(example)
+                if forward is not None:
+                    forward(model, example)
+                else:
+                    (model if method == "forward" else getattr(model, method))(example)
             except RsmProbeError:
                 raise
-            except (TypeError, ValueError, RuntimeError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 raise LayerError(
                     f"{type(model).__name__} does not run on an image of shape {tuple(example.shape[1:])}: {error}; if "
-                    f"it takes more than images, use a part of it, such as its image tower (part=, --part)"
+                    f"it takes more than images, use a part of it, such as its image tower (part=, --part), or make "
+                    f"the call by a function of model and images (forward=, --forward file.py:function)"
                 ) from error
+            if not probe.passes:
+                raise LayerError(f"forward= did not call {type(model).__name__} itself, nor its method {method!r}")
     infos = [
         LayerInfo(
             label,

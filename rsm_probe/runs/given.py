@@ -20,7 +20,9 @@ class GivenModel(ModelConfig):
 
     _model: LoadedModel = PrivateAttr()
 
-    def load_source(self, weights: str | None, seed: int = 0) -> LoadedModel:
+    def load_source(
+        self, weights: str | None, seed: int = 0, *, allow_pickle: bool = False, trust_remote_code: bool = False
+    ) -> LoadedModel:
         """The model itself."""
         return self._model
 

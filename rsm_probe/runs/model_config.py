@@ -212,12 +212,16 @@ class ModelConfig(Config):
                 else:
                     yield title, replace(loaded, reading=self.reading), accuracy
 
-    def load_source(self, weights: str | None, seed: int = 0) -> LoadedModel:
+    def load_source(
+        self, weights: str | None, seed: int = 0, *, allow_pickle: bool = False, trust_remote_code: bool = False
+    ) -> LoadedModel:
         """Load the model of a source.
 
         Args:
             weights: as in `load_model`.
             seed: of random weights.
+            allow_pickle: as in `load_model`.
+            trust_remote_code: as in `load_model`; code that the user has allowed runs in any case.
 
         Raises:
             ModelError: it cannot be loaded.
@@ -227,13 +231,14 @@ class ModelConfig(Config):
                 f"model {self.name!r} was given in Python, and its configuration knows only its fingerprint; give it "
                 f"again: read_study(CONFIG).run(out, models={{{self.name!r}: module}}, images=images)"
             )
-        trust_remote_code = _runs_code(self.source)  # the user allowed it, or this entry would not be valid
+        # The user has allowed it, or this entry would not be valid.
+        trust_remote_code = trust_remote_code or _runs_code(self.source)
         from_file = weights not in (None, "default")
         return load_model(
             self.source or "", weights, self.name, seed, part=self.part, key=self.key if from_file else "",
             prefix=self.prefix if from_file else "", strict=self.strict, num_classes=self.num_classes,
-            preprocess=self.preprocess, size=self.size, trust_remote_code=trust_remote_code, layouts=self.layouts,
-            method=self.method, inputs=self.inputs, tokens=self.tokens,
+            preprocess=self.preprocess, size=self.size, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+            layouts=self.layouts, method=self.method, inputs=self.inputs, tokens=self.tokens,
         )  # fmt: skip
 
 

@@ -36,6 +36,22 @@ def function_in(file: Path, name: str) -> Callable[[], Any]:
     return function
 
 
+def function_of(text: str, argument: str) -> Callable[..., Any]:
+    """Import the function that a text names as file.py:function.
+
+    Args:
+        text: the text.
+        argument: where it was written, for messages.
+
+    Raises:
+        ModelError: it does not name a function, or the file cannot be imported.
+    """
+    file, _, name = text.rpartition(":")
+    if Path(file).suffix != ".py" or not name:
+        raise ModelError(f"{argument} takes file.py:function, found {text!r}")
+    return function_in(Path(file), name)
+
+
 def built(factory: Callable[[], nn.Module], where: str) -> nn.Module:
     """Call a function that builds a module, and put the module into evaluation mode.
 
