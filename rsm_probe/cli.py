@@ -1,4 +1,4 @@
-"""The command line: rsm-probe run, check, layers, figures, train."""
+"""The command line: rsm-probe run, check, keys, layers, figures, train."""
 
 from __future__ import annotations
 
@@ -91,6 +91,8 @@ def run(
     study of all pairs), config.yaml (the configuration with all defaults), provenance.json (versions, seeds,
     accuracies) and figures/. After an interruption, run the same command again to continue. A folder with a run of
     different settings is rejected.
+
+    `rsm-probe keys STUDY` lists all that a configuration may say of images, models and the study.
     """
     from rsm_probe.execution.executors import cluster as cluster_at
     from rsm_probe.studies.registry import STUDIES, read_study
@@ -141,6 +143,25 @@ def check(
     typer.echo(f"run folder: {folder}, {'to continue' if study.has_begun(folder) else 'to begin'}")
     if getattr(plan, "refusal", None) is not None:  # plans of several studies have no limit
         raise typer.Exit(1)
+
+
+@app.command()
+def keys(
+    study: Annotated[str, typer.Argument(help="the study: in a configuration, such as sweep or pairs")] = "sweep",
+) -> None:
+    """List the keys of a configuration, with their defaults.
+
+    A key such as images.clips is written as `clips:` within `images:`, and models: is a list of entries with the keys
+    models.name, models.source and so on. For examples, see configs/.
+    """
+    from rsm_probe.config import described_keys
+    from rsm_probe.errors import look_up
+    from rsm_probe.studies.registry import STUDIES
+
+    for key, default, description in described_keys(look_up(study, STUDIES, "study", ConfigError)):
+        typer.echo(f"{key}: {default}")
+        if description:
+            typer.echo(f"    {description}")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -333,6 +334,24 @@ def _cut(text: str) -> str:
     """Truncate text from libraries in the middle: its beginning and end matter."""
     half = _LONGEST_LINE // 2
     return text if len(text) <= _LONGEST_LINE else f"{text[:half]} ... {text[-half:]}"
+
+
+def described_keys(root: type[BaseModel], within: str = "") -> Iterator[tuple[str, str, str]]:
+    """List the keys of a configuration: path, default as in YAML (or "required"), and description.
+
+    Args:
+        root: the class of the configuration.
+        within: what precedes the paths, such as "images.".
+    """
+    for name, key in root.model_fields.items():
+        if key.is_required():
+            default = "required"
+        else:
+            value = TypeAdapter(Any).dump_python(key.get_default(call_default_factory=True), mode="json")
+            default = yaml.safe_dump(value, default_flow_style=True, width=_LONGEST_LINE).removesuffix("...\n").strip()
+        yield f"{within}{name}", default, key.description or ""
+        for kind in _model_types(key):
+            yield from described_keys(kind, f"{within}{name}.")
 
 
 def _keys_at(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

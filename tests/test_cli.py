@@ -473,3 +473,39 @@ def test_names_that_are_not_utf8_are_shown(tmp_path):
     assert done.returncode == 2
     assert r"caf\udce9" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Keys
+
+
+def test_keys_lists_what_a_configuration_may_say():
+    listed = cli("keys").stdout.splitlines()
+    assert listed == cli("keys", "sweep").stdout.splitlines()
+    for line in ("study: sweep", "images.source: required", "images.clips: null", "matchings: [identity, optimal]",
+                 "models.recipe.network.widths: [16, 32, 64, 128]", "max_hours: 12.0"):  # fmt: skip
+        assert line in listed
+    assert "take this many evenly spaced frames" in listed[listed.index("images.clips: null") + 1]
+    # Each top-level key with a default may be written as it is listed.
+    defaults = [line for line in listed if line[0] != " " and "." not in line.partition(":")[0]]
+    data = {k: v for line in defaults for k, v in yaml.safe_load(line).items() if v != "required"}
+    entries = {"models": [{"source": "torchvision:resnet18"}], "images": {"source": "digits"}}
+    assert SweepConfig.parse(data | entries) == SweepConfig.parse({"study": "sweep"} | entries)
+    assert "unknown study 'sweeep'; nearest: 'sweep'" in refused("keys", "sweeep")
+    assert "rsm-probe keys STUDY" in cli("run", "--help").stdout
+
+
+@pytest.mark.parametrize("place", ["beside", "here"])
+def test_an_embedded_set_beside_a_folder_of_its_name_is_said_to_be_read(tmp_path, monkeypatch, place):
+    (tmp_path / "beside" / "sub").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = tmp_path / place / "photos"
+    folder.mkdir()
+    for k in range(8):
+        Image.new("RGB", (8, 8), (k, 0, 0)).save(folder / f"{k}.png")
+    file = tmp_path / "beside" / "c.yaml"
+    images = {"source": "photos", "count": 8, "size": 16}
+    with pytest.warns(UserWarning, match=r"'photos' is the embedded image set .* for the folder, write './photos'"):
+        assert len(read_study(changed(file, images=images)).images.load()) == 8
+    images = read_study(changed(file, images={"source": "./photos"})).images.load()
+    assert images.ids == [f"{k}.png" for k in range(8)]

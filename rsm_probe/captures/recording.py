@@ -58,7 +58,8 @@ def capture(
     """Write the representations of all layers for all images into a folder, for comparisons of all pairs.
 
     Images pass once, in order, in batches of `batch_size`. The same call resumes after an interruption, with the batch
-    that was interrupted. A finished capture is opened, and only batches with missing chunks are computed again.
+    that was interrupted. A finished capture is opened, and only batches with missing chunks are computed again. Of a
+    loader, the first, middle and last batches must be those of that capture; of a stream or a shuffling one, the first.
 
     Args:
         model: a module, a `LoadedModel`, or a name; see `rsm_probe.load_model`.
@@ -139,6 +140,7 @@ def capture_layers(
         _require_settings(existing, settings, source)
         ids, labels = _names(existing, source)
         if is_whole(existing, ids, labels):
+            source.require_same({"hashes": np.array(existing.attribute(_ORDER, list, []), np.str_)})
             return Capture(existing)
         require_continuable(where, readings)
     with ChunkStore.writing(where, KIND) as store:

@@ -76,7 +76,8 @@ class ImagesConfig(Config):
         if source not in IMAGE_SETS:
             return config_path(source, info)
         folder = getattr(info.context, "folder", None)
-        warn_of_folder(source, source if folder is None else Path(folder) / source)
+        beside = Path(source) if folder is None else Path(folder) / source
+        warn_of_folder(source, beside if beside.is_dir() else source)
         return source
 
     @model_validator(mode="after")

@@ -91,7 +91,8 @@ def sweep(
         estimators: the first gives `result.cka`; "unbiased" needs batches of at least 4 images.
         keep: names or globs of layers whose mini-batch RSMs are kept in the result.
         out: a folder for the result and its checkpoints. An interrupted sweep resumes there when it is called again
-            with the same settings, and repeats at most one mini-batch.
+            with the same settings, and repeats at most one mini-batch. A finished result is opened if the first, middle
+            and last batches of a loader are those of that sweep; of a stream or a shuffling loader, only the first.
         ids: one name per image, in place of numbers or file names.
         labels: one label per image, as text or whole numbers, in place of those that are known.
         tokens: which vectors of a layer are compared: "locations" (the default), "class" for the class token, or
@@ -182,6 +183,7 @@ def sweep_layers(
         }
         checkpoint = Checkpoint(folder, as_stored(settings), source.advice)
         if (result := checkpoint.finished()) is not None:
+            source.require_same(checkpoint.load("order") or {})
             return result
     with ExitStack() as stack:
         stack.callback(accumulator.close)

@@ -470,3 +470,20 @@ def test_pictures_and_whole_numbers_are_refused_with_what_to_give():
     rsm_probe.sweep(Counted(), DataLoader(pictures, 8, collate_fn=list), **OPTIONS)
     with pytest.raises(ImageError, match=r"model 'Counted' fails on images of torch.uint8.* give floats"):
         rsm_probe.sweep(Counted(), DataLoader((IMAGES * 255).byte(), 11), **OPTIONS)
+
+
+@pytest.mark.parametrize("position", [8, 13, 21])
+@pytest.mark.parametrize(
+    "make", [lambda data: DataLoader(data, 8), lambda data: ImageLoader(list(DataLoader(data, 8)))]
+)
+def test_a_finished_result_of_other_images_is_refused(make, position, tmp_path):
+    options = OPTIONS | {"matchings": ["identity"]}
+    rsm_probe.sweep(Counted(), make(PAIRS), out=tmp_path / "s", **options)
+    rsm_probe.capture(Counted(), make(PAIRS), ["0"], tmp_path / "c")
+    for work in (
+        lambda data: rsm_probe.sweep(Counted(), make(data), out=tmp_path / "s", **options),
+        lambda data: rsm_probe.capture(Counted(), make(data), ["0"], tmp_path / "c"),
+    ):
+        work(PAIRS)
+        with pytest.raises(ImageError, match=rf"batch {position // 8} differs from that of (the finished result|an)"):
+            work(changed(position))

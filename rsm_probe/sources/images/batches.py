@@ -103,6 +103,13 @@ class BatchSource(Protocol):
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from the arrays of `state`."""
 
+    def require_same(self, state: Mapping[str, np.ndarray]) -> None:
+        """Compare the images with those of a finished pass, as far as `fingerprint` does not.
+
+        Args:
+            state: of that pass.
+        """
+
 
 class SetBatches:
     """Batches of an image set, in an order that is known beforehand; see `BatchSource`.
@@ -154,6 +161,9 @@ class SetBatches:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `BatchSource`."""
+
+    def require_same(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `BatchSource`; the fingerprint identifies images of a set."""
 
 
 def batch_of(images: ImageSet, numbers: np.ndarray) -> RawBatch:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from rsm_probe.checks import require_texts
 from rsm_probe.errors import ImageError
@@ -176,6 +176,41 @@ class ImageLoader:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `BatchSource`."""
         self._hashes, self._complete = [str(text) for text in state["hashes"]], bool(state.get("complete", False))
+
+    def require_same(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `BatchSource`.
+
+        A loader that gives its batches by position (a list, or a `DataLoader` that does not shuffle) shows one in the
+        middle and the last, without a pass; the fingerprint holds the first. Of all others, only the first is compared.
+
+        Raises:
+            ImageError: a batch differs or cannot be read.
+        """
+        hashes = [str(text) for text in state.get("hashes", ())]
+        for position in sorted({len(hashes) // 2, len(hashes) - 1} - {-1, 0}):
+            try:
+                content = self._at(position)
+            except Exception as error:  # a user's data set may raise anything
+                raise self._unreadable(position, error) from error
+            if content is not None and _hash(self._content(self._batch(content, position, 0))) != hashes[position]:
+                raise ImageError(
+                    f"{self.name}: batch {position} differs from that of the finished result in this folder, which "
+                    f"would not hold for these images; choose another folder, or repeat the images: {_ADVICE}"
+                )
+
+    def _at(self, position: int) -> Any:
+        """The batch at a position, or None if it takes a pass to read it."""
+        loader = self.loader
+        if isinstance(loader, list | tuple):
+            return loader[position]
+        if not isinstance(loader, DataLoader) or type(loader.sampler) is not SequentialSampler:
+            return None
+        if type(loader.batch_sampler) is not BatchSampler:
+            return None
+        numbers = next(itertools.islice(loader.batch_sampler, position, None))
+        fetch = getattr(loader.dataset, "__getitems__", None)
+        items = fetch(numbers) if fetch else [loader.dataset[number] for number in numbers]
+        return loader.collate_fn(items)
 
     def batches(self, done: Collection[int] = ()) -> Iterator[RawBatch]:
         """See `BatchSource`.
