@@ -62,7 +62,7 @@ class OutputReader:
     ) -> None:
         every = image_inputs(args, kwargs, named, parameters)
         inputs = every[0]
-        self.batch, self._problem = inputs.batch, inputs.problem
+        self.batch, self._problem, self._packing = inputs.batch, inputs.problem, inputs.grids
         self._learned = learned
         self._signature = signature(args, kwargs, inputs)
         if inputs.images is None:  # nothing shows what steers the model
@@ -100,7 +100,7 @@ class OutputReader:
                 self._trace.log = OperationLog(images)
             self._trace.begin(watching=bool(self._signature.wholes))
             name = shown(inputs.name) if len(every) > 1 else ""
-            self._followed = [FollowedInput(self._trace, self.batch, self._others, name)]
+            self._followed = [FollowedInput(self._trace, self.batch, self._others, name, images_of(inputs))]
             self._followed += [follow(args, kwargs, given) for given in every[1:]]
 
     @property
@@ -325,7 +325,7 @@ class OutputReader:
     ) -> Reader:
         trace = self._trace
         if self._problem:
-            raise RepresentationError(self._problem)
+            return self._packed(output, layout)
         origin = trace.of(output)
         if layout is not None:
             return self._proven(label, call, origin, layout) or (layout, [], "")
@@ -354,6 +354,25 @@ class OutputReader:
             raise RepresentationError("none of the model's inputs looks like images (N, C, H, W)")
         return infer_layout(output, self.batch, trace.grids, module), list(trace.grids), ""
 
+    def _packed(self, output: Tensor, layout: Layout | None) -> Reader:
+        """Reads an output of a model whose images are packed into one sequence, by the layout that the user gave."""
+        if layout is None:
+            raise RepresentationError(self._problem)
+        if output.ndim != 2 or layout != "NTC":
+            return layout, [], ""
+        if self._packing is None or not bool((self._packing == self._packing[0]).all()):
+            raise RepresentationError(
+                f"its output has shape {tuple(output.shape)}, in which {self.batch} images of different sizes are "
+                f"packed; give images of one size"
+            )
+        if len(output) % self.batch:
+            raise RepresentationError(
+                f"its output has shape {tuple(output.shape)}, which {self.batch} images do not share equally"
+            )
+        whole = slice(0, len(output) // self.batch), slice(0, 0)
+        none = torch.empty(0)
+        return TracedLayout(tuple(output.shape), self.batch, (0, 1), (1,), output.shape[1], *whole, None, none)
+
     def _picked(self, label: str, call: int, traced: TracedLayout) -> TracedLayout:
         """Checks that tokens selected by index stand for the same locations as in earlier passes."""
         before = self._learned.locations.setdefault((self._kind, label, call), traced.stands_for)
@@ -368,7 +387,9 @@ class OutputReader:
         return traced
 
     def _read_origin(self, origin: Tensor) -> TracedLayout:
-        return read_origin(origin, self.batch, [str(other) for other in self._others])
+        names = {id(image): followed.name for followed in self._followed for image in followed.images}
+        followed = {str(other): names[id(other.tensor)] for other in self._others if id(other.tensor) in names}
+        return read_origin(origin, self.batch, [str(other) for other in self._others], followed)
 
     def _readable(self, origin: Origin) -> TracedLayout | None:
         """The layout that an origin shows, or None if it is not a set of concept vectors."""

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from rsm_probe import capture, load_model, sweep
-from rsm_probe.errors import ModelError
+from rsm_probe import Probe, capture, load_model, sweep
+from rsm_probe.errors import ModelError, RepresentationError
 from rsm_probe.forward.example_call import example_call
+from rsm_probe.sources import as_images
 
 
 class Steps(nn.Module):
@@ -85,3 +86,17 @@ def test_a_forward_that_does_not_call_the_model_is_refused(forward, tmp_path):
         with pytest.raises(ModelError, match=r"'Sequential' makes no call of the model itself.*part=\.\.\."):
             run()
     assert sweep(load_model(model, part="0"), images, "*", ["identity"], batch_size=6).cka.shape == (2, 2)
+
+
+def test_convolutions_of_sequences_name_the_layout_that_fits():
+    model = nn.Sequential(nn.Conv1d(20, 6, 3), nn.BatchNorm1d(6)).eval()
+    spectrograms = as_images(torch.rand(12, 20, 31), axes="NFT")
+    for layer in ("0", "1"):
+        with pytest.raises(RepresentationError, match=rf"layouts=\{{'{layer}': 'NCT'\}} reads them as they are"):
+            sweep(model, spectrograms, layer, ["identity"], batch_size=6)
+        assert sweep(
+            model, spectrograms, layer, ["identity"], batch_size=6, layouts={layer: "NCT"}, keep=["*"]
+        ).cka.shape == (1, 1)
+    with torch.no_grad(), Probe(model, "0", layouts={"0": "NCT"}) as probe:
+        model(some := torch.rand(3, 20, 31))
+    assert torch.equal(probe.representations["0"].tokens, model[0](some).mT)

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 import warnings
 from threading import Thread
 
@@ -339,3 +340,69 @@ def test_what_needs_the_result_of_a_pass_that_ended_early_is_told_why():
     with pytest.raises(AttributeError) as caught:
         uses_the_result()
     assert "stop_early=True: from the second pass on, the model returns None" in caught.value.__notes__[0]
+
+
+class Joined(nn.Module):
+    """Puts the tokens of two views into one sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mlp = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8)
+
+    def forward(self, left, right):
+        return self.mlp(torch.cat([self.patches(view).flatten(2).mT for view in (left, right)], 1))
+
+
+def test_views_in_one_sequence_name_the_input_that_selects_the_other():
+    model, views = Joined().eval(), (torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8))
+    with torch.no_grad(), pytest.warns(UserWarning, match="1 layer has vectors"), Probe(model, "mlp") as probe:
+        whole = model(*views)
+    assert torch.equal(probe.representations["mlp"].tokens, whole[:, :4])
+    named = re.fullmatch(r"4 vectors per image belong to .*, whose vectors inputs='(.*)' selects, .*left out",
+                         probe.notes["mlp"])[1]  # fmt: skip
+    with torch.no_grad(), pytest.warns(UserWarning, match="not traced"), Probe(model, "mlp", inputs=named) as probe:
+        model(*views)
+    assert torch.equal(probe.representations["mlp"].tokens, whole[:, 4:])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_steps_of_a_trainer_are_passes(tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Lit(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Conv2d(3, 4, 3)
+
+        def training_step(self, batch, number):
+            return self.net(batch[0]).square().mean()
+
+        def validation_step(self, batch, number):
+            self.net(batch[0])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Watch(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, number):
+            with torch.no_grad():
+                expected.append(plain(module.net.weight, module.net.bias, batch[0]))
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, number):
+            captured.append((probe.passes, probe.representations["net"].tokens))
+
+    def plain(weight, bias, images):
+        return nn.functional.conv2d(images, weight, bias).flatten(2).mT
+
+    expected, captured = [], []
+    images = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.rand(6, 3, 8, 8)), batch_size=2)
+    trainer = lightning.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, callbacks=[Watch()], num_sanity_val_steps=0, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with Probe(module := Lit(), "net", method="training_step") as probe:
+        trainer.fit(module, images, images)
+    assert [number for number, _ in captured] == [1, 2, 3]
+    assert all(torch.equal(one, other) for one, (_, other) in zip(expected, captured, strict=True))
+    assert probe.passes == 3
+    assert not probe.representations  # the validation ran the layer outside of a training step

@@ -177,7 +177,7 @@ def test_clips_of_three_frames_are_followed_from_the_first_convolution():
     assert (found.tokens.shape, found.grid) == ((2, 3 * 16 * 16, 64), (3, 16, 16))
 
 
-def test_patches_of_several_images_in_one_sequence_are_refused():
+def test_patches_of_several_images_in_one_sequence_are_read_by_a_given_layout():
     from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
     from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
@@ -185,6 +185,17 @@ def test_patches_of_several_images_in_one_sequence_are_refused():
     model, grids = Qwen2VisionTransformerPretrainedModel(config), torch.tensor([[1, 8, 8], [1, 8, 8]])
     with pytest.raises(RepresentationError, match=r"layer 'blocks\.1'.*packed into one sequence.*\(128, 96\)"):
         probed(model, torch.randn(128, 96), grid_thw=grids, layers=["blocks.1"])
+    outputs = []
+    model.blocks[1].register_forward_hook(lambda block, args, output: outputs.append(output))
+    layouts = {"blocks.1": "NTC"}  # as the message says
+    with torch.no_grad(), Probe(model, "blocks.1", layouts=layouts) as probe:
+        model(torch.randn(128, 96), grid_thw=grids)
+    read = probe.representations["blocks.1"]
+    assert (read.grid, read.prefix.shape) == (None, (2, 0, 32))
+    assert torch.equal(read.tokens, outputs[0].view(2, 64, 32))
+    uneven = torch.tensor([[1, 8, 8], [1, 4, 16]])
+    with torch.no_grad(), probe, pytest.raises(RepresentationError, match=r"2 images of different sizes are packed"):
+        model(torch.randn(128, 96), grid_thw=uneven)
 
 
 def test_images_of_different_sizes_are_named_as_a_reason():

@@ -23,12 +23,14 @@ class FollowedInput:
         batch: number of its images.
         others: the other inputs.
         name: as in `Representation.input`.
+        images: the tensors that hold its images.
     """
 
     trace: Trace
     batch: int
     others: list[OtherInput]
     name: str
+    images: list[Tensor]
 
     def locates(self, output: Tensor) -> Tensor | None:
         """Where values of an output have locations of this input; None if nowhere."""
@@ -54,4 +56,4 @@ def follow(args: tuple[Any, ...], kwargs: Mapping[str, Any], inputs: Inputs) -> 
     for number, other in enumerate(others):
         trace.pass_by(other.tensor, number)
     trace.begin()
-    return FollowedInput(trace, inputs.batch, others, shown(inputs.name))
+    return FollowedInput(trace, inputs.batch, others, shown(inputs.name), images_of(inputs))

@@ -32,7 +32,8 @@ class Inputs:
     Attributes:
         batch: number of images; 0 if unknown.
         images: maps, patches, or a list of maps.
-        grids: for patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2).
+        grids: for patches, their rows and columns (N, L, 2), or the height and width of each image's grid (N, 2); for
+            packed patches, with the number of frames (N, 3).
         problem: why no output of the pass can be read, or "".
         name: the argument that holds them, as `OtherInput` names it, or "" if unknown.
     """
@@ -132,9 +133,10 @@ def find_images(values: tuple[Any, ...]) -> Inputs:
             if of_images and int(grids.prod(dim=1).sum()) == len(patches):
                 problem = (
                     f"the patches of {len(grids)} images or videos are packed into one sequence "
-                    f"{tuple(patches.shape)}, in an order that only the model knows; such models are not supported"
+                    f"{tuple(patches.shape)}, in an order that only the model knows; for images of one size, "
+                    f"layouts={{'<layer>': 'NTC'}} reads the vectors of each image in that order"
                 )
-                return Inputs(len(grids), problem=problem)
+                return Inputs(len(grids), grids=grids, problem=problem)
     return Inputs(int(tensors[0].shape[0]) if tensors else 0)
 
 

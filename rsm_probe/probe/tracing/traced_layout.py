@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -108,13 +108,16 @@ def is_attention(layout: TracedLayout) -> bool:
     return [axis for axis in entries if axis > 0] == [len(layout.shape) - 1]
 
 
-def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> TracedLayout:
+def read_origin(
+    origin: Tensor, batch: int, inputs: Sequence[str] = (), followed: Mapping[str, str] | None = None
+) -> TracedLayout:
     """Finds which axes hold images, locations and channels, and the order of the locations.
 
     Args:
         origin: the origin of a layer's output.
         batch: number of images in the forward pass.
-        inputs: descriptions of the untraced inputs of the model.
+        inputs: descriptions of the other inputs of the model.
+        followed: description -> name of those of them that have a trace of their own.
 
     Raises:
         RepresentationError: the vectors have no locations, share locations, or have different ones in each image.
@@ -141,7 +144,7 @@ def read_origin(origin: Tensor, batch: int, inputs: Sequence[str] = ()) -> Trace
     if locations.shape[1] == 1 and len(shape) in (4, 5) and len(codes) == batch:
         grid = (1,) * (len(shape) - 2)  # a globally pooled map
     prefix, left_out = _prefix(codes, batch, image_axis is not None)
-    note = _note(left_out, batch, inputs)
+    note = _note(left_out, batch, inputs, followed or {})
     axes = (*entry_axes, *channel_axes)
     channels = prod(shape[axis] for axis in channel_axes)
     length = len(codes) // batch if len(codes) % batch == 0 else 0
@@ -238,11 +241,12 @@ def _prefix(codes: Tensor, batch: int, by_image: bool) -> tuple[Tensor, Tensor]:
     return indices, rows[:, ~prefix & (rows[0] <= NOWHERE)].flatten()
 
 
-def _note(left_out: Tensor, batch: int, inputs: Sequence[str]) -> str:
+def _note(left_out: Tensor, batch: int, inputs: Sequence[str], followed: Mapping[str, str]) -> str:
     """Describes the left-out vectors and the reason, from their codes."""
     counts: Counter[str] = Counter()
     for code, count in zip(*(part.tolist() for part in left_out.unique(return_counts=True)), strict=True):
         number = input_of_code(code)
         named = "" if number is None or number >= len(inputs) else inputs[number]
-        counts[f"belong to {named}, which is not traced," if named else "have no location"] += count
+        traced = f"whose vectors inputs={followed[named]!r} selects" if named in followed else "which is not traced"
+        counts[f"belong to {named}, {traced}," if named else "have no location"] += count
     return "; ".join(f"{count // batch} vectors per image {why} and are left out" for why, count in counts.items())
