@@ -177,23 +177,36 @@ def test_torchvision_swin_projects_by_a_function():
     check(facets_of(model, "features.1.1.attn", x), expected.chunk(3, -1))
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["fast path", "slow path"])
-def test_multihead_attention_of_torch(grad):
+@pytest.mark.parametrize(("heads", "grad"), [(4, False), (3, False), (4, True)], ids=["fused", "odd", "gradients"])
+def test_multihead_attention_of_torch(heads, grad):
+    """PyTorch projects and attends in one operation where the number of heads is even and no gradient is needed."""
     torch.manual_seed(0)
-    options = {"num_layers": 2, "num_heads": HEADS, "hidden_dim": CHANNELS, "mlp_dim": 64, "num_classes": 5}
+    options = {"num_layers": 2, "num_heads": heads, "hidden_dim": CHANNELS, "mlp_dim": 64, "num_classes": 5}
     model, x = VisionTransformer(image_size=64, patch_size=16, **options).eval(), images()
     name = "encoder.layers.encoder_layer_1"
     attention = model.get_submodule(f"{name}.self_attention")
     nn.init.normal_(attention.in_proj_bias)
-    entering = outputs_of(model, [f"{name}.ln_1"], x)[f"{name}.ln_1"]
+    # With gradients, the layers before it compute in other operations too.
+    with torch.set_grad_enabled(grad), Probe(model, f"{name}.ln_1") as probe:
+        model(x)
+    layer = probe.representations[f"{name}.ln_1"]
+    entering = torch.cat((layer.prefix, layer.tokens), 1)
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     expected = [linear(entering, weight, bias).detach() for weight, bias in zip(weights, biases, strict=True)]
+    names = [f"{name}.self_attention[{kind}]" for kind in KINDS]
     if grad:
-        with Probe(model, [f"{name}.self_attention[{kind}]" for kind in KINDS]) as probe:
+        with Probe(model, names) as probe:
             model(x)
         check(probe.representations.values(), expected, prefix=1)
-    else:
-        check(facets_of(model, f"{name}.self_attention", x), expected, prefix=1)
+        return
+    with torch.profiler.profile() as profile, torch.no_grad():
+        model(x)
+    assert (heads == 4) == any(event.key == "aten::_native_multi_head_attention" for event in profile.key_averages())
+    check(facets_of(model, f"{name}.self_attention", x), expected, prefix=1)
+    with torch.no_grad(), Probe(model, f"{name}.self_attention[key.1]") as probe:
+        model(x)
+    width = CHANNELS // heads
+    assert torch.equal(next(iter(probe.representations.values())).tokens, expected[1][:, 1:, width : 2 * width])
 
 
 def test_patterns_name_facets_and_character_classes_as_before():
@@ -302,13 +315,15 @@ def test_rotary_embeddings_join_channels_within_their_head_only():
     check(facets_of(model, "attn", x), expected)
 
 
-@pytest.mark.parametrize("mixed", ["sum", "agents", "channels"])
+@pytest.mark.parametrize("mixed", ["sum", "gates", "agents", "channels"])
 def test_what_no_attention_operation_shows_is_refused_and_the_projection_can_be_probed(mixed):
     class Mixed(Attention):
         def forward(self, x):
             query, key, value = (part.transpose(1, 2) for part in self.split(self.qkv(x)))
             if mixed == "sum":
                 attended = nn.functional.scaled_dot_product_attention(query + key, key, value)
+            elif mixed == "gates":
+                attended = nn.functional.scaled_dot_product_attention(query * key, value, value)
             elif mixed == "agents":  # pooled queries attend, and are attended to
                 agents = query.unflatten(2, (4, -1)).mean(2)
                 collected = (agents @ key.transpose(-2, -1)).softmax(-1) @ value
@@ -345,6 +360,28 @@ def test_attention_to_a_text_is_read_by_layouts():
         model(x, text)
     assert torch.equal(probe.representations["[key]"].tokens, model.kv(text)[..., :48].detach())
     assert probe.representations["[query]"].grid == (4, 4)
+
+
+def test_tokens_of_a_text_beside_those_of_the_image_have_projections_of_their_own():
+    class Joint(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.qkv = nn.Conv2d(3, CHANNELS, 16, 16), nn.Linear(CHANNELS, 3 * CHANNELS)
+            self.of_text = nn.Linear(7, 3 * CHANNELS)
+
+        def forward(self, x, text):
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            joint = torch.cat((self.of_text(text), self.qkv(tokens)), 1)
+            query, key, value = (part.transpose(1, 2) for part in ORDERS["v k q"](joint))
+            return nn.functional.scaled_dot_product_attention(query, key, value)[:, :, 5:]
+
+    torch.manual_seed(0)
+    model, x, text = Joint().eval(), images(), torch.randn(3, 5, 7)
+    with torch.no_grad(), Probe(model, ["[query]", "[key]", "qkv"]) as probe:
+        model(x, text)
+    _, key, query = probe.representations["qkv"].tokens.chunk(3, -1)
+    assert torch.equal(probe.representations["[query]"].tokens, query)
+    assert torch.equal(probe.representations["[key]"].tokens, key)
 
 
 def test_calls_of_a_shared_layer_are_numbered():

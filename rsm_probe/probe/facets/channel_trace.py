@@ -238,6 +238,8 @@ class ChannelTrace(Trace):
                 raise ValueError("the weights of a convolution depend on the images")
             if isinstance(one, Tensor) and output.shape[1] == left.shape[1] == args[8]:
                 return _over_grid(one, output)  # channel by channel
+            if isinstance(one, Tensor) and self._codes.of_attention(one) is not None:
+                return _heads_mixed(one, 1, output)
             return self._source(self._counter.event, output, 1)
         if isinstance(one, Tensor) and isinstance(two, Tensor):
             return self._of_two(one, two, output)
@@ -249,11 +251,7 @@ class ChannelTrace(Trace):
         axis = output.ndim - (1 if depends[0] else 2)
         codes = one if depends[0] else two
         if isinstance(codes, Tensor) and self._codes.of_attention(codes) is not None:
-            # Heads are mixed: `talking heads`.
-            summed = -1 if depends[0] else -2
-            if held_once(codes).shape[summed] > 1:
-                raise ValueError("weights of attention meet a table")
-            return compact(codes.narrow(summed, 0, 1)).expand(output.shape)
+            return _heads_mixed(codes, -1 if depends[0] else -2, output)
         return self._source(self._counter.event, output, axis)
 
     def _of_two(self, one: Tensor, two: Tensor, output: Tensor) -> Origin:
@@ -292,6 +290,13 @@ class ChannelTrace(Trace):
 
 def _depends(depends: Callable[[Tensor], bool], operand: Any) -> bool:
     return isinstance(operand, Tensor) and depends(operand)
+
+
+def _heads_mixed(codes: Tensor, axis: int, output: Tensor) -> Tensor:
+    """The codes of scores or weights whose heads, along an axis, were mixed by learned weights."""
+    if held_once(codes).shape[axis] > 1 or (axis == 1 and codes.shape[2:] != output.shape[2:]):
+        raise ValueError("scores meet a table of positions")
+    return compact(codes.narrow(axis, 0, 1)).expand(output.shape)
 
 
 def _over_grid(codes: Origin, output: Tensor) -> Tensor:
