@@ -198,3 +198,41 @@ def test_torchscript_is_read_for_its_weights(tmp_path):
     assert _equal(load_model(other, weights=file, allow_pickle=True).module, model)
     with pytest.raises(ModelError, match=r"scripted or traced module, whose layers cannot be probed.*weights='"):
         load_model(file, allow_pickle=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["LoKrConfig", "VeraConfig", "IA3Config"])
+def test_other_kinds_of_adapters_are_merged_too(kind, vit, tmp_path):
+    peft = pytest.importorskip("peft")
+    options = {"target_modules": ["q_proj"]} | ({"feedforward_modules": []} if kind == "IA3Config" else {})
+    model = peft.get_peft_model(copy.deepcopy(vit), getattr(peft, kind)(**options)).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(torch.linspace(0.1, 0.2, value.numel()).view(value.shape))
+    model.save_pretrained(tmp_path)
+    merged = load_model(copy.deepcopy(vit), weights=tmp_path).module
+    assert not _equal(merged, vit)
+    assert _equal(merged, model.merge_and_unload())
+
+
+def test_folders_list_the_files_that_may_be_meant(tmp_path):
+    (tmp_path / "unet").mkdir()
+    model, file = nn.Linear(2, 3), tmp_path / "unet" / "model.fp16.safetensors"
+    save_file(model.state_dict(), file)
+    for folder, named in ((tmp_path, r"unet.model\.fp16\.safetensors"), (tmp_path / "unet", r"it has model\.fp16\.")):
+        with pytest.raises(ModelError, match=f"name the file with the weights; .*{named}"):
+            load_model(nn.Linear(2, 3), weights=folder)
+    assert _equal(load_model(nn.Linear(2, 3), weights=file).module, model)
+
+
+def test_arrays_in_files_of_numpy_say_how_to_store_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(2, 3)
+    np.savez("w.npz", **{name: value.numpy() for name, value in model.state_dict().items()})
+    with pytest.raises(
+        ModelError, match=r"store what numpy\.load reads by torch\.save\(dict\(\.\.\.\), 'weights\.pt'\)"
+    ):
+        load_model(nn.Linear(2, 3), weights="w.npz")
+    torch.save(dict(np.load("w.npz")), "weights.pt")
+    assert _equal(load_model(nn.Linear(2, 3), weights="weights.pt").module, model)

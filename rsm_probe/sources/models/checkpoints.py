@@ -17,7 +17,7 @@ from rsm_probe.checks import brief
 from rsm_probe.errors import ModelError
 from rsm_probe.sources.models.tensor_files import read_unchecked
 
-_CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pyth", ".th")
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pyth", ".th", ".t7")
 _INDEX = ".index.json"
 # What libraries call the weights in a folder, in order of preference.
 _IN_A_FOLDER = (
@@ -25,6 +25,8 @@ _IN_A_FOLDER = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
 )  # fmt: skip
+# The most files of a folder to list in a message.
+_SHOWN = 6
 # Real checkpoints nest a few levels; a hostile one could contain itself.
 _DEEPEST = 8
 
@@ -66,9 +68,11 @@ def read_checkpoint(path: Path, allow_pickle: bool = False) -> list[Entry]:
     path = _in_folder(path) if isdir(path) else path
     known = path.name.endswith(_INDEX) or path.suffix in (".safetensors", *_CHECKPOINTS)
     if not known:
+        arrays = {".npz": "numpy.load", ".pkl": "pickle.load", ".npy": "numpy.load"}.get(path.suffix)
+        todo = f"; store what {arrays} reads by torch.save(dict(...), 'weights.pt')" if arrays and isfile(path) else ""
         raise ModelError(
             f"weights must be 'default', None, a .safetensors file or a checkpoint ({', '.join(_CHECKPOINTS)}, "
-            f"{_INDEX} of shards, or a folder with one of these), found {str(path)!r}"
+            f"{_INDEX} of shards, or a folder with one of these), found {str(path)!r}{todo}"
         )
     if not isfile(path):
         raise ModelError(f"no weights at {path}")
@@ -137,7 +141,18 @@ def _in_folder(folder: Path) -> Path:
             f"{folder} is a distributed checkpoint; turn it into one file with torch.distributed.checkpoint."
             f"format_utils.dcp_to_torch_save({str(folder)!r}, 'weights.pt'), and give weights='weights.pt'"
         )
-    raise ModelError(f"{folder} is a folder without {', '.join(_IN_A_FOLDER[:4])}; name the file with the weights")
+    # Such as a variant, or a part of a pipeline.
+    files = sorted(
+        file.relative_to(folder) for depth in ("*", "*/*") for file in folder.glob(depth) if _is_of_weights(file)
+    )
+    there = f"; it has {', '.join(map(str, files[:_SHOWN]))}" if files else ""
+    raise ModelError(
+        f"{folder} is a folder without {', '.join(_IN_A_FOLDER[:4])}; name the file with the weights{there}"
+    )
+
+
+def _is_of_weights(file: Path) -> bool:
+    return file.suffix in (".safetensors", *_CHECKPOINTS) and isfile(file)
 
 
 def _shards(index: Path) -> list[Path]:

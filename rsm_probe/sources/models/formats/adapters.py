@@ -112,9 +112,10 @@ def _reading(where: str) -> str:
 
 def _belongs(name: str, layers: dict[str, nn.Module]) -> bool:
     """Whether a weight of an adapter has a layer of the network in front of its own name."""
-    parts = name.removeprefix(_WRAPPED).split(".")
+    parts = name.removeprefix(_WRAPPED).removeprefix("base_model.").split(".")
     own = next((number for number, part in enumerate(parts) if _OF_ADAPTERS.match(part)), None)
-    return any(".".join(parts[:end]) in layers for end in (range(1, len(parts)) if own is None else [own]))
+    # Some kinds share weights between all layers.
+    return own == 0 or any(".".join(parts[:end]) in layers for end in (range(1, len(parts)) if own is None else [own]))
 
 
 def _some(names: Sequence[str]) -> str:
