@@ -406,6 +406,17 @@ def test_labels_that_may_be_something_else_are_named_once(make, label, said):
         assert list(batch.labels) == [""] * 6
 
 
+def test_labels_of_a_batch_repeat_and_are_not_the_files_of_the_images():
+    for make in (lambda k: (IMAGES[k], f"{k}.png", "x"), lambda k: (IMAGES[k], f"{k}.png", k % 2)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            (batch,) = as_images(DataLoader(Items(make), 6)).batches()
+        assert list(batch.labels) == [str(make(k)[2]) for k in range(6)]
+    with pytest.warns(UserWarning, match="entry 2 is taken .* they may be entry 1;"):
+        (batch,) = as_images(DataLoader(Items(lambda k: (IMAGES[k], f"person {k}", k % 2)), 6)).batches()
+    assert list(batch.labels) == list("010101")
+
+
 def test_labels_that_differ_for_every_image_of_a_loader_are_doubted_at_the_end():
     loader = DataLoader([(IMAGES[k % 6], 50 - k) for k in range(12)], 4)
     images = as_images(loader)

@@ -158,6 +158,8 @@ def choose_labels(candidates: Mapping[Path, Sequence[str]], numbers: Sequence[in
     counting = [str(number) for number in numbers]
     unlike = [path for path, texts in candidates.items() if len(counting) < 2 or list(texts) != counting]
     paths = unlike or list(candidates)
+    # Names of images differ, classes repeat.
+    paths.sort(key=lambda path: len(counting) > 2 and len(set(candidates[path])) == len(counting))
     if len(paths) < 2 and (unlike or isinstance(paths[0][-1], str)):
         return paths[0], ""
     others = "".join(f", or {shown_key(path)}" for path in paths[1:LISTED])

@@ -21,6 +21,7 @@ from rsm_probe.sources.images.contents.dataset_items import (
     entry,
     image_of,
     image_paths,
+    is_image_path,
     is_pixels,
     path_of,
     unclear,
@@ -149,7 +150,7 @@ def _texts(value: Any, count: int, names: Sequence[str] | None) -> list[str]:
         return []
     values = value.reshape(-1) if isinstance(value, Tensor) and value.numel() == count else value
     labels = plain_labels(list(values) if isinstance(values, tuple) else values, names)
-    return labels if len(labels) == count else []
+    return labels if len(labels) == count and not any(map(is_image_path, labels)) else []
 
 
 def class_names(dataset: Any) -> dict[Any, Sequence[str]]:
