@@ -224,6 +224,9 @@ def layers(
         list[str],
         typer.Option("--layout", help="how to read a layer, as LAYER=NTC or GLOB=NHWC; repeat the option for several"),
     ] = [],  # noqa: B006
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="frames of a clip, for a model that takes clips instead of images")
+    ] = None,
     part: Annotated[str, typer.Option(help="submodule to use instead of the whole model, such as an image tower")] = "",
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="read checkpoints with pickled objects, which can run any code")
@@ -244,6 +247,7 @@ def layers(
     from rsm_probe.probe.describe import describe_layers
     from rsm_probe.sources.loading import load_model
     from rsm_probe.sources.models.input_dtype import in_dtype_of
+    from rsm_probe.sources.models.preprocessing import blank_clips
     from rsm_probe.sources.models.user_functions import function_of
 
     if wrong := [text for text in layouts if not all(text.rpartition("=")[::2])]:
@@ -276,7 +280,8 @@ def layers(
             strict=strict, num_classes=num_classes, preprocess=preprocess, size=size, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code, method=method, **reading,
         )  # fmt: skip
-    example = in_dtype_of(loaded.module, loaded.reading, loaded.blank_input().repeat(2, 1, 1, 1))
+    blank = loaded.blank_input().repeat(2, 1, 1, 1) if clips is None else blank_clips(loaded, clips)
+    example = in_dtype_of(loaded.module, loaded.reading, blank)
     how = loaded.reading
     infos, skipped = describe_layers(
         loaded.module,

@@ -509,3 +509,9 @@ def test_an_embedded_set_beside_a_folder_of_its_name_is_said_to_be_read(tmp_path
         assert len(read_study(changed(file, images=images)).images.load()) == 8
     images = read_study(changed(file, images={"source": "./photos"})).images.load()
     assert images.ids == [f"{k}.png" for k in range(8)]
+
+
+def test_layers_of_a_model_of_clips_are_listed_with_frames():
+    assert "--clips 16" in refused("layers", "torchvision:r3d_18")
+    listed = cli("layers", "torchvision:r3d_18", "--clips", 4).stdout
+    assert re.search(r"layer4\.1\s+BasicBlock\s+512x1x7x7", listed)

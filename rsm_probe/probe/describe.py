@@ -124,7 +124,8 @@ def describe_layers(
                 raise LayerError(
                     f"{type(model).__name__} does not run on an image of shape {tuple(example.shape[1:])}: {error}; if "
                     f"it takes more than images, use a part of it, such as its image tower (part=, --part), or make "
-                    f"the call by a function of model and images (forward=, --forward file.py:function)"
+                    f"the call by a function of model and images (forward=, --forward file.py:function); if it takes "
+                    f"clips, name the number of frames (--clips 16)"
                 ) from error
             if not probe.passes:
                 raise LayerError(f"forward= did not call {type(model).__name__} itself, nor its method {method!r}")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from rsm_probe.checks import brief
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.batches import BatchSource, RawBatch
-from rsm_probe.sources.images.clips import Clip
+from rsm_probe.sources.images.clips import Clip, require_clips
 from rsm_probe.sources.images.image_set import UNREADABLE
 from rsm_probe.sources.models.loaded_model import LoadedModel
 
@@ -43,6 +44,22 @@ def prepared(batch: RawBatch, preprocess: Callable[..., Tensor], frames_first: b
         for image, name in zip(batch.images, batch.ids, strict=True)
     ]
     return torch.stack(_of_one_size(tensors, [f"image {name!r}" for name in batch.ids], batch.source))
+
+
+def blank_clips(model: LoadedModel, frames: int, axes: str | None = None) -> Tensor:
+    """Make a batch of two preprocessed grey clips, in the order of axes that the model takes; see `prepared`.
+
+    Args:
+        model: the model.
+        frames: number of frames of a clip.
+        axes: "NCTHW" or "NTCHW"; by default that of the model's library.
+
+    Raises:
+        ImageError: the preprocessing fails, or the axes are unknown.
+    """
+    clip = Clip([Image.new("RGB", (256, 256), (124, 116, 104))] * frames, require_clips(frames, axes))
+    batch = RawBatch("blank clips", [clip, clip], ["0", "1"], ["", ""], np.arange(2))
+    return prepared(batch, model.preprocess, takes_frames_first(model.module))
 
 
 def takes_frames_first(module: nn.Module) -> bool:
