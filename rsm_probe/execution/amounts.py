@@ -68,7 +68,9 @@ def available_bytes() -> int | None:
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a duration with a unit: 12 s, 3.5 min, 2.1 h."""
+    """Format a duration with a unit: 0.4 s, 12 s, 3.5 min, 2.1 h."""
+    if 0.05 <= seconds < 9.95:
+        return f"{seconds:.1f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rsm_probe.execution.amounts import format_bytes, format_seconds
@@ -16,6 +19,8 @@ from rsm_probe.execution.executors import available_cores
 from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.demand import LONG, pair_seconds, remark
 from rsm_probe.matching.matching import Locations, Matching, solve_both_ways
+from rsm_probe.pairs.affinities import pairs_per_block
+from rsm_probe.pairs.matcher import PairMatcher
 from rsm_probe.pairs.pair_loop import BlockSolver
 from rsm_probe.pairs.sides import Side
 
@@ -25,6 +30,12 @@ _SAMPLE_LOCATIONS = 1024
 _ON_DEVICE = 4096
 # Seconds of solving on the CPU that are long enough to be typical of the work.
 _LONG_ENOUGH = 0.05
+# At most about this part of the pairs is timed: estimating costs little where the work is short.
+_MOST_TIMED = 8
+# Pairs of a timed block: larger blocks gain little per pair.
+_MOST_ROWS = 32
+# Images, and multiplications of their tokens, of methods that solve all pairs at once.
+_TIMED_AT_ONCE, _TIMED_PRODUCTS = 64, 10**8
 # Images whose pairs are timed.
 _TIMED_IMAGES = 11
 # Work is timed if it is this many times the pair that is timed first, which is then a hundredth of it, twice.
@@ -70,6 +81,49 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
         new, count = count < len(rows), min(most, 4 * count)
 
 
+def core_seconds_per_pair(
+    x: Tensor, method: Matching, execution: Execution, images: int, grid: tuple[int, ...] | None = None
+) -> float:
+    """Time pairs as `PairMatcher` solves them: blocks of the size of the work, in all threads at once.
+
+    Args:
+        x: tokens (N, S, C) of at least 2 images, in main memory.
+        method: any matching.
+        execution: how many threads match.
+        images: images that are matched with each other.
+        grid: (H, W) of the locations, where known.
+
+    Returns:
+        Seconds per pair and thread, including its affinity and its share of the work per block; see `seconds_per_pair`.
+    """
+    threads = min(execution.worker_count, available_cores())
+    if method.at_once:  # in the calling thread
+        count = max(2, min(images, _TIMED_AT_ONCE, math.isqrt(_TIMED_PRODUCTS // x[0].numel())))
+        some = Locations(x[torch.arange(count) % len(x)], grid)
+        start = time.perf_counter()
+        method.products(some, some)
+        return 2 * (time.perf_counter() - start) / (count * (count - 1)) * threads
+    if x.shape[1] == 1:
+        return 0.0
+    scale = max(1.0, x.shape[1] / _SAMPLE_LOCATIONS) ** method.growth
+    x = x[:, :_SAMPLE_LOCATIONS]
+    # A block holds images against a single one: all after it, of which there are half of all on average.
+    rows = max(1, min(images // 2, pairs_per_block(x, x), _MOST_ROWS))
+    side, columns = Side.of(x[torch.arange(rows) % len(x)].contiguous()), min(threads, images)
+    best = np.inf
+    with PairMatcher(replace(execution, workers=threads, progress=False)) as matcher:
+        while True:
+            part = Side.of(x[torch.arange(columns) % len(x)].contiguous())
+            for _ in range(2):  # compilation must not count, and any pair may be the first that needs some
+                start = time.perf_counter()
+                matcher.submit(side, part, {method.name: method}).result()
+                seconds = time.perf_counter() - start
+                best = min(best, seconds / (rows * columns))
+            if seconds >= _LONG_ENOUGH / 2 or _MOST_TIMED * rows * columns >= images**2 / 2:
+                return best * threads * scale
+            columns = min(images, 4 * columns)
+
+
 def expected_seconds(x: Tensor, y: Tensor, method: Matching, pairs: int, execution: Execution) -> float:
     """Seconds of matching the pairs of two sets of images, from a few of them; 0 where timing these would count.
 
@@ -91,7 +145,8 @@ def expected_seconds(x: Tensor, y: Tensor, method: Matching, pairs: int, executi
         seconds = pair_seconds(method, Locations(x[:1]), Locations(y[-1:])) * pairs / workers
         if len(one) < 2 or seconds < LONG / 4:
             return seconds
-    return seconds_per_pair(larger[:_TIMED_IMAGES], method, at_once=pairs) * pairs / workers
+        return core_seconds_per_pair(larger[:_TIMED_IMAGES], method, execution, len(larger)) * pairs / workers
+    return seconds_per_pair(larger[:_TIMED_IMAGES], method, at_once=pairs) * pairs
 
 
 def announce(execution: Execution, work: str, seconds: float, needed: int, about: str = "about") -> None:

@@ -148,6 +148,7 @@ def measured_layers(
     methods: Mapping[str, Matching],
     execution: Execution,
     at_once: int,
+    together: int,
 ) -> tuple[list[LayerCost], float]:
     """Run a model on a few images, and time it and the matchings.
 
@@ -159,6 +160,7 @@ def measured_layers(
         methods: label -> matching.
         execution: where the model runs.
         at_once: pairs of a layer.
+        together: images that are matched with each other.
 
     Returns:
         The cost of each layer, and seconds per image of a forward pass.
@@ -177,4 +179,4 @@ def measured_layers(
         stream.sample()
         seconds = (stopwatch(model.device) - start) / len(sample.batch.ids)
     cores = min(execution.worker_count, available_cores())
-    return measure(sample.representations, methods, execution, cores, at_once), seconds
+    return measure(sample.representations, methods, execution, cores, at_once, together), seconds

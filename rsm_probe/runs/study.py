@@ -282,7 +282,8 @@ class Runner(ABC, Generic[S]):
             sets = self.images_of(entry)
             first = next(iter(sets.values()))
             reading, pairs = replace(study.reading(), layers=self.layers(title)), self.pairs_of(sets)
-            layers, seconds = measured_layers(title, model, first, reading, methods, self.execution, pairs)
+            together = min(len(first), self.images_together)
+            layers, seconds = measured_layers(title, model, first, reading, methods, self.execution, pairs, together)
             matched = list(self.choose_layers({layer.name: layer for layer in layers}))
             counts = {images.name if name == "images" else name: len(images) for name, images in sets.items()}
             models.append(
@@ -341,6 +342,11 @@ class Runner(ABC, Generic[S]):
     def passes(self) -> int:
         """Forward passes per image."""
         return 1
+
+    @property
+    def images_together(self) -> int:
+        """Most images that are matched with each other at a time, which decides how they are timed."""
+        return 1024
 
     def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
         """Estimated bytes of memory besides the models, and of disk."""

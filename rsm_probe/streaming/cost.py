@@ -15,9 +15,12 @@ from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import cheap_matchings
 from rsm_probe.pairs.matcher import queue_bytes
-from rsm_probe.pairs.timing import seconds_per_pair
+from rsm_probe.pairs.timing import core_seconds_per_pair, seconds_per_pair
 from rsm_probe.probe.representation import Representation
 from rsm_probe.streaming.batch_consumer import naming
+
+# Seconds per entry of an RSM for its kernel and the sums of CKA, on one core.
+_ENTRY_SECONDS = 1e-7
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class Cost:
         kernels: number of kernels.
         kept_rsms: number of RSMs kept per mini-batch.
         open_ended: whether a loader may yield more batches than these, so that the time is that of one batch.
+        batch_seconds: seconds per mini-batch and pass for all layers, whatever the number of its images.
+        start_seconds: seconds spent before the estimate: loading, compilation, the timed sample.
+        end_seconds: seconds for the result.
     """
 
     layers: Sequence[LayerCost]
@@ -64,6 +70,9 @@ class Cost:
     kernels: int
     kept_rsms: int
     open_ended: bool = False
+    batch_seconds: float = 0.0
+    start_seconds: float = 0.0
+    end_seconds: float = 0.0
 
     @property
     def pairs(self) -> int:
@@ -82,8 +91,16 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Estimated seconds of the whole sweep: forward passes, plus matching divided among the workers."""
-        return self.image_seconds * self.images * self.passes + self.matching_seconds / self.workers
+        """Estimated seconds that are left: forward passes, matching divided among the workers, and fixed work."""
+        rsms = sum(len(layer.pair_seconds) for layer in self.layers) * self.kernels
+        sums = _ENTRY_SECONDS * rsms * sum(size**2 for size in self.batch_sizes)
+        fixed = self.batch_seconds * len(self.batch_sizes) * self.passes + self.end_seconds + sums
+        return self.image_seconds * self.images * self.passes + self.matching_seconds / self.workers + fixed
+
+    @property
+    def all_seconds(self) -> float:
+        """Estimated seconds of the whole sweep, from its call to its result."""
+        return self.start_seconds + self.seconds
 
     @property
     def bytes(self) -> int:
@@ -101,9 +118,10 @@ class Cost:
                 f"{self.pairs:,} pairs and about {format_seconds(self.seconds)} per batch with {self.workers} workers, "
                 f"{format_bytes(self.bytes)} of memory"
             )
+        so_far = f" ({format_seconds(self.start_seconds)} of them until now)" if self.start_seconds >= 1 else ""
         return (
             f"{self.images} images in {len(self.batch_sizes)} batches of {max(self.batch_sizes)}, "
-            f"{len(self.layers)} layers, {self.pairs:,} pairs; about {format_seconds(self.seconds)} "
+            f"{len(self.layers)} layers, {self.pairs:,} pairs; about {format_seconds(self.all_seconds)}{so_far} "
             f"with {self.workers} workers, {format_bytes(self.bytes)} of memory"
         )
 
@@ -145,6 +163,7 @@ def measure(
     execution: Execution,
     cores: int,
     at_once: int,
+    images: int,
 ) -> list[LayerCost]:
     """Time the matchings on the representations of a few images, layer by layer.
 
@@ -154,17 +173,21 @@ def measure(
         execution: its memory budget limits the queued affinities.
         cores: number of cores that match in parallel.
         at_once: number of pairs in a mini-batch.
+        images: number of images that are matched with each other.
     """
     costs = []
     for model, layers in representations.items():
         for layer, representation in layers.items():
             tokens = representation.tokens
             with naming(model, layer):
-                seconds = {label: seconds_per_pair(tokens, method, 3, at_once) for label, method in methods.items()}
-            _, locations, channels = tokens.shape
-            for label, method in methods.items():
-                if Workload(at_once, locations).on_device(method, tokens.device, tokens.dtype):
-                    seconds[label] *= cores  # a GPU matches alone, so nothing is divided among workers
+                _, locations, channels = tokens.shape
+                seconds = {}
+                for label, method in methods.items():
+                    if Workload(at_once, locations).on_device(method, tokens.device, tokens.dtype):
+                        # A GPU matches alone, so nothing is divided among workers.
+                        seconds[label] = seconds_per_pair(tokens, method, 3, at_once) * cores
+                    else:
+                        seconds[label] = core_seconds_per_pair(tokens, method, execution, images, representation.grid)
             costs.append(
                 LayerCost(
                     f"{model}/{layer}",

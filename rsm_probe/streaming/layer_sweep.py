@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -43,6 +44,8 @@ from rsm_probe.streaming.sweep_passes import accumulate, gather_means
 
 # Images per mini-batch, unless said otherwise.
 BATCH_SIZE = 250
+# Seconds for a result on disk.
+_WRITING = 0.2
 
 
 def sweep(
@@ -150,6 +153,10 @@ def sweep_layers(
     execution: Execution,
 ) -> SweepResult:
     """See `sweep`; `reading` holds what is said of all models, apart from their layers."""
+    started = time.perf_counter()
+    # Lazy, as importing this package stays light; here, so that an estimate knows what it took.
+    import xarray  # noqa: F401
+
     folder = None if out is None else local_folder(out)
     layers, centering = _checked_layers(layers), check_centering(centering)
     # Check everything that can be checked before loading models, and long before writing anything.
@@ -169,6 +176,8 @@ def sweep_layers(
     order = {"batch_size": int(batch_size), "seed": int(seed)} if own else {"batch_size": max(source.sizes)}
     checkpoint = None
     if folder is not None:
+        import zarr  # noqa: F401 - as above
+
         settings = {
             "models": {name: model.fingerprint for name, model in loaded.items()},
             "images": source.fingerprint(),
@@ -197,9 +206,17 @@ def sweep_layers(
         stack.enter_context(stream.evaluating())
         sample = stream.sample()
         cost = _preflight(sample, stream, accumulator, centering, execution)
-        execution.say(f"sweep: {cost}")
         cost.require(execution, physical_bytes())
+        rehearsed = time.perf_counter()
         accumulator.rehearse(sample.representations)
+        now = time.perf_counter()
+        cost = replace(
+            cost,
+            batch_seconds=now - rehearsed,
+            start_seconds=now - started,
+            end_seconds=0.0 if checkpoint is None else _WRITING,
+        )
+        execution.say(f"sweep: {cost}")
         inputs = {(model, layer): part.input for model, layer, part in walk(sample.representations)}
         del sample
         if checkpoint is not None:
@@ -322,7 +339,7 @@ def _preflight(
     sizes, count = stream.source.sizes, stream.source.count
     cores, largest = min(execution.worker_count, available_cores()), max(sizes)
     return Cost(
-        measure(sample.representations, methods, execution, cores, largest * (largest - 1) // 2),
+        measure(sample.representations, methods, execution, cores, largest * (largest - 1) // 2, largest),
         seconds,
         sum(sizes),
         sizes,

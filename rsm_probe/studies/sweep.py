@@ -91,6 +91,11 @@ class SweepRunner(Runner[SweepConfig]):
         """Two where means are subtracted."""
         return 1 if self.study.centering is None else 2
 
+    @property
+    def images_together(self) -> int:
+        """Those of a mini-batch."""
+        return max(self._batch_sizes())
+
     def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
         """See `Runner.sizes`; results hold the CKA of all pairs of RSMs by each estimator."""
         study, cost = self.study, self._cost(models, self.execution.worker_count)

@@ -7,10 +7,13 @@ import torch
 
 from rsm_probe import match, rsm
 from rsm_probe.errors import CostError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.matching import demand
 from rsm_probe.matching.matching import Locations
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.neighbours import nearest
+from rsm_probe.pairs.timing import core_seconds_per_pair
+from rsm_probe.streaming.cost import Cost, LayerCost
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -76,3 +79,19 @@ def test_progress_says_what_tokens_in_memory_take(capfd):
     said = capfd.readouterr().err
     assert "rsm: 55 pairs of 30 x 30 locations by 'optimal'; " in said
     assert "nearest: 22 pairs of 30 x 30 locations by 'optimal'; " in said
+
+
+def test_pairs_are_timed_as_they_are_matched_and_at_once_where_they_are():
+    x = tokens(3, 30, 4)
+    execution = Execution(workers=2)
+    for name in ("optimal", "scipy", "rewindowed", "identity", "translation"):
+        assert core_seconds_per_pair(x, get_matching(name)[1], execution, 20, (5, 6)) > 0
+    assert core_seconds_per_pair(x[:, :1], get_matching("scipy")[1], execution, 20) == 0
+
+
+def test_an_estimate_counts_what_was_spent_before_and_every_batch():
+    layer = LayerCost("m/l", 9, 36, {"optimal": 2.0}, 0)
+    cost = Cost([layer], 0.5, 10, [5, 5], 4, 1, 1, 0, batch_seconds=3.0, start_seconds=7.0, end_seconds=1.0)
+    assert cost.seconds == pytest.approx(0.5 * 10 + 2.0 * 20 / 4 + 2 * 3.0 + 1.0, abs=1e-4)
+    assert cost.all_seconds == cost.seconds + 7.0
+    assert "about 29 s (7.0 s of them until now) with 4 workers" in str(cost)
