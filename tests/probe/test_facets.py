@@ -291,7 +291,7 @@ def test_the_projection_is_read_before_operations_in_place_and_biases_count_as_a
     check(facets_of(model, "attn", x), expected.detach().chunk(3, -1))
 
 
-def test_rotary_embeddings_join_channels_within_their_head_only():
+def test_rotary_embeddings_and_norms_join_channels_within_their_head_only():
     class Rotary(Attention):
         def forward(self, x):
             query, key, value = (part.transpose(1, 2) for part in self.split(self.qkv(x)))
@@ -306,7 +306,8 @@ def test_rotary_embeddings_join_channels_within_their_head_only():
                 pairs = torch.view_as_complex(part.unflatten(-1, (-1, 2)).contiguous())
                 return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
 
-            attended = nn.functional.scaled_dot_product_attention(halves(query), pairs(key), value)
+            query = nn.functional.normalize(halves(query), dim=-1)
+            attended = nn.functional.scaled_dot_product_attention(query, pairs(key), value)
             return self.proj(attended.transpose(1, 2).flatten(2))
 
     torch.manual_seed(0)
