@@ -93,7 +93,9 @@ def _(names, monkeypatch):
         video.resnet.BasicBlock, [video.resnet.Conv3DSimple] * 4, [1] * 4, video.resnet.BasicStem
     ).eval())  # fmt: skip
     names["clips"] = torch.rand(6, 3, 4, 24, 24)
-    return {"batch_size=50": "batch_size=6"}
+    for scene in range(2):  # of three clips with nine frames each
+        photographs(Path("my_clips") / f"scene{scene}", 27)
+    return {"batch_size=50": "batch_size=6", "size=112": "size=24"}
 
 
 @check("Video")
@@ -102,6 +104,8 @@ def _(names):
     with torch.no_grad(), rsm_probe.Probe(names["video"], "layer2") as probe:
         names["video"](names["clips"])
     assert probe.representations["layer2"].grid == (2, 6, 6)
+    assert len(names["frames"]) == 6
+    assert at(names["from_files"], "VideoResNet") == ["layer1", "layer2", "layer3", "layer4"]
 
 
 @setup("Volumes")
@@ -249,7 +253,11 @@ def _(names):
     change = names["change"].values
     assert change.shape == (2, 2)
     assert (change < 1 - 1e-6).all()
-    assert names["vit"].blocks[0].attn.qkv.weight.shape == (48, 16)
+    expected = names["tuned"].merge_and_unload().state_dict()
+    state = names["merged"].module.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value)
+    assert not torch.equal(state["blocks.0.attn.qkv.weight"], names["vit"].blocks[0].attn.qkv.weight)
 
 
 @setup("Class tokens and pooled vectors")
@@ -261,6 +269,17 @@ def _(names, monkeypatch):
 def _(names):
     (model,) = set(map(str, names["result"].cka["model_a"].values))
     assert at(names["result"], model)[:3] == ["blocks.0", "blocks.0@class", "blocks.0@mean"]
+
+
+@setup("Queries, keys and values")
+def _(names, monkeypatch):
+    return {"batch_size=50": "batch_size=12"}
+
+
+@check("Queries, keys and values")
+def _(names):
+    layers = at(names["result"], "VisionTransformer")
+    assert layers[-4:] == ["blocks.1.attn[key]", "blocks.1.attn[value.0]", "blocks.1.attn[value.1]", "blocks.1"]
 
 
 def test_every_section_with_code_is_run():

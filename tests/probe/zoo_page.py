@@ -19,10 +19,10 @@ locations and channels, which tokens have no location (class, distillation, regi
 the order of the others. Windows, mask units and shuffled tokens are put back in the order of the image.
 
 Later passes over inputs of the same shapes and flags are read in the same way, at no cost; labels, timesteps and
-prompts may change, unless their values steer the model. Passes in
-which index tensors pick locations are followed each time. Operations with an unknown effect on locations (sorting,
-merging tokens, a Fourier transform) lose the tags. A layer whose tags are lost is rejected with an explanation, unless
-it returns the shape it was given; it is then read like its input.
+prompts may change, unless their values steer the model. Passes in which index tensors pick locations are followed each
+time. Operations with an unknown effect on locations (sorting, merging tokens, a Fourier transform) lose the tags. A
+layer whose tags are lost is rejected with an explanation, unless it returns the shape it was given; it is then read
+like its input.
 
 What a model declares about itself (`num_prefix_tokens`, `num_register_tokens`) is only compared: a warning names the
 layers that have a different number.
@@ -36,13 +36,21 @@ layers that have a different number.
 | `"torchvision:resnet18"`, `"timm:vit_tiny_patch16_224"` | the library's weights and preprocessing |
 | `"hf:openai/clip-vit-base-patch32"` | a model of the Hugging Face hub, or `hf:` and a local folder |
 | `"hf-classifier:microsoft/resnet-50"` | the same with its classification head |
+| `"open_clip:ViT-B-32/laion2b_s34b_b79k"` | the image tower of an OpenCLIP model |
+| `"torch.hub:facebookresearch/dinov2:dinov2_vits14"` | runs code: needs `trust_remote_code=True` |
 | `part="vision_model"` | a part of a model that also takes text |
 | `"mine.py:build"` | a function in a file that returns a module |
 | a function or a module | your own, from Python |
 | `weights=None` | random weights |
-| `weights="mine.safetensors"`, `weights="mine.pth"` | a state dict |
+| `weights="mine.safetensors"`, `"mine.pth"`, `"mine.ckpt"` | a checkpoint |
+| `weights="folder"` | what `save_pretrained` wrote: whole or in shards, or a PEFT adapter, which is merged |
 
-Checkpoints that hold more than tensors are refused unless you pass `allow_pickle=True`.
+A checkpoint may be bare or hold its weights under a key such as `state_dict`, `model` or `ema`, and their names may
+begin with what a wrapper added (`module.`, `_orig_mod.`, `model.`, `backbone.`); `load_model` says what it understood.
+`key=` and `prefix=` choose where there are several, as in DINO's `key="teacher"`. `num_classes=` gives the head its
+size, and `strict=False` leaves out weights that do not fit; a layer without all its weights is refused when it is
+probed. Checkpoints that hold more than tensors are refused unless you pass `allow_pickle=True`.
+
 [configs/models](../configs/models) has the twelve models of the paper, for `models: [configs/models/sam_vit_b.yaml]` in
 a study.
 
@@ -56,9 +64,27 @@ a study.
 | `"blocks"` | the residual or transformer blocks, in forward order; the default |
 | `"all"` | everything that runs |
 | `"layer1.0.relu#1"`, `"encoder[hidden_states]"` | one call of a module; one part of an output |
+| `"blocks.*.attn[key]"`, `[query]`, `[value]` | a facet of attention layers |
+| `"blocks.3.attn[key.2]"`, `"blocks.3.attn[key.*]"` | one head of it, counted from 0; each head, as a layer of its own |
 | `"fx:layer1.0.add"` | an operation outside any module, where `torch.fx` can trace the model |
 
-`rsm-probe layers timm:vit_tiny_patch16_224` lists names, shapes, grids and prefix tokens.
+`rsm-probe layers timm:vit_tiny_patch16_224` lists names, shapes, grids and prefix tokens, and the layers that have
+facets. A facet is the output of its projection, before any normalisation or rotary embedding. The first pass shows
+which channels of a fused projection (`qkv`, `in_proj_weight`) the attention takes as queries, keys and values, and in
+which heads; no order is assumed. Where queries and keys cannot be told apart, the error names the projections.
+
+## Calling a model
+
+| said of a model, or of all | meaning |
+|---|---|
+| `method="encode_image"` | a pass is a call of this method instead of `forward` |
+| `forward=function` | `function(model, batch)` makes the call, with prompts, timesteps or several inputs |
+| `inputs="left"` | the arguments that hold images; by default all that look like images |
+| `tokens="class"`, `["locations", "mean"]` | vectors to compare: locations, class token, mean, maximum or `gem` over locations |
+| `layouts={{"neck.*": "NTC"}}` | how to read outputs that no trace settles |
+
+`load_model` takes these for one model, `sweep`, `capture` and studies for all; `Probe` takes `method`, `inputs` and
+`layouts`. `forward` exists in Python only, and in `rsm-probe layers --forward file.py:function`.
 
 `Probe(model, layers, stop_early=True)` ends each pass after the last layer; `dtype=torch.float16` halves what is
 captured. On two CPU cores, probing the 12 blocks of a ViT-B adds at most 1 % to the time of a pass, which is within the
@@ -93,10 +119,10 @@ TAIL = """
   have none.
 - Maps that are concatenated along channels or added are aligned even if one of them was cut or padded to fit (U-Nets);
   if their orders differ, they are refused. Enlarged maps get one location per value.
-- One input is followed: the first with three channels, else the first with four axes. A layer of another input (a
-  second view, depth, a mask) is refused with the name of that input, and `layouts={'<layer>': 'NCHW'}` reads it. If a
-  pattern matched it, it is listed in `Probe.skipped`, with a warning. Layers that depend on texts or vectors but on no
-  image are skipped without a warning. Words in one sequence with the patches (ViLT) are left out, with a note.
+- Every input that looks like images is followed: two views, depth, a mask. `Representation.input` names the one that
+  the tokens of a layer belong to, or both if they were added. If both stand in one sequence, the tokens are those of
+  the first, and a note says how `inputs=` selects the other. Layers that depend on texts or vectors but on no image are
+  skipped without a warning. Words in one sequence with the patches (ViLT) are left out, with a note.
 - `layouts=` of a token sequence keeps grid and prefix if the pass proves them; if locations were lost, all tokens stay
   tokens, without a grid or a prefix.
 - If every image keeps different locations, the layer is refused, and so is a choice that differs between passes. A
@@ -108,7 +134,8 @@ TAIL = """
 - A layer that mixes locations along one axis only (ViP, strip pooling) keeps its input's axes if it returns as many;
   mixtures of a different number are refused.
 - Detectors that resize every image are followed. Images that still differ in size within one batch have different
-  locations and are refused; so are models that take the patches of all images in one sequence (Qwen2-VL).
+  locations and are refused. A model that takes the patches of all images in one sequence (Qwen2-VL) is read with
+  `layouts={'<layer>': 'NTC'}` if all images have one size, in the model's order of patches and without a grid.
 - Methods other than the model's own forward (`forward_features`, `encode_image`) are captured by a probe that names
   one, `Probe(model, layers, method="encode_image")`; a call of any other empties the probe, and a warning says so once.
   Name a module that is itself called `blocks` or `all` by `regex:^blocks$`.
