@@ -65,7 +65,7 @@ a study.
 | `"all"` | everything that runs |
 | `"layer1.0.relu#1"`, `"encoder[hidden_states]"` | one call of a module; one part of an output |
 | `"blocks.*.attn[key]"`, `[query]`, `[value]` | a facet of attention layers |
-| `"blocks.3.attn[key.2]"`, `"blocks.3.attn[key.*]"` | one head of it, counted from 0; each head, as a layer of its own |
+| `"blocks.3.attn[key.2]"`, `"blocks.3.attn[key.*]"` | one head, counted from 0; each head as a layer of its own |
 | `"fx:layer1.0.add"` | an operation outside any module, where `torch.fx` can trace the model |
 
 `rsm-probe layers timm:vit_tiny_patch16_224` lists names, shapes, grids and prefix tokens, and the layers that have
@@ -80,7 +80,7 @@ which heads; no order is assumed. Where queries and keys cannot be told apart, t
 | `method="encode_image"` | a pass is a call of this method instead of `forward` |
 | `forward=function` | `function(model, batch)` makes the call, with prompts, timesteps or several inputs |
 | `inputs="left"` | the arguments that hold images; by default all that look like images |
-| `tokens="class"`, `["locations", "mean"]` | vectors to compare: locations, class token, mean, maximum or `gem` over locations |
+| `tokens="class"`, `["locations", "mean"]` | vectors to compare: also `"max"` and `"gem"` over locations |
 | `layouts={{"neck.*": "NTC"}}` | how to read outputs that no trace settles |
 
 `load_model` takes these for one model, `sweep`, `capture` and studies for all; `Probe` takes `method`, `inputs` and
