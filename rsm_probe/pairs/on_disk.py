@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
@@ -122,9 +122,64 @@ def match_on_disk(
     execution: Execution,
 ) -> xr.Dataset:
     """See `all_pairs`."""
+    wanted = None if out is None else path_or_url(out)
+    run_on = _planned(x, y, matching, centering, tile, permutations, execution)
+    if wanted is None and execution.executor is not None:
+        raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
+    with TemporaryDirectory(prefix="rsm-probe-") if wanted is None else nullcontext() as temporary:
+        folder = f"{temporary}/pairs.zarr" if wanted is None else absolute(wanted)
+        # Refuse or read an existing result without a lock and without writing.
+        existing = ChunkStore.existing(folder, KIND)
+        if existing is not None and run_on(existing, folder).is_whole():
+            return open_pairs(folder)
+        with ChunkStore.writing(folder, KIND) as store:
+            run = run_on(store, folder)
+            run.find_left()
+            if run.left:
+                run.begin()
+                try:
+                    with execution.pool(run.plan.workers(run.job.tile), execution.worker_device()) as pool:
+                        run.compute(pool)
+                finally:
+                    forget_tokens()
+            store.finish({}, array_names(run.job))
+        dataset = open_pairs(folder)
+        return dataset.load() if wanted is None else dataset
+
+
+def pairs_left(
+    x: CapturedLayer,
+    y: CapturedLayer | None,
+    out: str,
+    matching: str | Matching,
+    centering: Centering | None,
+    tile: int | None,
+    permutations: bool,
+    execution: Execution,
+) -> int:
+    """Number of pairs that `all_pairs` would match in a folder, or at a URL, as it is now; nothing is written.
+
+    Raises:
+        RsmProbeError: `all_pairs` would refuse it.
+    """
+    existing = ChunkStore.existing(out, KIND)
+    if existing is None:
+        return Workload.of(x.shape, None if y is None else y.shape).pairs
+    return _planned(x, y, matching, centering, tile, permutations, execution)(existing, out).pairs_left()
+
+
+def _planned(
+    x: CapturedLayer,
+    y: CapturedLayer | None,
+    matching: str | Matching,
+    centering: Centering | None,
+    tile: int | None,
+    permutations: bool,
+    execution: Execution,
+) -> Callable[[ChunkStore, str], _Run]:
+    """Check the arguments of `all_pairs`; return what begins or continues the work in a store and its folder."""
     label, method = get_matching(matching)
     centering = check_centering(centering)
-    wanted = None if out is None else path_or_url(out)
     if not isinstance(x, CapturedLayer) or not isinstance(y, CapturedLayer | None):
         raise RepresentationError(
             "all_pairs takes layers of captures; rsm_probe.capture makes them, and rsm_probe.rsm also takes tokens"
@@ -142,35 +197,15 @@ def match_on_disk(
     solver = device if workload.on_device(method, device, torch.float32) else None
     plan = Plan.of(x, x if y is None else y, method, permutations, execution, solver)
     settings = settings_of(x, y, label, method, centering, permutations)
-    if wanted is None and execution.executor is not None:
-        raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
-    with TemporaryDirectory(prefix="rsm-probe-") if wanted is None else nullcontext() as temporary:
-        folder = f"{temporary}/pairs.zarr" if wanted is None else absolute(wanted)
 
-        def run_on(store: ChunkStore) -> _Run:
-            side = own_tile(store, settings, tile or plan.tile, x, y)
-            plan.require_memory(side)
-            addresses = LayerAddress.of(x), None if y is None else LayerAddress.of(y)
-            job = Job(*addresses, folder, method, centering, str(device), permutations, side, workload)
-            return _Run(store, job, x, x if y is None else y, plan, settings, execution)
+    def run_on(store: ChunkStore, folder: str) -> _Run:
+        side = own_tile(store, settings, tile or plan.tile, x, y)
+        plan.require_memory(side)
+        addresses = LayerAddress.of(x), None if y is None else LayerAddress.of(y)
+        job = Job(*addresses, folder, method, centering, str(device), permutations, side, workload)
+        return _Run(store, job, x, x if y is None else y, plan, settings, execution)
 
-        # Refuse or read an existing result without a lock and without writing.
-        existing = ChunkStore.existing(folder, KIND)
-        if existing is not None and run_on(existing).is_whole():
-            return open_pairs(folder)
-        with ChunkStore.writing(folder, KIND) as store:
-            run = run_on(store)
-            run.find_left()
-            if run.left:
-                run.begin()
-                try:
-                    with execution.pool(plan.workers(run.job.tile), device) as pool:
-                        run.compute(pool)
-                finally:
-                    forget_tokens()
-            store.finish({}, array_names(run.job))
-        dataset = open_pairs(folder)
-        return dataset.load() if wanted is None else dataset
+    return run_on
 
 
 def require_pairs_time(execution: Execution, seconds: float, pairs: int, locations: int) -> None:
@@ -223,6 +258,11 @@ class _Run:
         if "product" in self.store:
             create_arrays(self.store, self.job, self.x, self.y)  # names may have been lost
             self.left = [task for task in self._checked() if not task.is_there(self.store)]
+
+    def pairs_left(self) -> int:
+        """Number of pairs in tiles that are missing or damaged; reads every tile."""
+        begun = all(name in self.store for name in array_names(self.job))
+        return sum(task.pairs for task in self.tasks if not (begun and task.is_there(self.store)))
 
     def is_whole(self) -> bool:
         """Whether the result is marked as finished and all its tiles are intact; reads every tile.

@@ -41,6 +41,7 @@ class ModelPlan:
         image_seconds: seconds per image of a forward pass.
         pairs: pairs of images per layer and matching.
         passes: forward passes per image.
+        left: layer -> matching -> pairs that an earlier run left, if it captured the images; else None.
     """
 
     title: str
@@ -51,11 +52,31 @@ class ModelPlan:
     image_seconds: float
     pairs: int
     passes: int = 1
+    left: Mapping[str, Mapping[str, int]] | None = None
+
+    def pairs_left(self, layer: LayerCost, matching: str) -> int:
+        """Pairs of a layer that are to be matched by a method."""
+        return self.pairs if self.left is None else self.left[layer.name][matching]
+
+    def matching_seconds(self, layer: LayerCost, matching: str, workers: int) -> float:
+        """Estimated seconds of the pairs of a layer by one matching, of those that are left."""
+        return self.pairs_left(layer, matching) * layer.pair_seconds[matching] / workers
 
     def seconds(self, workers: int) -> float:
-        """Estimated seconds of forward passes and matching."""
-        pair_seconds = sum(sum(layer.pair_seconds.values()) for layer in self.layers if layer.name in self.matched)
-        return self.image_seconds * sum(self.images.values()) * self.passes + self.pairs * pair_seconds / workers
+        """Estimated seconds of forward passes and matching, of the work that is left."""
+        matched = [layer for layer in self.layers if layer.name in self.matched]
+        passes = self.passes if self.left is None else 0
+        return self.image_seconds * sum(self.images.values()) * passes + sum(
+            self.matching_seconds(layer, matching, workers) for layer in matched for matching in layer.pair_seconds
+        )
+
+    @property
+    def captured(self) -> str:
+        """What an earlier run has left to do; "" without one."""
+        if self.left is None:
+            return ""
+        pairs = sum(sum(matchings.values()) for matchings in self.left.values())
+        return f"; captured already, {pairs:,} pairs of all layers and matchings are left"
 
     @property
     def token_bytes(self) -> int:
@@ -68,7 +89,7 @@ class ModelPlan:
         counts = ", ".join(f"{count:,} {name}" for name, count in self.images.items())
         return (
             f"{self.title} ({self.origin}): layers {listed(shapes, _MOST_LAYERS)}; {counts}; {self.pairs:,} pairs per "
-            f"layer" + ("" if len(self.matched) == len(self.layers) else f", of layers {listed(names)}")
+            f"layer" + ("" if len(self.matched) == len(self.layers) else f", of layers {listed(names)}") + self.captured
         )
 
 

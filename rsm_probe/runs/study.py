@@ -296,6 +296,7 @@ class Runner(ABC, Generic[S]):
                     seconds,
                     pairs,
                     self.passes,
+                    self.pairs_left(title),
                 )
             )
             file = self.networks / f"{file_name(base_title(title))}.safetensors"
@@ -333,6 +334,10 @@ class Runner(ABC, Generic[S]):
         """The number of pairs that are matched in a layer by each matching."""
         count = len(next(iter(sets.values())))
         return count * (count - 1) // 2
+
+    def pairs_left(self, title: str) -> dict[str, dict[str, int]] | None:
+        """The pairs that are left to match: "model/layer" -> name of the method -> number; None where all are."""
+        return None
 
     def choose_layers(self, layers: Mapping[str, Any]) -> dict[str, Any]:
         """Choose the layers to match among those that are captured."""

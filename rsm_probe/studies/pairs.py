@@ -14,13 +14,14 @@ import xarray as xr
 from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
+from rsm_probe.captures.captured_layers import KIND as CAPTURE
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
 from rsm_probe.captures.recording import capture_layers
 from rsm_probe.comparison.alignment import cka
 from rsm_probe.errors import ComparisonError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.pairs.on_disk import match_on_disk, open_pairs, require_pairs_time
+from rsm_probe.pairs.on_disk import match_on_disk, open_pairs, pairs_left, require_pairs_time
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.plan import ModelPlan
@@ -30,6 +31,7 @@ from rsm_probe.similarity.kernels import check_kernel, get_kernel
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.paths import absolute, file_name, is_url
 from rsm_probe.streaming.batch_consumer import naming
 from rsm_probe.studies.rsm_panels import pair_panels
@@ -149,6 +151,26 @@ class PairsRunner(Runner[PairsConfig]):
         """All pairs of one set, or of both sets."""
         return len(sets["images"]) * len(sets["database"]) if "database" in sets else super().pairs_of(sets)
 
+    def pairs_left(self, title: str) -> dict[str, dict[str, int]] | None:
+        """See `Runner.pairs_left`."""
+        captures = []
+        for side in [""] if self.database is None else ["", _DATABASE]:
+            existing = ChunkStore.existing(self._capture_path(title, side), CAPTURE)
+            if existing is None or not existing.finished:
+                return None
+            captures.append(Capture(existing))
+        study, rows, columns, left = self.study, captures[0], captures[-1], dict[str, dict[str, int]]()
+        for number, layer in enumerate(rows):
+            x, y = rows[layer], None if self.database is None else columns[layer]
+            left[f"{title}/{layer}"] = {
+                get_matching(matching)[1].name: pairs_left(
+                    x, y, f"{self.store}/{_pairs_path(title, number, matching)}", matching, study.centering, study.tile,
+                    study.permutations, self.execution,
+                )
+                for matching in study.matchings
+            }  # fmt: skip
+        return left
+
     def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
         """See `Runner.sizes`; products and bounds of all pairs are stored, and permutations where asked for."""
         memory, disk = super().sizes(models)
@@ -160,9 +182,10 @@ class PairsRunner(Runner[PairsConfig]):
         """See `Runner.require_cost`; the limit is that of one layer and matching."""
         for model in models:
             for layer in model.layers:
-                seconds = model.pairs * max(layer.pair_seconds.values(), default=0.0) / workers
-                with naming(model.title, layer.name.partition("/")[2]):
-                    require_pairs_time(self.execution, seconds, model.pairs, layer.locations)
+                for matching in layer.pair_seconds:
+                    seconds = model.matching_seconds(layer, matching, workers)
+                    with naming(model.title, layer.name.partition("/")[2]):
+                        require_pairs_time(self.execution, seconds, model.pairs_left(layer, matching), layer.locations)
 
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
@@ -181,9 +204,12 @@ class PairsRunner(Runner[PairsConfig]):
         save_table(self.folder, table, _TABLE, {"folder": self.study.store and self.store})
         return PairsResult(table, self.store)
 
+    def _capture_path(self, title: str, side: str) -> str:
+        return f"{self.store}/captures/{file_name(title)}{side}.zarr"
+
     def _captured(self, title: str, model: LoadedModel, images: ImageSet, side: str) -> Capture:
         return capture_layers(
-            model, images, self.layers(title), f"{self.store}/captures/{file_name(title)}{side}.zarr",
+            model, images, self.layers(title), self._capture_path(title, side),
             self.study.dtype, self.study.batch_size, self.study.reading(), self.execution,
         )  # fmt: skip
 
@@ -191,7 +217,7 @@ class PairsRunner(Runner[PairsConfig]):
         """Match the pairs of one layer by all matchings; identity comes first, because others are compared with it."""
         study, aligned = self.study, dict[str, RSM]()
         for matching in sorted(study.matchings, key=lambda name: name != "identity"):
-            path = f"pairs/{file_name(title)}/{number:03d}-{matching}.zarr"
+            path = _pairs_path(title, number, matching)
             pairs = match_on_disk(
                 x, y, f"{self.store}/{path}", matching, study.centering, study.tile, study.permutations, self.execution
             )
@@ -233,6 +259,11 @@ class PairsRunner(Runner[PairsConfig]):
             )
             for title, names in layers.items()
         }
+
+
+def _pairs_path(title: str, number: int, matching: str) -> str:
+    """Where the pairs of a layer are, by its number, relative to the folder of all pairs."""
+    return f"pairs/{file_name(title)}/{number:03d}-{matching}.zarr"
 
 
 def _largest_gap(pairs: xr.Dataset) -> float:

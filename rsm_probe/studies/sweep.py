@@ -23,6 +23,8 @@ from rsm_probe.streaming.layer_sweep import make_batches, sweep_layers
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
+_RESULT = "result.zarr"
+
 
 class SweepConfig(TimedStudy):
     """A layer sweep: models, images, and how their RSMs are computed and compared."""
@@ -42,7 +44,7 @@ class SweepConfig(TimedStudy):
 
     def has_begun(self, out: Path) -> bool:
         """See `Study.has_begun`."""
-        return (out / "checkpoint" / "settings.json").exists() or (out / "result.zarr").exists()
+        return (out / "checkpoint" / "settings.json").exists() or (out / _RESULT).exists()
 
     def why_no_figures(self, out: Path) -> str:
         """See `Study.why_no_figures`."""
@@ -104,7 +106,9 @@ class SweepRunner(Runner[SweepConfig]):
         return cost.bytes, 8 * (len(study.estimators) * rsms**2 + entries)
 
     def require_cost(self, models: Sequence[ModelPlan], workers: int) -> None:
-        """See `Runner.require_cost`; the limit is that of the whole sweep."""
+        """See `Runner.require_cost`; the limit is that of the whole sweep, and a finished one is only read."""
+        if (self.folder / _RESULT).exists():
+            return
         self._cost(models, workers).require(self.execution, physical_bytes())
 
     def _cost(self, models: Sequence[ModelPlan], workers: int) -> Cost:
@@ -146,9 +150,9 @@ class SweepRunner(Runner[SweepConfig]):
 
     def open(self) -> SweepResult:
         """See `Study.open`."""
-        if not (self.folder / "result.zarr").is_dir():
+        if not (self.folder / _RESULT).is_dir():
             raise StorageError(f"{self.folder} has no finished run; run it again to continue")
-        return SweepResult.open(self.folder / "result.zarr")
+        return SweepResult.open(self.folder / _RESULT)
 
     def figures(self) -> dict[str, Figure]:
         """See `Study.figures`."""

@@ -1,6 +1,7 @@
 """What `rsm-probe check` finds out: as much as a run would refuse, and what it would cost; nothing is left behind."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,51 @@ def test_a_plan_says_whether_the_limit_of_hours_would_refuse_it_as_a_run_does(tm
     with pytest.raises(CostError, match=r"above max_hours=1e-09"):
         limited.run(tmp_path / "out")
     assert "max_hours" not in str(study(tmp_path, name, max_hours=None, **keys).plan(tmp_path / "none"))
+
+
+def test_a_begun_run_of_pairs_is_judged_by_the_pairs_that_are_left(tmp_path):
+    out, keys = tmp_path / "out", {"layers": ["layer3", "layer4"], "matchings": ["identity", "optimal"], "tile": 5}
+    begun = study(tmp_path, "pairs", **keys)
+    assert begun.plan(out).models[0].left is None
+    begun.run(out)
+    limited = study(tmp_path, "pairs", max_hours=1e-9, **keys)
+    plan = limited.plan(out)
+    assert (plan.refusal, plan.seconds) == (None, 0)
+    assert "captured already, 0 pairs of all layers and matchings are left" in str(plan)
+    limited.run(out)
+    # Layers are numbered in the order of the capture; of 10 images in tiles of 5, one tile holds 25 pairs.
+    (out / "pairs" / "net" / "001-optimal.zarr" / "product" / "c" / "0" / "1").unlink()
+    (model,) = (plan := limited.plan(out)).models
+    assert model.left == {
+        "net/layer3": {"identity": 0, "optimal": 0},
+        "net/layer4": {"identity": 0, "optimal": 25},
+    }
+    assert re.search("run would refuse this: layer 'layer4' of model 'net': 25 pairs would take", str(plan))
+    with pytest.raises(CostError, match="25 pairs would take about"):
+        limited.run(out)
+    shutil.rmtree(out / "pairs" / "net" / "000-identity.zarr")
+    (model,) = begun.plan(out).models
+    assert model.left["net/layer3"] == {"identity": 45, "optimal": 0}
+
+
+def test_pairs_with_a_database_are_judged_by_what_is_left_as_well(tmp_path):
+    out, keys = tmp_path / "out", {"layers": "layer4", "matchings": ["optimal"], "database": {**IMAGES, "count": 7}}
+    limited = study(tmp_path, "pairs", max_hours=1e-9, **keys)
+    study(tmp_path, "pairs", **keys).run(out)
+    assert limited.plan(out).refusal is None
+    shutil.rmtree(out / "pairs")
+    assert limited.plan(out).models[0].left == {"net/layer4": {"optimal": 70}}
+    assert "70 pairs would take" in str(limited.plan(out).refusal)
+    shutil.rmtree(out / "captures" / "net-database.zarr")
+    assert limited.plan(out).models[0].left is None
+
+
+def test_a_finished_sweep_is_not_refused_as_a_run_only_reads_it(tmp_path):
+    keys = {"layers": "layer2", "matchings": ["optimal"], "batch_size": 5}
+    study(tmp_path, "sweep", **keys).run(tmp_path / "out")
+    limited = study(tmp_path, "sweep", max_hours=1e-9, **keys)
+    assert limited.plan(tmp_path / "out").refusal is None
+    limited.run(tmp_path / "out")
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
