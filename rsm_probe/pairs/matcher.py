@@ -31,6 +31,9 @@ class PairMatcher:
             8 MB may always wait. Affinities that a device solves take at most a quarter of its memory.
         on_pairs: called with the number of pairs whenever some are solved.
         block_memory: see `Affinities`.
+
+    Attributes:
+        threads: number of CPU threads that match.
     """
 
     def __init__(
@@ -39,8 +42,8 @@ class PairMatcher:
         on_pairs: Callable[[int], None] = lambda count: None,
         block_memory: int | None = None,
     ) -> None:
-        workers, self._memory = execution.worker_count, execution.memory_bytes
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
+        self.threads, self._memory = execution.worker_count, execution.memory_bytes
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
         self._on_pairs, self._block_memory = on_pairs, block_memory
         self._queue = _Queue(self._memory)
         self._device_queues: dict[torch.device, _Queue] = {}

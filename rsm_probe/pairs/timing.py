@@ -30,8 +30,8 @@ _SAMPLE_LOCATIONS = 1024
 _ON_DEVICE = 4096
 # Seconds of solving on the CPU that are long enough to be typical of the work.
 _LONG_ENOUGH = 0.05
-# At most about this part of the pairs is timed: estimating costs little where the work is short.
-_MOST_TIMED = 8
+# More pairs are timed where these are fewer than this part of all: estimating costs little where the work is short.
+_LITTLE = 1 / 200
 # Pairs of a timed block: larger blocks gain little per pair.
 _MOST_ROWS = 32
 # Images, and multiplications of their tokens, of methods that solve all pairs at once.
@@ -81,22 +81,36 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
         new, count = count < len(rows), min(most, 4 * count)
 
 
+def timing_matcher(execution: Execution) -> PairMatcher:
+    """A matcher on whose threads pairs are timed: as many as there are cores, or fewer if so many work."""
+    return PairMatcher(replace(execution, workers=min(execution.worker_count, available_cores()), progress=False))
+
+
 def core_seconds_per_pair(
-    x: Tensor, method: Matching, execution: Execution, images: int, grid: tuple[int, ...] | None = None
+    x: Tensor,
+    method: Matching,
+    matcher: PairMatcher,
+    images: int,
+    pairs: int,
+    *,
+    negligible: float = 0.0,
+    grid: tuple[int, ...] | None = None,
 ) -> float:
     """Time pairs as `PairMatcher` solves them: blocks of the size of the work, in all threads at once.
 
     Args:
         x: tokens (N, S, C) of at least 2 images, in main memory.
         method: any matching.
-        execution: how many threads match.
+        matcher: see `timing_matcher`.
         images: images that are matched with each other.
+        pairs: pairs of the whole work, of which few are timed.
+        negligible: seconds of the whole work that need not be known any better.
         grid: (H, W) of the locations, where known.
 
     Returns:
         Seconds per pair and thread, including its affinity and its share of the work per block; see `seconds_per_pair`.
     """
-    threads = min(execution.worker_count, available_cores())
+    threads = matcher.threads
     if method.at_once:  # in the calling thread
         count = max(2, min(images, _TIMED_AT_ONCE, math.isqrt(_TIMED_PRODUCTS // x[0].numel())))
         some = Locations(x[torch.arange(count) % len(x)], grid)
@@ -111,17 +125,18 @@ def core_seconds_per_pair(
     rows = max(1, min(images // 2, pairs_per_block(x, x), _MOST_ROWS))
     side, columns = Side.of(x[torch.arange(rows) % len(x)].contiguous()), min(threads, images)
     best = np.inf
-    with PairMatcher(replace(execution, workers=threads, progress=False)) as matcher:
-        while True:
-            part = Side.of(x[torch.arange(columns) % len(x)].contiguous())
-            for _ in range(2):  # compilation must not count, and any pair may be the first that needs some
-                start = time.perf_counter()
-                matcher.submit(side, part, {method.name: method}).result()
-                seconds = time.perf_counter() - start
-                best = min(best, seconds / (rows * columns))
-            if seconds >= _LONG_ENOUGH / 2 or _MOST_TIMED * rows * columns >= images**2 / 2:
+    while True:
+        part = Side.of(x[torch.arange(columns) % len(x)].contiguous())
+        for _ in range(2):  # compilation must not count, and any pair may be the first that needs some
+            start = time.perf_counter()
+            matcher.submit(side, part, {method.name: method}).result()
+            seconds = time.perf_counter() - start
+            best = min(best, seconds / (rows * columns))
+            if best * scale * pairs <= negligible:
                 return best * threads * scale
-            columns = min(images, 4 * columns)
+        if seconds >= _LONG_ENOUGH / 2 or columns >= images or rows * columns >= _LITTLE * pairs:
+            return best * threads * scale
+        columns = min(images, 4 * columns)
 
 
 def expected_seconds(x: Tensor, y: Tensor, method: Matching, pairs: int, execution: Execution) -> float:
@@ -145,7 +160,9 @@ def expected_seconds(x: Tensor, y: Tensor, method: Matching, pairs: int, executi
         seconds = pair_seconds(method, Locations(x[:1]), Locations(y[-1:])) * pairs / workers
         if len(one) < 2 or seconds < LONG / 4:
             return seconds
-        return core_seconds_per_pair(larger[:_TIMED_IMAGES], method, execution, len(larger)) * pairs / workers
+        with timing_matcher(execution) as matcher:
+            seconds = core_seconds_per_pair(larger[:_TIMED_IMAGES], method, matcher, len(larger), pairs)
+        return seconds * pairs / workers
     return seconds_per_pair(larger[:_TIMED_IMAGES], method, at_once=pairs) * pairs
 
 

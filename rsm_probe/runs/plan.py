@@ -200,4 +200,7 @@ def measured_layers(
         stream.sample()
         seconds = (stopwatch(model.device) - start) / len(sample.batch.ids)
     cores = min(execution.worker_count, available_cores())
-    return measure(sample.representations, methods, execution, cores, at_once, together), seconds
+    layers = measure(
+        sample.representations, methods, execution, cores, at_once, together, at_once, seconds * len(images)
+    )
+    return layers, seconds

@@ -15,12 +15,14 @@ from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import cheap_matchings
 from rsm_probe.pairs.matcher import queue_bytes
-from rsm_probe.pairs.timing import core_seconds_per_pair, seconds_per_pair
+from rsm_probe.pairs.timing import core_seconds_per_pair, seconds_per_pair, timing_matcher
 from rsm_probe.probe.representation import Representation
-from rsm_probe.streaming.batch_consumer import naming
+from rsm_probe.streaming.batch_consumer import naming, walk
 
 # Seconds per entry of an RSM for its kernel and the sums of CKA, on one core.
 _ENTRY_SECONDS = 1e-7
+# Part of the time of other work that all matching may take before it is timed with care.
+_NEGLIGIBLE = 0.05
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ def measure(
     cores: int,
     at_once: int,
     images: int,
+    pairs: int,
+    other_seconds: float,
 ) -> list[LayerCost]:
     """Time the matchings on the representations of a few images, layer by layer.
 
@@ -174,10 +178,13 @@ def measure(
         cores: number of cores that match in parallel.
         at_once: number of pairs in a mini-batch.
         images: number of images that are matched with each other.
+        pairs: number of pairs in all mini-batches.
+        other_seconds: seconds of all other work; matching that takes little of it is timed roughly.
     """
     costs = []
-    for model, layers in representations.items():
-        for layer, representation in layers.items():
+    timings = len(methods) * sum(len(layers) for layers in representations.values())
+    with timing_matcher(execution) as matcher:
+        for model, layer, representation in walk(representations):
             tokens = representation.tokens
             with naming(model, layer):
                 _, locations, channels = tokens.shape
@@ -187,7 +194,15 @@ def measure(
                         # A GPU matches alone, so nothing is divided among workers.
                         seconds[label] = seconds_per_pair(tokens, method, 3, at_once) * cores
                     else:
-                        seconds[label] = core_seconds_per_pair(tokens, method, execution, images, representation.grid)
+                        seconds[label] = core_seconds_per_pair(
+                            tokens,
+                            method,
+                            matcher,
+                            images,
+                            pairs,
+                            negligible=_NEGLIGIBLE * other_seconds / timings,
+                            grid=representation.grid,
+                        )
             costs.append(
                 LayerCost(
                     f"{model}/{layer}",

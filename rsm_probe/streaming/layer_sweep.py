@@ -337,14 +337,25 @@ def _preflight(
     stream.sample()
     seconds = (_synchronised(stream) - start) / len(sample.batch.ids)
     sizes, count = stream.source.sizes, stream.source.count
-    cores, largest = min(execution.worker_count, available_cores()), max(sizes)
+    cores, largest, passes = min(execution.worker_count, available_cores()), max(sizes), 1 if centering is None else 2
+    pairs = [size * (size - 1) // 2 for size in sizes]
+    layer_costs = measure(
+        sample.representations,
+        methods,
+        execution,
+        cores,
+        at_once=max(pairs),
+        images=largest,
+        pairs=sum(pairs),
+        other_seconds=seconds * sum(sizes) * passes,
+    )
     return Cost(
-        measure(sample.representations, methods, execution, cores, largest * (largest - 1) // 2, largest),
+        layer_costs,
         seconds,
         sum(sizes),
         sizes,
         cores,
-        passes=1 if centering is None else 2,
+        passes=passes,
         kernels=kernel_count,
         kept_rsms=sum(layer in accumulator.keep for layer in names) * len(methods) * kernel_count,
         open_ended=count is None,

@@ -12,7 +12,7 @@ from rsm_probe.matching import demand
 from rsm_probe.matching.matching import Locations
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.neighbours import nearest
-from rsm_probe.pairs.timing import core_seconds_per_pair
+from rsm_probe.pairs.timing import core_seconds_per_pair, timing_matcher
 from rsm_probe.streaming.cost import Cost, LayerCost
 
 
@@ -83,10 +83,10 @@ def test_progress_says_what_tokens_in_memory_take(capfd):
 
 def test_pairs_are_timed_as_they_are_matched_and_at_once_where_they_are():
     x = tokens(3, 30, 4)
-    execution = Execution(workers=2)
-    for name in ("optimal", "scipy", "rewindowed", "identity", "translation"):
-        assert core_seconds_per_pair(x, get_matching(name)[1], execution, 20, (5, 6)) > 0
-    assert core_seconds_per_pair(x[:, :1], get_matching("scipy")[1], execution, 20) == 0
+    with timing_matcher(Execution(workers=2)) as matcher:
+        for name in ("optimal", "scipy", "rewindowed", "identity", "translation"):
+            assert core_seconds_per_pair(x, get_matching(name)[1], matcher, 20, 190, grid=(5, 6)) > 0
+        assert core_seconds_per_pair(x[:, :1], get_matching("scipy")[1], matcher, 20, 190) == 0
 
 
 def test_an_estimate_counts_what_was_spent_before_and_every_batch():
