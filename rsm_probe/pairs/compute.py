@@ -75,7 +75,7 @@ def rsm(
         max_hours: refuse work whose estimated time is longer; None for no limit. Only captured layers are estimated.
         executor: where tiles of pairs are computed; None for threads of this process. Only for captured layers; see
             `all_pairs`.
-        progress: show the estimated cost, and progress bars for captured layers.
+        progress: show the estimated cost and progress bars; bars only for captured layers.
 
     Returns:
         An `RSM` whose `values` are (N, M) float64. Its dataset also holds the matched `product` of every pair and its

@@ -9,8 +9,9 @@ from pydantic import PrivateAttr
 from rsm_probe.runs.fields import IN_PYTHON
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig
-from rsm_probe.sources.images.any_images import as_images, require_image_set
+from rsm_probe.sources.images.any_images import as_images
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.streaming.layer_sweep import name_models
 
@@ -30,10 +31,9 @@ class GivenModel(ModelConfig):
 class GivenImages(ImagesConfig):
     """Images that Python gave; a stored configuration knows them by their fingerprint."""
 
-    _images: ImageSet = PrivateAttr()
+    _images: ImageSet | ImageLoader = PrivateAttr()
 
-    def load(self, progress: bool = False) -> ImageSet:
-        """The images themselves."""
+    def _load(self, progress: bool) -> ImageSet | ImageLoader:
         return self._images
 
 
@@ -50,11 +50,11 @@ def given_images(images: Any) -> ImagesConfig:
     """The images of a study, as `sweep` takes them.
 
     Raises:
-        ImageError: they are not images, or come from a loader, which yields them in batches of its own.
+        ImageError: they are not images.
     """
-    image_set = require_image_set(as_images(images))
-    config = GivenImages(source=f"{IN_PYTHON}:{image_set.fingerprint()}")
-    config._images = image_set
+    source = as_images(images)
+    config = GivenImages(source=f"{IN_PYTHON}:{source.fingerprint()}")
+    config._images = source
     return config
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -14,6 +15,7 @@ from rsm_probe.sources.images.any_images import as_images, named, require_image_
 from rsm_probe.sources.images.clips import require_clips
 from rsm_probe.sources.images.folders import read_labels
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.images.pixels import in_order
 from rsm_probe.sources.images.published import resized
 from rsm_probe.sources.images.registry import IMAGE_SETS, named_images
@@ -112,11 +114,29 @@ class ImagesConfig(Config):
         return self.source.rpartition(":")[0].endswith(".py")
 
     def load(self, progress: bool = False) -> ImageSet:
-        """Load the images.
+        """Load the images, for a study that divides them into batches itself.
 
         Raises:
-            ImageError: a missing or empty folder, broken files with `strict`, or unsuitable options.
+            ImageError: as `load_source`, or they come from a loader.
         """
+        return require_image_set(self.load_source(progress))
+
+    def load_source(self, progress: bool = False) -> ImageSet | ImageLoader:
+        """Load the images, or make the loader that yields them in batches of its own.
+
+        Raises:
+            ImageError: a missing or empty folder, broken files with `strict`, unsuitable options, or an iterator in
+                place of a loader.
+        """
+        images = self._load(progress)
+        if isinstance(images, ImageLoader) and isinstance(images.loader, Iterator):
+            raise ImageError(
+                f"{images.name} is an iterator, which may not begin again, but a study looks at the first batch before "
+                f"its work; give a DataLoader, or rsm_probe.sources.ImageLoader(list(batches))"
+            )
+        return images
+
+    def _load(self, progress: bool) -> ImageSet | ImageLoader:
         if self.source.startswith(f"{IN_PYTHON}:"):
             raise ImageError(
                 "these images were given in Python, and the configuration knows only their fingerprint; give them "
@@ -137,6 +157,19 @@ class ImagesConfig(Config):
                 axes=self.axes,
                 clips=self.clips,
             )
-            images = require_image_set(made)
-            images = images if self.count is None else images.sample(self.count, self.seed)
+            if isinstance(made, ImageLoader):
+                if self.count is not None or self.size is not None:
+                    raise ImageError(f"count: and size: do not apply to {made.name}, which comes from a loader")
+                return made
+            images = made if self.count is None else made.sample(self.count, self.seed)
             return images if self.size is None else resized(images, self.size)
+
+
+def number_of(images: ImageSet | ImageLoader) -> int:
+    """The number of images; of a loader that does not know it, as if it had one batch or all were like the first."""
+    return len(images) if isinstance(images, ImageSet) else sum(images.fresh().sizes)
+
+
+def facts_of(images: ImageSet | ImageLoader) -> dict[str, Any]:
+    """The number of images, and those that were left out, for `provenance.json`."""
+    return {"images": number_of(images), "skipped": dict(images.skipped) if isinstance(images, ImageSet) else {}}

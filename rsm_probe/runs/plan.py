@@ -17,7 +17,7 @@ from rsm_probe.forward.layer_stream import LayerStream, readings_of
 from rsm_probe.matching.matching import Matching
 from rsm_probe.probe.representation import require_finite
 from rsm_probe.runs.model_config import DILATED, ModelConfig
-from rsm_probe.sources import ImageSet, LoadedModel, build_network
+from rsm_probe.sources import ImageLoader, ImageSet, LoadedModel, build_network
 from rsm_probe.sources.images.batches import SetBatches
 from rsm_probe.sources.models.reading import Reading
 from rsm_probe.sources.training.trained_network import normalise
@@ -164,7 +164,7 @@ def models_to_plan(
 def measured_layers(
     title: str,
     model: LoadedModel,
-    images: ImageSet,
+    images: ImageSet | ImageLoader,
     reading: Reading,
     methods: Mapping[str, Matching],
     execution: Execution,
@@ -190,7 +190,7 @@ def measured_layers(
         RsmProbeError: the model or a matching cannot be used on these images.
     """
     models = {title: model}
-    source = SetBatches(images, [np.arange(len(images))])
+    source = SetBatches(images, [np.arange(len(images))]) if isinstance(images, ImageSet) else images.fresh()
     stream = LayerStream(models, source, readings_of(models, reading), execution.device)
     with stream.evaluating():
         sample = stream.sample()

@@ -39,13 +39,13 @@ from rsm_probe.runs.fields import (
     Tokens,
 )  # fmt: skip
 from rsm_probe.runs.given import given_images, given_models
-from rsm_probe.runs.images_config import ImagesConfig
+from rsm_probe.runs.images_config import ImagesConfig, number_of
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title, check_models, load_models
 from rsm_probe.runs.plan import ModelPlan, StudyPlan, measured_layers, models_to_plan
 from rsm_probe.runs.provenance import provenance
 from rsm_probe.runs.run_folder import claimed, require_free, run_folder
 from rsm_probe.similarity.centering import Centering
-from rsm_probe.sources import ImageSet
+from rsm_probe.sources import ImageLoader, ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.reading import Reading
 from rsm_probe.storage.files import save_json
@@ -281,18 +281,18 @@ class Runner(ABC, Generic[S]):
         for title, (entry, model) in models_to_plan(study.models, self._checked()).items():
             sets = self.images_of(entry)
             first = next(iter(sets.values()))
-            reading, pairs = replace(study.reading(), layers=self.layers(title)), self.pairs_of(sets)
-            together = min(len(first), self.images_together)
+            counts = {name: number_of(images) for name, images in sets.items()}
+            reading, pairs = replace(study.reading(), layers=self.layers(title)), self.pairs_of(counts)
+            together = min(next(iter(counts.values())), self.images_together)
             layers, seconds = measured_layers(title, model, first, reading, methods, self.execution, pairs, together)
             matched = list(self.choose_layers({layer.name: layer for layer in layers}))
-            counts = {images.name if name == "images" else name: len(images) for name, images in sets.items()}
             models.append(
                 ModelPlan(
                     title,
                     "trained by a recipe" if entry.recipe else entry.source or "a module",
                     layers,
                     matched,
-                    counts,
+                    {first.name if name == "images" else name: count for name, count in counts.items()},
                     seconds,
                     pairs,
                     self.passes,
@@ -322,7 +322,7 @@ class Runner(ABC, Generic[S]):
             CostError: it exceeds a limit.
         """
 
-    def images_of(self, entry: Any) -> dict[str, ImageSet]:
+    def images_of(self, entry: Any) -> Mapping[str, ImageSet | ImageLoader]:
         """The images that the models of an entry see, by name, once they are loaded."""
         raise NotImplementedError
 
@@ -330,9 +330,9 @@ class Runner(ABC, Generic[S]):
         """The matchings whose time counts in an estimate."""
         return self.study.matching_methods()
 
-    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
-        """The number of pairs that are matched in a layer by each matching."""
-        count = len(next(iter(sets.values())))
+    def pairs_of(self, counts: Mapping[str, int]) -> int:
+        """The number of pairs that are matched in a layer by each matching, from the images of each set."""
+        count = next(iter(counts.values()))
         return count * (count - 1) // 2
 
     def pairs_left(self, title: str) -> dict[str, dict[str, int]] | None:

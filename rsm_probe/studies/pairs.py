@@ -23,13 +23,14 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.on_disk import match_on_disk, open_pairs, pairs_left, require_pairs_time
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
-from rsm_probe.runs.images_config import ImagesConfig
+from rsm_probe.runs.images_config import ImagesConfig, facts_of, number_of
 from rsm_probe.runs.plan import ModelPlan
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.runs.tables import Row, load_table, save_table
 from rsm_probe.similarity.kernels import check_kernel, get_kernel
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.paths import absolute, file_name, is_url
@@ -139,17 +140,17 @@ class PairsRunner(Runner[PairsConfig]):
     def load_images(self) -> None:
         """Load the images of both sides."""
         self.store = absolute(self.study.store or self.folder)
-        self.images = self.study.images.load(self.execution.progress)
+        self.images = self.study.images.load_source(self.execution.progress)
         database = self.study.database
-        self.database = None if database is None else database.load(self.execution.progress)
+        self.database = None if database is None else database.load_source(self.execution.progress)
 
-    def images_of(self, entry: Any) -> dict[str, ImageSet]:
+    def images_of(self, entry: Any) -> dict[str, ImageSet | ImageLoader]:
         """See `Runner.images_of`."""
         return {"images": self.images} | ({} if self.database is None else {"database": self.database})
 
-    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+    def pairs_of(self, counts: Mapping[str, int]) -> int:
         """All pairs of one set, or of both sets."""
-        return len(sets["images"]) * len(sets["database"]) if "database" in sets else super().pairs_of(sets)
+        return counts["images"] * counts["database"] if "database" in counts else super().pairs_of(counts)
 
     def pairs_left(self, title: str) -> dict[str, dict[str, int]] | None:
         """See `Runner.pairs_left`."""
@@ -174,7 +175,7 @@ class PairsRunner(Runner[PairsConfig]):
     def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
         """See `Runner.sizes`; products and bounds of all pairs are stored, and permutations where asked for."""
         memory, disk = super().sizes(models)
-        entries = len(self.images) * len(self.images if self.database is None else self.database)
+        entries = number_of(self.images) * number_of(self.images if self.database is None else self.database)
         numbers = [16 + (2 * layer.locations if self.study.permutations else 0) for m in models for layer in m.layers]
         return memory, disk + entries * len(self.study.matchings) * sum(numbers)
 
@@ -207,7 +208,7 @@ class PairsRunner(Runner[PairsConfig]):
     def _capture_path(self, title: str, side: str) -> str:
         return f"{self.store}/captures/{file_name(title)}{side}.zarr"
 
-    def _captured(self, title: str, model: LoadedModel, images: ImageSet, side: str) -> Capture:
+    def _captured(self, title: str, model: LoadedModel, images: ImageSet | ImageLoader, side: str) -> Capture:
         return capture_layers(
             model, images, self.layers(title), self._capture_path(title, side),
             self.study.dtype, self.study.batch_size, self.study.reading(), self.execution,
@@ -237,7 +238,7 @@ class PairsRunner(Runner[PairsConfig]):
 
     def provenance(self) -> dict[str, Any]:
         """The number of images, and the images that were left out."""
-        return {"images": len(self.images), "skipped": dict(self.images.skipped)}
+        return facts_of(self.images)
 
     def open(self) -> PairsResult:
         """See `Study.open`."""

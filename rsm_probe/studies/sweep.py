@@ -13,13 +13,15 @@ from rsm_probe.errors import StorageError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Kernels, Seed
+from rsm_probe.runs.images_config import facts_of
 from rsm_probe.runs.plan import ModelPlan
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.streaming.cost import Cost
 from rsm_probe.streaming.kept_rsms import KeptLayers
-from rsm_probe.streaming.layer_sweep import make_batches, sweep_layers
+from rsm_probe.streaming.layer_sweep import batch_source, sweep_layers
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
@@ -73,20 +75,20 @@ class SweepRunner(Runner[SweepConfig]):
 
     def load_images(self) -> None:
         """Load the images, and reject too few of them."""
-        self.images = self.study.images.load(self.execution.progress)
-        make_batches(self.images, self.study.batch_size, self.study.seed, self.study.estimators)
+        self.images = self.study.images.load_source(self.execution.progress)
+        self._batch_sizes()
 
-    def images_of(self, entry: Any) -> dict[str, ImageSet]:
+    def images_of(self, entry: Any) -> dict[str, ImageSet | ImageLoader]:
         """See `Runner.images_of`."""
         return {"images": self.images}
 
-    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+    def pairs_of(self, counts: Mapping[str, int]) -> int:
         """The number of pairs within mini-batches."""
         return sum(size * (size - 1) // 2 for size in self._batch_sizes())
 
     def _batch_sizes(self) -> list[int]:
         study = self.study
-        return [len(batch) for batch in make_batches(self.images, study.batch_size, study.seed, study.estimators)]
+        return list(batch_source(self.images, study.batch_size, study.seed, study.estimators).sizes)
 
     @property
     def passes(self) -> int:
@@ -119,7 +121,7 @@ class SweepRunner(Runner[SweepConfig]):
         return Cost(
             layers,
             sum(model.image_seconds for model in models),
-            len(self.images),
+            sum(self._batch_sizes()),
             self._batch_sizes(),
             workers,
             self.passes,
@@ -144,8 +146,7 @@ class SweepRunner(Runner[SweepConfig]):
         seeds = {entry.name or "model": list(entry.seeds) for entry in self.study.models}
         return {
             "seeds": {"images": self.study.seed, "models": seeds},
-            "images": len(self.images),
-            "skipped": dict(self.images.skipped),
+            **facts_of(self.images),
         }
 
     def open(self) -> SweepResult:

@@ -1,5 +1,6 @@
 """Loaders as images: batches as they come, labels, orders that must repeat."""
 
+import json
 import warnings
 from collections import UserDict, namedtuple
 
@@ -15,6 +16,7 @@ from rsm_probe import Accumulator, Capture, Probe
 from rsm_probe.errors import ImageError, StorageError
 from rsm_probe.runs.given import given_images
 from rsm_probe.sources import ImageLoader, LoadedModel, as_images
+from rsm_probe.studies.registry import STUDIES, read_study
 
 IMAGES = torch.rand(22, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(22) % 3
@@ -443,10 +445,72 @@ def test_workers_of_a_loader_change_nothing():
     assert same(result, rsm_probe.sweep(Counted(), DataLoader(PAIRS, 11), **OPTIONS))
 
 
-def test_a_study_refuses_a_loader_with_what_takes_one():
-    with pytest.raises(ImageError, match=r"comes from a loader; give the loader's data set, or call rsm_probe.sweep"):
-        given_images(DataLoader(PAIRS, 11))
+# Studies
+
+CONFIG = {
+    "models": [{"source": "timm:resnet18", "weights": None}], "images": {"source": "digits"}, "layers": ["0", "2"],
+    "matchings": ["identity", "optimal"], "device": "cpu", "workers": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loader", [lambda: DataLoader(PAIRS, 11), seeded], ids=["in order", "seeded"])
+def test_a_sweep_study_takes_the_batches_of_a_loader_as_they_come(tmp_path, loader):
+    study = STUDIES["sweep"].parse({**CONFIG, "study": "sweep", "centering": None})
+    model = Counted()
+    result = study.run(tmp_path / "run", models={"m": model}, images=loader())
+    assert same(result, rsm_probe.sweep({"m": Counted()}, loader(), **OPTIONS))
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["images"] == 22
+    passes = len(model.seen)
+    study.run(tmp_path / "run", models={"m": model}, images=loader())
+    assert len(model.seen) == passes, "nothing is computed again"
+    other = DataLoader(TensorDataset(IMAGES + 1, LABELS), 11)
+    with pytest.raises(StorageError, match="different images"):
+        study.run(tmp_path / "run", models={"m": model}, images=other)
+
+
+def test_a_pairs_study_captures_the_batches_of_a_loader(tmp_path):
+    study = STUDIES["pairs"].parse({**CONFIG, "study": "pairs", "centering": None, "kernels": ["linear"]})
+    result = study.run(tmp_path / "run", models={"m": Counted()}, images=DataLoader(PAIRS, 11))
+    with torch.no_grad():
+        tokens = Counted()[0](IMAGES).flatten(2).mT
+    expected = rsm_probe.rsm(tokens, kernel="linear", workers=1).values
+    np.testing.assert_allclose(result.rsm("m", "0", "optimal", "linear").values, expected, rtol=1e-6)
+    stored = Capture.open(tmp_path / "run" / "captures" / "m.zarr")
+    assert list(stored.labels) == [str(int(label)) for label in LABELS]
+
+
+def test_a_study_that_cannot_take_a_loader_names_those_that_do(tmp_path):
+    with pytest.raises(ImageError, match=r"comes from a loader; give the loader's data set \(studies sweep and pairs"):
+        given_images(DataLoader(PAIRS, 11)).load()
     assert given_images(DataLoader(PAIRS, 11).dataset).load().labels == [str(int(label)) for label in LABELS]
+    study = STUDIES["sweep"].parse({**CONFIG, "study": "sweep", "centering": None})
+    with pytest.raises(ImageError, match=r"is an iterator, which may not begin again.*ImageLoader\(list\(batches\)\)"):
+        study.run(tmp_path / "run", models=Counted(), images=ImageLoader(iter(IMAGES.split(11))))
+    study.run(tmp_path / "run", models=Counted(), images=ImageLoader(list(IMAGES.split(11))))
+    shuffled = DataLoader(PAIRS, 11, shuffle=True)
+    with pytest.raises(ImageError, match="shuffles without a seed"):
+        study.model_copy(update={"centering": "location-mean"}).run(
+            tmp_path / "other", models=Counted(), images=shuffled
+        )
+
+
+def test_a_configuration_names_a_function_that_makes_a_loader(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n"
+        "def net():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 2)).eval()\n"
+        "def loader():\n    images = torch.rand(22, 3, 6, 6, generator=torch.Generator().manual_seed(0))\n"
+        "    return DataLoader(TensorDataset(images, torch.arange(22) % 3), 11)\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        "study: sweep\nmodels: [{name: m, source: 'mine.py:net'}]\nimages: {source: 'mine.py:loader'}\n"
+        "layers: ['0', '2']\ncentering: null\ndevice: cpu\nworkers: 1\n"
+    )
+    study = read_study(tmp_path / "c.yaml", allow_code=True)
+    plan = str(study.plan(tmp_path / "run"))
+    assert "22 TensorDataset" in plan
+    assert "110 pairs per layer" in plan, "those within batches of 11"
+    assert same(study.run(tmp_path / "run"), rsm_probe.sweep({"m": Counted()}, DataLoader(PAIRS, 11), **OPTIONS))
 
 
 def test_a_loader_that_is_its_own_iterator_loses_and_repeats_nothing():

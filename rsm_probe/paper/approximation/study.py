@@ -121,7 +121,7 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
             raise ImageError(f"pairs need at least 2 images, but {images.name} has {len(images)}")
         return {"images": images}
 
-    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+    def pairs_of(self, counts: Mapping[str, int]) -> int:
         """The random pairs that are drawn."""
         return self.study.pairs
 

@@ -112,9 +112,9 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         drawn = rng.permutation(len(queries))[: study.queries]
         return {"queries": queries.subset(drawn), "database": images.subset(order[:largest])}
 
-    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+    def pairs_of(self, counts: Mapping[str, int]) -> int:
         """All queries with the whole database."""
-        return len(sets["queries"]) * len(sets["database"])
+        return counts["queries"] * counts["database"]
 
     def compare(self, subject: Subject) -> list[Row]:
         """Make one row per layer, database size, kernel and matching."""

@@ -76,7 +76,7 @@ class TranslationRunner(Experiment[TranslationConfig]):
         order = np.random.default_rng(study.seed).permutation(len(images))[:needed]
         return {"crops": crop_pairs(images.subset(order), study.edge, study.crop)}
 
-    def pairs_of(self, sets: Mapping[str, ImageSet]) -> int:
+    def pairs_of(self, counts: Mapping[str, int]) -> int:
         """The pairs of crops within mini-batches."""
         crops = 2 * self.study.batch
         return self.study.batches * crops * (crops - 1) // 2

@@ -110,9 +110,7 @@ def as_images(
         image_key = own.image_key if image_key is None else image_key
         label_key = own.label_key if label_key is None else label_key
         axes = own.axes if axes is None else axes
-        return ImageLoader(
-            own.loader, own.name, ids=ids, labels=labels, image_key=image_key, label_key=label_key, axes=axes
-        )
+        return own.read_as(ids, labels, image_key, label_key, axes)
     image_set = _image_set(images, image_key, label_key if labels is None else (), axes, clips)
     for name, key in (("image", image_key), ("label", label_key)):
         if key is not None and not is_data_set(images):
@@ -132,8 +130,8 @@ def require_image_set(images: ImageSet | ImageLoader) -> ImageSet:
     if isinstance(images, ImageSet):
         return images
     raise ImageError(
-        f"a study divides its images into batches itself, but {images.name} comes from a loader; give the loader's "
-        f"data set, or call rsm_probe.sweep or rsm_probe.capture, which take loaders"
+        f"this study divides its images itself, but {images.name} comes from a loader; give the loader's data set "
+        f"(studies sweep and pairs take loaders)"
     )
 
 

@@ -97,11 +97,23 @@ class ImageLoader:
         return f"ImageLoader({self.name!r}, {type(self.loader).__name__})"
 
     def fresh(self) -> ImageLoader:
-        """The same images, of which no pass has begun."""
-        return ImageLoader(
-            self.loader, self.name, ids=self.ids, labels=self.labels, image_key=self.image_key,
-            label_key=self.label_key, axes=self.axes,
-        )  # fmt: skip
+        """The same images in the same order, of which no pass has begun."""
+        return self.read_as(self.ids, self.labels, self.image_key, self.label_key, self.axes)
+
+    def read_as(
+        self,
+        ids: Sequence[str] | None,
+        labels: Sequence[str] | None,
+        image_key: Key | None,
+        label_key: Key | None,
+        axes: str | None,
+    ) -> ImageLoader:
+        """The same images in the same order, read with other names and entries; no pass has begun."""
+        again = ImageLoader(
+            self.loader, self.name, ids=ids, labels=labels, image_key=image_key, label_key=label_key, axes=axes
+        )
+        again._states = self._states
+        return again
 
     @property
     def sizes(self) -> list[int]:
@@ -297,7 +309,7 @@ class ImageLoader:
     def _begin(self) -> Iterator[Any]:
         """Begin a pass, with generators in the state of the first pass."""
         if not self._states:
-            self._states = [(generator, generator.get_state()) for generator in _generators(self.loader)]
+            self._states += [(generator, generator.get_state()) for generator in _generators(self.loader)]
         for generator, state in self._states:
             generator.set_state(state)
         return iter(self.loader)
