@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from rsm_probe.captures.captured_layers import CapturedLayer
@@ -36,7 +39,7 @@ from rsm_probe.pairs.tiles import (
     forget_tokens,
     holds_all,
 )
-from rsm_probe.pairs.timing import seconds_per_pair
+from rsm_probe.pairs.timing import core_seconds_per_pair, seconds_per_pair, timing_matcher
 from rsm_probe.pairs.token_sets import centred_tokens, warn_of_other_layer
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.storage.chunks import ChunkStore
@@ -47,6 +50,8 @@ from rsm_probe.storage.paths import absolute, path_or_url
 if TYPE_CHECKING:
     import xarray as xr
 
+# Seconds of writing a tile and of checking what is there, mostly in one thread at a time.
+_TILE_SECONDS = 0.015
 # Images whose pairs are timed, and numbers in their tokens, of which there may be fewer images, but at least 3.
 _SAMPLED, _SAMPLED_NUMBERS = 11, 1 << 24
 
@@ -293,7 +298,7 @@ class _Run:
         workers = self.plan.workers(self.job.tile)
         # Time pairs only where the estimate is shown or checked.
         asked = self.execution.progress or self.execution.limits_time
-        seconds = self._seconds_per_pair() * pairs / workers if asked else 0.0
+        seconds = self._seconds(pairs, workers) if asked else 0.0
         require_pairs_time(self.execution, seconds, pairs, self.x.shape[1])
         memory = workers * self.plan.tile_bytes(self.job.tile)
         work = (
@@ -318,15 +323,29 @@ class _Run:
             for _, pairs in finished(executor, compute, self.left):
                 bar.update(pairs)
 
-    def _seconds_per_pair(self) -> float:
-        """Seconds per pair, timed on a few images, on one core or on one device that matches."""
+    def _seconds(self, pairs: int, workers: int) -> float:
+        """Estimated seconds of the tiles that are left: a few images are read, and a few of their pairs timed."""
+        # Lazy, as importing this package stays light; here, so that this second is not part of the time that is left.
+        import xarray  # noqa: F401
+
         y = (self.job.y or self.job.x).open()  # as workers do: a capture that is gone is named
         with one_thread(), torch.no_grad():
             _, locations, channels = y.shape
             few = max(3, min(_SAMPLED, _SAMPLED_NUMBERS // (locations * channels)))
-            tokens = centred_tokens(y, slice(0, min(few, len(y))), y, self.job.centering)
+            reading = np.inf
+            for _ in range(2):  # the first opens files
+                start = time.perf_counter()
+                tokens = centred_tokens(y, slice(0, min(few, len(y))), y, self.job.centering)
+                reading = min(reading, (time.perf_counter() - start) * max(1.0, self.job.tile / few))
             if len(tokens) < 2:
                 return 0.0
+            tiles = len(self.left) * (_TILE_SECONDS + 2 * reading / workers)
             if self.job.device != "cpu":
                 tokens = tokens.to(self.job.device)
-            return seconds_per_pair(tokens, self.job.method, at_once=self.job.workload.pairs)
+            method, workload = self.job.method, self.job.workload
+            if workload.on_device(method, tokens.device, tokens.dtype):
+                return tiles + seconds_per_pair(tokens, method, at_once=workload.pairs) * pairs / workers
+            images, tokens = max(2, self.job.tile), tokens.cpu()
+            with timing_matcher(replace(self.execution, workers=workers)) as matcher:
+                seconds = core_seconds_per_pair(tokens, method, matcher, images, pairs, grid=y.grid)
+                return tiles + seconds * pairs / matcher.threads

@@ -232,6 +232,13 @@ def test_too_long_is_refused_before_it_begins(layer, tmp_path):
         all_pairs(layer, max_hours=1e-9)
 
 
+def test_reading_and_writing_tiles_count_where_matching_takes_no_time(layer):
+    # 210 tiles of one image each
+    with pytest.raises(CostError, match=r"190 pairs would take about"):
+        all_pairs(layer, matching="identity", tile=1, max_hours=3 / 3600)
+    assert all_pairs(layer, matching="identity", tile=20, max_hours=1).sizes == {"image_a": 20, "image_b": 20}
+
+
 def test_a_cluster_that_does_not_answer():
     refused = pytest.raises(CostError, match="no Dask scheduler answers at tcp://127")
     with refused, cluster("tcp://127.0.0.1:1", patience=1):
