@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,8 @@ class PairsResult:
         table: one row per model, layer and matching, with `images_a`, `images_b`, `locations`, `channels`,
             `largest_gap` (the largest possible distance of a product from the optimum, relative to the norms; NaN
             without a proof) and `path` (relative to `folder`). For one set of images also `cka_<kernel>`, the CKA with
-            the spatio-semantic RSM of the same layer, if there is one and `memory` suffices for both.
+            the spatio-semantic RSM of the same layer, if there is one and `memory` suffices for both; NaN where it is
+            undefined.
         folder: path or URL of the folder with the pairs.
     """
 
@@ -229,7 +231,8 @@ class PairsRunner(Runner[PairsConfig]):
             }  # fmt: skip
             for kernel in study.kernels if y is None and "identity" in study.matchings and self._fits(len(x)) else ():
                 rsm = RSM.from_pairs(pairs, kernel)
-                row[f"cka_{kernel}"] = cka(rsm, aligned.setdefault(kernel, rsm))
+                where = f"layer {x.name!r} of model {title!r}, matching {matching!r}, kernel {kernel!r}"
+                row[f"cka_{kernel}"] = _cka(rsm, aligned.setdefault(kernel, rsm), where)
             yield {**row, "path": path}
 
     def _fits(self, images: int) -> bool:
@@ -265,6 +268,18 @@ class PairsRunner(Runner[PairsConfig]):
 def _pairs_path(title: str, number: int, matching: str) -> str:
     """Where the pairs of a layer are, by its number, relative to the folder of all pairs."""
     return f"pairs/{file_name(title)}/{number:03d}-{matching}.zarr"
+
+
+def _cka(rsm: RSM, aligned: RSM, where: str) -> float:
+    """CKA with the spatio-semantic RSM; NaN and a warning without one, as hours of pairs precede it.
+
+    Class tokens that enter the first block, for example, are the same for all images.
+    """
+    try:
+        return cka(rsm, aligned)
+    except ComparisonError as error:
+        warnings.warn(f"{where}: CKA with the spatio-semantic RSM is NaN: {error}", stacklevel=2)
+        return float("nan")
 
 
 def _largest_gap(pairs: xr.Dataset) -> float:

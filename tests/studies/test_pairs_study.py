@@ -147,3 +147,19 @@ def test_a_sweep_on_a_cluster_is_refused(tmp_path):
     )
     assert isinstance(found.exception, ConfigError)
     assert "--cluster works with study: pairs" in str(found.exception)
+
+
+def test_a_layer_that_is_the_same_for_all_images_has_no_cka_and_stops_nothing(tmp_path):
+    """The class token that enters the first block depends on no image."""
+    pytest.importorskip("timm")
+    study = PairsConfig(
+        models=[{"name": "vit", "source": "timm:test_vit", "weights": None, "preprocess": "imagenet", "size": 160}],
+        images={"source": "digits", "count": 5},
+        layers=["blocks.0.attn[key]", "blocks.1.attn[key]"],
+        tokens="class",
+        matchings=["identity"],
+    )
+    with pytest.warns(UserWarning, match=r"'blocks.0.attn\[key\]@class' of model 'vit'.* is NaN: the first RSM is con"):
+        first, second = study.run(tmp_path / "run").table
+    assert np.isnan(first["cka_cosine"])
+    assert second["cka_cosine"] == pytest.approx(1)
