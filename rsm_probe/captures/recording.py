@@ -63,7 +63,8 @@ def capture(
 
     Args:
         model: a module, a `LoadedModel`, or a name; see `rsm_probe.load_model`.
-        images: see `rsm_probe.sources.as_images`. Batches of a `DataLoader` are taken as they come.
+        images: as for `sweep`; give `rsm_probe.sources.as_images(images, ...)` to name axes, clips, or the keys of
+            items. Batches of a `DataLoader` are taken as they come.
         layers: see `Probe`.
         out: a folder, or a URL of a file system that fsspec knows.
         dtype: of tokens on disk: "float32", "float16" or "bfloat16". Half precision takes half the space.

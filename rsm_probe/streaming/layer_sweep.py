@@ -83,7 +83,8 @@ def sweep(
         models: a module, a `LoadedModel`, a name such as "timm:vit_tiny_patch16_224", a list of these, or name -> one
             of these.
         images: an embedded set, a folder, a tensor, a data set, or a `DataLoader`, whose batches are taken as they
-            come, each through all models; see `rsm_probe.sources.as_images`.
+            come, each through all models. `rsm_probe.sources.as_images(images, ...)` takes the same, and what has to be
+            said of them: `axes=` of an array, `clips=` of a folder, `image_key=` and `label_key=` of items.
         layers: layers of all models, as for `Probe`; or model name -> layers.
         matchings: names or method objects; "identity" gives spatio-semantic RSMs, "optimal" semantic RSMs.
         kernels: "linear", "cosine", "rbf", or kernel objects.
@@ -103,8 +104,8 @@ def sweep(
             the result. This and the next four hold for all models; what `load_model` was told of one comes first.
         layouts: how to read outputs of layers, as in `Probe`; a name or glob need not match layers of every model.
         forward: makes the call from the module and a batch, where it takes more than a batch of images; of a loader
-            that yields tuples or mappings, it gets these. A sweep with
-            `out` resumes only with a function that can be imported from a module.
+            that yields tuples or mappings, it gets these. A sweep with `out` resumes only with a function that can be
+            imported from a module.
         method: the method whose calls are forward passes, as in `Probe`.
         inputs: the inputs that hold images, as in `Probe`.
         device: "auto" for a GPU if there is one, or "cpu", "cuda", "cuda:1", "mps". None leaves models and tokens

@@ -198,7 +198,7 @@ def test_the_image_of_an_item_is_recognised(files):
 
 def test_an_image_that_cannot_be_recognised_is_named_by_its_key(files):
     data = [{"a": PICTURES[k], "b": IMAGES[k], "c": str(files[k]), "label": k} for k in range(5)]
-    with pytest.raises(ImageError, match=r"of which 'a', 'b' may be the image; .*as_images\(data, image_key='a'\)"):
+    with pytest.raises(ImageError, match=r"of which 'a', 'b' may be the image; .*key='a'\), in YAML image_key: \"a\""):
         as_images(data)[1]
     for key, expected in (("a", PICTURES), ("b", IMAGES), ("c", PICTURES)):
         images = as_images(data, image_key=key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -156,7 +157,12 @@ def unclear(content: Any, paths: Sequence[Path], what: str) -> tuple[str, str]:
     frames = isinstance(content, list) and what == "data" and len(paths) > 2
     clips = "; if they are the frames of a clip, give as_images(data, clips=16)" if frames else ""
     problem = f"found {described(content)}, of which {shown} may be the image{'s' if what == 'loader' else ''}"
-    return f"{problem}; name one, as in {name}; or {calls}{clips}", ""
+    return f"{problem}; name one, as in {name}, in YAML image_key: {_yaml_key(paths[0])}; or {calls}{clips}", ""
+
+
+def _yaml_key(path: Path) -> str:
+    """How a user writes the key of an entry in a configuration."""
+    return json.dumps(path[0] if len(path) == 1 else list(path), ensure_ascii=False)
 
 
 def shown_key(path: Path) -> str:
