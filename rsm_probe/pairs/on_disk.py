@@ -27,7 +27,7 @@ from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.products import permutation_dtype
 from rsm_probe.pairs.settings import attributes_of, own_tile, settings_of
-from rsm_probe.pairs.tile_plan import Plan
+from rsm_probe.pairs.tile_plan import TILE_SECONDS, Plan
 from rsm_probe.pairs.tiles import (
     KIND,
     Job,
@@ -50,8 +50,6 @@ from rsm_probe.storage.paths import absolute, path_or_url
 if TYPE_CHECKING:
     import xarray as xr
 
-# Seconds of writing a tile and of checking what is there, mostly in one thread at a time.
-_TILE_SECONDS = 0.015
 # Images whose pairs are timed, and numbers in their tokens, of which there may be fewer images, but at least 3.
 _SAMPLED, _SAMPLED_NUMBERS = 11, 1 << 24
 
@@ -339,7 +337,7 @@ class _Run:
                 reading = min(reading, (time.perf_counter() - start) * max(1.0, self.job.tile / few))
             if len(tokens) < 2:
                 return 0.0
-            tiles = len(self.left) * (_TILE_SECONDS + 2 * reading / workers)
+            tiles = len(self.left) * (TILE_SECONDS + 2 * reading / workers)
             if self.job.device != "cpu":
                 tokens = tokens.to(self.job.device)
             method, workload = self.job.method, self.job.workload

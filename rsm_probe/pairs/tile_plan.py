@@ -15,6 +15,8 @@ from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.affinities import BLOCK_BYTES
 from rsm_probe.pairs.pair_loop import affinity_bytes, require_machine
 
+# Seconds of writing a tile and of checking what is there, mostly in one thread at a time.
+TILE_SECONDS = 0.015
 # Bytes of tokens on one side of a tile: large enough that matching outweighs reading, small enough to finish soon.
 _TOKEN_BYTES = 16 << 20
 _TOKEN_BYTES_ON_DEVICE = 256 << 20
@@ -114,3 +116,18 @@ class Plan:
                 f"budget of {format_bytes(self.memory)}; raise memory= to at least "
                 f"{as_budget(self.tile_bytes(tile))!r}" + (", or take tiles of fewer images" if tile > 1 else "")
             )
+
+
+def tiling_seconds(rows: int, columns: int | None, image_bytes: int, tile: int | None) -> float:
+    """Estimated seconds of writing tiles, before there is a capture.
+
+    Args:
+        rows: images in the rows.
+        columns: images in the columns; None for those in the rows, each pair of which is matched once.
+        image_bytes: bytes of the tokens of an image.
+        tile: images on each side of a tile; None for the size that a plan would choose, as memory permits.
+    """
+    wanted = -(-max(rows, columns or 0) // _TILES_PER_SIDE)
+    side = tile or max(1, min(_TOKEN_BYTES // image_bytes, _LARGEST_TILE, wanted))
+    along = -(-rows // side)
+    return TILE_SECONDS * (along * (along + 1) // 2 if columns is None else along * -(-columns // side))

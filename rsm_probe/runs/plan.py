@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class ModelPlan:
         pairs: pairs of images per layer and matching.
         passes: forward passes per image.
         left: layer -> matching -> pairs that an earlier run left, if it captured the images; else None.
+        disk_seconds: layer -> seconds per matching for writing the pairs, if they are written.
     """
 
     title: str
@@ -53,6 +54,7 @@ class ModelPlan:
     pairs: int
     passes: int = 1
     left: Mapping[str, Mapping[str, int]] | None = None
+    disk_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def pairs_left(self, layer: LayerCost, matching: str) -> int:
         """Pairs of a layer that are to be matched by a method."""
@@ -60,7 +62,8 @@ class ModelPlan:
 
     def matching_seconds(self, layer: LayerCost, matching: str, workers: int) -> float:
         """Estimated seconds of the pairs of a layer by one matching, of those that are left."""
-        return self.pairs_left(layer, matching) * layer.pair_seconds[matching] / workers
+        writing = self.disk_seconds.get(layer.name, 0.0) / max(1, self.pairs)
+        return self.pairs_left(layer, matching) * (layer.pair_seconds[matching] / workers + writing)
 
     def seconds(self, workers: int) -> float:
         """Estimated seconds of forward passes and matching, of the work that is left."""

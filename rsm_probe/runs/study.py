@@ -50,6 +50,7 @@ from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.reading import Reading
 from rsm_probe.storage.files import save_json
 from rsm_probe.storage.paths import file_name
+from rsm_probe.streaming.cost import LayerCost
 
 
 class Study(Config):
@@ -297,6 +298,7 @@ class Runner(ABC, Generic[S]):
                     pairs,
                     self.passes,
                     self.pairs_left(title),
+                    {layer.name: self.disk_seconds(layer) for layer in layers},
                 )
             )
             file = self.networks / f"{file_name(base_title(title))}.safetensors"
@@ -338,6 +340,10 @@ class Runner(ABC, Generic[S]):
     def pairs_left(self, title: str) -> dict[str, dict[str, int]] | None:
         """The pairs that are left to match: "model/layer" -> name of the method -> number; None where all are."""
         return None
+
+    def disk_seconds(self, layer: LayerCost) -> float:
+        """Estimated seconds of writing the pairs of a layer by one matching."""
+        return 0.0
 
     def choose_layers(self, layers: Mapping[str, Any]) -> dict[str, Any]:
         """Choose the layers to match among those that are captured."""

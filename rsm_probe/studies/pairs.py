@@ -23,6 +23,7 @@ from rsm_probe.errors import ComparisonError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.on_disk import match_on_disk, open_pairs, pairs_left, require_pairs_time
+from rsm_probe.pairs.tile_plan import tiling_seconds
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
 from rsm_probe.runs.images_config import ImagesConfig, facts_of, number_of
 from rsm_probe.runs.plan import ModelPlan
@@ -36,6 +37,7 @@ from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.paths import absolute, file_name, is_url
 from rsm_probe.streaming.batch_consumer import naming
+from rsm_probe.streaming.cost import LayerCost
 from rsm_probe.studies.rsm_panels import pair_panels
 
 # Ends the name of a model's capture of the database.
@@ -173,6 +175,11 @@ class PairsRunner(Runner[PairsConfig]):
                 for matching in study.matchings
             }  # fmt: skip
         return left
+
+    def disk_seconds(self, layer: LayerCost) -> float:
+        """See `Runner.disk_seconds`."""
+        columns = None if self.database is None else number_of(self.database)
+        return tiling_seconds(number_of(self.images), columns, layer.token_bytes, self.study.tile)
 
     def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
         """See `Runner.sizes`; products and bounds of all pairs are stored, and permutations where asked for."""

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from rsm_probe.errors import CostError, ImageError, LayerError, StorageError
+from rsm_probe.pairs.tile_plan import TILE_SECONDS, tiling_seconds
 from rsm_probe.studies import read_study
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke"
@@ -51,6 +52,13 @@ def test_pairs_of_two_sets_and_their_bytes_on_disk_are_counted(tmp_path):
     (model,) = plan.models
     assert (dict(model.images), model.pairs) == ({"digits": 10, "database": 7}, 70)
     assert plan.disk_bytes == 17 * model.layers[0].token_bytes + 70 * 16
+    assert plan.seconds > 5 * 4 * TILE_SECONDS  # tiles of two images on each side
+
+
+def test_tiles_of_one_set_count_once():
+    assert tiling_seconds(10, None, 100, 5) == pytest.approx(3 * TILE_SECONDS)
+    assert tiling_seconds(80, None, 100, None) == pytest.approx(36 * TILE_SECONDS)
+    assert tiling_seconds(80, None, 16 << 20, None) == pytest.approx(80 * 81 / 2 * TILE_SECONDS)
 
 
 @pytest.mark.parametrize(
