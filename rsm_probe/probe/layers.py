@@ -113,7 +113,7 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
     if spec in modules:
         return [Selection(spec, spec)]
     top = ", ".join(list(dict.fromkeys(n.split(".")[0] for n in modules if n))[:12])
-    no_match = f"no layer matches {spec!r}; top-level names are: {top}"
+    no_match = f"no layer matches {spec!r}{_nearest(modules, spec)}; top-level names are: {top}"
     if spec.startswith("regex:"):
         return _matching(modules, spec.removeprefix("regex:"), no_match, f"{spec!r} is not a valid regular expression")
     exact = re.fullmatch(r"(?P<name>[^#\[]*)(?:\[(?P<key>[^\]]+)\])?(?:#(?P<call>\d+))?", spec)
@@ -138,6 +138,21 @@ def _resolve_one(model: nn.Module, modules: dict[str, nn.Module], spec: str) -> 
         f"{type(model).__name__} has no layer {spec!r}{near} (`rsm-probe layers` lists them; operations that are "
         f"not modules, such as residual sums, are 'fx:...' layers where torch.fx can trace the model)"
     )
+
+
+def _nearest(modules: dict[str, nn.Module], spec: str) -> str:
+    """What a pattern without matches may have meant: `**` for `*`, or similar names; for the message."""
+    facets = split_pattern(spec)
+    layers = spec if facets is None else facets[0]
+    if spec.startswith("regex:") or "[" in layers or layers in modules:
+        return ""
+    if not any(char in layers for char in "*?"):
+        return did_you_mean(layers, (name for name in modules if name))
+    across = layers.replace("**", "*").replace("*", "**")
+    pattern = re.compile(_glob_to_regex(across))
+    if across == layers or not any(pattern.fullmatch(n) and type(m) not in _GENERIC[1:] for n, m in modules.items()):
+        return ""
+    return f" (* does not match dots, ** does: {across + spec[len(layers) :]!r})"
 
 
 def _matching(

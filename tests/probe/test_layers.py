@@ -65,6 +65,18 @@ def test_double_star_crosses_dots_and_single_star_does_not(resnet18):
     assert names_of(resnet18, "layer1.*") == [name for name in below if name.count(".") == 1]
 
 
+@pytest.mark.parametrize("pattern", ["*conv2", "*.conv*", "*conv2[key]"])
+def test_a_star_that_meets_dots_is_told_what_crosses_them(resnet18, pattern):
+    with pytest.raises(LayerError, match=r"\(\* does not match dots, \*\* does: '") as raised:
+        resolve(resnet18, pattern)
+    assert resolve(resnet18, str(raised.value).split("does: '")[1].split("'")[0])
+
+
+def test_a_mistyped_layer_before_a_facet_is_named(resnet18):
+    with pytest.raises(LayerError, match=r"no layer matches 'layer1.0.covn1\[key\]'; nearest: 'layer1.0.conv1'"):
+        resolve(resnet18, "layer1.0.covn1[key]")
+
+
 @pytest.mark.parametrize("pattern", ["layer1?0", "layer1[!x]0"])
 def test_single_character_wildcards_do_not_cross_dots(resnet18, pattern):
     with pytest.raises(LayerError, match="no layer matches"):
