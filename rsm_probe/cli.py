@@ -289,7 +289,7 @@ def layers(
         how.method or "forward",
         layouts=how.layouts,
         inputs=how.inputs,
-        forward=None if forward is None else function_of(forward, "--forward"),
+        forward=how.forward if forward is None else function_of(forward, "--forward"),
     )
     shown = [info for info in infos if info.is_block or all_layers] or infos
     for line in _layer_table(shown):

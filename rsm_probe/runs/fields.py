@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from rsm_probe.checks import brief
 from rsm_probe.comparison.alignment import get_estimator
+from rsm_probe.config import NO_CODE, ConfigFolder, config_path
 from rsm_probe.errors import ConfigError, RsmProbeError, repeated
 from rsm_probe.execution.amounts import parse_bytes
 from rsm_probe.forward.token_kinds import token_kinds
@@ -102,6 +103,19 @@ Edge = Annotated[int, Field(ge=1, le=MOST_PIXELS), _Number]
 Draws = Annotated[int, Field(ge=2, le=_MOST_DRAWS), _Number]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1), _Number]
 Level = Annotated[float, Field(gt=0, lt=1), _Number]
+
+
+def _user_function(written: str | None, info: ValidationInfo) -> str | None:
+    if written is None:
+        return None
+    file, _, name = written.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise ValueError(f"write file.py:function, found {brief(written)}")
+    if not (isinstance(info.context, ConfigFolder) and info.context.allow_code):
+        raise ValueError(NO_CODE)
+    return f"{config_path(file, info)}:{name}"
+
+
 Hours = Annotated[float, Field(gt=0, allow_inf_nan=False, description="null for no limit"), _Number]
 Memory = Annotated[str | int, BeforeValidator(_number), BeforeValidator(_checked(_amount))]
 # Distinct names
@@ -119,6 +133,14 @@ Layouts = Annotated[
     dict[str, Layout] | None, Field(description="layer name or glob -> how to read its output, such as NTC or NHWC")
 ]
 Method = Annotated[str | None, Field(description="method whose calls are forward passes, such as encode_image")]
+Forward = Annotated[
+    str | None,
+    AfterValidator(_user_function),
+    Field(
+        description="file.py:function of a model and a batch, which makes the call with prompts or timesteps; runs "
+        "code and needs `rsm-probe run CONFIG --allow-code`"
+    ),
+]
 Inputs = Annotated[str | tuple[str, ...] | None, Field(description="inputs that hold images; by default all")]
 Preprocessing = Annotated[
     str | None,

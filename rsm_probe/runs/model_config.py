@@ -19,6 +19,7 @@ from rsm_probe.runs.fields import (
     IN_PYTHON,
     Distinct,
     Edge,
+    Forward,
     Inputs,
     Layers,
     Layouts,
@@ -33,6 +34,7 @@ from rsm_probe.sources.models.libraries import short_name
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.preprocessing_words import PREPROCESSING
 from rsm_probe.sources.models.reading import Reading
+from rsm_probe.sources.models.user_functions import FileFunction, function_of
 from rsm_probe.sources.training.trained_network import load_trained
 from rsm_probe.storage.paths import file_name
 
@@ -77,6 +79,7 @@ class ModelConfig(Config):
     tokens: Tokens = None
     layouts: Layouts = None
     method: Method = None
+    forward: Forward = None
     inputs: Inputs = None
     recipe: TrainingConfig | None = Field(default=None, description="train a small network instead of loading one")
     seeds: Annotated[tuple[Seed, ...], Distinct] = Field(
@@ -174,7 +177,7 @@ class ModelConfig(Config):
     @property
     def reading(self) -> Reading:
         """How the models are called and their layers are read, apart from their layers."""
-        return Reading(None, self.layouts, self.method, None, self.inputs, self.tokens)
+        return Reading(None, self.layouts, self.method, named_function(self.forward), self.inputs, self.tokens)
 
     def load(
         self, networks: Path, execution: Execution | None = None
@@ -238,8 +241,18 @@ class ModelConfig(Config):
             self.source or "", weights, self.name, seed, part=self.part, key=self.key if from_file else "",
             prefix=self.prefix if from_file else "", strict=self.strict, num_classes=self.num_classes,
             preprocess=self.preprocess, size=self.size, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
-            layouts=self.layouts, method=self.method, inputs=self.inputs, tokens=self.tokens,
+            layouts=self.layouts, method=self.method, forward=named_function(self.forward), inputs=self.inputs,
+            tokens=self.tokens,
         )  # fmt: skip
+
+
+def named_function(forward: str | None) -> FileFunction | None:
+    """The function that `forward:` names; None without a name.
+
+    Raises:
+        ModelError: there is no such function, or its file cannot be imported.
+    """
+    return None if forward is None else function_of(forward, "forward:")
 
 
 def _runs_code(source: str | None) -> bool:

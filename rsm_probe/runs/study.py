@@ -28,6 +28,7 @@ from rsm_probe.pairs.compute import rsm
 from rsm_probe.runs.fields import (
     Count,
     Folder,
+    Forward,
     Hours,
     Inputs,
     Kernels,
@@ -40,7 +41,7 @@ from rsm_probe.runs.fields import (
 )  # fmt: skip
 from rsm_probe.runs.given import given_images, given_models
 from rsm_probe.runs.images_config import ImagesConfig, number_of
-from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title, check_models, load_models
+from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title, check_models, load_models, named_function
 from rsm_probe.runs.plan import ModelPlan, StudyPlan, measured_layers, models_to_plan
 from rsm_probe.runs.provenance import provenance
 from rsm_probe.runs.run_folder import claimed, require_free, run_folder
@@ -143,6 +144,7 @@ class ModelStudy(Study):
     tokens: Tokens = None
     layouts: Layouts = None
     method: Method = None
+    forward: Forward = None
     inputs: Inputs = None
     matchings: Matchings = Field(default=("identity", "optimal"), min_length=1)
     kernels: Kernels = Field(default=("cosine",), min_length=1)
@@ -158,11 +160,11 @@ class ModelStudy(Study):
     execution_keys: ClassVar[frozenset[str]] = frozenset({"device", "workers", "memory", "networks"})
 
     # Captures and sweeps keep them in their own settings.
-    reading_keys: ClassVar[frozenset[str]] = frozenset({"tokens", "layouts", "method", "inputs"})
+    reading_keys: ClassVar[frozenset[str]] = frozenset({"tokens", "layouts", "method", "forward", "inputs"})
 
     def reading(self) -> Reading:
         """How models are called and read, where their entries do not say it."""
-        return Reading(None, self.layouts, self.method, None, self.inputs, self.tokens)
+        return Reading(None, self.layouts, self.method, named_function(self.forward), self.inputs, self.tokens)
 
     def execution(self, executor: Executor | None = None, progress: bool = False) -> Execution:
         """How the study runs; see `Study.run`."""

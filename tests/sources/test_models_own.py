@@ -244,3 +244,68 @@ def test_modules_of_other_precisions_are_swept_and_captured(build, dtype, tmp_pa
     for name, output in outputs.items():
         tokens = output.flatten(2).mT if output.ndim == 4 else output
         np.testing.assert_array_equal(stored[name].tokens().numpy(), tokens.float().numpy())
+
+
+# Calls in a configuration
+
+CALL = """
+def brighter(model, batch):
+    return model(batch + 1)
+
+def as_they_are(model, batch):
+    return model(batch)
+"""
+
+
+def study_with_a_call(folder, call="call.py:brighter", where="model"):
+    folder.mkdir(exist_ok=True)
+    (folder / "call.py").write_text(CALL)
+    (folder / "net.py").write_text(
+        "import torch\nfrom torch import nn\ndef net():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 2))\n"
+    )
+    np.save(folder / "x.npy", np.random.default_rng(0).random((12, 3, 6, 6)).astype(np.float32))
+    own, common = (f", forward: '{call}'", "") if where == "model" else ("", f"forward: '{call}'\n")
+    (folder / "c.yaml").write_text(
+        f"study: sweep\nmodels: [{{name: m, source: 'net.py:net'{own}}}]\nimages: {{source: x.npy, axes: NCHW}}\n"
+        f"layers: ['0', '1']\n{common}centering: null\nbatch_size: 4\ndevice: cpu\nworkers: 1\n"
+    )
+    return folder / "c.yaml"
+
+
+@pytest.mark.parametrize("where", ["model", "study"])
+def test_a_configuration_names_the_function_that_makes_the_call(tmp_path, where):
+    with pytest.raises(ConfigError, match="forward: configurations do not run code unless"):
+        read_study(study_with_a_call(tmp_path / "s", where=where))
+    result = read_study(tmp_path / "s" / "c.yaml", allow_code=True).run(tmp_path / "run")
+    net = load_model(f"{tmp_path / 's' / 'net.py'}:net", weights=None).module
+    images = torch.from_numpy(np.load(tmp_path / "s" / "x.npy"))
+    expected = rsm_probe.sweep({"m": net}, images + 1, ["0", "1"], batch_size=4, workers=1)
+    np.testing.assert_array_equal(result.cka.values, expected.cka.values)
+    plain = rsm_probe.sweep({"m": net}, images, ["0", "1"], batch_size=4, workers=1)
+    assert not np.allclose(result.cka.values, plain.cka.values)
+    shown = CliRunner().invoke(app, ["run", str(tmp_path / "s" / "c.yaml"), "--out", str(tmp_path / "run")])
+    assert "--allow-code" in shown.output
+    again = read_study(tmp_path / "s" / "c.yaml", allow_code=True).run(tmp_path / "run")
+    np.testing.assert_array_equal(again.cka.values, result.cka.values)
+
+
+def test_a_call_that_changed_does_not_continue_a_run(tmp_path):
+    file = study_with_a_call(tmp_path / "s")
+    read_study(file, allow_code=True).run(tmp_path / "run")
+    (tmp_path / "s" / "call.py").write_text(CALL.replace("+ 1", "+ 2"))
+    with pytest.raises(StorageError, match="forward"):
+        read_study(file, allow_code=True).run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("call.py:dimmer", "has no function 'dimmer'; nearest"),
+        ("call.py", "write file.py:function, found 'call.py'"),
+        ("nowhere.py:brighter", "nowhere.py"),
+    ],
+)
+def test_a_call_that_does_not_exist_is_named(tmp_path, call, told):
+    with pytest.raises((ConfigError, ModelError), match=told):
+        read_study(study_with_a_call(tmp_path, call), allow_code=True).run(tmp_path / "run")

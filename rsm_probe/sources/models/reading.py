@@ -13,6 +13,7 @@ from rsm_probe.checks import brief, require_text, require_texts
 from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.representation import Layout
+from rsm_probe.sources.models.user_functions import FileFunction
 
 # Makes the call of a model: (module, batch) -> anything.
 Forward = Callable[[nn.Module, Any], Any]
@@ -77,7 +78,9 @@ class Reading:
 
 
 def importable_name(function: Callable[..., Any]) -> str | None:
-    """The name `module:function` by which another process can import a function; None if there is none."""
+    """The name by which another process can import a function, such as `module:function`; None if there is none."""
+    if isinstance(function, FileFunction):
+        return function.name
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if not module or module == "__main__" or "<" in name:
         return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,24 @@ def function_in(file: Path, name: str) -> Callable[[], Any]:
     return function
 
 
-def function_of(text: str, argument: str) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class FileFunction:
+    """A function of a Python file, which stored results know by its name and the content of the file.
+
+    Attributes:
+        function: the function.
+        name: file.py:function, and a hash of the file.
+    """
+
+    function: Callable[..., Any]
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        return self.function(*args)
+
+
+def function_of(text: str, argument: str) -> FileFunction:
     """Import the function that a text names as file.py:function.
 
     Args:
@@ -49,7 +68,10 @@ def function_of(text: str, argument: str) -> Callable[..., Any]:
     file, _, name = text.rpartition(":")
     if Path(file).suffix != ".py" or not name:
         raise ModelError(f"{argument} takes file.py:function, found {text!r}")
-    return function_in(Path(file), name)
+    function = function_in(Path(file), name)
+    return FileFunction(
+        function, f"{Path(file).name}:{name} {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
+    )
 
 
 def built(factory: Callable[[], nn.Module], where: str) -> nn.Module:
