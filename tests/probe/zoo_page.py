@@ -84,7 +84,8 @@ which heads; no order is assumed. Where queries and keys cannot be told apart, t
 | `layouts={{"neck.*": "NTC"}}` | how to read outputs that no trace settles |
 
 `load_model` takes these for one model, `sweep`, `capture` and studies for all; `Probe` takes `method`, `inputs` and
-`layouts`. `forward` exists in Python only, and in `rsm-probe layers --forward file.py:function`.
+`layouts`. In a configuration, `forward: file.py:function` needs `--allow-code`; its file is part of what a run is
+recognised by. `rsm-probe layers --forward file.py:function` lists what such a call shows.
 
 `Probe(model, layers, stop_early=True)` ends each pass after the last layer; `dtype=torch.float16` halves what is
 captured. On two CPU cores, probing the 12 blocks of a ViT-B adds at most 1 % to the time of a pass, which is within the
