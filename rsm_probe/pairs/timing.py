@@ -82,7 +82,7 @@ def seconds_per_pair(x: Tensor, method: Matching, samples: int = 3, at_once: int
 
 
 def timing_matcher(execution: Execution) -> PairMatcher:
-    """A matcher on whose threads pairs are timed: as many as there are cores, or fewer if so many work."""
+    """A matcher for timing pairs, with as many threads as will match them, but at most one per core."""
     return PairMatcher(replace(execution, workers=min(execution.worker_count, available_cores()), progress=False))
 
 

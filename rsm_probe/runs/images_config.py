@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -168,8 +168,3 @@ class ImagesConfig(Config):
 def number_of(images: ImageSet | ImageLoader) -> int:
     """The number of images; of a loader that does not know it, as if it had one batch or all were like the first."""
     return len(images) if isinstance(images, ImageSet) else sum(images.fresh().sizes)
-
-
-def facts_of(images: ImageSet | ImageLoader) -> dict[str, Any]:
-    """The number of images, and those that were left out, for `provenance.json`."""
-    return {"images": number_of(images), "skipped": dict(images.skipped) if isinstance(images, ImageSet) else {}}

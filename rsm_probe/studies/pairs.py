@@ -25,7 +25,7 @@ from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.on_disk import match_on_disk, open_pairs, pairs_left, require_pairs_time
 from rsm_probe.pairs.tile_plan import tiling_seconds
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
-from rsm_probe.runs.images_config import ImagesConfig, facts_of, number_of
+from rsm_probe.runs.images_config import ImagesConfig, number_of
 from rsm_probe.runs.plan import ModelPlan
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.runs.tables import Row, load_table, save_table
@@ -248,7 +248,8 @@ class PairsRunner(Runner[PairsConfig]):
 
     def provenance(self) -> dict[str, Any]:
         """The number of images, and the images that were left out."""
-        return facts_of(self.images)
+        skipped = dict(self.images.skipped) if isinstance(self.images, ImageSet) else {}
+        return {"images": self.open().table[0]["images_a"], "skipped": skipped}
 
     def open(self) -> PairsResult:
         """See `Study.open`."""

@@ -13,7 +13,6 @@ from rsm_probe.errors import StorageError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Kernels, Seed
-from rsm_probe.runs.images_config import facts_of
 from rsm_probe.runs.plan import ModelPlan
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.sources.images.image_set import ImageSet
@@ -75,8 +74,9 @@ class SweepRunner(Runner[SweepConfig]):
 
     def load_images(self) -> None:
         """Load the images, and reject too few of them."""
-        self.images = self.study.images.load_source(self.execution.progress)
-        self._batch_sizes()
+        study = self.study
+        self.images = study.images.load_source(self.execution.progress)
+        self.batch_sizes = list(batch_source(self.images, study.batch_size, study.seed, study.estimators).sizes)
 
     def images_of(self, entry: Any) -> dict[str, ImageSet | ImageLoader]:
         """See `Runner.images_of`."""
@@ -84,11 +84,7 @@ class SweepRunner(Runner[SweepConfig]):
 
     def pairs_of(self, counts: Mapping[str, int]) -> int:
         """The number of pairs within mini-batches."""
-        return sum(size * (size - 1) // 2 for size in self._batch_sizes())
-
-    def _batch_sizes(self) -> list[int]:
-        study = self.study
-        return list(batch_source(self.images, study.batch_size, study.seed, study.estimators).sizes)
+        return sum(size * (size - 1) // 2 for size in self.batch_sizes)
 
     @property
     def passes(self) -> int:
@@ -98,7 +94,7 @@ class SweepRunner(Runner[SweepConfig]):
     @property
     def images_together(self) -> int:
         """Those of a mini-batch."""
-        return max(self._batch_sizes())
+        return max(self.batch_sizes)
 
     def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
         """See `Runner.sizes`; results hold the CKA of all pairs of RSMs by each estimator."""
@@ -121,8 +117,8 @@ class SweepRunner(Runner[SweepConfig]):
         return Cost(
             layers,
             sum(model.image_seconds for model in models),
-            sum(self._batch_sizes()),
-            self._batch_sizes(),
+            sum(self.batch_sizes),
+            self.batch_sizes,
             workers,
             self.passes,
             len(study.kernels),
@@ -146,7 +142,8 @@ class SweepRunner(Runner[SweepConfig]):
         seeds = {entry.name or "model": list(entry.seeds) for entry in self.study.models}
         return {
             "seeds": {"images": self.study.seed, "models": seeds},
-            **facts_of(self.images),
+            "images": int(self.open().dataset.attrs["images"]),  # a loader may not know it before
+            "skipped": dict(self.images.skipped) if isinstance(self.images, ImageSet) else {},
         }
 
     def open(self) -> SweepResult:

@@ -479,6 +479,14 @@ def test_a_pairs_study_captures_the_batches_of_a_loader(tmp_path):
     assert list(stored.labels) == [str(int(label)) for label in LABELS]
 
 
+@pytest.mark.parametrize("kind", ["sweep", "pairs"])
+def test_a_run_says_how_many_images_a_loader_had_that_did_not_know(tmp_path, kind):
+    study = STUDIES[kind].parse({**CONFIG, "study": kind, "centering": None, "kernels": ["linear"]})
+    loader = DataLoader(Stream(lambda: list(zip(IMAGES, LABELS, strict=True))), 8)
+    study.run(tmp_path / "run", models={"m": Counted()}, images=loader)
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["images"] == 22
+
+
 def test_a_study_that_cannot_take_a_loader_names_those_that_do(tmp_path):
     with pytest.raises(ImageError, match=r"comes from a loader; give the loader's data set \(studies sweep and pairs"):
         given_images(DataLoader(PAIRS, 11)).load()

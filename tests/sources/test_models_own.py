@@ -249,6 +249,9 @@ def test_modules_of_other_precisions_are_swept_and_captured(build, dtype, tmp_pa
 # Calls in a configuration
 
 CALL = """
+with open(__file__ + ".runs", "a") as log:
+    log.write("x")
+
 def brighter(model, batch):
     return model(batch + 1)
 
@@ -284,6 +287,7 @@ def test_a_configuration_names_the_function_that_makes_the_call(tmp_path, where)
     np.testing.assert_array_equal(result.cka.values, expected.cka.values)
     plain = rsm_probe.sweep({"m": net}, images, ["0", "1"], batch_size=4, workers=1)
     assert not np.allclose(result.cka.values, plain.cka.values)
+    assert (tmp_path / "s" / "call.py.runs").read_text() == "x", "the user's file runs once"
     shown = CliRunner().invoke(app, ["run", str(tmp_path / "s" / "c.yaml"), "--out", str(tmp_path / "run")])
     assert "--allow-code" in str(shown.exception)
     again = read_study(tmp_path / "s" / "c.yaml", allow_code=True).run(tmp_path / "run")

@@ -39,7 +39,7 @@ class FacetChannels:
         """The channels of one head, or of all in order.
 
         Raises:
-            RepresentationError: there is no such head.
+            RepresentationError: the layer has fewer heads.
         """
         if head is None:
             return self.heads.flatten()
@@ -177,7 +177,7 @@ def select(representation: Representation, channels: FacetChannels, facet: Facet
     """The facet in the representation of its projection, of whose memory a copy is independent.
 
     Raises:
-        RepresentationError: there is no such head, or the vectors of the projection are not those of its channels.
+        RepresentationError: the layer has fewer heads, or its projection has another number of channels.
     """
     indices = channels.of_head(facet.head, facet.kind)
     if representation.tokens.shape[-1] != channels.size:

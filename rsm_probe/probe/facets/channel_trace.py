@@ -21,12 +21,13 @@ from rsm_probe.probe.torch_internals import name_of
 from rsm_probe.probe.tracing.operations import (
     GRIDS,
     INDEXES,
-    MOVES,
     REDUCTIONS,
-    RESHAPES,
     WRITES,
+    factors,
     is_arithmetic,
+    is_move,
     reduced_axes,
+    uses_only_shape,
 )
 from rsm_probe.probe.tracing.origins import Lost, Origin, compact, held_once, move_origins, of_reduction
 from rsm_probe.probe.tracing.trace import Trace
@@ -55,7 +56,7 @@ class ChannelTrace(Trace):
     """Traces channels while it is active, without changing what operations compute.
 
     Args:
-        depends: whether a tensor depends on an input of the model, so that it holds no weights.
+        depends: whether a tensor depends on an input of the model, and so is not a weight.
         hold: copies a tensor that must outlive later operations.
 
     Attributes:
@@ -154,9 +155,7 @@ class ChannelTrace(Trace):
     ) -> Sequence[Origin]:
         first, others = outputs[0], [None] * (len(outputs) - 1)
         none: list[Origin] = [None for _ in outputs]
-        if name.startswith("new_") or name.endswith("_like"):  # uses only the shape of its operand
-            return none
-        if name == FUSED_ATTENTION:
+        if uses_only_shape(name) or name == FUSED_ATTENTION:
             return none
         if is_projection(name):
             return [self._of_product(name, args, known, first), *others]
@@ -175,7 +174,7 @@ class ChannelTrace(Trace):
             return [self._codes.join([coded[0][..., 0], coded[0][..., 1]], first.shape)]
         if name == "view_as_real":
             return [coded[0].unsqueeze(-1).expand(first.shape)]
-        if is_view or name in MOVES or name in INDEXES or (name in RESHAPES and name != "as_strided"):
+        if is_view or is_move(name):
             if name in INDEXES and not isinstance(known[id(args[0])], Tensor) and name not in WRITES:
                 raise ValueError("a table is indexed by values of a projection")
             origins = move_origins(func, name, args, kwargs, known, first)
@@ -219,7 +218,7 @@ class ChannelTrace(Trace):
         return source if in_order else None
 
     def _of_bias(self, args: tuple[Any, ...], known: dict[int, Origin], output: Tensor) -> Tensor | None:
-        """The codes of a projection to which a bias was added by an operation of its own; None if it is no bias."""
+        """The codes of a projection after the separate addition of its bias; None if what is added is not a bias."""
         left, right = args[:2]
         if not isinstance(left, Tensor) or not isinstance(right, Tensor):
             return None
@@ -230,7 +229,7 @@ class ChannelTrace(Trace):
         return self._source(self._counter.event, output, output.ndim - 1)
 
     def _of_product(self, name: str, args: tuple[Any, ...], known: dict[int, Origin], output: Tensor) -> Origin:
-        left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+        left, right = factors(name, args)
         one = known.get(id(left))
         two = known.get(id(right)) if isinstance(right, Tensor) else None
         if name == "convolution":

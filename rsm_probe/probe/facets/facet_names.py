@@ -42,7 +42,7 @@ def split_pattern(spec: str) -> tuple[str, str, int | None] | None:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a name or glob matches the name of a layer; a facet in it is no class of characters."""
+    """Whether a name or glob matches the name of a layer; brackets that name a facet are not a character class."""
     literal = re.sub(rf"\[({_PATTERN})\]", r"[[]\1]", pattern)
     return name == pattern or any(fnmatch.fnmatchcase(name, glob) for glob in (pattern, literal))
 

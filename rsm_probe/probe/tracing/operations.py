@@ -48,6 +48,22 @@ def is_arithmetic(func: Any, name: str) -> bool:
     return is_elementwise(func) or name in _KEEPS or name in REDUCTIONS or any(kind in name for kind in _KEEPING_KINDS)
 
 
+def uses_only_shape(name: str) -> bool:
+    """Whether an operation makes a tensor in the shape of its operand, whatever its values."""
+    return name.startswith("new_") or name.endswith("_like")
+
+
+def is_move(name: str) -> bool:
+    """Whether an operation only moves, copies or selects values."""
+    return name in MOVES or name in INDEXES or (name in RESHAPES and name != "as_strided")
+
+
+def factors(name: str, args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The two factors of an operation of `PRODUCTS`."""
+    left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+    return left, right
+
+
 def reduced_axes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The axes over which an operation of `REDUCTIONS` runs: a number, a list, or None for all."""
     position = 2 if "norm" in name else 1  # norms have their order first

@@ -28,14 +28,16 @@ from rsm_probe.probe.tracing.operations import (
     FILLS,
     GRIDS,
     INDEXES,
-    MOVES,
     PRODUCTS,
     RECURRENT,
     REDUCTIONS,
     RESHAPES,
     WRITES,
+    factors,
     is_arithmetic,
+    is_move,
     reduced_axes,
+    uses_only_shape,
 )
 from rsm_probe.probe.tracing.origin_map import OriginMap, followable
 from rsm_probe.probe.tracing.origins import (
@@ -233,7 +235,7 @@ class Trace(PassMode):
     ) -> Sequence[Origin]:
         """The origin of each result of an operation."""
         first, others = outputs[0], [None] * (len(outputs) - 1)
-        if name.startswith("new_") or name.endswith("_like"):  # uses only the shape of its operand
+        if uses_only_shape(name):
             return [None for _ in outputs]
         # If no input looks like images, tracing starts at the first convolution.
         begins = not self.started and name.startswith(GRIDS)
@@ -250,7 +252,7 @@ class Trace(PassMode):
             return [known[id(args[0])]]  # adds learned values, such as position embeddings
         if name == "col2im" and list(args[2]) != list(args[5]):
             raise ValueError("overlapping patches are summed")
-        if is_view or name in MOVES or name in INDEXES or (name in RESHAPES and name != "as_strided"):
+        if is_view or is_move(name):
             self.by_index |= name in INDEXES
             if name in INDEXES and not isinstance(known[id(args[0])], Tensor | Lost) and name not in WRITES:
                 raise ValueError("a table is indexed by values that depend on the images")
@@ -267,7 +269,7 @@ class Trace(PassMode):
         if not followed:
             raise ValueError("no operand has a known origin")
         if name in PRODUCTS:
-            left, right = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+            left, right = factors(name, args)
             rows = among_images(known[id(left)], left)
             return [of_product(rows, None if name == "linear" else known[id(right)], first, self.batch), *others]
         if name in RECURRENT or "scaled_dot_product" in name:

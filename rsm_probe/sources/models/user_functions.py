@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Callable
@@ -68,10 +69,13 @@ def function_of(text: str, argument: str) -> FileFunction:
     file, _, name = text.rpartition(":")
     if Path(file).suffix != ".py" or not name:
         raise ModelError(f"{argument} takes file.py:function, found {text!r}")
-    function = function_in(Path(file), name)
-    return FileFunction(
-        function, f"{Path(file).name}:{name} {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
-    )
+    path = Path(file)
+    return _file_function(path, name, hashlib.sha256(path.read_bytes()).hexdigest() if isfile(path) else "")
+
+
+@functools.cache  # the user's file runs once, until it changes
+def _file_function(file: Path, name: str, content: str) -> FileFunction:
+    return FileFunction(function_in(file, name), f"{file.name}:{name} {content[:16]}")
 
 
 def built(factory: Callable[[], nn.Module], where: str) -> nn.Module:
