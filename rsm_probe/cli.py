@@ -131,8 +131,8 @@ def check(
     Models are loaded, layers are looked up and images are read as by `run`, which would refuse whatever is refused
     here. Models see a few images, on which matchings are timed; networks that the run would train have random weights.
     Prints the models with their layers, images, pairs, time, memory and disk space, and whether the estimate is within
-    max_hours; exits with an error if `run` would refuse it. Paths in a configuration are
-    relative to its folder, or else to the working directory, which is mentioned.
+    max_hours; exits with an error if `run` would refuse it. Paths in a configuration are relative to its folder, or
+    else to the working directory, which is mentioned.
     """
     from rsm_probe.studies.registry import read_study
 

@@ -120,11 +120,13 @@ class Cost:
                 f"{self.pairs:,} pairs and about {format_seconds(self.seconds)} per batch with {self.workers} workers, "
                 f"{format_bytes(self.bytes)} of memory"
             )
-        so_far = f" ({format_seconds(self.start_seconds)} of them until now)" if self.start_seconds >= 1 else ""
+        so_far = f" (of which {format_seconds(self.start_seconds)} have passed)" if self.start_seconds >= 1 else ""
+        count = len(self.batch_sizes)
+        batches = "one batch" if count == 1 else f"{count} batches of {max(self.batch_sizes)}"
         return (
-            f"{self.images} images in {len(self.batch_sizes)} batches of {max(self.batch_sizes)}, "
-            f"{len(self.layers)} layers, {self.pairs:,} pairs; about {format_seconds(self.all_seconds)}{so_far} "
-            f"with {self.workers} workers, {format_bytes(self.bytes)} of memory"
+            f"{self.images} images in {batches}, {len(self.layers)} layers, {self.pairs:,} pairs; about "
+            f"{format_seconds(self.all_seconds)}{so_far} with {self.workers} workers, {format_bytes(self.bytes)} of "
+            f"memory"
         )
 
     def require(self, execution: Execution, max_bytes: int | None) -> None:

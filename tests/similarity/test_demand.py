@@ -94,4 +94,4 @@ def test_an_estimate_counts_what_was_spent_before_and_every_batch():
     cost = Cost([layer], 0.5, 10, [5, 5], 4, 1, 1, 0, batch_seconds=3.0, start_seconds=7.0, end_seconds=1.0)
     assert cost.seconds == pytest.approx(0.5 * 10 + 2.0 * 20 / 4 + 2 * 3.0 + 1.0, abs=1e-4)
     assert cost.all_seconds == cost.seconds + 7.0
-    assert "about 29 s (7.0 s of them until now) with 4 workers" in str(cost)
+    assert "about 29 s (of which 7.0 s have passed) with 4 workers" in str(cost)
