@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from copy import copy as shallow_copy
 from dataclasses import replace
@@ -107,12 +107,13 @@ class LayerStream:
                 stack.enter_context(evaluating(model.module))
             yield
 
-    def feed(self, batch: RawBatch, consumer: LayerConsumer) -> None:
+    def feed(self, batch: RawBatch, consumer: LayerConsumer, models: Collection[str] | None = None) -> None:
         """Runs all models on one batch.
 
         Args:
             batch: the images.
             consumer: receives the layers.
+            models: names of the models that run; None for all.
 
         Raises:
             ImageError: image sizes differ after preprocessing, preprocessing fails, or it is not clear which entry of
@@ -123,7 +124,8 @@ class LayerStream:
         names: dict[tuple[str, str], str] = {}
         self._consumer, self._images = consumer, len(batch.ids)
         consumer.begin(ImageBatch(batch.ids, batch.labels, batch.numbers))
-        for name, model in self.models.items():
+        running = {name: model for name, model in self.models.items() if models is None or name in models}
+        for name, model in running.items():
             probe, reading = self._probes[name], self.readings[name]
             content = batch.whole if reading.forward is not None else None
             if content is None:
@@ -138,7 +140,7 @@ class LayerStream:
                 content = ready[key]
             # Set hooks only while their own model runs, because models may share modules. With several models, copy
             # the batch for each, because a model may modify it in place.
-            content = on_device(content, model.device, copy=len(self.models) > 1)
+            content = on_device(content, model.device, copy=len(running) > 1)
             if isinstance(content, Tensor):
                 content = in_dtype_of(model.module, reading, content)
             before = probe.passes

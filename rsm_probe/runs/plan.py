@@ -204,6 +204,13 @@ def measured_layers(
         seconds = (stopwatch(model.device) - start) / len(sample.batch.ids)
     cores = min(execution.worker_count, available_cores())
     layers = measure(
-        sample.representations, methods, execution, cores, at_once, together, at_once, seconds * sum(source.sizes)
+        sample.representations,
+        lambda *_: methods,
+        execution,
+        cores,
+        at_once,
+        together,
+        at_once,
+        seconds * sum(source.sizes),
     )
     return layers, seconds

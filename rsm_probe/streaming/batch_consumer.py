@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
 from weakref import ref
 
 import torch
+from torch import Tensor
 
 from rsm_probe.arrays import first_nonfinite, real_tensor
 from rsm_probe.checks import require_text, require_texts
 from rsm_probe.errors import ComparisonError, CostError, LayerError, MatchingError, RepresentationError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerNames
+from rsm_probe.matching.matching import Matching
+from rsm_probe.pairs.matcher import PairMatcher, PendingProducts
 from rsm_probe.probe.probe import Probe
 from rsm_probe.probe.representation import Representation, require_finite
 
@@ -22,6 +27,7 @@ from rsm_probe.probe.representation import Representation, require_finite
 Captured = Probe | Mapping[str, Any]
 Probed = Captured | Mapping[str, Captured]
 Work = TypeVar("Work")
+_Batch = TypeVar("_Batch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +51,10 @@ class TakenLayer(Generic[Work]):
     work: Work | None
 
 
+# (model, layer) -> its products, finished or not.
+Products = Mapping[tuple[str, str], TakenLayer[PendingProducts]]
+
+
 class BatchConsumer(ABC, Generic[Work]):
     """Consume batches of layers, as a `LayerConsumer` of the layer stream or by `update` in your own loop.
 
@@ -63,7 +73,7 @@ class BatchConsumer(ABC, Generic[Work]):
 
     def take(self, model: str, layer: str, representation: Representation) -> None:
         """See `LayerConsumer`."""
-        self._open[model, layer] = self._taken(model, layer, self._lasting(representation))
+        self._open[model, layer] = self._taken(model, layer, self._lasting(model, layer, representation))
 
     def end(self, names: LayerNames) -> None:
         """See `LayerConsumer`."""
@@ -83,7 +93,7 @@ class BatchConsumer(ABC, Generic[Work]):
             RepresentationError: the name is not text.
         """
         require_text(model, "the name of a model", RepresentationError)
-        return lambda layer, representation: self._taken(model, layer, self._lasting(representation))
+        return lambda layer, representation: self._taken(model, layer, self._lasting(model, layer, representation))
 
     def update(self, probed: Probed, ids: Sequence[str] = (), labels: Sequence[str] = ()) -> None:
         """Add one batch of your own loop.
@@ -137,7 +147,7 @@ class BatchConsumer(ABC, Generic[Work]):
         work = self._work_on(model, layer, representation) if bad is None else None
         return TakenLayer(self, model, len(tokens), tokens.device, bad, work)
 
-    def _lasting(self, representation: Representation) -> Representation:
+    def _lasting(self, model: str, layer: str, representation: Representation) -> Representation:
         """Return a representation whose tokens do not change while the work on them lasts."""
         return representation
 
@@ -254,3 +264,132 @@ def naming(model: str, layer: str) -> Iterator[None]:
         yield
     except (MatchingError, CostError) as error:
         raise type(error)(f"layer {layer!r} of model {model!r}: {error}") from error
+
+
+class Centred(Protocol):
+    """Subtracts the mean of a layer, such as `Means`."""
+
+    def subtract(self, model: str, layer: str, tokens: Tensor) -> Tensor:
+        """Subtract the mean of a layer from its tokens (N, S, C)."""
+
+
+class ProductConsumer(BatchConsumer[PendingProducts]):
+    """Matches the pairs of images of every layer of a batch; a subclass defines what becomes of the products.
+
+    Args:
+        execution: how many CPU threads match, and the memory budget for affinities that wait for them.
+        means: means over all images to subtract first; None does not centre.
+        on_pairs: called with a number of pairs each time pairs were matched.
+        bounds: whether upper bounds are kept.
+        alike: whether the products of a matching must not depend on the other matchings, to the last bit: sums over
+            tokens that were copied for these may end in other digits than sums over the model's own tensors.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        means: Centred | None = None,
+        on_pairs: Callable[[int], None] = lambda count: None,
+        *,
+        bounds: bool = False,
+        alike: bool = False,
+    ) -> None:
+        super().__init__()
+        self.means, self.on_pairs, self._bounds, self._alike = means, on_pairs, bounds, alike
+        self._backlog: Backlog[tuple[Any, Products]] = Backlog(lambda batch: self._finish_batch(*batch))
+        self._opened = ExitStack()
+        self._matcher = self._opened.enter_context(PairMatcher(execution, lambda count: self.on_pairs(count)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop the worker threads and drop pairs that wait to be matched."""
+        self._opened.close()
+
+    @abstractmethod
+    def methods_of(self, model: str, layer: str) -> Mapping[str, Matching]:
+        """The matchings of a layer by label; `layer` is its name while the pass runs."""
+
+    @abstractmethod
+    def _finish_batch(self, batch: Any, taken: Products) -> None:
+        """Use the products of a batch; `batch` is what was given to `_await`."""
+
+    def _lasting(self, model: str, layer: str, representation: Representation) -> Representation:
+        at_once = all(method.at_once for method in self.methods_of(model, layer).values())
+        if self.means is not None or (at_once and not self._alike):
+            return representation  # centring copies the tokens, and immediate matchings need no copy
+        # The model may change its own tensors before the workers have matched them.
+        return replace(representation, tokens=representation.tokens.clone(memory_format=torch.contiguous_format))
+
+    def _work_on(self, model: str, layer: str, representation: Representation) -> PendingProducts:
+        tokens = representation.tokens
+        tokens = tokens if self.means is None else self.means.subtract(model, layer, tokens)
+        with naming(model, layer):
+            methods = self.methods_of(model, layer)
+            return self._matcher.submit(tokens, None, methods, representation.grid, bounds=self._bounds)
+
+    def _await(self, batch: Any, taken: Products) -> None:
+        """Have a batch finished once its pairs are matched, at the latest with the next batch.
+
+        A GPU computes the next batch while workers match this one. On the CPU both would share the cores: waiting costs
+        nothing there, and an interruption loses at most one batch.
+        """
+        self._backlog.add((batch, taken), ahead=int(any(part.device.type != "cpu" for part in taken.values())))
+
+    def rehearse(self, probed: Probed, methods_of: Callable[[str, str], Mapping[str, Matching]] | None = None) -> None:
+        """Match one pair of images of every layer and discard the result, to raise errors of matching early.
+
+        Args:
+            probed: layers of a few images, as in `update`.
+            methods_of: (model, layer) -> label -> matching; by default as in the batches.
+
+        Raises:
+            MatchingError: a matching cannot take a layer; the message names it.
+            CostError: a single affinity exceeds the memory budget.
+        """
+        for model, layer, representation in walk(probed):
+            if methods := (methods_of or self.methods_of)(model, layer):
+                with naming(model, layer):
+                    self._matcher.submit(representation.tokens[:2], None, methods, representation.grid).result()
+
+    def finish(self) -> None:
+        """Wait until the workers have matched all pairs."""
+        self._backlog.finish()
+
+
+class Backlog(Generic[_Batch]):
+    """A queue of batches that are not yet finished, in their order.
+
+    Args:
+        finish: finishes one batch.
+    """
+
+    def __init__(self, finish: Callable[[_Batch], None]) -> None:
+        self._finish_one = finish
+        self._waiting: list[_Batch] = []
+
+    def add(self, batch: _Batch, ahead: int = 0) -> None:
+        """Append a batch, then finish the oldest batches until at most `ahead` wait."""
+        self._waiting.append(batch)
+        self.finish(ahead)
+
+    def finish(self, ahead: int = 0) -> None:
+        """Finish the oldest batches until at most `ahead` wait."""
+        while len(self._waiting) > ahead:
+            try:
+                self._finish_one(self._waiting[0])
+            except BaseException:
+                # If later batches counted after a failed one, the sums would silently lack it.
+                self._waiting.clear()
+                raise
+            self._waiting.pop(0)

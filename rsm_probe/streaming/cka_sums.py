@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from rsm_probe.errors import ComparisonError
 
 # The exponent of an RSM that was 0 so far: below that of any number.
 _NOTHING = -1100
+# Most entries of RSMs that are compared with each other at a time. It decides in which order products are summed, and
+# with it the last digits: those of a sweep must not depend on the memory of a machine.
+_BLOCK_ENTRIES = 1 << 26
 
 
 class CkaSums:
@@ -84,12 +87,56 @@ class CkaSums:
     def _words(self, count: int) -> str:
         return f"{count} images is too small for {self._strictest.name} CKA, which needs {self._strictest.fewest}"
 
-    def add(self, keys: Sequence[RsmKey], rsms: np.ndarray) -> None:
-        """Add the RSMs (R, N, N) of one batch.
+    def add(self, keys: Sequence[RsmKey], rsms: np.ndarray | Callable[[slice], np.ndarray], count: int) -> None:
+        """Add the RSMs of one batch.
+
+        All are compared with all in blocks, of which two are in memory at a time.
+
+        Args:
+            keys: keys of the R RSMs.
+            rsms: the RSMs (R, N, N), or a function that returns a slice of them; it is called several times where R
+                RSMs make more than one block.
+            count: number of images, N.
 
         Raises:
             ComparisonError: an RSM is not finite; the message names its layer.
         """
+        step, first = max(16, _BLOCK_ENTRIES // count**2), not self.batches
+        blocks = [slice(start, min(start + step, len(keys))) for start in range(0, len(keys), step)]
+        load = rsms.__getitem__ if isinstance(rsms, np.ndarray) else rsms
+        before = np.full(len(keys), _NOTHING) if first else self._exponents
+        exponents, smallest = before.copy(), np.full(len(keys), np.nan)
+        added = {estimator.name: np.empty((len(keys), len(keys))) for estimator in self.estimators}
+        for number, block in enumerate(blocks):
+            values = load(block)
+            self._require_finite(keys[block], values)
+            smallest[block] = _smallest_eigenvalues(keys[block], values)
+            largest = np.abs(values).max(axis=(1, 2))
+            exponents[block] = np.maximum(np.where(largest > 0, np.frexp(largest)[1], _NOTHING), before[block])
+            rows = self._rows(values, exponents[block])
+            del values
+            for other in blocks[: number + 1]:
+                columns = rows if other is block else self._rows(load(other), exponents[other])
+                for estimator in self.estimators:
+                    product = (rows[estimator.name] @ columns[estimator.name].T) * estimator.divisor(count)
+                    added[estimator.name][block, other] = product
+                    added[estimator.name][other, block] = product.T
+        shift = before - exponents
+        for name, sums in added.items():
+            if not first:
+                sums += np.ldexp(self._sums[name], shift[:, None] + shift[None, :])
+        self.keys, self._sums, self._exponents = list(keys), added, exponents
+        self.smallest = smallest if first else np.fmin(self.smallest, smallest)
+        self.batches += 1
+        self.images += count
+
+    def _rows(self, rsms: np.ndarray, exponents: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows of some RSMs by estimator; see `Estimator.rows`."""
+        scaled = np.ldexp(rsms, -exponents[:, None, None])
+        return {estimator.name: estimator.rows(scaled) for estimator in self.estimators}
+
+    @staticmethod
+    def _require_finite(keys: Sequence[RsmKey], rsms: np.ndarray) -> None:
         finite = np.isfinite(rsms).all(axis=(1, 2))
         if not finite.all():
             key = keys[int(np.flatnonzero(~finite)[0])]
@@ -97,29 +144,6 @@ class CkaSums:
                 f"the similarities of layer {key.layer!r} of model {key.model!r} by {key.matching}/{key.kernel} "
                 f"overflow: the outputs of the layer are too large; scale them or use kernel 'cosine'"
             )
-        count, first = rsms.shape[1], not self.batches
-        # RSMs by identity are positive semi-definite; matched RSMs need not be.
-        smallest = np.array(
-            [
-                np.linalg.eigvalsh(rsm)[0] if key.matching != "identity" else np.nan
-                for key, rsm in zip(keys, rsms, strict=True)
-            ]
-        )
-        largest = np.abs(rsms).max(axis=(1, 2))
-        exponents = np.where(largest > 0, np.frexp(largest)[1], _NOTHING)
-        before = np.full(len(keys), _NOTHING) if first else self._exponents
-        exponents = np.maximum(exponents, before)
-        scaled, shift = np.ldexp(rsms, -exponents[:, None, None]), before - exponents
-        sums = {}
-        for estimator in self.estimators:
-            rows = estimator.rows(scaled)
-            sums[estimator.name] = (rows @ rows.T) * estimator.divisor(count)
-            if not first:
-                sums[estimator.name] += np.ldexp(self._sums[estimator.name], shift[:, None] + shift[None, :])
-        self.keys, self._sums, self._exponents = list(keys), sums, exponents
-        self.smallest = smallest if first else np.fmin(self.smallest, smallest)
-        self.batches += 1
-        self.images += count
 
     def grids(self) -> dict[str, np.ndarray]:
         """CKA between all RSMs by estimator, shape (R, R) each; see `cka_grid`."""
@@ -183,3 +207,11 @@ class CkaSums:
         self.smallest, self._exponents = np.array(state["smallest"]), np.array(state["exponents"], dtype=np.int64)
         # In the order of the estimators: the first gives `SweepResult.cka`.
         self._sums = {e.name: np.array(state[f"pairs_{e.name}"]) for e in self.estimators if e.name in names}
+
+
+def _smallest_eigenvalues(keys: Sequence[RsmKey], rsms: np.ndarray) -> list[float]:
+    """The smallest eigenvalue of each matched RSM; NaN by identity, whose RSMs are positive semi-definite."""
+    return [
+        float(np.linalg.eigvalsh(rsm)[0]) if key.matching != "identity" else np.nan
+        for key, rsm in zip(keys, rsms, strict=True)
+    ]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
+from rsm_probe.arrays import first_nonfinite
 from rsm_probe.errors import CostError
 from rsm_probe.execution.amounts import format_bytes, format_seconds
 from rsm_probe.execution.execution import Execution
+from rsm_probe.execution.executors import available_cores
+from rsm_probe.forward.layer_stream import LayerSample, LayerStream
 from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import cheap_matchings
 from rsm_probe.pairs.matcher import queue_bytes
 from rsm_probe.pairs.timing import core_seconds_per_pair, seconds_per_pair, timing_matcher
-from rsm_probe.probe.representation import Representation
+from rsm_probe.probe.representation import Representation, require_finite
 from rsm_probe.streaming.batch_consumer import naming, walk
+from rsm_probe.streaming.kept_rsms import RsmKinds
 
 # Seconds per entry of an RSM for its kernel and the sums of CKA, on one core.
 _ENTRY_SECONDS = 1e-7
@@ -61,6 +65,7 @@ class Cost:
         batch_seconds: seconds per mini-batch and pass for all layers, whatever the number of its images.
         start_seconds: seconds spent before the estimate: loading, compilation, the timed sample.
         end_seconds: seconds for the result.
+        disk: text that says how much disk space the RSMs take; "" where none are kept.
     """
 
     layers: Sequence[LayerCost]
@@ -75,6 +80,7 @@ class Cost:
     batch_seconds: float = 0.0
     start_seconds: float = 0.0
     end_seconds: float = 0.0
+    disk: str = ""
 
     @property
     def pairs(self) -> int:
@@ -113,6 +119,19 @@ class Cost:
         queue = max((layer.queue_bytes for layer in self.layers), default=0)
         return tokens + queue + 4 * rsms * batch**2 * 8 + self.kept_rsms * sum(size**2 for size in self.batch_sizes) * 8
 
+    def started(self, since: float, rehearsal: Callable[[], object], end_seconds: float = 0.0) -> Cost:
+        """Add the time that has passed, and that of one mini-batch of pairs, which is tried.
+
+        Args:
+            since: when the sweep started, by `time.perf_counter`.
+            rehearsal: matches a pair of every layer.
+            end_seconds: see the class.
+        """
+        before = time.perf_counter()
+        rehearsal()
+        now = time.perf_counter()
+        return replace(self, batch_seconds=now - before, start_seconds=now - since, end_seconds=end_seconds)
+
     def __str__(self) -> str:
         if self.open_ended:
             return (
@@ -126,7 +145,7 @@ class Cost:
         return (
             f"{self.images} images in {batches}, {len(self.layers)} layers, {self.pairs:,} pairs; about "
             f"{format_seconds(self.all_seconds)}{so_far} with {self.workers} workers, {format_bytes(self.bytes)} of "
-            f"memory"
+            f"memory{self.disk and f', {self.disk}'}"
         )
 
     def require(self, execution: Execution, max_bytes: int | None) -> None:
@@ -161,9 +180,66 @@ class Cost:
         return ", ".join(options)
 
 
+def estimate(
+    stream: LayerStream,
+    sample: LayerSample,
+    methods_of: Callable[[str, str], Mapping[str, Matching]],
+    kinds: RsmKinds,
+    passes: int,
+    execution: Execution,
+    sizes: Sequence[int] | None = None,
+) -> Cost:
+    """Check the outputs of the models for a few images, and run these again to estimate the cost of a sweep.
+
+    Args:
+        stream: the models and images.
+        sample: its layers for a few images.
+        methods_of: (model, layer) -> the matchings of a layer by label; {} where there is nothing to match.
+        kinds: which RSMs are compared.
+        passes: forward passes per image.
+        execution: its workers and memory budget.
+        sizes: number of images in each mini-batch; by default those of the stream.
+
+    Raises:
+        RepresentationError: a layer holds NaN or infinity.
+        LayerError: `keep` names no layer.
+    """
+    layers = walk(sample.representations)
+    for model, layer, representation in layers:
+        if methods_of(model, layer):
+            require_finite(model, layer, first_nonfinite(representation.tokens), sample.batch.ids)
+    start = _synchronised(stream)
+    stream.sample()
+    seconds = (_synchronised(stream) - start) / len(sample.batch.ids)
+    sizes = stream.source.sizes if sizes is None else sizes
+    cores, pairs = min(execution.worker_count, available_cores()), [size * (size - 1) // 2 for size in sizes]
+    costs = measure(
+        sample.representations,
+        methods_of,
+        execution,
+        cores,
+        at_once=max(pairs),
+        images=max(sizes),
+        pairs=sum(pairs),
+        other_seconds=seconds * sum(sizes) * passes,
+    )
+    kept = sum(len(methods_of(model, layer)) for model, layer, _ in layers if layer in kinds.keep)
+    return Cost(
+        costs,
+        seconds,
+        sum(sizes),
+        sizes,
+        cores,
+        passes=passes,
+        kernels=len(kinds.kernels),
+        kept_rsms=kept * len(kinds.kernels),
+        open_ended=stream.source.count is None,
+    )
+
+
 def measure(
     representations: Mapping[str, Mapping[str, Representation]],
-    methods: Mapping[str, Matching],
+    methods_of: Callable[[str, str], Mapping[str, Matching]],
     execution: Execution,
     cores: int,
     at_once: int,
@@ -175,7 +251,7 @@ def measure(
 
     Args:
         representations: model -> layer -> representation of at least 2 images.
-        methods: label -> matching.
+        methods_of: (model, layer) -> label -> matching; layers with none are passed over.
         execution: its memory budget limits the queued affinities.
         cores: number of cores that match in parallel.
         at_once: number of pairs in a mini-batch.
@@ -184,10 +260,12 @@ def measure(
         other_seconds: seconds of all other work; matching that takes little of it is timed roughly.
     """
     costs = []
-    timings = len(methods) * sum(len(layers) for layers in representations.values())
+    timings = sum(len(methods_of(model, layer)) for model, layers in representations.items() for layer in layers)
     with timing_matcher(execution) as matcher:
         for model, layer, representation in walk(representations):
-            tokens = representation.tokens
+            tokens, methods = representation.tokens, methods_of(model, layer)
+            if not methods:
+                continue
             with naming(model, layer):
                 _, locations, channels = tokens.shape
                 seconds = {}
@@ -222,3 +300,8 @@ def stopwatch(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def _synchronised(stream: LayerStream) -> float:
+    """Read the clock after all devices have finished."""
+    return max(stopwatch(model.device) for model in stream.models.values())

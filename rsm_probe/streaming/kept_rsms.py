@@ -1,17 +1,21 @@
-"""RSMs of single mini-batches that a sweep keeps beside its sums."""
+"""Which RSMs a sweep computes, and those of single mini-batches that it keeps in its result."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rsm_probe.comparison.alignment import Estimator, get_estimator
 from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.errors import LayerError, did_you_mean
+from rsm_probe.errors import ComparisonError, LayerError, did_you_mean, repeated
 from rsm_probe.forward.layer_stream import layer_names
+from rsm_probe.matching.matching import Matching
+from rsm_probe.matching.registry import get_matching
 from rsm_probe.probe.facets.facet_names import matches
+from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,6 +50,46 @@ class KeptLayers:
         for pattern in self.patterns:
             if not any(layer in KeptLayers(pattern) for layer in layers):
                 raise LayerError(f"keep={pattern!r} matches no layer of this sweep{did_you_mean(pattern, layers)}")
+
+
+@dataclass(frozen=True, eq=False)
+class RsmKinds:
+    """Which RSMs are computed of every layer, and how they are compared.
+
+    Attributes:
+        methods: label -> matching.
+        kernels: kernels of each matching.
+        estimators: estimators of CKA.
+        keep: layers whose mini-batch RSMs are kept.
+    """
+
+    methods: Mapping[str, Matching]
+    kernels: Sequence[Kernel]
+    estimators: Sequence[Estimator]
+    keep: KeptLayers
+
+    @classmethod
+    def of(cls, matchings: Any, kernels: Any, estimators: Any, keep: Any) -> RsmKinds:
+        """Look everything up by name.
+
+        Raises:
+            RsmProbeError: an argument of the wrong type, an unknown name, or a name that occurs twice.
+        """
+        methods = _by_name(matchings, "matchings", get_matching)
+        known = _by_name(kernels, "kernels", lambda kernel: (get_kernel(kernel).name, get_kernel(kernel)))
+        for kernel in known.values():
+            for label, method in methods.items():
+                check_kernel(kernel, label, method.one_to_one)
+        named = _by_name(estimators, "estimators", lambda name: (get_estimator(name).name, get_estimator(name)))
+        return cls(methods, list(known.values()), list(named.values()), KeptLayers(keep))
+
+    def keys(self, layers: Sequence[tuple[str, str]]) -> list[RsmKey]:
+        """Keys of the RSMs of (model, layer) pairs, in forward order within each model."""
+        keys, depths = list[RsmKey](), dict.fromkeys((model for model, _ in layers), 0)
+        for model, layer in layers:
+            keys += [RsmKey(model, layer, depths[model], name, k.name) for name in self.methods for k in self.kernels]
+            depths[model] += 1
+        return keys
 
 
 @dataclass
@@ -91,3 +135,23 @@ def stack_rsms(batches: Sequence[BatchRsms]) -> xr.Dataset:
             "image_label": (("batch", "image_a"), labels.astype(np.str_)),
         },
     )
+
+
+def _by_name(values: Any, what: str, known: Callable[[Any], tuple[str, Any]]) -> dict[str, Any]:
+    """Resolve one value or several into objects by name.
+
+    Args:
+        values: the argument as the user gave it.
+        what: the name of the argument, for messages.
+        known: value -> name and object.
+
+    Raises:
+        ComparisonError: the sequence is empty, or a name occurs twice.
+    """
+    several = [values] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
+    if not several:
+        raise ComparisonError(f"{what} is empty; name at least one")
+    named = [known(value) for value in several]
+    if (twice := repeated(name for name, _ in named)) is not None:
+        raise ComparisonError(f"{what} holds {twice!r} more than once, but results are identified by name")
+    return dict(named)

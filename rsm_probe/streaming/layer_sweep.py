@@ -7,45 +7,38 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from rsm_probe.arrays import first_nonfinite
-from rsm_probe.checks import brief, require_seed, require_text, require_whole
-from rsm_probe.comparison.alignment import get_estimator
-from rsm_probe.errors import ImageError, LayerError, ModelError
+from rsm_probe.checks import require_text
+from rsm_probe.errors import LayerError, ModelError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
-from rsm_probe.execution.executors import available_cores
-from rsm_probe.forward.layer_stream import LayerSample, LayerStream, layer_names, reading_settings, readings_of
+from rsm_probe.forward.layer_stream import LayerStream, layer_names, readings_of
 from rsm_probe.matching.matching import Matching
 from rsm_probe.probe.layers import Layers
-from rsm_probe.probe.representation import Layout, require_finite
+from rsm_probe.probe.representation import Layout
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.sources.images.any_images import as_images
-from rsm_probe.sources.images.batches import BatchSource, SetBatches
+from rsm_probe.sources.images.batches import BatchSource
 from rsm_probe.sources.images.image_set import ImageSet
-from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.loaded_model import LoadedModel
-from rsm_probe.sources.models.reading import Forward, Reading, require_continuable
-from rsm_probe.storage.differences import as_stored
+from rsm_probe.sources.models.reading import Forward, Reading
 from rsm_probe.storage.paths import local_folder
 from rsm_probe.streaming.accumulator import Accumulator
 from rsm_probe.streaming.batch_consumer import walk
-from rsm_probe.streaming.checkpoint import Checkpoint
-from rsm_probe.streaming.cost import Cost, measure, stopwatch
+from rsm_probe.streaming.cost import estimate
+from rsm_probe.streaming.kept_rsms import RsmKinds
+from rsm_probe.streaming.means import Means
+from rsm_probe.streaming.mini_batches import BATCH_SIZE, batch_source
 from rsm_probe.streaming.result import SweepResult
-from rsm_probe.streaming.sweep_passes import accumulate, gather_means
-
-# Images per mini-batch, unless said otherwise.
-BATCH_SIZE = 250
-# Seconds for a result on disk.
-_WRITING = 0.2
+from rsm_probe.streaming.stored_sweep import stored_sweep
+from rsm_probe.streaming.sweep_request import SweepRequest
 
 
 def sweep(
@@ -161,80 +154,58 @@ def sweep_layers(
     folder = None if out is None else local_folder(out)
     layers, centering = _checked_layers(layers), check_centering(centering)
     # Check everything that can be checked before loading models, and long before writing anything.
-    accumulator = Accumulator(
-        matchings, kernels, estimators, keep=keep, workers=execution.workers, memory=execution.memory
-    )
+    kinds = RsmKinds.of(matchings, kernels, estimators, keep)
     loaded, image_set = name_models(models), as_images(images)
-    named = [estimator.name for estimator in accumulator.estimators]
-    source = batch_source(image_set, batch_size, seed, named)
+    source = batch_source(image_set, batch_size, seed, [estimator.name for estimator in kinds.estimators])
     if centering is not None or folder is not None:
         source.repeat("centering" if centering is not None else f"a sweep in {folder}", needed=centering is not None)
     by_model = layers if isinstance(layers, dict) else None
     common = reading if isinstance(layers, dict) else replace(reading, layers=layers)
     readings = readings_of(loaded, common, by_model)
-    # A loader decides on both.
-    own = isinstance(image_set, ImageSet)
-    order = {"batch_size": int(batch_size), "seed": int(seed)} if own else {"batch_size": max(source.sizes)}
-    checkpoint = None
+    own = isinstance(image_set, ImageSet)  # a loader decides on both
+    request = SweepRequest(
+        loaded, readings, image_set, kinds, int(batch_size) if own else None, int(seed) if own else None, centering,
+        layers,
+    )  # fmt: skip
     if folder is not None:
         import zarr  # noqa: F401 - as above
 
-        settings = {
-            "models": {name: model.fingerprint for name, model in loaded.items()},
-            "images": source.fingerprint(),
-            "layers": layers,
-            "matchings": {label: repr(method) for label, method in accumulator.methods.items()},
-            "kernels": [repr(kernel) for kernel in accumulator.kernels],
-            "estimators": named,
-            **order,
-            "centering": centering,
-            "keep": accumulator.keep.patterns,
-            **reading_settings(loaded, readings),
-        }
-        checkpoint = Checkpoint(folder, as_stored(settings), source.advice)
-        if (result := checkpoint.finished()) is not None:
-            source.require_same(checkpoint.load("order") or {})
-            return result
+        return stored_sweep(request, source, folder, execution, started)
+    return _streamed(request, source, execution, started)
+
+
+def _streamed(request: SweepRequest, source: BatchSource, execution: Execution, started: float) -> SweepResult:
+    """A sweep that keeps sums alone."""
+    kinds, centering = request.kinds, request.centering
     with ExitStack() as stack:
+        accumulator = Accumulator(
+            list(kinds.methods.values()), kinds.kernels, [estimator.name for estimator in kinds.estimators],
+            keep=kinds.keep.patterns, workers=execution.workers, memory=execution.memory,
+        )  # fmt: skip
         stack.callback(accumulator.close)
-        begun = checkpoint is not None and checkpoint.begun
-        if checkpoint is not None and begun:  # detect a sweep that runs there before any work
-            require_continuable(checkpoint.out, readings)
-            stack.enter_context(checkpoint.held())
-            if (state := checkpoint.load("order")) is not None:
-                source.restore(state)
-        stream = LayerStream(loaded, source, readings, execution.device)
+        stream = LayerStream(request.models, source, request.readings, execution.device)
         stack.enter_context(stream.evaluating())
         sample = stream.sample()
-        cost = _preflight(sample, stream, accumulator, centering, execution)
+        cost = estimate(stream, sample, accumulator.methods_of, kinds, 1 if centering is None else 2, execution)
         cost.require(execution, physical_bytes())
-        rehearsed = time.perf_counter()
-        accumulator.rehearse(sample.representations)
-        now = time.perf_counter()
-        cost = replace(
-            cost,
-            batch_seconds=now - rehearsed,
-            start_seconds=now - started,
-            end_seconds=0.0 if checkpoint is None else _WRITING,
-        )
+        cost = cost.started(started, partial(accumulator.rehearse, sample.representations))
         execution.say(f"sweep: {cost}")
         inputs = {(model, layer): part.input for model, layer, part in walk(sample.representations)}
         del sample
-        if checkpoint is not None:
-            if not begun:
-                stack.enter_context(checkpoint.held())
-            if (result := checkpoint.finished()) is not None:  # another process has finished it in the meantime
-                return result
-            checkpoint.claim()
         if centering is not None:
-            accumulator.means = gather_means(stream, centering, checkpoint, execution)
-        bar = stack.enter_context(execution.bar("pairs", None if cost.open_ended else cost.pairs, "pair", position=1))
-        accumulator.on_pairs = bar.update
-        accumulate(accumulator, stream, checkpoint, bar, cost.pairs_per_layer, execution)
+            means = accumulator.means = Means(centering)
+            with execution.bar("first pass: means", source.count, "image", position=0) as bar:
+                for batch in source.batches():
+                    stream.feed(batch, means)
+                    bar.update(len(batch))
+        pairs = stack.enter_context(execution.bar("pairs", None if cost.open_ended else cost.pairs, "pair", position=1))
+        accumulator.on_pairs = pairs.update
+        with execution.bar("images", source.count, "image", position=0) as bar:
+            for batch in source.batches():
+                stream.feed(batch, accumulator)
+                bar.update(len(batch))
         result = accumulator.result().with_inputs(inputs)
-        result.dataset.attrs.update(centering=str(centering), **order, source=image_set.name)
-        if checkpoint is not None:
-            checkpoint.save_result(result)
+    result.dataset.attrs.update(request.attributes(source))
     return result
 
 
@@ -261,51 +232,6 @@ def name_models(models: Any) -> dict[str, LoadedModel]:
     return named
 
 
-def batch_source(images: ImageSet | ImageLoader, batch_size: int, seed: int, estimators: Sequence[str]) -> BatchSource:
-    """The batches of a sweep: those of a loader as they come, or an image set in a seeded random order.
-
-    Raises:
-        ImageError: as `make_batches`, or batch_size or seed is given for a loader, which decides on both.
-    """
-    if isinstance(images, ImageSet):
-        return SetBatches(images, make_batches(images, batch_size, seed, estimators))
-    for name, value, default in (("batch_size", batch_size, BATCH_SIZE), ("seed", seed, 0)):
-        if value != default:
-            raise ImageError(
-                f"{name}={brief(value)} applies to images that a sweep divides itself, but {images.name} comes from a "
-                f"loader, whose batches are taken as they come; leave it out, or give the loader's data set"
-            )
-    source, fewest = images.fresh(), max(get_estimator(estimator).fewest for estimator in estimators)
-    if source.sizes[0] < fewest:
-        raise ImageError(
-            f"the first batch of {source.name} holds {source.sizes[0]} images; {' and '.join(estimators)} CKA needs at "
-            f"least {fewest}: make larger batches"
-        )
-    return source
-
-
-def make_batches(images: ImageSet, batch_size: int, seed: int, estimators: Sequence[str]) -> list[np.ndarray]:
-    """Divide the images, in a seeded random order, into batches whose sizes differ by at most one.
-
-    Returns:
-        The indices of the images of each batch.
-
-    Raises:
-        ImageError: batches are too small for the estimators, or size or seed is not a whole number in range.
-    """
-    require_whole(batch_size, "batch_size", 1, ImageError)
-    require_seed(seed, "seed", ImageError)
-    fewest = max(get_estimator(estimator).fewest for estimator in estimators)
-    needed = f"{' and '.join(estimators)} CKA needs at least {fewest}"
-    if batch_size < fewest:
-        raise ImageError(f"batch_size={batch_size} is too small: {needed}")
-    if len(images) < fewest:
-        raise ImageError(f"{images.name} holds {len(images)} images; {needed}")
-    # Rounding up keeps every batch within batch_size; the minimum avoids batches that are too small.
-    count = min(-(-len(images) // batch_size), len(images) // fewest)
-    return np.array_split(np.random.default_rng(seed).permutation(len(images)), count)
-
-
 def _checked_layers(layers: Any) -> str | list[str] | dict[str, str | list[str]]:
     """Convert layers of all models, or model name -> layers, to plain text and lists.
 
@@ -318,51 +244,3 @@ def _checked_layers(layers: Any) -> str | list[str] | dict[str, str | list[str]]
         require_text(model, "layers=: the name of a model", LayerError): layer_names(own, f"layers[{model!r}]")
         for model, own in layers.items()
     }
-
-
-def _preflight(
-    sample: LayerSample,
-    stream: LayerStream,
-    accumulator: Accumulator,
-    centering: str | None,
-    execution: Execution,
-) -> Cost:
-    """Check the outputs of the models for a few images, and run these again to estimate the cost."""
-    methods, kernel_count = accumulator.methods, len(accumulator.kernels)
-    layers = walk(sample.representations)
-    for model, layer, representation in layers:
-        require_finite(model, layer, first_nonfinite(representation.tokens), sample.batch.ids)
-    names = [layer for _, layer, _ in layers]
-    accumulator.keep.require_among(names)
-    start = _synchronised(stream)
-    stream.sample()
-    seconds = (_synchronised(stream) - start) / len(sample.batch.ids)
-    sizes, count = stream.source.sizes, stream.source.count
-    cores, largest, passes = min(execution.worker_count, available_cores()), max(sizes), 1 if centering is None else 2
-    pairs = [size * (size - 1) // 2 for size in sizes]
-    layer_costs = measure(
-        sample.representations,
-        methods,
-        execution,
-        cores,
-        at_once=max(pairs),
-        images=largest,
-        pairs=sum(pairs),
-        other_seconds=seconds * sum(sizes) * passes,
-    )
-    return Cost(
-        layer_costs,
-        seconds,
-        sum(sizes),
-        sizes,
-        cores,
-        passes=passes,
-        kernels=kernel_count,
-        kept_rsms=sum(layer in accumulator.keep for layer in names) * len(methods) * kernel_count,
-        open_ended=count is None,
-    )
-
-
-def _synchronised(stream: LayerStream) -> float:
-    """Read the clock after all devices have finished."""
-    return max(stopwatch(model.device) for model in stream.models.values())

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rsm_probe.arrays import first_nonfinite
-from rsm_probe.errors import RepresentationError
+from rsm_probe.errors import RepresentationError, StorageError
+from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_consumer import ImageBatch, finished_name
+from rsm_probe.forward.layer_stream import LayerStream
 from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
+from rsm_probe.sources.images.batches import BatchSource
+from rsm_probe.storage.files import load_arrays, save_arrays
+from rsm_probe.stored_products.product_store import ProductStore
 from rsm_probe.streaming.batch_consumer import BatchConsumer, TakenLayer
 
 
@@ -87,14 +95,11 @@ class Means(BatchConsumer[Tensor]):
             raise RepresentationError(
                 f"there is no mean for layer {layer!r} of model {model!r}; update the means in a first pass"
             )
-        centred = subtract_mean(tokens, known[name] / self.images)
-        # The difference of two large finite numbers may overflow.
-        if (bad := first_nonfinite(centred)) is not None and first_nonfinite(tokens) is None:
-            raise RepresentationError(
-                f"layer {layer!r} of model {model!r}: image {bad} of this batch minus the mean overflows "
-                f"{tokens.dtype}; scale the outputs of the layer"
-            )
-        return centred
+        return _subtracted(tokens, known[name] / self.images, model, layer)
+
+    def mean_of(self, model: str, layer: str) -> Tensor:
+        """The mean of a layer (S, C) or (1, C), float64."""
+        return self._sums[model, layer] / self.images
 
     def state(self) -> dict[str, np.ndarray]:
         """The sums as plain arrays, from which `restore` continues."""
@@ -115,3 +120,124 @@ class Means(BatchConsumer[Tensor]):
             (str(model), str(layer)): torch.from_numpy(state[f"sum{k}"])
             for k, (model, layer) in enumerate(state["names"])
         }
+
+
+class LayerMeans:
+    """Means of single layers, which need not come from one pass; see `Means.subtract`.
+
+    Args:
+        means: (model, layer) -> mean (S, C) or (1, C), float64.
+    """
+
+    def __init__(self, means: Mapping[tuple[str, str], Tensor]) -> None:
+        self._means: dict[str, dict[str, Tensor]] = {model: {} for model, _ in means}
+        for (model, layer), mean in means.items():
+            self._means[model][layer] = mean
+
+    def subtract(self, model: str, layer: str, tokens: Tensor) -> Tensor:
+        """Subtract the mean of a layer from its tokens (N, S, C).
+
+        Raises:
+            RepresentationError: a difference overflows.
+        """
+        known = self._means[model]
+        return _subtracted(tokens, known[finished_name(layer, known)], model, layer)
+
+
+class StoredMeans:
+    """Means in the folder of a sweep, which later sweeps there subtract, too.
+
+    They are over the images with which the store began: what is centred differently cannot be compared.
+
+    Args:
+        folder: the folder of the sweep.
+        store: its store.
+        centering: which mean.
+        key_of: (model, layer) -> key of the layer in the store.
+    """
+
+    def __init__(
+        self, folder: Path, store: ProductStore, centering: Centering, key_of: Callable[[str, str], str]
+    ) -> None:
+        self._folder, self._store, self._centering, self._key_of = folder, store, centering, key_of
+
+    @property
+    def _known(self) -> dict[str, list[str]]:
+        """Key of a layer -> its file, and its model and name there."""
+        return self._store.chunks.attribute("means", dict, {})
+
+    def _file(self, name: str) -> Path:
+        return self._folder / "means" / f"{name}.npz"
+
+    def lacking(self, layers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+        """Those of some (model, layer) pairs whose means are not known: model -> layers."""
+        known, lacking = self._known, dict[str, list[str]]()
+        for model, layer in layers:
+            of_layer = known.get(self._key_of(model, layer))
+            if of_layer is None or not self._file(of_layer[0]).exists():
+                lacking.setdefault(model, []).append(layer)
+        return lacking
+
+    def gather(
+        self,
+        lacking: Mapping[str, Sequence[str]],
+        stream: LayerStream,
+        source: BatchSource,
+        on_batch: Callable[[], None],
+        execution: Execution,
+    ) -> None:
+        """Pass the images through the models, and save the sums after every batch.
+
+        Args:
+            lacking: model -> layers.
+            stream: the models.
+            source: the images.
+            on_batch: called before the sums of a batch are saved.
+            execution: whether to show progress.
+
+        Raises:
+            StorageError: sums on disk cannot be continued; the message says what to remove.
+        """
+        keys = {(model, layer): self._key_of(model, layer) for model in lacking for layer in lacking[model]}
+        content = [sorted(keys.values()), source.fingerprint(), list(source.sizes)]
+        name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+        means = self._restored(name) if self._file(name).exists() else Means(self._centering)
+        with execution.bar("first pass: means", source.count, "image", done=means.images, position=0) as bar:
+            for batch in source.batches(range(means.batches)):
+                stream.feed(batch, means, lacking)
+                on_batch()
+                save_arrays(self._file(name), means.state())
+                bar.update(len(batch))
+        self._store.chunks.set({"means": self._known | {key: [name, *layer] for layer, key in keys.items()}})
+
+    def of(self, layers: Iterable[tuple[str, str]]) -> LayerMeans:
+        """The means of some (model, layer) pairs, all of which are known."""
+        known, read, means = self._known, dict[str, Means](), dict[tuple[str, str], Tensor]()
+        for model, layer in layers:
+            name, *there = known[self._key_of(model, layer)]
+            if name not in read:
+                read[name] = self._restored(name)
+            means[model, layer] = read[name].mean_of(*there)
+        return LayerMeans(means)
+
+    def _restored(self, name: str) -> Means:
+        means, file = Means(self._centering), self._file(name)
+        try:
+            means.restore(load_arrays(file))
+        except (KeyError, ValueError, TypeError) as error:
+            raise StorageError(
+                f"cannot continue from {file}: {error}. Remove this file and run again: only the pass over the images "
+                f"that it belongs to starts over"
+            ) from error
+        return means
+
+
+def _subtracted(tokens: Tensor, mean: Tensor, model: str, layer: str) -> Tensor:
+    centred = subtract_mean(tokens, mean)
+    # The difference of two large finite numbers may overflow.
+    if (bad := first_nonfinite(centred)) is not None and first_nonfinite(tokens) is None:
+        raise RepresentationError(
+            f"layer {layer!r} of model {model!r}: image {bad} of this batch minus the mean overflows "
+            f"{tokens.dtype}; scale the outputs of the layer"
+        )
+    return centred

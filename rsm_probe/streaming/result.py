@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 
 from rsm_probe.checks import listed
 from rsm_probe.comparison.alignment import get_estimator
-from rsm_probe.comparison.grid import RsmKey
+from rsm_probe.comparison.grid import RsmKey, label_grid
 from rsm_probe.comparison.statistics import bootstrap_samples, check_level, over_models, summarise
 from rsm_probe.errors import ComparisonError, StorageError, did_you_mean
 from rsm_probe.storage.files import open_dataset, save_dataset
+from rsm_probe.streaming.cka_sums import CkaSums
 from rsm_probe.streaming.kept_rsms import BatchRsms, stack_rsms
 
 if TYPE_CHECKING:
@@ -58,6 +60,19 @@ class SweepResult:
         if rsms:
             dataset = dataset.merge(stack_rsms(rsms))
         return cls(dataset)
+
+    @classmethod
+    def of_sums(cls, sums: CkaSums, rsms: Sequence[BatchRsms]) -> Self:
+        """The result of summed mini-batches, and the kept RSMs.
+
+        Warns:
+            UserWarning: images that are left out, and RSMs whose CKA is undefined.
+        """
+        grids = {name: label_grid(grid, sums.keys, sums.keys) for name, grid in sums.grids().items()}
+        for words in sums.remarks():
+            warnings.warn(words, stacklevel=3)
+        counts = {"images": sums.images, "batches": sums.batches, "left_out": sums.left_out or 0}
+        return cls.build(grids, rsms, sums.smallest, **counts)
 
     def with_inputs(self, inputs: Mapping[tuple[str, str], str]) -> Self:
         """Add the coordinates `input_a` and `input_b`, if a model has several inputs.

@@ -20,7 +20,8 @@ from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.streaming.cost import Cost
 from rsm_probe.streaming.kept_rsms import KeptLayers
-from rsm_probe.streaming.layer_sweep import batch_source, sweep_layers
+from rsm_probe.streaming.layer_sweep import sweep_layers
+from rsm_probe.streaming.mini_batches import batch_source
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 

@@ -16,7 +16,7 @@ from rsm_probe.errors import (
 )
 from rsm_probe.probe import Representation
 from rsm_probe.streaming import Means
-from rsm_probe.streaming.accumulator import Backlog
+from rsm_probe.streaming.batch_consumer import Backlog
 
 
 def layer(tokens: torch.Tensor) -> Representation:

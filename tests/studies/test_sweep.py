@@ -12,7 +12,7 @@ import rsm_probe
 from rsm_probe.errors import CostError, ImageError, LayerError, ModelError, RepresentationError, StorageError
 from rsm_probe.sources import digits, from_tensor
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
-from rsm_probe.streaming.layer_sweep import make_batches
+from rsm_probe.streaming.mini_batches import make_batches
 
 
 @pytest.fixture

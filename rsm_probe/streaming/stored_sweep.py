@@ -1,0 +1,383 @@
+"""A sweep whose RSMs are kept: what a store lacks is computed and written, and everything is compared from there."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsm_probe.captures.recording import count_images
+from rsm_probe.comparison.grid import RsmKey
+from rsm_probe.errors import StorageError
+from rsm_probe.execution.amounts import physical_bytes
+from rsm_probe.execution.execution import Execution
+from rsm_probe.forward.layer_stream import LayerStream
+from rsm_probe.matching.matching import Matching
+from rsm_probe.sources.images.batches import BatchSource, SetBatches
+from rsm_probe.sources.images.contents.item_labels import ItemLabels
+from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.loaders import ImageLoader
+from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.sources.models.reading import require_continuable
+from rsm_probe.storage.differences import as_stored
+from rsm_probe.storage.disk_space import require_space
+from rsm_probe.stored_products.product_store import ImagePart, ProductStore, StoredBatch
+from rsm_probe.streaming.batch_consumer import walk
+from rsm_probe.streaming.cka_sums import CkaSums
+from rsm_probe.streaming.cost import estimate
+from rsm_probe.streaming.kept_rsms import BatchRsms
+from rsm_probe.streaming.means import StoredMeans
+from rsm_probe.streaming.mini_batches import Division, divide, image_digests
+from rsm_probe.streaming.recorder import ModelWork, Recorder
+from rsm_probe.streaming.result import SweepResult
+from rsm_probe.streaming.sweep_request import RESULT, STORE, SweepRequest, finished_result
+
+# Seconds for a result on disk.
+_WRITING = 0.2
+# Layers of a model by name, in forward order -> the input of the model that the layer belongs to.
+_Layers = dict[str, str]
+
+
+def stored_sweep(
+    request: SweepRequest, source: BatchSource, folder: Path, execution: Execution, started: float
+) -> SweepResult:
+    """Compute what the store in a folder lacks, and compare everything from there; see `sweep`.
+
+    Args:
+        request: what is compared.
+        source: the images in batches, of which those of a loader are taken as they come.
+        folder: the folder of the sweep.
+        execution: how the work runs.
+        started: when the sweep started, by `time.perf_counter`.
+    """
+    settings = request.all_settings(source)
+    if (result := finished_result(folder, settings, source)) is not None:
+        return result
+    where = folder / STORE
+    existing = ProductStore.existing(where)
+    if existing is not None and existing.parts:
+        sweep = StoredSweep(request, source, folder, existing, execution)
+        if not sweep.is_whole():
+            require_continuable(folder, {name: request.readings[name] for name in sweep.layers})
+    with ProductStore.writing(where) as store:
+        sweep = StoredSweep(request, source, folder, store, execution)
+        sweep.compute(started)
+        return sweep.compare(settings)
+
+
+class StoredSweep:
+    """One sweep over the mini-batches of a store.
+
+    Args:
+        request: what is compared.
+        source: the images in batches.
+        folder: the folder of the sweep.
+        store: its store.
+        execution: how the work runs.
+
+    Raises:
+        StorageError: the store holds other mini-batches, or those of another loader.
+        ImageError: see `divide`.
+    """
+
+    def __init__(
+        self, request: SweepRequest, source: BatchSource, folder: Path, store: ProductStore, execution: Execution
+    ) -> None:
+        self.request, self.source, self.folder, self.store, self.execution = request, source, folder, store, execution
+        store.require_settings(as_stored(request.settings))
+        self.division = self._divided()
+        self.batches = self.division.batches
+        if isinstance(request.images, ImageSet):
+            self.source = SetBatches(request.images, [batch.images for batch in self.batches])
+        known = store.chunks.attribute("readings", dict, {})
+        # Model -> its layers, of those that were read before.
+        self.layers: dict[str, _Layers] = {
+            name: dict(known[key]) for name in request.models if (key := request.reading_key(name)) in known
+        }
+        self.work: list[dict[str, ModelWork]] = []
+        self.means = None
+        if request.centering is not None:
+            self.means = StoredMeans(folder, store, request.centering, request.layer_key)
+        self._sums = CkaSums(request.kinds.estimators)
+        self._summed = 0
+        self._kept: list[BatchRsms] = []
+
+    def _divided(self) -> Division:
+        images, store = self.request.images, self.store
+        if isinstance(images, ImageSet):
+            assert self.request.batch_size is not None
+            assert self.request.seed is not None
+            estimators = [estimator.name for estimator in self.request.kinds.estimators]
+            return divide(store, images, self.request.batch_size, self.request.seed, estimators, self.execution)
+        fingerprint = self.source.fingerprint()
+        if store.parts and fingerprint not in store.image_sets:
+            raise StorageError(
+                f"{store.where} holds RSMs of other images; choose another folder or remove it{self.source.advice}"
+            )
+        assert isinstance(self.source, ImageLoader)
+        if (order := store.chunks.attribute("order", list, [])) and not self.source.state():
+            self.source.restore({"hashes": np.array(order, np.str_)})
+        count_images(self.source)
+        sizes = self.source.sizes
+        ids = self.source.ids or [str(k) for k in range(sum(sizes))]
+        part = store.parts[0] if store.parts else ImagePart(tuple(ids), tuple(sizes))
+        batches = [
+            StoredBatch(0, k, np.array(part.positions(k)), np.empty(0, np.int64)) for k in range(len(part.sizes))
+        ]
+        labels = self.source.labels or [""] * len(ids)
+        return Division(batches, {}, None if store.parts else part, labels)
+
+    def is_whole(self) -> bool:
+        """Whether the layers of all models are known, and the store has all their RSMs."""
+        if self.division.added is not None or len(self.layers) < len(self.request.models):
+            return False
+        self._plan()
+        return not any(self.work)
+
+    def _plan(self) -> None:
+        """Find out which RSMs of which mini-batches the store lacks."""
+        request, methods, seen = self.request, self.request.kinds.methods, set[str]()
+        keys: dict[str, dict[str, str]] = {}
+        for model, layers in self.layers.items():
+            own = {layer: request.layer_key(model, layer) for layer in layers}
+            # Models of equal content share their RSMs.
+            keys[model] = {layer: key for layer, key in own.items() if key not in seen}
+            seen |= set(own.values())
+        texts = {label: repr(method) for label, method in methods.items()}
+        alike: dict[str, ModelWork] = {}
+        self.work = []
+        for batch in self.batches:
+            works: dict[str, ModelWork] = {}
+            for model, own in keys.items():
+                missing = self.store.missing({key: list(texts.values()) for key in own.values()}, batch)
+                layers_left: dict[str, Mapping[str, Matching]] = {
+                    layer: {label: methods[label] for label, text in texts.items() if text in missing[key]}
+                    for layer, key in own.items()
+                    if key in missing
+                }
+                if layers_left:
+                    work = ModelWork.of(layers_left, own, self.division.left_out)
+                    works[model] = alike.setdefault(f"{model} {work.wanted.key}", work)
+            self.work.append(works)
+
+    @cached_property
+    def series(self) -> list[tuple[str, str]]:
+        """(key of a layer, matching) of all RSMs but for their kernels, in the order of `RsmKinds.keys`."""
+        texts = [repr(method) for method in self.request.kinds.methods.values()]
+        return [
+            (self.request.layer_key(model, layer), text)
+            for model, layers in self.layers.items()
+            for layer in layers
+            for text in texts
+        ]
+
+    def compute(self, started: float) -> None:
+        """Compute what the store lacks; `started` is when the sweep started, by `time.perf_counter`."""
+        if self.is_whole():  # another process computed it in the meantime
+            return
+        request, execution = self.request, self.execution
+        with ExitStack() as stack:
+            stream = LayerStream(self._models_to_run(), self.source, request.readings, execution.device)
+            stack.enter_context(stream.evaluating())
+            sample = stream.sample()
+            read: dict[str, _Layers] = {}
+            for model, layer, part in walk(sample.representations):
+                read.setdefault(model, {})[layer] = part.input
+            self.layers = {name: self.layers.get(name) or read[name] for name in request.models}
+            self._plan()
+            left = self._left()
+            lacking = {} if self.means is None else self.means.lacking(left)
+            recorder = Recorder(self.store, execution, on_batch=self._sum_until)
+            stack.callback(recorder.close)
+
+            def methods_of(model: str, layer: str) -> Mapping[str, Matching]:
+                return left.get((model, layer), {})
+
+            sizes = [len(batch) for batch, works in zip(self.batches, self.work, strict=True) if works]
+            if sizes:
+                cost = estimate(stream, sample, methods_of, request.kinds, 2 if lacking else 1, execution, sizes)
+                cost.require(execution, physical_bytes())
+                cost = replace(cost, disk=require_space(self.store.where, self._bytes()))
+                cost = cost.started(started, partial(recorder.rehearse, sample.representations, methods_of), _WRITING)
+                execution.say("\n".join([*self.division.notes, self._reuse(), f"sweep: {cost}"]))
+            del sample
+            self._declare()
+            if self.means is not None:
+                self._gather_means(stream, lacking)
+                recorder.means = self.means.of(left)
+            bar = stack.enter_context(execution.bar("pairs", self.pairs_left, "pair", position=1))
+            recorder.on_pairs = bar.update
+            try:
+                self._record(stream, recorder)
+            finally:
+                recorder.finish()  # also if a later batch fails, so that earlier ones are not lost
+            self._put_labels()
+
+    def _models_to_run(self) -> dict[str, LoadedModel]:
+        """The models whose layers are not known, or that lack RSMs of some mini-batches."""
+        models, lacking = self.request.models, {name for works in self.work for name in works}
+        every = self.division.added is not None
+        return {name: m for name, m in models.items() if every or name in lacking or name not in self.layers}
+
+    def _left(self) -> dict[tuple[str, str], dict[str, Matching]]:
+        """(model, layer) -> the matchings that are missing in any mini-batch, by label."""
+        left: dict[tuple[str, str], dict[str, Matching]] = {}
+        for works in self.work:
+            for model, work in works.items():
+                for layer, methods in work.layers.items():
+                    left.setdefault((model, layer), {}).update(methods)
+        return left
+
+    @property
+    def pairs_left(self) -> int:
+        """Number of pairs that are left to match, over all layers."""
+        return sum(
+            sum(len(work.layers) for work in works.values()) * (len(batch) * (len(batch) - 1) // 2)
+            for batch, works in zip(self.batches, self.work, strict=True)
+        )
+
+    def _bytes(self) -> int:
+        """Bytes that the missing RSMs take on disk."""
+        return sum(
+            self.store.bytes_per_batch(work.wanted, len(batch))
+            for batch, works in zip(self.batches, self.work, strict=True)
+            for work in works.values()
+        )
+
+    def _reuse(self) -> str:
+        """What the store has already, and what is left."""
+        every = {key for key, _ in self.series}
+        pairs = len(every) * sum(len(batch) * (len(batch) - 1) // 2 for batch in self.batches)
+        missing = {
+            (work.keys[layer], repr(method))
+            for works in self.work
+            for work in works.values()
+            for layer, methods in work.layers.items()
+            for method in methods.values()
+        }
+        wanted = set(self.series)
+        return (
+            f"{self.store.where} has {len(wanted - missing)} of {len(wanted)} RSMs by layer and matching in all "
+            f"{len(self.batches)} mini-batches; {self.pairs_left:,} of {pairs:,} pairs are left to match"
+        )
+
+    def _declare(self) -> None:
+        """Write what the mini-batches rely on, before the first of them."""
+        request, store, division = self.request, self.store, self.division
+        store.begin(as_stored(request.settings))
+        if division.added is not None:
+            store.put_part(len(store.parts), division.added, division.labels)
+        store.put_image_set(self._fingerprint(), division.left_out)
+        readings, models = (store.chunks.attribute(name, dict, {}) for name in ("readings", "models"))
+        texts = {label: repr(method) for label, method in request.kinds.methods.items()}
+        for name, layers in self.layers.items():
+            readings[request.reading_key(name)] = [list(layer) for layer in layers.items()]
+            keys = {layer: request.layer_key(name, layer) for layer in layers}
+            known = models.get(name, {})
+            if known.get("layers") == keys:
+                texts = {**known["matchings"], **texts}
+            models[name] = {"layers": keys, "matchings": texts}
+        store.chunks.set({"readings": readings, "models": models})
+        for wanted in dict.fromkeys(work.wanted for works in self.work for work in works.values()):
+            store.declare(wanted, range(len(store.parts)))
+
+    def _fingerprint(self) -> str:
+        images = self.request.images
+        return images.fingerprint() if isinstance(images, ImageSet) else self.source.fingerprint()
+
+    def _put_labels(self) -> None:
+        """Write the labels that only the images themselves have, and that are known once these were read."""
+        images = self.request.images
+        if isinstance(images, ImageLoader):
+            self.store.put_part(0, self.store.parts[0], list(getattr(self.source, "labels_seen", ())))
+        elif isinstance(images.labels, ItemLabels):
+            by_id = dict(zip(images.ids, images.labels, strict=True))
+            for number, part in enumerate(self.store.parts):
+                known = zip(part.ids, self.store.labels(number), strict=True)
+                self.store.put_part(number, part, [by_id.get(name, label) for name, label in known])
+
+    def _gather_means(self, stream: LayerStream, lacking: Mapping[str, list[str]]) -> None:
+        """Run a first pass over the images with which the store began, for layers whose means are not known."""
+        if not lacking:
+            return
+        assert self.means is not None
+        source, first = self.source, [batch for batch in self.batches if batch.part == 0]
+        if absent := len(self.store.parts[0].ids) - sum(map(len, first)):
+            warnings.warn(
+                f"the means of {sum(map(len, lacking.values()))} layers that are new to {self.store.where} lack "
+                f"{absent} images, over which those of its other layers were taken",
+                stacklevel=4,
+            )
+        if isinstance(self.request.images, ImageSet):
+            source = SetBatches(self.request.images, [batch.images for batch in first])
+        self.means.gather(lacking, stream, source, partial(self._note_order, source), self.execution)
+
+    def _note_order(self, source: BatchSource) -> None:
+        """Write what shows whether the batches of a later process are the same, before what relies on them."""
+        self.store.require_there()
+        if state := source.state():
+            self.store.chunks.set({"order": state["hashes"].tolist()})
+
+    def _record(self, stream: LayerStream, recorder: Recorder) -> None:
+        """Pass the mini-batches that lack RSMs through the models, and write their products."""
+        left = [number for number, works in enumerate(self.work) if works]
+        done = set(range(len(self.work))) - set(left)
+        count = sum(len(self.batches[number]) for number in left)
+        with self.execution.bar("images", count, "image", position=0) as bar:
+            for number, raw in zip(left, self.source.batches(done), strict=True):
+                batch = self.batches[number]
+                self._note_order(self.source)
+                if isinstance(self.request.images, ImageSet) and not self.store.has_digests(batch):
+                    self.store.put_digests(batch, image_digests(raw.images))
+                recorder.expect(batch, self.work[number])
+                stream.feed(raw, recorder, self.work[number])
+                bar.update(len(raw))
+
+    @cached_property
+    def _keys(self) -> list[RsmKey]:
+        return self.request.kinds.keys([(model, layer) for model, layers in self.layers.items() for layer in layers])
+
+    def _sum_until(self, batch: StoredBatch) -> None:
+        """Compare the RSMs of all mini-batches up to one, in their order."""
+        stop = self.batches.index(batch) + 1
+        for number in range(self._summed, stop):
+            self._sum(number)
+        self._summed = max(self._summed, stop)
+
+    def _sum(self, number: int) -> None:
+        batch, keep = self.batches[number], self.request.kinds.keep
+        if self._sums.too_small(len(batch)):
+            if number < len(self.batches) - 1:
+                self._sums.leave_out(len(batch))
+                self._sums.require_open()
+            self._sums.leave_out(len(batch))
+            return
+        rsms = partial(self.store.rsms, self.series, self.request.kinds.kernels, batch)
+        self._sums.add(self._keys, rsms, len(batch))
+        if wanted := [k for k, key in enumerate(self._keys) if key.layer in keep]:
+            values = np.concatenate([rsms(slice(k, k + 1)) for k in wanted])
+            ids, labels = self.store.parts[batch.part].ids, self.store.labels(batch.part)
+            names = [ids[k] for k in batch.positions], [labels[k] for k in batch.positions]
+            self._kept.append(BatchRsms([self._keys[k] for k in wanted], values, *names))
+
+    def compare(self, settings: Mapping[str, Any]) -> SweepResult:
+        """Compare all RSMs of all mini-batches, and write the result."""
+        self.request.kinds.keep.require_among({layer for layers in self.layers.values() for layer in layers})
+        left = self.batches[self._summed :]
+        for batch in self.execution.bar("comparing", len(left), "batch", items=left, leave=False):
+            self._sum_until(batch)
+        result = SweepResult.of_sums(self._sums, self._kept)
+        result = result.with_inputs(
+            {(model, layer): name for model, layers in self.layers.items() for layer, name in layers.items()}
+        )
+        result.dataset.attrs.update(self.request.attributes(self.source), settings=json.dumps(settings))
+        self.store.require_there()
+        result.save(self.folder / RESULT)
+        return result
