@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rsm_probe.sources import LoadedModel as LoadedModel
     from rsm_probe.sources import as_images as as_images
     from rsm_probe.sources import load_model
-    from rsm_probe.streaming import Accumulator, sweep
+    from rsm_probe.streaming import Accumulator, RsmStore, sweep
     from rsm_probe.streaming import Means as Means
     from rsm_probe.streaming import SweepResult as SweepResult
 else:
@@ -40,6 +40,7 @@ __all__ = [
     "Capture",
     "Probe",
     "RsmProbeError",
+    "RsmStore",
     "all_pairs",
     "bootstrap",
     "capture",

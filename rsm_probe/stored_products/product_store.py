@@ -9,8 +9,9 @@ row by row. A mini-batch is there once its norms are, which are written last.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +90,7 @@ class ProductStore:
                 f"{self.where} is an RSM store of format {version}, and this version of rsm_probe reads format "
                 f"{_VERSION}; choose another folder, or use the version that wrote it"
             )
+        self._folder: tuple[int, int] | None = None
         self.sets = {key: SeriesSet.from_stored(stored) for key, stored in chunks.attribute("sets", dict, {}).items()}
 
     @classmethod
@@ -117,6 +119,7 @@ class ProductStore:
         if "settings" not in self.chunks.attributes:
             self.chunks.set({"version": _VERSION, "settings": dict(settings)})
         self.chunks.claimed = True
+        self._folder = self._identity()
 
     def require_settings(self, settings: Mapping[str, Any]) -> None:
         """Refuse a store whose mini-batches were made differently.
@@ -154,6 +157,16 @@ class ProductStore:
         absent = [list(left_out.get(k, ())) for k in range(len(self.parts))]
         if self.image_sets.get(fingerprint) != absent:
             self.chunks.set({"image_sets": {**self.image_sets, fingerprint: absent}})
+
+    def batches_of(self, fingerprint: str) -> list[StoredBatch]:
+        """The mini-batches of an image set whose sweep was finished, without its indices."""
+        batches = []
+        for number, (part, absent) in enumerate(zip(self.parts, self.image_sets[fingerprint], strict=False)):
+            for batch in range(len(part.sizes)):
+                positions = np.setdiff1d(np.array(part.positions(batch)), absent)
+                if len(positions):
+                    batches.append(StoredBatch(number, batch, positions, np.empty(0, np.int64)))
+        return batches
 
     def labels(self, part: int) -> list[str]:
         """Labels of the images of a part, "" where unknown."""
@@ -250,13 +263,20 @@ class ProductStore:
         """Check that the store was not removed while work on it went on.
 
         Raises:
-            StorageError: it was removed.
+            StorageError: it was removed, or another is in its place.
         """
-        if self.chunks.files.size("zarr.json") is None:
+        if (self._folder and self._identity() != self._folder) or self.chunks.files.size("zarr.json") is None:
             raise StorageError(
-                f"{self.where} was removed while the sweep was running, and its RSMs are lost; run it again, in a "
-                f"folder that is not removed meanwhile"
+                f"{self.where} was removed or replaced while the sweep was running, and its RSMs are lost; run it "
+                f"again, in a folder that is not removed meanwhile"
             )
+
+    def _identity(self) -> tuple[int, int] | None:
+        """What tells the folder from another at the same path."""
+        with suppress(OSError):
+            status = os.stat(self.where)
+            return status.st_dev, status.st_ino
+        return None
 
     def _write(self, name: str, where: tuple[slice], values: np.ndarray) -> None:
         """Write the rows of a mini-batch (series, width), padded to the width of the largest one."""

@@ -1,7 +1,8 @@
-"""The layer sweep: images pass through the models once, and only sums are kept.
+"""The layer sweep: images pass through the models once, and the RSMs of all layers are compared.
 
-Begin with `layer_sweep.py` (`sweep()`), then `accumulator.py` (RSMs of mini-batches) and `batch_consumer.py` (where the
-layers of a batch come from). `cka_sums.py` sums over batches, and `checkpoint.py` keeps the state on disk.
+Begin with `layer_sweep.py` (`sweep()`). Without a folder, `accumulator.py` keeps sums over mini-batches alone; with one,
+`stored_sweep.py` keeps their RSMs, which `rsm_store.py` reads. `batch_consumer.py` says where the layers of a batch come
+from, `cka_sums.py` sums over batches.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rsm_probe.streaming.layer_sweep import sweep
     from rsm_probe.streaming.means import Means
     from rsm_probe.streaming.result import SweepResult
+    from rsm_probe.streaming.rsm_store import RsmStore
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
@@ -21,6 +23,7 @@ __all__ = [
     "Accumulator",
     "Cost",
     "Means",
+    "RsmStore",
     "SweepResult",
     "sweep",
 ]

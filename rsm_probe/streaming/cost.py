@@ -202,7 +202,6 @@ def estimate(
 
     Raises:
         RepresentationError: a layer holds NaN or infinity.
-        LayerError: `keep` names no layer.
     """
     layers = walk(sample.representations)
     for model, layer, representation in layers:
@@ -223,7 +222,7 @@ def estimate(
         pairs=sum(pairs),
         other_seconds=seconds * sum(sizes) * passes,
     )
-    kept = sum(len(methods_of(model, layer)) for model, layer, _ in layers if layer in kinds.keep)
+    rsms = sum(len(methods_of(model, layer)) for model, layer, _ in layers if layer in kinds.keep)
     return Cost(
         costs,
         seconds,
@@ -232,7 +231,7 @@ def estimate(
         cores,
         passes=passes,
         kernels=len(kinds.kernels),
-        kept_rsms=kept * len(kinds.kernels),
+        kept_rsms=rsms * len(kinds.kernels),
         open_ended=stream.source.count is None,
     )
 

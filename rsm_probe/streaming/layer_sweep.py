@@ -186,6 +186,7 @@ def _streamed(request: SweepRequest, source: BatchSource, execution: Execution, 
         stream = LayerStream(request.models, source, request.readings, execution.device)
         stack.enter_context(stream.evaluating())
         sample = stream.sample()
+        kinds.keep.require_among([layer for _, layer, _ in walk(sample.representations)])
         cost = estimate(stream, sample, accumulator.methods_of, kinds, 1 if centering is None else 2, execution)
         cost.require(execution, physical_bytes())
         cost = cost.started(started, partial(accumulator.rehearse, sample.representations))

@@ -107,7 +107,7 @@ class StoredSweep:
             self.means = StoredMeans(folder, store, request.centering, request.layer_key)
         self._sums = CkaSums(request.kinds.estimators)
         self._summed = 0
-        self._kept: list[BatchRsms] = []
+        self._batch_rsms: list[BatchRsms] = []
 
     def _divided(self) -> Division:
         images, store = self.request.images, self.store
@@ -192,6 +192,7 @@ class StoredSweep:
                 read.setdefault(model, {})[layer] = part.input
             self.layers = {name: self.layers.get(name) or read[name] for name in request.models}
             self._plan()
+            request.kinds.keep.require_among({layer for layers in self.layers.values() for layer in layers})
             left = self._left()
             lacking = {} if self.means is None else self.means.lacking(left)
             recorder = Recorder(self.store, execution, on_batch=self._sum_until)
@@ -276,17 +277,27 @@ class StoredSweep:
             store.put_part(len(store.parts), division.added, division.labels)
         store.put_image_set(self._fingerprint(), division.left_out)
         readings, models = (store.chunks.attribute(name, dict, {}) for name in ("readings", "models"))
-        texts = {label: repr(method) for label, method in request.kinds.methods.items()}
+        texts = {label: [repr(method), method.one_to_one] for label, method in request.kinds.methods.items()}
         for name, layers in self.layers.items():
             readings[request.reading_key(name)] = [list(layer) for layer in layers.items()]
-            keys = {layer: request.layer_key(name, layer) for layer in layers}
-            known = models.get(name, {})
-            if known.get("layers") == keys:
-                texts = {**known["matchings"], **texts}
-            models[name] = {"layers": keys, "matchings": texts}
+            models[name] = self._listed(name, layers, texts, models.get(name, {}))
         store.chunks.set({"readings": readings, "models": models})
         for wanted in dict.fromkeys(work.wanted for works in self.work for work in works.values()):
             store.declare(wanted, range(len(store.parts)))
+
+    def _listed(
+        self, model: str, layers: _Layers, matchings: Mapping[str, list[Any]], before: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What `RsmStore` reads of a model: its layers in forward order, and its matchings, also of earlier sweeps."""
+        fingerprint = self.request.fingerprints[model]
+        keys = {layer: self.request.layer_key(model, layer) for layer in layers}
+        texts = dict(matchings)
+        if before.get("fingerprint") == fingerprint:
+            earlier = {str(layer): str(key) for layer, key in before["layers"]}
+            keys = {**earlier, **keys} if set(keys) <= set(earlier) else {**keys, **{
+                layer: key for layer, key in earlier.items() if layer not in keys}}
+            texts = {**before["matchings"], **texts}
+        return {"fingerprint": fingerprint, "layers": [list(one) for one in keys.items()], "matchings": texts}
 
     def _fingerprint(self) -> str:
         images = self.request.images
@@ -365,7 +376,7 @@ class StoredSweep:
             values = np.concatenate([rsms(slice(k, k + 1)) for k in wanted])
             ids, labels = self.store.parts[batch.part].ids, self.store.labels(batch.part)
             names = [ids[k] for k in batch.positions], [labels[k] for k in batch.positions]
-            self._kept.append(BatchRsms([self._keys[k] for k in wanted], values, *names))
+            self._batch_rsms.append(BatchRsms([self._keys[k] for k in wanted], values, *names))
 
     def compare(self, settings: Mapping[str, Any]) -> SweepResult:
         """Compare all RSMs of all mini-batches, and write the result."""
@@ -373,11 +384,13 @@ class StoredSweep:
         left = self.batches[self._summed :]
         for batch in self.execution.bar("comparing", len(left), "batch", items=left, leave=False):
             self._sum_until(batch)
-        result = SweepResult.of_sums(self._sums, self._kept)
+        result = SweepResult.of_sums(self._sums, self._batch_rsms)
         result = result.with_inputs(
             {(model, layer): name for model, layers in self.layers.items() for layer, name in layers.items()}
         )
         result.dataset.attrs.update(self.request.attributes(self.source), settings=json.dumps(settings))
         self.store.require_there()
         result.save(self.folder / RESULT)
+        if self.store.chunks.attribute("latest", str, "") != self._fingerprint():
+            self.store.chunks.set({"latest": self._fingerprint()})
         return result
