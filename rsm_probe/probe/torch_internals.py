@@ -52,6 +52,11 @@ def pre_hooks_of(module: nn.Module) -> Iterable[Any]:
     return module._forward_pre_hooks.values()
 
 
+def hooks_of(module: nn.Module) -> tuple[int, int]:
+    """The numbers of forward hooks and forward pre-hooks of a module."""
+    return len(module._forward_hooks), len(module._forward_pre_hooks)
+
+
 def in_backward() -> bool:
     """Whether this thread is in a backward pass, where checkpointed layers run again on their old batch."""
     return torch._C._current_graph_task_id() != -1

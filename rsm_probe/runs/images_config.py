@@ -19,7 +19,7 @@ from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.images.pixels import in_order
 from rsm_probe.sources.images.published import resized
 from rsm_probe.sources.images.registry import IMAGE_SETS, named_images
-from rsm_probe.sources.models.user_functions import returned_images
+from rsm_probe.sources.images_of_functions import images_in
 
 _Key = str | int | tuple[str | int, ...] | None
 
@@ -148,15 +148,13 @@ class ImagesConfig(Config):
             if not (self._runs_code or self.source.endswith(".npy")):
                 images = named_images(self.source).load(path=self.source, progress=progress, **options)
                 return named(images, None, labels)
-            given = returned_images(*self.source.rsplit(":", 1)) if self._runs_code else self.source
-            made = as_images(
-                given,
-                labels=labels,
-                image_key=self.image_key,
-                label_key=self.label_key,
-                axes=self.axes,
-                clips=self.clips,
-            )
+            if self._runs_code:
+                made = images_in(
+                    self.source, labels=labels, image_key=self.image_key, label_key=self.label_key, axes=self.axes,
+                    clips=self.clips,
+                )  # fmt: skip
+            else:
+                made = as_images(self.source, labels=labels, axes=self.axes, clips=self.clips)
             if isinstance(made, ImageLoader):
                 if self.count is not None or self.size is not None:
                     raise ImageError(f"count: and size: do not apply to {made.name}, which comes from a loader")

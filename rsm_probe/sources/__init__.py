@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rsm_probe.faces import lazy_face
 
 if TYPE_CHECKING:
+    from rsm_probe.sources.addresses import ImagesAddress, ModelAddress, images_address, model_address
     from rsm_probe.sources.images.annotated import cityscapes, egoobjects
     from rsm_probe.sources.images.any_images import as_images, from_dataset, from_tensor
     from rsm_probe.sources.images.crops import crop_pairs
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rsm_probe.sources.images.loaders import ImageLoader
     from rsm_probe.sources.images.published import cifar100, class_folders
     from rsm_probe.sources.images.registry import EMBEDDED, IMAGE_SETS, NamedImageSet
+    from rsm_probe.sources.images_of_functions import images_in
     from rsm_probe.sources.loading import load_model
     from rsm_probe.sources.models.libraries import LIBRARIES, Library
     from rsm_probe.sources.models.loaded_model import LoadedModel
@@ -35,8 +37,10 @@ __all__ = [
     "LIBRARIES",
     "ImageLoader",
     "ImageSet",
+    "ImagesAddress",
     "Library",
     "LoadedModel",
+    "ModelAddress",
     "NamedImageSet",
     "NetworkConfig",
     "Targets",
@@ -54,7 +58,10 @@ __all__ = [
     "folder",
     "from_dataset",
     "from_tensor",
+    "images_address",
+    "images_in",
     "load_model",
+    "model_address",
     "normalise",
     "photos",
     "scenes",

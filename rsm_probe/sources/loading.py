@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rsm_probe.checks import brief, require_flag, require_seed, require_text, re
 from rsm_probe.errors import ModelError, did_you_mean
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.representation import Layout
+from rsm_probe.sources.images.origins import Origin, absolute_path
 from rsm_probe.sources.models.checkpoints import (
     Entry,
     entries_of,
@@ -27,10 +29,13 @@ from rsm_probe.sources.models.fitting import Fit, best_fit, classes_of, load_fit
 from rsm_probe.sources.models.formats.adapters import adapter_folder, refuse_adapter, with_adapter
 from rsm_probe.sources.models.formats.saved_names import with_own_names
 from rsm_probe.sources.models.libraries import IMAGE_TOWERS, LIBRARIES, Preprocess, short_name
-from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
-from rsm_probe.sources.models.preprocessing_words import preprocessing
+from rsm_probe.sources.models.loaded_model import GIVEN, LoadedModel, to_tensor
+from rsm_probe.sources.models.preprocessing_words import PREPROCESSING, preprocessing
 from rsm_probe.sources.models.reading import Forward, Reading
-from rsm_probe.sources.models.user_functions import built, function_in
+from rsm_probe.sources.models.user_functions import built, file_origin, function_in, function_origin
+
+# A function that no other process can import.
+_NAMELESS = "a function without a name that can be imported (a lambda, a function within a function or of a notebook)"
 
 
 def load_model(
@@ -108,7 +113,8 @@ def load_model(
     reading = Reading(layers, layouts, method, forward, inputs, tokens)
     function = preprocessing(preprocess, size)
     if isinstance(source, LoadedModel):
-        return _told(source, reading, function, weights, part, num_classes)
+        told = _told(source, reading, function, weights, part, num_classes)
+        return told if function is None else replace(told, origin=_origin(source, preprocess, size))
     for text, argument in ((name, "name"), (part, "part")):
         require_text(text, argument, ModelError)
     require_flag(strict, "strict", ModelError)
@@ -118,6 +124,7 @@ def load_model(
         require_whole(num_classes, "num_classes", 0, ModelError)
     pretrained = str(weights) == "default"
     file = None if weights is None or pretrained else Path(str(weights))
+    written = "default" if file is None else absolute_path(file)
     adapter = None if file is None else adapter_folder(file)
     if adapter is not None:
         file, pretrained = None, True
@@ -152,7 +159,59 @@ def load_model(
         default_preprocess=loaded.default_preprocess and function is None,
         reading=reading,
         incomplete=incomplete,
-    )
+        origin=_origin(
+            source, preprocess, size, weights=None if weights is None else written, seed=seed,
+            part=part, key=key, prefix=prefix, strict=strict, num_classes=num_classes, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        ),
+    )  # fmt: skip
+
+
+def _origin(
+    source: Any, preprocess: Preprocess | str | None, size: int | Sequence[int] | None, **options: Any
+) -> Origin | str:
+    """How another process loads the same model, or why it cannot.
+
+    Args:
+        source: as in `load_model`.
+        preprocess: as in `load_model`.
+        size: as in `load_model`.
+        options: further arguments of `load_model`, with absolute paths.
+    """
+    named: Origin | str | None
+    if isinstance(source, LoadedModel):
+        if isinstance(source.origin, str):
+            return source.origin
+        named = source.origin
+    elif isinstance(source, str | Path):
+        named = _absolute(str(source))
+        if options["weights"] is None and options["seed"] is None and isinstance(named, str):
+            return "its weights are random without a seed; give seed="
+    elif isinstance(source, nn.Module):
+        return GIVEN
+    elif (named := function_origin(source)) is None:
+        return f"it was built by {_NAMELESS}; move it to a module that can be imported, or name it as file.py:function"
+    given: Any = preprocess
+    if given is not None and not isinstance(given, str) and (given := function_origin(given)) is None:
+        return (
+            f"its preprocess is {_NAMELESS}; move it to a module that can be imported, or give one of "
+            f"{', '.join(PREPROCESSING)}"
+        )
+    edges: Any = tuple(size) if isinstance(size, Sequence) else size
+    return Origin.of(load_model, source=named, preprocess=given, size=edges, **options)
+
+
+def _absolute(source: str) -> str | Origin:
+    """The name of a model with absolute paths; of a function in a file, how to get the function."""
+    library, _, title = source.partition(":")
+    if Path(library).suffix == ".py":
+        return file_origin(Path(library), title)
+    if library not in LIBRARIES or not title:
+        return absolute_path(source)
+    local = title.rpartition(":")[0] if library == "torch.hub" else title.removeprefix("local-dir:")
+    if isdir(local):
+        title = title.replace(local, absolute_path(local), 1)
+    return f"{library}:{title}"
 
 
 def _told(

@@ -58,9 +58,7 @@ class RsmStore:
         self, store: ProductStore, batches: Sequence[StoredBatch], series: Mapping[RsmKey, _Series], kinds: RsmKinds
     ) -> None:
         self.where, self._store, self._batches, self._series, self._kinds = store.where, store, batches, series, kinds
-        self.keys = [
-            key._replace(kernel=kernel.name) for key in series for kernel in kinds.kernels
-        ]
+        self.keys = [key._replace(kernel=kernel.name) for key in series for kernel in kinds.kernels]
         self.sizes = [len(batch) for batch in batches]
 
     @classmethod
@@ -97,7 +95,9 @@ class RsmStore:
         }
         whole = {key: one for key, one in series.items() if (one.layer, one.matching) not in missing}
         if not whole:
-            raise StorageError(f"no RSMs in {store.where} are complete; run the sweep again, it computes what is missing")
+            raise StorageError(
+                f"no RSMs in {store.where} are complete; run the sweep again, it computes what is missing"
+            )
         return cls(store, batches, whole, RsmKinds.of("identity", "linear", ("unbiased", "biased"), ()))
 
     def select(
@@ -195,7 +195,8 @@ class RsmStore:
         return self._store.bounds((one.layer, one.matching), self._batches[batch])
 
     def result(
-        self, kernels: str | Kernel | Sequence[str | Kernel] | None = None,
+        self,
+        kernels: str | Kernel | Sequence[str | Kernel] | None = None,
         estimators: str | Sequence[str] = ("unbiased", "biased"),
     ) -> SweepResult:
         """CKA between all RSMs, as a sweep returns it, in the memory of two blocks of RSMs of one mini-batch.
@@ -222,14 +223,21 @@ class RsmStore:
         return compare_batches(self, measure)
 
     def bootstrap(
-        self, measure: str | Measure = "cka", repeats: int = 1000, level: float = 0.95, seed: int = 0,
+        self,
+        measure: str | Measure = "cka",
+        repeats: int = 1000,
+        level: float = 0.95,
+        seed: int = 0,
         on_repeat: Callable[[int], object] = lambda count: None,
     ) -> xr.Dataset:
         """Compute intervals of all comparisons; see `rsm_probe.comparison.bootstrap_batches`."""
         return bootstrap_batches(self, measure, repeats, level, seed, on_repeat)
 
     def permutation_test(
-        self, measure: str | Measure = "cka", repeats: int = 1000, seed: int = 0,
+        self,
+        measure: str | Measure = "cka",
+        repeats: int = 1000,
+        seed: int = 0,
         on_repeat: Callable[[int], object] = lambda count: None,
     ) -> xr.Dataset:
         """Test all comparisons against shuffled images; see `rsm_probe.comparison.permutation_test_batches`."""

@@ -294,8 +294,11 @@ class StoredSweep:
         texts = dict(matchings)
         if before.get("fingerprint") == fingerprint:
             earlier = {str(layer): str(key) for layer, key in before["layers"]}
-            keys = {**earlier, **keys} if set(keys) <= set(earlier) else {**keys, **{
-                layer: key for layer, key in earlier.items() if layer not in keys}}
+            keys = (
+                {**earlier, **keys}
+                if set(keys) <= set(earlier)
+                else {**keys, **{layer: key for layer, key in earlier.items() if layer not in keys}}
+            )
             texts = {**before["matchings"], **texts}
         return {"fingerprint": fingerprint, "layers": [list(one) for one in keys.items()], "matchings": texts}
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from rsm_probe.errors import ImageError, look_up
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.origins import absolute_path
 from rsm_probe.sources.images.pixels import read_rgb
 
 _EGOOBJECTS = "https://github.com/facebookresearch/EgoObjects"
@@ -77,7 +78,7 @@ def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObje
         annotations=notes,
         skipped=skipped,
         content=lambda: f"split={split} {json.dumps(notes, sort_keys=True)}",
-    )
+    ).made_by(egoobjects, root=absolute_path(folder), split=split, annotations=annotations)
 
 
 def _annotated_frames(file: Path) -> tuple[list[dict[str, Any]], Mapping[Any, list[tuple[str, Sequence[float]]]]]:
@@ -198,4 +199,4 @@ def cityscapes(root: str | Path, split: str, progress: bool = False) -> ImageSet
         labels=[file.parent.name for file in files],
         annotations=[{"counts": classes} for classes in counts],
         content=lambda: f"split={split} {json.dumps(counts, sort_keys=True)}",
-    )
+    ).made_by(cityscapes, root=absolute_path(folder), split=split)

@@ -23,6 +23,7 @@ from rsm_probe.sources.images.contents.item_labels import ItemLabels, as_texts, 
 from rsm_probe.sources.images.folders import folder, folder_of_clips, from_paths
 from rsm_probe.sources.images.image_set import ImageSet, digest, pixel_bytes
 from rsm_probe.sources.images.loaders import ImageLoader
+from rsm_probe.sources.images.origins import absolute_path
 from rsm_probe.sources.images.pixels import as_float_tensor, in_order, picture, recognised_axes
 
 # Number of images of a data set that are read for its fingerprint.
@@ -153,7 +154,10 @@ def named(images: ImageSet, ids: Sequence[str] | None, labels: Any) -> ImageSet:
         labels = _labels_by_id(labels, images.ids if ids is None else ids)
     if labels is not None:
         parts["labels"] = require_texts(as_texts(labels), "labels", ImageError)
-    return replace(images, **parts) if parts else images
+    if not parts:
+        return images
+    told = {"ids": None, "labels": None} | {name: tuple(texts) for name, texts in parts.items()}
+    return replace(images, **parts).made_by(named, images=images, **told)
 
 
 def _labels_by_id(labels: Mapping[Any, Any], ids: Sequence[str]) -> list[Any]:
@@ -323,7 +327,12 @@ def from_array_file(path: Path, axes: str | None) -> ImageSet:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot read the array {path}: {error}") from error
-    return from_tensor(array, axes=axes).changed(name=path.stem)
+    images = from_tensor(array, axes=axes).changed(name=path.stem)
+    return images.made_by(_from_array_file, path=absolute_path(path), axes=axes)
+
+
+def _from_array_file(path: str, axes: str | None) -> ImageSet:
+    return from_array_file(Path(path), axes)
 
 
 def _pictures(array: np.ndarray, ids: Sequence[str], labels: Sequence[str], clips: bool) -> ImageSet:

@@ -51,4 +51,4 @@ def crop_pairs(images: ImageSet, edge: int, crop: int) -> ImageSet:
         labels=[*images.labels, *images.labels],
         annotations=[*images.annotations, *images.annotations],
         content=lambda: f"{images.content()} edge={edge} crop={crop}",
-    )
+    ).made_by(crop_pairs, images=images, edge=edge, crop=crop)

@@ -19,6 +19,7 @@ from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.clips import Clip, clip_files, require_clips, sampled, video_advice
 from rsm_probe.sources.images.contents.dataset_items import is_pixels
 from rsm_probe.sources.images.image_set import UNREADABLE, ImageSet, digest
+from rsm_probe.sources.images.origins import absolute_path
 from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, image_of_array, read_rgb
 
 _ARRAYS = (".npy", ".nii", ".nii.gz")
@@ -46,8 +47,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     root = Path(path)
     if not isdir(root):
         raise ImageError(f"no image folder at {root}" + (" (it is a file)" if exists(root) else ""))
-    listed = sorted(f for f in root.rglob("*") if f.is_file())
-    files = [f for f in listed if f.suffix.lower() in IMAGE_SUFFIXES] or list(filter(_is_array, listed))
+    files = _image_files(root)
     if not files:
         looked = ", ".join([*sorted(IMAGE_SUFFIXES), *_ARRAYS])
         raise ImageError(f"no image files in {root} (looked for {looked} at any depth){video_advice(root)}")
@@ -56,7 +56,6 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     if problems and (strict or not good):
         file, reason = next(iter(problems.items()))
         raise ImageError(f"{len(problems)} of {len(files)} images in {root} cannot be read, first {file}: {reason}")
-    ids = [_as_text(file.relative_to(root).as_posix()) for file in good]
     skipped = {_as_text(file.relative_to(root).as_posix()): reason for file, reason in problems.items()}
     if skipped:
         names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
@@ -65,14 +64,29 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
             f"skipped {len(skipped)} of {len(files)} image files that cannot be read: {names} (the first: {first})",
             stacklevel=2,
         )
+    return _images_in(root, _as_text(root.name or str(root)), tuple(skipped.items()))
+
+
+def _images_in(path: str | Path, name: str, broken: tuple[tuple[str, str], ...]) -> ImageSet:
+    """The images of a folder whose broken files are known; none is decoded.
+
+    Args:
+        path: the folder.
+        name: the name of the set.
+        broken: the ids of broken files, and what is wrong with each.
+    """
+    root, skipped = Path(path), dict(broken)
+    files = {_as_text(file.relative_to(root).as_posix()): file for file in _image_files(root)}
+    ids = [text for text in files if text not in skipped]
+    good = [files[text] for text in ids]
     return ImageSet(
-        name=_as_text(root.name or str(root)),
+        name=name,
         ids=ids,
         load=lambda index: _read(good[index]),
-        labels=[name.rpartition("/")[0] for name in ids],
+        labels=[text.rpartition("/")[0] for text in ids],
         skipped=skipped,
         content=lambda: digest(file.read_bytes() for file in good),
-    )
+    ).made_by(_images_in, path=absolute_path(root), name=name, broken=broken)
 
 
 def folder_of_clips(
@@ -117,17 +131,26 @@ def folder_of_clips(
             f"{next(iter(problems))} ({next(iter(problems.values()))})",
             stacklevel=2,
         )
-    good = {name: files for name, files in used.items() if name not in problems}
+    return _clips_in(root, _as_text(root.name or str(root)), clips, axes, tuple(problems.items()))
+
+
+def _clips_in(
+    path: str | Path, name: str, clips: int, axes: str | None, broken: tuple[tuple[str, str], ...]
+) -> ImageSet:
+    """The clips of a folder whose broken clips are known; no frame is decoded. See `_images_in`."""
+    problems = dict(broken)
+    used = {_as_text(clip): files for clip, files in clip_files(Path(path)).items()}
+    good = {clip: sampled(files, clips, clip) for clip, files in used.items() if clip not in problems}
     frames = list(good.values())
     return ImageSet(
-        name=_as_text(root.name or str(root)),
+        name=name,
         ids=list(good),
         load=lambda index: Clip([read_rgb(file) for file in frames[index]], axes),
-        labels=[name.rpartition("/")[0] for name in good],
+        labels=[clip.rpartition("/")[0] for clip in good],
         skipped=problems,
         content=lambda: f"clips={clips} {digest(file.read_bytes() for files in frames for file in files)}",
         extract=lambda clip: clip,
-    )
+    ).made_by(_clips_in, path=absolute_path(path), name=name, clips=clips, axes=axes, broken=broken)
 
 
 def from_paths(paths: Sequence[str | Path]) -> ImageSet:
@@ -143,12 +166,17 @@ def from_paths(paths: Sequence[str | Path]) -> ImageSet:
     if (absent := next((file for file in files if not isfile(file)), None)) is not None:
         where = "" if absent.is_absolute() else f" (the current folder is {Path.cwd()})"
         raise ImageError(f"no image file at {absent}{where}")
+    return _files(tuple(map(str, files)), tuple(_as_text(str(path)) for path in paths))
+
+
+def _files(paths: tuple[str, ...], ids: tuple[str, ...]) -> ImageSet:
+    files = [Path(path) for path in paths]
     return ImageSet(
         "files",
-        [_as_text(str(path)) for path in paths],
+        ids,
         lambda index: _read(files[index]),
         content=lambda: digest(file.read_bytes() for file in files),
-    )
+    ).made_by(_files, paths=tuple(map(absolute_path, paths)), ids=ids)
 
 
 def read_labels(file: str | Path) -> dict[str, str]:
@@ -207,6 +235,12 @@ def read_array(file: Path) -> Image.Image | Tensor:
             f"rsm_probe.sources.ImageSet(name, ids, load), where load returns a tensor (C, X, Y, Z)"
         )
     return torch.from_numpy(np.ascontiguousarray(volume))[None]
+
+
+def _image_files(root: Path) -> list[Path]:
+    """The image files of a folder at any depth, or its arrays if there are none."""
+    listed = sorted(f for f in root.rglob("*") if f.is_file())
+    return [f for f in listed if f.suffix.lower() in IMAGE_SUFFIXES] or list(filter(_is_array, listed))
 
 
 def _is_array(file: Path) -> bool:

@@ -19,6 +19,7 @@ from rsm_probe.errors import ImageError, repeated
 from rsm_probe.sources.images.clips import Clip
 from rsm_probe.sources.images.contents.dataset_items import image_of
 from rsm_probe.sources.images.contents.item_labels import ItemLabels
+from rsm_probe.sources.images.origins import Origin
 from rsm_probe.sources.images.pixels import tensor_bytes
 
 # Errors that damaged files raise.
@@ -69,6 +70,7 @@ class ImageSet:
         skipped: file -> reason why it cannot be read; such files are not part of the set.
         content: returns text that changes whenever the images change, apart from their ids; called only when needed.
         extract: makes an image of what `load` returns; by default that is an image, or contains one.
+        origin: how another process makes the same set; None if it cannot. Copies with other attributes have none.
 
     Raises:
         ImageError: ids or labels are not text that can be stored, ids repeat, or the number of labels, targets or
@@ -84,6 +86,7 @@ class ImageSet:
     skipped: Mapping[str, str] = field(default_factory=dict)
     content: Callable[[], str] = str
     extract: Callable[[Any], Loaded] = image_of
+    origin: Origin | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         name = require_text(self.name, "the name of an image set", ImageError)
@@ -135,9 +138,22 @@ class ImageSet:
     def changed(self, **parts: Any) -> ImageSet:
         """Copy the set with some attributes replaced, unchecked, because a subset may repeat images."""
         other = copy(self)
-        for name, value in parts.items():
+        for name, value in {"origin": None, **parts}.items():
             object.__setattr__(other, name, value)
         return other
+
+    def made_by(self, function: Callable[..., Any], /, **arguments: Any) -> ImageSet:
+        """Remember the call that makes this set, so that another process can make it, too.
+
+        Args:
+            function: a function that can be imported by name, and returns this set.
+            arguments: its arguments, as `Origin` takes them, or image sets; if one of these cannot be made elsewhere,
+                this set cannot either.
+        """
+        origins = {name: value.origin if isinstance(value, ImageSet) else value for name, value in arguments.items()}
+        if any(origins[name] is None for name, value in arguments.items() if isinstance(value, ImageSet)):
+            return self
+        return self.changed(origin=Origin.of(function, **origins))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """Select images by index, in the given order; indices may repeat.
@@ -154,13 +170,14 @@ class ImageSet:
             )
         numbers = [range(len(self))[index] for index in array.tolist()]
         labels = self.labels
-        return self.changed(
+        part = self.changed(
             ids=[self.ids[k] for k in numbers],
             load=lambda index: self.load(numbers[index]),
             labels=labels.subset(numbers) if isinstance(labels, ItemLabels) else [labels[k] for k in numbers],
             targets=self.targets and Targets(self.targets.values[numbers], self.targets.choices),
             annotations=[self.annotations[k] for k in numbers] if self.annotations else (),
         )
+        return part.made_by(_subset_of, images=self, indices=np.array(numbers, np.int32).tobytes())
 
     def sample(self, count: int, seed: int = 0) -> ImageSet:
         """Draw a random sample without replacement; return the whole set if it has at most `count` images.
@@ -172,12 +189,18 @@ class ImageSet:
         require_seed(seed, "seed", ImageError)
         if count >= len(self):
             return self
-        return self.subset(np.random.default_rng(seed).permutation(len(self))[:count])
+        drawn = self.subset(np.random.default_rng(seed).permutation(len(self))[:count])
+        return drawn.made_by(ImageSet.sample, self=self, count=int(count), seed=int(seed))
 
     def fingerprint(self) -> str:
         """Hash the name, ids, order and content, by which stored results identify their images."""
         text = "\n".join([self.name, self.content(), *self.ids])
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _subset_of(images: ImageSet, indices: bytes) -> ImageSet:
+    """See `ImageSet.subset`; the indices as the bytes of 32-bit numbers, which take the least of a message."""
+    return images.subset(np.frombuffer(indices, np.int32))
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:

@@ -14,6 +14,7 @@ from rsm_probe.sources.images.clips import Clip
 from rsm_probe.sources.images.folders import folder, folder_of_clips
 from rsm_probe.sources.images.image_set import ImageSet, Loaded, Targets
 from rsm_probe.sources.images.limits import require_edge
+from rsm_probe.sources.images.origins import absolute_path
 from rsm_probe.sources.images.pixels import to_rgb
 
 # Possible names of the folder of each split; the first one that exists is used.
@@ -54,7 +55,7 @@ def cifar100(root: str | Path, split: str, count: int | None = None, seed: int =
         lambda index: Image.fromarray(data.data[index]),
         labels=[data.classes[number] for number in numbers],
         targets=Targets(numbers[:, None], len(data.classes)),
-    )
+    ).made_by(cifar100, root=str(root), split=split)
     return images if count is None else images.sample(count, seed)
 
 
@@ -92,7 +93,21 @@ def class_folders(
     if split_folder is None:
         looked = ", ".join(str(candidate / "<class>") for candidate in candidates)
         raise ImageError(f"no {split} images in {root}: looked for the class folders {looked}")
-    images = folder(split_folder, strict=strict, verify=verify, progress=progress)
+    images = _by_class(folder(split_folder, strict=strict, verify=verify, progress=progress), split_folder)
+    return images if count is None else images.sample(count, seed)
+
+
+def _by_class(images: ImageSet, path: str | Path) -> ImageSet:
+    """Name and label the images of a split by its class folders.
+
+    Args:
+        images: all images of the folder.
+        path: the folder of the split.
+
+    Raises:
+        ImageError: images have no class.
+    """
+    split_folder = Path(path)
     annotations = split_folder / _ANNOTATIONS
     folders = [name.rpartition("/")[0] for name in images.ids]
     labels = _annotated_classes(annotations, images.ids) if annotations.is_file() else folders
@@ -102,9 +117,9 @@ def class_folders(
         image = split_folder / images.ids[labels.index("")]
         raise ImageError(f"{image} is not in a class folder; move it into one, or remove it")
     classes, values = np.unique(labels, return_inverse=True)
-    name = f"{root.absolute().name}/{split_folder.name}"
-    images = images.changed(name=name, labels=labels, targets=Targets(values[:, None], len(classes)))
-    return images if count is None else images.sample(count, seed)
+    name = f"{split_folder.absolute().parent.name}/{split_folder.name}"
+    classed = images.changed(name=name, labels=labels, targets=Targets(values[:, None], len(classes)))
+    return classed.made_by(_by_class, images=images, path=absolute_path(split_folder))
 
 
 def image_folder(
@@ -160,7 +175,8 @@ def resized(images: ImageSet, size: int) -> ImageSet:
             raise ImageError(f"only PIL images can be resized, but {images.name} holds tensors")
         return ImageOps.fit(to_rgb(image), (size, size), Image.Resampling.BICUBIC)
 
-    return images.changed(load=load, extract=_as_loaded, content=lambda: f"{images.content()} size={size}")
+    smaller = images.changed(load=load, extract=_as_loaded, content=lambda: f"{images.content()} size={size}")
+    return smaller.made_by(resized, images=images, size=size)
 
 
 def _as_loaded(image: Loaded) -> Loaded:

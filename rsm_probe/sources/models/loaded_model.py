@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import ModelError
+from rsm_probe.sources.images.origins import Origin
 from rsm_probe.sources.images.pixels import tensor_bytes, to_rgb
 from rsm_probe.sources.models.fingerprints import add_value, require_weights, without_addresses
 from rsm_probe.sources.models.libraries import Preprocess
@@ -20,6 +21,11 @@ from rsm_probe.sources.models.reading import Reading
 
 # The preprocessed pixels of this image identify a preprocessing in fingerprints.
 _REFERENCE_IMAGE = Image.fromarray((np.arange(96 * 128 * 3) ** 2 % 251).astype(np.uint8).reshape(96, 128, 3))
+# Why another process cannot load a model that was not loaded by name.
+GIVEN = (
+    "it was given as a module, which exists in this process only; give a name (timm:..., torchvision:..., "
+    "file.py:function, a .safetensors file), a function that can be imported by name, or what load_model makes of these"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class LoadedModel:
         default_preprocess: whether the model came without preprocessing and uses `to_tensor`.
         reading: how the model is called, and how its layers are read, where it differs from that of all models.
         incomplete: names of weights that a checkpoint lacked; they hold NaN, and layers that need them are refused.
+        origin: how another process loads the model, apart from its name and reading; or text that says why it cannot,
+            and what to do about it.
     """
 
     name: str
@@ -43,6 +51,7 @@ class LoadedModel:
     default_preprocess: bool = False
     reading: Reading = field(default_factory=Reading)
     incomplete: tuple[str, ...] = ()
+    origin: Origin | str = field(default=GIVEN, repr=False, compare=False)
 
     def __repr__(self) -> str:
         # Parameters of lazy modules have no shape yet.

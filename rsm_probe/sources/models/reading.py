@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -13,7 +12,7 @@ from rsm_probe.checks import brief, require_text, require_texts
 from rsm_probe.errors import ModelError, StorageError
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.representation import Layout
-from rsm_probe.sources.models.user_functions import FileFunction
+from rsm_probe.sources.models.user_functions import importable_name
 
 # Makes the call of a model: (module, batch) -> anything.
 Forward = Callable[[nn.Module, Any], Any]
@@ -75,22 +74,6 @@ class Reading:
         if self.forward is not None:
             said["forward"] = importable_name(self.forward) or _UNNAMED
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in said.items()}
-
-
-def importable_name(function: Callable[..., Any]) -> str | None:
-    """The name by which another process can import a function, such as `module:function`; None if there is none."""
-    if isinstance(function, FileFunction):
-        return function.name
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-    if not module or module == "__main__" or "<" in name:
-        return None
-    try:
-        imported: Any = importlib.import_module(module)
-        for part in name.split("."):
-            imported = getattr(imported, part)
-    except (ImportError, AttributeError):
-        return None
-    return f"{module}:{name}" if imported is function else None
 
 
 def require_continuable(where: object, readings: Mapping[str, Reading]) -> None:

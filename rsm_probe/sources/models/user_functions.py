@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from rsm_probe.errors import ImageError, ModelError, RsmProbeError, did_you_mean
+from rsm_probe.sources.images.origins import Origin, absolute_path
 
 
 def function_in(file: Path, name: str) -> Callable[[], Any]:
@@ -46,10 +48,12 @@ class FileFunction:
     Attributes:
         function: the function.
         name: file.py:function, and a hash of the file.
+        path: the file.
     """
 
     function: Callable[..., Any]
     name: str
+    path: Path = Path()
 
     def __call__(self, *args: Any) -> Any:
         """Call the function."""
@@ -70,12 +74,70 @@ def function_of(text: str, argument: str) -> FileFunction:
     if Path(file).suffix != ".py" or not name:
         raise ModelError(f"{argument} takes file.py:function, found {text!r}")
     path = Path(file)
-    return _file_function(path, name, hashlib.sha256(path.read_bytes()).hexdigest() if isfile(path) else "")
+    return _file_function(path, name, stored_name(path, name))
 
 
 @functools.cache  # the user's file runs once, until it changes
-def _file_function(file: Path, name: str, content: str) -> FileFunction:
-    return FileFunction(function_in(file, name), f"{file.name}:{name} {content[:16]}")
+def _file_function(file: Path, function: str, name: str) -> FileFunction:
+    return FileFunction(function_in(file, function), name, file)
+
+
+def stored_name(file: Path, function: str) -> str:
+    """The name of a function of a file in stored results, which changes with the file."""
+    content = hashlib.sha256(file.read_bytes()).hexdigest() if isfile(file) else ""
+    return f"{file.name}:{function} {content[:16]}"
+
+
+def importable_name(function: Callable[..., Any]) -> str | None:
+    """The name by which another process can import a function, such as `module:function`; None if there is none."""
+    if isinstance(function, FileFunction):
+        return function.name
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if not module or module == "__main__" or "<" in name:
+        return None
+    try:
+        return f"{module}:{name}" if imported(f"{module}:{name}") is function else None
+    except ModelError:
+        return None
+
+
+def imported(name: str) -> Any:
+    """Import what `importable_name` named as module:function.
+
+    Raises:
+        ModelError: there is no such module or function.
+    """
+    module, _, path = name.partition(":")
+    try:
+        value: Any = importlib.import_module(module)
+        for part in path.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"cannot import {name}: {error}") from error
+    return value
+
+
+def function_origin(function: Callable[..., Any]) -> Origin | None:
+    """How another process gets a function: by its file or module; None if it has no name there."""
+    name = importable_name(function)
+    if name is None:
+        return None
+    if isinstance(function, FileFunction):
+        title = name.rpartition(" ")[0].rpartition(":")[2]
+        return Origin.of(_same_function, file=absolute_path(function.path), function=title, name=name)
+    return Origin.of(imported, name=name)
+
+
+def file_origin(file: Path, function: str) -> Origin:
+    """How another process gets a function of a Python file, as long as the file does not change."""
+    return Origin.of(_same_function, file=absolute_path(file), function=function, name=stored_name(file, function))
+
+
+def _same_function(file: str, function: str, name: str) -> FileFunction:
+    same = _file_function(Path(file), function, stored_name(Path(file), function))
+    if same.name != name:
+        raise ModelError(f"{file} has changed since this run began; run it again")
+    return same
 
 
 def built(factory: Callable[[], nn.Module], where: str) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rsm_probe.checks import brief
 from rsm_probe.errors import ModelError
+from rsm_probe.sources.images.origins import Origin, absolute_path
 from rsm_probe.sources.models.loaded_model import LoadedModel, to_tensor
 from rsm_probe.sources.models.tensor_files import read_tensors, save_tensors
 from rsm_probe.sources.training.networks import build_network
@@ -88,7 +89,10 @@ def network_of(
             module.load_state_dict(state)
     except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} holds weights that do not fit its recipe: {error}") from error
-    return LoadedModel(path.stem, module.eval(), normalise, config.questions)
+    origin: Origin | str = "its weights are random without a seed; give seed="
+    if pretrained:
+        origin = Origin.of(load_trained, path=absolute_path(path), dilated=dilated)
+    return LoadedModel(path.stem, module.eval(), normalise, config.questions, origin=origin)
 
 
 def normalise(image: object) -> Tensor:

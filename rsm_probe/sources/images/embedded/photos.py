@@ -59,7 +59,7 @@ def photos(split: str = "all", size: int = 64, count: int = 500, seed: int = 0) 
         targets=Targets(np.arange(count)[:, None] % len(names), len(names)),
         annotations=[{"box": list(box)} for box in boxes],
         content=lambda: f"size={size} split={split}",
-    )
+    ).made_by(photos, split=split, size=size, count=count, seed=seed)
 
 
 @cache

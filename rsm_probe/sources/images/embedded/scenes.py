@@ -50,6 +50,7 @@ def digits(split: str = "all", size: int = 32, count: int | None = None, seed: i
     values = [str(labels[k]) for k in numbers]
     targets = Targets(labels[numbers][:, None], 10)
     images = ImageSet("digits", names, load, labels=values, targets=targets, content=lambda: f"size={size}")
+    images = images.made_by(digits, split=split, size=size)
     return images if count is None else images.sample(count, seed)
 
 
@@ -96,7 +97,7 @@ def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0,
             for number, (row, layout) in enumerate(zip(counts, layouts, strict=True))
         ],
         content=lambda: f"size={size} split={split}" + (f" frames={frames}" if frames > 1 else ""),
-    )
+    ).made_by(scenes, split=split, size=size, count=count, seed=seed, frames=frames)
 
 
 def cluttered(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0) -> ImageSet:
@@ -125,7 +126,7 @@ def cluttered(split: str = "all", size: int = 64, count: int = 1000, seed: int =
         labels=[str(digit) for digit in digits_shown],
         targets=Targets(digits_shown[:, None], 10),
         content=lambda: f"size={size} split={split}",
-    )
+    ).made_by(cluttered, split=split, size=size, count=count, seed=seed)
 
 
 @cache
