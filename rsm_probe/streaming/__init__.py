@@ -1,8 +1,8 @@
 """The layer sweep: images pass through the models once, and the RSMs of all layers are compared.
 
 Begin with `layer_sweep.py` (`sweep()`). Without a folder, `accumulator.py` keeps sums over mini-batches alone; with
-one, `stored_sweep.py` keeps their RSMs, which `rsm_store.py` reads. `batch_consumer.py` says where the layers of a batch
-come from, and `cka_sums.py` sums over batches.
+one, `stored_sweep.py` keeps their RSMs, which `rsm_store.py` reads. `batch_consumer.py` says where the layers of a
+batch come from, and `cka_sums.py` sums over batches.
 """
 
 from typing import TYPE_CHECKING

@@ -209,13 +209,13 @@ class RsmStore:
             ComparisonError: an unknown name.
             StorageError: a chunk is missing or damaged; the message names its file.
         """
-        chosen = self if kernels is None else self.select(kernels=kernels)
+        wanted = self if kernels is None else self.select(kernels=kernels)
         sums = CkaSums(RsmKinds.of("identity", "linear", estimators, ()).estimators)
         for number, count in enumerate(self.sizes):
             if sums.too_small(count):
                 sums.leave_out(count)
             else:
-                sums.add(chosen.keys, partial(chosen.rsms, number), count)
+                sums.add(wanted.keys, partial(wanted.rsms, number), count)
         return SweepResult.of_sums(sums, [])
 
     def compare(self, measure: str | Measure = "cka") -> xr.DataArray:

@@ -180,7 +180,9 @@ class StoredSweep:
 
     def compute(self, started: float) -> None:
         """Compute what the store lacks; `started` is when the sweep started, by `time.perf_counter`."""
-        if self.is_whole():  # another process computed it in the meantime
+        for note in self.division.notes:
+            self.execution.say(note)
+        if self.is_whole():
             return
         request, execution = self.request, self.execution
         with ExitStack() as stack:
@@ -207,7 +209,7 @@ class StoredSweep:
                 cost.require(execution, physical_bytes())
                 cost = replace(cost, disk=require_space(self.store.where, self._bytes()))
                 cost = cost.started(started, partial(recorder.rehearse, sample.representations, methods_of), _WRITING)
-                execution.say("\n".join([*self.division.notes, self._reuse(), f"sweep: {cost}"]))
+                execution.say(f"{self._reuse()}\nsweep: {cost}")
             del sample
             self._declare()
             if self.means is not None:
@@ -394,6 +396,7 @@ class StoredSweep:
         result.dataset.attrs.update(self.request.attributes(self.source), settings=json.dumps(settings))
         self.store.require_there()
         result.save(self.folder / RESULT)
+        self.store.put_image_set(self._fingerprint(), self.division.left_out)
         if self.store.chunks.attribute("latest", str, "") != self._fingerprint():
             self.store.chunks.set({"latest": self._fingerprint()})
         return result

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,6 @@ import rsm_probe
 from rsm_probe.errors import RsmProbeError, StorageError
 from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.sources import from_tensor
-from rsm_probe.storage.files import load_arrays, save_arrays
 from rsm_probe.storage.locks import sole_writer
 
 
@@ -74,7 +72,7 @@ def test_a_second_process_in_one_folder_is_refused_whatever_its_settings(tmp_pat
         before = files(out)
         with pytest.raises(StorageError, match=r"another process is writing .*run"):
             sweep(out)
-        with pytest.raises(StorageError, match=r"run holds a sweep with different settings \(seed was 0, is 1\)"):
+        with pytest.raises(StorageError, match=r"run.rsms\.zarr holds RSMs of other mini-batches \(seed was 0, is 1\)"):
             sweep(out, seed=1)
         assert files(out) == before
     finally:
@@ -88,34 +86,28 @@ def test_a_killed_process_lets_go_and_leaves_nothing_unfinished(tmp_path):
     out, first = tmp_path / "run", started(tmp_path / "run", signal.SIGKILL)
     first.join()
     assert first.exitcode == -signal.SIGKILL
-    assert int(load_arrays(out / "checkpoint" / "sums.npz")["batches"]) == 1
-    # As a kill in the middle of a write leaves it: the name of a process that is gone.
-    for name in ("checkpoint/.sums.npz.fffffe00", ".result.zarr.fffffe00"):
-        (out / name).write_bytes(b"half")
+    assert len(list(out.glob("rsms.zarr/products/*/*/norm/c/*"))) == 1
+    # As a kill in the middle of a write leaves it: the name of a process that is gone, or an unfinished chunk.
+    (out / ".result.zarr.fffffe00").write_bytes(b"half")
+    chunk = next(out.glob("rsms.zarr/products/*/*/product/c/*/*")) / f"0.{'0' * 32}.partial"
+    chunk.write_bytes(b"half")
     np.testing.assert_array_equal(sweep(out).cka.values, sweep().cka.values)
-    left = {path.name for folder in (out, out / "checkpoint") for path in folder.glob(".*")}
-    assert left <= {".checkpoint.lock"}
+    assert {path.name for path in out.glob(".*")} <= {".rsms.zarr.lock"}
+    assert not chunk.exists()
 
 
-def test_of_two_that_begin_at_once_one_is_refused(tmp_path):
-    images, _ = when_loaded(BEFORE, lambda: sweep(tmp_path / "run", seed=1))
-    with pytest.raises(StorageError, match=r"run holds a sweep with different settings \(seed was 1, is 0\)"):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_two_that_begin_at_once_the_later_is_refused(tmp_path, seed):
+    images, _ = when_loaded(BEFORE, lambda: sweep(tmp_path / "run", seed=seed))
+    with pytest.raises(RsmProbeError, match=r"another process is writing .*run"):
         sweep(tmp_path / "run", images)
-    np.testing.assert_array_equal(sweep(tmp_path / "run", seed=1).cka.values, sweep(seed=1).cka.values)
-
-
-def test_of_two_alike_that_begin_at_once_the_later_returns_what_the_earlier_found(tmp_path):
-    images, loaded = when_loaded(BEFORE, lambda: sweep(tmp_path / "run"))
-    np.testing.assert_array_equal(sweep(tmp_path / "run", images).cka.values, sweep().cka.values)
-    assert len(loaded) == BEFORE, "only the images that are shown before the start"
+    assert not (tmp_path / "run").exists()
+    np.testing.assert_array_equal(sweep(tmp_path / "run").cka.values, sweep().cka.values)
 
 
 def test_one_that_begins_while_another_has_just_begun_is_refused(tmp_path):
-    with ExitStack() as stack:
-        lock = sole_writer(tmp_path / "run" / "checkpoint")
-        images, _ = when_loaded(BEFORE, lambda: stack.enter_context(lock))
-        with pytest.raises(StorageError, match="another process is writing"):
-            sweep(tmp_path / "run", images)
+    with sole_writer(tmp_path / "run" / "rsms.zarr"), pytest.raises(StorageError, match="another process is writing"):
+        sweep(tmp_path / "run")
     assert sweep(tmp_path / "run").dataset.attrs["batches"] == 3
 
 
@@ -131,7 +123,9 @@ def test_a_folder_that_is_removed_while_it_is_written_is_named_and_not_made_agai
             kept.append(files(out))
 
     images, _ = when_loaded(BEFORE + 8, remove)  # after the batches before the start, two batches
-    with pytest.raises(StorageError, match=r"run was removed or replaced while the sweep was running.*run it again"):
+    with pytest.raises(
+        StorageError, match=r"run.rsms\.zarr was removed or replaced while the sweep was running.*run it again"
+    ):
         sweep(out, images, keep=["0"], centering=centering)
     if replaced:
         assert files(out) == kept[0]
@@ -189,32 +183,15 @@ def test_a_matching_that_cannot_take_a_layer_is_refused_before_the_folder_is_cla
     assert run(Translation(grid=(1, 5))).dataset.attrs["batches"] == 3
 
 
-class Interrupted(BaseException):
-    """Stands for a power cut."""
-
-
-def test_sums_that_weigh_batches_alike_are_not_continued(tmp_path):
-    out = tmp_path / "run"
-
-    def interrupt():
-        raise Interrupted
-
-    images, _ = when_loaded(BEFORE + 6, interrupt)  # a batch and a half after the start
-    with pytest.raises(Interrupted):
-        sweep(out, images)
-    file = out / "checkpoint" / "sums.npz"
-    state = load_arrays(file)
-    assert int(state["batches"]) == 1
-    old = {name.replace("pairs_", "hsic_"): v for name, v in state.items() if name not in ("exponents", "left_out")}
-    for wrong, message in (
-        (old, "earlier version"),
-        ({"batches": state["batches"]}, "not the state of an accumulator"),
-    ):
-        save_arrays(file, wrong)
-        with pytest.raises(StorageError, match=rf"cannot continue from .*sums\.npz: .*{message}.*Remove this file"):
-            sweep(out)
-    file.unlink()
-    np.testing.assert_array_equal(sweep(out).cka.values, sweep().cka.values)
+def test_an_unfinished_sweep_of_an_earlier_version_is_left_alone(tmp_path):
+    settings = tmp_path / "run" / "checkpoint" / "settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("{}")
+    with pytest.raises(StorageError, match=r"unfinished sweep of an earlier version.*remove .*checkpoint"):
+        sweep(tmp_path / "run")
+    assert list(files(tmp_path / "run").values()) == [b"{}"]
+    shutil.rmtree(settings.parent)
+    assert sweep(tmp_path / "run").dataset.attrs["batches"] == 3
 
 
 WRONG = {
