@@ -59,8 +59,9 @@ def test_the_top_holds_what_most_work_needs():
     assert not MOVED.keys() & set(dir(rsm_probe))
 
 
-@pytest.mark.parametrize("room", ["captures", "comparison", "execution", "figures", "matching", "neighbours", "pairs",
-                                  "paper", "probe", "similarity", "sources", "streaming", "studies"])  # fmt: skip
+@pytest.mark.parametrize("room", ["captures", "comparison", "execution", "figures", "integrations", "matching",
+                                  "neighbours", "pairs", "paper", "probe", "similarity", "sources", "streaming",
+                                  "studies"])  # fmt: skip
 def test_users_find_every_room_at_the_top(room):
     assert f"rsm_probe.{room}" in FACES
     assert getattr(rsm_probe, room) is import_module(f"rsm_probe.{room}")
