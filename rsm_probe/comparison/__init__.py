@@ -1,6 +1,7 @@
 """Comparison of RSMs: CKA, RSA and other measures, with intervals. Pure functions of arrays.
 
-Begin with `alignment.py` (CKA) and `measures.py` (all measures by name).
+Begin with `alignment.py` (CKA) and `measures.py` (all measures by name); `mini_batches.py` compares RSMs over many
+mini-batches.
 """
 
 from typing import TYPE_CHECKING
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
         norm_difference,
         rsa,
     )
+    from rsm_probe.comparison.mini_batches import (
+        RsmBatches,
+        bootstrap_batches,
+        compare_batches,
+        permutation_test_batches,
+    )
     from rsm_probe.comparison.protocol import Invariance, Measure, Properties
     from rsm_probe.comparison.statistics import bootstrap, permutation_test
 else:
@@ -60,12 +67,15 @@ __all__ = [
     "NormalisedBures",
     "PearsonRSA",
     "Properties",
+    "RsmBatches",
     "SpearmanRSA",
     "bootstrap",
+    "bootstrap_batches",
     "bures",
     "canonical_correlations",
     "cka",
     "compare",
+    "compare_batches",
     "get_estimator",
     "get_measure",
     "hsic",
@@ -74,6 +84,7 @@ __all__ = [
     "neighbour_overlap",
     "norm_difference",
     "permutation_test",
+    "permutation_test_batches",
     "pooled",
     "procrustes",
     "pwcca",

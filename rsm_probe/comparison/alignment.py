@@ -58,16 +58,10 @@ class Estimator:
         """
         rsms = np.asarray(rsms, dtype=np.float64)
         count = rsms.shape[-1]
-        if count < self.fewest:
-            raise ComparisonError(
-                f"{self.name} CKA needs at least {self.fewest} images in a batch, found {count}; use larger batches"
-            )
+        self.require_images(count, weights)
         weights = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
         own = 1.0 if self.diagonal else 0.0
-        # Row i must sum to 0: (sum of w - 2 w_i + 2 own) a_i + sum of w_j a_j = its weighted sum.
-        slack = weights.sum() - 2 * weights + 2 * own
-        if (slack[weights > 0] <= 0).any() or (weights > 0).sum() < self.fewest:
-            raise ComparisonError(f"too few different images are left for {self.name} CKA")
+        slack = self._slack(weights)
         share = np.where(weights > 0, weights / np.where(weights > 0, slack, 1.0), 0.0)
         # Sum without the diagonal: subtracting a large diagonal from the full sum would lose digits.
         others = np.where(np.eye(count, dtype=bool), 0.0, rsms)
@@ -83,6 +77,29 @@ class Estimator:
         raw *= scale
         centred[(centred**2).sum(axis=1) <= CONSTANT * (raw**2).sum(axis=1)] = 0.0
         return centred
+
+    def require_images(self, count: int, weights: np.ndarray | None = None) -> None:
+        """Refuse too few images.
+
+        Args:
+            count: number of images.
+            weights: how often each image counts; see `rows`.
+
+        Raises:
+            ComparisonError: fewer images than the estimator needs, or too few distinct ones under the weights.
+        """
+        if count < self.fewest:
+            raise ComparisonError(
+                f"{self.name} CKA needs at least {self.fewest} images in a batch, found {count}; use larger batches"
+            )
+        if weights is not None:
+            drawn = weights > 0
+            if (self._slack(weights)[drawn] <= 0).any() or drawn.sum() < self.fewest:
+                raise ComparisonError(f"too few different images are left for {self.name} CKA")
+
+    def _slack(self, weights: np.ndarray) -> np.ndarray:
+        # Row i must sum to 0: (sum of w - 2 w_i + 2 own) a_i + sum of w_j a_j = its weighted sum.
+        return weights.sum() - 2 * weights + (2.0 if self.diagonal else 0.0)
 
     def divisor(self, count: int) -> float:
         """The number that HSIC divides sums over `count` images by, which is also the weight of such a batch."""

@@ -8,7 +8,6 @@ import numpy as np
 
 from rsm_probe.comparison.inputs import CONSTANT
 from rsm_probe.comparison.protocol import Measure, Properties, RowMeasure
-from rsm_probe.errors import ComparisonError
 
 
 class _Triangle(RowMeasure):
@@ -22,8 +21,7 @@ class _Triangle(RowMeasure):
         if weights is None:
             return self._prepared(values, np.ones(values.shape[1]))
         weights = np.asarray(weights, dtype=np.float64)
-        if (weights > 0).sum() < self.fewest:
-            raise ComparisonError(f"too few different images are left for {self.name}")
+        self.require_images(rsms.shape[-1], weights)
         row, column = np.triu_indices(rsms.shape[-1], 1)
         pair_weights = weights[row] * weights[column]
         return self._prepared(values[:, pair_weights > 0], pair_weights[pair_weights > 0])

@@ -112,13 +112,18 @@ def measured_grid(rows: RsmStack, columns: RsmStack, measure: Measure) -> xr.Dat
         stacks = [rows] if columns is rows else [rows, columns]
         single = [(key, rsm[None]) for stack in stacks for key, rsm in zip(stack.keys, stack.values, strict=True)]
         undefined = [key.label() for key, rsm in single if np.isnan(measure.grid(rsm, rsm)).any()]
-        if undefined:
-            warnings.warn(
-                f"{measure.name} is undefined (NaN) for {len(undefined)} RSMs, which are constant over all pairs of "
-                f"images, first {undefined[0]}",
-                stacklevel=3,
-            )
+        warn_undefined(measure, undefined)
     return label_grid(values, rows.keys, columns.keys)
+
+
+def warn_undefined(measure: Measure, undefined: Sequence[str], where: str = "") -> None:
+    """Warn and name the first of the RSMs for which a measure is undefined, if there are any."""
+    if undefined:
+        warnings.warn(
+            f"{measure.name} is undefined (NaN) for {len(undefined)} RSMs, which are constant over all pairs of "
+            f"images{where}, first {undefined[0]}",
+            stacklevel=4,  # above this function, its caller, and the function that users call
+        )
 
 
 def _keys(rsms: Mapping[Any, Any]) -> list[RsmKey]:

@@ -7,7 +7,6 @@ Klabunde et al. (paper, reference 10; section 3.3) survey the family. A new meas
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
@@ -16,9 +15,10 @@ import numpy as np
 
 from rsm_probe.checks import brief
 from rsm_probe.comparison.alignment import ESTIMATORS
+from rsm_probe.comparison.batch_values import HsicSums
 from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
 from rsm_probe.comparison.inputs import stack_rsms
-from rsm_probe.comparison.protocol import Invariance, Measure, Properties, RowMeasure, cosines
+from rsm_probe.comparison.protocol import Invariance, Measure, Properties, RowMeasure
 from rsm_probe.errors import ComparisonError, look_up
 
 # Spreads and eigenvalues below this share of an RSM's size are rounding noise.
@@ -28,8 +28,6 @@ _CKA_INVARIANCES: tuple[Invariance, ...] = ("scale", "shift", "additive", "image
 
 class CKA(RowMeasure):
     """Centred kernel alignment (paper, equation 2) with the unbiased estimator of HSIC."""
-
-    sums_over_batches = True
 
     estimator = ESTIMATORS["unbiased"]
     name = estimator.measure
@@ -41,22 +39,13 @@ class CKA(RowMeasure):
         """Centre the entries; see `Estimator.rows`."""
         return self.estimator.rows(rsms, weights)
 
-    def summed_grid(
-        self, batches: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[np.ndarray]
-    ) -> np.ndarray:
-        """Compute CKA from HSICs summed over mini-batches, each weighted by its pairs; see `Measure.summed_grid`."""
-        # Inner products of rows joined over batches are sums of HSICs, each times its divisor.
-        first, second = (
-            np.concatenate(
-                [
-                    self.rows(stacks[side], w) * np.sqrt(self.estimator.divisor(len(w)))
-                    for stacks, w in zip(batches, weights, strict=True)
-                ],
-                axis=1,
-            )
-            for side in (0, 1)
-        )
-        return cosines(first, second)
+    def require_images(self, count: int, weights: np.ndarray | None = None) -> None:
+        """Refuse images for which the estimator is not defined; see `Estimator.require_images`."""
+        self.estimator.require_images(count, weights)
+
+    def over_batches(self, samples: int, rsms: int) -> HsicSums:
+        """Sum HSICs over mini-batches, each weighted by its pairs of images."""
+        return HsicSums(samples, rsms, self.estimator)
 
 
 class BiasedCKA(CKA):
@@ -126,15 +115,9 @@ class _Neighbours(Measure):
 
     neighbours: int = 10
 
-    def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        spreads = [np.ptp(stack[:, ~np.eye(stack.shape[-1], dtype=bool)], axis=1) for stack in (a, b)]
-        flat = [s <= _CONSTANT * np.abs(stack).max(axis=(1, 2)) for s, stack in zip(spreads, (a, b), strict=True)]
-        overlaps = self._overlaps(self._ranks(a), self._ranks(b))
-        return np.where(flat[0][:, None] | flat[1][None, :], np.nan, overlaps)
-
-    def _ranks(self, rsms: np.ndarray) -> np.ndarray:
-        """Ranks (R, N, N): 1 for the nearest image up to `neighbours`, 0 for images farther away."""
-        count = rsms.shape[-1]
+    def require_images(self, count: int, weights: np.ndarray | None = None) -> None:
+        """Refuse fewer images than neighbours, and all weights; see `Measure.require_images`."""
+        super().require_images(count, weights)
         if (
             isinstance(self.neighbours, bool)
             or not isinstance(self.neighbours, Integral)
@@ -144,6 +127,16 @@ class _Neighbours(Measure):
                 f"{self.name} needs between 1 and {count - 1} neighbours for {count} images, found "
                 f"{brief(self.neighbours)}"
             )
+
+    def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        spreads = [np.ptp(stack[:, ~np.eye(stack.shape[-1], dtype=bool)], axis=1) for stack in (a, b)]
+        flat = [s <= _CONSTANT * np.abs(stack).max(axis=(1, 2)) for s, stack in zip(spreads, (a, b), strict=True)]
+        overlaps = self._overlaps(self._ranks(a), self._ranks(b))
+        return np.where(flat[0][:, None] | flat[1][None, :], np.nan, overlaps)
+
+    def _ranks(self, rsms: np.ndarray) -> np.ndarray:
+        """Ranks (R, N, N): 1 for the nearest image up to `neighbours`, 0 for images farther away."""
+        count = rsms.shape[-1]
         others = np.where(np.eye(count, dtype=bool), -np.inf, rsms)
         order = np.argsort(-others, axis=2, kind="stable")[:, :, : self.neighbours]
         ranks = np.zeros(rsms.shape, dtype=np.int32)

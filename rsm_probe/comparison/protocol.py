@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
+from rsm_probe.comparison.batch_values import BatchMeans, BatchValues
 from rsm_probe.comparison.inputs import in_range
 from rsm_probe.errors import ComparisonError
 
@@ -44,8 +44,6 @@ class Measure(ABC):
     fewest: ClassVar[int] = 2
     # Whether images may count several times, as in a bootstrap sample.
     weighted: ClassVar[bool] = False
-    # Whether values over several mini-batches follow from sums over them; see `summed_grid`.
-    sums_over_batches: ClassVar[bool] = False
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
         """Precompute what repeated calls of `grid` on the same images share, without changing values."""
@@ -65,30 +63,43 @@ class Measure(ABC):
         Raises:
             ComparisonError: too few images, or weights for a measure that does not support them.
         """
-        if a.shape[-1] < self.fewest:
-            raise ComparisonError(f"{self.name} needs at least {self.fewest} images, found {a.shape[-1]}")
+        self.require_images(a.shape[-1], weights)
+        return self._grid(a, b, weights)
+
+    def require_images(self, count: int, weights: np.ndarray | None = None) -> None:
+        """Refuse images for which the measure is not defined.
+
+        Args:
+            count: number of images.
+            weights: how often each image counts, (count,).
+
+        Raises:
+            ComparisonError: too few images, too few different ones under the weights, or weights for a measure that
+                does not support them.
+        """
+        if count < self.fewest:
+            raise ComparisonError(f"{self.name} needs at least {self.fewest} images, found {count}")
         if weights is not None and not self.weighted:
             raise ComparisonError(
                 f"{self.name} cannot count an image more than once, as a bootstrap does; CKA and the correlations can"
             )
-        return self._grid(a, b, weights)
+        if weights is not None and (weights > 0).sum() < self.fewest:
+            raise ComparisonError(f"too few different images are left for {self.name}")
 
     @abstractmethod
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray: ...
 
-    def summed_grid(
-        self, batches: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[np.ndarray]
-    ) -> np.ndarray:
-        """Compute all values over several mini-batches of images, like `grid` over one.
+    def over_batches(self, samples: int, rsms: int) -> BatchValues:
+        """Begin to combine the values of several mini-batches, in several samples of their images.
 
         Args:
-            batches: for each batch, two stacks of RSMs over its images.
-            weights: for each batch, how often each of its images counts.
+            samples: number of samples.
+            rsms: number of RSMs, which are compared among themselves.
 
-        Raises:
-            NotImplementedError: `sums_over_batches` is False.
+        Returns:
+            Means over the mini-batches, weighted by their images.
         """
-        raise NotImplementedError
+        return BatchMeans(samples, rsms, self.grid)
 
 
 class RowMeasure(Measure):

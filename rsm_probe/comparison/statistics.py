@@ -15,6 +15,7 @@ from rsm_probe.checks import require_callable, require_number, require_seed, req
 from rsm_probe.comparison.grid import label_rsms, measured_grid
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.protocol import Measure
+from rsm_probe.comparison.resampling import drawn_images, shuffled_images
 from rsm_probe.errors import ComparisonError
 
 if TYPE_CHECKING:
@@ -55,24 +56,24 @@ def bootstrap(
     measure = get_measure(measure)
     check_level(level)
     rows, columns = label_rsms(rsms, others)
-    samples = bootstrap_samples([(rows.values, columns.values)], measure, repeats, seed, on_repeat)
+    samples = bootstrap_samples(rows.values, columns.values, measure, repeats, seed, on_repeat)
     grid = measured_grid(rows, columns, measure)
     return summarise(grid, samples, level).assign_attrs(measure=measure.name, seed=seed)
 
 
 def bootstrap_samples(
-    batches: Sequence[tuple[np.ndarray, np.ndarray]],
+    a: np.ndarray,
+    b: np.ndarray,
     measure: str | Measure = "cka",
     repeats: int = 1000,
     seed: int = 0,
     on_repeat: Callable[[int], object] = lambda count: None,
 ) -> np.ndarray:
-    """Compute the values of a comparison for images drawn with replacement, within each mini-batch.
+    """Compute the values of a comparison for images drawn with replacement.
 
     Args:
-        batches: for each batch, two stacks of RSMs (A, N, N) and (B, N, N) over its images; pass the same object twice
-            to compare RSMs among themselves. Several batches require CKA, which sums HSICs over them, weighted by
-            pairs.
+        a: RSMs (A, N, N).
+        b: RSMs over the same images, (B, N, N); pass the same object twice to compare RSMs among themselves.
         measure: see `bootstrap`.
         repeats: number of draws.
         seed: seed of the draws.
@@ -85,44 +86,15 @@ def bootstrap_samples(
         ComparisonError: see `bootstrap`.
     """
     measure = get_measure(measure)
-    _check_draws(repeats, seed, on_repeat)
-    if len(batches) > 1 and not measure.sums_over_batches:
-        raise ComparisonError(f"{measure.name} does not add up over mini-batches as CKA does; use RSMs of all images")
-    if len(batches) > 1:
-        batches = _scaled_alike(batches)
-    ready = [measure.ready(a) for a, _ in batches]
-    batches = [(first, first if b is a else measure.ready(b)) for first, (a, b) in zip(ready, batches, strict=True)]
-    rng, refused = np.random.default_rng(seed), 0
-    samples: list[np.ndarray] = []
-    while len(samples) < repeats:
-        weights = [np.bincount(rng.integers(a.shape[-1], size=a.shape[-1]), minlength=a.shape[-1]) for a, _ in batches]
-        try:
-            drawn = measure.summed_grid(batches, weights) if len(batches) > 1 else measure.grid(*batches[0], weights[0])
-        except ComparisonError as error:
-            refused += 1
-            # After this many refusals, the draws that survive would be a biased sample.
-            if refused > repeats or not measure.weighted:
-                raise ComparisonError(f"there are too few images to draw from: {error}") from None
-        else:
-            samples.append(drawn)
-            on_repeat(1)
-    return np.stack(samples)
-
-
-def _scaled_alike(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Scale each RSM by a power of two, the same in all batches, so that squares neither overflow nor underflow.
-
-    CKA keeps every digit.
-    """
-
-    def scaled(side: int) -> list[np.ndarray]:
-        largest = np.max([np.abs(pair[side]).max(axis=(1, 2), initial=0.0) for pair in batches], axis=0)
-        exponents = np.where(largest > 0, np.frexp(largest)[1], 0)
-        return [np.ldexp(pair[side], -exponents[:, None, None]) for pair in batches]
-
-    first = scaled(0)
-    second = first if all(a is b for a, b in batches) else scaled(1)
-    return list(zip(first, second, strict=True))
+    check_draws(repeats, seed, on_repeat)
+    draw = drawn_images([a.shape[-1]], measure, repeats, seed)
+    rows = measure.ready(a)
+    columns = rows if b is a else measure.ready(b)
+    samples = np.empty((repeats, len(a), len(b)))
+    for number in range(repeats):
+        samples[number] = measure.grid(rows, columns, draw(number, 0).weights)
+        on_repeat(1)
+    return samples
 
 
 def summarise(grid: xr.DataArray, samples: np.ndarray, level: float = 0.95) -> xr.Dataset:
@@ -160,7 +132,12 @@ def check_level(level: float) -> None:
         raise ComparisonError(f"the level of an interval lies between 0 and 1, found {level}")
 
 
-def _check_draws(repeats: int, seed: int, on_repeat: Callable[[int], object]) -> None:
+def check_draws(repeats: int, seed: int, on_repeat: Callable[[int], object]) -> None:
+    """Refuse numbers of repeats below 2, invalid seeds and progress that cannot be called.
+
+    Raises:
+        ComparisonError: an argument of the wrong type or out of range.
+    """
     require_whole(repeats, "repeats", 2, ComparisonError)
     require_seed(seed, "seed", ComparisonError)
     require_callable(on_repeat, "on_repeat", ComparisonError)
@@ -192,15 +169,26 @@ def permutation_test(
         ComparisonError: as `compare`; invalid `repeats`, `seed` or `on_repeat`.
     """
     measure = get_measure(measure)
-    _check_draws(repeats, seed, on_repeat)
+    check_draws(repeats, seed, on_repeat)
     rows, columns = label_rsms(rsms, others)
     grid = measured_grid(rows, columns, measure)
-    values = grid.values
-    rng, null = np.random.default_rng(seed), np.empty((repeats, *values.shape))
+    shuffle = shuffled_images([rows.values.shape[-1]], repeats, seed)
+    null = np.empty((repeats, *grid.shape))
     for number in range(repeats):
-        order = rng.permutation(rows.values.shape[-1])
+        order = shuffle(number, 0).order
+        assert order is not None
         null[number] = measure.grid(rows.values, columns.values[:, order[:, None], order])
         on_repeat(1)
+    return against_null(grid, null, measure).assign_attrs(seed=seed)
+
+
+def against_null(grid: xr.DataArray, null: np.ndarray, measure: Measure) -> xr.Dataset:
+    """Compare the values of a grid with those for random orders of the images, (repeats, A, B).
+
+    Returns:
+        See `permutation_test`.
+    """
+    values, repeats = grid.values, len(null)
     # The given order may recur among the random ones, with a different rounding.
     slack = 1e-9 * np.maximum(np.abs(values), 1e-300)
     alike = null >= values - slack if measure.properties.kind == "similarity" else null <= values + slack
@@ -209,7 +197,7 @@ def permutation_test(
         z = np.where(std > 1e-12 * np.abs(null).max(axis=0), (values - mean) / std, np.nan)
     p = np.where(np.isnan(values), np.nan, (1 + alike.sum(axis=0)) / (1 + repeats))
     summary = _labelled_like(grid, value=values, null_mean=mean, null_std=std, z=z, p=p)
-    return summary.assign_attrs(measure=measure.name, repeats=repeats, seed=seed)
+    return summary.assign_attrs(measure=measure.name, repeats=repeats)
 
 
 def over_models(grids: Sequence[xr.DataArray]) -> xr.Dataset:

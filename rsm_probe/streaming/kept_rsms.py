@@ -91,3 +91,26 @@ def stack_rsms(batches: Sequence[BatchRsms]) -> xr.Dataset:
             "image_label": (("batch", "image_a"), labels.astype(np.str_)),
         },
     )
+
+
+class PaddedRsms:
+    """RSMs of mini-batches as one array, padded with NaN; see `stack_rsms`.
+
+    Args:
+        rsms: dimensions (batch, rsm, image_a, image_b).
+
+    Attributes:
+        keys: keys of the RSMs.
+        sizes: number of images in each mini-batch.
+    """
+
+    def __init__(self, rsms: xr.DataArray) -> None:
+        self._values = rsms.values
+        fields = zip(*(rsms[name].values for name in RsmKey._fields), strict=True)
+        self.keys = [RsmKey.from_texts(texts) for texts in fields]
+        self.sizes = [int(count) for count in np.isfinite(self._values[:, 0, 0]).sum(axis=1)]
+
+    def rsms(self, batch: int) -> np.ndarray:
+        """Return the RSMs of one mini-batch of N images, (R, N, N)."""
+        count = self.sizes[batch]
+        return self._values[batch, :, :count, :count]

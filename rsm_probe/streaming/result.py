@@ -11,11 +11,11 @@ import numpy as np
 
 from rsm_probe.checks import listed
 from rsm_probe.comparison.alignment import get_estimator
-from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.comparison.statistics import bootstrap_samples, check_level, over_models, summarise
+from rsm_probe.comparison.mini_batches import bootstrap_batch_samples
+from rsm_probe.comparison.statistics import check_level, over_models, summarise
 from rsm_probe.errors import ComparisonError, StorageError, did_you_mean
 from rsm_probe.storage.files import open_dataset, save_dataset
-from rsm_probe.streaming.kept_rsms import BatchRsms, stack_rsms
+from rsm_probe.streaming.kept_rsms import BatchRsms, PaddedRsms, stack_rsms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,14 +213,11 @@ class SweepResult:
         check_level(level)
         if self.rsms is None:
             raise ComparisonError("this sweep kept no RSMs to resample; name layers in keep=, or '*' for all")
-        # Smaller batches are padded with NaN.
-        counts = np.isfinite(self.rsms.values[:, 0, 0]).sum(axis=1)
-        batches = [self.rsms.values[k][:, :count, :count] for k, count in enumerate(counts)]
+        batches = PaddedRsms(self.rsms)
         measure = get_estimator(self.dataset.attrs["estimator"]).measure
-        samples = bootstrap_samples([(batch, batch) for batch in batches], measure, repeats, seed, on_repeat)
-        fields = zip(*(self.rsms[name].values for name in RsmKey._fields), strict=True)
+        samples = bootstrap_batch_samples(batches, measure, repeats, seed, on_repeat)
         names = [str(name) for name in self.cka["rsm_a"].values]
-        positions = [names.index(RsmKey.from_texts(texts).label()) for texts in fields]
+        positions = [names.index(key.label()) for key in batches.keys]
         return summarise(self.cka.isel(rsm_a=positions, rsm_b=positions), samples, level).assign_attrs(seed=seed)
 
     def save(self, path: str | Path) -> None:

@@ -105,7 +105,7 @@ def test_copies_of_an_image_would_raise_every_value():
     for _ in range(100):
         drawn = rng.integers(30, size=30)
         naive.append(MEASURES["cka"].grid(k[None][:, drawn[:, None], drawn], l[None][:, drawn[:, None], drawn])[0, 0])
-    found = bootstrap_samples([(k[None], l[None])], repeats=100)
+    found = bootstrap_samples(k[None], l[None], repeats=100)
     value = MEASURES["cka"].grid(k[None], l[None])[0, 0]
     assert np.mean(naive) > value + 0.15
     assert found.mean() == pytest.approx(value, abs=0.05)
@@ -128,21 +128,6 @@ def test_a_bootstrap_is_labelled_and_repeatable():
     assert first["low"].values.diagonal() == pytest.approx([1, 1])
     wide, narrow = (bootstrap(rsms, repeats=200, level=level) for level in (0.99, 0.5))
     assert ((wide["high"] - wide["low"]) > (narrow["high"] - narrow["low"])).values[0, 1]
-
-
-def test_mini_batches_are_drawn_within_and_summed():
-    pairs = [related(seed=s) for s in range(3)]
-    batches = [(np.stack(p), np.stack(p)) for p in pairs]
-    samples = bootstrap_samples(batches, repeats=200)
-    assert samples.shape == (200, 2, 2)
-    rows = [get_estimator("unbiased").rows(a) for a, _ in batches]
-    sums = sum(r @ r.T for r in rows)
-    value = sums[0, 1] / np.sqrt(sums[0, 0] * sums[1, 1])
-    one = bootstrap_samples(batches[:1], repeats=200)
-    assert samples[:, 0, 1].mean() == pytest.approx(value, abs=0.05)
-    assert samples[:, 0, 1].std() < 0.8 * one[:, 0, 1].std(), "three times the images"
-    with pytest.raises(ComparisonError, match="does not add up over mini-batches"):
-        bootstrap_samples(batches, "rsa-pearson")
 
 
 def test_few_images_are_drawn_until_enough_differ():

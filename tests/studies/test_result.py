@@ -8,11 +8,11 @@ import torch
 import xarray as xr
 
 from rsm_probe import Accumulator, bootstrap
-from rsm_probe.comparison import permutation_test
-from rsm_probe.comparison.measures import MEASURES
+from rsm_probe.comparison import compare_batches, permutation_test
 from rsm_probe.errors import ComparisonError
 from rsm_probe.probe import Representation
 from rsm_probe.streaming import SweepResult
+from rsm_probe.streaming.kept_rsms import PaddedRsms
 
 
 def layers(seed: int, names: str = "xyz") -> dict[str, Representation]:
@@ -102,14 +102,15 @@ def test_smaller_batches_are_told_by_their_values_not_by_names():
 
 
 @pytest.mark.parametrize("estimators", [("unbiased",), ("biased",)])
-def test_batches_count_by_their_pairs_in_a_bootstrap_too(estimators):
+def test_kept_rsms_are_compared_like_the_sums(estimators):
     accumulator = Accumulator(("identity",), estimators=estimators, keep=["*"])
     for size in (14, 5, 4):
         accumulator.update({k: Representation(v.tokens[:size], v.prefix[:size], None) for k, v in layers(size).items()})
-    batches = [(batch.values, batch.values) for batch in accumulator.batch_rsms]
-    once = [np.ones(len(batch[0])) for batch, _ in batches]
-    found = MEASURES["cka" if estimators[0] == "unbiased" else "cka-biased"].summed_grid(batches, once)
-    np.testing.assert_allclose(found, accumulator.cka.values, rtol=1e-12)
+    batches = PaddedRsms(accumulator.result().rsms)
+    assert batches.sizes == [14, 5, 4]
+    found = compare_batches(batches, "cka" if estimators[0] == "unbiased" else "cka-biased")
+    np.testing.assert_allclose(found, accumulator.cka, rtol=1e-12)
+    assert found.drop_attrs().coords.identical(accumulator.cka.coords)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
         name, study, keys = measure.removeprefix("rsa-"), self.study, list(similarities)
         stack = np.stack(list(similarities.values()))
         values = get_measure(measure).grid(stack, divergence[None])[:, 0]
-        samples = bootstrap_samples([(stack, divergence[None])], measure, study.repeats, study.seed)[:, :, 0]
+        samples = bootstrap_samples(stack, divergence[None], measure, study.repeats, study.seed)[:, :, 0]
         rows = {}
         for number, (matching, kernel) in enumerate(keys):
             measured = {name: (values[number], samples[:, number])}
