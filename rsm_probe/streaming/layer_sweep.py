@@ -231,7 +231,7 @@ def sweep_layers(
         bar = stack.enter_context(execution.bar("pairs", None if cost.open_ended else cost.pairs, "pair", position=1))
         accumulator.on_pairs = bar.update
         accumulate(accumulator, stream, checkpoint, bar, cost.pairs_per_layer, execution)
-        result = accumulator.result().with_inputs(inputs)
+        result = accumulator.result().with_inputs(inputs).with_steps(loaded)
         result.dataset.attrs.update(centering=str(centering), **order, source=image_set.name)
         if checkpoint is not None:
             checkpoint.save_result(result)
