@@ -24,6 +24,7 @@ PACKAGE = ROOT / "rsm_probe"
 TOP = {
     "load_model", "Probe", "capture", "Capture", "match", "match_affinity", "rsm", "RSM", "all_pairs", "nearest",
     "cka", "compare", "bootstrap", "Accumulator", "sweep", "RsmProbeError",
+    "RsmStore",
 }  # fmt: skip
 MOVED = {
     "hsic": "comparison", "permutation_test": "comparison", "Match": "matching", "Matching": "matching",
@@ -59,8 +60,9 @@ def test_the_top_holds_what_most_work_needs():
     assert not MOVED.keys() & set(dir(rsm_probe))
 
 
-@pytest.mark.parametrize("room", ["captures", "comparison", "execution", "figures", "matching", "neighbours", "pairs",
-                                  "paper", "probe", "similarity", "sources", "streaming", "studies"])  # fmt: skip
+@pytest.mark.parametrize("room", ["captures", "comparison", "execution", "figures", "integrations", "matching",
+                                  "neighbours", "pairs", "paper", "probe", "similarity", "sources", "streaming",
+                                  "studies"])  # fmt: skip
 def test_users_find_every_room_at_the_top(room):
     assert f"rsm_probe.{room}" in FACES
     assert getattr(rsm_probe, room) is import_module(f"rsm_probe.{room}")

@@ -29,13 +29,14 @@ from rsm_probe.runs.fields import (
     Tokens,
 )
 from rsm_probe.sources import TrainingConfig, build_network, train_or_load
+from rsm_probe.sources.checkpoint_sequences import checkpoint_files, checkpoint_title, default_name, load_sequence
 from rsm_probe.sources.loading import load_model
-from rsm_probe.sources.models.libraries import short_name
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.preprocessing_words import PREPROCESSING
 from rsm_probe.sources.models.reading import Reading
 from rsm_probe.sources.models.user_functions import FileFunction, function_of
-from rsm_probe.sources.training.trained_network import load_trained
+from rsm_probe.sources.training.train import checkpoint_file
+from rsm_probe.sources.training.trained_network import load_trained, load_with_accuracy
 from rsm_probe.storage.paths import file_name
 
 # Precedes the number of dilated stages in the title of a network.
@@ -62,6 +63,12 @@ class ModelConfig(Config):
         "and torch.hub:REPO:ENTRY run code and need `rsm-probe run CONFIG --allow-code`",
     )
     weights: str | None = Field(default="default", description="default, a checkpoint, or null for random weights")
+    checkpoints: dict[Seed, str] | tuple[str, ...] | str | None = Field(
+        default=None,
+        description="checkpoints of one training, as a pattern such as runs/net/*.safetensors or out/checkpoint-*, a "
+        "list, or step -> file; one model per checkpoint, NAME@STEP, whose step is a number in its name; with source: "
+        "they are its weights, without it files of `rsm-probe train`",
+    )
     key: str = Field(default="", description="key of the weights in a checkpoint, such as teacher; by default any")
     prefix: str = Field(default="", description="what precedes the names of weights in a checkpoint; by default any")
     strict: bool = Field(
@@ -116,6 +123,12 @@ class ModelConfig(Config):
             return f"{config_path(library, info)}:{title}"
         return written if colon and info.field_name == "source" else config_path(written, info)
 
+    @field_validator("checkpoints")
+    @classmethod
+    def _matched(cls, written: Any, info: ValidationInfo) -> dict[int, str] | None:
+        # A stored configuration names the files, whatever a pattern would match later.
+        return None if written is None else checkpoint_files(written, lambda path: config_path(path, info))
+
     @field_validator("source")
     @classmethod
     def _no_code(cls, source: str | None, info: ValidationInfo) -> str | None:
@@ -126,14 +139,17 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
-        if (self.source is None) == (self.recipe is None):
-            raise ValueError("give either source: or recipe:")
-        if self.source is not None and self.weights is not None and self.seeds != (0,):
+        given = self.source is not None or self.checkpoints is not None
+        if given == (self.recipe is not None):
+            raise ValueError("give either source: or recipe:; checkpoints: of a recipe are among its keys")
+        if self.checkpoints is not None and self.weights != "default":
+            raise ValueError("weights: and checkpoints: are both weights of the source; give one of them")
+        if self.recipe is None and self.weights is not None and self.seeds != (0,):
             raise ValueError("seeds: applies only to a recipe or to random weights (weights: null)")
         for key in ("key", "prefix", "strict", "num_classes", "preprocess", "size"):
             if self.recipe is not None and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key}: applies only to a source, not to a recipe")
-        if (self.key or self.prefix) and self.weights in (None, "default"):
+        if (self.key or self.prefix) and self.weights in (None, "default") and self.checkpoints is None:
             raise ValueError("key: and prefix: choose weights within a checkpoint; give it as weights:")
         if self.size is not None and self.preprocess is None:
             raise ValueError(f"size: needs preprocess: to be one of {', '.join(PREPROCESSING)}")
@@ -153,16 +169,44 @@ class ModelConfig(Config):
         return self
 
     def titled(self, seed: int) -> str:
-        """The title of the model with a seed; a source without `name` is named as by `load_model`."""
-        source = self.source or "resnet"
-        default = Path(source).stem if source.endswith(".safetensors") else short_name(source)
+        """The title of the network with a seed; one without `name` is named as by `load_model`."""
+        default = "resnet" if self.recipe is not None else default_name(self.source, self.checkpoint_files)
         name = self.name or default
         return f"{name}-{seed}" if len(self.seeds) > 1 else name
 
     def titles(self) -> list[str]:
         """The titles of all models of this entry, in loading order."""
-        names = [self.titled(seed) for seed in self.seeds] + ([self.control_title] if self.control else [])
+        names = [title for seed in self.seeds for title in self.step_titles(seed) or [self.titled(seed)]]
+        names += [self.control_title] if self.control else []
         return [f"{name}{DILATED}{dilated}" if dilated else name for name in names for dilated in self.dilated]
+
+    @property
+    def checkpoint_files(self) -> dict[int, str]:
+        """Step -> file of the checkpoints of a source; empty without `checkpoints`."""
+        return self.checkpoints if isinstance(self.checkpoints, dict) else {}
+
+    def step_titles(self, seed: int) -> list[str]:
+        """The titles of the checkpoints with a seed, in the order of their steps; empty where there are none."""
+        steps = self.checkpoint_files if self.recipe is None else self.recipe.checkpoint_steps
+        return [checkpoint_title(self.titled(seed), step) for step in steps]
+
+    def missing_networks(self, networks: Path) -> list[str]:
+        """The titles of the networks that are still to be trained.
+
+        Args:
+            networks: the folder of trained networks.
+        """
+        titles = [] if self.recipe is None else [title for title, _, _ in self._networks()]
+        return [title for title in titles if not _network_file(networks, title).exists()]
+
+    def _networks(self) -> list[tuple[str, int, TrainingConfig | None]]:
+        """Title, seed and recipe of each network, the control last."""
+        networks = [(self.titled(seed), seed, self.recipe) for seed in self.seeds]
+        if self.control:
+            changes: dict[str, Any] = {"steps": 0, "expected_accuracy": 0.0, "checkpoints": None}
+            untrained = self.recipe and self.recipe.model_copy(update=changes)
+            networks.append((self.control_title, self.seeds[0], untrained))
+        return networks
 
     @property
     def control_title(self) -> str:
@@ -197,23 +241,48 @@ class ModelConfig(Config):
             StorageError: the folder holds a different network with that name, or cannot be written.
         """
         execution = execution or Execution()
-        wanted = [(self.titled(seed), seed, self.weights, self.recipe) for seed in self.seeds]
-        if self.control:
-            untrained = self.recipe and self.recipe.model_copy(update={"steps": 0, "expected_accuracy": 0.0})
-            wanted.append((self.control_title, self.seeds[0], None, untrained))
-        for title, seed, weights, recipe in wanted:
+        for title, seed, recipe in self._networks():
             if recipe is None:
-                with self.naming_paths(self.source, self.weights):
-                    yield title, self.load_source(weights, seed), None
+                for name, model in self._of_source(title, seed).items():
+                    yield name, model, None
                 continue
-            file = networks / f"{file_name(title)}.safetensors"
+            file = _network_file(networks, title)
             loaded, accuracy = train_or_load(recipe, seed, file, execution.device, execution.progress)
-            for dilated in self.dilated:
-                if dilated:
-                    other = replace(load_trained(file, dilated=dilated), reading=self.reading)
-                    yield f"{title}{DILATED}{dilated}", other, None
-                else:
-                    yield title, replace(loaded, reading=self.reading), accuracy
+            if not recipe.checkpoint_steps:
+                yield from self._dilations(title, file, loaded, accuracy)
+            for step in recipe.checkpoint_steps:
+                of_step = checkpoint_file(file, step)
+                yield from self._dilations(title, of_step, *load_with_accuracy(of_step))
+
+    def _of_source(self, title: str, seed: int) -> dict[str, LoadedModel]:
+        """The model of a source, or one per checkpoint."""
+        files = self.checkpoint_files
+
+        def load(file: str) -> LoadedModel:
+            if self.source is not None:
+                return self.load_source(file)
+            return self.model_copy(update={"source": file, "checkpoints": None}).load_source(self.weights)
+
+        with self.naming_paths(self.source, self.weights, *files.values()):
+            if self.control and title == self.control_title:
+                source = self.source or next(iter(files.values()))
+                return {title: self.model_copy(update={"source": source}).load_source(None, seed)}
+            if files:
+                return load_sequence(title, files, load, self.source is not None)
+            return {title: self.load_source(self.weights, seed)}
+
+    def _dilations(
+        self, title: str, file: Path, loaded: LoadedModel, accuracy: float
+    ) -> Iterator[tuple[str, LoadedModel, float | None]]:
+        """A trained network or one of its checkpoints, once for each of `dilated`."""
+        for dilated in self.dilated:
+            network = f"{title}{DILATED}{dilated}" if dilated else title
+            model = load_trained(file, dilated=dilated) if dilated else loaded
+            model = replace(model, reading=self.reading)
+            name = title
+            if loaded.step is not None:
+                model, name = replace(model, network=network), checkpoint_title(title, loaded.step)
+            yield (f"{name}{DILATED}{dilated}", model, None) if dilated else (name, model, accuracy)
 
     def load_source(
         self, weights: str | None, seed: int = 0, *, allow_pickle: bool = False, trust_remote_code: bool = False
@@ -244,6 +313,10 @@ class ModelConfig(Config):
             layouts=self.layouts, method=self.method, forward=named_function(self.forward), inputs=self.inputs,
             tokens=self.tokens,
         )  # fmt: skip
+
+
+def _network_file(networks: Path, title: str) -> Path:
+    return networks / f"{file_name(title)}.safetensors"
 
 
 def named_function(forward: str | None) -> FileFunction | None:

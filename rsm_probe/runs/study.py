@@ -41,7 +41,7 @@ from rsm_probe.runs.fields import (
 )  # fmt: skip
 from rsm_probe.runs.given import given_images, given_models
 from rsm_probe.runs.images_config import ImagesConfig, number_of
-from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title, check_models, load_models, named_function
+from rsm_probe.runs.model_config import ModelConfig, ToldApart, check_models, load_models, named_function
 from rsm_probe.runs.plan import ModelPlan, StudyPlan, measured_layers, models_to_plan
 from rsm_probe.runs.provenance import provenance
 from rsm_probe.runs.run_folder import claimed, require_free, run_folder
@@ -50,7 +50,6 @@ from rsm_probe.sources import ImageLoader, ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.reading import Reading
 from rsm_probe.storage.files import save_json
-from rsm_probe.storage.paths import file_name
 from rsm_probe.streaming.cost import LayerCost
 
 
@@ -279,7 +278,7 @@ class Runner(ABC, Generic[S]):
 
     def plan(self) -> StudyPlan:
         """Check everything, and estimate the cost; see `Study.plan`."""
-        study, models, missing = self.study, list[ModelPlan](), list[str]()
+        study, models = self.study, list[ModelPlan]()
         methods = {method.name: method for method in self.timed_methods()}
         for title, (entry, model) in models_to_plan(study.models, self._checked()).items():
             sets = self.images_of(entry)
@@ -303,9 +302,7 @@ class Runner(ABC, Generic[S]):
                     {layer.name: self.disk_seconds(layer) for layer in layers},
                 )
             )
-            file = self.networks / f"{file_name(base_title(title))}.safetensors"
-            if entry.recipe is not None and base_title(title) == title and not file.exists():
-                missing.append(title)
+        missing = [title for entry in study.models for title in entry.missing_networks(self.networks)]
         workers = min(self.execution.worker_count, available_cores())
         refusal = None
         try:

@@ -10,6 +10,7 @@ from rsm_probe.faces import lazy_face
 
 if TYPE_CHECKING:
     from rsm_probe.sources.addresses import ImagesAddress, ModelAddress, images_address, model_address
+    from rsm_probe.sources.checkpoint_sequences import load_checkpoints
     from rsm_probe.sources.images.annotated import cityscapes, egoobjects
     from rsm_probe.sources.images.any_images import as_images, from_dataset, from_tensor
     from rsm_probe.sources.images.crops import crop_pairs
@@ -60,6 +61,7 @@ __all__ = [
     "from_tensor",
     "images_address",
     "images_in",
+    "load_checkpoints",
     "load_model",
     "model_address",
     "normalise",

@@ -34,7 +34,7 @@ from rsm_probe.streaming.accumulator import Accumulator
 from rsm_probe.streaming.batch_consumer import walk
 from rsm_probe.streaming.cost import estimate
 from rsm_probe.streaming.kept_rsms import RsmKinds
-from rsm_probe.streaming.means import Means
+from rsm_probe.streaming.means import gather_means
 from rsm_probe.streaming.mini_batches import BATCH_SIZE, batch_source
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.stored_sweep import stored_sweep
@@ -194,18 +194,14 @@ def _streamed(request: SweepRequest, source: BatchSource, execution: Execution, 
         inputs = {(model, layer): part.input for model, layer, part in walk(sample.representations)}
         del sample
         if centering is not None:
-            means = accumulator.means = Means(centering)
-            with execution.bar("first pass: means", source.count, "image", position=0) as bar:
-                for batch in source.batches():
-                    stream.feed(batch, means)
-                    bar.update(len(batch))
+            accumulator.means = gather_means(stream, centering, execution)
         pairs = stack.enter_context(execution.bar("pairs", None if cost.open_ended else cost.pairs, "pair", position=1))
         accumulator.on_pairs = pairs.update
         with execution.bar("images", source.count, "image", position=0) as bar:
             for batch in source.batches():
                 stream.feed(batch, accumulator)
                 bar.update(len(batch))
-        result = accumulator.result().with_inputs(inputs)
+        result = accumulator.result().with_inputs(inputs).with_steps(request.models)
     result.dataset.attrs.update(request.attributes(source))
     return result
 

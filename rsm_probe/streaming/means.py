@@ -144,6 +144,16 @@ class LayerMeans:
         return _subtracted(tokens, known[finished_name(layer, known)], model, layer)
 
 
+def gather_means(stream: LayerStream, centering: Centering, execution: Execution) -> Means:
+    """Run a first pass over the images for the means of all layers; `execution` says whether to show progress."""
+    means = Means(centering)
+    with execution.bar("first pass: means", stream.source.count, "image", position=0) as bar:
+        for batch in stream.source.batches():
+            stream.feed(batch, means)
+            bar.update(len(batch))
+    return means
+
+
 class StoredMeans:
     """Means in the folder of a sweep, which later sweeps there subtract, too.
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
@@ -25,16 +25,29 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+class InTraining(Protocol):
+    """A model, as far as its training goes: its network and its step there, or None."""
+
+    @property
+    def network(self) -> str:
+        """Name of the network; "" for that of the model."""
+
+    @property
+    def step(self) -> int | None:
+        """Number of the step."""
+
+
 class SweepResult:
     """The outcome of a layer sweep, stored and read as one Zarr group.
 
     Attributes:
         dataset: an `xarray.Dataset` with `cka` (rsm_a, rsm_b) by the first estimator and `cka_<name>` by the others;
             each axis has plain coordinates model, layer, depth (index in forward order), matching and kernel (suffixed
-            `_a`, `_b`); and input, if a model has several (see `Representation`). `smallest_eigenvalue` (rsm_a) is the
-            smallest over all mini-batches for matched RSMs, which need not be positive semi-definite, and NaN for the
-            identity matching. If RSMs were kept: `rsm` (batch, rsm, image_a, image_b), padded with NaN for smaller
-            batches, with ids and labels of the images of each batch.
+            `_a`, `_b`); and input, if a model has several (see `Representation`); and network and step, if a model is
+            a checkpoint of a training. `smallest_eigenvalue` (rsm_a) is the smallest over all mini-batches for matched
+            RSMs, which need not be positive semi-definite, and NaN for the identity matching. If RSMs were kept: `rsm`
+            (batch, rsm, image_a, image_b), padded with NaN for smaller batches, with ids and labels of the images of
+            each batch.
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
@@ -87,6 +100,45 @@ class SweepResult:
                 names = [inputs[str(model), str(layer)] for model, layer in keys]
                 self.dataset = self.dataset.assign_coords({f"input_{side}": (f"rsm_{side}", names)})
         return self
+
+    def with_steps(self, models: Mapping[str, InTraining]) -> Self:
+        """Add the coordinates `network_a/_b` and `step_a/_b`, if a model is a checkpoint of a training.
+
+        A model that is none is a network of its own, and its step is NaN.
+
+        Args:
+            models: name -> model, or its network and step.
+        """
+        if any(model.step is not None for model in models.values()):
+            for side in "ab":
+                names = [str(name) for name in self.dataset[f"model_{side}"].values]
+                networks = [models[name].network or name for name in names]
+                steps = np.array([models[name].step for name in names], dtype=np.float64)  # None becomes NaN
+                self.dataset = self.dataset.assign_coords(
+                    {f"network_{side}": (f"rsm_{side}", networks), f"step_{side}": (f"rsm_{side}", steps)}
+                )
+        return self
+
+    @property
+    def networks(self) -> dict[str, dict[int, str]]:
+        """Network -> step -> name of the model, for models that are checkpoints, in the order of their steps.
+
+        Raises:
+            ComparisonError: two models are of one network and step.
+        """
+        networks: dict[str, dict[int, str]] = {}
+        if "step_a" not in self.dataset.coords:
+            return networks
+        columns = (self.dataset[name].values for name in ("network_a", "step_a", "model_a"))
+        for network, step, model in zip(*columns, strict=True):
+            if np.isfinite(step):
+                other = networks.setdefault(str(network), {}).setdefault(int(step), str(model))
+                if other != model:
+                    raise ComparisonError(
+                        f"models {other!r} and {str(model)!r} are both step {int(step)} of network {str(network)!r}; "
+                        f"give networks different names: load_checkpoints(..., name=)"
+                    )
+        return {network: dict(sorted(steps.items())) for network, steps in networks.items()}
 
     @property
     def cka(self) -> xr.DataArray:

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+class StoredModel(NamedTuple):
+    """The network and the step of a model that is a checkpoint of a training; "" and None for others."""
+
+    network: str
+    step: int | None
+
+
 class _Series(NamedTuple):
     """The RSMs of a layer by a matching: the key of the layer, the matching, and whether it pairs locations."""
 
@@ -55,9 +62,15 @@ class RsmStore:
     """
 
     def __init__(
-        self, store: ProductStore, batches: Sequence[StoredBatch], series: Mapping[RsmKey, _Series], kinds: RsmKinds
+        self,
+        store: ProductStore,
+        batches: Sequence[StoredBatch],
+        series: Mapping[RsmKey, _Series],
+        kinds: RsmKinds,
+        trained: Mapping[str, StoredModel],
     ) -> None:
         self.where, self._store, self._batches, self._series, self._kinds = store.where, store, batches, series, kinds
+        self._trained = trained
         self.keys = [key._replace(kernel=kernel.name) for key in series for kernel in kinds.kernels]
         self.sizes = [len(batch) for batch in batches]
 
@@ -83,7 +96,9 @@ class RsmStore:
         if not latest:
             raise StorageError(f"no sweep was finished in {store.where}; run it again, it continues")
         batches, series = store.batches_of(latest), dict[RsmKey, _Series]()
+        trained = {}
         for model, stored in store.chunks.attribute("models", dict).items():
+            trained[model] = StoredModel(stored["network"], stored["step"])
             for depth, (layer, key) in enumerate(stored["layers"]):
                 for label, (text, one_to_one) in stored["matchings"].items():
                     series[RsmKey(model, layer, depth, label, "")] = _Series(key, text, one_to_one)
@@ -98,7 +113,7 @@ class RsmStore:
             raise StorageError(
                 f"no RSMs in {store.where} are complete; run the sweep again, it computes what is missing"
             )
-        return cls(store, batches, whole, RsmKinds.of("identity", "linear", ("unbiased", "biased"), ()))
+        return cls(store, batches, whole, RsmKinds.of("identity", "linear", ("unbiased", "biased"), ()), trained)
 
     def select(
         self,
@@ -140,7 +155,7 @@ class RsmStore:
             for label, one_to_one in {(key.matching, one.one_to_one) for key, one in series.items()}:
                 for kernel in kinds.kernels:
                     check_kernel(kernel, label, one_to_one)
-        return RsmStore(self._store, self._batches, series, kinds)
+        return RsmStore(self._store, self._batches, series, kinds, self._trained)
 
     @property
     def models(self) -> list[str]:
@@ -216,7 +231,7 @@ class RsmStore:
                 sums.leave_out(count)
             else:
                 sums.add(wanted.keys, partial(wanted.rsms, number), count)
-        return SweepResult.of_sums(sums, [])
+        return SweepResult.of_sums(sums, []).with_steps({name: self._trained[name] for name in wanted.models})
 
     def compare(self, measure: str | Measure = "cka") -> xr.DataArray:
         """Compare every RSM with every other by any measure; see `rsm_probe.comparison.compare_batches`."""

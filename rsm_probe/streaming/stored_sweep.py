@@ -302,7 +302,8 @@ class StoredSweep:
                 else {**keys, **{layer: key for layer, key in earlier.items() if layer not in keys}}
             )
             texts = {**before["matchings"], **texts}
-        return {"fingerprint": fingerprint, "layers": [list(one) for one in keys.items()], "matchings": texts}
+        trained = {"network": self.request.models[model].network, "step": self.request.models[model].step}
+        return trained | {"fingerprint": fingerprint, "layers": [list(one) for one in keys.items()], "matchings": texts}
 
     def _fingerprint(self) -> str:
         images = self.request.images
@@ -392,7 +393,7 @@ class StoredSweep:
         result = SweepResult.of_sums(self._sums, self._batch_rsms)
         result = result.with_inputs(
             {(model, layer): name for model, layers in self.layers.items() for layer, name in layers.items()}
-        )
+        ).with_steps(self.request.models)
         result.dataset.attrs.update(self.request.attributes(self.source), settings=json.dumps(settings))
         self.store.require_there()
         result.save(self.folder / RESULT)

@@ -42,6 +42,8 @@ class LoadedModel:
         incomplete: names of weights that a checkpoint lacked; they hold NaN, and layers that need them are refused.
         origin: how another process loads the model, apart from its name and reading; or text that says why it cannot,
             and what to do about it.
+        network: for one of several checkpoints of a training, the name that they share; else "".
+        step: the number of training steps, or of epochs, after which the checkpoint was taken.
     """
 
     name: str
@@ -52,6 +54,8 @@ class LoadedModel:
     reading: Reading = field(default_factory=Reading)
     incomplete: tuple[str, ...] = ()
     origin: Origin | str = field(default=GIVEN, repr=False, compare=False)
+    network: str = ""
+    step: int | None = None
 
     def __repr__(self) -> str:
         # Parameters of lazy modules have no shape yet.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
@@ -21,6 +22,11 @@ _MOST_BATCH_BYTES = 10**11
 _DRAWN = 4000
 # At most this many of them are drawn for testing.
 _HELD_OUT = 500
+
+
+# YAML reads `yes` as true, which would otherwise be 1.
+_Count = Annotated[int, Field(strict=True, ge=2)]
+_Step = Annotated[int, Field(strict=True, ge=0)]
 
 
 class TrainingConfig(Config):
@@ -52,6 +58,20 @@ class TrainingConfig(Config):
         description="pad by an eighth of the edge, crop at random, and mirror half of the images",
     )
     expected_accuracy: float = Field(default=0.0, ge=0, le=1, description="warn if the accuracy is below this")
+    checkpoints: _Count | Annotated[tuple[_Step, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="steps after which the network is written as well, such as [0, 10, 30], where 0 is the untrained "
+        "network; or how many, spaced logarithmically; the last step is always one of them",
+    )
+
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """The steps of all checkpoints in order, the last step included; empty without `checkpoints`."""
+        if self.checkpoints is None:
+            return ()
+        if isinstance(self.checkpoints, int):
+            return logarithmic_steps(self.steps, self.checkpoints)
+        return tuple(sorted({*self.checkpoints, self.steps}))
 
     @property
     def questions(self) -> int:
@@ -90,9 +110,30 @@ class TrainingConfig(Config):
                 f"batch_size: {brief(self.batch_size)} images of {self.size} x {self.size} take {in_bytes(taken)}, "
                 f"above the limit of {in_bytes(_MOST_BATCH_BYTES)}"
             )
+        if isinstance(self.checkpoints, int) and self.checkpoints > self.steps + 1:
+            raise ValueError(f"checkpoints: {brief(self.checkpoints)} are more than the steps from 0 to {self.steps}")
+        if isinstance(self.checkpoints, tuple) and max(self.checkpoints) > self.steps:
+            raise ValueError(
+                f"checkpoints: step {brief(max(self.checkpoints))} comes after the last step, steps: {self.steps}"
+            )
         if named_images(self.images).on_disk and self.count != _DRAWN:
             raise ValueError(f"count: is for scenes and crops; {self.images} is used whole")
         return self
+
+
+def logarithmic_steps(last: int, count: int) -> tuple[int, ...]:
+    """Space distinct steps logarithmically: 0, 1, ..., `last`.
+
+    Args:
+        last: the last step, at least count - 1.
+        count: number of steps, at least 2.
+    """
+    steps = [0]
+    for left in range(count - 1, 0, -1):
+        step = steps[-1]
+        # The same ratio for all steps that are left; early ones lie closer than whole numbers.
+        steps.append(max(step + 1, round(step * (last / step) ** (1 / left))) if step else (1 if left > 1 else last))
+    return tuple(steps)
 
 
 def splits(config: TrainingConfig) -> tuple[ImageSet, ImageSet]:

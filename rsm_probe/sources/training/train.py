@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,14 @@ from rsm_probe.sources.models.tensor_files import read_tensors
 from rsm_probe.sources.training.decoded_batches import MEMORY, augmented, batches, in_memory, shuffled
 from rsm_probe.sources.training.networks import NetworkConfig, build_network
 from rsm_probe.sources.training.recipe import TrainingConfig, splits
-from rsm_probe.sources.training.trained_network import AGAIN, Trained, made_by, network_of
+from rsm_probe.sources.training.trained_network import (
+    AGAIN,
+    NOT_OF_A_NETWORK,
+    Trained,
+    accuracy_in,
+    made_by,
+    network_of,
+)
 from rsm_probe.sources.training.training_checkpoint import load_partial, save_partial, whole_steps
 from rsm_probe.storage.paths import local_folder
 
@@ -48,8 +56,11 @@ def train(
     checkpoint_seconds: float = 60.0,
     image_memory: int = MEMORY,
     on_step: Callable[[int], object] = lambda step: None,
+    checkpoints: Mapping[int, str | Path] | None = None,
 ) -> Trained:
     """Train one network. On one machine, a seed always gives the same network, with or without interruptions.
+
+    Checkpoints do not change it either.
 
     Args:
         config: the recipe.
@@ -61,6 +72,8 @@ def train(
         checkpoint_seconds: time between two writes of `partial`.
         image_memory: bytes of decoded images to hold in memory; above this, each batch is decoded again.
         on_step: called with the number of each step, from 1, before the weights change.
+        checkpoints: number of steps -> `.safetensors` file for the network after so many steps, 0 for the untrained
+            network; each is written with its accuracy. A `partial` that is past a checkpoint is not used.
 
     Returns:
         The network on the CPU, in evaluation mode, with its accuracy on held-out images.
@@ -68,7 +81,7 @@ def train(
     Raises:
         ImageError: images are missing or broken, or do not suit the recipe.
         ModelError: the loss became NaN or infinite, or the seed is not a whole number in [0, 2^63).
-        StorageError: `partial` cannot be written.
+        StorageError: `partial` or a checkpoint cannot be written.
     """
     require_seed(seed, "seed", ModelError)
     images, held_out, pixels = _training_images(config, progress, image_memory)
@@ -90,7 +103,17 @@ def train(
     )
     file = None if partial is None else Path(partial)
     owner = _owner(config, seed, images)
-    done = 0 if file is None else load_partial(file, owner, module, optimiser)
+    files = {step: Path(path) for step, path in (checkpoints or {}).items()}
+    done = 0 if file is None else load_partial(file, owner, module, optimiser, min(files, default=config.steps))
+
+    def save_checkpoint(step: int) -> None:
+        _require_finite(module.state_dict().values(), step, config)
+        of_step = copy.deepcopy(module).eval().to(memory_format=torch.contiguous_format)
+        accuracy = _accuracy(of_step, held_out, config.batch_size, device)
+        Trained(of_step.to("cpu"), accuracy, seed, config, step).save(files[step])
+
+    if done in files:
+        save_checkpoint(done)
     schedule = _schedule(optimiser, config, done) if config.steps else None
     order = itertools.islice(shuffled(len(images), config.batch_size, config.steps, seed), done, None)
     saved = time.monotonic()
@@ -109,6 +132,8 @@ def train(
             assert schedule is not None
             schedule.step()
             bar.update()
+            if step in files:
+                save_checkpoint(step)
             if file is not None and (interrupted or time.monotonic() - saved >= checkpoint_seconds):
                 save_partial(file, owner, step, module, optimiser)
                 saved = time.monotonic()
@@ -134,23 +159,34 @@ def train_or_load(
     """Read the network of a recipe and seed with its accuracy; if there is no file, train the network and save it.
 
     During training, `<name>.partial.safetensors` beside the file holds the half-trained network; after an
-    interruption, the same call resumes from it. For the arguments, see `train`.
+    interruption, the same call resumes from it. The checkpoints of the recipe are written as well, into a folder beside
+    the file (see `checkpoint_file`); where one is missing, the network is trained again. For the arguments, see
+    `train`.
 
     Returns:
         The network, and its accuracy on held-out images, in [0, 1].
 
     Raises:
         ImageError: images are missing or broken, or do not suit the recipe.
-        ModelError: the file is damaged, the loss became NaN or infinite, or the seed is outside [0, 2^63).
-        StorageError: the file holds the network of another recipe or seed, or cannot be written.
+        ModelError: a file is damaged, the loss became NaN or infinite, or the seed is outside [0, 2^63).
+        StorageError: a file holds the network of another recipe or seed, or cannot be written.
     """
     require_seed(seed, "seed", ModelError)
     path = local_folder(path, "path")
     _require_writable(path)
-    if not path.is_file():
+    network = _read_own(path, config, seed) if path.is_file() else None
+    files = {step: checkpoint_file(path, step) for step in config.checkpoint_steps}
+    missing = {step: file for step, file in files.items() if not file.is_file()}
+    for step in files.keys() - missing.keys():
+        _read_own(files[step], config, seed, step)
+    if missing or network is None:
         partial = path.with_name(f"{path.stem}.partial.safetensors")
-        trained = train(config, seed, device, progress, partial, checkpoint_seconds=checkpoint_seconds, on_step=on_step)
-        trained.save(path)
+        trained = train(
+            config, seed, device, progress, partial, checkpoint_seconds=checkpoint_seconds, on_step=on_step,
+            checkpoints=missing,
+        )  # fmt: skip
+        if network is None:
+            trained.save(path)
         partial.unlink(missing_ok=True)
         if not trained.as_expected:
             warnings.warn(
@@ -158,16 +194,36 @@ def train_or_load(
                 f"its layers may look like those of an untrained network; train longer or change learning_rate:",
                 stacklevel=2,
             )
+    state, texts = network or _read_own(path, config, seed)
+    if files:
+        last, _ = _read_own(files[config.steps], config, seed, config.steps)
+        if not all(torch.equal(value, last[name]) for name, value in state.items()):
+            raise StorageError(
+                f"{path} and the checkpoints in {files[config.steps].parent} come from two trainings, by different "
+                f"machines or versions; remove both and run again"
+            )
+    return network_of(path, state, texts), accuracy_in(texts, path)
+
+
+def checkpoint_file(path: Path, step: int) -> Path:
+    """The file of a checkpoint of the network in `<name>.safetensors`: `<name>-steps/<name>@<step>.safetensors`."""
+    return path.with_name(f"{path.stem}-steps") / f"{path.stem}@{step}.safetensors"
+
+
+def _read_own(
+    path: Path, config: TrainingConfig, seed: int, step: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and texts of the network, or of a checkpoint, that a recipe and seed gave.
+
+    Raises:
+        ModelError: the file is damaged.
+        StorageError: it is of another recipe, seed or step.
+    """
     state, texts = read_tensors(path, f"; {AGAIN}")
-    if not made_by(config, seed, texts):
-        raise StorageError(
-            f"{path} holds the network of another recipe or seed; choose another folder or remove the file"
-        )
-    try:
-        accuracy = float(texts["accuracy"])
-    except (KeyError, ValueError):
-        raise ModelError(f"{path} gives no accuracy; {AGAIN}") from None
-    return network_of(path, state, texts), accuracy
+    if not made_by(config, seed, texts) or texts.get("step") != (None if step is None else str(step)):
+        what = "network of another recipe or seed" if step is None else "checkpoint of another recipe, seed or step"
+        raise StorageError(f"{path} holds the {what}; choose another folder or remove the file")
+    return state, texts
 
 
 def _require_writable(path: Path) -> None:
@@ -195,7 +251,7 @@ def _training_images(config: TrainingConfig, progress: bool, memory: int) -> tup
     if config.images not in EMBEDDED:
         return _decoded_images(config, progress, memory)
     # Embedded images depend only on the recipe, so seeds trained one after another share them.
-    key = config.model_copy(update={"network": NetworkConfig(), "steps": 10})
+    key = config.model_copy(update={"network": NetworkConfig(), "steps": 10, "checkpoints": None})
     return _drawn_images(key, False, memory)
 
 
@@ -208,9 +264,9 @@ _drawn_images = lru_cache(maxsize=1)(_decoded_images)
 
 
 def _owner(config: TrainingConfig, seed: int, images: ImageSet) -> dict[str, str]:
-    """Identify a half-trained network by its recipe, seed and image ids, but not by the folder of CIFAR-100."""
+    """Identify a half-trained network by its recipe, seed and image ids."""
     ids = hashlib.sha256("\n".join(images.ids).encode()).hexdigest()
-    return {"recipe": config.model_dump_json(exclude={"root"}), "seed": str(seed), "images": ids}
+    return {"recipe": config.model_dump_json(exclude=NOT_OF_A_NETWORK), "seed": str(seed), "images": ids}
 
 
 def _schedule(optimiser: torch.optim.SGD, config: TrainingConfig, done: int) -> OneCycleLR:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import isfile
 from pathlib import Path
 
@@ -20,17 +20,23 @@ from rsm_probe.sources.training.recipe import TrainingConfig
 
 AGAIN = "remove it, and rerun `rsm-probe train` or the study that made it"
 # The texts stored with the weights; other programs add "format".
-_TEXTS = {"recipe", "seed", "accuracy", "format"}
+_TEXTS = {"recipe", "seed", "accuracy", "step", "format"}
+# Where a recipe was read, and which of its networks are written, does not change a network.
+NOT_OF_A_NETWORK = {"root", "checkpoints"}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, its accuracy on held-out images, and the seed and recipe that made it."""
+    """A trained network, its accuracy on held-out images, and the seed and recipe that made it.
+
+    A checkpoint also has the number of steps after which it was taken.
+    """
 
     module: nn.Module
     accuracy: float
     seed: int
     config: TrainingConfig
+    step: int | None = None
 
     @property
     def as_expected(self) -> bool:
@@ -43,8 +49,10 @@ class Trained:
         Raises:
             StorageError: the file cannot be written.
         """
-        recipe = {"recipe": self.config.model_dump_json(), "seed": str(self.seed), "accuracy": repr(self.accuracy)}
-        save_tensors(Path(path), self.module.state_dict(), recipe)
+        recipe = self.config.model_dump_json(exclude={"checkpoints"})
+        texts = {"recipe": recipe, "seed": str(self.seed), "accuracy": repr(self.accuracy)}
+        texts |= {} if self.step is None else {"step": str(self.step)}
+        save_tensors(Path(path), self.module.state_dict(), texts)
 
 
 def load_trained(path: str | Path, pretrained: bool = True, dilated: int = 0) -> LoadedModel:
@@ -62,6 +70,12 @@ def load_trained(path: str | Path, pretrained: bool = True, dilated: int = 0) ->
     if not isfile(path):
         raise ModelError(f"no trained network at {path}; run `rsm-probe train` to make one")
     return network_of(path, *read_tensors(path, f"; {AGAIN}"), pretrained, dilated)
+
+
+def load_with_accuracy(path: Path) -> tuple[LoadedModel, float]:
+    """Read a network that `Trained.save` wrote, and its accuracy; see `load_trained`."""
+    state, texts = read_tensors(path, f"; {AGAIN}")
+    return network_of(path, state, texts), accuracy_in(texts, path)
 
 
 def network_of(
@@ -82,6 +96,7 @@ def network_of(
     try:
         config = TrainingConfig.parse(json.loads(texts["recipe"]), f"the recipe in {path}")
         module = build_network(config.network, state["fc.weight"].shape[0], dilated)
+        step = int(texts["step"]) if "step" in texts else None
         other = [name for name, own in module.state_dict().items() if name in state and state[name].dtype != own.dtype]
         if other:
             raise ValueError(f"{other[0]} holds {state[other[0]].dtype}")
@@ -92,7 +107,10 @@ def network_of(
     origin: Origin | str = "its weights are random without a seed; give seed="
     if pretrained:
         origin = Origin.of(load_trained, path=absolute_path(path), dilated=dilated)
-    return LoadedModel(path.stem, module.eval(), normalise, config.questions, origin=origin)
+    loaded = LoadedModel(path.stem, module.eval(), normalise, config.questions, origin=origin)
+    if step is None or not pretrained:
+        return loaded
+    return replace(loaded, network=path.stem.removesuffix(f"@{step}"), step=step)
 
 
 def normalise(image: object) -> Tensor:
@@ -106,5 +124,17 @@ def made_by(config: TrainingConfig, seed: int, texts: Mapping[str, str]) -> bool
         stored = TrainingConfig.parse(json.loads(texts["recipe"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         return False
-    same = stored.model_dump(exclude={"root"}) == config.model_dump(exclude={"root"})
+    same = stored.model_dump(exclude=NOT_OF_A_NETWORK) == config.model_dump(exclude=NOT_OF_A_NETWORK)
     return same and texts.get("seed") == str(seed)
+
+
+def accuracy_in(texts: Mapping[str, str], path: Path) -> float:
+    """The accuracy that is stored with a network.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        return float(texts["accuracy"])
+    except (KeyError, ValueError):
+        raise ModelError(f"{path} gives no accuracy; {AGAIN}") from None

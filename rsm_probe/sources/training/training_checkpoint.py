@@ -38,10 +38,12 @@ def save_partial(
     save_tensors(path, state, {**owner, "step": str(step)})
 
 
-def load_partial(path: Path, owner: Mapping[str, str], module: nn.Module, optimiser: torch.optim.SGD) -> int:
+def load_partial(
+    path: Path, owner: Mapping[str, str], module: nn.Module, optimiser: torch.optim.SGD, most: int | None = None
+) -> int:
     """Restore network and momentum from what `save_partial` wrote.
 
-    A damaged file, or one of another training, changes nothing and causes a warning.
+    A damaged file, one of another training, or one of more than `most` steps changes nothing and causes a warning.
 
     Returns:
         The number of steps done; 0 if nothing was restored.
@@ -61,6 +63,8 @@ def load_partial(path: Path, owner: Mapping[str, str], module: nn.Module, optimi
     step = texts.get("step", "")
     if kinds != wanted or not (step.isascii() and step.isdecimal() and len(step) < 16):
         return _start_over(f"{path} does not hold the expected tensors and step")
+    if most is not None and int(step) > most:
+        return _start_over(f"{path} has done {step} steps, and the checkpoint of step {most} is missing")
     module.load_state_dict({name: state[f"network.{name}"] for name in module.state_dict()})
     for name, parameter in parameters.items():
         # Keep the memory layout of the parameter: in another layout, sums over it could round differently.
