@@ -8,7 +8,8 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,8 +83,17 @@ def run(
         ),
     ] = False,
     cluster: Annotated[
-        str | None, typer.Option(help="scheduler of a Dask cluster to match pairs on, such as tcp://host:8786")
+        str | None, typer.Option(help="scheduler of a Dask cluster that does the work, such as tcp://host:8786")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="processes of this machine that do the work; with device: cuda, each has one GPU, in turn"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what `rsm-probe check` prints, and stop: nothing is run or written")
+    ] = False,
 ) -> None:
     """Run a study, or continue it after an interruption.
 
@@ -94,19 +104,17 @@ def run(
 
     `rsm-probe keys STUDY` lists all that a configuration may say of images, models and the study.
     """
-    from rsm_probe.execution.executors import cluster as cluster_at
-    from rsm_probe.studies.registry import STUDIES, read_study
+    from rsm_probe.studies.registry import read_study
 
     study = read_study(config, allow_code=allow_code)
     # `out` is text because a Path drops the second slash of a URL, which could then not be recognised.
     folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
-    with _continuable():
-        if cluster is not None and not study.on_cluster:
-            able = ", ".join(name for name, kind in STUDIES.items() if kind.on_cluster)
-            raise ConfigError(f"study: {study.study} runs on one machine only; --cluster works with study: {able}")
-        with nullcontext() if cluster is None else cluster_at(cluster) as executor:
-            # Workers start in different working directories.
-            result = study.run(folder if executor is None else folder.absolute(), executor=executor, progress=progress)
+    if dry_run:
+        _show_plan(study, folder)
+        return
+    with _continuable(), _executor(study, folder, cluster, processes) as executor:
+        # Workers start in different working directories.
+        result = study.run(folder if executor is None else folder.absolute(), executor=executor, progress=progress)
     typer.echo(str(result))
     typer.echo(f"results: {folder}")
     if figures:
@@ -137,7 +145,10 @@ def check(
     from rsm_probe.studies.registry import read_study
 
     study = read_study(config, allow_code=allow_code)
-    folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
+    _show_plan(study, Path("runs") / config.stem if out is None else local_folder(out, "--out"))
+
+
+def _show_plan(study: Study, folder: Path) -> None:
     plan = study.plan(folder)
     typer.echo(str(plan))
     typer.echo(f"run folder: {folder}, {'to continue' if study.has_begun(folder) else 'to begin'}")
@@ -342,6 +353,28 @@ def _layer_table(layers: Sequence[LayerInfo]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _executor(
+    study: Study, folder: Path, cluster: str | None, processes: int | None
+) -> AbstractContextManager[Executor | None]:
+    """Where a study does its work: on a cluster, in processes of this machine, or, as None, in this process."""
+    from rsm_probe.execution.executors import cluster as cluster_at
+    from rsm_probe.execution.executors import processes as started
+    from rsm_probe.studies.registry import STUDIES
+
+    if cluster is None and processes is None:
+        return nullcontext()
+    if cluster is not None and processes is not None:
+        raise ConfigError("--cluster and --processes exclude each other: give one of them")
+    if not study.on_cluster:
+        able = ", ".join(name for name, kind in STUDIES.items() if kind.on_cluster)
+        option = "--processes" if cluster is None else "--cluster"
+        raise ConfigError(f"study: {study.study} runs in one process only; {option} works with study: {able}")
+    if cluster is not None:
+        return cluster_at(cluster)
+    assert processes is not None
+    return started(processes, study.gpus_of_workers(folder))
 
 
 def _draw(study: Study, folder: Path) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rsm_probe.execution.amounts import format_bytes, parse_bytes
     from rsm_probe.execution.devices import find_device
     from rsm_probe.execution.execution import Execution
-    from rsm_probe.execution.executors import cluster
+    from rsm_probe.execution.executors import cluster, processes
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
@@ -23,4 +23,5 @@ __all__ = [
     "find_device",
     "format_bytes",
     "parse_bytes",
+    "processes",
 ]

@@ -22,8 +22,10 @@ from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.neighbours.bounded_search import AllProducts, Groups, Search
 from rsm_probe.neighbours.candidates import Best, Counts
+from rsm_probe.neighbours.query_blocks import SearchJob
 from rsm_probe.neighbours.shortlist import pooled_candidates
 from rsm_probe.pairs.pair_loop import affinity_bytes, require_machine
+from rsm_probe.pairs.tiles import LayerAddress
 from rsm_probe.pairs.timing import announce, expected_seconds
 from rsm_probe.pairs.token_sets import TokenSet, as_set, warn_of_other_layer
 from rsm_probe.probe.representation import Representation
@@ -127,6 +129,7 @@ def find_nearest(
     check_kernel(kernel, label, method.one_to_one)
     queries, images = as_set(query, "query", query_ids), as_set(database, "database", database_ids)
     captured = isinstance(queries, CapturedLayer) or isinstance(images, CapturedLayer)
+    workers_on = None if execution.executor is None else execution.worker_device()
     execution = replace(execution, device=execution.device_or("auto" if captured else images.tokens(slice(1)).device))
     if queries.shape[2] != images.shape[2]:
         raise RepresentationError(
@@ -160,7 +163,19 @@ def find_nearest(
         _announce(search, label, all_matched=kernel.needs_width or not method.one_to_one)
         known = search.match_all() if kernel.needs_width else None
         with execution.bar("queries", len(queries), "query") as bar:
-            if shortlist is None:
+            if (
+                execution.executor is not None
+                and isinstance(queries, CapturedLayer)
+                and isinstance(images, CapturedLayer)
+                and known is None
+                and shortlist is None
+                and not method.at_once  # all pairs at once take less time than workers to read their tokens
+            ):
+                sides = LayerAddress.of(queries), LayerAddress.of(images)
+                options = str(workers_on), execution.memory_bytes
+                job = SearchJob(*sides, k, method, kernel.ordering, check_centering(centering), own, *options)
+                best, recall = job.best(len(queries), execution.executor, bar.update), None
+            elif shortlist is None:
                 best, recall = search.best(everything, k, own, on_done=bar.update, known=known), None
             else:
                 candidates = pooled_candidates(queries.pooled, images.pooled, shortlist, own, centering is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from matplotlib.figure import Figure
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
@@ -34,6 +34,9 @@ class PaperConfig(SeveralStudies):
     studies: dict[str, SerializeAsAny[ExperimentConfig]] = Field(
         min_length=1, description="name -> an experiment, or a file that holds one; the name becomes a folder"
     )
+
+    # Those of the experiments that cannot leave this process stay, with a warning.
+    on_cluster: ClassVar[bool] = True
 
     @field_validator("studies", mode="before")
     @classmethod

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.study import Study
@@ -52,11 +55,18 @@ class SeveralStudies(Study):
         results = Results()
         with self.claimed(out) as require_there:
             for name, part in parts.items():
-                results[name] = part.run(out / name, progress=progress)
+                if executor is not None and not part.on_cluster:
+                    warnings.warn(f"{name}: study: {part.study} runs in this process only", stacklevel=2)
+                shared = executor if part.on_cluster else None
+                results[name] = part.run(out / name, executor=shared, progress=progress)
                 require_there()
             file, text = self.summary(results)
             save_text(out / file, text)
         return results
+
+    def gpus_of_workers(self, out: Path) -> torch.device | None:
+        """See `Study.gpus_of_workers`."""
+        return next((gpus for part in self.parts(out).values() if (gpus := part.gpus_of_workers(out))), None)
 
     def open(self, out: Path) -> Results:
         """The results of finished studies; see `Study.open`."""

@@ -72,8 +72,7 @@ class Study(Config):
 
         Args:
             out: the run folder.
-            executor: where tiles of pairs are computed; None for threads of this process. Only for studies with
-                `on_cluster`.
+            executor: where the work is done; None for threads of this process. Only for studies with `on_cluster`.
             progress: show the estimated cost and progress bars.
 
         Returns:
@@ -116,6 +115,14 @@ class Study(Config):
         Raises:
             RsmProbeError: the study would be refused; see `run`.
         """
+
+    def gpus_of_workers(self, out: Path) -> torch.device | None:
+        """All GPUs, where the study distributes its workers over them (`device: cuda`); None elsewhere.
+
+        Args:
+            out: the run folder.
+        """
+        return None
 
     def has_begun(self, out: Path) -> bool:
         """Whether a folder holds computed results; until then its settings may change."""
@@ -204,6 +211,10 @@ class ModelStudy(Study):
     def plan(self, out: Path) -> StudyPlan:
         """See `Study.plan`."""
         return self.runner(out).plan()
+
+    def gpus_of_workers(self, out: Path) -> torch.device | None:
+        """See `Study.gpus_of_workers`."""
+        return torch.device("cuda") if self.device == "cuda" else None
 
     def open(self, out: Path) -> Any:
         """See `Study.open`."""

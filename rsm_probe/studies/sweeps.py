@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from matplotlib.figure import Figure
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -29,6 +29,8 @@ class SweepsConfig(SeveralStudies):
     sweeps: dict[str, SweepConfig] = Field(
         min_length=1, description="data set -> sweep, each in a folder of that name; or a file with these"
     )
+
+    on_cluster: ClassVar[bool] = SweepConfig.on_cluster
 
     @field_validator("sweeps", mode="before")
     @classmethod

@@ -146,7 +146,7 @@ def test_a_sweep_on_a_cluster_is_refused(tmp_path):
         ["run", str(SMOKE.with_name("sweep.yaml")), "--out", str(tmp_path / "run"), "--cluster", "tcp://127.0.0.1:1"],
     )
     assert isinstance(found.exception, ConfigError)
-    assert "--cluster works with study: pairs" in str(found.exception)
+    assert "--cluster works with study: " in str(found.exception)
 
 
 def test_a_layer_that_is_the_same_for_all_images_has_no_cka_and_stops_nothing(tmp_path):

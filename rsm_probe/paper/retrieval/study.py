@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -62,6 +62,8 @@ class RetrievalConfig(ExperimentConfig):
     pictured: Annotated[tuple[Seed, ...], Distinct] = Field(
         default=(0,), max_length=20, description="indices of the queries whose neighbours are drawn"
     )
+
+    on_cluster: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _one_search(self) -> RetrievalConfig:
