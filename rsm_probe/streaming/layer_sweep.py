@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from rsm_probe.checks import require_text
-from rsm_probe.errors import LayerError, ModelError
+from rsm_probe.errors import LayerError, ModelError, StorageError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_stream import LayerStream, layer_names, readings_of
@@ -65,6 +66,7 @@ def sweep(
     workers: int | None = None,
     memory: str | int = "2GB",
     max_hours: float | None = 12.0,
+    executor: Executor | None = None,
     progress: bool = False,
 ) -> SweepResult:
     """Compare the RSMs of all layers of all models by mini-batch CKA (paper, appendix G).
@@ -106,7 +108,10 @@ def sweep(
             models run, and matched there if the device has a solver.
         workers: CPU threads that match; None for all cores. Results do not depend on it.
         memory: memory budget, as bytes or text such as "2GB", for affinities that wait to be matched.
-        max_hours: refuse work whose estimated time is longer; None for no limit.
+        max_hours: refuse work whose estimated time is longer; None for no limit. The time of an executor is not known.
+        executor: where mini-batches are computed, with `out`: workers load models and images by the names that were
+            given, and write into `out`. Models that have no such name stay in this process, with a warning. Each worker
+            matches in one thread.
         progress: show the estimated cost and progress bars.
 
     Returns:
@@ -127,7 +132,7 @@ def sweep(
         models, as_images(images, ids=ids, labels=labels), layers, matchings, kernels, batch_size, seed, centering,
         estimators, keep, out,
         Reading(None, layouts, method, forward, inputs, tokens),
-        Execution(device, workers, memory, max_hours, progress=progress),
+        Execution(device, workers, memory, max_hours, executor, progress),
     )  # fmt: skip
 
 
@@ -171,6 +176,8 @@ def sweep_layers(
         import zarr  # noqa: F401 - as above
 
         return stored_sweep(request, source, folder, execution, started)
+    if execution.executor is not None:
+        raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
     return _streamed(request, source, execution, started)
 
 

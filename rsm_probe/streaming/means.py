@@ -195,7 +195,7 @@ class StoredMeans:
         source: BatchSource,
         on_batch: Callable[[], None],
         execution: Execution,
-    ) -> None:
+    ) -> dict[str, list[str]]:
         """Pass the images through the models, and save the sums after every batch.
 
         Args:
@@ -204,6 +204,9 @@ class StoredMeans:
             source: the images.
             on_batch: called before the sums of a batch are saved.
             execution: whether to show progress.
+
+        Returns:
+            What `note` takes.
 
         Raises:
             StorageError: sums on disk cannot be continued; the message says what to remove.
@@ -218,7 +221,11 @@ class StoredMeans:
                 on_batch()
                 save_arrays(self._file(name), means.state())
                 bar.update(len(batch))
-        self._store.chunks.set({"means": self._known | {key: [name, *layer] for layer, key in keys.items()}})
+        return {key: [name, *layer] for layer, key in keys.items()}
+
+    def note(self, gathered: Mapping[str, list[str]]) -> None:
+        """Write into the store which means are there: key of a layer -> its file, and its model and name there."""
+        self._store.chunks.set({"means": {**self._known, **gathered}})
 
     def of(self, layers: Iterable[tuple[str, str]]) -> LayerMeans:
         """The means of some (model, layer) pairs, all of which are known."""

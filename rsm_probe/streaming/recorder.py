@@ -1,20 +1,31 @@
-"""Match the pairs of mini-batches and write their products into an RSM store."""
+"""Match the pairs of mini-batches and write their products into an RSM store, here or in workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rsm_probe.errors import ComparisonError, LayerError
+import torch
+
+from rsm_probe.errors import ComparisonError, LayerError, StorageError
 from rsm_probe.execution.execution import Execution
+from rsm_probe.execution.executors import available_cores
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerNames, finished_name
+from rsm_probe.forward.layer_stream import LayerStream
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.products import MatchedProducts
 from rsm_probe.probe.representation import Representation
+from rsm_probe.similarity.centering import Centering
+from rsm_probe.sources.addresses import ImagesAddress, ModelAddress
+from rsm_probe.sources.images.batches import RawBatch, SetBatches
 from rsm_probe.stored_products.product_store import ProductStore, StoredBatch
 from rsm_probe.stored_products.series import SeriesSet
 from rsm_probe.streaming.batch_consumer import Centred, ProductConsumer, Products, naming
+from rsm_probe.streaming.means import StoredMeans
+from rsm_probe.streaming.mini_batches import image_digests
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,3 +123,138 @@ class Recorder(ProductConsumer):
                     matched += part.work.matched().values()
             self._store.write(work.wanted, stored, matched)
         self._on_batch(stored)
+
+
+@dataclass(frozen=True)
+class RecordJob:
+    """What the tasks of one model share.
+
+    Attributes:
+        model: how a worker loads the model; its reading is that of the sweep.
+        images: how it loads the images.
+        folder: folder of the sweep.
+        store: path of its store.
+        centering: which mean is subtracted.
+        device: where the model runs.
+        threads: CPU threads within a matrix product, as in the process that makes the tasks: sums in other orders would
+            end in other digits.
+        memory: memory budget of a worker in bytes.
+    """
+
+    model: ModelAddress
+    images: ImagesAddress
+    folder: Path
+    store: str
+    centering: Centering | None
+    device: str
+    threads: int
+    memory: int
+
+    def means(self, store: ProductStore, keys: Mapping[str, str]) -> StoredMeans | None:
+        """The stored means; `keys` maps layers to their keys."""
+        if self.centering is None:
+            return None
+        return StoredMeans(self.folder, store, self.centering, lambda model, layer: keys[layer])
+
+    @contextmanager
+    def stream(self, batches: Sequence[StoredBatch]) -> Iterator[LayerStream]:
+        """The model and some mini-batches, with the threads of the process that made the tasks."""
+        images, model = self.images.load_once(), self.model.load_once()
+        source, before = SetBatches(images, [batch.images for batch in batches]), torch.get_num_threads()
+        torch.set_num_threads(min(self.threads, available_cores()))
+        try:
+            stream = LayerStream({model.name: model}, source, {model.name: model.reading}, self.device)
+            with stream.evaluating():
+                yield stream
+        finally:
+            torch.set_num_threads(before)
+
+    @property
+    def execution(self) -> Execution:
+        """How a worker matches: in one thread, as the workers of an executor fill the cores."""
+        return Execution(workers=1, memory=self.memory)
+
+
+@dataclass(frozen=True, eq=False)
+class RecordTask:
+    """Some mini-batches of a model, with what is to be computed of each."""
+
+    job: RecordJob
+    work: Sequence[tuple[StoredBatch, ModelWork]]
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of images, over all layers."""
+        return sum(len(work.layers) * (len(batch) * (len(batch) - 1) // 2) for batch, work in self.work)
+
+
+def record(task: RecordTask) -> int:
+    """Compute the mini-batches of a task that the store lacks, and write them; return the number of pairs.
+
+    Raises:
+        RsmProbeError: see `sweep`.
+    """
+    job = task.job
+    store = opened_store(job.store)
+    left = [(batch, work) for batch, work in task.work if not store.holds(work.wanted, batch)]
+    if not left:
+        return task.pairs
+    works = [work for _, work in left]
+    keys = {layer: key for work in works for layer, key in work.keys.items()}
+    means, name = job.means(store, keys), job.model.name
+    of_layers = None if means is None else means.of(dict.fromkeys((name, k) for work in works for k in work.layers))
+    with job.stream([batch for batch, _ in left]) as stream, Recorder(store, job.execution, of_layers) as recorder:
+        for (batch, work), raw in zip(left, stream.source.batches(), strict=True):
+            record_batch(store, stream, recorder, batch, {name: work}, raw)
+    return task.pairs
+
+
+def record_batch(
+    store: ProductStore,
+    stream: LayerStream,
+    recorder: Recorder,
+    batch: StoredBatch,
+    works: Mapping[str, ModelWork],
+    raw: RawBatch,
+) -> None:
+    """Pass a mini-batch through the models that lack RSMs of it, after the digests by which images are recognised."""
+    store.require_there()
+    if isinstance(stream.source, SetBatches) and not store.has_digests(batch):
+        store.put_digests(batch, image_digests(raw.images))
+    recorder.expect(batch, works)
+    stream.feed(raw, recorder, works)
+
+
+@dataclass(frozen=True, eq=False)
+class MeansTask:
+    """The first pass of a model over some mini-batches, for the means of layers: name -> key."""
+
+    job: RecordJob
+    batches: Sequence[StoredBatch]
+    layers: Mapping[str, str]
+
+
+def gather_stored_means(task: MeansTask) -> dict[str, list[str]]:
+    """Run the first pass of a model; return what `StoredMeans.note` takes.
+
+    Raises:
+        RsmProbeError: see `sweep`.
+    """
+    store = opened_store(task.job.store)
+    means = task.job.means(store, task.layers)
+    assert means is not None
+    with task.job.stream(task.batches) as stream:
+        lacking = {task.job.model.name: list(task.layers)}
+        return means.gather(lacking, stream, stream.source, store.require_there, task.job.execution)
+
+
+def opened_store(where: str) -> ProductStore:
+    """Open the store of a task.
+
+    Raises:
+        StorageError: it was removed.
+    """
+    store = ProductStore.existing(where, writable=True)
+    if store is None:
+        raise StorageError(f"{where} was removed while the sweep was running; run it again")
+    return store

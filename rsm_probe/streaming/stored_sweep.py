@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rsm_probe.captures.recording import count_images
 from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.errors import StorageError
+from rsm_probe.errors import ImageError, ModelError, StorageError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
+from rsm_probe.execution.executors import finished
 from rsm_probe.forward.layer_stream import LayerStream
 from rsm_probe.matching.matching import Matching
+from rsm_probe.sources.addresses import images_address, model_address
 from rsm_probe.sources.images.batches import BatchSource, SetBatches
 from rsm_probe.sources.images.contents.item_labels import ItemLabels
 from rsm_probe.sources.images.image_set import ImageSet
@@ -34,11 +37,22 @@ from rsm_probe.streaming.cka_sums import CkaSums
 from rsm_probe.streaming.cost import estimate
 from rsm_probe.streaming.kept_rsms import BatchRsms
 from rsm_probe.streaming.means import StoredMeans
-from rsm_probe.streaming.mini_batches import Division, divide, image_digests
-from rsm_probe.streaming.recorder import ModelWork, Recorder
+from rsm_probe.streaming.mini_batches import Division, divide
+from rsm_probe.streaming.recorder import (
+    MeansTask,
+    ModelWork,
+    Recorder,
+    RecordJob,
+    RecordTask,
+    gather_stored_means,
+    record,
+    record_batch,
+)
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.sweep_request import RESULT, STORE, SweepRequest, finished_result
 
+# Tasks of a model on an executor, at most: each loads the model, or runs where it was loaded last.
+_TASKS = 16
 # Seconds for a result on disk.
 _WRITING = 0.2
 # Layers of a model by name, in forward order -> the input of the model that the layer belongs to.
@@ -212,16 +226,76 @@ class StoredSweep:
                 execution.say(f"{self._reuse()}\nsweep: {cost}")
             del sample
             self._declare()
-            if self.means is not None:
+            with execution.bar("pairs", self.pairs_left, "pair", position=1) as pairs:
+                self._spread(lacking, pairs.update)
+                lacking = {} if self.means is None else self.means.lacking(left)
                 self._gather_means(stream, lacking)
-                recorder.means = self.means.of(left)
-            bar = stack.enter_context(execution.bar("pairs", self.pairs_left, "pair", position=1))
-            recorder.on_pairs = bar.update
-            try:
-                self._record(stream, recorder)
-            finally:
-                recorder.finish()  # also if a later batch fails, so that earlier ones are not lost
+                recorder.means = None if self.means is None else self.means.of(self._left())
+                recorder.on_pairs = pairs.update
+                try:
+                    self._record(stream, recorder)
+                finally:
+                    recorder.finish()  # also if a later batch fails, so that earlier ones are not lost
             self._put_labels()
+
+    def _spread(self, lacking: Mapping[str, list[str]], on_pairs: Callable[[int], object]) -> None:
+        """Have the workers of the executor compute what they can, and leave the rest to this process.
+
+        Args:
+            lacking: model -> layers whose means are not known.
+            on_pairs: called with a number of pairs whenever some are matched.
+
+        Warns:
+            UserWarning: models or images that workers cannot load.
+        """
+        executor = self.execution.executor
+        if executor is None or not any(self.work):
+            return
+        jobs = self._jobs()
+        first = [batch for batch in self.batches if batch.part == 0]
+        keys_of = self.request.layer_key
+        means = [
+            MeansTask(jobs[model], first, {layer: keys_of(model, layer) for layer in layers})
+            for model, layers in lacking.items()
+            if model in jobs
+        ]
+        with self.execution.bar("first pass: means", len(means), "model", position=0) as bar:
+            for _, gathered in finished(executor, gather_stored_means, means):
+                assert self.means is not None
+                self.means.note(gathered)
+                bar.update()
+        for task, count in finished(executor, record, self._tasks(jobs)):
+            on_pairs(count)
+            self.store.require_there()
+            del task
+        self._plan()
+
+    def _jobs(self) -> dict[str, RecordJob]:
+        """What workers need to know of each model that they can load."""
+        request, execution, jobs = self.request, self.execution, dict[str, RecordJob]()
+        try:
+            images = images_address(request.images)
+        except ImageError as error:
+            warnings.warn(f"this process computes all RSMs: {error}", stacklevel=6)
+            return {}
+        for name in dict.fromkeys(name for works in self.work for name in works):
+            try:
+                model = model_address(replace(request.models[name], name=name, reading=request.readings[name]))
+            except ModelError as error:
+                warnings.warn(f"this process computes the RSMs of {name!r}: {error}", stacklevel=6)
+                continue
+            jobs[name] = RecordJob(
+                model, images, self.folder.absolute(), str(Path(self.store.where).absolute()), request.centering,
+                str(execution.worker_device()), torch.get_num_threads(), execution.memory_bytes,
+            )  # fmt: skip
+        return jobs
+
+    def _tasks(self, jobs: Mapping[str, RecordJob]) -> Iterator[RecordTask]:
+        """The tasks of all models, one model after another: a worker then seldom has to load a different one."""
+        for name, job in jobs.items():
+            work = [(batch, works[name]) for batch, works in zip(self.batches, self.work, strict=True) if name in works]
+            step = -(-len(work) // _TASKS)
+            yield from (RecordTask(job, work[start : start + step]) for start in range(0, len(work), step))
 
     def _models_to_run(self) -> dict[str, LoadedModel]:
         """The models whose layers are not known, or that lack RSMs of some mini-batches."""
@@ -334,7 +408,8 @@ class StoredSweep:
             )
         if isinstance(self.request.images, ImageSet):
             source = SetBatches(self.request.images, [batch.images for batch in first])
-        self.means.gather(lacking, stream, source, partial(self._note_order, source), self.execution)
+        note = partial(self._note_order, source)
+        self.means.note(self.means.gather(lacking, stream, source, note, self.execution))
 
     def _note_order(self, source: BatchSource) -> None:
         """Write what shows whether the batches of a later process are the same, before what relies on them."""
@@ -351,10 +426,7 @@ class StoredSweep:
             for number, raw in zip(left, self.source.batches(done), strict=True):
                 batch = self.batches[number]
                 self._note_order(self.source)
-                if isinstance(self.request.images, ImageSet) and not self.store.has_digests(batch):
-                    self.store.put_digests(batch, image_digests(raw.images))
-                recorder.expect(batch, self.work[number])
-                stream.feed(raw, recorder, self.work[number])
+                record_batch(self.store, stream, recorder, batch, self.work[number], raw)
                 bar.update(len(raw))
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from matplotlib.figure import Figure
 from pydantic import Field
@@ -32,6 +32,7 @@ class SweepConfig(TimedStudy):
     """A layer sweep: models, images, and how their RSMs are computed and compared."""
 
     study: Literal["sweep"] = "sweep"
+    on_cluster: ClassVar[bool] = True
     kernels: Kernels = Field(default=("linear",), min_length=1)
     estimators: Estimators = Field(default=("unbiased", "biased"), min_length=1)
     batch_size: AtLeastTwo = 250
