@@ -206,10 +206,10 @@ def test_folder_with_a_broken_image_is_counted_or_fatal(tmp_path):
 
 
 def interrupted(config: Path, out: Path, said: Path) -> None:
-    """A run that is interrupted once the sums of its second batch are about to be stored."""
+    """A run that is interrupted while the products of its second batch are written."""
     # Shells start background jobs with this signal ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal_itself_at("rename", 2, out / "checkpoint" / "sums.npz", signal.SIGINT)
+    signal_itself_at("rename", 2, out / "rsms.zarr" / "images" / "000" / "digest" / "c", signal.SIGINT)
     done = cli("run", config, "--out", out, "--no-figures", check=False)
     said.write_text(done.stderr)
     os._exit(done.returncode)
@@ -224,8 +224,7 @@ def test_interrupt_says_how_to_continue_and_continues(tmp_path):
     assert exit_code(interrupted, config, out, said) == 130
     assert "run the same command again to continue" in said.read_text()
     assert "Traceback" not in said.read_text()
-    with np.load(out / "checkpoint" / "sums.npz") as stored:
-        assert stored["batches"] == 1
+    assert len(list(out.glob("rsms.zarr/products/*/*/norm/c/*"))) == 1
     assert not (out / "result.zarr").exists()
     cli("run", config, "--out", out, "--no-figures")
     assert (out / "result.zarr").exists()

@@ -49,7 +49,8 @@ from rsm_probe.similarity.centering import Centering
 from rsm_probe.sources import ImageLoader, ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.reading import Reading
-from rsm_probe.storage.files import save_json
+from rsm_probe.storage.differences import as_stored
+from rsm_probe.storage.files import load_json, save_json
 from rsm_probe.streaming.cost import LayerCost
 
 
@@ -134,11 +135,15 @@ class Study(Config):
         Raises:
             StorageError: the folder holds other files, a different study, or a run with different settings.
         """
-        require_free(self, run_folder(out), self.has_begun, self.execution_keys)
+        require_free(self, run_folder(out), self.has_begun, self.free_keys(out))
 
     def claimed(self, out: Path) -> AbstractContextManager[Callable[[], None]]:
         """See `rsm_probe.runs.run_folder.claimed`."""
-        return claimed(self, out, self.has_begun, self.execution_keys)
+        return claimed(self, out, self.has_begun, self.free_keys(out))
+
+    def free_keys(self, out: Path) -> frozenset[str]:
+        """Keys that may differ when the run in a folder is continued."""
+        return self.execution_keys
 
 
 class ModelStudy(Study):
@@ -266,10 +271,15 @@ class Runner(ABC, Generic[S]):
             models, accuracies = load_models(study.models, networks, self.execution, loaded)
             result = self.compute(models, accuracies, require_there)
             require_there()
-            if not (self.folder / "provenance.json").exists():
-                facts = {**provenance(), **self.provenance(), "accuracy": accuracies}
-                save_json(self.folder / "provenance.json", facts)
+            self._save_provenance({**self.provenance(), "accuracy": accuracies})
         return result
+
+    def _save_provenance(self, facts: Mapping[str, Any]) -> None:
+        """Write `provenance.json`, again for a run that has grown."""
+        file, facts = self.folder / "provenance.json", as_stored(facts)
+        stored = load_json(file) if file.exists() else {}
+        if any(stored.get(key) != value for key, value in facts.items()):
+            save_json(file, {**provenance(), **facts})
 
     @property
     def networks(self) -> Path:

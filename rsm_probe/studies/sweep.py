@@ -23,9 +23,16 @@ from rsm_probe.streaming.kept_rsms import KeptLayers
 from rsm_probe.streaming.layer_sweep import sweep_layers
 from rsm_probe.streaming.mini_batches import batch_source
 from rsm_probe.streaming.result import SweepResult
+from rsm_probe.streaming.sweep_request import RESULT, STORE
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
-_RESULT = "result.zarr"
+# Keys that may change in a run: its store computes what is missing, and the result leaves out what is gone.
+_GROWING = frozenset(
+    {
+        "models", "images", "layers", "tokens", "layouts", "method", "forward", "inputs", "matchings", "kernels",
+        "estimators", "keep",
+    }
+)  # fmt: skip
 
 
 class SweepConfig(TimedStudy):
@@ -47,7 +54,11 @@ class SweepConfig(TimedStudy):
 
     def has_begun(self, out: Path) -> bool:
         """See `Study.has_begun`."""
-        return (out / "checkpoint" / "settings.json").exists() or (out / _RESULT).exists()
+        return any((out / name).exists() for name in (f"{STORE}/products", RESULT, "checkpoint"))
+
+    def free_keys(self, out: Path) -> frozenset[str]:
+        """See `Study.free_keys`; a sweep whose RSMs are kept may grow."""
+        return self.execution_keys | (_GROWING if (out / STORE).exists() else frozenset())
 
     def why_no_figures(self, out: Path) -> str:
         """See `Study.why_no_figures`."""
@@ -107,7 +118,7 @@ class SweepRunner(Runner[SweepConfig]):
 
     def require_cost(self, models: Sequence[ModelPlan], workers: int) -> None:
         """See `Runner.require_cost`; the limit is that of the whole sweep, and a finished one is only read."""
-        if (self.folder / _RESULT).exists():
+        if (self.folder / RESULT).exists():
             return
         self._cost(models, workers).require(self.execution, physical_bytes())
 
@@ -150,9 +161,9 @@ class SweepRunner(Runner[SweepConfig]):
 
     def open(self) -> SweepResult:
         """See `Study.open`."""
-        if not (self.folder / _RESULT).is_dir():
+        if not (self.folder / RESULT).is_dir():
             raise StorageError(f"{self.folder} has no finished run; run it again to continue")
-        return SweepResult.open(self.folder / _RESULT)
+        return SweepResult.open(self.folder / RESULT)
 
     def figures(self) -> dict[str, Figure]:
         """See `Study.figures`."""
