@@ -174,8 +174,9 @@ def test_mistakes_in_a_configuration_are_answered(tmp_path, changes, named):
 
 
 def test_a_cluster_is_refused_where_a_study_has_no_use_for_it(tmp_path):
-    message = refused("run", SMOKE, "--out", tmp_path / "out", "--cluster", "tcp://127.0.0.1:1")
-    assert "study: sweep runs in one process only; --cluster works with study: " in message
+    config = SMOKE.parent / "outputs.yaml"
+    message = refused("run", config, "--out", tmp_path / "out", "--cluster", "tcp://127.0.0.1:1")
+    assert "study: outputs runs in one process only; --cluster works with study: " in message
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Heatmaps: CKA between layers, differences in CKA, and RSMs."""
+"""Heatmaps: CKA between layers or over training, differences in CKA, and RSMs."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ _MOST_TICKS = 40
 
 
 def cka_heatmap(ax: Axes, grid: xr.DataArray, title: str = "", lowest: float = 0.0, bar: bool = True) -> Axes:
-    """Draw CKA between layers, with the first layer at the lower left (paper, Figures 15-17).
+    """Draw CKA between layers, with the first layer at the lower left (paper, Figures 15-17), or over training steps.
 
     Args:
         ax: Axes to draw on.
-        grid: dimensions (layer_a, layer_b), values up to 1; undefined values are grey.
+        grid: two dimensions whose coordinates name rows and columns, such as (layer_a, layer_b) or (layer, step);
+            values up to 1; undefined values are grey. Steps have equal widths, whatever lies between them.
         title: title of the panel.
         lowest: value of the darkest colour.
         bar: draw a colour bar beside the panel; panels of the same scale can share one.
     """
-    return _layer_heatmap(ax, grid, title, SEQUENTIAL, (lowest, 1.0), "CKA" if bar else None)
+    return _heatmap(ax, grid, title, SEQUENTIAL, (lowest, 1.0), "CKA" if bar else None)
 
 
 def difference_heatmap(
     ax: Axes, grid: xr.DataArray, title: str = "", limit: float | None = None, bar: bool = True
 ) -> Axes:
-    """Draw differences in CKA between layers, white at 0 (paper, Figures 16 and 17, right).
+    """Draw differences in CKA, white at 0 (paper, Figures 16 and 17, right).
 
     Args:
         ax: Axes to draw on.
-        grid: dimensions (layer_a, layer_b).
+        grid: as for `cka_heatmap`.
         title: title of the panel.
         limit: value of the strongest colours; by default the largest difference.
         bar: draw a colour bar beside the panel.
@@ -44,7 +45,7 @@ def difference_heatmap(
     if limit is None:
         limit = float(np.nanmax(np.abs(grid.values), initial=0.0))
     limit = limit or 1e-6
-    return _layer_heatmap(ax, grid, title, DIVERGING, (-limit, limit), "difference in CKA" if bar else None)
+    return _heatmap(ax, grid, title, DIVERGING, (-limit, limit), "difference in CKA" if bar else None)
 
 
 def rsm_heatmap(ax: Axes, values: np.ndarray, labels: Sequence[str], title: str = "") -> Axes:
@@ -77,10 +78,12 @@ def rsm_heatmap(ax: Axes, values: np.ndarray, labels: Sequence[str], title: str 
     return ax
 
 
-def _layer_heatmap(
+def _heatmap(
     ax: Axes, grid: xr.DataArray, title: str, colours: str, limits: tuple[float, float], meaning: str | None
 ) -> Axes:
     ax.set_facecolor("lightgrey")
+    # Square cells where rows and columns are of one kind, as in (layer_a, layer_b); else a square panel.
+    alike = len({str(dimension).removesuffix("_a").removesuffix("_b") for dimension in grid.dims}) == 1
     image = ax.imshow(
         grid.values,
         cmap=colours,
@@ -88,10 +91,13 @@ def _layer_heatmap(
         vmax=limits[1],
         origin="lower",
         interpolation="nearest",
-        aspect="equal",
+        aspect="equal" if alike else "auto",
     )
-    ax.set_xticks(*layer_ticks([str(name) for name in grid["layer_b"].values], ax), rotation=90)
-    ax.set_yticks(*layer_ticks([str(name) for name in grid["layer_a"].values], ax))
+    if not alike:
+        ax.set_box_aspect(1)
+    rows, columns = ([str(name) for name in grid[dimension].values] for dimension in grid.dims)
+    ax.set_xticks(*layer_ticks(columns, ax), rotation=90)
+    ax.set_yticks(*layer_ticks(rows, ax))
     ax.set_title(title)
     if meaning is not None:
         ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.04, label=meaning)

@@ -185,10 +185,14 @@ class ModelConfig(Config):
         """Step -> file of the checkpoints of a source; empty without `checkpoints`."""
         return self.checkpoints if isinstance(self.checkpoints, dict) else {}
 
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, of a source or of a recipe, in order; empty without `checkpoints`."""
+        return list(self.checkpoint_files if self.recipe is None else self.recipe.checkpoint_steps)
+
     def step_titles(self, seed: int) -> list[str]:
-        """The titles of the checkpoints with a seed, in the order of their steps; empty where there are none."""
-        steps = self.checkpoint_files if self.recipe is None else self.recipe.checkpoint_steps
-        return [checkpoint_title(self.titled(seed), step) for step in steps]
+        """The titles of the checkpoints with a seed, in the order of their steps."""
+        return [checkpoint_title(self.titled(seed), step) for step in self.steps]
 
     def missing_networks(self, networks: Path) -> list[str]:
         """The titles of the networks that are still to be trained.

@@ -24,6 +24,8 @@ from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.reading import Reading
 from rsm_probe.sources.models.user_functions import function_origin
 
+# What loading makes; whatever else a model holds is plain data.
+_MADE = {"module", "preprocess", "reading", "origin"}
 # Loading draws from PyTorch's global generator and silences warnings of the whole process: one thread at a time.
 _loading = threading.Lock()
 # What each thread loaded last.
@@ -38,6 +40,7 @@ class ModelAddress:
         name: the name of the model in results.
         origin: how it was loaded.
         reading: how it is called and read.
+        facts: the other attributes of the model that are plain data.
         fingerprint: see `LoadedModel.fingerprint`.
         state: a hash of hooks, training flags and replaced methods of its layers, which the fingerprint leaves out.
     """
@@ -45,6 +48,7 @@ class ModelAddress:
     name: str
     origin: Origin
     reading: Origin
+    facts: tuple[tuple[str, Any], ...]
     fingerprint: str
     state: str
 
@@ -57,7 +61,7 @@ class ModelAddress:
         try:
             with _loading, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")
-                loaded: LoadedModel = replace(self.origin.make(), name=self.name, reading=self.reading.make())
+                loaded: LoadedModel = replace(self.origin.make(), reading=self.reading.make(), **dict(self.facts))
                 fingerprint = loaded.fingerprint
         except (RsmProbeError, OSError) as error:
             raise ModelError(f"a worker process cannot load model {self.name!r}: {error}; {OR_STAY}") from error
@@ -147,7 +151,8 @@ def model_address(model: LoadedModel) -> ModelAddress:
     """
     if isinstance(model.origin, str):
         raise ModelError(f"no other process can load model {model.name!r}: {model.origin}; {OR_STAY}")
-    return ModelAddress(model.name, model.origin, _reading(model), model.fingerprint, _state(model.module))
+    facts = tuple((part.name, getattr(model, part.name)) for part in fields(model) if part.name not in _MADE)
+    return ModelAddress(model.name, model.origin, _reading(model), facts, model.fingerprint, _state(model.module))
 
 
 def images_address(images: ImageSet | ImageLoader) -> ImagesAddress:

@@ -15,7 +15,7 @@ from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.comparison.grid import label_grid
 from rsm_probe.comparison.mini_batches import bootstrap_batch_samples
 from rsm_probe.comparison.statistics import check_level, over_models, summarise
-from rsm_probe.errors import ComparisonError, StorageError, did_you_mean
+from rsm_probe.errors import ComparisonError, StorageError, did_you_mean, look_up
 from rsm_probe.storage.files import open_dataset, save_dataset
 from rsm_probe.streaming.cka_sums import CkaSums
 from rsm_probe.streaming.kept_rsms import BatchRsms, PaddedRsms, stack_rsms
@@ -252,6 +252,50 @@ class SweepResult:
             both = [self.grid(*pair, matching, kernel=kernel) for pair in ((a, b), (b, a))]
             grids.append(over_models(both)["mean"])
         return over_models(grids)
+
+    def over_training(
+        self, network: str, matching_a: str = "identity", matching_b: str | None = None, kernel: str = "linear"
+    ) -> xr.DataArray:
+        """CKA of each layer between the checkpoints of a network.
+
+        Args:
+            network: one of `networks`.
+            matching_a: matching of the RSMs of one step.
+            matching_b: matching of the RSMs of the other; by default `matching_a`.
+            kernel: kernel of both.
+
+        Returns:
+            Dimensions (step_a, step_b, layer), with steps and names of layers as coordinates.
+
+        Raises:
+            ComparisonError: the sweep has no such network or combination, or layers differ between steps.
+        """
+        import xarray as xr
+
+        steps = look_up(network, self.networks, "network of checkpoints", ComparisonError)
+        models = list(steps.values())
+        layers = self.layers(models[0])
+        if any(self.layers(model) != layers for model in models):
+            raise ComparisonError(
+                f"the checkpoints of {network!r} have different layers, and cannot be compared by layer"
+            )
+        # Raises if there is no such combination.
+        self.grid(models[0], models[0], matching_a, matching_b, kernel)
+        rows, columns = (
+            np.array([self._positions(model, matching, kernel) for model in models])
+            for matching in (matching_a, matching_b or matching_a)
+        )
+        values = self.cka.values[rows[:, None], columns[None]]
+        coordinates = {"step_a": list(steps), "step_b": list(steps), "layer": layers}
+        return xr.DataArray(values, dims=("step_a", "step_b", "layer"), coords=coordinates, name="cka")
+
+    def _positions(self, model: str, matching: str, kernel: str) -> np.ndarray:
+        """The positions of the RSMs of a model by one matching and kernel, in the order of its layers."""
+        of = (
+            self.dataset[f"{name}_a"].values == value
+            for name, value in {"model": model, "matching": matching, "kernel": kernel}.items()
+        )
+        return np.flatnonzero(np.logical_and.reduce(list(of)))
 
     def to_frame(self) -> pd.DataFrame:
         """Convert all comparisons to a long table: one row per pair of RSMs, with `cka` and the coordinates of both."""

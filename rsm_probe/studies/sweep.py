@@ -13,6 +13,7 @@ from rsm_probe.errors import StorageError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Kernels, Seed
+from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.runs.plan import ModelPlan
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.sources.images.image_set import ImageSet
@@ -24,6 +25,7 @@ from rsm_probe.streaming.layer_sweep import sweep_layers
 from rsm_probe.streaming.mini_batches import batch_source
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.sweep_request import RESULT, STORE
+from rsm_probe.studies.dynamics_figures import dynamics_figures
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
 # Keys that may change in a run: its store computes what is missing, and the result leaves out what is gone.
@@ -75,11 +77,19 @@ class SweepConfig(TimedStudy):
         return [
             Architecture(
                 entry.name or "resnet",
-                [entry.titled(seed) for seed in entry.seeds],
-                entry.control_title if entry.control else None,
+                # Of a training, the network that it ended with, and the one before the first step.
+                [(entry.step_titles(seed) or [entry.titled(seed)])[-1] for seed in entry.seeds],
+                _control(entry),
             )
             for entry in self.models
         ]
+
+
+def _control(entry: ModelConfig) -> str | None:
+    """The title of the untrained model of an entry, if it has one: its control, or its first seed before training."""
+    if entry.control:
+        return entry.control_title
+    return entry.step_titles(entry.seeds[0])[0] if entry.steps[:1] == [0] else None
 
 
 class SweepRunner(Runner[SweepConfig]):
@@ -167,4 +177,5 @@ class SweepRunner(Runner[SweepConfig]):
 
     def figures(self) -> dict[str, Figure]:
         """See `Study.figures`."""
-        return sweep_figures(self.open(), self.study.architectures)
+        result, rows = self.open(), self.study.architectures
+        return {**sweep_figures(result, rows), **dynamics_figures(result, rows)}

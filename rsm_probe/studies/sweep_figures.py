@@ -6,30 +6,29 @@ The panels of a figure share colour scales. They average over models that differ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from string import ascii_uppercase
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rsm_probe.errors import ComparisonError
 from rsm_probe.figures import (
     cka_heatmap,
     diagonal_plot,
     difference_heatmap,
-    panel_letter,
 )
 from rsm_probe.streaming.result import SweepResult
+from rsm_probe.studies.panels import (
+    conditions,
+    lettered_panels,
+    lowest_value,
+    print_style,
+    semantic_matchings,
+    shared_bar,
+)
 from rsm_probe.studies.rsm_panels import rsm_panels
-
-# Size of a panel in inches, as printed.
-_PANEL = 1.75
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,19 @@ class Architecture:
 def sweep_figures(result: SweepResult, rows: Sequence[Architecture] | None = None) -> dict[str, Figure]:
     """Draw the figures of one sweep by name: Figures 15, 16 and 17, and the kept RSMs sorted by label.
 
-    Without `rows`, each model has its own row: models with equal layers need not differ only in their seed.
+    Without `rows`, each model has its own row: models with equal layers need not differ only in their seed. Of the
+    checkpoints of a training, only the last one has a row.
     """
     rows = [Architecture(model, [model]) for model in result.models] if rows is None else rows
+    # Of a training, the network that it ended with.
+    earlier = {model for steps in result.networks.values() for model in list(steps.values())[:-1]}
+    rows = [row for row in rows if not earlier.issuperset(row.trained)]
     kernels = list(dict.fromkeys(str(name) for name in result.cka["kernel_a"].values))
     figures: dict[str, Figure] = {}
     for kernel in kernels:
         suffix = "" if len(kernels) == 1 else f"-{kernel}"
-        for semantic in _semantic(result):
-            kind = suffix if len(_semantic(result)) == 1 else f"{suffix}-{semantic}"
+        for semantic in semantic_matchings(result):
+            kind = suffix if len(semantic_matchings(result)) == 1 else f"{suffix}-{semantic}"
             for name, draw in FIGURES.items():
                 if name != "figure17" or any(len(row.trained) > 1 for row in rows):
                     figures[name + kind] = draw({"": result}, rows, kernel, semantic)
@@ -82,15 +85,15 @@ def figure15(
         ComparisonError: a sweep lacks a model, a matching or the kernel, or sweeps have different numbers of images.
     """
     _require_equal_numbers(results)
-    with _print_style():
-        title = f"Semantic against spatio-semantic RSMs, {kernel} kernel\n{_conditions(results)}"
-        figure, axes = _panels(len(rows), len(results) + 1, title)
+    with print_style():
+        title = f"Semantic against spatio-semantic RSMs, {kernel} kernel\n{conditions(results)}"
+        figure, axes = lettered_panels(len(rows), len(results) + 1, title)
         grids = {
             (row.name, data): result.within(row.trained, semantic, "identity", kernel)["mean"]
             for row in rows
             for data, result in results.items()
         }
-        lowest = _lowest(grids.values())
+        lowest = lowest_value(grids.values())
         for line, row in zip(axes, rows, strict=True):
             for ax, data in zip(line, results, strict=False):
                 cka_heatmap(ax, grids[row.name, data], data if line is axes[0] else "", lowest, bar=False)
@@ -101,7 +104,7 @@ def figure15(
                 diagonal_plot(line[-1], trained, "diagonal (CKA)" if line is axes[0] else "", data, control)
             line[-1].set_box_aspect(1)
             line[-1].set_ylabel("")
-        _bar(figure, [line[:-1] for line in axes], axes[0][0], "CKA")
+        shared_bar(figure, [line[:-1] for line in axes], axes[0][0], "CKA")
         labelled = {name: line for row in axes for line, name in zip(*row[-1].get_legend_handles_labels(), strict=True)}
         if len(labelled) > 1:
             figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=len(labelled))
@@ -165,16 +168,6 @@ def figure_numbers(
     return table
 
 
-def _conditions(results: Mapping[str, SweepResult]) -> str:
-    """What the numbers of a figure depend on: images and mini-batches, centering, and the estimator of CKA."""
-    of = [result.dataset.attrs for result in results.values()]
-    centerings = dict.fromkeys(str(attrs.get("centering", "None")) for attrs in of)
-    centered = " and ".join("not centered" if name == "None" else f"centered by {name}" for name in centerings)
-    estimators = " and ".join(dict.fromkeys(str(attrs["estimator"]) for attrs in of))
-    batches = f"{of[0]['batches']} mini-batches" if of[0]["batches"] > 1 else "one mini-batch"
-    return f"{of[0]['images']} images in {batches}, {centered}, {estimators} CKA"
-
-
 def _entry(data: str, row: Architecture, what: str, layer: str, value: Any) -> dict[str, str | float]:
     return {"data": data, "architecture": row.name, "what": what, "layer": layer, "value": float(value)}
 
@@ -215,10 +208,10 @@ def _three_panels(
         for row in rows
         for data in results
     }
-    lowest = _lowest(means.values())
+    lowest = lowest_value(means.values())
     limit = max(float(np.nanmax(np.abs(grid.values), initial=0.0)) for grid in differences.values())
-    with _print_style():
-        figure, axes = _panels(len(rows), 3 * len(results), f"{title}\n{_conditions(results)}")
+    with print_style():
+        figure, axes = lettered_panels(len(rows), 3 * len(results), f"{title}\n{conditions(results)}")
         for line, row in zip(axes, rows, strict=True):
             top = line is axes[0]
             for k, data in enumerate(results):
@@ -234,43 +227,9 @@ def _three_panels(
                     ax.set_yticks([])
             count = int(grids[row.name, next(iter(results)), "identity"]["pairs"].max())
             line[0].set_ylabel(row.name + (f"\nmean of {count} {counted}" if count > 1 else ""))
-        _bar(figure, axes, axes[0][2], "difference in CKA")  # the last one is drawn next to the panels
-        _bar(figure, axes, axes[0][0], "CKA")
+        shared_bar(figure, axes, axes[0][2], "difference in CKA")  # the last one is drawn next to the panels
+        shared_bar(figure, axes, axes[0][0], "CKA")
     return figure
-
-
-def _print_style() -> AbstractContextManager[None]:
-    """Font sizes and line widths for the printed size."""
-    sizes = {"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 6.5, "figure.titlesize": 8, "legend.fontsize": 5.5}
-    style: dict[Any, Any] = {**sizes, "xtick.labelsize": 5.5, "ytick.labelsize": 5.5, "lines.linewidth": 1.2}
-    style["text.parse_math"] = False  # names may contain any character
-    return mpl.rc_context(style)
-
-
-def _panels(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Axes]]]:
-    size = (_PANEL * columns + 1.0, _PANEL * rows + 0.7)
-    figure = Figure(figsize=size, dpi=150, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05))
-    figure.suptitle(title)
-    axes = [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
-    for k, ax in enumerate(ax for line in axes for ax in line):
-        panel_letter(ax, ascii_uppercase[k] if k < 26 else f"{ascii_uppercase[k // 26 - 1]}{ascii_uppercase[k % 26]}")
-    return figure, axes
-
-
-def _bar(figure: Figure, axes: Sequence[Sequence[Axes]], source: Axes, meaning: str) -> None:
-    """Draw one colour bar for all panels of a scale, beside them."""
-    panels = [ax for line in axes for ax in line]
-    figure.colorbar(source.images[0], ax=panels, shrink=0.8, aspect=20, pad=0.02, fraction=0.04, label=meaning)
-
-
-def _lowest(grids: Any) -> float:
-    return min(0.0, *(float(np.nanmin(grid.values, initial=0.0)) for grid in grids))
-
-
-def _semantic(result: SweepResult) -> list[str]:
-    """All matchings but the identity; none if the sweep lacks the identity."""
-    matchings = list(dict.fromkeys(str(name) for name in result.cka["matching_a"].values))
-    return [name for name in matchings if name != "identity"] if "identity" in matchings else []
 
 
 def _require_equal_numbers(results: Mapping[str, SweepResult]) -> None:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,9 @@ def facts(thing):
         notes = list(thing.annotations), dict(thing.skipped), thing.fingerprint()
         return thing.name, list(thing.ids), list(thing.labels), targets, notes, pixels
     reading = thing.reading
-    return thing.name, thing.fingerprint, reading.layers, reading.settings(), thing.incomplete, thing.questions
+    made = {"module", "preprocess", "reading", "origin"}
+    plain = {part.name: getattr(thing, part.name) for part in fields(thing) if part.name not in made}
+    return plain, thing.fingerprint, reading.layers, reading.settings()
 
 
 def loaded(address):
@@ -135,7 +137,7 @@ MODELS = {
     "tokens": lambda: vit(tokens=["class", "mean"], layers="blocks.*"),
     "tokens said later": lambda: load_model(vit(layers="blocks"), tokens="mean", layouts={"blocks.*": "NTC"}),
     "a word said later": lambda: load_model(vit(), preprocess="imagenet", size=(24, 32)),
-    "a name said later": lambda: replace(vit(), name="net"),
+    "a name said later": lambda: replace(vit(), name="net", step=3, network="training"),
     "a function of a file": lambda: load_model("own.py:net", seed=5, forward=function_of("own.py:call", "forward")),
     "a function": lambda: load_model(tiny, seed=5, preprocess=halved, forward=called),
 }
