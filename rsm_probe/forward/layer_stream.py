@@ -140,7 +140,7 @@ class LayerStream:
                 content = ready[key]
             # Set hooks only while their own model runs, because models may share modules. With several models, copy
             # the batch for each, because a model may modify it in place.
-            content = on_device(content, model.device, copy=len(running) > 1)
+            content = on_device(content, model.device, copy=len(self.models) > 1)
             if isinstance(content, Tensor):
                 content = in_dtype_of(model.module, reading, content)
             before = probe.passes

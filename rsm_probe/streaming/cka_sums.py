@@ -101,7 +101,7 @@ class CkaSums:
         Raises:
             ComparisonError: an RSM is not finite; the message names its layer.
         """
-        step, first = max(16, _BLOCK_ENTRIES // count**2), not self.batches
+        step, first = rsms_per_block(count), not self.batches
         blocks = [slice(start, min(start + step, len(keys))) for start in range(0, len(keys), step)]
         load = rsms.__getitem__ if isinstance(rsms, np.ndarray) else rsms
         before = np.full(len(keys), _NOTHING) if first else self._exponents
@@ -207,6 +207,11 @@ class CkaSums:
         self.smallest, self._exponents = np.array(state["smallest"]), np.array(state["exponents"], dtype=np.int64)
         # In the order of the estimators: the first gives `SweepResult.cka`.
         self._sums = {e.name: np.array(state[f"pairs_{e.name}"]) for e in self.estimators if e.name in names}
+
+
+def rsms_per_block(count: int) -> int:
+    """Number of RSMs of `count` images in a block, of which two are compared at a time."""
+    return max(16, _BLOCK_ENTRIES // count**2)
 
 
 def _smallest_eigenvalues(keys: Sequence[RsmKey], rsms: np.ndarray) -> list[float]:

@@ -65,6 +65,7 @@ class Cost:
         batch_seconds: seconds per mini-batch and pass for all layers, whatever the number of its images.
         start_seconds: seconds spent before the estimate: loading, compilation, the timed sample.
         end_seconds: seconds for the result.
+        rsms_at_once: number of RSMs in memory at a time, where these are not all of a mini-batch.
         disk: text that says how much disk space the RSMs take; "" where none are kept.
     """
 
@@ -80,6 +81,7 @@ class Cost:
     batch_seconds: float = 0.0
     start_seconds: float = 0.0
     end_seconds: float = 0.0
+    rsms_at_once: int | None = None
     disk: str = ""
 
     @property
@@ -115,6 +117,7 @@ class Cost:
         """Estimated bytes of memory besides the models: two batches of the largest tokens, queued affinities, RSMs."""
         batch = max(self.batch_sizes)
         rsms = sum(len(layer.pair_seconds) for layer in self.layers) * self.kernels
+        rsms = min(rsms, self.rsms_at_once or rsms)
         tokens = 2 * batch * max((layer.token_bytes for layer in self.layers), default=0)
         queue = max((layer.queue_bytes for layer in self.layers), default=0)
         return tokens + queue + 4 * rsms * batch**2 * 8 + self.kept_rsms * sum(size**2 for size in self.batch_sizes) * 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Recorder(ProductConsumer):
         execution: see `ProductConsumer`.
         means: means to subtract; None does not centre.
         on_pairs: called with a number of pairs each time pairs were matched.
-        on_batch: called with each mini-batch once it is written.
+        on_written: called with a mini-batch and the models of which it was written.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Recorder(ProductConsumer):
         execution: Execution,
         means: Centred | None = None,
         on_pairs: Callable[[int], None] = lambda count: None,
-        on_batch: Callable[[StoredBatch], None] = lambda batch: None,
+        on_written: Callable[[StoredBatch, Collection[str]], None] = lambda batch, models: None,
     ) -> None:
         super().__init__(execution, means, on_pairs, bounds=True, alike=True)
-        self._store, self._on_batch = store, on_batch
+        self._store, self._on_written = store, on_written
         self._work: Mapping[str, ModelWork] = {}
 
     def expect(self, batch: StoredBatch, work: Mapping[str, ModelWork]) -> None:
@@ -122,7 +122,7 @@ class Recorder(ProductConsumer):
                 with naming(model, layer):
                     matched += part.work.matched().values()
             self._store.write(work.wanted, stored, matched)
-        self._on_batch(stored)
+        self._on_written(stored, of_models.keys())
 
 
 @dataclass(frozen=True)
@@ -217,12 +217,16 @@ def record_batch(
     works: Mapping[str, ModelWork],
     raw: RawBatch,
 ) -> None:
-    """Pass a mini-batch through the models that lack RSMs of it, after the digests by which images are recognised."""
+    """Pass a mini-batch through the models that lack RSMs of it, after the digests by which images are recognised.
+
+    One model after another, so that memory holds the products of one model.
+    """
     store.require_there()
     if isinstance(stream.source, SetBatches) and not store.has_digests(batch):
         store.put_digests(batch, image_digests(raw.images))
-    recorder.expect(batch, works)
-    stream.feed(raw, recorder, works)
+    for model, work in works.items():
+        recorder.expect(batch, {model: work})
+        stream.feed(raw, recorder, {model})
 
 
 @dataclass(frozen=True, eq=False)

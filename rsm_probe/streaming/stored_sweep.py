@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
@@ -33,7 +33,7 @@ from rsm_probe.storage.differences import as_stored
 from rsm_probe.storage.disk_space import require_space
 from rsm_probe.stored_products.product_store import ImagePart, ProductStore, StoredBatch
 from rsm_probe.streaming.batch_consumer import walk
-from rsm_probe.streaming.cka_sums import CkaSums
+from rsm_probe.streaming.cka_sums import CkaSums, rsms_per_block
 from rsm_probe.streaming.cost import estimate
 from rsm_probe.streaming.kept_rsms import BatchRsms
 from rsm_probe.streaming.means import StoredMeans
@@ -120,6 +120,7 @@ class StoredSweep:
         if request.centering is not None:
             self.means = StoredMeans(folder, store, request.centering, request.layer_key)
         self._sums = CkaSums(request.kinds.estimators)
+        self._unwritten: dict[int, set[str]] = {}
         self._summed = 0
         self._batch_rsms: list[BatchRsms] = []
 
@@ -211,7 +212,7 @@ class StoredSweep:
             request.kinds.keep.require_among({layer for layers in self.layers.values() for layer in layers})
             left = self._left()
             lacking = {} if self.means is None else self.means.lacking(left)
-            recorder = Recorder(self.store, execution, on_batch=self._sum_until)
+            recorder = Recorder(self.store, execution, on_written=self._written)
             stack.callback(recorder.close)
 
             def methods_of(model: str, layer: str) -> Mapping[str, Matching]:
@@ -220,8 +221,9 @@ class StoredSweep:
             sizes = [len(batch) for batch, works in zip(self.batches, self.work, strict=True) if works]
             if sizes:
                 cost = estimate(stream, sample, methods_of, request.kinds, 2 if lacking else 1, execution, sizes)
+                blocks = 2 * rsms_per_block(max(sizes))
+                cost = replace(cost, rsms_at_once=blocks, disk=require_space(self.store.where, self._bytes()))
                 cost.require(execution, physical_bytes())
-                cost = replace(cost, disk=require_space(self.store.where, self._bytes()))
                 cost = cost.started(started, partial(recorder.rehearse, sample.representations, methods_of), _WRITING)
                 execution.say(f"{self._reuse()}\nsweep: {cost}")
             del sample
@@ -432,6 +434,14 @@ class StoredSweep:
     @cached_property
     def _keys(self) -> list[RsmKey]:
         return self.request.kinds.keys([(model, layer) for model, layers in self.layers.items() for layer in layers])
+
+    def _written(self, batch: StoredBatch, models: Collection[str]) -> None:
+        """Compare the RSMs of a mini-batch as soon as it was written of all models."""
+        number = self.batches.index(batch)
+        left = self._unwritten.setdefault(number, set(self.work[number]))
+        left -= set(models)
+        if not left:
+            self._sum_until(batch)
 
     def _sum_until(self, batch: StoredBatch) -> None:
         """Compare the RSMs of all mini-batches up to one, in their order."""
