@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import rsm_probe
 from rsm_probe.errors import ConfigError, ImageError, LayerError, ModelError, RepresentationError
 from rsm_probe.integrations import TrainingWatch
-from tests.integrations.watched_net import LAYERS, examples, images, watched_net
+from tests.integrations.watched_net import LAYERS, WatchedNet, examples, images, watched_net
 
 
 def trained(net: nn.Module, watch: TrainingWatch | None, steps: int = 6) -> list[float]:
@@ -111,7 +111,7 @@ def test_making_a_watch_of_a_shuffling_loader_draws_nothing():
     )
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    watch = TrainingWatch(loader, layers=LAYERS, reference=watched_net)
+    watch = TrainingWatch(loader, layers=LAYERS, reference=lambda: WatchedNet())
     first, second = (watch.record(watched_net(), step) for step in (0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert second["rsm/cka_last/optimal/layer1"] == pytest.approx(1.0, abs=1e-12)  # the loader repeats its order
@@ -121,9 +121,9 @@ def test_making_a_watch_of_a_shuffling_loader_draws_nothing():
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 @pytest.mark.parametrize("centering", [None, "location-mean"])
 def test_values_are_those_of_a_sweep_over_the_states(estimator, centering):
-    settings = {"layers": LAYERS, "kernels": ("linear", "rbf"), "batch_size": 5, "centering": centering}
+    settings = {"layers": LAYERS, "kernels": ("linear", "rbf"), "batch_size": 6, "centering": centering}
     a, b, c = (watched_net(seed) for seed in range(3))
-    watch = TrainingWatch(images(), estimator=estimator, reference=c, **settings)
+    watch = TrainingWatch(images(11), estimator=estimator, reference=c, **settings)  # batches of 6 and 5 images
     net = watched_net(0)
     watch.record(net, 0)
     net.load_state_dict(b.state_dict())
@@ -133,7 +133,7 @@ def test_values_are_those_of_a_sweep_over_the_states(estimator, centering):
     states = {"first": a, "last": b, "reference": c}
     for model in states.values():
         model.eval()
-    result = rsm_probe.sweep(states, images(), estimators=(estimator,), **settings)
+    result = rsm_probe.sweep(states, images(11), estimators=(estimator,), **settings)
     expected = {
         f"rsm/cka_{name}/{matching}/{kernel}/{layer}": float(
             result.grid("first", name, matching, kernel=kernel).sel(layer_a=layer, layer_b=layer)
