@@ -9,7 +9,7 @@ import numpy as np
 from rsm_probe.checks import listed
 from rsm_probe.comparison.alignment import Estimator
 from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.errors import ImageError, LayerError
+from rsm_probe.errors import ComparisonError, ImageError, LayerError
 from rsm_probe.streaming.kept_rsms import BatchRsms
 
 # What two moments have in common: layer, matching, kernel.
@@ -34,6 +34,7 @@ class StepRsms:
         self.step = step
         self.keys: list[LayerRsm] = []
         self._estimator = estimator
+        self._ids: list[list[str]] = []
         self._rows: list[np.ndarray] = []
         self._exponents = np.empty(0, dtype=np.int64)
 
@@ -45,11 +46,12 @@ class StepRsms:
             # A power of two, the same for all batches, so that squares do not overflow; CKA keeps all digits.
             self._exponents = np.where(largest > 0, np.frexp(largest)[1], 0)
         rows = self._estimator.rows(np.ldexp(batch.values, -self._exponents[:, None, None]))
+        self._ids.append(list(batch.ids))
         # Each batch counts by its pairs.
         self._rows.append(rows * np.sqrt(self._estimator.divisor(batch.values.shape[1])))
 
     def require_same(self, other: StepRsms, what: str) -> None:
-        """Refuse RSMs of other layers or of another number of images.
+        """Refuse RSMs of other layers or images.
 
         Args:
             other: RSMs to compare with.
@@ -57,7 +59,8 @@ class StepRsms:
 
         Raises:
             LayerError: a layer is missing on one side.
-            ImageError: the numbers of images differ.
+            ComparisonError: a matching or kernel is missing in `other`.
+            ImageError: images or mini-batches differ.
         """
         own, others = ({layer: None for layer, _, _ in rsms.keys} for rsms in (self, other))
         if missing := [layer for layer in others if layer not in own]:
@@ -70,9 +73,15 @@ class StepRsms:
                 f"the model has {_layers(new)}, which {what} lacks (it has {listed(list(others))}); a watch compares "
                 f"the same layers at all steps: name the layers that both have in layers="
             )
-        if [rows.shape[1] for rows in self._rows] != [rows.shape[1] for rows in other._rows]:
+        for layer, matching, kernel in self.keys:
+            if (layer, matching, kernel) not in other.keys:
+                raise ComparisonError(
+                    f"{what} has no RSM of layer {layer!r} by {matching}/{kernel}; record what it has, or begin in "
+                    f"another folder"
+                )
+        if self._ids != other._ids:
             raise ImageError(
-                f"the images form batches of other sizes than those of {what}; RSMs of different images cannot be "
+                f"the images or their mini-batches differ from those of {what}; RSMs of different images cannot be "
                 f"compared: give images that repeat"
             )
 

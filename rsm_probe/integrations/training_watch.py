@@ -6,19 +6,22 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from rsm_probe.checks import require_text, require_whole
+from rsm_probe.checks import listed, require_text, require_whole
 from rsm_probe.comparison.alignment import Estimator, get_estimator
 from rsm_probe.errors import ConfigError, RsmProbeError, look_up
 from rsm_probe.execution.amounts import format_seconds
 from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_stream import LayerStream, layer_names, readings_of
 from rsm_probe.integrations.step_rsms import StepRsms
+from rsm_probe.integrations.step_store import StepStore, read_rsms
 from rsm_probe.integrations.undisturbed import require_unsharded, unchanged_random_states, undisturbed
 from rsm_probe.matching.matching import Matching
 from rsm_probe.probe.layers import Layers
@@ -27,15 +30,19 @@ from rsm_probe.probe.wrappers import plain_model
 from rsm_probe.similarity.centering import Centering, check_centering
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.sources.images.any_images import as_images
+from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.loading import load_model
 from rsm_probe.sources.models.libraries import Preprocess
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.preprocessing_words import preprocessing
 from rsm_probe.sources.models.reading import Forward, Reading
+from rsm_probe.storage.paths import local_folder
 from rsm_probe.streaming.accumulator import Accumulator
 from rsm_probe.streaming.cost import stopwatch
+from rsm_probe.streaming.kept_rsms import KeptLayers, RsmKinds
 from rsm_probe.streaming.means import gather_means
 from rsm_probe.streaming.mini_batches import BATCH_SIZE, batch_source
+from rsm_probe.streaming.rsm_store import RsmStore
 
 # What a recording that fails does: warn and let training go on, or raise.
 _ON_ERROR = {"warn": False, "raise": True}
@@ -71,12 +78,16 @@ class TrainingWatch:
         images: the images to record, as for `sweep`. A few hundred suffice.
         every: record every so many steps, or at the steps of a sequence such as [1, 10, 100]. Callbacks also record
             before the first and after the last step.
+        out: a folder for an RSM store, as of `sweep(..., out=)`; each recording is a model NAME@STEP in it, which
+            `rsm_probe.RsmStore.open(out)` reads. A training that continues there later is compared with the first step
+            in the store. A step that is recorded again replaces the earlier one. None keeps no RSMs on disk.
         reference: a further model to compare with, as for `load_model`: a module or LoadedModel with layers of the
-            same names. It is recorded once, beside the first recording.
+            same names, which is recorded once, beside the first recording; or a model of an earlier run over the same
+            images, `rsm_probe.RsmStore.open(folder).select(models="net@900")`.
         on_error: "warn" leaves out a recording that fails, with a warning that names layer and step; training goes on,
             and so do recordings. "raise" raises the error. The first recording always does, as training has hardly
             begun and the settings are likely to be wrong.
-        name: the model's name in messages.
+        name: the model's name in the store and in messages.
         part: dotted name of the submodule to record, such as the backbone of a LightningModule; "" for the whole.
         layers: layers to record, as for `Probe`.
         matchings: names or method objects; "identity" gives spatio-semantic RSMs, "optimal" semantic RSMs.
@@ -111,7 +122,8 @@ class TrainingWatch:
         images: Any,
         *,
         every: int | Sequence[int] = 500,
-        reference: nn.Module | LoadedModel | str | None = None,
+        out: str | Path | None = None,
+        reference: nn.Module | LoadedModel | RsmStore | str | None = None,
         on_error: str = "warn",
         name: str = "model",
         part: str = "",
@@ -141,16 +153,22 @@ class TrainingWatch:
         self._centering = check_centering(centering)
         self._preprocess = preprocessing(preprocess, size)
         self._reading = Reading(layer_names(layers), layouts, method, forward, inputs, tokens)
-        self._execution = Execution(workers=workers, memory=memory)
-        self._matchings, self._kernels = matchings, kernels
-        with self._accumulator():  # checks the rest
-            pass
+        self._execution = Execution(workers=workers, memory=memory, max_hours=None)
+        self._kinds = RsmKinds.of(matchings, kernels, [estimator], ("*",))
+        folder = None if out is None else local_folder(out)
         # Looking at the first batch of a loader, or building a model, may draw random numbers.
         with unchanged_random_states():
             image_set = as_images(images, ids=ids, labels=labels)
             self._source = batch_source(image_set, batch_size, seed, [self._estimator.name])
             self._source.repeat("watching a training", needed=True)
-            self._reference_model = None if reference is None else load_model(reference, preprocess=self._preprocess)
+            self._reference_model = self._loaded(reference)
+        self._store: StepStore | None = None
+        if folder is not None:
+            own = isinstance(image_set, ImageSet)  # a loader decides on both
+            self._store = StepStore(
+                folder, image_set, self._source, replace(self._kinds, keep=KeptLayers(())),
+                int(batch_size) if own else None, int(seed) if own else None, self._centering, self._execution,
+            )  # fmt: skip
         self._stream: LayerStream | None = None
         self._structure: list[tuple[str, int]] = []
         self._first: StepRsms | None = None
@@ -266,15 +284,21 @@ class TrainingWatch:
 
     def _recorded(self, module: nn.Module, step: int, device: torch.device) -> dict[str, float]:
         with undisturbed(module):
-            rsms = self._rsms(self._stream_of(module), step)
-            if self._first is not None:
-                rsms.require_same(self._first, f"step {self._first.step}")
-            elif self._reference_model is not None:
+            first, last = self._first, self._last
+            if self._store is None:
+                rsms = self._rsms(self._stream_of(module), step)
+            else:
+                if first is None and (earlier := self._store.earlier(self._name, step)):
+                    first, last = earlier[0], earlier[-1]
+                rsms = self._store.write(self._model_of(module, step), self._reading, step)
+            if first is not None:
+                rsms.require_same(first, f"step {first.step}")
+            if self._reference_model is not None:
                 self._reference = self._of_reference(self._reference_model, device)
                 rsms.require_same(self._reference, "the reference")
                 self._reference_model = None
-        compared = {"first": self._first or rsms, "last": self._last, "reference": self._reference}
-        self._first, self._last = self._first or rsms, rsms
+        compared = {"first": first or rsms, "last": last, "reference": self._reference}
+        self._first, self._last = first or rsms, rsms
         # Names have the kernel where it says something.
         short = len({kernel for _, _, kernel in rsms.keys}) == 1
         return {
@@ -284,22 +308,27 @@ class TrainingWatch:
             for (layer, matching, kernel), value in zip(rsms.keys, rsms.cka(other), strict=True)
         }
 
-    def _accumulator(self, **options: Any) -> Accumulator:
-        return Accumulator(
-            self._matchings,
-            self._kernels,
-            [self._estimator.name],
-            workers=self._execution.workers,
-            memory=self._execution.memory,
-            **options,
-        )
+    def _loaded(self, reference: Any) -> LoadedModel | RsmStore | None:
+        if reference is None:
+            return None
+        if not isinstance(reference, RsmStore):
+            return load_model(reference, preprocess=self._preprocess)
+        if len(reference.models) != 1:
+            raise ConfigError(
+                f"reference must hold one model, found {listed(reference.models)}; write "
+                f"reference=store.select(models={reference.models[-1]!r})"
+            )
+        return reference
+
+    def _model_of(self, module: nn.Module, step: int) -> LoadedModel:
+        model = load_model(module, name=self._name, part=self._part, preprocess=self._preprocess)
+        return replace(model, name=f"{self._name}@{step}", network=self._name, step=step)
 
     def _stream_of(self, module: nn.Module) -> LayerStream:
         """A stream of the model, whose probe learns how to read the layers once, unless the model has changed."""
         structure = [(name, id(part)) for name, part in module.named_modules(remove_duplicate=False)]
         if self._stream is None or structure != self._structure:
-            model = load_model(module, name=self._name, part=self._part, preprocess=self._preprocess)
-            self._stream, self._structure = self._new_stream(model), structure
+            self._stream, self._structure = self._new_stream(self._model_of(module, 0)), structure
         return self._stream
 
     def _new_stream(self, model: LoadedModel) -> LayerStream:
@@ -309,15 +338,21 @@ class TrainingWatch:
     def _rsms(self, stream: LayerStream, step: int) -> StepRsms:
         """Pass all images through the model of a stream."""
         rsms = StepRsms(step, self._estimator)
-        with self._accumulator(keep=("*",), on_batch=rsms.add) as accumulator:
+        kinds, execution = self._kinds, self._execution
+        with Accumulator(
+            list(kinds.methods.values()), kinds.kernels, [self._estimator.name], keep=kinds.keep.patterns,
+            on_batch=rsms.add, workers=execution.workers, memory=execution.memory,
+        ) as accumulator:  # fmt: skip
             if self._centering is not None:
-                accumulator.means = gather_means(stream, self._centering, self._execution)
+                accumulator.means = gather_means(stream, self._centering, execution)
             for batch in self._source.batches():
                 stream.feed(batch, accumulator)
         return rsms
 
-    def _of_reference(self, model: LoadedModel, device: torch.device) -> StepRsms:
-        """Pass all images through the reference, on the device of the watched model."""
+    def _of_reference(self, model: LoadedModel | RsmStore, device: torch.device) -> StepRsms:
+        """Pass all images through the reference, on the device of the watched model; or read it from a store."""
+        if isinstance(model, RsmStore):
+            return read_rsms(model, model.models[0], self._kinds.kernels, self._estimator, 0)
         own = model.device
         with undisturbed(model.module):
             try:

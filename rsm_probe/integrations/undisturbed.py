@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -20,21 +20,18 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """Set evaluation mode inside, without gradients or autocast, and restore the state of training on exit.
 
     Restored are the training flag of every submodule, all buffers (statistics of BatchNorm), the random states of
-    Python, NumPy and PyTorch (on the CPU and on the model's devices), and the number of threads. Gradients, autocast
-    and devices are not touched.
+    Python, NumPy and PyTorch (on the CPU and on the model's devices). Gradients, autocast and devices are not touched.
 
     Raises:
         LayerError: the model runs no hooks; see `rsm_probe.probe.wrappers.plain_model`.
     """
-    threads = torch.get_num_threads()
-    devices = sorted({parameter.device.type for parameter in module.parameters()} | {"cpu"})
-    with evaluating(module), unchanged_random_states(module), _buffers(module), torch.no_grad():
-        try:
-            with _without_autocast(devices):
-                yield
-        finally:
-            # Threads that match set it to 1, which would be that of all threads to come.
-            torch.set_num_threads(threads)
+    devices = {parameter.device.type for parameter in module.parameters()} - {"meta"} | {"cpu"}
+    with ExitStack() as stack:
+        for context in (evaluating(module), unchanged_random_states(module), _buffers(module), torch.no_grad()):
+            stack.enter_context(context)
+        for device in sorted(devices):  # compute in the model's own precision, even within a loop's autocast
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def require_unsharded(module: nn.Module) -> None:
@@ -104,13 +101,3 @@ def _device_state(device: torch.device) -> torch.Tensor:
     module = torch.get_device_module(device)
     state: torch.Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
     return state
-
-
-@contextmanager
-def _without_autocast(devices: list[str]) -> Iterator[None]:
-    """Compute in the model's own precision, even within a loop's autocast."""
-    if not devices:
-        yield
-        return
-    with torch.autocast(devices[0], enabled=False), _without_autocast(devices[1:]):
-        yield

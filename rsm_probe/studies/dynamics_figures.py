@@ -80,7 +80,7 @@ def final_figure(
         for label, names in networks.items()
     }
     title = f"CKA to the final network, {kernel} kernel"
-    return _drawn(result, title, grids, matchings, {label: _labelled(label, n) for label, n in networks.items()})
+    return _drawn(result, title, grids, matchings, {label: _counted(label, n) for label, n in networks.items()})
 
 
 def steps_figure(
@@ -89,12 +89,16 @@ def steps_figure(
     """Draw CKA between all steps of the same network for its first, middle and last layer; see `final_figure`."""
     grids: dict[str, list[xr.DataArray]] = {}
     labels: dict[str, str] = {}
+    title = f"CKA between training steps, {kernel} kernel"
+    if len(networks) == 1:
+        title += ", " + "".join(_counted(label, names) for label, names in networks.items())
     for label, names in networks.items():
         means = [_mean(result, names, matching, kernel) for matching in matchings]
         for layer in thinned([str(name) for name in means[0]["layer"].values], _LAYERS):
             grids[f"{label} {layer}"] = [mean.sel(layer=layer) for mean in means]
-            labels[f"{label} {layer}"] = f"{layer}\n{_labelled(label, names)}\ntraining step"
-    return _drawn(result, f"CKA between training steps, {kernel} kernel", grids, matchings, labels)
+            row = layer if len(networks) == 1 else f"{_counted(label, names)}\n{layer}"
+            labels[f"{label} {layer}"] = f"{row}\ntraining step"
+    return _drawn(result, title, grids, matchings, labels)
 
 
 def _networks_by_row(result: SweepResult, rows: Sequence[Architecture] | None) -> dict[str, list[str]]:
@@ -123,7 +127,7 @@ def _mean(result: SweepResult, networks: Sequence[str], matching: str, kernel: s
     return over_models(grids)["mean"]
 
 
-def _labelled(label: str, networks: Sequence[str]) -> str:
+def _counted(label: str, networks: Sequence[str]) -> str:
     return label + (f", mean of {len(networks)} networks" if len(networks) > 1 else "")
 
 
@@ -147,12 +151,12 @@ def _drawn(
             top = line is axes[0]
             for ax, grid, name in zip(line, pair, names, strict=False):
                 cka_heatmap(ax, grid, name if top else "", lowest, bar=False)
-                ax.set_xlabel("training step")
+                ax.set_xlabel("training step" if line is axes[-1] else "")
             if differences:
                 difference = differences[key]
                 difference_heatmap(line[-1], difference, "difference" if top else "", limit, bar=False)
                 ends = f"{float(difference.min()):+.3f} to {float(difference.max()):+.3f}"
-                line[-1].set_xlabel(f"training step\n{ends}")
+                line[-1].set_xlabel(f"training step\n{ends}" if line is axes[-1] else ends)
             for ax in line[1:]:
                 ax.set_yticks([])
             line[0].set_ylabel(labels[key])

@@ -13,9 +13,17 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rsm_probe
-from rsm_probe.errors import ConfigError, ImageError, LayerError, ModelError, RepresentationError
+from rsm_probe.errors import (
+    ComparisonError,
+    ConfigError,
+    ImageError,
+    LayerError,
+    ModelError,
+    RepresentationError,
+    StorageError,
+)
 from rsm_probe.integrations import TrainingWatch
-from tests.integrations.watched_net import LAYERS, examples, images, watched_net
+from tests.integrations.watched_net import LAYERS, WatchedNet, examples, images, watched_net
 
 
 def trained(net: nn.Module, watch: TrainingWatch | None, steps: int = 6) -> list[float]:
@@ -111,7 +119,7 @@ def test_making_a_watch_of_a_shuffling_loader_draws_nothing():
     )
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    watch = TrainingWatch(loader, layers=LAYERS, reference=watched_net)
+    watch = TrainingWatch(loader, layers=LAYERS, reference=lambda: WatchedNet())
     first, second = (watch.record(watched_net(), step) for step in (0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert second["rsm/cka_last/optimal/layer1"] == pytest.approx(1.0, abs=1e-12)  # the loader repeats its order
@@ -121,9 +129,9 @@ def test_making_a_watch_of_a_shuffling_loader_draws_nothing():
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 @pytest.mark.parametrize("centering", [None, "location-mean"])
 def test_values_are_those_of_a_sweep_over_the_states(estimator, centering):
-    settings = {"layers": LAYERS, "kernels": ("linear", "rbf"), "batch_size": 5, "centering": centering}
+    settings = {"layers": LAYERS, "kernels": ("linear", "rbf"), "batch_size": 6, "centering": centering}
     a, b, c = (watched_net(seed) for seed in range(3))
-    watch = TrainingWatch(images(), estimator=estimator, reference=c, **settings)
+    watch = TrainingWatch(images(11), estimator=estimator, reference=c, **settings)  # batches of 6 and 5 images
     net = watched_net(0)
     watch.record(net, 0)
     net.load_state_dict(b.state_dict())
@@ -133,7 +141,7 @@ def test_values_are_those_of_a_sweep_over_the_states(estimator, centering):
     states = {"first": a, "last": b, "reference": c}
     for model in states.values():
         model.eval()
-    result = rsm_probe.sweep(states, images(), estimators=(estimator,), **settings)
+    result = rsm_probe.sweep(states, images(11), estimators=(estimator,), **settings)
     expected = {
         f"rsm/cka_{name}/{matching}/{kernel}/{layer}": float(
             result.grid("first", name, matching, kernel=kernel).sel(layer_a=layer, layer_b=layer)
@@ -306,3 +314,72 @@ def test_time_is_measured():
     assert 0 < metrics["rsm/seconds"] <= watch.seconds
     assert 0 < metrics["rsm/share_of_time"] <= 1
     assert watch.summary().startswith("1 recording of RSMs took")
+
+
+def cka_of(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if "cka" in name}
+
+
+def recorded(watch: TrainingWatch, steps, nets=None) -> dict[str, float]:
+    for step in steps:
+        metrics = watch.record((nets or {}).get(step) or watched_net(step), step)
+    return cka_of(metrics)
+
+
+@pytest.mark.parametrize("source", ["set", "loader"])
+@pytest.mark.parametrize("centering", [None, "location-mean"])
+def test_a_store_holds_every_step_and_changes_no_number(tmp_path, source, centering):
+    given = images(11) if source == "set" else DataLoader(TensorDataset(images(11), torch.zeros(11)), 6)
+    settings = {"layers": LAYERS, "kernels": ("linear", "rbf"), "centering": centering}
+    settings |= {"batch_size": 6} if source == "set" else {}
+    without = recorded(TrainingWatch(given, **settings), [0, 3, 6])
+    before = torch.get_rng_state()
+    watch = TrainingWatch(given, out=tmp_path, name="net", **settings)
+    assert recorded(watch, [0, 3, 6]) == pytest.approx(without, abs=1e-12)
+    assert torch.equal(torch.get_rng_state(), before)
+    store = rsm_probe.RsmStore.open(tmp_path)
+    assert store.models == ["net@0", "net@3", "net@6"]
+    grid = store.result(kernels=("rbf",))
+    assert grid.networks == {"net": {0: "net@0", 3: "net@3", 6: "net@6"}}
+    value = grid.grid("net@0", "net@6", "optimal", kernel="rbf").sel(layer_a="layer1", layer_b="layer1")
+    assert float(value) == pytest.approx(without["rsm/cka_first/optimal/rbf/layer1"], abs=1e-12)
+
+
+def test_a_training_that_continues_is_compared_with_its_first_step(tmp_path):
+    whole = recorded(TrainingWatch(images(), layers=LAYERS, out=tmp_path / "whole"), [1, 3, 10])
+    recorded(TrainingWatch(images(), layers=LAYERS, out=tmp_path / "halves"), [1, 3])
+    assert recorded(TrainingWatch(images(), layers=LAYERS, out=tmp_path / "halves"), [10]) == whole
+    with pytest.raises(LayerError, match=r"step 11 failed: the model has lost the layer 'layer1', which step 1 has"):
+        recorded(TrainingWatch(images(), layers="stem", out=tmp_path / "halves"), [11])
+    with pytest.raises(StorageError, match="batch_size"):
+        recorded(TrainingWatch(images(), layers=LAYERS, batch_size=5, out=tmp_path / "halves"), [12])
+    assert len(rsm_probe.RsmStore.open(tmp_path / "halves").models) >= 3
+
+
+def test_the_reference_may_be_a_step_of_another_run(tmp_path):
+    recorded(TrainingWatch(images(), layers=LAYERS, out=tmp_path, name="a"), [0, 5])
+    store = rsm_probe.RsmStore.open(tmp_path)
+    with pytest.raises(ConfigError, match=r"one model, found a@0, a@5; .*select\(models='a@5'\)"):
+        TrainingWatch(images(), layers=LAYERS, reference=store)
+    chosen = store.select(models="a@5")
+    metrics = recorded(TrainingWatch(images(), layers=LAYERS, reference=chosen), [7])
+    assert metrics == pytest.approx(
+        recorded(TrainingWatch(images(), layers=LAYERS, reference=watched_net(5)), [7]), abs=1e-12
+    )
+    with pytest.raises(ImageError, match="the images or their mini-batches differ from those of the reference"):
+        recorded(TrainingWatch(images(), layers=LAYERS, batch_size=5, reference=chosen), [7])
+    with pytest.raises(ComparisonError, match=r"the reference has no RSM of layer 'stem' by greedy/linear"):
+        recorded(TrainingWatch(images(), layers=LAYERS, matchings="greedy", reference=chosen), [7])
+
+
+def test_a_store_that_fails_later_leaves_training_alone(tmp_path):
+    watch = TrainingWatch(images(), layers=LAYERS, out=tmp_path / "a")
+    watch.record(watched_net(), 0)
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "a").write_text("in the way")
+    with pytest.warns(UserWarning, match="step 1 failed: .*StorageError"):
+        assert watch.record(watched_net(1), 1) == {}
+    (tmp_path / "a").unlink()
+    (tmp_path / "b").rename(tmp_path / "a")
+    assert "rsm/cka_last/optimal/stem" in watch.record(watched_net(2), 2)
+    assert rsm_probe.RsmStore.open(tmp_path / "a").models == ["model@0", "model@2"]
