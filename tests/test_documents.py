@@ -79,9 +79,11 @@ def test_readme_code_runs(pretend):
 
 
 def test_code_of_the_sweep_page_runs(pretend):
-    sweep, loop, reducer = code_blocks("docs/sweep.md", "python")
+    sweep, loop, reducer, store = code_blocks("docs/sweep.md", "python")
     exec(small(sweep), pretend)
     assert pretend["result"].grid("resnet", "vit", matching_a="optimal").shape == (2, 2)
+    exec(store, pretend)
+    assert {key.matching for key in pretend["late"].keys} == {"optimal"}
     exec(loop, pretend)
     whole = pretend["accumulator"].cka
     exec(reducer, pretend)
