@@ -194,7 +194,7 @@ class TrainingWatch:
         """Record a model, and compare it with earlier recordings.
 
         In distributed training, only the first process records; the others return at once and may wait for it at their
-        next exchange.
+        next exchange. A step before the previous one begins another training, which has a first recording of its own.
 
         Args:
             module: the model, in training or evaluation mode. Wrappers of `torch.compile` and of data parallelism are
@@ -218,6 +218,8 @@ class TrainingWatch:
         self._seen = step = int(step)
         if not _is_main_process():
             return {}
+        if self._last is not None and step < self._last.step:  # another training has begun
+            self._first = self._last = None
         module = plain_model(module)
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
         started = stopwatch(device)

@@ -269,8 +269,7 @@ class ModelConfig(Config):
 
         with self.naming_paths(self.source, self.weights, *files.values()):
             if self.control and title == self.control_title:
-                source = self.source or next(iter(files.values()))
-                return {title: self.model_copy(update={"source": source}).load_source(None, seed)}
+                return {title: self.load_source(None, seed)}
             if files:
                 return load_sequence(title, files, load, self.source is not None)
             return {title: self.load_source(self.weights, seed)}
@@ -310,8 +309,10 @@ class ModelConfig(Config):
         # The user has allowed it, or this entry would not be valid.
         trust_remote_code = trust_remote_code or _runs_code(self.source)
         from_file = weights not in (None, "default")
+        # Checkpoints without a source know their architecture themselves.
+        source = self.source or next(iter(self.checkpoint_files.values()), "")
         return load_model(
-            self.source or "", weights, self.name, seed, part=self.part, key=self.key if from_file else "",
+            source, weights, self.name, seed, part=self.part, key=self.key if from_file else "",
             prefix=self.prefix if from_file else "", strict=self.strict, num_classes=self.num_classes,
             preprocess=self.preprocess, size=self.size, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
             layouts=self.layouts, method=self.method, forward=named_function(self.forward), inputs=self.inputs,

@@ -312,7 +312,7 @@ class Runner(ABC, Generic[S]):
             models.append(
                 ModelPlan(
                     title,
-                    "trained by a recipe" if entry.recipe else entry.source or "a module",
+                    "trained by a recipe" if entry.recipe else entry.source or "a checkpoint",
                     layers,
                     matched,
                     {first.name if name == "images" else name: count for name, count in counts.items()},

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from rsm_probe import RsmStore
 from rsm_probe.errors import ConfigError, LayerError, ModelError
 from tests.integrations.watched_net import LAYERS, examples, images, watched_net
 
@@ -77,13 +78,14 @@ def watching(**options) -> RsmCallback:
 def test_training_is_the_same_to_the_bit(tmp_path, options):
     logger = Recorder()
     alone = fit(tmp_path, [], [Recorder()], **options)
-    callback = watching(every=1)
+    callback = watching(every=1, out=tmp_path / "rsms")
     watched = fit(tmp_path, [callback], [logger], **options)
     assert alone.losses == watched.losses
     for name, value in alone.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
     steps = options.get("max_steps", 7)
     assert callback.steps == [*range(steps + 1)]
+    assert RsmStore.open(tmp_path / "rsms").models == [f"model@{step}" for step in callback.steps]
     # Lightning's own numbers are logged as ever.
     assert sum("loss" in metrics for _, metrics in logger.calls) == steps
 

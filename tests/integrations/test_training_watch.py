@@ -307,6 +307,16 @@ def test_a_loader_that_shuffles_without_a_seed_is_refused():
         TrainingWatch(DataLoader(TensorDataset(images()), 5, shuffle=True), layers=LAYERS)
 
 
+def test_steps_that_go_back_begin_another_training():
+    watch = TrainingWatch(images(), layers=LAYERS, reference=watched_net(3))
+    recorded(watch, [0, 5])
+    again = recorded(watch, [1])
+    assert again["rsm/cka_first/optimal/stem"] == 1.0
+    assert "rsm/cka_last/optimal/stem" not in again
+    assert again["rsm/cka_reference/optimal/stem"] < 0.99
+    assert recorded(watch, [5]) == recorded(TrainingWatch(images(), layers=LAYERS, reference=watched_net(3)), [1, 5])
+
+
 def test_time_is_measured():
     watch = TrainingWatch(images(), layers=LAYERS)
     assert watch.summary() == "nothing recorded"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rsm_probe import RsmStore
 from rsm_probe.errors import ConfigError, LayerError
 from tests.integrations.watched_net import LAYERS, examples, images, watched_net
 
@@ -56,7 +57,7 @@ def own(history: list[dict]) -> list[dict]:
 def test_training_is_the_same_to_the_bit(tmp_path, options):
     alone = trainer_in(tmp_path, [], **options)
     alone.train()
-    callback = watching(every=1)
+    callback = watching(every=1, out=tmp_path / "rsms")
     watched = trainer_in(tmp_path, [], **options)
     callback.add_to(watched)
     watched.train()
@@ -65,6 +66,7 @@ def test_training_is_the_same_to_the_bit(tmp_path, options):
     for name, value in alone.model.state_dict().items():
         assert torch.equal(value, watched.model.state_dict()[name]), name
     assert callback.steps == [*range(options.get("max_steps", 7) + 1)]
+    assert RsmStore.open(tmp_path / "rsms").models == [f"model@{step}" for step in callback.steps]
 
 
 def test_numbers_reach_tensorboard_and_reporters_at_their_steps(tmp_path, monkeypatch, capsys):
@@ -172,6 +174,7 @@ sys.meta_path.insert(0, Missing())
 import rsm_probe.integrations
 from rsm_probe.integrations import TrainingWatch
 assert not {"lightning", "transformers"} & sys.modules.keys()
+from rsm_probe import RsmStore
 from rsm_probe.errors import ConfigError
 try:
     rsm_probe.integrations.RsmCallback

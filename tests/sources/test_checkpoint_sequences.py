@@ -277,6 +277,19 @@ def test_entry_of_checkpoints_of_a_source_with_its_control(tmp_path):
     assert [model.step for model in models.values()] == [1, 2, None]
 
 
+def test_entry_of_files_of_train_has_their_architecture_without_weights_too(trained, tmp_path):
+    entry = ModelConfig(name="net", checkpoints=str(trained / "net-steps" / "*"), control=True)
+    models = {title: model for title, model, _ in entry.load(tmp_path)}
+    assert list(models) == entry.titles() == ["net@0", "net@4", "net@10", "net-untrained"]
+    shapes = [[value.shape for value in model.module.state_dict().values()] for model in models.values()]
+    assert shapes == [shapes[0]] * 4
+    assert (models["net-untrained"].step, models["net-untrained"].network) == (None, "")
+    # Random weights of the same seed are those before the first step.
+    assert models["net-untrained"].fingerprint == models["net@0"].fingerprint
+    # As `rsm-probe layers` loads an entry.
+    assert str(entry.load_source(None).module) == str(models["net@0"].module)
+
+
 def test_entry_of_a_recipe_gives_one_model_per_seed_and_step(tmp_path):
     entry = ModelConfig(recipe=RECIPE, seeds=(0, 3), dilated=(0, 1))
     models = {title: (model, accuracy) for title, model, accuracy in entry.load(tmp_path)}
