@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rsm_probe.captures.recording import count_images
 from rsm_probe.checks import brief, listed, require_seed, require_whole
 from rsm_probe.comparison.alignment import get_estimator
-from rsm_probe.errors import ImageError
+from rsm_probe.errors import ImageError, StorageError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.sources.images.batches import BatchSource, SetBatches
 from rsm_probe.sources.images.contents.item_labels import ItemLabels
@@ -177,6 +178,28 @@ def _held(store: ProductStore, images: ImageSet, execution: Execution) -> tuple[
         (taken if same else changed).add(number)
         held[part][position] = number if same else -1
     return held, len(changed - taken)
+
+
+def divided_by_loader(store: ProductStore, loader: ImageLoader) -> Division:
+    """The mini-batches of a loader, which are those of the store if there are any.
+
+    Raises:
+        StorageError: the store holds those of other images.
+    """
+    if store.parts and loader.fingerprint() not in store.image_sets:
+        raise StorageError(
+            f"{store.where} holds RSMs of other images; choose another folder or remove it{loader.advice}"
+        )
+    if (order := store.chunks.attribute("order", list, [])) and not loader.state():
+        loader.restore({"hashes": np.array(order, np.str_)})
+    count_images(loader)
+    if store.parts:
+        part, added = store.parts[0], None
+    else:
+        ids = loader.ids or [str(k) for k in range(sum(loader.sizes))]
+        part = added = ImagePart(tuple(ids), tuple(loader.sizes))
+    batches = [StoredBatch(0, k, np.array(part.positions(k)), np.empty(0, np.int64)) for k in range(len(part.sizes))]
+    return Division(batches, {}, added, loader.labels or [""] * len(part.ids))
 
 
 def image_digest(image: Loaded) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +21,7 @@ from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.paths import local_folder
 from rsm_probe.stored_products.product_store import ProductStore, StoredBatch
 from rsm_probe.streaming.cka_sums import CkaSums
-from rsm_probe.streaming.kept_rsms import RsmKinds
+from rsm_probe.streaming.kept_rsms import BatchRsms, RsmKinds
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.sweep_request import STORE
 
@@ -225,13 +226,11 @@ class RsmStore:
             StorageError: a chunk is missing or damaged; the message names its file.
         """
         wanted = self if kernels is None else self.select(kernels=kernels)
-        sums = CkaSums(RsmKinds.of("identity", "linear", estimators, ()).estimators)
-        for number, count in enumerate(self.sizes):
-            if sums.too_small(count):
-                sums.leave_out(count)
-            else:
-                sums.add(wanted.keys, partial(wanted.rsms, number), count)
-        return SweepResult.of_sums(sums, []).with_steps({name: self._trained[name] for name in wanted.models})
+        kinds = replace(wanted._kinds, estimators=RsmKinds.of("identity", "linear", estimators, ()).estimators)
+        series = [(one.layer, one.matching) for one in wanted._series.values()]
+        sums = StoredSums(self._store, self._batches, series, wanted.keys, kinds)
+        sums.until(len(self._batches))
+        return sums.result().with_steps({name: self._trained[name] for name in wanted.models})
 
     def compare(self, measure: str | Measure = "cka") -> xr.DataArray:
         """Compare every RSM with every other by any measure; see `rsm_probe.comparison.compare_batches`."""
@@ -266,3 +265,59 @@ class RsmStore:
             f"{sum(self.sizes)} images; layers of each model: {models}; matchings {matchings}; kernels "
             f"{listed([kernel.name for kernel in self._kinds.kernels])})"
         )
+
+
+class StoredSums:
+    """Sums over the mini-batches of a store, in their order.
+
+    Args:
+        store: the store.
+        batches: the mini-batches.
+        series: (key of a layer, matching), each of which makes one RSM per kernel.
+        keys: keys of the RSMs.
+        kinds: kernels, estimators, and the layers whose RSMs the result keeps.
+
+    Attributes:
+        done: number of mini-batches that were added.
+    """
+
+    def __init__(
+        self,
+        store: ProductStore,
+        batches: Sequence[StoredBatch],
+        series: Sequence[tuple[str, str]],
+        keys: Sequence[RsmKey],
+        kinds: RsmKinds,
+    ) -> None:
+        self._store, self._batches, self._series, self._keys, self._kinds = store, batches, series, keys, kinds
+        self._sums = CkaSums(kinds.estimators)
+        self._batch_rsms: list[BatchRsms] = []
+        self.done = 0
+
+    def until(self, stop: int) -> None:
+        """Add the mini-batches before a number that were not added yet; all of their RSMs are in the store.
+
+        Raises:
+            StorageError: a chunk is missing or damaged; the message names its file.
+            ComparisonError: RSMs overflow, or a mini-batch that is too small is not the last one.
+        """
+        for batch in self._batches[self.done : stop]:
+            self._add(batch)
+            self.done += 1
+
+    def _add(self, batch: StoredBatch) -> None:
+        self._sums.require_open()
+        if self._sums.too_small(len(batch)):
+            self._sums.leave_out(len(batch))
+            return
+        rsms = partial(self._store.rsms, self._series, self._kinds.kernels, batch)
+        self._sums.add(self._keys, rsms, len(batch))
+        if wanted := [k for k, key in enumerate(self._keys) if key.layer in self._kinds.keep]:
+            values = np.concatenate([rsms(slice(k, k + 1)) for k in wanted])
+            ids, labels = self._store.parts[batch.part].ids, self._store.labels(batch.part)
+            names = [ids[k] for k in batch.positions], [labels[k] for k in batch.positions]
+            self._batch_rsms.append(BatchRsms([self._keys[k] for k in wanted], values, *names))
+
+    def result(self) -> SweepResult:
+        """CKA between all RSMs over the mini-batches so far, and the kept RSMs."""
+        return SweepResult.of_sums(self._sums, self._batch_rsms)

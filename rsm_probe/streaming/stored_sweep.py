@@ -11,12 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from rsm_probe.captures.recording import count_images
-from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.errors import ImageError, ModelError, StorageError
+from rsm_probe.errors import ImageError, ModelError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import finished
@@ -31,13 +28,12 @@ from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.reading import require_continuable
 from rsm_probe.storage.differences import as_stored
 from rsm_probe.storage.disk_space import require_space
-from rsm_probe.stored_products.product_store import ImagePart, ProductStore, StoredBatch
+from rsm_probe.stored_products.product_store import ProductStore, StoredBatch
 from rsm_probe.streaming.batch_consumer import walk
-from rsm_probe.streaming.cka_sums import CkaSums, rsms_per_block
+from rsm_probe.streaming.cka_sums import rsms_per_block
 from rsm_probe.streaming.cost import estimate
-from rsm_probe.streaming.kept_rsms import BatchRsms
 from rsm_probe.streaming.means import StoredMeans
-from rsm_probe.streaming.mini_batches import Division, divide
+from rsm_probe.streaming.mini_batches import Division, divide, divided_by_loader
 from rsm_probe.streaming.recorder import (
     MeansTask,
     ModelWork,
@@ -49,6 +45,7 @@ from rsm_probe.streaming.recorder import (
     record_batch,
 )
 from rsm_probe.streaming.result import SweepResult
+from rsm_probe.streaming.rsm_store import StoredSums
 from rsm_probe.streaming.sweep_request import RESULT, STORE, SweepRequest, finished_result
 
 # Tasks of a model on an executor, at most: each loads the model, or runs where it was loaded last.
@@ -119,10 +116,7 @@ class StoredSweep:
         self.means = None
         if request.centering is not None:
             self.means = StoredMeans(folder, store, request.centering, request.layer_key)
-        self._sums = CkaSums(request.kinds.estimators)
         self._unwritten: dict[int, set[str]] = {}
-        self._summed = 0
-        self._batch_rsms: list[BatchRsms] = []
 
     def _divided(self) -> Division:
         images, store = self.request.images, self.store
@@ -131,23 +125,8 @@ class StoredSweep:
             assert self.request.seed is not None
             estimators = [estimator.name for estimator in self.request.kinds.estimators]
             return divide(store, images, self.request.batch_size, self.request.seed, estimators, self.execution)
-        fingerprint = self.source.fingerprint()
-        if store.parts and fingerprint not in store.image_sets:
-            raise StorageError(
-                f"{store.where} holds RSMs of other images; choose another folder or remove it{self.source.advice}"
-            )
         assert isinstance(self.source, ImageLoader)
-        if (order := store.chunks.attribute("order", list, [])) and not self.source.state():
-            self.source.restore({"hashes": np.array(order, np.str_)})
-        count_images(self.source)
-        sizes = self.source.sizes
-        ids = self.source.ids or [str(k) for k in range(sum(sizes))]
-        part = store.parts[0] if store.parts else ImagePart(tuple(ids), tuple(sizes))
-        batches = [
-            StoredBatch(0, k, np.array(part.positions(k)), np.empty(0, np.int64)) for k in range(len(part.sizes))
-        ]
-        labels = self.source.labels or [""] * len(ids)
-        return Division(batches, {}, None if store.parts else part, labels)
+        return divided_by_loader(store, self.source)
 
     def is_whole(self) -> bool:
         """Whether the layers of all models are known, and the store has all their RSMs."""
@@ -354,14 +333,21 @@ class StoredSweep:
         if division.added is not None:
             store.put_part(len(store.parts), division.added, division.labels)
         store.put_image_set(self._fingerprint(), division.left_out)
-        readings, models = (store.chunks.attribute(name, dict, {}) for name in ("readings", "models"))
-        texts = {label: [repr(method), method.one_to_one] for label, method in request.kinds.methods.items()}
-        for name, layers in self.layers.items():
-            readings[request.reading_key(name)] = [list(layer) for layer in layers.items()]
-            models[name] = self._listed(name, layers, texts, models.get(name, {}))
-        store.chunks.set({"readings": readings, "models": models})
+        self._list_models()
         for wanted in dict.fromkeys(work.wanted for works in self.work for work in works.values()):
             store.declare(wanted, range(len(store.parts)))
+
+    def _list_models(self) -> None:
+        """Write which models, layers and matchings the store has, by their names in this sweep."""
+        request, store = self.request, self.store
+        readings, models = (store.chunks.attribute(name, dict, {}) for name in ("readings", "models"))
+        texts = {label: [repr(method), method.one_to_one] for label, method in request.kinds.methods.items()}
+        now = {name: self._listed(name, layers, texts, models.get(name, {})) for name, layers in self.layers.items()}
+        read = {
+            request.reading_key(name): [list(one) for one in layers.items()] for name, layers in self.layers.items()
+        }
+        if {**models, **now} != models or {**readings, **read} != readings:
+            store.chunks.set({"readings": {**readings, **read}, "models": {**models, **now}})
 
     def _listed(
         self, model: str, layers: _Layers, matchings: Mapping[str, list[Any]], before: Mapping[str, Any]
@@ -432,8 +418,9 @@ class StoredSweep:
                 bar.update(len(raw))
 
     @cached_property
-    def _keys(self) -> list[RsmKey]:
-        return self.request.kinds.keys([(model, layer) for model, layers in self.layers.items() for layer in layers])
+    def _sums(self) -> StoredSums:
+        keys = self.request.kinds.keys([(model, layer) for model, layers in self.layers.items() for layer in layers])
+        return StoredSums(self.store, self.batches, self.series, keys, self.request.kinds)
 
     def _written(self, batch: StoredBatch, models: Collection[str]) -> None:
         """Compare the RSMs of a mini-batch as soon as it was written of all models."""
@@ -441,45 +428,26 @@ class StoredSweep:
         left = self._unwritten.setdefault(number, set(self.work[number]))
         left -= set(models)
         if not left:
-            self._sum_until(batch)
-
-    def _sum_until(self, batch: StoredBatch) -> None:
-        """Compare the RSMs of all mini-batches up to one, in their order."""
-        stop = self.batches.index(batch) + 1
-        for number in range(self._summed, stop):
-            self._sum(number)
-        self._summed = max(self._summed, stop)
-
-    def _sum(self, number: int) -> None:
-        batch, keep = self.batches[number], self.request.kinds.keep
-        if self._sums.too_small(len(batch)):
-            if number < len(self.batches) - 1:
-                self._sums.leave_out(len(batch))
-                self._sums.require_open()
-            self._sums.leave_out(len(batch))
-            return
-        rsms = partial(self.store.rsms, self.series, self.request.kinds.kernels, batch)
-        self._sums.add(self._keys, rsms, len(batch))
-        if wanted := [k for k, key in enumerate(self._keys) if key.layer in keep]:
-            values = np.concatenate([rsms(slice(k, k + 1)) for k in wanted])
-            ids, labels = self.store.parts[batch.part].ids, self.store.labels(batch.part)
-            names = [ids[k] for k in batch.positions], [labels[k] for k in batch.positions]
-            self._batch_rsms.append(BatchRsms([self._keys[k] for k in wanted], values, *names))
+            self._sums.until(number + 1)
 
     def compare(self, settings: Mapping[str, Any]) -> SweepResult:
         """Compare all RSMs of all mini-batches, and write the result."""
         self.request.kinds.keep.require_among({layer for layers in self.layers.values() for layer in layers})
-        left = self.batches[self._summed :]
-        for batch in self.execution.bar("comparing", len(left), "batch", items=left, leave=False):
-            self._sum_until(batch)
-        result = SweepResult.of_sums(self._sums, self._batch_rsms)
-        result = result.with_inputs(
-            {(model, layer): name for model, layers in self.layers.items() for layer, name in layers.items()}
-        ).with_steps(self.request.models)
+        left = range(self._sums.done, len(self.batches))
+        for number in self.execution.bar("comparing", len(left), "batch", items=left, leave=False):
+            self._sums.until(number + 1)
+        result = (
+            self._sums.result()
+            .with_inputs(
+                {(model, layer): name for model, layers in self.layers.items() for layer, name in layers.items()}
+            )
+            .with_steps(self.request.models)
+        )
         result.dataset.attrs.update(self.request.attributes(self.source), settings=json.dumps(settings))
         self.store.require_there()
         result.save(self.folder / RESULT)
         self.store.put_image_set(self._fingerprint(), self.division.left_out)
+        self._list_models()
         if self.store.chunks.attribute("latest", str, "") != self._fingerprint():
             self.store.chunks.set({"latest": self._fingerprint()})
         return result

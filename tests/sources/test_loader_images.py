@@ -362,7 +362,7 @@ def test_continuing_with_other_batches_is_refused(tmp_path):
         rsm_probe.sweep(stopping(4), DataLoader(PAIRS, 8), **options)
     with pytest.raises(ImageError, match=r"batch 1 differs from that of an earlier pass"):
         rsm_probe.sweep(stopping(None), DataLoader(changed(), 8), **options)
-    with pytest.raises(StorageError, match=r"images was .* shuffle=False"):
+    with pytest.raises(StorageError, match=r"RSMs of other images.* shuffle=False"):
         rsm_probe.sweep(stopping(None), DataLoader(changed(0), 8), **options)
     with pytest.raises(StorageError, match=r"batch_size was 8, is 6"):
         rsm_probe.sweep(stopping(None), DataLoader(PAIRS, 6), **options)
@@ -375,7 +375,7 @@ def test_an_order_that_cannot_continue_is_warned_of(tmp_path):
         rsm_probe.sweep(model, loader, out=tmp_path, **OPTIONS)
     assert __file__ in {warning.filename for warning in caught}
     with (
-        pytest.raises(StorageError, match=r"images was .* shuffle=False"),
+        pytest.raises(StorageError, match=r"RSMs of other images.* shuffle=False"),
         pytest.warns(UserWarning, match="continued"),
     ):
         rsm_probe.sweep(model, loader, out=tmp_path, **OPTIONS)
@@ -464,7 +464,7 @@ def test_a_sweep_study_takes_the_batches_of_a_loader_as_they_come(tmp_path, load
     study.run(tmp_path / "run", models={"m": model}, images=loader())
     assert len(model.seen) == passes, "nothing is computed again"
     other = DataLoader(TensorDataset(IMAGES + 1, LABELS), 11)
-    with pytest.raises(StorageError, match="different images"):
+    with pytest.raises(StorageError, match="RSMs of other images"):
         study.run(tmp_path / "run", models={"m": model}, images=other)
 
 

@@ -130,6 +130,7 @@ def test_models_of_equal_content_share_their_rsms(tmp_path):
     both = sweep({"a": network(0), "again": network(0)}, tmp_path)
     assert chunks(tmp_path) == before
     np.testing.assert_allclose(np.diagonal(both.grid("a", "again").values), 1, atol=1e-12)
+    assert RsmStore.open(tmp_path).models == ["a", "again"]
 
 
 def test_the_options_of_a_matching_count(tmp_path):
