@@ -34,7 +34,7 @@ class StepStore:
         images: the images.
         source: their batches.
         kinds: which RSMs of every layer.
-        batch_size: largest number of images in a mini-batch; None for a loader.
+        batch_size: largest number of images in a mini-batch.
         seed: of the order of the images; None for a loader.
         centering: which mean is subtracted.
         execution: how the work runs.
@@ -46,7 +46,7 @@ class StepStore:
         images: ImageSet | ImageLoader,
         source: BatchSource,
         kinds: RsmKinds,
-        batch_size: int | None,
+        batch_size: int,
         seed: int | None,
         centering: Centering | None,
         execution: Execution,
@@ -69,9 +69,7 @@ class StepStore:
         with ProductStore.writing(self.folder / STORE) as store:
             sweep = StoredSweep(request, self._source, self.folder, store, self._execution)
             sweep.compute(time.perf_counter())
-            fingerprint = (self._images if isinstance(self._images, ImageSet) else self._source).fingerprint()
-            if store.chunks.attribute("latest", str, "") != fingerprint:
-                store.chunks.set({"latest": fingerprint})
+            sweep.mark_finished()
             keys = self._kinds.keys([(model.name, layer) for layer in sweep.layers[model.name]])
             rsms = StepRsms(step, self._kinds.estimators[0])
             for batch in sweep.batches:

@@ -167,7 +167,8 @@ class TrainingWatch:
             own = isinstance(image_set, ImageSet)  # a loader decides on both
             self._store = StepStore(
                 folder, image_set, self._source, replace(self._kinds, keep=KeptLayers(())),
-                int(batch_size) if own else None, int(seed) if own else None, self._centering, self._execution,
+                int(batch_size) if own else max(self._source.sizes), int(seed) if own else None, self._centering,
+                self._execution,
             )  # fmt: skip
         self._stream: LayerStream | None = None
         self._structure: list[tuple[str, int]] = []

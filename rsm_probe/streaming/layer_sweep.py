@@ -168,10 +168,8 @@ def sweep_layers(
     common = reading if isinstance(layers, dict) else replace(reading, layers=layers)
     readings = readings_of(loaded, common, by_model)
     own = isinstance(image_set, ImageSet)  # a loader decides on both
-    request = SweepRequest(
-        loaded, readings, image_set, kinds, int(batch_size) if own else None, int(seed) if own else None, centering,
-        layers,
-    )  # fmt: skip
+    largest, drawn = (int(batch_size), int(seed)) if own else (max(source.sizes), None)
+    request = SweepRequest(loaded, readings, image_set, kinds, largest, drawn, centering, layers)
     if folder is not None:
         import zarr  # noqa: F401 - as above
 
@@ -209,7 +207,7 @@ def _streamed(request: SweepRequest, source: BatchSource, execution: Execution, 
                 stream.feed(batch, accumulator)
                 bar.update(len(batch))
         result = accumulator.result().with_inputs(inputs).with_steps(request.models)
-    result.dataset.attrs.update(request.attributes(source))
+    result.dataset.attrs.update(request.attributes())
     return result
 
 

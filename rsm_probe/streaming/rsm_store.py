@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from rsm_probe.stored_products.product_store import ProductStore, StoredBatch
 from rsm_probe.streaming.cka_sums import CkaSums
 from rsm_probe.streaming.kept_rsms import BatchRsms, RsmKinds
 from rsm_probe.streaming.result import SweepResult
-from rsm_probe.streaming.sweep_request import STORE
+from rsm_probe.streaming.sweep_request import STORE, SweepRequest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -321,3 +321,35 @@ class StoredSums:
     def result(self) -> SweepResult:
         """CKA between all RSMs over the mini-batches so far, and the kept RSMs."""
         return SweepResult.of_sums(self._sums, self._batch_rsms)
+
+
+def list_models(store: ProductStore, request: SweepRequest, layers: Mapping[str, Mapping[str, str]]) -> None:
+    """Write which models, layers and matchings a store has, by their names in a sweep; `RsmStore.open` reads it.
+
+    Args:
+        store: the store.
+        request: the sweep.
+        layers: model -> its layers in forward order, with the input that each belongs to.
+    """
+    readings, models = (store.chunks.attribute(name, dict, {}) for name in ("readings", "models"))
+    read = {request.reading_key(name): [list(one) for one in own.items()] for name, own in layers.items()}
+    now = {name: _listed(request, name, list(own), models.get(name, {})) for name, own in layers.items()}
+    if {**models, **now} != models or {**readings, **read} != readings:
+        store.chunks.set({"readings": {**readings, **read}, "models": {**models, **now}})
+
+
+def _listed(request: SweepRequest, model: str, layers: Sequence[str], before: Mapping[str, Any]) -> dict[str, Any]:
+    """A model with its layers in forward order and its matchings, also those of earlier sweeps."""
+    loaded, fingerprint = request.models[model], request.fingerprints[model]
+    same = before.get("fingerprint") == fingerprint
+    known: dict[str, str] = dict(before["layers"]) if same else {}
+    keys = {layer: request.layer_key(model, layer) for layer in layers}
+    ordered = {**(known if keys.keys() <= known.keys() else keys), **known, **keys}
+    texts = {label: [repr(method), method.one_to_one] for label, method in request.kinds.methods.items()}
+    return {
+        "fingerprint": fingerprint,
+        "network": loaded.network,
+        "step": loaded.step,
+        "layers": [list(one) for one in ordered.items()],
+        "matchings": {**before["matchings"], **texts} if same else texts,
+    }

@@ -45,7 +45,7 @@ from rsm_probe.streaming.recorder import (
     record_batch,
 )
 from rsm_probe.streaming.result import SweepResult
-from rsm_probe.streaming.rsm_store import StoredSums
+from rsm_probe.streaming.rsm_store import StoredSums, list_models
 from rsm_probe.streaming.sweep_request import RESULT, STORE, SweepRequest, finished_result
 
 # Tasks of a model on an executor, at most: each loads the model, or runs where it was loaded last.
@@ -121,7 +121,6 @@ class StoredSweep:
     def _divided(self) -> Division:
         images, store = self.request.images, self.store
         if isinstance(images, ImageSet):
-            assert self.request.batch_size is not None
             assert self.request.seed is not None
             estimators = [estimator.name for estimator in self.request.kinds.estimators]
             return divide(store, images, self.request.batch_size, self.request.seed, estimators, self.execution)
@@ -333,39 +332,16 @@ class StoredSweep:
         if division.added is not None:
             store.put_part(len(store.parts), division.added, division.labels)
         store.put_image_set(self._fingerprint(), division.left_out)
-        self._list_models()
+        list_models(self.store, self.request, self.layers)
         for wanted in dict.fromkeys(work.wanted for works in self.work for work in works.values()):
             store.declare(wanted, range(len(store.parts)))
 
-    def _list_models(self) -> None:
-        """Write which models, layers and matchings the store has, by their names in this sweep."""
-        request, store = self.request, self.store
-        readings, models = (store.chunks.attribute(name, dict, {}) for name in ("readings", "models"))
-        texts = {label: [repr(method), method.one_to_one] for label, method in request.kinds.methods.items()}
-        now = {name: self._listed(name, layers, texts, models.get(name, {})) for name, layers in self.layers.items()}
-        read = {
-            request.reading_key(name): [list(one) for one in layers.items()] for name, layers in self.layers.items()
-        }
-        if {**models, **now} != models or {**readings, **read} != readings:
-            store.chunks.set({"readings": {**readings, **read}, "models": {**models, **now}})
-
-    def _listed(
-        self, model: str, layers: _Layers, matchings: Mapping[str, list[Any]], before: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """What `RsmStore` reads of a model: its layers in forward order, and its matchings, also of earlier sweeps."""
-        fingerprint = self.request.fingerprints[model]
-        keys = {layer: self.request.layer_key(model, layer) for layer in layers}
-        texts = dict(matchings)
-        if before.get("fingerprint") == fingerprint:
-            earlier = {str(layer): str(key) for layer, key in before["layers"]}
-            keys = (
-                {**earlier, **keys}
-                if set(keys) <= set(earlier)
-                else {**keys, **{layer: key for layer, key in earlier.items() if layer not in keys}}
-            )
-            texts = {**before["matchings"], **texts}
-        trained = {"network": self.request.models[model].network, "step": self.request.models[model].step}
-        return trained | {"fingerprint": fingerprint, "layers": [list(one) for one in keys.items()], "matchings": texts}
+    def mark_finished(self) -> None:
+        """Note that the store has all RSMs of this sweep: `RsmStore` then reads those of its images."""
+        self.store.put_image_set(self._fingerprint(), self.division.left_out)
+        list_models(self.store, self.request, self.layers)
+        if self.store.chunks.attribute("latest", str, "") != self._fingerprint():
+            self.store.chunks.set({"latest": self._fingerprint()})
 
     def _fingerprint(self) -> str:
         images = self.request.images
@@ -443,11 +419,8 @@ class StoredSweep:
             )
             .with_steps(self.request.models)
         )
-        result.dataset.attrs.update(self.request.attributes(self.source), settings=json.dumps(settings))
+        result.dataset.attrs.update(self.request.attributes(), settings=json.dumps(settings))
         self.store.require_there()
         result.save(self.folder / RESULT)
-        self.store.put_image_set(self._fingerprint(), self.division.left_out)
-        self._list_models()
-        if self.store.chunks.attribute("latest", str, "") != self._fingerprint():
-            self.store.chunks.set({"latest": self._fingerprint()})
+        self.mark_finished()
         return result

@@ -40,7 +40,7 @@ class SweepRequest:
         readings: name of a model -> how it is called and its layers are read.
         images: the images.
         kinds: which RSMs of every layer.
-        batch_size: largest number of images in a mini-batch; None for a loader, which decides on it.
+        batch_size: largest number of images in a mini-batch.
         seed: of the order of the images; None for a loader.
         centering: which mean is subtracted.
         layers: layers as the user named them.
@@ -50,7 +50,7 @@ class SweepRequest:
     readings: Mapping[str, Reading]
     images: ImageSet | ImageLoader
     kinds: RsmKinds
-    batch_size: int | None
+    batch_size: int
     seed: int | None
     centering: Centering | None
     layers: Any
@@ -65,11 +65,14 @@ class SweepRequest:
         """What all mini-batches of a store share."""
         return {"batch_size": self.batch_size, "seed": self.seed, "centering": self.centering}
 
-    def attributes(self, source: BatchSource) -> dict[str, Any]:
+    def attributes(self) -> dict[str, Any]:
         """Attributes of the result."""
-        order = {"batch_size": self.batch_size, "seed": self.seed}
-        order = {"batch_size": max(source.sizes)} if self.batch_size is None else order
-        return {"centering": str(self.centering), **order, "source": self.images.name}
+        return {"centering": str(self.centering), **self._order, "source": self.images.name}
+
+    @property
+    def _order(self) -> dict[str, int]:
+        """What decides the mini-batches; a loader decides on their order."""
+        return {"batch_size": self.batch_size} | ({} if self.seed is None else {"seed": self.seed})
 
     def reading_key(self, model: str) -> str:
         """Stands for a model and the layers that are probed in it."""
@@ -84,7 +87,6 @@ class SweepRequest:
     def all_settings(self, source: BatchSource) -> dict[str, Any]:
         """All that decides the result, as its attribute `settings` holds it."""
         kinds = self.kinds
-        order = {"batch_size": self.batch_size, "seed": self.seed}
         return as_stored(
             {
                 "models": self.fingerprints,
@@ -93,7 +95,7 @@ class SweepRequest:
                 "matchings": {label: repr(method) for label, method in kinds.methods.items()},
                 "kernels": [repr(kernel) for kernel in kinds.kernels],
                 "estimators": [estimator.name for estimator in kinds.estimators],
-                **({"batch_size": max(source.sizes)} if self.batch_size is None else order),
+                **self._order,
                 "centering": self.centering,
                 "keep": kinds.keep.patterns,
                 **reading_settings(self.models, self.readings),
