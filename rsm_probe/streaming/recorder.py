@@ -134,6 +134,7 @@ class RecordJob:
         images: how it loads the images.
         folder: folder of the sweep.
         store: path of its store.
+        settings: what all mini-batches of the store share.
         centering: which mean is subtracted.
         device: where the model runs.
         threads: CPU threads within a matrix product, as in the process that makes the tasks: sums in other orders would
@@ -145,6 +146,7 @@ class RecordJob:
     images: ImagesAddress
     folder: Path
     store: str
+    settings: Mapping[str, Any]
     centering: Centering | None
     device: str
     threads: int
@@ -195,7 +197,7 @@ def record(task: RecordTask) -> int:
         RsmProbeError: see `sweep`.
     """
     job = task.job
-    store = opened_store(job.store)
+    store = opened_store(job, [batch for batch, _ in task.work])
     left = [(batch, work) for batch, work in task.work if not store.holds(work.wanted, batch)]
     if not left:
         return task.pairs
@@ -204,8 +206,11 @@ def record(task: RecordTask) -> int:
     means, name = job.means(store, keys), job.model.name
     of_layers = None if means is None else means.of(dict.fromkeys((name, k) for work in works for k in work.layers))
     with job.stream([batch for batch, _ in left]) as stream, Recorder(store, job.execution, of_layers) as recorder:
-        for (batch, work), raw in zip(left, stream.source.batches(), strict=True):
-            record_batch(store, stream, recorder, batch, {name: work}, raw)
+        try:
+            for (batch, work), raw in zip(left, stream.source.batches(), strict=True):
+                record_batch(store, stream, recorder, batch, {name: work}, raw)
+        finally:
+            recorder.finish()  # also if a later batch fails, so that earlier ones are not lost
     return task.pairs
 
 
@@ -244,7 +249,7 @@ def gather_stored_means(task: MeansTask) -> dict[str, list[str]]:
     Raises:
         RsmProbeError: see `sweep`.
     """
-    store = opened_store(task.job.store)
+    store = opened_store(task.job, task.batches)
     means = task.job.means(store, task.layers)
     assert means is not None
     with task.job.stream(task.batches) as stream:
@@ -252,13 +257,27 @@ def gather_stored_means(task: MeansTask) -> dict[str, list[str]]:
         return means.gather(lacking, stream, stream.source, store.require_there, task.job.execution)
 
 
-def opened_store(where: str) -> ProductStore:
+def opened_store(job: RecordJob, batches: Sequence[StoredBatch]) -> ProductStore:
     """Open the store of a task.
 
     Raises:
-        StorageError: it was removed.
+        StorageError: it was removed, or another is in its place, whose mini-batches may have other images.
     """
-    store = ProductStore.existing(where, writable=True)
-    if store is None:
-        raise StorageError(f"{where} was removed while the sweep was running; run it again")
+    store = ProductStore.existing(job.store, writable=True)
+    if store is None or not _is_of(store, job, batches):
+        raise StorageError(f"{job.store} was removed or replaced while the sweep was running; run it again")
+    store.begin(job.settings)
     return store
+
+
+def _is_of(store: ProductStore, job: RecordJob, batches: Sequence[StoredBatch]) -> bool:
+    """Whether a store has these mini-batches."""
+    if store.chunks.attribute("settings", dict, {}) != job.settings or job.images.fingerprint not in store.image_sets:
+        return False
+    parts, ids = store.parts, job.images.load_once().ids
+    return all(
+        batch.part < len(parts)
+        and batch.positions[-1] < len(parts[batch.part].ids)
+        and [parts[batch.part].ids[k] for k in batch.positions] == [ids[k] for k in batch.images]
+        for batch in batches
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,8 +28,10 @@ from rsm_probe.sources.images.batches import BatchSource, SetBatches
 from rsm_probe.sources.images.contents.item_labels import ItemLabels
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.loaders import ImageLoader
+from rsm_probe.sources.images.origins import OR_STAY
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.sources.models.reading import require_continuable
+from rsm_probe.sources.models.user_functions import importable_name
 from rsm_probe.storage.differences import as_stored
 from rsm_probe.storage.disk_space import require_space
 from rsm_probe.stored_products.product_store import ImagePart, ProductStore, StoredBatch
@@ -51,6 +54,8 @@ from rsm_probe.streaming.recorder import (
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.sweep_request import RESULT, STORE, SweepRequest, finished_result
 
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 # Tasks of a model on an executor, at most: each loads the model, or runs where it was loaded last.
 _TASKS = 16
 # Seconds for a result on disk.
@@ -262,33 +267,52 @@ class StoredSweep:
             if model in jobs
         ]
         with self.execution.bar("first pass: means", len(means), "model", position=0) as bar:
-            for _, gathered in finished(executor, gather_stored_means, means):
+            for gathered in self._finished(executor, gather_stored_means, means):
                 assert self.means is not None
                 self.means.note(gathered)
                 bar.update()
-        for task, count in finished(executor, record, self._tasks(jobs)):
+        for count in self._finished(executor, record, self._tasks(jobs)):
             on_pairs(count)
-            self.store.require_there()
-            del task
         self._plan()
+
+    def _finished(
+        self, executor: Executor, function: Callable[[_Task], _Result], tasks: Iterable[_Task]
+    ) -> Iterator[_Result]:
+        """Results of tasks, as long as the store is there: errors of tasks may name a file that was removed with it."""
+        try:
+            for _, result in finished(executor, function, tasks):
+                self.store.require_there()
+                yield result
+        except StorageError:
+            self.store.require_there()
+            raise
 
     def _jobs(self) -> dict[str, RecordJob]:
         """What workers need to know of each model that they can load."""
         request, execution, jobs = self.request, self.execution, dict[str, RecordJob]()
+        for method in request.kinds.methods.values():
+            if importable_name(type(method)) is None:
+                warnings.warn(
+                    f"this process computes all RSMs: the class of matching {method!r} has no name that can be "
+                    f"imported; move it to a module, {OR_STAY}",
+                    stacklevel=7,
+                )
+                return {}
         try:
             images = images_address(request.images)
         except ImageError as error:
-            warnings.warn(f"this process computes all RSMs: {error}", stacklevel=6)
+            warnings.warn(f"this process computes all RSMs: {error}", stacklevel=7)
             return {}
         for name in dict.fromkeys(name for works in self.work for name in works):
             try:
                 model = model_address(replace(request.models[name], name=name, reading=request.readings[name]))
             except ModelError as error:
-                warnings.warn(f"this process computes the RSMs of {name!r}: {error}", stacklevel=6)
+                warnings.warn(f"this process computes the RSMs of {name!r}: {error}", stacklevel=7)
                 continue
             jobs[name] = RecordJob(
-                model, images, self.folder.absolute(), str(Path(self.store.where).absolute()), request.centering,
-                str(execution.worker_device()), torch.get_num_threads(), execution.memory_bytes,
+                model, images, self.folder.absolute(), str(Path(self.store.where).absolute()),
+                as_stored(request.settings), request.centering, str(execution.worker_device()),
+                torch.get_num_threads(), execution.memory_bytes,
             )  # fmt: skip
         return jobs
 
