@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from rsm_probe.errors import ComparisonError, LayerError, StorageError
+from rsm_probe.errors import ComparisonError, LayerError, MatchingError, StorageError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import available_cores
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerNames, finished_name
@@ -22,7 +23,7 @@ from rsm_probe.similarity.centering import Centering
 from rsm_probe.sources.addresses import ImagesAddress, ModelAddress
 from rsm_probe.sources.images.batches import RawBatch, SetBatches
 from rsm_probe.stored_products.product_store import ProductStore, StoredBatch
-from rsm_probe.stored_products.series import SeriesSet
+from rsm_probe.stored_products.series import SeriesSet, matching_text
 from rsm_probe.streaming.batch_consumer import Centred, ProductConsumer, Products, naming
 from rsm_probe.streaming.means import StoredMeans
 from rsm_probe.streaming.mini_batches import image_digests
@@ -51,8 +52,8 @@ class ModelWork:
     ) -> ModelWork:
         """The work on these layers and matchings; `left_out` as in `SeriesSet`."""
         methods = [method for one in layers.values() for method in one.values()]
-        bounded = frozenset(repr(method) for method in methods if not method.at_once)
-        texts = {keys[layer]: [repr(method) for method in one.values()] for layer, one in layers.items()}
+        bounded = frozenset(matching_text(method) for method in methods if not method.at_once)
+        texts = {keys[layer]: [matching_text(method) for method in one.values()] for layer, one in layers.items()}
         return cls(layers, keys, SeriesSet.of(texts, bounded, left_out))
 
 
@@ -120,7 +121,11 @@ class Recorder(ProductConsumer):
                 part = taken[model, layer]
                 assert part.work is not None
                 with naming(model, layer):
-                    matched += part.work.matched().values()
+                    products = part.work.matched()
+                    for label, one in products.items():
+                        if np.isnan(one.products).any():
+                            raise MatchingError(f"matching {label!r} returned NaN")
+                    matched += products.values()
             self._store.write(work.wanted, stored, matched)
         self._on_written(stored, of_models.keys())
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from rsm_probe.captures.recording import count_images
 from rsm_probe.comparison.grid import RsmKey
@@ -35,6 +36,7 @@ from rsm_probe.sources.models.user_functions import importable_name
 from rsm_probe.storage.differences import as_stored
 from rsm_probe.storage.disk_space import require_space
 from rsm_probe.stored_products.product_store import ImagePart, ProductStore, StoredBatch
+from rsm_probe.stored_products.series import in_forward_order, matching_text
 from rsm_probe.streaming.batch_consumer import walk
 from rsm_probe.streaming.cka_sums import CkaSums, rsms_per_block
 from rsm_probe.streaming.cost import estimate
@@ -77,14 +79,18 @@ def stored_sweep(
         started: when the sweep started, by `time.perf_counter`.
     """
     settings = request.all_settings(source)
-    if (result := finished_result(folder, settings, source)) is not None:
-        return result
+    for method in request.kinds.methods.values():
+        matching_text(method)  # refuses those that a store could not recognise
     where = folder / STORE
-    existing = ProductStore.existing(where)
+    result, existing = finished_result(folder, settings, source), ProductStore.existing(where)
+    if existing is None and result is not None:
+        return result
     if existing is not None and existing.parts:
         sweep = StoredSweep(request, source, folder, existing, execution)
-        if not sweep.is_whole():
-            require_continuable(folder, {name: request.readings[name] for name in sweep.layers})
+        # A file that was removed because it is damaged is computed again.
+        if result is not None and sweep.is_whole() and sweep.is_latest() and sweep.has_labels(result):
+            return result
+        require_continuable(folder, {name: request.readings[name] for name in sweep.layers})
     with ProductStore.writing(where) as store:
         sweep = StoredSweep(request, source, folder, store, execution)
         sweep.compute(started)
@@ -161,6 +167,17 @@ class StoredSweep:
         self._plan()
         return not any(self.work)
 
+    def is_latest(self) -> bool:
+        """Whether the images are those of which `RsmStore` tells."""
+        return self.store.chunks.attribute("latest", str, "") == self._fingerprint()
+
+    def has_labels(self, result: SweepResult) -> bool:
+        """Whether the RSMs that a result keeps have the labels that the images have now."""
+        if "image_label" not in result.dataset.coords:
+            return True
+        rows = zip(result.dataset["image_label"].values, self.batches, strict=False)
+        return all(row[: len(batch)].tolist() == self._labels(batch) for row, batch in rows)
+
     def _plan(self) -> None:
         """Find out which RSMs of which mini-batches the store lacks."""
         request, methods, seen = self.request, self.request.kinds.methods, set[str]()
@@ -170,7 +187,7 @@ class StoredSweep:
             # Models of equal content share their RSMs.
             keys[model] = {layer: key for layer, key in own.items() if key not in seen}
             seen |= set(own.values())
-        texts = {label: repr(method) for label, method in methods.items()}
+        texts = {label: matching_text(method) for label, method in methods.items()}
         alike: dict[str, ModelWork] = {}
         self.work = []
         for batch in self.batches:
@@ -190,7 +207,7 @@ class StoredSweep:
     @cached_property
     def series(self) -> list[tuple[str, str]]:
         """(key of a layer, matching) of all RSMs but for their kernels, in the order of `RsmKinds.keys`."""
-        texts = [repr(method) for method in self.request.kinds.methods.values()]
+        texts = [matching_text(method) for method in self.request.kinds.methods.values()]
         return [
             (self.request.layer_key(model, layer), text)
             for model, layers in self.layers.items()
@@ -359,7 +376,7 @@ class StoredSweep:
         every = {key for key, _ in self.series}
         pairs = len(every) * sum(len(batch) * (len(batch) - 1) // 2 for batch in self.batches)
         missing = {
-            (work.keys[layer], repr(method))
+            (work.keys[layer], matching_text(method))
             for works in self.work
             for work in works.values()
             for layer, methods in work.layers.items()
@@ -379,7 +396,7 @@ class StoredSweep:
             store.put_part(len(store.parts), division.added, division.labels)
         store.put_image_set(self._fingerprint(), division.left_out)
         readings, models = (store.chunks.attribute(name, dict, {}) for name in ("readings", "models"))
-        texts = {label: [repr(method), method.one_to_one] for label, method in request.kinds.methods.items()}
+        texts = {label: [matching_text(method), method.one_to_one] for label, method in request.kinds.methods.items()}
         for name, layers in self.layers.items():
             readings[request.reading_key(name)] = [list(layer) for layer in layers.items()]
             models[name] = self._listed(name, layers, texts, models.get(name, {}))
@@ -396,14 +413,16 @@ class StoredSweep:
         texts = dict(matchings)
         if before.get("fingerprint") == fingerprint:
             earlier = {str(layer): str(key) for layer, key in before["layers"]}
-            keys = (
-                {**earlier, **keys}
-                if set(keys) <= set(earlier)
-                else {**keys, **{layer: key for layer, key in earlier.items() if layer not in keys}}
-            )
+            order = in_forward_order(list(keys), list(earlier), self._registered(model))
+            keys = {layer: {**earlier, **keys}[layer] for layer in order}
             texts = {**before["matchings"], **texts}
         trained = {"network": self.request.models[model].network, "step": self.request.models[model].step}
         return trained | {"fingerprint": fingerprint, "layers": [list(one) for one in keys.items()], "matchings": texts}
+
+    def _registered(self, model: str) -> list[str]:
+        """Names of the modules of a model, in the order in which it holds them; [] of what is not a module."""
+        module = self.request.models[model].module
+        return [name for name, _ in module.named_modules()] if isinstance(module, nn.Module) else []
 
     def _fingerprint(self) -> str:
         images = self.request.images
@@ -486,9 +505,20 @@ class StoredSweep:
         self._sums.add(self._keys, rsms, len(batch))
         if wanted := [k for k, key in enumerate(self._keys) if key.layer in keep]:
             values = np.concatenate([rsms(slice(k, k + 1)) for k in wanted])
-            ids, labels = self.store.parts[batch.part].ids, self.store.labels(batch.part)
-            names = [ids[k] for k in batch.positions], [labels[k] for k in batch.positions]
-            self._batch_rsms.append(BatchRsms([self._keys[k] for k in wanted], values, *names))
+            ids = [self.store.parts[batch.part].ids[k] for k in batch.positions]
+            self._batch_rsms.append(BatchRsms([self._keys[k] for k in wanted], values, ids, []))
+
+    def _labels(self, batch: StoredBatch) -> list[str]:
+        """Labels of the images of a mini-batch, as they are now."""
+        images = self.request.images
+        labels = images.labels if isinstance(images, ImageSet) else []
+        if len(labels) and not isinstance(labels, ItemLabels):
+            return [labels[k] for k in batch.images]
+        stored = self.store.labels(batch.part)
+        if not len(labels):
+            return [stored[k] for k in batch.positions]
+        # A sweep that was killed at its end did not write them.
+        return [stored[k] or labels[number] for k, number in zip(batch.positions, batch.images, strict=True)]
 
     def compare(self, settings: Mapping[str, Any]) -> SweepResult:
         """Compare all RSMs of all mini-batches, and write the result."""
@@ -496,14 +526,16 @@ class StoredSweep:
         left = self.batches[self._summed :]
         for batch in self.execution.bar("comparing", len(left), "batch", items=left, leave=False):
             self._sum_until(batch)
+        for batch, rsms in zip(self.batches, self._batch_rsms, strict=False):  # the last may be too small
+            rsms.labels = self._labels(batch)
         result = SweepResult.of_sums(self._sums, self._batch_rsms)
         result = result.with_inputs(
             {(model, layer): name for model, layers in self.layers.items() for layer, name in layers.items()}
         ).with_steps(self.request.models)
         result.dataset.attrs.update(self.request.attributes(self.source), settings=json.dumps(settings))
         self.store.require_there()
-        result.save(self.folder / RESULT)
         self.store.put_image_set(self._fingerprint(), self.division.left_out)
-        if self.store.chunks.attribute("latest", str, "") != self._fingerprint():
+        if not self.is_latest():
             self.store.chunks.set({"latest": self._fingerprint()})
+        result.save(self.folder / RESULT)
         return result
