@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -227,10 +228,7 @@ def finished(
             if not running:
                 deaths += 1
                 if not isinstance(executor, LocalProcesses) or deaths > _DEATHS:
-                    raise CostError(
-                        f"a worker process died, perhaps because it ran out of memory, or because a script starts "
-                        f"processes without `if __name__ == '__main__':` ({death}); finished work is kept"
-                    ) from death
+                    raise _died(death) from death
                 executor.restart()
                 left, lost, death = itertools.chain(lost, left), [], None
                 continue
@@ -243,8 +241,23 @@ def finished(
                     death = error
                     lost.append(task)
                     continue
+                except _killed_workers() as error:
+                    raise _died(error) from error
                 deaths = 0
                 yield task, result
     finally:
         for future in running:
             future.cancel()
+
+
+def _killed_workers() -> tuple[type[Exception], ...]:
+    """The error by which Dask reports a task whose workers died several times, if Dask is in use."""
+    distributed = sys.modules.get("distributed")
+    return () if distributed is None else (distributed.KilledWorker,)
+
+
+def _died(error: Exception | None) -> CostError:
+    return CostError(
+        f"a worker process died, perhaps because it ran out of memory, or because a script starts processes without "
+        f"`if __name__ == '__main__':` ({error}); finished work is kept"
+    )

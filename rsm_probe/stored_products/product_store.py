@@ -30,6 +30,8 @@ from rsm_probe.stored_products.series import MatchingText, SeriesSet
 KIND = "rsms"
 # Stores of other versions are refused.
 _VERSION = 1
+# Stands for an image that no mini-batch had yet; 0 marks chunks that were not written.
+_NO_DIGEST = np.uint64(1)
 # Chunks hold as many series of a mini-batch as fit into this: few files, and a series is read without many others.
 _CHUNK_BYTES = 4 << 20
 
@@ -191,27 +193,28 @@ class ProductStore:
         self.__dict__.pop("parts", None)  # read again
 
     def has_digests(self, batch: StoredBatch) -> bool:
-        """Whether the digests of a mini-batch were written."""
-        return self._has(f"images/{batch.part:03d}/digest", slice(batch.number, batch.number + 1))
+        """Whether the digests of all images of a mini-batch, as far as they belong to the result, were written."""
+        row = self._digests(batch.part, batch.number)
+        return bool((row[batch.positions - self.parts[batch.part].positions(batch.number).start] > _NO_DIGEST).all())
 
     def put_digests(self, batch: StoredBatch, digests: np.ndarray) -> None:
-        """Write the digests (n,) of all images of a mini-batch."""
-        name = f"images/{batch.part:03d}/digest"
-        if len(digests) == self.parts[batch.part].sizes[batch.number]:
-            padded = np.ones(self.chunks.array(name).shape[1], np.uint64)
-            padded[: len(digests)] = digests
-            self.chunks.write(name, (slice(batch.number, batch.number + 1),), padded[None])
+        """Write the digests (n,) of the images of a mini-batch; those of images that were there before stay."""
+        name, row = f"images/{batch.part:03d}/digest", self._digests(batch.part, batch.number)
+        own = batch.positions - self.parts[batch.part].positions(batch.number).start
+        row[own] = np.where(row[own] > _NO_DIGEST, row[own], digests)
+        padded = np.full(self.chunks.array(name).shape[1], _NO_DIGEST, np.uint64)
+        padded[: len(row)] = row
+        self.chunks.write(name, (slice(batch.number, batch.number + 1),), padded[None])
+
+    def _digests(self, part: int, batch: int) -> np.ndarray:
+        """The digests of all images of a mini-batch."""
+        name, size = f"images/{part:03d}/digest", self.parts[part].sizes[batch]
+        where = (slice(batch, batch + 1),)
+        return self.chunks.read(name, where)[0, :size] if self._has(name, where[0]) else np.full(size, _NO_DIGEST)
 
     def digests(self, part: int) -> np.ndarray:
-        """Digests of the images of a part, in order; 0 where none was written."""
-        sizes, name = self.parts[part].sizes, f"images/{part:03d}/digest"
-        rows = [
-            self.chunks.read(name, (slice(k, k + 1),))[0, :size]
-            if self._has(name, slice(k, k + 1))
-            else np.zeros(size, np.uint64)
-            for k, size in enumerate(sizes)
-        ]
-        return np.concatenate(rows)
+        """Digests of the images of a part, in order; 1 where none was written."""
+        return np.concatenate([self._digests(part, batch) for batch in range(len(self.parts[part].sizes))])
 
     # Products
 

@@ -9,11 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rsm_probe.errors import MatchingError
 from rsm_probe.forward.token_kinds import SEPARATOR
+from rsm_probe.matching.matching import Matching
 from rsm_probe.sources.models.reading import Reading
 
-# A matching and its options, as `repr` writes them.
+# A matching and its options; see `matching_text`.
 MatchingText = str
+# What `repr` writes of options that do not say all that they are: addresses, and large arrays in short.
+_UNCLEAR = re.compile(r"[^,(=]* at 0x[0-9a-fA-F]+>?|\.\.\.")
 # Characters that make the name of a layer in `layouts` more than the name of one module.
 _PATTERN = re.compile(r"[*?\[\]#:]")
 
@@ -36,7 +40,7 @@ class StoredLayer:
     def of(cls, fingerprint: str, reading: Reading, name: str) -> StoredLayer:
         """A layer of a loaded model; layouts count that may apply to this layer."""
         settings = {key: value for key, value in reading.settings().items() if key not in ("tokens", "layouts")}
-        module = re.split(r"[#\[]", name.rpartition(SEPARATOR)[0] or name)[0]
+        module = _module(name)
         layouts = {
             pattern: layout
             for pattern, layout in (reading.layouts or {}).items()
@@ -115,6 +119,50 @@ class SeriesSet:
     def absent(self, part: int) -> tuple[int, ...]:
         """Positions of the images of a part that were not computed."""
         return dict(self.left_out).get(part, ())
+
+
+def in_forward_order(new: Sequence[str], earlier: Sequence[str], registered: Sequence[str]) -> list[str]:
+    """Merge layers of two sweeps of a model, each in forward order.
+
+    Which of two layers runs first is not known if no sweep has both: those are in the order in which the model holds
+    them, where that agrees with both sweeps.
+
+    Args:
+        new: layers of the later sweep.
+        earlier: layers of the earlier one.
+        registered: names of modules.
+    """
+    order = {name: number for number, name in enumerate(registered)}
+    held = sorted({**dict.fromkeys(new), **dict.fromkeys(earlier)}, key=lambda layer: order.get(_module(layer), -1))
+    if [one for one in held if one in new] == list(new) and [one for one in held if one in earlier] == list(earlier):
+        return held
+    merged = list(new)
+    for number, layer in enumerate(earlier):
+        if layer not in merged:
+            merged.insert(merged.index(earlier[number - 1]) + 1 if number else 0, layer)
+    return merged
+
+
+def _module(layer: str) -> str:
+    """The module of a layer, without the number of a call, a part of its output or the kind of its tokens."""
+    return re.split(r"[#\[]", layer.rpartition(SEPARATOR)[0] or layer)[0]
+
+
+def matching_text(method: Matching) -> MatchingText:
+    """By what a store recognises a matching: its options, and the name of a class that is the user's.
+
+    Raises:
+        MatchingError: two matchings with different options could have the same text.
+    """
+    text, kind = repr(method), type(method)
+    if unclear := _UNCLEAR.search(text):
+        raise MatchingError(
+            f"matching {method.name!r} cannot be recognised in a store: its repr holds {unclear[0].strip()!r}, which "
+            f"does not say all of an option; give {kind.__name__} a __repr__ that does (of an array, a hash of its "
+            f"bytes; of a function, its name), or leave out out="
+        )
+    own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return text if own else f"{kind.__module__}.{kind.__qualname__}: {text}"
 
 
 def _hash(content: object) -> str:

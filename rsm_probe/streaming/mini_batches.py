@@ -174,7 +174,7 @@ def _held(store: ProductStore, images: ImageSet, execution: Execution) -> tuple[
     for part, position in execution.bar("comparing images", len(there), "image", items=there, leave=False):
         number, digest = int(held[part][position]), digests[part][position]
         # Of an image that had no part in any mini-batch yet, there is nothing to compare.
-        same = number not in taken and (not digest or image_digest(images[number]) == digest)
+        same = number not in taken and (digest == 1 or image_digest(images[number]) == digest)
         (taken if same else changed).add(number)
         held[part][position] = number if same else -1
     return held, len(changed - taken)
@@ -203,8 +203,8 @@ def divided_by_loader(store: ProductStore, loader: ImageLoader) -> Division:
 
 
 def image_digest(image: Loaded) -> int:
-    """A number that stands for the content of an image, from 1 to 2^64 - 1."""
-    return int.from_bytes(hashlib.sha256(pixel_bytes(image)).digest()[:8]) or 1
+    """A number that stands for the content of an image, from 2 to 2^64 - 1."""
+    return max(2, int.from_bytes(hashlib.sha256(pixel_bytes(image)).digest()[:8]))
 
 
 def image_digests(images: Iterable[Loaded]) -> np.ndarray:

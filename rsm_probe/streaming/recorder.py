@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-from rsm_probe.errors import ComparisonError, LayerError, StorageError
+from rsm_probe.errors import ComparisonError, ImageError, LayerError, MatchingError, ModelError, StorageError
 from rsm_probe.execution.execution import Execution
-from rsm_probe.execution.executors import available_cores
+from rsm_probe.execution.executors import available_cores, finished
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerNames, finished_name
 from rsm_probe.forward.layer_stream import LayerStream
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.products import MatchedProducts
 from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering
-from rsm_probe.sources.addresses import ImagesAddress, ModelAddress
+from rsm_probe.sources.addresses import ImagesAddress, ModelAddress, images_address, model_address
 from rsm_probe.sources.images.batches import RawBatch, SetBatches
+from rsm_probe.sources.images.origins import OR_STAY
+from rsm_probe.sources.models.user_functions import importable_name
+from rsm_probe.storage.differences import as_stored
 from rsm_probe.stored_products.product_store import ProductStore, StoredBatch
-from rsm_probe.stored_products.series import SeriesSet
+from rsm_probe.stored_products.series import SeriesSet, matching_text
 from rsm_probe.streaming.batch_consumer import Centred, ProductConsumer, Products, naming
 from rsm_probe.streaming.means import StoredMeans
 from rsm_probe.streaming.mini_batches import image_digests
+from rsm_probe.streaming.sweep_request import SweepRequest
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+# Tasks of a model on an executor, at most: each loads the model, or runs where it was loaded last.
+_TASKS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +63,8 @@ class ModelWork:
     ) -> ModelWork:
         """The work on these layers and matchings; `left_out` as in `SeriesSet`."""
         methods = [method for one in layers.values() for method in one.values()]
-        bounded = frozenset(repr(method) for method in methods if not method.at_once)
-        texts = {keys[layer]: [repr(method) for method in one.values()] for layer, one in layers.items()}
+        bounded = frozenset(matching_text(method) for method in methods if not method.at_once)
+        texts = {keys[layer]: [matching_text(method) for method in one.values()] for layer, one in layers.items()}
         return cls(layers, keys, SeriesSet.of(texts, bounded, left_out))
 
 
@@ -120,7 +132,11 @@ class Recorder(ProductConsumer):
                 part = taken[model, layer]
                 assert part.work is not None
                 with naming(model, layer):
-                    matched += part.work.matched().values()
+                    products = part.work.matched()
+                    for label, one in products.items():
+                        if np.isnan(one.products).any():
+                            raise MatchingError(f"matching {label!r} returned NaN")
+                    matched += products.values()
             self._store.write(work.wanted, stored, matched)
         self._on_written(stored, of_models.keys())
 
@@ -134,6 +150,7 @@ class RecordJob:
         images: how it loads the images.
         folder: folder of the sweep.
         store: path of its store.
+        settings: what all mini-batches of the store share.
         centering: which mean is subtracted.
         device: where the model runs.
         threads: CPU threads within a matrix product, as in the process that makes the tasks: sums in other orders would
@@ -145,6 +162,7 @@ class RecordJob:
     images: ImagesAddress
     folder: Path
     store: str
+    settings: Mapping[str, Any]
     centering: Centering | None
     device: str
     threads: int
@@ -195,7 +213,7 @@ def record(task: RecordTask) -> int:
         RsmProbeError: see `sweep`.
     """
     job = task.job
-    store = opened_store(job.store)
+    store = opened_store(job, [batch for batch, _ in task.work])
     left = [(batch, work) for batch, work in task.work if not store.holds(work.wanted, batch)]
     if not left:
         return task.pairs
@@ -204,8 +222,11 @@ def record(task: RecordTask) -> int:
     means, name = job.means(store, keys), job.model.name
     of_layers = None if means is None else means.of(dict.fromkeys((name, k) for work in works for k in work.layers))
     with job.stream([batch for batch, _ in left]) as stream, Recorder(store, job.execution, of_layers) as recorder:
-        for (batch, work), raw in zip(left, stream.source.batches(), strict=True):
-            record_batch(store, stream, recorder, batch, {name: work}, raw)
+        try:
+            for (batch, work), raw in zip(left, stream.source.batches(), strict=True):
+                record_batch(store, stream, recorder, batch, {name: work}, raw)
+        finally:
+            recorder.finish()  # also if a later batch fails, so that earlier ones are not lost
     return task.pairs
 
 
@@ -244,7 +265,7 @@ def gather_stored_means(task: MeansTask) -> dict[str, list[str]]:
     Raises:
         RsmProbeError: see `sweep`.
     """
-    store = opened_store(task.job.store)
+    store = opened_store(task.job, task.batches)
     means = task.job.means(store, task.layers)
     assert means is not None
     with task.job.stream(task.batches) as stream:
@@ -252,13 +273,90 @@ def gather_stored_means(task: MeansTask) -> dict[str, list[str]]:
         return means.gather(lacking, stream, stream.source, store.require_there, task.job.execution)
 
 
-def opened_store(where: str) -> ProductStore:
+def opened_store(job: RecordJob, batches: Sequence[StoredBatch]) -> ProductStore:
     """Open the store of a task.
 
     Raises:
-        StorageError: it was removed.
+        StorageError: it was removed, or another is in its place, whose mini-batches may have other images.
     """
-    store = ProductStore.existing(where, writable=True)
-    if store is None:
-        raise StorageError(f"{where} was removed while the sweep was running; run it again")
+    store = ProductStore.existing(job.store, writable=True)
+    if store is None or not _is_of(store, job, batches):
+        raise StorageError(f"{job.store} was removed or replaced while the sweep was running; run it again")
+    store.begin(job.settings)
     return store
+
+
+def _is_of(store: ProductStore, job: RecordJob, batches: Sequence[StoredBatch]) -> bool:
+    """Whether a store has these mini-batches."""
+    if store.chunks.attribute("settings", dict, {}) != job.settings or job.images.fingerprint not in store.image_sets:
+        return False
+    parts, ids = store.parts, job.images.load_once().ids
+    return all(
+        batch.part < len(parts)
+        and batch.positions[-1] < len(parts[batch.part].ids)
+        and [parts[batch.part].ids[k] for k in batch.positions] == [ids[k] for k in batch.images]
+        for batch in batches
+    )
+
+
+def record_jobs(
+    request: SweepRequest, models: Iterable[str], folder: Path, store: ProductStore, execution: Execution
+) -> dict[str, RecordJob]:
+    """What workers need to know of some models of a sweep, without those that they cannot load.
+
+    Warns:
+        UserWarning: models, images or matchings that workers cannot load.
+    """
+    jobs: dict[str, RecordJob] = {}
+    for method in request.kinds.methods.values():
+        if importable_name(type(method)) is None:
+            warnings.warn(
+                f"this process computes all RSMs: the class of matching {method!r} has no name that can be imported; "
+                f"move it to a module, {OR_STAY}",
+                stacklevel=7,
+            )
+            return {}
+    try:
+        images = images_address(request.images)
+    except ImageError as error:
+        warnings.warn(f"this process computes all RSMs: {error}", stacklevel=7)
+        return {}
+    for name in models:
+        try:
+            model = model_address(replace(request.models[name], name=name, reading=request.readings[name]))
+        except ModelError as error:
+            warnings.warn(f"this process computes the RSMs of {name!r}: {error}", stacklevel=7)
+            continue
+        jobs[name] = RecordJob(
+            model, images, folder.absolute(), str(Path(store.where).absolute()), as_stored(request.settings),
+            request.centering, str(execution.worker_device()), torch.get_num_threads(), execution.memory_bytes,
+        )  # fmt: skip
+    return jobs
+
+
+def record_tasks(
+    jobs: Mapping[str, RecordJob], batches: Sequence[StoredBatch], work: Sequence[Mapping[str, ModelWork]]
+) -> Iterator[RecordTask]:
+    """The tasks of all models, one model after another: a worker then seldom has to load a different one."""
+    for name, job in jobs.items():
+        own = [(batch, works[name]) for batch, works in zip(batches, work, strict=True) if name in works]
+        step = -(-len(own) // _TASKS)
+        yield from (RecordTask(job, own[start : start + step]) for start in range(0, len(own), step))
+
+
+def results_of(
+    store: ProductStore, executor: Executor, function: Callable[[_Task], _Result], tasks: Iterable[_Task]
+) -> Iterator[_Result]:
+    """Results of tasks, as long as the store is there: errors of tasks may name a file that was removed with it.
+
+    Raises:
+        StorageError: the store was removed.
+        Exception: a task failed.
+    """
+    try:
+        for _, result in finished(executor, function, tasks):
+            store.require_there()
+            yield result
+    except StorageError:
+        store.require_there()
+        raise

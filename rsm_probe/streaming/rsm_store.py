@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
 from rsm_probe.checks import listed
 from rsm_probe.comparison.grid import RsmKey
@@ -20,6 +21,7 @@ from rsm_probe.similarity.kernels import Kernel, check_kernel
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.paths import local_folder
 from rsm_probe.stored_products.product_store import ProductStore, StoredBatch
+from rsm_probe.stored_products.series import in_forward_order, matching_text
 from rsm_probe.streaming.cka_sums import CkaSums
 from rsm_probe.streaming.kept_rsms import BatchRsms, RsmKinds
 from rsm_probe.streaming.result import SweepResult
@@ -279,6 +281,7 @@ class StoredSums:
 
     Attributes:
         done: number of mini-batches that were added.
+        batch_rsms: RSMs of the layers that the result keeps, without the labels of their images.
     """
 
     def __init__(
@@ -291,7 +294,7 @@ class StoredSums:
     ) -> None:
         self._store, self._batches, self._series, self._keys, self._kinds = store, batches, series, keys, kinds
         self._sums = CkaSums(kinds.estimators)
-        self._batch_rsms: list[BatchRsms] = []
+        self.batch_rsms: list[BatchRsms] = []
         self.done = 0
 
     def until(self, stop: int) -> None:
@@ -314,13 +317,12 @@ class StoredSums:
         self._sums.add(self._keys, rsms, len(batch))
         if wanted := [k for k, key in enumerate(self._keys) if key.layer in self._kinds.keep]:
             values = np.concatenate([rsms(slice(k, k + 1)) for k in wanted])
-            ids, labels = self._store.parts[batch.part].ids, self._store.labels(batch.part)
-            names = [ids[k] for k in batch.positions], [labels[k] for k in batch.positions]
-            self._batch_rsms.append(BatchRsms([self._keys[k] for k in wanted], values, *names))
+            ids = [self._store.parts[batch.part].ids[k] for k in batch.positions]
+            self.batch_rsms.append(BatchRsms([self._keys[k] for k in wanted], values, ids, []))
 
     def result(self) -> SweepResult:
         """CKA between all RSMs over the mini-batches so far, and the kept RSMs."""
-        return SweepResult.of_sums(self._sums, self._batch_rsms)
+        return SweepResult.of_sums(self._sums, self.batch_rsms)
 
 
 def list_models(store: ProductStore, request: SweepRequest, layers: Mapping[str, Mapping[str, str]]) -> None:
@@ -344,8 +346,9 @@ def _listed(request: SweepRequest, model: str, layers: Sequence[str], before: Ma
     same = before.get("fingerprint") == fingerprint
     known: dict[str, str] = dict(before["layers"]) if same else {}
     keys = {layer: request.layer_key(model, layer) for layer in layers}
-    ordered = {**(known if keys.keys() <= known.keys() else keys), **known, **keys}
-    texts = {label: [repr(method), method.one_to_one] for label, method in request.kinds.methods.items()}
+    modules = [name for name, _ in loaded.module.named_modules()] if isinstance(loaded.module, nn.Module) else []
+    ordered = {layer: {**known, **keys}[layer] for layer in in_forward_order(list(keys), list(known), modules)}
+    texts = {label: [matching_text(method), method.one_to_one] for label, method in request.kinds.methods.items()}
     return {
         "fingerprint": fingerprint,
         "network": loaded.network,

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rsm_probe.errors import ImageError, ModelError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
-from rsm_probe.execution.executors import finished
 from rsm_probe.forward.layer_stream import LayerStream
 from rsm_probe.matching.matching import Matching
-from rsm_probe.sources.addresses import images_address, model_address
 from rsm_probe.sources.images.batches import BatchSource, SetBatches
 from rsm_probe.sources.images.contents.item_labels import ItemLabels
 from rsm_probe.sources.images.image_set import ImageSet
@@ -29,6 +24,7 @@ from rsm_probe.sources.models.reading import require_continuable
 from rsm_probe.storage.differences import as_stored
 from rsm_probe.storage.disk_space import require_space
 from rsm_probe.stored_products.product_store import ProductStore, StoredBatch
+from rsm_probe.stored_products.series import matching_text
 from rsm_probe.streaming.batch_consumer import walk
 from rsm_probe.streaming.cka_sums import rsms_per_block
 from rsm_probe.streaming.cost import estimate
@@ -38,18 +34,17 @@ from rsm_probe.streaming.recorder import (
     MeansTask,
     ModelWork,
     Recorder,
-    RecordJob,
-    RecordTask,
     gather_stored_means,
     record,
     record_batch,
+    record_jobs,
+    record_tasks,
+    results_of,
 )
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.rsm_store import StoredSums, list_models
 from rsm_probe.streaming.sweep_request import RESULT, STORE, SweepRequest, finished_result
 
-# Tasks of a model on an executor, at most: each loads the model, or runs where it was loaded last.
-_TASKS = 16
 # Seconds for a result on disk.
 _WRITING = 0.2
 # Layers of a model by name, in forward order -> the input of the model that the layer belongs to.
@@ -69,14 +64,18 @@ def stored_sweep(
         started: when the sweep started, by `time.perf_counter`.
     """
     settings = request.all_settings(source)
-    if (result := finished_result(folder, settings, source)) is not None:
-        return result
+    for method in request.kinds.methods.values():
+        matching_text(method)  # refuses those that a store could not recognise
     where = folder / STORE
-    existing = ProductStore.existing(where)
+    result, existing = finished_result(folder, settings, source), ProductStore.existing(where)
+    if existing is None and result is not None:
+        return result
     if existing is not None and existing.parts:
         sweep = StoredSweep(request, source, folder, existing, execution)
-        if not sweep.is_whole():
-            require_continuable(folder, {name: request.readings[name] for name in sweep.layers})
+        # A file that was removed because it is damaged is computed again.
+        if result is not None and sweep.is_whole() and sweep.is_latest() and sweep.has_labels(result):
+            return result
+        require_continuable(folder, {name: request.readings[name] for name in sweep.layers})
     with ProductStore.writing(where) as store:
         sweep = StoredSweep(request, source, folder, store, execution)
         sweep.compute(started)
@@ -134,6 +133,17 @@ class StoredSweep:
         self._plan()
         return not any(self.work)
 
+    def is_latest(self) -> bool:
+        """Whether the images are those of which `RsmStore` tells."""
+        return self.store.chunks.attribute("latest", str, "") == self._fingerprint()
+
+    def has_labels(self, result: SweepResult) -> bool:
+        """Whether the RSMs that a result keeps have the labels that the images have now."""
+        if "image_label" not in result.dataset.coords:
+            return True
+        rows = zip(result.dataset["image_label"].values, self.batches, strict=False)
+        return all(row[: len(batch)].tolist() == self._labels(batch) for row, batch in rows)
+
     def _plan(self) -> None:
         """Find out which RSMs of which mini-batches the store lacks."""
         request, methods, seen = self.request, self.request.kinds.methods, set[str]()
@@ -143,7 +153,7 @@ class StoredSweep:
             # Models of equal content share their RSMs.
             keys[model] = {layer: key for layer, key in own.items() if key not in seen}
             seen |= set(own.values())
-        texts = {label: repr(method) for label, method in methods.items()}
+        texts = {label: matching_text(method) for label, method in methods.items()}
         alike: dict[str, ModelWork] = {}
         self.work = []
         for batch in self.batches:
@@ -163,7 +173,7 @@ class StoredSweep:
     @cached_property
     def series(self) -> list[tuple[str, str]]:
         """(key of a layer, matching) of all RSMs but for their kernels, in the order of `RsmKinds.keys`."""
-        texts = [repr(method) for method in self.request.kinds.methods.values()]
+        texts = [matching_text(method) for method in self.request.kinds.methods.values()]
         return [
             (self.request.layer_key(model, layer), text)
             for model, layers in self.layers.items()
@@ -231,7 +241,8 @@ class StoredSweep:
         executor = self.execution.executor
         if executor is None or not any(self.work):
             return
-        jobs = self._jobs()
+        names = dict.fromkeys(name for works in self.work for name in works)
+        jobs = record_jobs(self.request, names, self.folder, self.store, self.execution)
         first = [batch for batch in self.batches if batch.part == 0]
         keys_of = self.request.layer_key
         means = [
@@ -240,42 +251,13 @@ class StoredSweep:
             if model in jobs
         ]
         with self.execution.bar("first pass: means", len(means), "model", position=0) as bar:
-            for _, gathered in finished(executor, gather_stored_means, means):
+            for gathered in results_of(self.store, executor, gather_stored_means, means):
                 assert self.means is not None
                 self.means.note(gathered)
                 bar.update()
-        for task, count in finished(executor, record, self._tasks(jobs)):
+        for count in results_of(self.store, executor, record, record_tasks(jobs, self.batches, self.work)):
             on_pairs(count)
-            self.store.require_there()
-            del task
         self._plan()
-
-    def _jobs(self) -> dict[str, RecordJob]:
-        """What workers need to know of each model that they can load."""
-        request, execution, jobs = self.request, self.execution, dict[str, RecordJob]()
-        try:
-            images = images_address(request.images)
-        except ImageError as error:
-            warnings.warn(f"this process computes all RSMs: {error}", stacklevel=6)
-            return {}
-        for name in dict.fromkeys(name for works in self.work for name in works):
-            try:
-                model = model_address(replace(request.models[name], name=name, reading=request.readings[name]))
-            except ModelError as error:
-                warnings.warn(f"this process computes the RSMs of {name!r}: {error}", stacklevel=6)
-                continue
-            jobs[name] = RecordJob(
-                model, images, self.folder.absolute(), str(Path(self.store.where).absolute()), request.centering,
-                str(execution.worker_device()), torch.get_num_threads(), execution.memory_bytes,
-            )  # fmt: skip
-        return jobs
-
-    def _tasks(self, jobs: Mapping[str, RecordJob]) -> Iterator[RecordTask]:
-        """The tasks of all models, one model after another: a worker then seldom has to load a different one."""
-        for name, job in jobs.items():
-            work = [(batch, works[name]) for batch, works in zip(self.batches, self.work, strict=True) if name in works]
-            step = -(-len(work) // _TASKS)
-            yield from (RecordTask(job, work[start : start + step]) for start in range(0, len(work), step))
 
     def _models_to_run(self) -> dict[str, LoadedModel]:
         """The models whose layers are not known, or that lack RSMs of some mini-batches."""
@@ -313,7 +295,7 @@ class StoredSweep:
         every = {key for key, _ in self.series}
         pairs = len(every) * sum(len(batch) * (len(batch) - 1) // 2 for batch in self.batches)
         missing = {
-            (work.keys[layer], repr(method))
+            (work.keys[layer], matching_text(method))
             for works in self.work
             for work in works.values()
             for layer, methods in work.layers.items()
@@ -340,7 +322,7 @@ class StoredSweep:
         """Note that the store has all RSMs of this sweep: `RsmStore` then reads those of its images."""
         self.store.put_image_set(self._fingerprint(), self.division.left_out)
         list_models(self.store, self.request, self.layers)
-        if self.store.chunks.attribute("latest", str, "") != self._fingerprint():
+        if not self.is_latest():
             self.store.chunks.set({"latest": self._fingerprint()})
 
     def _fingerprint(self) -> str:
@@ -406,21 +388,30 @@ class StoredSweep:
         if not left:
             self._sums.until(number + 1)
 
+    def _labels(self, batch: StoredBatch) -> list[str]:
+        """Labels of the images of a mini-batch, as they are now."""
+        images = self.request.images
+        labels = images.labels if isinstance(images, ImageSet) else []
+        if len(labels) and not isinstance(labels, ItemLabels):
+            return [labels[k] for k in batch.images]
+        stored = self.store.labels(batch.part)
+        if not len(labels):
+            return [stored[k] for k in batch.positions]
+        # A sweep that was killed at its end did not write them.
+        return [stored[k] or labels[number] for k, number in zip(batch.positions, batch.images, strict=True)]
+
     def compare(self, settings: Mapping[str, Any]) -> SweepResult:
         """Compare all RSMs of all mini-batches, and write the result."""
         self.request.kinds.keep.require_among({layer for layers in self.layers.values() for layer in layers})
         left = range(self._sums.done, len(self.batches))
         for number in self.execution.bar("comparing", len(left), "batch", items=left, leave=False):
             self._sums.until(number + 1)
-        result = (
-            self._sums.result()
-            .with_inputs(
-                {(model, layer): name for model, layers in self.layers.items() for layer, name in layers.items()}
-            )
-            .with_steps(self.request.models)
-        )
+        for batch, rsms in zip(self.batches, self._sums.batch_rsms, strict=False):  # the last may be too small
+            rsms.labels = self._labels(batch)
+        inputs = {(model, layer): name for model, layers in self.layers.items() for layer, name in layers.items()}
+        result = self._sums.result().with_inputs(inputs).with_steps(self.request.models)
         result.dataset.attrs.update(self.request.attributes(), settings=json.dumps(settings))
         self.store.require_there()
-        result.save(self.folder / RESULT)
         self.mark_finished()
+        result.save(self.folder / RESULT)
         return result
