@@ -15,7 +15,7 @@ from PIL import Image
 import rsm_probe
 from rsm_probe.errors import ComparisonError, ModelError
 from rsm_probe.runs.model_config import ModelConfig
-from rsm_probe.sources import TrainingConfig, load_checkpoints
+from rsm_probe.sources import NetworkConfig, TrainingConfig, build_network, load_checkpoints
 from rsm_probe.sources.checkpoint_sequences import checkpoint_files
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.dynamics_figures import dynamics_figures
@@ -202,13 +202,26 @@ def pretend(tmp_path, monkeypatch):
 
 
 def test_code_of_the_page_runs(pretend):
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     for shown, substitute in (("batch_size=50", "batch_size=6"), ('["layer1.*", "layer4.*"]', '["layer4.*"]')):
         assert shown in code
         code = code.replace(shown, substitute)
     names = {}
     exec(code, names)
     assert names["result"].networks == {"resnet": {0: "resnet@0", 100: "resnet@100"}}
+
+
+def test_code_of_a_watch_runs(pretend):
+    _, code = blocks("python")
+    assert "batch_size=50" in code
+    logged = []
+    names = {
+        "model": build_network(NetworkConfig(widths=(4, 4, 8, 8)), 3), "images": torch.rand(6, 3, 32, 32),
+        "batches": [(None, None)] * 101, "train": lambda *_: None, "log": logged.append,
+    }  # fmt: skip
+    exec(code.replace("batch_size=50", "batch_size=6"), names)
+    assert [line["rsm/cka_first/optimal/layer4.0"] for line in logged] == pytest.approx([1, 1], abs=1e-12)
+    assert names["store"].models == ["model@0", "model@100"]
 
 
 def test_configurations_of_the_page_are_valid(pretend):
