@@ -173,7 +173,7 @@ class StoredMeans:
 
     @property
     def _known(self) -> dict[str, list[str]]:
-        """Key of a layer -> its file, and its model and name there."""
+        """Key of a layer -> its file, its model and name there, and the number of images."""
         return self._store.chunks.attribute("means", dict, {})
 
     def _file(self, name: str) -> Path:
@@ -221,17 +221,24 @@ class StoredMeans:
                 on_batch()
                 save_arrays(self._file(name), means.state())
                 bar.update(len(batch))
-        return {key: [name, *layer] for layer, key in keys.items()}
+        return {key: [name, *layer, str(means.images)] for layer, key in keys.items()}
 
     def note(self, gathered: Mapping[str, list[str]]) -> None:
-        """Write into the store which means are there: key of a layer -> its file, and its model and name there."""
+        """Write into the store which means are there; see `gather`."""
         self._store.chunks.set({"means": {**self._known, **gathered}})
+
+    def over_fewer(self, layers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of some (model, layer) pairs whose means are over fewer images than the store began with."""
+        known, every = self._known, len(self._store.parts[0].ids)
+        keys = {layer: self._key_of(*layer) for layer in layers}
+        counts = {layer: known.get(key, [])[3:] for layer, key in keys.items()}
+        return [layer for layer, images in counts.items() if images and int(images[0]) < every]
 
     def of(self, layers: Iterable[tuple[str, str]]) -> LayerMeans:
         """The means of some (model, layer) pairs, all of which are known."""
         known, read, means = self._known, dict[str, Means](), dict[tuple[str, str], Tensor]()
         for model, layer in layers:
-            name, *there = known[self._key_of(model, layer)]
+            name, *there = known[self._key_of(model, layer)][:3]
             if name not in read:
                 read[name] = self._restored(name)
             means[model, layer] = read[name].mean_of(*there)

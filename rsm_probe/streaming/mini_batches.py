@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -110,14 +111,23 @@ def divide(
         estimators: of CKA, whose smallest numbers of images hold.
         execution: whether to show progress.
 
+    Warns:
+        UserWarning: images are left out, because too few others of their mini-batches are left.
+
     Raises:
-        ImageError: too few images were added to form a mini-batch, or none that is stored is left.
+        ImageError: too few images were added to form a mini-batch, none that is stored is left, or the stored
+            mini-batches are too small for an estimator.
     """
     fewest = max(get_estimator(estimator).fewest for estimator in estimators)
     parts = [] if store is None else store.parts
     if store is None or not parts:
         added = _part(images, make_batches(images, batch_size, seed, estimators))
         return Division(_batches_of(added[0], 0, added[1]), {}, added[0], _labels(images, added[1]))
+    if (smallest := min(size for part in parts for size in part.sizes)) < fewest:
+        raise ImageError(
+            f"{store.where} has mini-batches of {smallest} images, and {' and '.join(estimators)} CKA needs at "
+            f"least {fewest}: a sweep with it would draw others; choose another folder, or leave out that estimator"
+        )
     planned = images.fingerprint() in store.image_sets
     held, changed = _held(store, images, execution)
     batches, left_out, taken = list[StoredBatch](), dict[int, list[int]](), set[int]()
@@ -139,7 +149,12 @@ def divide(
     left = len(images) - len(taken) - len(others)
     if not new and len(others) < fewest:
         left, others = left + len(others), []
-    notes = _notes(new, gone, changed, len(others) - new if others else 0, left)
+    notes = _notes(new, gone, changed, len(others) - new if others else 0)
+    if left:
+        warnings.warn(
+            f"{left} images are left out of the result, because too few others are left in their mini-batches",
+            stacklevel=2,
+        )
     if not others:
         if not batches:
             raise ImageError(f"{images.name} holds too few of the images in {store.where}; choose another folder")
@@ -230,7 +245,7 @@ def _batches_of(part: ImagePart, number: int, order: np.ndarray) -> list[StoredB
     ]
 
 
-def _notes(new: int, gone: int, changed: int, regrouped: int, left: int) -> list[str]:
+def _notes(new: int, gone: int, changed: int, regrouped: int) -> list[str]:
     notes = []
     if new:
         notes.append(
@@ -243,6 +258,4 @@ def _notes(new: int, gone: int, changed: int, regrouped: int, left: int) -> list
         notes.append(f"{changed} of the new images differ in content from stored ones of the same name")
     if regrouped:
         notes.append(f"{regrouped} images join new mini-batches, because too few others are left in theirs")
-    if left:
-        notes.append(f"{left} images are left out of the result, because too few others are left in their mini-batches")
     return notes

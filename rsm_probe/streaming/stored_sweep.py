@@ -128,10 +128,9 @@ class StoredSweep:
 
     def is_whole(self) -> bool:
         """Whether the layers of all models are known, and the store has all their RSMs."""
-        if self.division.added is not None or len(self.layers) < len(self.request.models):
-            return False
         self._plan()
-        return not any(self.work)
+        whole = self.division.added is None and len(self.layers) == len(self.request.models)
+        return whole and not any(self.work)
 
     def is_latest(self) -> bool:
         """Whether the images are those of which `RsmStore` tells."""
@@ -406,6 +405,14 @@ class StoredSweep:
         left = range(self._sums.done, len(self.batches))
         for number in self.execution.bar("comparing", len(left), "batch", items=left, leave=False):
             self._sums.until(number + 1)
+        every = [(model, layer) for model, layers in self.layers.items() for layer in layers]
+        if self.means is not None and (fewer := self.means.over_fewer(every)):
+            model, layer = fewer[0]
+            warnings.warn(
+                f"the means of {len(fewer)} layers, first {layer!r} of model {model!r}, were taken while images of "
+                f"{self.store.where} were gone, and lack these; sweep in another folder to centre all layers alike",
+                stacklevel=5,
+            )
         for batch, rsms in zip(self.batches, self._sums.batch_rsms, strict=False):  # the last may be too small
             rsms.labels = self._labels(batch)
         inputs = {(model, layer): name for model, layers in self.layers.items() for layer, name in layers.items()}

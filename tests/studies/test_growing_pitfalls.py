@@ -1,5 +1,6 @@
 """What could be silently wrong in a sweep that grows, and ways out that have to work."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import rsm_probe
-from rsm_probe.errors import MatchingError, StorageError
+from rsm_probe.errors import ImageError, MatchingError, StorageError
 from rsm_probe.matching.matching import Matching, Solution
 from rsm_probe.sources import as_images
 from rsm_probe.storage.chunks import ChunkStore
@@ -147,3 +148,33 @@ def test_content_counts_of_images_whose_mini_batch_was_first_computed_without_ot
             accumulator.update({"a": probe})
     grown = sweep(NET, tmp_path, changed.subset(fewer))
     np.testing.assert_allclose(grown.cka.values, accumulator.cka.values, atol=1e-12)
+
+
+@pytest.mark.parametrize("centering", [None, "channel-mean"])
+def test_a_model_and_a_matching_may_come_together(tmp_path, centering):
+    both = NET | {"b": network(1)}
+    sweep(NET, tmp_path, matchings=("identity",), centering=centering)
+    assert_same(sweep(both, tmp_path, centering=centering), sweep(both, centering=centering))
+
+
+def test_means_that_were_removed_are_gathered_again(tmp_path):
+    sweep(NET, tmp_path, matchings=("identity",), centering="location-mean")
+    shutil.rmtree(tmp_path / "means")
+    assert_same(sweep(NET, tmp_path, centering="location-mean"), sweep(NET, centering="location-mean"))
+
+
+def test_means_over_fewer_images_are_said_once_all_are_back(tmp_path):
+    images, both = pictures(), NET | {"b": network(1)}
+    sweep(NET, tmp_path, images, centering="location-mean")
+    with pytest.warns(UserWarning, match=r"means of 3 layers that are new to .* lack 1 images"):
+        sweep(both, tmp_path, images.subset(range(1, 20)), centering="location-mean")
+    with pytest.warns(UserWarning, match=r"means of 3 layers, first '0' of model 'b', .* sweep in another folder"):
+        sweep(both, tmp_path, images, centering="location-mean")
+
+
+def test_an_estimator_that_needs_larger_mini_batches_is_refused(tmp_path):
+    images, options = pictures(11), {"batch_size": 4}
+    first = sweep(NET, tmp_path, images, estimators=("biased",), **options)
+    with pytest.raises(ImageError, match=r"mini-batches of 3 images, and unbiased and biased CKA needs at least 4"):
+        sweep(NET, tmp_path, images, **options)
+    assert_same(sweep(NET, tmp_path, images, estimators=("biased",), **options), first)
