@@ -1,0 +1,84 @@
+"""A sweep over several models on a Dask cluster of local processes, beside one process with one thread.
+
+    python benchmarks/spread.py [--models 4] [--images 200] [--size 96] [--batch 50] [--processes 2] [--rounds 2]
+
+Both compute the same sweep with `out=`: random ResNet-18s, crops of photographs, the outputs of all blocks, matched by
+`identity` and `optimal`. The rounds alternate between the two. The processes are there before the clock starts, and
+load models and images within it. The arrays of both must be equal.
+"""
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import features
+import numpy as np
+import torch
+from distributed import LocalCluster
+
+import rsm_probe
+from rsm_probe.execution import cluster
+from rsm_probe.sources import photos
+
+OUT = Path(__file__).parent / "results" / "spread.csv"
+
+
+def sweep(options: argparse.Namespace, out: str, executor: object = None) -> tuple[float, np.ndarray]:
+    """Seconds, and the grid."""
+    images = photos(count=options.images, size=options.size)
+    models = {
+        f"net{seed}": rsm_probe.load_model("timm:resnet18", None, seed=seed, preprocess="imagenet", size=options.size)
+        for seed in range(options.models)
+    }
+    start = time.perf_counter()
+    result = rsm_probe.sweep(
+        models, images, options.layers or "blocks", batch_size=options.batch, out=out, workers=1, executor=executor
+    )
+    return time.perf_counter() - start, result.cka.values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=4)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--layers", nargs="*", help="instead of all blocks")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="write the figures to the results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    alone, spread = [], []
+    with (
+        LocalCluster(n_workers=options.processes, threads_per_worker=1, dashboard_address=None) as local,
+        cluster(local.scheduler_address) as executor,
+    ):
+        for _ in range(options.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                seconds, expected = sweep(options, f"{folder}/one")
+                alone.append(seconds)
+                seconds, values = sweep(options, f"{folder}/spread", executor)
+                spread.append(seconds)
+                np.testing.assert_array_equal(values, expected)
+                print(f"one process {alone[-1]:.1f} s, {options.processes} processes {spread[-1]:.1f} s", flush=True)
+    shares = [b / a for a, b in zip(alone, spread, strict=True)]
+    row = {
+        "models": options.models, "images": options.images, "size": options.size, "batch": options.batch,
+        "processes": options.processes, "one_process_s": f"{statistics.median(alone):.1f}",
+        "spread_s": f"{statistics.median(spread):.1f}", "share": f"{statistics.median(shares):.3f}",
+    }  # fmt: skip
+    print(", ".join(f"{key} {value}" for key, value in row.items()))
+    if options.write:
+        with OUT.open("w", newline="") as stream:
+            stream.write(f"# {features.machine().replace('one core', f'{options.processes} cores')}\n")
+            writer = csv.DictWriter(stream, list(row))
+            writer.writeheader()
+            writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
