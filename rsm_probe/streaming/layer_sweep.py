@@ -109,9 +109,9 @@ def sweep(
         workers: CPU threads that match; None for all cores. Results do not depend on it.
         memory: memory budget, as bytes or text such as "2GB", for affinities that wait to be matched.
         max_hours: refuse work whose estimated time is longer; None for no limit. The time of an executor is not known.
-        executor: where mini-batches are computed, with `out`: workers load models and images by the names that were
-            given, and write into `out`. Models that have no such name stay in this process, with a warning. Each worker
-            matches in one thread.
+        executor: where tiles of pairs are computed; None for threads of this process. A tile is a mini-batch of a
+            model. Needs `out`: workers load models and images by the names that were given, and write into `out`.
+            Models without such a name stay in this process, with a warning. Each worker matches in one thread.
         progress: show the estimated cost and progress bars.
 
     Returns:

@@ -77,12 +77,19 @@ def test_configurations_have_the_same_fields_and_defaults():
     assert TimedStudy.execution_keys >= config.keys()
 
 
+class Here(SweepConfig):
+    """A study that has no use for an executor."""
+
+    on_cluster = False
+
+
 def test_a_study_that_runs_here_keeps_its_limit_whatever_executor_it_is_given():
     shared = {"models": [{"source": "torchvision:resnet18"}], "images": {"source": "digits"}}
     with ThreadPoolExecutor(1) as pool:
-        sweep, pairs = (kind.parse(shared | {"study": name}, "it").execution(pool)
-                        for kind, name in ((SweepConfig, "sweep"), (PairsConfig, "pairs")))  # fmt: skip
-        assert (sweep.executor, sweep.max_hours) == (None, 12.0)
+        studies = ((Here, "sweep"), (SweepConfig, "sweep"), (PairsConfig, "pairs"))
+        here, sweep, pairs = (kind.parse(shared | {"study": name}, "it").execution(pool) for kind, name in studies)
+        assert (here.executor, here.max_hours) == (None, 12.0)
+        assert (sweep.executor, sweep.max_hours) == (pool, 12.0)
         assert (pairs.executor, pairs.max_hours) == (pool, None)
 
 

@@ -379,33 +379,17 @@ def test_a_main_process_that_is_killed_at_any_moment_is_continued(folder, tmp_pa
 
 # Studies
 
-SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "sweep.yaml"
-
-
-def run_study(config: Path, out: Path, *options: str) -> None:
-    done = CliRunner().invoke(app, ["run", str(config), "--out", str(out), "--no-progress", "--no-figures", *options])
-    assert done.exit_code == 0, done.output
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke"
 
 
 @pytest.mark.slow
-def test_a_study_in_processes(tmp_path):
-    run_study(SMOKE, tmp_path / "one")
-    run_study(SMOKE, tmp_path / "other", "--processes", "2")
-    (one,), (other,) = (list((tmp_path / name).rglob("rsms.zarr")) for name in ("one", "other"))
-    require_same(one.parent, other.parent)
-
-
-@pytest.mark.slow
-def test_several_sweeps_in_processes(tmp_path):
-    import yaml
-
-    one_sweep = yaml.safe_load(SMOKE.read_text())
-    one_sweep["models"] = [one_sweep["models"][1]]
-    several = {"study": "sweeps", "sweeps": {"first": one_sweep, "second": one_sweep | {"centering": "location-mean"}}}
-    (tmp_path / "sweeps.yaml").write_text(yaml.safe_dump(several))
-    run_study(tmp_path / "sweeps.yaml", tmp_path / "one")
-    run_study(tmp_path / "sweeps.yaml", tmp_path / "other", "--processes", "2")
-    stores = [sorted((tmp_path / name).rglob("rsms.zarr")) for name in ("one", "other")]
-    assert len(stores[0]) == len(stores[1]) == 2
-    for one, other in zip(*stores, strict=True):
+@pytest.mark.parametrize(("name", "sweeps"), [("sweep", 1), ("figures", 2)])
+def test_studies_in_processes(tmp_path, name, sweeps):
+    for folder, options in (("one", []), ("other", ["--processes", "2"])):
+        command = ["run", str(SMOKE / f"{name}.yaml"), "--out", str(tmp_path / folder), "--no-progress", "--no-figures"]
+        done = CliRunner().invoke(app, [*command, *options])
+        assert done.exit_code == 0, done.output
+    alone, spread = (sorted((tmp_path / folder).rglob("rsms.zarr")) for folder in ("one", "other"))
+    assert len(alone) == len(spread) == sweeps
+    for one, other in zip(alone, spread, strict=True):
         require_same(one.parent, other.parent)
