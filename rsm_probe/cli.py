@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import sys
@@ -112,7 +113,7 @@ def run(
     if dry_run:
         _show_plan(study, folder)
         return
-    with _continuable(), _executor(study, folder, cluster, processes) as executor:
+    with _continuable(), _reporting(), _executor(study, folder, cluster, processes) as executor:
         # Workers start in different working directories.
         result = study.run(folder if executor is None else folder.absolute(), executor=executor, progress=progress)
     typer.echo(str(result))
@@ -151,8 +152,8 @@ def check(
 def _show_plan(study: Study, folder: Path) -> None:
     plan = study.plan(folder)
     typer.echo(str(plan))
-    typer.echo(f"run folder: {folder}, {'to continue' if study.has_begun(folder) else 'to begin'}")
-    if getattr(plan, "refusal", None) is not None:  # plans of several studies have no limit
+    typer.echo(f"run folder: {folder}, {plan.state}")
+    if plan.refusal is not None:
         raise typer.Exit(1)
 
 
@@ -375,6 +376,27 @@ def _executor(
         return cluster_at(cluster)
     assert processes is not None
     return started(processes, study.gpus_of_workers(folder))
+
+
+class _Echo(logging.Handler):
+    """Prints what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage())
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """Print what a run reports without progress bars, such as how many pairs are left to match."""
+    logger, handler = logging.getLogger(__package__), _Echo(logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _draw(study: Study, folder: Path) -> None:

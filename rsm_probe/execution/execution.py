@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -142,6 +143,13 @@ class Execution:
             items, description, total, leave, initial=done, unit=unit, unit_scale=unit == "pair", position=position,
             disable=not self.progress,
         )  # fmt: skip
+
+    def report(self, text: str) -> None:
+        """Show a line of text if `progress` is set, and else pass it to the logger `rsm_probe`, at level INFO."""
+        if self.progress:
+            self.say(text)
+        else:
+            logging.getLogger("rsm_probe").info(text)
 
     def say(self, text: str) -> None:
         """Show a line of text if `progress` is set."""

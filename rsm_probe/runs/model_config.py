@@ -200,8 +200,13 @@ class ModelConfig(Config):
         Args:
             networks: the folder of trained networks.
         """
-        titles = [] if self.recipe is None else [title for title, _, _ in self._networks()]
-        return [title for title in titles if not _network_file(networks, title).exists()]
+        missing = []
+        for title, _, recipe in self._networks():
+            file = _network_file(networks, title)
+            steps = () if recipe is None else recipe.checkpoint_steps
+            if recipe is not None and not all(f.exists() for f in (file, *(checkpoint_file(file, k) for k in steps))):
+                missing.append(title)
+        return missing
 
     def _networks(self) -> list[tuple[str, int, TrainingConfig | None]]:
         """Title, seed and recipe of each network, the control last."""
@@ -228,13 +233,14 @@ class ModelConfig(Config):
         return Reading(None, self.layouts, self.method, named_function(self.forward), self.inputs, self.tokens)
 
     def load(
-        self, networks: Path, execution: Execution | None = None
+        self, networks: Path, execution: Execution | None = None, train: bool = True
     ) -> Iterator[tuple[str, LoadedModel, float | None]]:
         """Load or train the models.
 
         Args:
-            networks: the folder of trained networks; missing networks are trained.
+            networks: the folder of trained networks.
             execution: where to train, and whether to show progress bars; None for the CPU.
+            train: whether to train missing networks, instead of leaving them out.
 
         Yields:
             Title, model, and the accuracy of a network trained by a recipe (else None).
@@ -244,11 +250,13 @@ class ModelConfig(Config):
             ImageError: the images of a recipe cannot be loaded.
             StorageError: the folder holds a different network with that name, or cannot be written.
         """
-        execution = execution or Execution()
+        execution, absent = execution or Execution(), [] if train else self.missing_networks(networks)
         for title, seed, recipe in self._networks():
             if recipe is None:
                 for name, model in self._of_source(title, seed).items():
                     yield name, model, None
+                continue
+            if title in absent:
                 continue
             file = _network_file(networks, title)
             loaded, accuracy = train_or_load(recipe, seed, file, execution.device, execution.progress)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,8 +26,33 @@ from rsm_probe.sources.training.trained_network import normalise
 from rsm_probe.streaming.batch_consumer import walk
 from rsm_probe.streaming.cost import LayerCost, measure, stopwatch
 
+# States of a run folder.
+TO_BEGIN, TO_CONTINUE, FINISHED = "to begin", "to continue", "finished: nothing is left"
 # Further layers are counted.
 _MOST_LAYERS = 6
+
+
+@dataclass(frozen=True)
+class ModelLeft:
+    """What an earlier run left to do of a model.
+
+    Attributes:
+        pairs: "model/layer" -> name of the method -> pairs that are left to match.
+        images: images that still pass through the model, counted once for each pass.
+        words: text that says so, where "{pairs}" stands for the pairs of all layers and matchings.
+    """
+
+    pairs: Mapping[str, Mapping[str, int]]
+    images: int
+    words: str
+
+    @property
+    def pairs_of_all(self) -> int:
+        """Pairs that are left, of all layers and matchings."""
+        return sum(sum(matchings.values()) for matchings in self.pairs.values())
+
+    def __str__(self) -> str:
+        return self.words.format(pairs=f"{self.pairs_of_all:,}")
 
 
 @dataclass(frozen=True)
@@ -41,7 +68,7 @@ class ModelPlan:
         image_seconds: seconds per image of a forward pass.
         pairs: pairs of images per layer and matching.
         passes: forward passes per image.
-        left: layer -> matching -> pairs that an earlier run left, if it captured the images; else None.
+        left: what an earlier run left to do; None without one.
         disk_seconds: layer -> seconds per matching for writing the pairs, if they are written.
     """
 
@@ -53,12 +80,12 @@ class ModelPlan:
     image_seconds: float
     pairs: int
     passes: int = 1
-    left: Mapping[str, Mapping[str, int]] | None = None
+    left: ModelLeft | None = None
     disk_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def pairs_left(self, layer: LayerCost, matching: str) -> int:
         """Pairs of a layer that are to be matched by a method."""
-        return self.pairs if self.left is None else self.left[layer.name][matching]
+        return self.pairs if self.left is None else self.left.pairs[layer.name][matching]
 
     def matching_seconds(self, layer: LayerCost, matching: str, workers: int) -> float:
         """Estimated seconds of the pairs of a layer by one matching, of those that are left."""
@@ -68,18 +95,10 @@ class ModelPlan:
     def seconds(self, workers: int) -> float:
         """Estimated seconds of forward passes and matching, of the work that is left."""
         matched = [layer for layer in self.layers if layer.name in self.matched]
-        passes = self.passes if self.left is None else 0
-        return self.image_seconds * sum(self.images.values()) * passes + sum(
+        images = sum(self.images.values()) * self.passes if self.left is None else self.left.images
+        return self.image_seconds * images + sum(
             self.matching_seconds(layer, matching, workers) for layer in matched for matching in layer.pair_seconds
         )
-
-    @property
-    def captured(self) -> str:
-        """What an earlier run has left to do; "" without one."""
-        if self.left is None:
-            return ""
-        pairs = sum(sum(matchings.values()) for matchings in self.left.values())
-        return f"; captured already, {pairs:,} pairs of all layers and matchings are left"
 
     @property
     def token_bytes(self) -> int:
@@ -92,7 +111,9 @@ class ModelPlan:
         counts = ", ".join(f"{count:,} {name}" for name, count in self.images.items())
         return (
             f"{self.title} ({self.origin}): layers {listed(shapes, _MOST_LAYERS)}; {counts}; {self.pairs:,} pairs per "
-            f"layer" + ("" if len(self.matched) == len(self.layers) else f", of layers {listed(names)}") + self.captured
+            f"layer"
+            + ("" if len(self.matched) == len(self.layers) else f", of layers {listed(names)}")
+            + ("" if self.left is None else f"; {self.left}")
         )
 
 
@@ -110,6 +131,10 @@ class StudyPlan:
         to_train: titles of networks that the run would train, whose time is not estimated.
         max_hours: the limit of the study; None if it has none.
         refusal: the error with which `run` would refuse the estimate; None if it would not.
+        begun: whether the run folder holds results.
+        finished: whether nothing is left to do.
+        reuse: lines of text that say what an earlier run computed; none without one.
+        pairs: pairs per matching that are left over all models and layers; None for all of them.
     """
 
     study: str
@@ -121,6 +146,15 @@ class StudyPlan:
     to_train: Sequence[str]
     max_hours: float | None = None
     refusal: str | None = None
+    begun: bool = False
+    finished: bool = False
+    reuse: Sequence[str] = ()
+    pairs: int | None = None
+
+    @property
+    def state(self) -> str:
+        """Whether the run is to begin, to continue, or finished."""
+        return FINISHED if self.finished else TO_CONTINUE if self.begun else TO_BEGIN
 
     @property
     def seconds(self) -> float:
@@ -130,7 +164,8 @@ class StudyPlan:
     def __str__(self) -> str:
         lines = [f"study: {self.study}, matchings {', '.join(self.matchings)}"]
         lines += [f"  {model}" for model in self.models]
-        pairs = sum(model.pairs * len(model.matched) for model in self.models)
+        lines += self.reuse
+        pairs = sum(model.pairs * len(model.matched) for model in self.models) if self.pairs is None else self.pairs
         lines.append(
             f"estimate: {pairs:,} pairs per matching, about {format_seconds(self.seconds)} with {self.workers} "
             f"workers, {format_bytes(self.memory_bytes)} of memory besides the models, "
@@ -146,18 +181,30 @@ class StudyPlan:
 
 
 def models_to_plan(
-    entries: Sequence[ModelConfig], loaded: Mapping[str, LoadedModel]
+    entries: Sequence[ModelConfig], loaded: Mapping[str, LoadedModel], networks: Path
 ) -> dict[str, tuple[ModelConfig, LoadedModel]]:
-    """The models of a study by title; networks of recipes are built with random weights."""
+    """The models of a study by title; networks that are to be trained are built with random weights.
+
+    Args:
+        entries: the models of the study.
+        loaded: those that need no training.
+        networks: the folder of trained networks.
+
+    Raises:
+        StorageError: a file holds the network of another recipe or seed.
+    """
     models: dict[str, tuple[ModelConfig, LoadedModel]] = {}
     for entry in entries:
+        trained = {} if entry.recipe is None else {title: m for title, m, _ in entry.load(networks, train=False)}
+        of_entry = trained if entry.recipe else loaded
         for title in entry.titles():
-            if entry.recipe is None:
-                models[title] = entry, loaded[title]
+            if title in of_entry:
+                models[title] = entry, of_entry[title]
                 continue
+            assert entry.recipe is not None
             stages = next((d for d in entry.dilated if d and title.endswith(f"{DILATED}{d}")), 0)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+                torch.manual_seed(zlib.crc32(title.encode()))  # no two are alike, as those that are trained
                 module = build_network(entry.recipe.network, entry.recipe.questions, stages).eval()
             untrained = LoadedModel(title, module, normalise, entry.recipe.questions, reading=entry.reading)
             models[title] = entry, untrained

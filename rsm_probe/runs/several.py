@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rsm_probe.runs.plan import TO_CONTINUE
 from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.study import Study
 from rsm_probe.storage.files import save_text
@@ -21,6 +22,24 @@ class Results(dict[str, Any]):
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {result}" for name, result in self.items())
+
+
+class Plans(dict[str, Any]):
+    """The plans of several studies by name; `str` gives them one after another."""
+
+    @property
+    def state(self) -> str:
+        """Whether the run is to begin, to continue, or finished."""
+        states = {plan.state for plan in self.values()}
+        return states.pop() if len(states) == 1 else TO_CONTINUE
+
+    @property
+    def refusal(self) -> str | None:
+        """The first error with which `run` would refuse an estimate; None if it would not."""
+        return next((plan.refusal for plan in self.values() if plan.refusal is not None), None)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: \n{plan}" for name, plan in self.items())
 
 
 class SeveralStudies(Study):
@@ -37,12 +56,12 @@ class SeveralStudies(Study):
     def check_together(self, progress: bool) -> None:
         """Reject studies that do not fit together, before hours are spent on one of them."""
 
-    def plan(self, out: Path) -> Results:
+    def plan(self, out: Path) -> Plans:
         """See `Study.plan`."""
         out = run_folder(out)
         self.require_free(out)
         self.check_together(progress=False)
-        return Results({name: f"\n{part.plan(out / name)}" for name, part in self.parts(out).items()})
+        return Plans({name: part.plan(out / name) for name, part in self.parts(out).items()})
 
     def run(self, out: Path, *, executor: Executor | None = None, progress: bool = False) -> Results:
         """Run or continue the studies, and write the summary; see `Study.run`."""

@@ -301,7 +301,8 @@ class Runner(ABC, Generic[S]):
         """Check everything, and estimate the cost; see `Study.plan`."""
         study, models = self.study, list[ModelPlan]()
         methods = {method.name: method for method in self.timed_methods()}
-        for title, (entry, model) in models_to_plan(study.models, self._checked()).items():
+        entries = models_to_plan(study.models, self._checked(), self.networks)
+        for title, (entry, model) in entries.items():
             sets = self.images_of(entry)
             first = next(iter(sets.values()))
             counts = {name: number_of(images) for name, images in sets.items()}
@@ -319,10 +320,10 @@ class Runner(ABC, Generic[S]):
                     seconds,
                     pairs,
                     self.passes,
-                    self.pairs_left(title),
-                    {layer.name: self.disk_seconds(layer) for layer in layers},
+                    disk_seconds={layer.name: self.disk_seconds(layer) for layer in layers},
                 )
             )
+        models = self.with_left({title: model for title, (_, model) in entries.items()}, models)
         missing = [title for entry in study.models for title in entry.missing_networks(self.networks)]
         workers = min(self.execution.worker_count, available_cores())
         refusal = None
@@ -331,7 +332,8 @@ class Runner(ABC, Generic[S]):
         except CostError as error:
             refusal = str(error)
         limit = self.execution.max_hours
-        return StudyPlan(study.study, models, study.matchings, workers, *self.sizes(models), missing, limit, refusal)
+        sizes, begun = self.sizes(models), study.has_begun(self.folder)
+        return StudyPlan(study.study, models, study.matchings, workers, *sizes, missing, limit, refusal, begun)
 
     def require_cost(self, models: Sequence[ModelPlan], workers: int) -> None:
         """Refuse an estimate that `run` would refuse.
@@ -357,9 +359,14 @@ class Runner(ABC, Generic[S]):
         count = next(iter(counts.values()))
         return count * (count - 1) // 2
 
-    def pairs_left(self, title: str) -> dict[str, dict[str, int]] | None:
-        """The pairs that are left to match: "model/layer" -> name of the method -> number; None where all are."""
-        return None
+    def with_left(self, models: Mapping[str, LoadedModel], plans: list[ModelPlan]) -> list[ModelPlan]:
+        """Add what an earlier run left to do.
+
+        Args:
+            models: models by title; those to be trained have random weights.
+            plans: their plans, as if there was no earlier run.
+        """
+        return plans
 
     def disk_seconds(self, layer: LayerCost) -> float:
         """Estimated seconds of writing the pairs of a layer by one matching."""

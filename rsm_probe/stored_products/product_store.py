@@ -242,7 +242,8 @@ class ProductStore:
                         ("batch", "layer" if name == "norm" else "series", "image" if name == "norm" else "pair"),
                     )  # fmt: skip
 
-    def bytes_per_batch(self, wanted: SeriesSet, size: int) -> int:
+    @staticmethod
+    def bytes_per_batch(wanted: SeriesSet, size: int) -> int:
         """Bytes that a mini-batch of a set of series takes on disk."""
         return _pairs(size) * (8 * len(wanted.series) + 4 * len(wanted.bounded)) + 8 * size * len(wanted.layers)
 

@@ -157,19 +157,11 @@ def sweep_layers(
     import xarray  # noqa: F401
 
     folder = None if out is None else local_folder(out)
-    layers, centering = _checked_layers(layers), check_centering(centering)
-    # Check everything that can be checked before loading models, and long before writing anything.
-    kinds = RsmKinds.of(matchings, kernels, estimators, keep)
-    loaded, image_set = name_models(models), as_images(images)
-    source = batch_source(image_set, batch_size, seed, [estimator.name for estimator in kinds.estimators])
+    request, source = sweep_request(
+        models, images, layers, matchings, kernels, batch_size, seed, centering, estimators, keep, reading
+    )
     if centering is not None or folder is not None:
         source.repeat("centering" if centering is not None else f"a sweep in {folder}", needed=centering is not None)
-    by_model = layers if isinstance(layers, dict) else None
-    common = reading if isinstance(layers, dict) else replace(reading, layers=layers)
-    readings = readings_of(loaded, common, by_model)
-    own = isinstance(image_set, ImageSet)  # a loader decides on both
-    largest, drawn = (int(batch_size), int(seed)) if own else (max(source.sizes), None)
-    request = SweepRequest(loaded, readings, image_set, kinds, largest, drawn, centering, layers)
     if folder is not None:
         import zarr  # noqa: F401 - as above
 
@@ -177,6 +169,40 @@ def sweep_layers(
     if execution.executor is not None:
         raise StorageError("an executor writes to disk: give out=, a folder that all workers see")
     return _streamed(request, source, execution, started)
+
+
+def sweep_request(
+    models: Any,
+    images: Any,
+    layers: Layers | Mapping[str, Layers],
+    matchings: Sequence[str | Matching],
+    kernels: Sequence[str | Kernel],
+    batch_size: int,
+    seed: int,
+    centering: Centering | None,
+    estimators: Sequence[str],
+    keep: Sequence[str],
+    reading: Reading,
+) -> tuple[SweepRequest, BatchSource]:
+    """Check and load what `sweep` takes; `reading` holds what is said of all models, apart from their layers.
+
+    Returns:
+        What is compared, and the images in batches.
+
+    Raises:
+        RsmProbeError: see `sweep`.
+    """
+    layers, centering = _checked_layers(layers), check_centering(centering)
+    # Check everything that can be checked before loading models, and long before writing anything.
+    kinds = RsmKinds.of(matchings, kernels, estimators, keep)
+    loaded, image_set = name_models(models), as_images(images)
+    source = batch_source(image_set, batch_size, seed, [estimator.name for estimator in kinds.estimators])
+    by_model = layers if isinstance(layers, dict) else None
+    common = reading if isinstance(layers, dict) else replace(reading, layers=layers)
+    readings = readings_of(loaded, common, by_model)
+    own = isinstance(image_set, ImageSet)  # a loader decides on both
+    largest, drawn = (int(batch_size), int(seed)) if own else (max(source.sizes), None)
+    return SweepRequest(loaded, readings, image_set, kinds, largest, drawn, centering, layers), source
 
 
 def _streamed(request: SweepRequest, source: BatchSource, execution: Execution, started: float) -> SweepResult:

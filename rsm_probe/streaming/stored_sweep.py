@@ -69,11 +69,13 @@ def stored_sweep(
     where = folder / STORE
     result, existing = finished_result(folder, settings, source), ProductStore.existing(where)
     if existing is None and result is not None:
+        execution.report(f"{folder / RESULT} is finished: nothing is left to match")
         return result
     if existing is not None and existing.parts:
         sweep = StoredSweep(request, source, folder, existing, execution)
         # A file that was removed because it is damaged is computed again.
-        if result is not None and sweep.is_whole() and sweep.is_latest() and sweep.has_labels(result):
+        if result is not None and sweep.has_made(result):
+            execution.report(str(sweep))
             return result
         require_continuable(folder, {name: request.readings[name] for name in sweep.layers})
     with ProductStore.writing(where) as store:
@@ -128,9 +130,13 @@ class StoredSweep:
 
     def is_whole(self) -> bool:
         """Whether the layers of all models are known, and the store has all their RSMs."""
-        self._plan()
+        self.plan()
         whole = self.division.added is None and len(self.layers) == len(self.request.models)
         return whole and not any(self.work)
+
+    def has_made(self, result: SweepResult) -> bool:
+        """Whether a result with these settings is all that this sweep would write."""
+        return self.is_whole() and self.is_latest() and self.has_labels(result)
 
     def is_latest(self) -> bool:
         """Whether the images are those of which `RsmStore` tells."""
@@ -143,7 +149,7 @@ class StoredSweep:
         rows = zip(result.dataset["image_label"].values, self.batches, strict=False)
         return all(row[: len(batch)].tolist() == self._labels(batch) for row, batch in rows)
 
-    def _plan(self) -> None:
+    def plan(self) -> None:
         """Find out which RSMs of which mini-batches the store lacks."""
         request, methods, seen = self.request, self.request.kinds.methods, set[str]()
         keys: dict[str, dict[str, str]] = {}
@@ -182,11 +188,12 @@ class StoredSweep:
 
     def compute(self, started: float) -> None:
         """Compute what the store lacks; `started` is when the sweep started, by `time.perf_counter`."""
-        for note in self.division.notes:
-            self.execution.say(note)
-        if self.is_whole():
-            return
         request, execution = self.request, self.execution
+        for note in self.division.notes:
+            execution.report(note)
+        if self.is_whole():
+            execution.report(str(self))
+            return
         with ExitStack() as stack:
             stream = LayerStream(self._models_to_run(), self.source, request.readings, execution.device)
             stack.enter_context(stream.evaluating())
@@ -195,10 +202,10 @@ class StoredSweep:
             for model, layer, part in walk(sample.representations):
                 read.setdefault(model, {})[layer] = part.input
             self.layers = {name: self.layers.get(name) or read[name] for name in request.models}
-            self._plan()
+            self.plan()
             request.kinds.keep.require_among({layer for layers in self.layers.values() for layer in layers})
-            left = self._left()
-            lacking = {} if self.means is None else self.means.lacking(left)
+            execution.report(str(self))
+            left, lacking = self.left(), self.lacking_means()
             recorder = Recorder(self.store, execution, on_written=self._written)
             stack.callback(recorder.close)
 
@@ -209,17 +216,17 @@ class StoredSweep:
             if sizes:
                 cost = estimate(stream, sample, methods_of, request.kinds, 2 if lacking else 1, execution, sizes)
                 blocks = 2 * rsms_per_block(max(sizes))
-                cost = replace(cost, rsms_at_once=blocks, disk=require_space(self.store.where, self._bytes()))
+                cost = replace(cost, rsms_at_once=blocks, disk=require_space(self.store.where, self.disk_bytes))
                 cost.require(execution, physical_bytes())
                 cost = cost.started(started, partial(recorder.rehearse, sample.representations, methods_of), _WRITING)
-                execution.say(f"{self._reuse()}\nsweep: {cost}")
+                execution.say(f"sweep: {cost}")
             del sample
             self._declare()
             with execution.bar("pairs", self.pairs_left, "pair", position=1) as pairs:
                 self._spread(lacking, pairs.update)
-                lacking = {} if self.means is None else self.means.lacking(left)
+                lacking = self.lacking_means()
                 self._gather_means(stream, lacking)
-                recorder.means = None if self.means is None else self.means.of(self._left())
+                recorder.means = None if self.means is None else self.means.of(self.left())
                 recorder.on_pairs = pairs.update
                 try:
                     self._record(stream, recorder)
@@ -256,7 +263,7 @@ class StoredSweep:
                 bar.update()
         for count in results_of(self.store, executor, record, record_tasks(jobs, self.batches, self.work)):
             on_pairs(count)
-        self._plan()
+        self.plan()
 
     def _models_to_run(self) -> dict[str, LoadedModel]:
         """The models whose layers are not known, or that lack RSMs of some mini-batches."""
@@ -264,7 +271,7 @@ class StoredSweep:
         every = self.division.added is not None
         return {name: m for name, m in models.items() if every or name in lacking or name not in self.layers}
 
-    def _left(self) -> dict[tuple[str, str], dict[str, Matching]]:
+    def left(self) -> dict[tuple[str, str], dict[str, Matching]]:
         """(model, layer) -> the matchings that are missing in any mini-batch, by label."""
         left: dict[tuple[str, str], dict[str, Matching]] = {}
         for works in self.work:
@@ -277,11 +284,17 @@ class StoredSweep:
     def pairs_left(self) -> int:
         """Number of pairs that are left to match, over all layers."""
         return sum(
-            sum(len(work.layers) for work in works.values()) * (len(batch) * (len(batch) - 1) // 2)
+            len(work.layers) * pairs_within(batch)
             for batch, works in zip(self.batches, self.work, strict=True)
+            for work in works.values()
         )
 
-    def _bytes(self) -> int:
+    def lacking_means(self) -> dict[str, list[str]]:
+        """Model -> layers that lack RSMs, and whose means are not known."""
+        return {} if self.means is None else self.means.lacking(self.left())
+
+    @property
+    def disk_bytes(self) -> int:
         """Bytes that the missing RSMs take on disk."""
         return sum(
             self.store.bytes_per_batch(work.wanted, len(batch))
@@ -289,21 +302,22 @@ class StoredSweep:
             for work in works.values()
         )
 
-    def _reuse(self) -> str:
-        """What the store has already, and what is left."""
-        every = {key for key, _ in self.series}
-        pairs = len(every) * sum(len(batch) * (len(batch) - 1) // 2 for batch in self.batches)
-        missing = {
-            (work.keys[layer], matching_text(method))
-            for works in self.work
-            for work in works.values()
-            for layer, methods in work.layers.items()
-            for method in methods.values()
-        }
-        wanted = set(self.series)
+    @property
+    def pairs(self) -> int:
+        """Number of pairs over all layers, of which `pairs_left` are left."""
+        return len({key for key, _ in self.series}) * sum(map(pairs_within, self.batches))
+
+    @property
+    def complete(self) -> list[str]:
+        """The models that lack nothing."""
+        lacking = {work.keys[layer] for works in self.work for work in works.values() for layer in work.layers}
+        key = self.request.layer_key
+        return [name for name, layers in self.layers.items() if not lacking & {key(name, layer) for layer in layers}]
+
+    def __str__(self) -> str:
         return (
-            f"{self.store.where} has {len(wanted - missing)} of {len(wanted)} RSMs by layer and matching in all "
-            f"{len(self.batches)} mini-batches; {self.pairs_left:,} of {pairs:,} pairs are left to match"
+            f"{self.store.where}: {len(self.complete)} of {len(self.request.models)} models are complete; "
+            f"{self.pairs_left:,} of {self.pairs:,} pairs are left to match"
         )
 
     def _declare(self) -> None:
@@ -422,3 +436,8 @@ class StoredSweep:
         self.mark_finished()
         result.save(self.folder / RESULT)
         return result
+
+
+def pairs_within(batch: StoredBatch) -> int:
+    """Number of pairs of different images in a mini-batch."""
+    return len(batch) * (len(batch) - 1) // 2

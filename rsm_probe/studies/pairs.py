@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,7 +26,7 @@ from rsm_probe.pairs.on_disk import match_on_disk, open_pairs, pairs_left, requi
 from rsm_probe.pairs.tile_plan import tiling_seconds
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
 from rsm_probe.runs.images_config import ImagesConfig, number_of
-from rsm_probe.runs.plan import ModelPlan
+from rsm_probe.runs.plan import ModelLeft, ModelPlan, StudyPlan
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.runs.tables import Row, load_table, save_table
 from rsm_probe.similarity.kernels import check_kernel, get_kernel
@@ -156,8 +156,18 @@ class PairsRunner(Runner[PairsConfig]):
         """All pairs of one set, or of both sets."""
         return counts["images"] * counts["database"] if "database" in counts else super().pairs_of(counts)
 
-    def pairs_left(self, title: str) -> dict[str, dict[str, int]] | None:
-        """See `Runner.pairs_left`."""
+    def with_left(self, models: Mapping[str, LoadedModel], plans: list[ModelPlan]) -> list[ModelPlan]:
+        """See `Runner.with_left`; a model has begun once its images are captured."""
+        return [replace(plan, left=self._left(plan.title)) for plan in plans]
+
+    def plan(self) -> StudyPlan:
+        """See `Runner.plan`."""
+        plan = super().plan()
+        done = all(model.left is not None and not model.left.pairs_of_all for model in plan.models)
+        return replace(plan, finished=done and (self.folder / _TABLE[1]).exists())
+
+    def _left(self, title: str) -> ModelLeft | None:
+        """What is left of a model; None before its images are captured."""
         captures = []
         for side in [""] if self.database is None else ["", _DATABASE]:
             existing = ChunkStore.existing(self._capture_path(title, side), CAPTURE)
@@ -174,7 +184,7 @@ class PairsRunner(Runner[PairsConfig]):
                 )
                 for matching in study.matchings
             }  # fmt: skip
-        return left
+        return ModelLeft(left, 0, "captured already, {pairs} pairs of all layers and matchings are left")
 
     def disk_seconds(self, layer: LayerCost) -> float:
         """See `Runner.disk_seconds`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,19 +15,22 @@ from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Kernels, Seed
 from rsm_probe.runs.model_config import ModelConfig
-from rsm_probe.runs.plan import ModelPlan
+from rsm_probe.runs.plan import ModelLeft, ModelPlan, StudyPlan
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.loaders import ImageLoader
 from rsm_probe.sources.models.loaded_model import LoadedModel
+from rsm_probe.streaming.cka_sums import rsms_per_block
 from rsm_probe.streaming.cost import Cost
 from rsm_probe.streaming.kept_rsms import KeptLayers
-from rsm_probe.streaming.layer_sweep import sweep_layers
+from rsm_probe.streaming.layer_sweep import sweep_layers, sweep_request
 from rsm_probe.streaming.mini_batches import batch_source
 from rsm_probe.streaming.result import SweepResult
-from rsm_probe.streaming.sweep_request import RESULT, STORE
+from rsm_probe.streaming.stored_sweep import StoredSweep, pairs_within
+from rsm_probe.streaming.sweep_request import RESULT, STORE, finished_result
 from rsm_probe.studies.dynamics_figures import dynamics_figures
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
+from rsm_probe.studies.sweep_left import left_by_model, planned_sweep, rsm_bytes
 
 # Keys that may change in a run: its store computes what is missing, and the result leaves out what is gone.
 _GROWING = frozenset(
@@ -92,6 +96,16 @@ def _control(entry: ModelConfig) -> str | None:
     return entry.step_titles(entry.seeds[0])[0] if entry.steps[:1] == [0] else None
 
 
+def _layer_names(plan: ModelPlan) -> list[str]:
+    """The layers of a model, without its title."""
+    return [layer.name.removeprefix(f"{plan.title}/") for layer in plan.layers]
+
+
+def _nothing_left(plan: ModelPlan) -> ModelLeft:
+    """A model of a finished run."""
+    return ModelLeft({layer.name: dict.fromkeys(layer.pair_seconds, 0) for layer in plan.layers}, 0, "complete")
+
+
 class SweepRunner(Runner[SweepConfig]):
     """Run a sweep; afterwards the folder holds `models/`, `result.zarr`, `config.yaml` and `provenance.json`."""
 
@@ -100,6 +114,8 @@ class SweepRunner(Runner[SweepConfig]):
         study = self.study
         self.images = study.images.load_source(self.execution.progress)
         self.batch_sizes = list(batch_source(self.images, study.batch_size, study.seed, study.estimators).sizes)
+        self.work: StoredSweep | None = None
+        self.finished = False
 
     def images_of(self, entry: Any) -> dict[str, ImageSet | ImageLoader]:
         """See `Runner.images_of`."""
@@ -119,33 +135,84 @@ class SweepRunner(Runner[SweepConfig]):
         """Those of a mini-batch."""
         return max(self.batch_sizes)
 
+    def with_left(self, models: Mapping[str, LoadedModel], plans: list[ModelPlan]) -> list[ModelPlan]:
+        """See `Runner.with_left`; the store knows which RSMs are left."""
+        study, names = self.study, {plan.title: _layer_names(plan) for plan in plans}
+        request, source = sweep_request(
+            models, self.images, {title: self.layers(title) for title in models}, study.matchings, study.kernels,
+            study.batch_size, study.seed, study.centering, study.estimators, study.keep, study.reading(),
+        )  # fmt: skip
+        source.repeat(f"a sweep in {self.folder}", needed=study.centering is not None)
+        self.work = work = planned_sweep(request, source, self.folder, names, self.execution)
+        if not any(entry.missing_networks(self.networks) for entry in study.models):
+            result = finished_result(self.folder, request.all_settings(source), source)
+            self.finished = result is not None and (work is None or work.has_made(result))
+        if self.finished:
+            return [replace(plan, left=_nothing_left(plan)) for plan in plans]
+        if work is None:
+            return plans
+        self.batch_sizes = list(map(len, work.batches))
+        left, within = left_by_model(work), sum(map(pairs_within, work.batches))
+        return [replace(plan, pairs=within, left=left[plan.title]) for plan in plans]
+
+    def plan(self) -> StudyPlan:
+        """See `Runner.plan`."""
+        plan, work = super().plan(), self.work
+        plan = replace(plan, finished=self.finished, pairs=0 if self.finished else None)
+        return plan if work is None else replace(plan, reuse=[*work.division.notes, str(work)], pairs=work.pairs_left)
+
     def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
-        """See `Runner.sizes`; results hold the CKA of all pairs of RSMs by each estimator."""
-        study, cost = self.study, self._cost(models, self.execution.worker_count)
-        rsms = len(cost.layers) * len(study.matchings) * len(study.kernels)
-        entries = cost.kept_rsms * len(cost.batch_sizes) * max(cost.batch_sizes) ** 2
-        return cost.bytes, 8 * (len(study.estimators) * rsms**2 + entries)
+        """See `Runner.sizes`; on disk are the RSMs that are missing, and the result."""
+        study, methods = self.study, {method.name: method for method in self.study.matching_methods()}
+        cost, names = self._cost(models, self.execution.worker_count), [n for one in models for n in _layer_names(one)]
+        if self.finished:
+            return 0, 0
+        rsms, of_keep = len(names) * len(methods) * len(study.kernels), sum(name in self._keep for name in names)
+        entries = of_keep * len(methods) * len(study.kernels) * len(self.batch_sizes) * max(self.batch_sizes) ** 2
+        result = 8 * (len(study.estimators) * rsms**2 + entries)
+        if self.work is not None:
+            stored = self.work.disk_bytes
+        else:
+            stored = sum(rsm_bytes(_layer_names(one), methods, self.batch_sizes) for one in models)
+        if cost is None:  # the RSMs are compared
+            size = max(self.batch_sizes)
+            return 4 * 8 * size**2 * min(rsms, 2 * rsms_per_block(size)), result
+        return cost.bytes, stored + result
 
     def require_cost(self, models: Sequence[ModelPlan], workers: int) -> None:
-        """See `Runner.require_cost`; the limit is that of the whole sweep, and a finished one is only read."""
-        if (self.folder / RESULT).exists():
-            return
-        self._cost(models, workers).require(self.execution, physical_bytes())
+        """See `Runner.require_cost`; the limit is that of all work that is left."""
+        if (cost := self._cost(models, workers)) is not None:
+            cost.require(self.execution, physical_bytes())
 
-    def _cost(self, models: Sequence[ModelPlan], workers: int) -> Cost:
-        """The cost of the sweep, from the plans of its models."""
-        study, layers = self.study, [layer for model in models for layer in model.layers]
-        names, keep = [layer.name.partition("/")[2] for layer in layers], KeptLayers(study.keep)
-        keep.require_among(names)
+    @property
+    def _keep(self) -> KeptLayers:
+        return KeptLayers(self.study.keep)
+
+    def _cost(self, models: Sequence[ModelPlan], workers: int) -> Cost | None:
+        """The cost of what is left to match, from the plans of the models; None if nothing is."""
+        study, keep, work, sizes, passes = self.study, self._keep, self.work, self.batch_sizes, self.passes
+        keep.require_among([name for model in models for name in _layer_names(model)])
+        if work is not None:
+            sizes = [len(batch) for batch, works in zip(work.batches, work.work, strict=True) if works]
+            passes = 2 if work.lacking_means() else 1
+        missing = [
+            (name, replace(layer, pair_seconds=seconds))
+            for model in models
+            for name, layer in zip(_layer_names(model), model.layers, strict=True)
+            if (seconds := {m: s for m, s in layer.pair_seconds.items() if model.pairs_left(layer, m)})
+        ]
+        if not missing:
+            return None
         return Cost(
-            layers,
-            sum(model.image_seconds for model in models),
-            sum(self.batch_sizes),
-            self.batch_sizes,
+            [layer for _, layer in missing],
+            sum(model.image_seconds for model in models if model.left is None or model.left.images),
+            sum(sizes),
+            sizes,
             workers,
-            self.passes,
+            passes,
             len(study.kernels),
-            sum(name in keep for name in names) * len(study.matchings) * len(study.kernels),
+            sum(len(layer.pair_seconds) for name, layer in missing if name in keep) * len(study.kernels),
+            rsms_at_once=2 * rsms_per_block(max(sizes)),
         )
 
     def compute(

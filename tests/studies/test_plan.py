@@ -107,7 +107,7 @@ def test_a_begun_run_of_pairs_is_judged_by_the_pairs_that_are_left(tmp_path):
     # Layers are numbered in the order of the capture; of 10 images in tiles of 5, one tile holds 25 pairs.
     (out / "pairs" / "net" / "001-optimal.zarr" / "product" / "c" / "0" / "1").unlink()
     (model,) = (plan := limited.plan(out)).models
-    assert model.left == {
+    assert model.left.pairs == {
         "net/layer3": {"identity": 0, "optimal": 0},
         "net/layer4": {"identity": 0, "optimal": 25},
     }
@@ -116,7 +116,7 @@ def test_a_begun_run_of_pairs_is_judged_by_the_pairs_that_are_left(tmp_path):
         limited.run(out)
     shutil.rmtree(out / "pairs" / "net" / "000-identity.zarr")
     (model,) = begun.plan(out).models
-    assert model.left["net/layer3"] == {"identity": 45, "optimal": 0}
+    assert model.left.pairs["net/layer3"] == {"identity": 45, "optimal": 0}
 
 
 def test_pairs_with_a_database_are_judged_by_what_is_left_as_well(tmp_path):
@@ -125,7 +125,7 @@ def test_pairs_with_a_database_are_judged_by_what_is_left_as_well(tmp_path):
     study(tmp_path, "pairs", **keys).run(out)
     assert limited.plan(out).refusal is None
     shutil.rmtree(out / "pairs")
-    assert limited.plan(out).models[0].left == {"net/layer4": {"optimal": 70}}
+    assert limited.plan(out).models[0].left.pairs == {"net/layer4": {"optimal": 70}}
     assert "70 pairs would take" in str(limited.plan(out).refusal)
     shutil.rmtree(out / "captures" / "net-database.zarr")
     assert limited.plan(out).models[0].left is None
