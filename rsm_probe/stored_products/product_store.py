@@ -139,11 +139,17 @@ class ProductStore:
 
     @cached_property
     def parts(self) -> list[ImagePart]:
-        """The parts of the images, in the order in which they came."""
-        return [
-            ImagePart(tuple(map(str, self.chunks.read(f"images/{k:03d}/id"))), tuple(sizes))
-            for k, sizes in enumerate(self.chunks.attribute("parts", list, []))
-        ]
+        """The parts of the images, in the order in which they came; StorageError where their names are lost."""
+        try:
+            return [
+                ImagePart(tuple(map(str, self.chunks.read(f"images/{k:03d}/id"))), tuple(sizes))
+                for k, sizes in enumerate(self.chunks.attribute("parts", list, []))
+            ]
+        except StorageError as error:  # nothing writes them again
+            raise StorageError(
+                f"{str(error).partition('; ')[0]}, and the names of images with it; restore that file from a copy, or "
+                f"remove {self.where} and rerun the same work, which starts over"
+            ) from error
 
     @property
     def image_sets(self) -> dict[str, list[list[int]]]:
@@ -183,14 +189,15 @@ class ProductStore:
         folder = f"images/{number:03d}"
         self.chunks.put_names(f"{folder}/id", part.ids, "image")
         self.chunks.put_names(f"{folder}/label", labels, "image")
-        self.chunks.create(
-            f"{folder}/digest", (len(part.sizes), max(part.sizes)), (1, max(part.sizes)), np.uint64, 0,
-            ("batch", "image"),
-        )  # fmt: skip
+        self._create_digests(number, part)
         sizes = [list(other.sizes) for other in self.parts]
         if number == len(sizes):
             self.chunks.set({"parts": [*sizes, list(part.sizes)]})
         self.__dict__.pop("parts", None)  # read again
+
+    def _create_digests(self, number: int, part: ImagePart) -> None:
+        shape = len(part.sizes), max(part.sizes)
+        self.chunks.create(f"images/{number:03d}/digest", shape, (1, shape[1]), np.uint64, 0, ("batch", "image"))
 
     def has_digests(self, batch: StoredBatch) -> bool:
         """Whether the digests of all images of a mini-batch, as far as they belong to the result, were written."""
@@ -202,6 +209,7 @@ class ProductStore:
         name, row = f"images/{batch.part:03d}/digest", self._digests(batch.part, batch.number)
         own = batch.positions - self.parts[batch.part].positions(batch.number).start
         row[own] = np.where(row[own] > _NO_DIGEST, row[own], digests)
+        self._create_digests(batch.part, self.parts[batch.part])  # where someone removed them
         padded = np.full(self.chunks.array(name).shape[1], _NO_DIGEST, np.uint64)
         padded[: len(row)] = row
         self.chunks.write(name, (slice(batch.number, batch.number + 1),), padded[None])
@@ -210,7 +218,8 @@ class ProductStore:
         """The digests of all images of a mini-batch."""
         name, size = f"images/{part:03d}/digest", self.parts[part].sizes[batch]
         where = (slice(batch, batch + 1),)
-        return self.chunks.read(name, where)[0, :size] if self._has(name, where[0]) else np.full(size, _NO_DIGEST)
+        there = self.chunks.files.size(f"{name}/zarr.json") is not None and self._has(name, where[0])
+        return self.chunks.read(name, where)[0, :size] if there else np.full(size, _NO_DIGEST)
 
     def digests(self, part: int) -> np.ndarray:
         """Digests of the images of a part, in order; 1 where none was written."""
@@ -305,9 +314,9 @@ class ProductStore:
     def holds(self, one: SeriesSet, batch: StoredBatch) -> bool:
         """Whether all files of a mini-batch are there; they are not read."""
         where, folder = slice(batch.number, batch.number + 1), _folder(one, batch.part)
-        if self.chunks.files.size(f"{folder}/norm/zarr.json") is None:
-            return False
         names = ["norm", "product", *(["gap"] if one.bounded else [])]
+        if any(self.chunks.files.size(f"{folder}/{name}/zarr.json") is None for name in names):
+            return False
         return all(self._has(f"{folder}/{name}", where) for name in names)
 
     def _has(self, name: str, where: slice) -> bool:

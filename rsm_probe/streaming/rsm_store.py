@@ -13,7 +13,7 @@ from torch import nn
 
 from rsm_probe.checks import listed
 from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.comparison.mini_batches import bootstrap_batches, compare_batches, permutation_test_batches
+from rsm_probe.comparison.mini_batches import Drawn, bootstrap_batches, compare_batches, permutation_test_batches
 from rsm_probe.comparison.protocol import Measure
 from rsm_probe.errors import ComparisonError, StorageError, did_you_mean
 from rsm_probe.probe.facets.facet_names import matches
@@ -245,9 +245,11 @@ class RsmStore:
         level: float = 0.95,
         seed: int = 0,
         on_repeat: Callable[[int], object] = lambda count: None,
+        *,
+        draw: Drawn | None = None,
     ) -> xr.Dataset:
         """Compute intervals of all comparisons; see `rsm_probe.comparison.bootstrap_batches`."""
-        return bootstrap_batches(self, measure, repeats, level, seed, on_repeat)
+        return bootstrap_batches(self, measure, repeats, level, seed, on_repeat, draw=draw)
 
     def permutation_test(
         self,

@@ -178,3 +178,24 @@ def test_an_estimator_that_needs_larger_mini_batches_is_refused(tmp_path):
     with pytest.raises(ImageError, match=r"mini-batches of 3 images, and unbiased and biased CKA needs at least 4"):
         sweep(NET, tmp_path, images, **options)
     assert_same(sweep(NET, tmp_path, images, estimators=("biased",), **options), first)
+
+
+@pytest.mark.parametrize("removed", ["products/*/000/product", "products/*/000/gap", "images/000/digest"])
+def test_arrays_that_were_removed_are_written_again(tmp_path, removed):
+    sweep(NET, tmp_path)
+    (folder,) = (tmp_path / "rsms.zarr").glob(removed)
+    shutil.rmtree(folder)
+    both = NET | {"b": network(1)}
+    assert_same(sweep(both, tmp_path), sweep(both))
+    assert folder.exists()
+
+
+def test_names_of_images_that_are_lost_are_said_to_be(tmp_path):
+    sweep(NET, tmp_path)
+    (tmp_path / "rsms.zarr" / "images" / "000" / "id" / "c" / "0").unlink()
+    for use in (RsmStore.open, lambda where: sweep(NET, where)):
+        with pytest.raises(StorageError, match=r"names of images with it; restore .* or remove .*rsms\.zarr and rerun"):
+            use(tmp_path)
+    shutil.rmtree(tmp_path / "rsms.zarr")
+    shutil.rmtree(tmp_path / "result.zarr")
+    assert_same(sweep(NET, tmp_path), sweep(NET))
