@@ -140,10 +140,10 @@ def test_on_a_cluster_from_the_command_line(finished, tmp_path):
         assert np.array_equal(mine.rsm(*key).values, expected.rsm(*key).values)
 
 
-def test_a_sweep_on_a_cluster_is_refused(tmp_path):
+def test_a_study_that_stays_in_its_process_refuses_a_cluster(tmp_path):
     found = CliRunner().invoke(
         app,
-        ["run", str(SMOKE.with_name("sweep.yaml")), "--out", str(tmp_path / "run"), "--cluster", "tcp://127.0.0.1:1"],
+        ["run", str(SMOKE.with_name("outputs.yaml")), "--out", str(tmp_path / "run"), "--cluster", "tcp://127.0.0.1:1"],
     )
     assert isinstance(found.exception, ConfigError)
     assert "--cluster works with study: " in str(found.exception)
