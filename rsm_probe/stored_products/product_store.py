@@ -314,10 +314,9 @@ class ProductStore:
     def holds(self, one: SeriesSet, batch: StoredBatch) -> bool:
         """Whether all files of a mini-batch are there; they are not read."""
         where, folder = slice(batch.number, batch.number + 1), _folder(one, batch.part)
-        names = ["norm", "product", *(["gap"] if one.bounded else [])]
-        if any(self.chunks.files.size(f"{folder}/{name}/zarr.json") is None for name in names):
-            return False
-        return all(self._has(f"{folder}/{name}", where) for name in names)
+        names = [f"{folder}/{name}" for name in ("norm", "product", *(["gap"] if one.bounded else []))]
+        there = all(self.chunks.files.size(f"{name}/zarr.json") is not None for name in names)
+        return there and all(self._has(name, where) for name in names)
 
     def _has(self, name: str, where: slice) -> bool:
         array = self.chunks.array(name)
