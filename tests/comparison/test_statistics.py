@@ -88,6 +88,7 @@ def test_weighted_hsic_is_that_of_the_drawn_images_centred_by_least_squares(esti
     assert found[0] @ found[1] == pytest.approx(centred[0] @ centred[1] / scale, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     truth = compare(dict(zip("kl", related(2000), strict=True)), eigenvalues=False).values[0, 1]
     held = []

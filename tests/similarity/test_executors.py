@@ -100,6 +100,7 @@ def facts(task):
     return torch.get_num_threads(), os.environ.get("CUDA_VISIBLE_DEVICES"), signal.getsignal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_work_goes_on_after_a_process_was_killed(tmp_path):
     tasks = [(str(tmp_path), number) for number in range(4)]
     with processes(1) as pool:
@@ -141,6 +142,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(ORPHANS)

@@ -349,6 +349,7 @@ class Counted(CapturedLayer):
         return super().tokens(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory", "count", "most"), [("300KB", 40, 2.1), ("2.7MB", 100, 1.5)])
 def test_a_database_beyond_memory_is_read_few_times_for_every_block_of_queries(tmp_path, memory, count, most):
     database = captured(tmp_path / "c.zarr", tokens(400, 4, 64, seed=2))

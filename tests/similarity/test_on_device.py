@@ -59,6 +59,7 @@ def assert_close(found, exact, x, y):
     assert (found >= exact - (GAP + 1e-6) * scale).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [None, (3, 4), (3, 6)])
 def test_a_device_and_cpu_threads_match_the_same_pairs_side_by_side(others):
     x = tokens(4, 4)

@@ -143,6 +143,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", MODELS)
 def test_another_process_loads_the_same_model(case, elsewhere):

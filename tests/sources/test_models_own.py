@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import rsm_probe
 from rsm_probe import capture, load_model, sweep
 from rsm_probe.cli import app
-from rsm_probe.errors import ConfigError, ImageError, ModelError, StorageError
+from rsm_probe.errors import ConfigError, ImageError, ModelError
 from rsm_probe.streaming import SweepResult
 from rsm_probe.studies import read_study
 
@@ -139,10 +139,14 @@ def test_studies_take_modules_and_images_of_python(tmp_path):
     with pytest.raises(ModelError, match=r"model 'mine' was given in Python.*models=\{'mine': module\}"):
         stored.run(out, images=IMAGES)
     assert read_study(file).run(out, models=models, images=IMAGES).cka.shape == (2, 2)
-    for changed in ({"models": {**models, "mine": load_model(Net(9).eval(), layers="stem")}, "images": IMAGES},
-                    {"models": models, "images": IMAGES + 1}):  # fmt: skip
-        with pytest.raises(StorageError, match=r"different (models|images)"):
-            read_study(file).run(out, **changed)
+    # Other models and images are computed, and not taken for those that the folder has.
+    others = {**models, "mine": load_model(Net(9).eval(), layers="stem")}
+    for number, changed in enumerate(({"models": others, "images": IMAGES}, {"models": models, "images": IMAGES + 1})):
+        grown = read_study(file).run(out, **changed)
+        fresh = read_study(file).run(tmp_path / f"fresh{number}", **changed)
+        assert not np.array_equal(grown.cka.values, result.cka.values)
+        if number == 0:
+            np.testing.assert_array_equal(grown.cka.values, fresh.cka.values)
 
 
 def test_pairs_take_modules_and_images_of_python(tmp_path):
@@ -294,12 +298,13 @@ def test_a_configuration_names_the_function_that_makes_the_call(tmp_path, where)
     np.testing.assert_array_equal(again.cka.values, result.cka.values)
 
 
-def test_a_call_that_changed_does_not_continue_a_run(tmp_path):
+def test_a_call_that_changed_is_not_taken_for_the_one_that_a_run_made(tmp_path):
     file = study_with_a_call(tmp_path / "s")
-    read_study(file, allow_code=True).run(tmp_path / "run")
-    (tmp_path / "s" / "call.py").write_text(CALL.replace("+ 1", "+ 2"))
-    with pytest.raises(StorageError, match="forward"):
-        read_study(file, allow_code=True).run(tmp_path / "run")
+    before = read_study(file, allow_code=True).run(tmp_path / "run")
+    (tmp_path / "s" / "call.py").write_text(CALL.replace("batch + 1", "batch * batch"))
+    grown, fresh = (read_study(file, allow_code=True).run(tmp_path / name) for name in ("run", "fresh"))
+    np.testing.assert_array_equal(grown.cka.values, fresh.cka.values)
+    assert not np.array_equal(grown.cka.values, before.cka.values)
 
 
 @pytest.mark.parametrize(

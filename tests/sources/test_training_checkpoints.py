@@ -87,6 +87,7 @@ def test_network_is_the_same_file_with_and_without_checkpoints(finished, tmp_pat
     assert loaded.step is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4, 11, 14])
 def test_killed_training_ends_in_the_same_files(step, finished, tmp_path):
     path, begun = tmp_path / "net.safetensors", []

@@ -41,6 +41,7 @@ def finished(tmp_path_factory):
     return study, folder, study.run(folder)
 
 
+@pytest.mark.slow
 def test_all_experiments_run_by_one_command_and_share_their_networks(finished):
     study, folder, results = finished
     assert list(results) == ["translation", "retrieval", "outputs", "approximation"]
@@ -230,6 +231,7 @@ class Interrupted(PearsonRSA):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues(finished, tmp_path, monkeypatch):
     study, folder, results = finished
     config = study.studies["outputs"].model_copy(update={"networks": str(folder / "models")})

@@ -75,7 +75,7 @@ GROWTHS = {
 }
 
 
-@pytest.mark.parametrize("centering", [None, "location-mean"])
+@pytest.mark.parametrize("centering", [None, pytest.param("location-mean", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("growth", GROWTHS)
 def test_what_is_added_ends_in_the_bits_of_one_sweep(tmp_path, capsys, growth, centering):
     every = {

@@ -88,7 +88,9 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", [pytest.param(name, marks=[] if name == "a layer more" else pytest.mark.slow) for name in CHANGES]
+)
 def test_a_changed_run_says_what_it_reuses_and_ends_in_the_bits_of_a_run_over_all(run, tmp_path, change):
     changed, complete, models, left, every = CHANGES[change]
     config = configured(tmp_path / "c.yaml", changed)
@@ -116,6 +118,7 @@ def test_a_changed_run_says_what_it_reuses_and_ends_in_the_bits_of_a_run_over_al
     assert f"{models} of {models} models are complete; 0 of {every:,} pairs are left to match" in again
 
 
+@pytest.mark.slow
 def test_figures_and_provenance_follow_a_seed_that_comes_and_goes(run, finished, tmp_path):
     config = configured(tmp_path / "c.yaml", seeds(0, 1, 2))
     drawn = invoke("run", config, "--out", run, "--no-progress")

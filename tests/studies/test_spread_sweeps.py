@@ -181,6 +181,7 @@ def test_threads(folder, alone, tmp_path):
     require_same(one, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_processes(folder, alone, tmp_path, pool):
     centering, one = alone
     every_kind(folder, tmp_path / "run", pool, centering)
@@ -296,6 +297,7 @@ def kill(folder):
     file.unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_mini_batch(folder, tmp_path, pool, kill):
     sweep(folder, tmp_path / "run", pool)
     assert not kill.exists()

@@ -55,6 +55,7 @@ def finished(tmp_path_factory):
     return folder / "out", result
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_all_measures_with_intervals_and_tests_come_from_the_store_alone(finished):
     out, result = finished
