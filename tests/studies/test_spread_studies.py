@@ -82,6 +82,7 @@ def spread(alone, folder: Path, executor) -> None:
     require_same(before, folder)
 
 
+@pytest.mark.slow
 def test_retrieval_on_threads(alone, tmp_path):
     with Counted(3) as pool:
         spread(alone, tmp_path, pool)

@@ -147,7 +147,7 @@ def test_an_interrupted_sweep_continues_and_repeats_one_batch_at_most(small_resn
     options = {"centering": centering, "keep": ["layer4.0"], "batch_size": 12}
     whole = sweep(small_resnet, images, **options)
     total = 22 + 60 * (2 if centering else 1)
-    for after in range(25, total, 13):
+    for after in range(25, total, 26):
         out = tmp_path / str(after)
         broken, _ = interrupting(images, after)
         with pytest.raises(Interrupted):
