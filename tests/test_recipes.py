@@ -293,6 +293,7 @@ SLOW = {"Diffusion", "Video", "Volumes"}
 @pytest.mark.parametrize(
     "heading", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SETUPS]
 )
+@pytest.mark.slow
 def test_recipe(heading, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -61,6 +61,7 @@ def test_every_family_is_solved_and_certified_by_the_kernel_in_one_batch(size, g
     ("locations", "gap"),
     SIZES[:4] if ON_CUDA else [((5, 4), GAP), pytest.param((2, 3), GAP, marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_every_family_has_a_valid_bound_at_the_ends_of_the_range(locations, gap, size):
     plain = [family(name, *locations) for name in FAMILIES]
     affinities = [(each / (np.abs(each).max() or 1.0) * size).astype(np.float32) for each in plain]

@@ -120,6 +120,7 @@ def solutions(dtype):
 # A process of its own compiles everything anew, which takes most of the time.
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", ["switched off", "does not import"])
+@pytest.mark.slow
 def test_plain_numba_solves_every_family_to_the_same_values_bounds_and_certificates(tmp_path, way, dtype):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RSM_PROBE_SIMD": "1"}
     code = SOLVE

@@ -132,6 +132,7 @@ class Memory:
 
 
 @pytest.mark.parametrize("path", ["in memory", "tiles", "search"])
+@pytest.mark.slow
 def test_a_device_that_is_out_of_memory_gets_half_of_the_pairs_and_says_so(monkeypatch, tmp_path, path):
     x, y = tokens(5, 3).cpu(), tokens(3, 3, seed=1).cpu()
     layers = captured(tmp_path / "x.zarr", x), captured(tmp_path / "y.zarr", y)

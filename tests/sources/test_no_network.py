@@ -44,5 +44,6 @@ def seen():
 
 
 @pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.slow
 def test_random_weights_open_no_socket_and_change_no_setting(seen, source):
     assert seen[source] == [[], [], False, False]

@@ -77,6 +77,7 @@ def test_run_again_they_compute_nothing(finished):
     }
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn(finished):
     study, folder, _ = finished
     drawn = study.figures(folder)

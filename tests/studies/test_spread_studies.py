@@ -91,6 +91,7 @@ def test_retrieval_on_threads(alone, tmp_path):
 
 
 @pytest.mark.parametrize("alone", [pytest.param(False, marks=pytest.mark.slow), True], indirect=True)
+@pytest.mark.slow
 def test_retrieval_on_processes(alone, tmp_path):
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         spread(alone, tmp_path, pool)

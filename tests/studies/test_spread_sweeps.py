@@ -236,6 +236,7 @@ def test_only_what_is_added_is_spread(folder, tmp_path):
 
 
 @pytest.mark.parametrize("centering", [None, "channel-mean"])
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_that_of_one_process_and_loses_nothing(folder, tmp_path, pool, centering):
     models = named(folder, "a", "failing")
     whole = tmp_path / "whole"
@@ -261,6 +262,7 @@ def test_an_error_in_a_worker_is_that_of_one_process_and_loses_nothing(folder, t
 
 
 @pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.slow
 def test_a_folder_that_is_removed_in_the_middle_is_named_and_not_written_again(folder, tmp_path, replaced):
     out, other = tmp_path / "run", tmp_path / "other"
     sweep(folder, other, seed=1)
