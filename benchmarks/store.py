@@ -61,7 +61,7 @@ def measure_time(options: argparse.Namespace) -> list[dict[str, object]]:
     ratios = [b / a for a, b in zip(without, stored, strict=True)]
     return [
         {
-            "images": options.images, "batch": options.batch, "size": options.size, "rsms": len(result.keys),
+            "images": options.images, "batch": options.batch, "size": options.size, "rsms": result.cka.sizes["rsm_a"],
             "without_s": f"{statistics.median(without):.2f}", "with_s": f"{statistics.median(stored):.2f}",
             "ratio": f"{statistics.median(ratios):.3f}", "store_mb": f"{size:.1f}",
         }
