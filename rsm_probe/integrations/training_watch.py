@@ -76,8 +76,8 @@ class TrainingWatch:
 
     Args:
         images: the images to record, as for `sweep`. A few hundred suffice.
-        every: record every so many steps, or at the steps of a sequence such as [1, 10, 100]. Callbacks also record
-            before the first and after the last step.
+        every: the interval between recordings in steps, or a sequence of steps such as [1, 10, 100]. Callbacks also
+            record before the first and after the last step.
         out: a folder for an RSM store, as of `sweep(..., out=)`; each recording is a model NAME@STEP in it, which
             `rsm_probe.RsmStore.open(out)` reads. A training that continues there later is compared with the first step
             in the store. A step that is recorded again replaces the earlier one. None keeps no RSMs on disk.
@@ -94,7 +94,7 @@ class TrainingWatch:
         kernels: "linear", "cosine", "rbf", or kernel objects.
         batch_size: maximum number of images per mini-batch. A loader decides on this and the next itself.
         seed: seed of the order of the images.
-        centering: None; "location-mean" or "channel-mean", whose means are taken anew at each recording.
+        centering: None; "location-mean" or "channel-mean", with means recomputed at each recording.
         estimator: "unbiased" or "biased", of CKA.
         preprocess: a function from a PIL image to a tensor (C, H, W), "resize-crop" or "imagenet", as for `load_model`;
             for images that are pictures.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,8 +23,6 @@ from rsm_probe.streaming.result import SweepResult
 
 if TYPE_CHECKING:
     import xarray as xr
-
-_Batch = TypeVar("_Batch")
 
 
 class Accumulator(ProductConsumer):
