@@ -96,6 +96,7 @@ def divide(
     seed: int,
     estimators: Sequence[str],
     execution: Execution,
+    fingerprint: str,
 ) -> Division:
     """Find the images of a sweep in the mini-batches of a store, and divide the others into further ones.
 
@@ -110,6 +111,7 @@ def divide(
         seed: of their order.
         estimators: of CKA, whose smallest numbers of images hold.
         execution: whether to show progress.
+        fingerprint: of the images.
 
     Warns:
         UserWarning: images are left out, because too few others of their mini-batches are left.
@@ -128,8 +130,8 @@ def divide(
             f"{store.where} has mini-batches of {smallest} images, and {' and '.join(estimators)} CKA needs at "
             f"least {fewest}: a sweep with it would draw others; choose another folder, or leave out that estimator"
         )
-    planned = images.fingerprint() in store.image_sets
-    held, changed = _held(store, images, execution)
+    planned = fingerprint in store.image_sets
+    held, changed = _held(store, images, execution, fingerprint)
     batches, left_out, taken = list[StoredBatch](), dict[int, list[int]](), set[int]()
     for part_number, (part, numbers) in enumerate(zip(parts, held, strict=True)):
         left_out[part_number] = []
@@ -170,7 +172,9 @@ def divide(
     return Division(batches, left_out, added[0], _labels(images, added[1]), notes)
 
 
-def _held(store: ProductStore, images: ImageSet, execution: Execution) -> tuple[list[np.ndarray], int]:
+def _held(
+    store: ProductStore, images: ImageSet, execution: Execution, fingerprint: str
+) -> tuple[list[np.ndarray], int]:
     """Where the images are in a store: index in the image set by part and position, -1 where it is not among them.
 
     Returns:
@@ -178,7 +182,7 @@ def _held(store: ProductStore, images: ImageSet, execution: Execution) -> tuple[
     """
     index, parts = {name: k for k, name in enumerate(images.ids)}, store.parts
     held = [np.array([index.get(name, -1) for name in part.ids]) for part in parts]
-    if (known := store.image_sets.get(images.fingerprint())) is not None:
+    if (known := store.image_sets.get(fingerprint)) is not None:
         for numbers, absent in itertools.zip_longest(held, known):
             numbers[slice(None) if absent is None else absent] = -1
         return held, 0

@@ -124,7 +124,10 @@ class StoredSweep:
         if isinstance(images, ImageSet):
             assert self.request.seed is not None
             estimators = [estimator.name for estimator in self.request.kinds.estimators]
-            return divide(store, images, self.request.batch_size, self.request.seed, estimators, self.execution)
+            return divide(
+                store, images, self.request.batch_size, self.request.seed, estimators, self.execution,
+                self.request.image_fingerprint,
+            )  # fmt: skip
         assert isinstance(self.source, ImageLoader)
         return divided_by_loader(store, self.source)
 
@@ -339,8 +342,7 @@ class StoredSweep:
             self.store.chunks.set({"latest": self._fingerprint()})
 
     def _fingerprint(self) -> str:
-        images = self.request.images
-        return images.fingerprint() if isinstance(images, ImageSet) else self.source.fingerprint()
+        return self.request.fingerprint_of(self.source)
 
     def _put_labels(self) -> None:
         """Write the labels that only the images themselves have, and that are known once these were read."""

@@ -60,6 +60,15 @@ class SweepRequest:
         """Model -> fingerprint, computed once."""
         return {name: model.fingerprint for name, model in self.models.items()}
 
+    @cached_property
+    def image_fingerprint(self) -> str:
+        """Fingerprint of an image set, computed once, because it reads all files of a folder."""
+        return self.images.fingerprint()
+
+    def fingerprint_of(self, source: BatchSource) -> str:
+        """Fingerprint of the images that a source yields; a loader knows what it has shown."""
+        return self.image_fingerprint if isinstance(self.images, ImageSet) else source.fingerprint()
+
     @property
     def settings(self) -> dict[str, Any]:
         """What all mini-batches of a store share."""
@@ -90,7 +99,7 @@ class SweepRequest:
         return as_stored(
             {
                 "models": self.fingerprints,
-                "images": source.fingerprint(),
+                "images": self.fingerprint_of(source),
                 "layers": self.layers,
                 "matchings": {label: repr(method) for label, method in kinds.methods.items()},
                 "kernels": [repr(kernel) for kernel in kinds.kernels],
