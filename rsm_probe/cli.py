@@ -41,6 +41,18 @@ _Seeds = Annotated[
     typer.Option("--seed", min=0, max=2**63 - 1, help="seed of a network; repeat the option for several networks"),
 ]
 _Progress = Annotated[bool, typer.Option(help="show progress bars")]
+_ConfigFile = Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")]
+_Changes = Annotated[
+    list[str],
+    typer.Option(
+        "--set", help="KEY=VALUE in place of what the file says, such as images.count=100; repeat it for several keys"
+    ),
+]
+_Out = Annotated[str | None, typer.Option(help="run folder; by default runs/ plus the name of the configuration file")]
+_AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="run Python code that the configuration names, as in source: file.py:function"),
+]
 app = typer.Typer(
     cls=_Commands,
     help="Compare what vision models consider similar.\n\n"
@@ -71,18 +83,12 @@ def options(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")],
-    out: Annotated[
-        str | None, typer.Option(help="run folder; by default runs/ plus the name of the configuration file")
-    ] = None,
+    config: _ConfigFile,
+    changes: _Changes = [],  # noqa: B006
+    out: _Out = None,
     progress: _Progress = True,
     figures: Annotated[bool, typer.Option(help="draw the figures after the run")] = True,
-    allow_code: Annotated[
-        bool,
-        typer.Option(
-            "--allow-code", help="run Python code that the configuration names, as in source: file.py:function"
-        ),
-    ] = False,
+    allow_code: _AllowCode = False,
     cluster: Annotated[
         str | None, typer.Option(help="scheduler of a Dask cluster that does the work, such as tcp://host:8786")
     ] = None,
@@ -107,7 +113,7 @@ def run(
     """
     from rsm_probe.studies.registry import read_study
 
-    study = read_study(config, allow_code=allow_code)
+    study = read_study(config, allow_code=allow_code, changes=changes)
     # `out` is text because a Path drops the second slash of a URL, which could then not be recognised.
     folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
     if dry_run:
@@ -124,16 +130,10 @@ def run(
 
 @app.command()
 def check(
-    config: Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")],
-    out: Annotated[
-        str | None, typer.Option(help="run folder; by default runs/ plus the name of the configuration file")
-    ] = None,
-    allow_code: Annotated[
-        bool,
-        typer.Option(
-            "--allow-code", help="run Python code that the configuration names, as in source: file.py:function"
-        ),
-    ] = False,
+    config: _ConfigFile,
+    changes: _Changes = [],  # noqa: B006
+    out: _Out = None,
+    allow_code: _AllowCode = False,
 ) -> None:
     """Check a study and estimate its cost; nothing is run, trained or written.
 
@@ -145,7 +145,7 @@ def check(
     """
     from rsm_probe.studies.registry import read_study
 
-    study = read_study(config, allow_code=allow_code)
+    study = read_study(config, allow_code=allow_code, changes=changes)
     _show_plan(study, Path("runs") / config.stem if out is None else local_folder(out, "--out"))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import stat
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -311,6 +312,47 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{shown} must hold keys and values, found {type(data).__name__}")
     return data
+
+
+def with_changes(data: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Change a configuration by texts such as `images.count=100`; parts of lists go by number, as in `models.0.name`.
+
+    Args:
+        data: keys and values, as `read_yaml` returns them; it stays as it is.
+        changes: key and value each, with dots between nested keys; values are YAML.
+
+    Raises:
+        ConfigError: a text has no key or no value, or a key lies within something that has no keys.
+    """
+    changed = copy.deepcopy(dict(data))
+    for change in changes:
+        path, equals, written = change.partition("=")
+        names = path.split(".")
+        if not equals or not all(names):
+            raise ConfigError(f"--set takes KEY=VALUE, such as images.count=100, found {brief(change)}")
+        try:
+            value = yaml.load(written, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {path}: {brief(written)} is not valid YAML: {_cut(str(error))}") from None
+        inner: Any = changed
+        for name in names[:-1]:
+            inner = _within(inner, name, path)
+        _within(inner, names[-1], path)
+        inner[int(names[-1]) if isinstance(inner, list) else names[-1]] = value
+    return changed
+
+
+def _within(outer: Any, name: str, path: str) -> Any:
+    """The value of a key, or of a number in a list; an empty mapping where there is none."""
+    if isinstance(outer, dict):
+        if outer.get(name) is None:
+            outer[name] = {}
+        return outer[name]
+    if isinstance(outer, list):
+        if name.isdigit() and int(name) < len(outer):
+            return outer[int(name)]
+        raise ConfigError(f"--set {path}: {name!r} must be a number below {len(outer)}, of an entry of a list")
+    raise ConfigError(f"--set {path}: {name!r} lies within {brief(outer)}, which has no keys")
 
 
 def _explain(root: type[BaseModel], item: dict[str, Any]) -> str:

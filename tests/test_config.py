@@ -1,6 +1,7 @@
 """Configurations: what is wrong is said with its place and the nearest valid key."""
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError
 
 import rsm_probe
-from rsm_probe.config import Config, ConfigFolder, read_yaml
+from rsm_probe.config import Config, ConfigFolder, read_yaml, with_changes
 from rsm_probe.errors import ConfigError
 from rsm_probe.sources import TrainingConfig
 from rsm_probe.studies.registry import STUDIES, read_study
@@ -417,3 +418,39 @@ def test_no_message_repeats_a_text_of_any_length(text, tmp_path):
     with pytest.raises(ConfigError) as caught:  # if not here, the text itself comes in a later message
         read_study(tmp_path / "c.yaml")
     assert len(str(caught.value)) < 5000
+
+
+def test_changes_by_text_reach_nested_keys_and_entries_of_lists():
+    data = {"images": {"count": 5}, "models": [{"name": "a"}, {"name": "b"}], "layers": None}
+    changed = with_changes(data, ["images.count=7", "models.1.name=c", "layers=[x, y]", "new.key=1.5", "folder=/a/b=c"])
+    assert changed == {
+        "images": {"count": 7}, "models": [{"name": "a"}, {"name": "c"}], "layers": ["x", "y"], "new": {"key": 1.5},
+        "folder": "/a/b=c",
+    }  # fmt: skip
+    assert data["images"] == {"count": 5}
+    assert with_changes(data, ["images=null"])["images"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("images", "KEY=VALUE"),
+        ("=5", "KEY=VALUE"),
+        ("images..count=5", "KEY=VALUE"),
+        ("images.count.more=5", "'more' lies within 5, which has no keys"),
+        ("models.2.name=c", "'2' must be a number below 2"),
+        ("models.name=c", "'name' must be a number below 2"),
+        ("images={count: ", "not valid YAML"),
+    ],
+)
+def test_changes_that_fit_nowhere_are_refused(change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        with_changes({"images": {"count": 5}, "models": [{"name": "a"}, {"name": "b"}]}, [change])
+
+
+def test_changes_are_checked_like_the_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("study: pairs\nmodels: [{source: timm:test_resnet, weights: null}]\nimages: {source: digits}\n")
+    assert read_study(file, changes=["images.count=7"]).images.count == 7
+    with pytest.raises(ConfigError, match=r"images\.cuont: unknown key; nearest: 'count'"):
+        read_study(file, changes=["images.cuont=7"])

@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from matplotlib.figure import Figure
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
-from rsm_probe.config import read_nested
 from rsm_probe.paper.approximation.study import ApproximationConfig
 from rsm_probe.paper.experiment import ExperimentConfig
 from rsm_probe.paper.outputs.study import OutputsConfig
 from rsm_probe.paper.retrieval.study import RetrievalConfig
 from rsm_probe.paper.translation.study import TranslationConfig
-from rsm_probe.runs.fields import folder_names
-from rsm_probe.runs.several import Results, SeveralStudies
+from rsm_probe.runs.several import Results, SeveralStudies, read_parts
 
 EXPERIMENTS: dict[str, type[ExperimentConfig]] = {
     "translation": TranslationConfig,
@@ -41,16 +38,7 @@ class PaperConfig(SeveralStudies):
     @field_validator("studies", mode="before")
     @classmethod
     def _read(cls, studies: Any, info: ValidationInfo) -> Any:
-        if not isinstance(studies, dict):
-            return studies
-        parsed = {}
-        for name, entry in folder_names(studies, _TAKEN).items():
-            data, home = read_nested(entry, info) if isinstance(entry, str) else (entry, info.context)
-            kind = data.get("study") if isinstance(data, dict) else None
-            if kind not in EXPERIMENTS:
-                raise ValueError(f"{name}: study: must be one of {', '.join(EXPERIMENTS)}, found {kind!r}")
-            parsed[name] = EXPERIMENTS[kind].parse(data, f"studies.{name}", home)
-        return parsed
+        return read_parts(studies, EXPERIMENTS, _TAKEN, info)
 
     def parts(self, out: Path) -> dict[str, ExperimentConfig]:
         """The experiments; they share trained networks in `models/` of the run folder."""
@@ -64,15 +52,3 @@ class PaperConfig(SeveralStudies):
         """Join all reports into `report.md`."""
         reports = [(result.folder / "report.md").read_text(encoding="utf-8") for result in results.values()]
         return "report.md", "\n".join(reports)
-
-    def why_no_figures(self, out: Path) -> str:
-        """See `Study.why_no_figures`."""
-        return "; ".join(f"{name}: {study.why_no_figures(out / name)}" for name, study in self.studies.items())
-
-    def figures(self, out: Path) -> dict[str, Figure]:
-        """The figures of all experiments, named `<experiment>-<figure>`."""
-        return {
-            f"{name}-{title}": figure
-            for name, study in self.studies.items()
-            for title, figure in study.figures(out / name).items()
-        }

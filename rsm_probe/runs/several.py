@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from pydantic import ValidationInfo
 
+from rsm_probe.config import read_nested
+from rsm_probe.runs.fields import folder_names
 from rsm_probe.runs.plan import TO_CONTINUE
 from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.study import Study
@@ -83,6 +87,18 @@ class SeveralStudies(Study):
             save_text(out / file, text)
         return results
 
+    def why_no_figures(self, out: Path) -> str:
+        """See `Study.why_no_figures`."""
+        return "; ".join(f"{name}: {part.why_no_figures(out / name)}" for name, part in self.parts(out).items())
+
+    def figures(self, out: Path) -> dict[str, Figure]:
+        """The figures of all studies, named `<study>-<figure>`."""
+        return {
+            f"{name}-{title}": figure
+            for name, part in self.parts(out).items()
+            for title, figure in part.figures(out / name).items()
+        }
+
     def gpus_of_workers(self, out: Path) -> torch.device | None:
         """See `Study.gpus_of_workers`."""
         return next((gpus for part in self.parts(out).values() if (gpus := part.gpus_of_workers(out))), None)
@@ -90,3 +106,35 @@ class SeveralStudies(Study):
     def open(self, out: Path) -> Results:
         """The results of finished studies; see `Study.open`."""
         return Results({name: part.open(out / name) for name, part in self.parts(out).items()})
+
+
+def read_parts(
+    studies: Any, kinds: Mapping[str, type[Study]], taken: Collection[str], info: ValidationInfo, shared: Any = None
+) -> Any:
+    """Parse the studies of a configuration: name -> a study, or a file that holds one.
+
+    Args:
+        studies: the mapping; pydantic rejects anything else.
+        kinds: name -> class of the studies that may be parts.
+        taken: names that no study may have, because its folder is named after it.
+        info: of the validator that calls this.
+        shared: a function of the settings of a study that adds what all studies share; None for nothing.
+
+    Raises:
+        ValueError: a name cannot be that of a folder, the kind of a study is unknown, or `shared` raises one.
+        ConfigError: the settings of a study are wrong.
+    """
+    if not isinstance(studies, dict):
+        return studies
+    parsed = {}
+    for name, entry in folder_names(studies, taken).items():
+        data, home = read_nested(entry, info) if isinstance(entry, str) else (entry, info.context)
+        kind = data.get("study") if isinstance(data, dict) else None
+        if not isinstance(kind, str) or kind not in kinds:
+            raise ValueError(f"{name}: study: must be one of {', '.join(kinds)}, found {kind!r}")
+        try:
+            settings = data if shared is None else shared(data)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        parsed[name] = kinds[kind].parse(settings, f"studies.{name}", home)
+    return parsed

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import ChainMap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rsm_probe.checks import brief
-from rsm_probe.config import ConfigFolder, read_yaml
+from rsm_probe.config import ConfigFolder, read_yaml, with_changes
 from rsm_probe.errors import ConfigError, did_you_mean
 from rsm_probe.paper.registry import EXPERIMENTS, PaperConfig
 from rsm_probe.runs.study import Study
@@ -22,7 +23,9 @@ STUDIES: ChainMap[str, type[Any]] = ChainMap(
 )
 
 
-def read_study(path: str | Path, *, stored: bool = False, allow_code: bool = False) -> Study:
+def read_study(
+    path: str | Path, *, stored: bool = False, allow_code: bool = False, changes: Sequence[str] = ()
+) -> Study:
     """Read a study from its YAML configuration; the key `study` selects its type.
 
     Paths in it are relative to its folder, or else to the working directory, which is mentioned in a warning. Folders
@@ -33,11 +36,12 @@ def read_study(path: str | Path, *, stored: bool = False, allow_code: bool = Fal
         stored: read the `config.yaml` of a run folder, whose paths were resolved when the run began. It is for
             figures, which load no models.
         allow_code: accept models whose source is Python code: `file.py:function` or `torch.hub:REPO:ENTRY`.
+        changes: keys with values in place of those of the file, such as `images.count=100`; see `with_changes`.
 
     Raises:
         ConfigError: the file is not readable, the study is unknown, or a key, type or value is wrong.
     """
-    data = read_yaml(path)
+    data = with_changes(read_yaml(path), changes)
     name = data.get("study")
     if not isinstance(name, str) or name not in STUDIES:
         problem = f"found {brief(name)}{did_you_mean(brief(name), STUDIES)}" if "study" in data else "but it is missing"
