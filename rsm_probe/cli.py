@@ -193,7 +193,7 @@ def layers(
         str,
         typer.Argument(
             help="torchvision:NAME, timm:NAME, hf:NAME, hf-classifier:NAME, open_clip:ARCH/TAG, torch.hub:REPO:ENTRY, "
-            "file.py:function, a .safetensors file from `train`, or a YAML file as in configs/models"
+            "pretrained:NAME, file.py:function, a .safetensors file from `train`, or a YAML file as in configs/models"
         ),
     ],
     weights: Annotated[
@@ -204,7 +204,7 @@ def layers(
         ),
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option(min=0, help="classes of the head (torchvision, timm, hf-classifier); 0 for no head")
+        int | None, typer.Option(min=0, help="classes of the head (for names of a library); 0 for no head")
     ] = None,
     key: Annotated[
         str, typer.Option(help="key of the weights in the checkpoint, such as teacher; by default any")

@@ -59,8 +59,9 @@ class ModelConfig(Config):
     )
     source: str | None = Field(
         default=None,
-        description="torchvision:NAME, timm:NAME, hf:NAME, open_clip:ARCH/TAG or a .safetensors file; file.py:function "
-        "and torch.hub:REPO:ENTRY run code and need `rsm-probe run CONFIG --allow-code`",
+        description="torchvision:NAME, timm:NAME, hf:NAME, open_clip:ARCH/TAG, pretrained:efficientnet_lite0 (ImageNet "
+        "weights of rsm-probe[pretrained], without a download) or a .safetensors file; file.py:function and "
+        "torch.hub:REPO:ENTRY run code and need `rsm-probe run CONFIG --allow-code`",
     )
     weights: str | None = Field(default="default", description="default, a checkpoint, or null for random weights")
     checkpoints: dict[Seed, str] | tuple[str, ...] | str | None = Field(
@@ -75,7 +76,7 @@ class ModelConfig(Config):
         default=True, description="with false, weights that do not fit are left out, and layers that need them refused"
     )
     num_classes: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="classes of the head, for torchvision, timm and hf-classifier"
+        default=None, description="classes of the head, for torchvision, timm, hf-classifier and pretrained"
     )
     preprocess: Preprocessing = None
     size: Edge | tuple[Edge, Edge] | None = Field(

@@ -11,7 +11,6 @@ from rsm_probe.faces import lazy_face
 if TYPE_CHECKING:
     from rsm_probe.sources.addresses import ImagesAddress, ModelAddress, images_address, model_address
     from rsm_probe.sources.checkpoint_sequences import load_checkpoints
-    from rsm_probe.sources.images.annotated import cityscapes, egoobjects
     from rsm_probe.sources.images.any_images import as_images, from_dataset, from_tensor
     from rsm_probe.sources.images.crops import crop_pairs
     from rsm_probe.sources.images.embedded.photos import photos
@@ -19,10 +18,12 @@ if TYPE_CHECKING:
     from rsm_probe.sources.images.folders import folder
     from rsm_probe.sources.images.image_set import ImageSet, Targets
     from rsm_probe.sources.images.loaders import ImageLoader
+    from rsm_probe.sources.images.objects.annotated import cityscapes, egoobjects
     from rsm_probe.sources.images.published import cifar100, class_folders
     from rsm_probe.sources.images.registry import EMBEDDED, IMAGE_SETS, NamedImageSet
     from rsm_probe.sources.images_of_functions import images_in
     from rsm_probe.sources.loading import load_model
+    from rsm_probe.sources.models.formats.packaged import PACKAGED, PackagedWeights
     from rsm_probe.sources.models.libraries import LIBRARIES, Library
     from rsm_probe.sources.models.loaded_model import LoadedModel
     from rsm_probe.sources.training.networks import NetworkConfig, build_network
@@ -36,6 +37,7 @@ __all__ = [
     "EMBEDDED",
     "IMAGE_SETS",
     "LIBRARIES",
+    "PACKAGED",
     "ImageLoader",
     "ImageSet",
     "ImagesAddress",
@@ -44,6 +46,7 @@ __all__ = [
     "ModelAddress",
     "NamedImageSet",
     "NetworkConfig",
+    "PackagedWeights",
     "Targets",
     "Trained",
     "TrainingConfig",

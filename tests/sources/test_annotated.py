@@ -8,7 +8,7 @@ from PIL import Image
 
 from rsm_probe.errors import ConfigError, ImageError
 from rsm_probe.runs.images_config import ImagesConfig
-from rsm_probe.sources.images.annotated import cityscapes, egoobjects
+from rsm_probe.sources.images.objects.annotated import cityscapes, egoobjects
 
 
 def ego_files(root, **changes):

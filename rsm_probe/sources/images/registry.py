@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rsm_probe.sources.images.annotated import cityscapes, egoobjects
 from rsm_probe.sources.images.embedded.photos import photos
 from rsm_probe.sources.images.embedded.scenes import cluttered, digits, scenes
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.sources.images.objects.annotated import cityscapes, egoobjects
 from rsm_probe.sources.images.published import cifar100, image_folder, resized
 
 

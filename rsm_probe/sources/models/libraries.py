@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import ModelError, did_you_mean
 from rsm_probe.sources.images.pixels import to_rgb
+from rsm_probe.sources.models.formats.packaged import packaged_model
 from rsm_probe.sources.models.hub_architectures import HUB_ARCHITECTURES, hub_config, hub_processor
 from rsm_probe.sources.models.user_functions import built
 from rsm_probe.sources.models.weights import fetched
@@ -232,7 +233,10 @@ LIBRARIES: dict[str, Library] = {
     "hf-classifier": partial(_transformers, "AutoModelForImageClassification"),  # with the classification head
     "open_clip": _open_clip,
     "torch.hub": _torch_hub,
+    "pretrained": packaged_model,  # whose weights come as Python packages
 }
+# Whose models may be local folders.
+OF_FOLDERS = frozenset({"hf", "hf-classifier", "open_clip", "torch.hub"})
 # What is probed of models that also take text, unless a part or a method is named.
 IMAGE_TOWERS = {"open_clip": "visual"}
 
