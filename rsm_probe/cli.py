@@ -1,4 +1,4 @@
-"""The command line: rsm-probe run, check, keys, layers, figures, train."""
+"""The command line: rsm-probe run, check, keys, images, layers, figures, train."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from rsm_probe.commands import images, keys
 from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
 from rsm_probe.storage.paths import local_folder
 
@@ -157,23 +158,8 @@ def _show_plan(study: Study, folder: Path) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
-def keys(
-    study: Annotated[str, typer.Argument(help="the study: in a configuration, such as sweep or pairs")] = "sweep",
-) -> None:
-    """List the keys of a configuration, with their defaults.
-
-    A key such as images.clips is written as `clips:` within `images:`, and models: is a list of entries with the keys
-    models.name, models.source and so on. For examples, see configs/.
-    """
-    from rsm_probe.config import described_keys
-    from rsm_probe.errors import look_up
-    from rsm_probe.studies.registry import STUDIES
-
-    for key, default, description in described_keys(look_up(study, STUDIES, "study", ConfigError)):
-        typer.echo(f"{key}: {default}")
-        if description:
-            typer.echo(f"    {description}")
+app.command()(keys)
+app.command()(images)
 
 
 @app.command()

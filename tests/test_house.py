@@ -16,7 +16,7 @@ ROOMS = [
     "faces", "errors", "checks", "arrays", "config", "execution", "storage", "probe", "sources/images",
     "sources/models", "sources/training", "sources", "forward", "matching", "similarity", "captures", "pairs",
     "neighbours", "comparison", "stored_products", "streaming", "integrations", "figures", "runs", "paper", "studies",
-    "cli",
+    "commands", "cli",
 ]  # fmt: skip
 # Rooms that could be published alone, and the pure ones: what they may import and no more.
 ALLOWED = {

@@ -103,6 +103,8 @@ Edge = Annotated[int, Field(ge=1, le=MOST_PIXELS), _Number]
 Draws = Annotated[int, Field(ge=2, le=_MOST_DRAWS), _Number]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1), _Number]
 Level = Annotated[float, Field(gt=0, lt=1), _Number]
+Share = Annotated[float, Field(ge=0, le=1), _Number]
+WholeNumber = Annotated[int, Field(ge=0), _Number]
 
 
 def _user_function(written: str | None, info: ValidationInfo) -> str | None:

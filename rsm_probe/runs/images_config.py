@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from rsm_probe.config import NO_CODE, Config, ConfigFolder, ConfigPath, config_path
 from rsm_probe.errors import ImageError
-from rsm_probe.runs.fields import IN_PYTHON, Count, Edge, Images, Seed
+from rsm_probe.runs.fields import IN_PYTHON, Count, Edge, Images, Seed, Share, WholeNumber
 from rsm_probe.sources.images.any_images import as_images, named, require_image_set, warn_of_folder
 from rsm_probe.sources.images.clips import require_clips
 from rsm_probe.sources.images.folders import read_labels
@@ -22,6 +29,12 @@ from rsm_probe.sources.images.registry import IMAGE_SETS, named_images
 from rsm_probe.sources.images_of_functions import images_in
 
 _Key = str | int | tuple[str | int, ...] | None
+# Keys of `rsm_probe.sources.composed`, which has their defaults. Where they are left out, they are not stored, so that
+# runs from before there were such keys continue.
+_COMPOSED = (
+    "cutouts", "backgrounds", "objects", "classes", "include", "exclude", "scale", "overlap", "jitter", "margin",
+    "background", "clutter",
+)  # fmt: skip
 
 
 class ImagesConfig(Config):
@@ -40,7 +53,9 @@ class ImagesConfig(Config):
     annotations: str = Field(
         default="EgoObjectsV1_unified_eval.json", description="egoobjects: the annotation file within root:"
     )
-    frames: Count = Field(default=1, description="scenes: this many consecutive scenes show the same digits")
+    frames: Count = Field(
+        default=1, description="scenes and composed: this many consecutive images show the same objects"
+    )
     size: Edge | None = Field(
         default=None, description="edge in pixels; without it, images of a folder keep their size"
     )
@@ -65,6 +80,41 @@ class ImagesConfig(Config):
     )
     labels: ConfigPath | None = Field(
         default=None, description="file of lines `id,label`, without a header, in place of labels that are known"
+    )
+
+    cutouts: ConfigPath | None = Field(
+        default=None, description="composed: folder of class folders with one object per file, on transparency"
+    )
+    backgrounds: ConfigPath | None = Field(default=None, description="composed: folder of pictures")
+    objects: Count | tuple[Count, Count] | None = Field(
+        default=None, description="composed: objects per image, or the smallest and largest number; by default [3, 6]"
+    )
+    classes: Count | None = Field(
+        default=None, description="composed: use only this many classes, those with the most cut-outs"
+    )
+    include: str | tuple[str, ...] | None = Field(
+        default=None, description="composed: globs of the classes to use, such as animals/*, where * stands for / too"
+    )
+    exclude: str | tuple[str, ...] | None = Field(
+        default=None, description="composed: globs of the classes to leave out, such as '*cartoon*'"
+    )
+    scale: Share | tuple[Share, Share] | None = Field(
+        default=None, description="composed: longer side of objects as a share of size, or a range; by default [.2, .4]"
+    )
+    overlap: Share | None = Field(
+        default=None, description="composed: largest share of an object that others hide; by default .1"
+    )
+    jitter: Share | None = Field(
+        default=None, description="composed: 0 for objects on a regular grid, to 1 for anywhere, the default"
+    )
+    margin: Share | None = Field(
+        default=None, description="composed: share of size at each edge that objects leave free; by default .0625"
+    )
+    background: Literal["random", "shared", "grey"] | None = Field(
+        default=None, description="composed: random (the default), one that is shared by all images, or plain grey"
+    )
+    clutter: WholeNumber | None = Field(
+        default=None, description="composed: fragments of cut-outs beneath the objects; by default 0"
     )
 
     @field_validator("source")
@@ -92,8 +142,12 @@ class ImagesConfig(Config):
         if self.split != "all" and not images.takes("split"):
             raise ValueError(f"split: {self.source} has no splits; leave it out")
         if self.frames > 1 and not images.takes("frames"):
-            names = ", ".join(name for name, named in IMAGE_SETS.items() if named.takes("frames"))
-            raise ValueError(f"frames: applies to {names} only; for clips of a folder, write clips:")
+            raise ValueError(f"frames: applies to {_takers('frames')} only; for clips of a folder, write clips:")
+        for key in _COMPOSED:
+            if getattr(self, key) is not None and not images.takes(key):
+                raise ValueError(f"{key}: applies to {_takers(key)} only")
+            if getattr(self, key) is None and images.requires(key):
+                raise ValueError(f"{key}: {self.source} needs it")
         code, array = self._runs_code, self.source.endswith(".npy")
         for key, fits, where in (
             ("clips", code or not (array or self.source in IMAGE_SETS), "folders of frames"),
@@ -108,6 +162,11 @@ class ImagesConfig(Config):
         elif self.axes is not None:
             in_order(self.axes, (1,) * len(self.axes))
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the keys of `_COMPOSED` that are not said."""
+        return {key: value for key, value in handler(self).items() if key not in _COMPOSED or value is not None}
 
     @property
     def _runs_code(self) -> bool:
@@ -143,7 +202,7 @@ class ImagesConfig(Config):
                 "again: read_study(CONFIG).run(out, images=images)"
             )
         options = self.model_dump(exclude={"source", "labels", "image_key", "label_key"})
-        with self.naming_paths(self.source, self.root, self.labels):
+        with self.naming_paths(self.source, self.root, self.labels, self.cutouts, self.backgrounds):
             labels = None if self.labels is None else read_labels(self.labels)
             if not (self._runs_code or self.source.endswith(".npy")):
                 images = named_images(self.source).load(path=self.source, progress=progress, **options)
@@ -161,6 +220,11 @@ class ImagesConfig(Config):
                 return made
             images = made if self.count is None else made.sample(self.count, self.seed)
             return images if self.size is None else resized(images, self.size)
+
+
+def _takers(key: str) -> str:
+    """The image sets to which a key applies."""
+    return " and ".join(name for name, images in IMAGE_SETS.items() if images.takes(key))
 
 
 def number_of(images: ImageSet | ImageLoader) -> int:

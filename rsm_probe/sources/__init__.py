@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rsm_probe.sources.images.image_set import ImageSet, Targets
     from rsm_probe.sources.images.loaders import ImageLoader
     from rsm_probe.sources.images.objects.annotated import cityscapes, egoobjects
+    from rsm_probe.sources.images.objects.coco_writer import write_coco
+    from rsm_probe.sources.images.objects.composed import composed
     from rsm_probe.sources.images.published import cifar100, class_folders
     from rsm_probe.sources.images.registry import EMBEDDED, IMAGE_SETS, NamedImageSet
     from rsm_probe.sources.images_of_functions import images_in
@@ -56,6 +58,7 @@ __all__ = [
     "cityscapes",
     "class_folders",
     "cluttered",
+    "composed",
     "crop_pairs",
     "digits",
     "egoobjects",
@@ -72,4 +75,5 @@ __all__ = [
     "scenes",
     "train",
     "train_or_load",
+    "write_coco",
 ]

@@ -74,7 +74,7 @@ def test_the_image_set_is_named_in_configurations_and_recipes(added):
     assert list(images.labels) == ["horizontal", "vertical"] * 2
     assert images[0].size == (16, 16)
     assert TrainingConfig(images="stripes").questions == 1
-    with pytest.raises(ConfigError, match="frames: applies to scenes only"):
+    with pytest.raises(ConfigError, match="frames: applies to scenes and composed only"):
         ImagesConfig.parse({"source": "stripes", "frames": 2})
     with pytest.raises(ConfigError, match="strict: applies to images on disk only"):
         ImagesConfig.parse({"source": "stripes", "strict": True})

@@ -56,7 +56,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     if problems and (strict or not good):
         file, reason = next(iter(problems.items()))
         raise ImageError(f"{len(problems)} of {len(files)} images in {root} cannot be read, first {file}: {reason}")
-    skipped = {_as_text(file.relative_to(root).as_posix()): reason for file, reason in problems.items()}
+    skipped = {as_text(file.relative_to(root).as_posix()): reason for file, reason in problems.items()}
     if skipped:
         names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
         first = next(iter(skipped.values()))
@@ -64,7 +64,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
             f"skipped {len(skipped)} of {len(files)} image files that cannot be read: {names} (the first: {first})",
             stacklevel=2,
         )
-    return _images_in(root, _as_text(root.name or str(root)), tuple(skipped.items()))
+    return _images_in(root, as_text(root.name or str(root)), tuple(skipped.items()))
 
 
 def _images_in(path: str | Path, name: str, broken: tuple[tuple[str, str], ...]) -> ImageSet:
@@ -76,7 +76,7 @@ def _images_in(path: str | Path, name: str, broken: tuple[tuple[str, str], ...])
         broken: the ids of broken files, and what is wrong with each.
     """
     root, skipped = Path(path), dict(broken)
-    files = {_as_text(file.relative_to(root).as_posix()): file for file in _image_files(root)}
+    files = {as_text(file.relative_to(root).as_posix()): file for file in _image_files(root)}
     ids = [text for text in files if text not in skipped]
     good = [files[text] for text in ids]
     return ImageSet(
@@ -117,7 +117,7 @@ def folder_of_clips(
     root, axes = Path(path), require_clips(clips, axes)
     if not isdir(root):
         raise ImageError(f"no folder of clips at {root}" + (" (it is a file)" if exists(root) else ""))
-    used = {_as_text(name): sampled(files, clips, name) for name, files in clip_files(root).items()}
+    used = {as_text(name): sampled(files, clips, name) for name, files in clip_files(root).items()}
     broken = _broken_files([file for files in used.values() for file in files], progress) if verify else {}
     problems = {
         name: f"{file.name}: {broken[file]}" for name, files in used.items() for file in files[::-1] if file in broken
@@ -131,7 +131,7 @@ def folder_of_clips(
             f"{next(iter(problems))} ({next(iter(problems.values()))})",
             stacklevel=2,
         )
-    return _clips_in(root, _as_text(root.name or str(root)), clips, axes, tuple(problems.items()))
+    return _clips_in(root, as_text(root.name or str(root)), clips, axes, tuple(problems.items()))
 
 
 def _clips_in(
@@ -139,7 +139,7 @@ def _clips_in(
 ) -> ImageSet:
     """The clips of a folder whose broken clips are known; no frame is decoded. See `_images_in`."""
     problems = dict(broken)
-    used = {_as_text(clip): files for clip, files in clip_files(Path(path)).items()}
+    used = {as_text(clip): files for clip, files in clip_files(Path(path)).items()}
     good = {clip: sampled(files, clips, clip) for clip, files in used.items() if clip not in problems}
     frames = list(good.values())
     return ImageSet(
@@ -166,7 +166,7 @@ def from_paths(paths: Sequence[str | Path]) -> ImageSet:
     if (absent := next((file for file in files if not isfile(file)), None)) is not None:
         where = "" if absent.is_absolute() else f" (the current folder is {Path.cwd()})"
         raise ImageError(f"no image file at {absent}{where}")
-    return _files(tuple(map(str, files)), tuple(_as_text(str(path)) for path in paths))
+    return _files(tuple(map(str, files)), tuple(as_text(str(path)) for path in paths))
 
 
 def _files(paths: tuple[str, ...], ids: tuple[str, ...]) -> ImageSet:
@@ -251,7 +251,7 @@ def _read(file: Path) -> Image.Image | Tensor:
     return read_array(file) if _is_array(file) else read_rgb(file)
 
 
-def _as_text(name: str) -> str:
+def as_text(name: str) -> str:
     """Turn a file name, which may hold any bytes on Linux, into text that can be printed and stored."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 

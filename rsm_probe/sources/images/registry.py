@@ -11,6 +11,7 @@ from rsm_probe.sources.images.embedded.photos import photos
 from rsm_probe.sources.images.embedded.scenes import cluttered, digits, scenes
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.objects.annotated import cityscapes, egoobjects
+from rsm_probe.sources.images.objects.composed import composed
 from rsm_probe.sources.images.published import cifar100, image_folder, resized
 
 
@@ -19,8 +20,8 @@ class NamedImageSet:
     """A function that makes an image set, with what studies and recipes need to know about it.
 
     The parameters of the function decide which keys of a configuration apply: `split`, `size`, `count`, `seed`,
-    `frames`, `root`, `annotations`, `strict`. If `split` has no default, it must be "train" or "test". If the function
-    does not take `count` or `size`, images are sampled or resized afterwards.
+    `frames`, `root`, `annotations`, `strict`, and those of `composed`. If `split` has no default, it must be "train" or
+    "test". If the function does not take `count` or `size`, images are sampled or resized afterwards.
 
     Attributes:
         make: the function.
@@ -44,7 +45,7 @@ class NamedImageSet:
     @property
     def on_disk(self) -> bool:
         """Whether images are read from files, which may be missing or broken."""
-        return self.takes("root") or self.takes("path")
+        return any(self.takes(key) for key in ("root", "path", "cutouts"))
 
     @property
     def drawn(self) -> bool:
@@ -80,6 +81,7 @@ IMAGE_SETS = {
     "scenes": NamedImageSet(scenes, questions=10),
     "cluttered": NamedImageSet(cluttered, questions=1),
     "photos": NamedImageSet(photos, questions=1, cut_to_size=True),
+    "composed": NamedImageSet(composed),
     "cifar100": NamedImageSet(cifar100, questions=1),
     "egoobjects": NamedImageSet(egoobjects),
     "cityscapes": NamedImageSet(cityscapes),
