@@ -6,8 +6,8 @@ Both compute the same sweep with `out=`: random ResNet-18s, crops of photographs
 `identity` and `optimal`. The one process has one core: beside the thread that matches, its main thread computes
 affinities, and would fill a second one. The rounds alternate between the two, after a first sweep over one mini-batch
 in each: imports and compilation take seconds in every process, once. Processes load models and images within the time.
-The grids of both must be equal. Every round also times fixed work in one process and in all at once, because virtual
-cores may share a core: their ratio is what the machine allows.
+The grids of both must be equal. Every round also times fixed work in one process and in all at once, before and after
+the sweep on the cluster, because virtual cores may share a core: their ratio is what the machine allows.
 """
 
 import argparse
@@ -94,10 +94,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 seconds, expected = sweep(options, options.images, f"{folder}/one")
                 alone.append(seconds)
+                before = allowed(executor, options.processes)
                 seconds, values = sweep(options, options.images, f"{folder}/spread", executor)
                 spread.append(seconds)
                 np.testing.assert_array_equal(values, expected)
-                bounds.append(allowed(executor, options.processes))
+                bounds.append((before + allowed(executor, options.processes)) / 2)
                 print(
                     f"one process {alone[-1]:.1f} s, {options.processes} processes {spread[-1]:.1f} s; the machine "
                     f"allows {bounds[-1]:.2f}",

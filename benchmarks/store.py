@@ -25,11 +25,12 @@ import torch
 
 import rsm_probe
 from rsm_probe.sources import photos
+from rsm_probe.streaming import SweepResult
 
 OUT = Path(__file__).parent / "results"
 
 
-def sweep(options: argparse.Namespace, count: int, out: str | None) -> tuple[float, rsm_probe.SweepResult]:
+def sweep(options: argparse.Namespace, count: int, out: str | None) -> tuple[float, SweepResult]:
     """Seconds, and the result."""
     images = photos(count=count, size=options.size)
     model = rsm_probe.load_model("timm:resnet18", None, seed=0, preprocess="imagenet", size=options.size)
