@@ -17,7 +17,7 @@ from rsm_probe.execution.devices import require_memory
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
-from rsm_probe.pairs.affinities import Block, pairs_per_block
+from rsm_probe.pairs.affinities import Block, BlockMemory, pairs_per_block
 from rsm_probe.pairs.pair_loop import BlockSolver, PairLoop
 from rsm_probe.pairs.products import MatchedProducts, ProductMatrix
 from rsm_probe.pairs.sides import Side
@@ -45,7 +45,7 @@ class PairMatcher:
         self.threads, self._memory = execution.worker_count, execution.memory_bytes
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
         self._on_pairs, self._block_memory = on_pairs, block_memory
-        self._queue = _Queue(self._memory)
+        self._queue, self._solved = _Queue(self._memory), BlockMemory()
         self._device_queues: dict[torch.device, _Queue] = {}
         self._counting = threading.Lock()
 
@@ -103,6 +103,7 @@ class PairMatcher:
                 bounds=bounds,
                 permutations=permutations,
                 block_memory=self._block_memory,
+                solved=self._solved,
             )
             pending = PendingProducts(loop.matrices, (left.squared_norms, right.squared_norms))
             del x, y, left, right  # the loop keeps all that workers need

@@ -26,7 +26,7 @@ from rsm_probe.matching.demand import pair_bytes, require_room
 from rsm_probe.matching.matching import Matching, Pairs, Solution, solve_both_ways
 from rsm_probe.matching.methods.identity import aligned_products
 from rsm_probe.matching.registry import cheap_matchings
-from rsm_probe.pairs.affinities import Affinities, Block
+from rsm_probe.pairs.affinities import Affinities, Block, BlockMemory
 from rsm_probe.pairs.products import MatchedProducts, ProductMatrix
 from rsm_probe.pairs.sides import Side
 
@@ -56,12 +56,18 @@ class BlockSolver:
 
     @classmethod
     def of(
-        cls, x: Side, y: Side, methods: Mapping[str, Matching], on_device: bool, block_memory: int | None = None
+        cls,
+        x: Side,
+        y: Side,
+        methods: Mapping[str, Matching],
+        on_device: bool,
+        block_memory: int | None = None,
+        solved: BlockMemory | None = None,
     ) -> BlockSolver:
         """Methods of one precision that are all solved on the device, or all by the CPU."""
         reads = any(method.needs_affinity for method in methods.values())
         precision = next(iter(methods.values())).precision
-        affinities = Affinities(x, y, on_device, reads, precision, block_memory)
+        affinities = Affinities(x, y, on_device, reads, precision, block_memory, solved)
         return cls(x.prepare(methods), y.prepare(methods), methods, affinities)
 
     def solve_gathered(self, rows: np.ndarray, columns: np.ndarray) -> None:
@@ -101,6 +107,7 @@ class PairLoop:
         bounds: whether to keep bounds.
         permutations: whether to keep the matched locations.
         block_memory: see `Affinities`.
+        solved: memory of solved blocks, if other loops share it.
 
     Attributes:
         matrices: label -> results for all pairs, which `fill` completes.
@@ -122,6 +129,7 @@ class PairLoop:
         bounds: bool = False,
         permutations: bool = False,
         block_memory: int | None = None,
+        solved: BlockMemory | None = None,
     ) -> None:
         self.within = y is x
         self.workload = Workload.of(x.tokens.shape, None if y is x else y.tokens.shape)
@@ -153,16 +161,17 @@ class PairLoop:
             self._aligned = aligned() if any(sizes) else None
             rows = x.contiguous()
             columns = rows if y is x else y.contiguous()
-            self.solvers = _solvers(rows, columns, left, workload or self.workload, block_memory)
+            self.solvers = _solvers(rows, columns, left, workload or self.workload, block_memory, solved)
 
     def block_pairs(self, solver: BlockSolver) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield rows and columns, both (B,), of the pairs of every block."""
         return solver.affinities.all_pairs(self._diagonal)
 
     def fill(self, solver: BlockSolver, block: Block) -> None:
-        """Solve a block by all methods of a solver, for their matrices; in any thread."""
+        """Solve a block by all methods of a solver, for their matrices; in any thread. Its affinities are then lost."""
         for label, solution in solver.solve(block, self._aligned):
             self.matrices[label].fill(block.rows, block.columns, solution)
+        solver.affinities.solved(block)
 
     def fill_all(self) -> None:
         """Solve everything in the calling thread."""
@@ -289,14 +298,19 @@ def require_machine(method: Matching, x: Sequence[int], y: Sequence[int], itemsi
 
 
 def _solvers(
-    x: Side, y: Side, methods: Mapping[str, Matching], workload: Workload, block_memory: int | None
+    x: Side,
+    y: Side,
+    methods: Mapping[str, Matching],
+    workload: Workload,
+    block_memory: int | None,
+    solved: BlockMemory | None,
 ) -> list[BlockSolver]:
     """Group methods that can share affinities: same solver (device or CPU) and same precision."""
     groups: dict[tuple[bool, str], dict[str, Matching]] = {}
     for label, method in methods.items():
         on_device = workload.on_device(method, x.tokens.device, x.tokens.dtype)
         groups.setdefault((on_device, method.precision), {})[label] = method
-    return [BlockSolver.of(x, y, group, on_device, block_memory) for (on_device, _), group in groups.items()]
+    return [BlockSolver.of(x, y, group, on_device, block_memory, solved) for (on_device, _), group in groups.items()]
 
 
 def _one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:

@@ -1,5 +1,7 @@
 """One pair loop: bounds and permutations in every reduction, preparation, and one decision about the device."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -168,3 +170,30 @@ def test_where_pairs_are_solved_is_decided_once_by_the_whole_work():
     assert set(method.asked) == {(16, 30)}
     assert Workload.of((6, 9, 3)) == Workload(15, 9)
     assert Workload.of((6, 9, 3), (5, 16, 3)) == Workload(30, 16)
+
+
+_PEAK = """
+import numpy, torch, rsm_probe
+from pathlib import Path
+from rsm_probe.probe.representation import Representation
+
+def resident(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1e3
+
+z = torch.randn(36, 784, 16)
+rsm_probe.rsm(z[:3], workers=1)
+for _ in range(2):
+    numpy.empty(30_000_000, numpy.uint8).fill(0)  # from now on, the C library no longer maps blocks of 8 MB apart
+before = resident("VmRSS")
+with rsm_probe.Accumulator(workers=2, memory="150MB") as accumulator:
+    accumulator.update({"m": {"layer": Representation(z, torch.zeros(36, 0, 16), (28, 28))}})
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_affinities_stay_within_their_budget_whatever_the_allocator_does():
+    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 300  # MB, where all affinities take 1 549 MB
