@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,9 +97,13 @@ class BlockMemory:
 
     The C library cannot reuse it: small results that last are put into the gap that a block leaves, and the next block
     no longer fits. 60 images of 784 locations took 3.7 GB under a budget of 0.5 GB.
+
+    Attributes:
+        allocated: bytes of all memory that was allocated.
     """
 
     def __init__(self) -> None:
+        self.allocated = 0
         self._free: list[Tensor] = []
 
     def take(self, size: int) -> Tensor:
@@ -112,7 +115,8 @@ class BlockMemory:
         if buffer is None or len(buffer) < size:
             # A tensor that was made in inference mode could not be written to outside of it.
             with torch.inference_mode(False):
-                buffer = torch.empty(max(size, BLOCK_BYTES), dtype=torch.uint8)
+                buffer = torch.empty(size, dtype=torch.uint8)
+            self.allocated += len(buffer)
         return buffer
 
     def give_back(self, buffer: Tensor) -> None:
@@ -176,6 +180,11 @@ class Affinities:
             return max(1, self.block_memory // (self.pair_bytes + tokens))
         return max(1, min(_MOST_GATHERED, self.block_memory // max(self.pair_bytes, tokens)))
 
+    def block_size(self, pairs: int) -> int:
+        """Bytes that a block of so many pairs takes. On the CPU, all take as much as the largest, to be reusable."""
+        largest = min(self.pairs_per_block, len(self.x)) if self.device.type == "cpu" else 0
+        return max(pairs, largest) * self.pair_bytes
+
     def all_pairs(self, diagonal: bool = False) -> Iterator[Numbers]:
         """Yield the pairs of each block: all pairs, or those below the diagonal (with it, if asked) where x is y.
 
@@ -223,7 +232,7 @@ class Affinities:
         if self._stream is None:
             buffer = None
             if self.device.type == "cpu" and not one_by_one:
-                buffer = self._reused.take(math.prod(self._size(rows)) * self._dtype.itemsize)
+                buffer = self._reused.take(max(self.block_size(len(rows)), self._bytes(rows)))
             values = self._products(rows, columns, one_by_one, buffer)
             return Block(rows, columns, values if self.on_device else values.cpu(), self.on_device, buffer=buffer)
         with torch.cuda.stream(self._stream):
@@ -240,8 +249,8 @@ class Affinities:
         if block.buffer is not None:
             self._reused.give_back(block.buffer)
 
-    def _size(self, rows: np.ndarray) -> tuple[int, int, int]:
-        return len(rows), self.x.shape[1], self.y.shape[1]
+    def _bytes(self, rows: np.ndarray) -> int:
+        return len(rows) * self.x.shape[1] * self.y.shape[1] * self._dtype.itemsize
 
     def _products(
         self, rows: np.ndarray, columns: np.ndarray, one_by_one: bool, buffer: Tensor | None = None
@@ -257,11 +266,11 @@ class Affinities:
         if one_by_one:
             return pair_affinities(self.x, self.y, rows, columns)
         cuts = np.flatnonzero((np.diff(columns) != 0) | (np.diff(rows) != 1)) + 1
-        size = self._size(rows)
+        size = len(rows), self.x.shape[1], self.y.shape[1]
         if buffer is None:
             values = torch.empty(size, dtype=self._dtype, device=self.device)
         else:
-            values = buffer[: math.prod(size) * self._dtype.itemsize].view(self._dtype).view(size)
+            values = buffer[: self._bytes(rows)].view(self._dtype).view(size)
         for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
             left, right = self.x[rows[start] : rows[stop - 1] + 1].flatten(0, 1), self.y[columns[start]].T
             out = values[start:stop].view(-1, size[2])

@@ -34,6 +34,7 @@ class PairMatcher:
 
     Attributes:
         threads: number of CPU threads that match.
+        reused: memory of the blocks that the CPU solves.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class PairMatcher:
         self.threads, self._memory = execution.worker_count, execution.memory_bytes
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
         self._on_pairs, self._block_memory = on_pairs, block_memory
-        self._queue, self._solved = _Queue(self._memory), BlockMemory()
+        self._queue, self.reused = _Queue(self._memory), BlockMemory()
         self._device_queues: dict[torch.device, _Queue] = {}
         self._counting = threading.Lock()
 
@@ -103,7 +104,7 @@ class PairMatcher:
                 bounds=bounds,
                 permutations=permutations,
                 block_memory=self._block_memory,
-                solved=self._solved,
+                solved=self.reused,
             )
             pending = PendingProducts(loop.matrices, (left.squared_norms, right.squared_norms))
             del x, y, left, right  # the loop keeps all that workers need
@@ -120,12 +121,12 @@ class PairMatcher:
     ) -> list[Future[None]]:
         """Have the affinities of some pairs computed and solved, once the queue has room for them."""
         affinities = solver.affinities
-        queue, whole, sizes = self._queue_of(solver), len(rows) * affinities.pair_bytes, [0]
+        queue, whole, sizes = self._queue_of(solver), affinities.block_size(len(rows)), [0]
         submitted: list[Future[None]] = []
         queue.reserve(whole)
         try:
             for block in affinities.start(rows, columns, lambda: queue.wait_for_others(whole - sum(sizes))):
-                sizes.append(len(block) * affinities.pair_bytes)
+                sizes.append(affinities.block_size(len(block)))
                 work = self._pool.submit(solve, [block])
                 # A callback, because cancelled work never reaches its own end.
                 work.add_done_callback(lambda _, size=sizes[-1]: queue.release(size))  # type: ignore[misc]

@@ -1,7 +1,5 @@
 """One pair loop: bounds and permutations in every reduction, preparation, and one decision about the device."""
 
-import subprocess
-import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +16,10 @@ from rsm_probe.matching.methods.greedy import TopKGreedy
 from rsm_probe.matching.methods.library_solvers import ScipyAssignment
 from rsm_probe.matching.methods.translation import Translation
 from rsm_probe.matching.registry import get_matching
+from rsm_probe.pairs.affinities import BLOCK_BYTES, BlockMemory
 from rsm_probe.pairs.matcher import PairMatcher
+from rsm_probe.pairs.pair_loop import PairLoop
+from rsm_probe.pairs.sides import Side
 from rsm_probe.probe.representation import Representation
 
 METHODS = ["optimal", "identity", "scipy", TopKGreedy(4), "rewindowed", Translation((4, 4))]
@@ -172,28 +173,26 @@ def test_where_pairs_are_solved_is_decided_once_by_the_whole_work():
     assert Workload.of((6, 9, 3), (5, 16, 3)) == Workload(30, 16)
 
 
-_PEAK = """
-import numpy, torch, rsm_probe
-from pathlib import Path
-from rsm_probe.probe.representation import Representation
-
-def resident(key):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1e3
-
-z = torch.randn(36, 784, 16)
-rsm_probe.rsm(z[:3], workers=1)
-for _ in range(2):
-    numpy.empty(30_000_000, numpy.uint8).fill(0)  # from now on, the C library no longer maps blocks of 8 MB apart
-before = resident("VmRSS")
-with rsm_probe.Accumulator(workers=2, memory="150MB") as accumulator:
-    accumulator.update({"m": {"layer": Representation(z, torch.zeros(36, 0, 16), (28, 28))}})
-print(resident("VmHWM") - before)
-"""
+def test_the_memory_of_solved_blocks_is_reused_by_later_ones():
+    z, methods = tokens(images=12, locations=600), {"optimal": get_matching("optimal")[1]}  # 66 pairs of 1.4 MB
+    memory, side = BlockMemory(), Side.of(z)
+    loop = PairLoop(side, side, methods, solved=memory)
+    loop.fill_all()
+    assert memory.allocated == 5 * 4 * 600**2  # the largest block
+    budget = 3 * BLOCK_BYTES
+    with PairMatcher(Execution(workers=2, memory=budget)) as matcher:
+        for _ in range(2):
+            matched = matcher.submit(z, None, methods).result()["optimal"]
+        assert 0 < matcher.reused.allocated <= budget
+    np.testing.assert_array_equal(matched, loop.matrices["optimal"].completed().products)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_affinities_stay_within_their_budget_whatever_the_allocator_does():
-    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
-    assert float(done.stdout.splitlines()[-1]) < 300  # MB, where all affinities take 1 549 MB
+def test_memory_of_blocks_is_reused_in_and_out_of_inference_mode():
+    memory, sides = BlockMemory(), [Side.of(tokens(locations=count, seed=count)) for count in (40, 1500, 40)]
+    values = []
+    for inference, side in zip((True, False, True), sides, strict=True):
+        with torch.inference_mode(inference):
+            loop = PairLoop(side, side, {"optimal": get_matching("optimal")[1]}, solved=memory)
+            loop.fill_all()
+        values.append(loop.matrices["optimal"].completed().products)
+    np.testing.assert_array_equal(values[0], values[2])
