@@ -22,12 +22,16 @@ from torch import Tensor
 from rsm_probe.checks import brief, listed
 from rsm_probe.errors import LayerError, StorageError, did_you_mean
 from rsm_probe.faces import FormerName
+from rsm_probe.forward.token_kinds import CLASS, of_kind
+from rsm_probe.probe.representation import Representation
 from rsm_probe.storage.checksums import ARRAYS
 from rsm_probe.storage.chunks import ChunkStore
 
 KIND = "capture"
 # dtypes of tokens on disk.
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+# Numbers of tokens that are converted to float64 at once.
+_AT_ONCE = 1 << 23
 
 
 class Capture(Mapping[str, "CapturedLayer"]):
@@ -93,6 +97,7 @@ class CapturedLayer:
         grid: (H, W) with H * W = S, or None.
         digest: hash of all tokens.
         input: the input of the model whose locations these are, as in `Representation`; "" if one holds images.
+        has_class_token: whether the first of the prefix tokens is a class token.
         provenance: what the values depend on; results store it to recognise their tokens.
     """
 
@@ -116,6 +121,7 @@ class CapturedLayer:
         names = store.attribute(ARRAYS, list, [])
         # Stores of earlier versions do not list their arrays.
         self._has_prefix = f"{self._folder}/prefix" in (names or store)
+        self.has_class_token: bool = self._has_prefix and entry.get("class_token", True)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -184,6 +190,32 @@ class CapturedLayer:
         """
         return torch.from_numpy(self._whole("pooled", (len(self), self.shape[2])))
 
+    def vectors(self, kind: str, images: slice = slice(None)) -> Tensor:
+        """One vector for each of some images (n, C), float64, computed in float64.
+
+        Args:
+            kind: "class" for the class token, or "mean", "max" or "gem" over locations; see
+                `rsm_probe.forward.token_kinds`.
+            images: consecutive images.
+
+        Raises:
+            LayerError: the layer has no class token.
+            StorageError: a chunk is missing or damaged; the message names its file.
+        """
+        if kind == CLASS and not self.has_class_token:
+            raise LayerError(f"layer {self.name} has no class token")
+        numbers = range(len(self))[images]
+        chunk = self.images_per_chunk
+        step = max(1, _AT_ONCE // (chunk * math.prod(self.shape[1:]))) * chunk
+        blocks = (slice(start, min(start + step, numbers.stop)) for start in range(numbers.start, numbers.stop, step))
+        return torch.cat([self._vectors(kind, block) for block in blocks])
+
+    def _vectors(self, kind: str, images: slice) -> Tensor:
+        prefix = self.prefix(images).double()
+        # The class token does not depend on the locations, so do not read them.
+        tokens = prefix[:, :0] if kind == CLASS else self.tokens(images).double()
+        return of_kind(Representation(tokens, prefix, None), kind).tokens[:, 0]
+
     def _whole(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         declared = self._store.array(f"{self._folder}/{name}").shape
         if declared != shape:
@@ -242,6 +274,8 @@ def layers_of(store: ChunkStore) -> list[dict[str, Any]]:
         whole = isinstance(grid, list) and len(grid) in (2, 3) and all(type(side) is int and side > 0 for side in grid)
         if layer["dtype"] not in DTYPES or not (grid is None or whole) or "grid" not in layer:
             raise store.damaged(f"layer {brief(layer['name'])} has dtype {brief(layer['dtype'])}, grid {brief(grid)}")
+        if not isinstance(layer.get("class_token", True), bool):
+            raise store.damaged(f"layer {brief(layer['name'])} has class_token {brief(layer['class_token'])}")
     if len({layer["name"] for layer in layers}) < len(layers):
         raise store.damaged("its attribute 'layers' names one more than once")
     return layers

@@ -17,6 +17,7 @@ from rsm_probe.checks import brief, require_whole
 from rsm_probe.errors import ImageError, ModelError, RepresentationError, StorageError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.layer_stream import LayerStream, layer_names, reading_settings, readings_of
+from rsm_probe.forward.token_kinds import has_class_token
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.representation import Layout
 from rsm_probe.sources.images.any_images import as_images
@@ -216,12 +217,12 @@ def _require_settings(store: ChunkStore, settings: dict[str, Any], source: SetBa
 def _record(stream: LayerStream, writer: CaptureWriter, settings: dict[str, Any], execution: Execution) -> None:
     """Write the missing batches, and finish the capture."""
     store, source, count = writer.store, stream.source, writer.count
-    (layers,) = stream.sample().representations.values()
+    (layers,), (model,) = stream.sample().representations.values(), stream.models.values()
     image_bytes = writer.image_bytes(layers)
     if "settings" not in store.attributes:  # a disk that is too small leaves the folder free for different settings
         require_space(store.where, image_bytes * count)
     store.set({"settings": settings})
-    writer.declare(layers)
+    writer.declare(layers, class_token=has_class_token(model.module))
     layer_count = len(layers)
     del layers
     done = {number for number in range(len(writer.rows)) if writer.batch_is_there(number)}

@@ -75,11 +75,12 @@ class CaptureWriter:
         self.store.put_names("image", self._ids, "image")
         self.store.put_names("label", self.labels, "image")
 
-    def declare(self, layers: Mapping[str, Representation]) -> None:
+    def declare(self, layers: Mapping[str, Representation], *, class_token: bool = True) -> None:
         """Create the arrays of all layers, or check existing ones. Where one had to be created, no batch is complete.
 
         Args:
             layers: name -> representation of some images.
+            class_token: whether the first of the prefix tokens is a class token; otherwise all are registers.
 
         Raises:
             StorageError: they cannot be written, or exist with different layers or shapes.
@@ -90,7 +91,8 @@ class CaptureWriter:
         for number, (name, shapes) in enumerate(self._shapes.items()):
             grid = layers[name].grid
             entry = {"name": name, "dtype": self._dtype_name, "grid": grid and list(grid), "digest": ""}
-            entries.append(entry | ({"input": layers[name].input} if layers[name].input else {}))
+            entry |= {"input": layers[name].input} if layers[name].input else {}
+            entries.append(entry | ({"class_token": False} if shapes["prefix"][0] and not class_token else {}))
             for part, shape in shapes.items():
                 if shape[0]:
                     made.append(self._create(f"{layer_folder(number)}/{part}", shape))
@@ -221,8 +223,8 @@ class CaptureWriter:
 
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What the entry of a layer must share with that of an earlier run, which may not know the layer's input."""
-    return {key: value for key, value in entry.items() if key not in ("digest", "input")}
+    """What the entry of a layer must share with that of an earlier run, which may know less of the layer."""
+    return {key: value for key, value in entry.items() if key not in ("digest", "input", "class_token")}
 
 
 def _bits(values: Tensor) -> np.ndarray:

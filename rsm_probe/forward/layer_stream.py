@@ -18,7 +18,7 @@ from rsm_probe.errors import ImageError, LayerError, ModelError, RepresentationE
 from rsm_probe.execution.devices import find_device
 from rsm_probe.forward.example_call import example_call
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerConsumer, LayerNames
-from rsm_probe.forward.token_kinds import kind_name, of_kind, token_kinds
+from rsm_probe.forward.token_kinds import CLASS, has_class_token, kind_name, of_kind, token_kinds
 from rsm_probe.probe.layers import Layers
 from rsm_probe.probe.options import matching_patterns
 from rsm_probe.probe.probe import Probe
@@ -171,6 +171,8 @@ class LayerStream:
         """Passes a layer to the consumer, and returns its name at this moment for `Probe.representations`."""
         for kind in self._kinds[model]:
             try:
+                if kind == CLASS and not has_class_token(self.models[model].module):
+                    raise LayerError("it has registers, but no class token; use tokens='mean' or 'locations'")
                 vectors = of_kind(representation, kind)
             except LayerError as error:
                 raise LayerError(f"layer {layer!r} of model {model!r}: {error}") from None

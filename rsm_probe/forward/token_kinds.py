@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsm_probe.errors import LayerError, did_you_mean, repeated
 from rsm_probe.probe.representation import Representation
@@ -16,6 +16,12 @@ from rsm_probe.probe.representation import Representation
 _GEM_POWER, _GEM_SMALLEST = 3.0, 1e-6
 # Stands between the name of a layer and that of a kind: `blocks.3@class`.
 SEPARATOR = "@"
+
+
+def has_class_token(module: nn.Module) -> bool:
+    """Whether the first token beside the locations is a class token, unless the model says that all are registers."""
+    kinds = [part.cls_token for part in module.modules() if hasattr(part, "cls_token") and hasattr(part, "reg_token")]
+    return not kinds or any(kind is not None for kind in kinds)
 
 
 def _class_token(representation: Representation) -> Tensor:
@@ -29,9 +35,11 @@ def _gem(representation: Representation) -> Tensor:
     return powers.mean(dim=1, keepdim=True).pow(1 / _GEM_POWER)
 
 
+# The kind of a layer's class token.
+CLASS = "class"
 # Name -> function of a representation of S locations, which returns vectors (N, 1, C).
 TOKEN_KINDS: dict[str, Callable[[Representation], Tensor]] = {
-    "class": _class_token,
+    CLASS: _class_token,
     "mean": lambda representation: representation.tokens.mean(dim=1, keepdim=True),
     "max": lambda representation: representation.tokens.amax(dim=1, keepdim=True),
     "gem": _gem,

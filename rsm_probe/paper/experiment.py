@@ -9,24 +9,36 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, model_validator
 
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
 from rsm_probe.captures.recording import capture_layers
+from rsm_probe.config import read_yaml
+from rsm_probe.errors import MatchingError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
-from rsm_probe.paper.similarity_rules import SimilarityRule, known_rule, shown_matchings, similarity_rule
+from rsm_probe.paper.similarity_rules import (
+    SimilarityRule,
+    known_rule,
+    semantic_matching,
+    shown_matchings,
+    similarity_rule,
+)
 from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title
+from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.study import ModelStudy, Runner
 from rsm_probe.runs.tables import Row, TableResult, markdown
 from rsm_probe.sources import ImageSet, LoadedModel
 from rsm_probe.storage.paths import file_name
 
+# The matchings of an experiment that names none, and those of earlier versions.
+_DEFAULT = ("identity", "optimal", "pooled", "max", "gem")
+_DEFAULT_BEFORE = ("identity", "optimal", "pooled")
 # Earlier versions cut titles to this length in folder names.
 _LONGEST_BEFORE = 200
 
@@ -44,9 +56,10 @@ class ExperimentConfig(ModelStudy):
 
     models: Annotated[tuple[SubjectConfig, ...], ToldApart] = Field(min_length=1)
     matchings: Rules = Field(
-        default=("identity", "optimal", "pooled"),
+        default=_DEFAULT,
         min_length=1,
-        description="identity (spatio-semantic), optimal (semantic), pooled (means over locations), other matchings",
+        description="identity (spatio-semantic), optimal (semantic) and other matchings; baselines that compare one "
+        "vector per image: pooled (mean over locations), max, gem, class-token",
     )
     kernels: Kernels = Field(default=("cosine", "linear", "rbf"), min_length=1)
     seed: Seed = Field(default=0, description="seed of all random draws: images, pairs, bootstrap samples")
@@ -71,6 +84,23 @@ class ExperimentConfig(ModelStudy):
     def matching_methods(self) -> list[Matching]:
         """All matchings that the study uses."""
         return [rule.matching for rule in self.rules().values()]
+
+    @property
+    def semantic(self) -> str | None:
+        """The matching whose semantic RSM is compared with all others; None if there is none."""
+        return semantic_matching(self.matchings)
+
+    def as_begun(self, out: Path) -> Self:
+        """This study as it continues the run in a folder, which keeps the default matchings of its version."""
+        file = run_folder(out) / "config.yaml"
+        if "matchings" in self.model_fields_set or self.matchings != _DEFAULT or not file.is_file():
+            return self
+        before = read_yaml(file).get("matchings") == list(_DEFAULT_BEFORE)
+        return self.model_copy(update={"matchings": _DEFAULT_BEFORE}) if before else self
+
+    def require_free(self, out: Path) -> None:
+        """See `Study.require_free`."""
+        ModelStudy.require_free(self.as_begun(out), out)
 
     def has_begun(self, out: Path) -> bool:
         """See `Study.has_begun`. A capture without layers was refused and does not count."""
@@ -116,10 +146,10 @@ class Experiment(Runner[C]):
     """
 
     def __init__(self, study: C, out: Path, execution: Execution | None = None) -> None:
-        super().__init__(study, out, execution)
+        super().__init__(study.as_begun(out), out, execution)
         self._sets: dict[ImagesConfig, dict[str, ImageSet]] = {}
-        self.rules = study.rules()
-        self.shown = shown_matchings(study.matchings)
+        self.rules = self.study.rules()
+        self.shown = shown_matchings(self.study.matchings)
 
     # Experiments define some of these
 
@@ -162,7 +192,14 @@ class Experiment(Runner[C]):
             require_there()
             subject = self.subject(number, title, model)
             require_there()
-            rows += self.compare(subject)
+            entry = self.entry(title)
+            facts = {"network": entry.network, "untrained": entry.is_untrained(title)}
+            rows += [row | facts for row in self.compare(subject)]
+        if not rows:
+            raise MatchingError(
+                f"matchings: {', '.join(self.study.matchings)} needs tokens that no layer of any model has; add "
+                f"pooled, max or optimal, or probe layers of a transformer with a class token"
+            )
         require_there()
         # Give every row the same keys, in order of first appearance.
         keys = list(dict.fromkeys(key for row in rows for key in row))
@@ -203,7 +240,7 @@ class Experiment(Runner[C]):
         kinds = set()
         for number, title in enumerate(dict.fromkeys(row["model"] for row in self.open().table)):
             entry = self.entry(title)
-            kind = self.study.models.index(entry), entry.control and base_title(title) == entry.control_title
+            kind = self.study.models.index(entry), base_title(title) in entry.controls
             if kind not in kinds:
                 kinds.add(kind)
                 yield self.subject(number, title)
@@ -223,13 +260,17 @@ class Experiment(Runner[C]):
                 model, images, self.layers(title), file, study.dtype, study.batch_size, study.reading(), self.execution
             )  # fmt: skip
         layers = {name: self.choose_layers(captured) for name, captured in captures.items()}
-        published = entry.source if entry.weights == "default" and title != entry.control_title else None
+        published = entry.source if entry.weights == "default" and title not in entry.controls else None
         folder = subject_folder(self.folder, number, title)
         return Subject(title, model, published, self.images(entry), layers, folder, self._owner(layers))
 
     def timed_methods(self) -> list[Matching]:
-        """All but those of means over locations, which take no time to speak of."""
-        return [rule.matching for rule in self.rules.values() if not rule.pooled]
+        """All but those of baselines with one vector per image, which take no time to speak of."""
+        return [rule.matching for rule in self.rules.values() if not rule.vector]
+
+    def rules_of(self, layer: CapturedLayer) -> dict[tuple[str, str], SimilarityRule]:
+        """The rules that apply to a layer, by (matching, kernel)."""
+        return {key: rule for key, rule in self.rules.items() if rule.applies_to(layer)}
 
     def images_of(self, entry: Any) -> dict[str, ImageSet]:
         """See `Runner.images_of`."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.errors import ComparisonError
@@ -13,7 +15,9 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.pairs.compute import rsm
 from rsm_probe.pairs.on_disk import match_on_disk
 from rsm_probe.paper.similarity_rules import SimilarityRule, in_tiles
+from rsm_probe.runs.pieces import once
 from rsm_probe.similarity import RSM, Centering
+from rsm_probe.storage.files import Arrays
 
 
 def similarity_values(
@@ -31,7 +35,7 @@ def similarity_values(
         x: the images in the rows.
         y: the images in the columns; None to compare the images of x with each other.
         rule: how two images are compared.
-        store: a folder for matched products, from which an interrupted call resumes.
+        store: a folder for matched products, from which an interrupted call resumes; vectors are stored beside it.
         centering: see `rsm_probe.rsm`.
         tile: see `in_tiles`.
         execution: how pairs are matched.
@@ -42,9 +46,10 @@ def similarity_values(
     Raises:
         ComparisonError: products are not finite.
     """
-    if rule.pooled:
-        columns = None if y is None else y.pooled[:, None].float()
-        pairs = rsm(x.pooled[:, None].float(), columns, rule.matching, "linear", centering).dataset
+    if rule.vector:
+        rows = _vectors(x, rule, store.with_name(f"{store.stem}-x.npz"))
+        columns = None if y is None else _vectors(y, rule, store.with_name(f"{store.stem}-y.npz"))
+        pairs = rsm(rows, columns, rule.matching, "linear", centering).dataset
     else:
         # Load everything at once, so that damaged or missing tiles are found before they are used.
         pairs = RSM.from_pairs(match_on_disk(x, y, store, rule.matching, centering, None, False, execution)).dataset
@@ -53,6 +58,17 @@ def similarity_values(
         raise ComparisonError(f"layer {x.name}: products of some images are not finite: its values are too large")
     values = in_tiles(rule.kernel, pairs["product"].values, norms, y is None, tile)
     return values / x.shape[1] if rule.per_location else values
+
+
+def _vectors(layer: CapturedLayer, rule: SimilarityRule, file: Path) -> Tensor:
+    """One vector per image as tokens of one location, (N, 1, C) float32; `file` keeps it for the other kernels."""
+    if rule.vector == "mean":  # captures hold it
+        return layer.pooled[:, None].float()
+
+    def make() -> Arrays:
+        return {"vectors": layer.vectors(rule.vector).float().numpy()}
+
+    return torch.from_numpy(once(file, f"{rule.vector} of {layer.provenance}", make)["vectors"])[:, None]
 
 
 def nearest_images(

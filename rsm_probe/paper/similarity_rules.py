@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
+from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.errors import MatchingError, look_up
-from rsm_probe.matching import Identity, LateInteraction, Matching, get_matching, matching_names
+from rsm_probe.matching import Identity, LateInteraction, Matching, Translation, get_matching, matching_names
 from rsm_probe.similarity.kernels import Kernel, Linear, get_kernel
 
-# A baseline: the kernel compares the means over locations, as after global average pooling.
-POOLED = "pooled"
+# Baselines that compare one vector per image -> the kind of vector, as in `rsm_probe.forward.token_kinds`.
+CLASS_TOKEN = "class-token"
+VECTORS = {"pooled": "mean", "max": "max", "gem": "gem", CLASS_TOKEN: "class"}
 # The matchings of semantic (permutation-invariant) RSMs; the identity gives spatio-semantic RSMs.
 SEMANTIC = ("optimal", "batch-optimal")
-_TITLES = {"identity": "none", "optimal": "PI", "batch-optimal": "PI (Batch-Optimal)"}
+_TITLES = {
+    "identity": "none",
+    "optimal": "PI",
+    "batch-optimal": "PI (Batch-Optimal)",
+    "rewindowed": "PI (rewindowed)",
+    "pooled": "average pooling",
+    "max": "max pooling",
+    "gem": "GeM pooling",
+    CLASS_TOKEN: "class token",
+    "late-interaction": "late interaction",
+}
 
 
 @dataclass(frozen=True)
@@ -23,23 +35,27 @@ class SimilarityRule:
     """How to compute the similarity of two images.
 
     Attributes:
-        name: name of the matching, or "pooled".
-        matching: the matching of locations.
+        name: name of the matching, or of the baseline.
+        matching: the matching of locations; the identity for vectors.
         kernel: turns the matched product into a similarity.
-        pooled: whether to compare the means over locations instead of the locations.
+        vector: the kind of the one vector per image that is compared instead of the locations; "" for locations.
         per_location: whether to divide the product by the number of locations.
     """
 
     name: str
     matching: Matching
     kernel: Kernel
-    pooled: bool = False
+    vector: str = ""
     per_location: bool = False
 
     @property
     def products_name(self) -> str:
         """The name under which products are stored; kernels with the same products share it."""
         return f"{self.name}-unit" if self.per_location else self.name
+
+    def applies_to(self, layer: CapturedLayer) -> bool:
+        """Whether a layer has the tokens that are compared."""
+        return self.vector != VECTORS[CLASS_TOKEN] or layer.has_class_token
 
 
 def similarity_rule(name: str, kernel: str) -> SimilarityRule | None:
@@ -48,8 +64,14 @@ def similarity_rule(name: str, kernel: str) -> SimilarityRule | None:
     Late interaction under the cosine kernel is the mean, over locations, of the cosine with the most similar location
     of the second image. It is undefined under an RBF kernel.
 
+    Baselines compare one vector per image: "pooled", the mean over locations (global average pooling); "max", the
+    maximum over locations of each channel; "gem", the generalised mean ((1/S) sum z^3)^(1/3) of values that are raised
+    to 1e-6 first (Radenovic et al., 2019); or "class-token", the first token beside the locations. Negative values do
+    not count in GeM pooling: in a layer that ends without a ReLU (linear bottlenecks, transformer blocks), it ignores
+    all that is below 0.
+
     Args:
-        name: name of a matching, or "pooled".
+        name: name of a matching, or of a baseline.
         kernel: name of a kernel; see `get_kernel`.
 
     Returns:
@@ -60,8 +82,8 @@ def similarity_rule(name: str, kernel: str) -> SimilarityRule | None:
         ComparisonError: unknown kernel.
     """
     similarity = get_kernel(kernel)
-    if name == POOLED:
-        return SimilarityRule(name, Identity(), similarity, pooled=True)
+    if name in VECTORS:
+        return SimilarityRule(name, Identity(), similarity, vector=VECTORS[name])
     _, method = get_matching(name)
     if method.one_to_one or not similarity.needs_norms:
         return SimilarityRule(name, method, similarity)
@@ -71,12 +93,12 @@ def similarity_rule(name: str, kernel: str) -> SimilarityRule | None:
 
 
 def known_rule(name: str) -> str:
-    """Check that a name is that of a matching or "pooled", and return it.
+    """Check that a name is that of a matching or baseline, and return it.
 
     Raises:
         MatchingError: the name is unknown.
     """
-    return look_up(name, {name: name for name in (*matching_names(), POOLED)}, "matching", MatchingError)
+    return look_up(name, {name: name for name in (*matching_names(), *VECTORS)}, "matching", MatchingError)
 
 
 def matching_title(name: str) -> str:
@@ -84,9 +106,26 @@ def matching_title(name: str) -> str:
     return _TITLES.get(name, name)
 
 
-def shown_matchings(names: Iterable[str]) -> list[str]:
+def semantic_matching(names: Collection[str]) -> str | None:
+    """The matching whose semantic RSM is compared with all others: "optimal", else the first that is semantic.
+
+    Returns:
+        Its name; None if no matching is permutation-invariant and one to one.
+    """
+    return next((name for name in ("optimal", *names) if name in names and _is_semantic(name)), None)
+
+
+def _is_semantic(name: str) -> bool:
+    if name in VECTORS:
+        return False
+    _, method = get_matching(name)
+    return method.one_to_one and not method.is_identity and not isinstance(method, Translation)
+
+
+def shown_matchings(names: Collection[str]) -> list[str]:
     """The matchings that figures of RSMs and neighbours show side by side: at most two, without baselines."""
-    return [name for name in names if name == "identity" or name in SEMANTIC][:2]
+    semantic: Collection[str | None] = [name for name in names if name in SEMANTIC] or [semantic_matching(names)]
+    return [name for name in names if name == "identity" or name in semantic][:2]
 
 
 def in_tiles(

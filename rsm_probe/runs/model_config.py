@@ -28,6 +28,7 @@ from rsm_probe.runs.fields import (
     Seed,
     Tokens,
 )
+from rsm_probe.runs.untrained import as_twin, twin_titles
 from rsm_probe.sources import TrainingConfig, build_network, train_or_load
 from rsm_probe.sources.checkpoint_sequences import checkpoint_files, checkpoint_title, default_name, load_sequence
 from rsm_probe.sources.loading import load_model
@@ -99,7 +100,11 @@ class ModelConfig(Config):
         description="for a recipe: use the network once per number, with this many of its last stages dilated instead "
         "of strided, so that the same weights give more locations",
     )
-    control: bool = Field(default=False, description="also use the untrained model, as NAME-untrained")
+    control: bool | Annotated[tuple[Seed, ...], Distinct] = Field(
+        default=False,
+        description="also use the untrained model, as NAME-untrained; a list of seeds for several of them, as "
+        "NAME-untrained-SEED",
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -171,14 +176,12 @@ class ModelConfig(Config):
 
     def titled(self, seed: int) -> str:
         """The title of the network with a seed; one without `name` is named as by `load_model`."""
-        default = "resnet" if self.recipe is not None else default_name(self.source, self.checkpoint_files)
-        name = self.name or default
-        return f"{name}-{seed}" if len(self.seeds) > 1 else name
+        return f"{self.network}-{seed}" if len(self.seeds) > 1 else self.network
 
     def titles(self) -> list[str]:
         """The titles of all models of this entry, in loading order."""
         names = [title for seed in self.seeds for title in self.step_titles(seed) or [self.titled(seed)]]
-        names += [self.control_title] if self.control else []
+        names += self.controls
         return [f"{name}{DILATED}{dilated}" if dilated else name for name in names for dilated in self.dilated]
 
     @property
@@ -211,17 +214,29 @@ class ModelConfig(Config):
 
     def _networks(self) -> list[tuple[str, int, TrainingConfig | None]]:
         """Title, seed and recipe of each network, the control last."""
+        changes: dict[str, Any] = {"steps": 0, "expected_accuracy": 0.0, "checkpoints": None}
+        untrained = self.recipe and self.recipe.model_copy(update=changes)
         networks = [(self.titled(seed), seed, self.recipe) for seed in self.seeds]
-        if self.control:
-            changes: dict[str, Any] = {"steps": 0, "expected_accuracy": 0.0, "checkpoints": None}
-            untrained = self.recipe and self.recipe.model_copy(update=changes)
-            networks.append((self.control_title, self.seeds[0], untrained))
-        return networks
+        return networks + [(title, seed, untrained) for title, seed in self.controls.items()]
 
     @property
-    def control_title(self) -> str:
-        """The title of the untrained model."""
-        return control_title(self.name)
+    def controls(self) -> dict[str, int]:
+        """Title -> seed of the untrained models, dilated ones apart."""
+        given = self.control if isinstance(self.control, tuple) else self.seeds[:1] if self.control else ()
+        return dict(zip(twin_titles(self.name, given), given, strict=True))
+
+    @property
+    def network(self) -> str:
+        """The name that all models of this entry share."""
+        return self.name or ("resnet" if self.recipe is not None else default_name(self.source, self.checkpoint_files))
+
+    def is_untrained(self, title: str) -> bool:
+        """Whether the model of a title is a control, has random weights, or is a network before its first step."""
+        title = base_title(title)
+        if title in self.controls or self.recipe is None:
+            return title in self.controls or (self.weights is None and self.checkpoints is None)
+        at_start = {names[0] for seed in self.seeds if (names := self.step_titles(seed)) and self.steps[0] == 0}
+        return self.recipe.steps == 0 or title in at_start
 
     def layers_or(self, layers: str | Sequence[str]) -> str | list[str]:
         """The layers of this model, by default those of the study."""
@@ -252,9 +267,14 @@ class ModelConfig(Config):
             StorageError: the folder holds a different network with that name, or cannot be written.
         """
         execution, absent = execution or Execution(), [] if train else self.missing_networks(networks)
+        trained: LoadedModel | None = None
         for title, seed, recipe in self._networks():
             if recipe is None:
                 for name, model in self._of_source(title, seed).items():
+                    if not self.is_untrained(title):
+                        trained = model
+                    elif trained is not None:
+                        model = as_twin(model, trained, self.source or "its checkpoint")
                     yield name, model, None
                 continue
             if title in absent:
@@ -277,7 +297,7 @@ class ModelConfig(Config):
             return self.model_copy(update={"source": file, "checkpoints": None}).load_source(self.weights)
 
         with self.naming_paths(self.source, self.weights, *files.values()):
-            if self.control and title == self.control_title:
+            if title in self.controls:
                 return {title: self.load_source(None, seed)}
             if files:
                 return load_sequence(title, files, load, self.source is not None)
@@ -345,11 +365,6 @@ def named_function(forward: str | None) -> FileFunction | None:
 def _runs_code(source: str | None) -> bool:
     library = (source or "").partition(":")[0]
     return Path(library).suffix == ".py" or library == "torch.hub"
-
-
-def control_title(name: str) -> str:
-    """The title of a model's untrained control."""
-    return f"{name}-untrained"
 
 
 def base_title(title: str) -> str:

@@ -92,7 +92,7 @@ class SweepConfig(TimedStudy):
 def _control(entry: ModelConfig) -> str | None:
     """The title of the untrained model of an entry, if it has one: its control, or its first seed before training."""
     if entry.control:
-        return entry.control_title
+        return next(iter(entry.controls))
     return entry.step_titles(entry.seeds[0])[0] if entry.steps[:1] == [0] else None
 
 

@@ -14,7 +14,7 @@ from rsm_probe.similarity.kernels import RBF, Cosine
 
 def test_names_become_rules():
     assert similarity_rule("optimal", "cosine").matching.name == "optimal"
-    assert similarity_rule("pooled", "rbf").pooled
+    assert similarity_rule("pooled", "rbf").vector == "mean"
     late = similarity_rule("late-interaction", "cosine")
     assert late.matching == LateInteraction(unit_length=True)
     assert (late.kernel.name, late.per_location) == ("linear", True)

@@ -24,6 +24,7 @@ from rsm_probe.paper.approximation.figures import PicturedShares, approximation_
 from rsm_probe.paper.approximation.report import approximation_report
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Rules, Subject
 from rsm_probe.paper.published_numbers import TABLE5
+from rsm_probe.paper.similarity_rules import VECTORS
 from rsm_probe.runs.fields import Count, Distinct, Images, Matchings
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.pieces import stacked
@@ -72,7 +73,7 @@ class ApproximationConfig(ExperimentConfig):
         if len(set(names)) < len(names):
             raise ValueError("solvers: optimal is always included, and no method may be named twice")
         for name in names:
-            if name == "pooled" or not get_matching(name)[1].one_to_one:
+            if name in VECTORS or not get_matching(name)[1].one_to_one:
                 raise ValueError(
                     f"matchings: {name} does not match locations one to one, so it has no share of the optimum"
                 )

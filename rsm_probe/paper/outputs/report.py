@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from rsm_probe.paper.by_matching import comparison_table, paper_note
+from rsm_probe.paper.semantic_differences import semantic_differences
 from rsm_probe.runs.tables import TableResult, accuracy_line, escaped, kernel_title, with_interval
 
 _INTRODUCTION = """# Output similarity (paper, section 4.3 and appendix E; Tables 1 and 4)
@@ -27,6 +28,8 @@ def outputs_report(result: TableResult, accuracies: Mapping[str, float]) -> str:
         table = comparison_table(rows, cell, f"{name}_gain", f"{name}_paper")
         sentences = [sentence for kernel in settings["kernels"] if (sentence := _sentence(result, name, kernel))]
         parts += [f"## {heading}\n", table, *sentences, ""]
+    measures = {f"{name}_difference": (f"Correlation with JSD ({name})", True) for name in ("pearson", "spearman")}
+    parts.append(semantic_differences(rows, measures, settings))
     stated = any(not math.isnan(row[f"{name}_paper"]) for row in rows for name in ("pearson", "spearman"))
     meaning = (
         "the paper's value for the model of this name. The images here come from "

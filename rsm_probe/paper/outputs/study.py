@@ -89,6 +89,8 @@ class OutputsRunner(Experiment[OutputsConfig]):
     def compare(self, subject: Subject) -> list[Row]:
         """Make one row per kernel and matching, with both correlations."""
         divergence, similarities = self.pairs(subject)
+        if not similarities:
+            return []
         measured = {name: self._correlations(measure, divergence, similarities) for name, measure in MEASURES.items()}
         (layer,) = subject.layers["images"].values()
         rows: list[Row] = []
@@ -100,7 +102,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
             for name, values in measured.items():
                 stated = correlation_number(self._paper_table(name, len(layer)), subject.source, kernel, matching)
                 row |= values[matching, kernel] | {f"{name}_paper": stated}
-            rows.append(row)
+            rows.append(row | {"semantic": self.study.semantic or ""})
         return rows
 
     def pairs(self, subject: Subject) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
@@ -115,7 +117,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
         study = self.study
         return divergence, {
             key: similarity_values(layer, None, rule, file, study.centering, study.tile, self.execution)
-            for key, rule in self.rules.items()
+            for key, rule in self.rules_of(layer).items()
             for file in [subject.folder / f"{rule.products_name}.zarr"]
         }
 
@@ -152,11 +154,12 @@ class OutputsRunner(Experiment[OutputsConfig]):
     def _correlations(
         self, measure: str, divergence: np.ndarray, similarities: Mapping[tuple[str, str], np.ndarray]
     ) -> dict[tuple[str, str], Row]:
-        """Compute value, interval and difference from the identity for every rule.
+        """Compute value, interval, gain over the identity and difference of the semantic RSM for every rule.
 
         The bootstrap draws images rather than pairs, because pairs share images. All rules see the same draws.
         """
         name, study, keys = measure.removeprefix("rsa-"), self.study, list(similarities)
+        semantic = study.semantic
         stack = np.stack(list(similarities.values()))
         values = get_measure(measure).grid(stack, divergence[None])[:, 0]
         samples = bootstrap_samples(stack, divergence[None], measure, study.repeats, study.seed)[:, :, 0]
@@ -166,6 +169,9 @@ class OutputsRunner(Experiment[OutputsConfig]):
             if ("identity", kernel) in keys:
                 base = keys.index(("identity", kernel))
                 measured[f"{name}_gain"] = values[number] - values[base], samples[:, number] - samples[:, base]
+            if semantic is not None:
+                best = keys.index((semantic, kernel))
+                measured[f"{name}_difference"] = values[best] - values[number], samples[:, best] - samples[:, number]
             row: Row = {}
             for key, (value, drawn) in measured.items():
                 low, high = interval(drawn, study.level)

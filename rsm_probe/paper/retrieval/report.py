@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from rsm_probe.paper.by_matching import comparison_table, distinct, paper_note
+from rsm_probe.paper.semantic_differences import semantic_differences
 from rsm_probe.paper.similarity_rules import matching_title
-from rsm_probe.runs.model_config import base_title, control_title
 from rsm_probe.runs.tables import Row, TableResult, accuracy_line, escaped, kernel_title, with_interval
 
 
@@ -33,11 +33,12 @@ def retrieval_report(result: TableResult, accuracies: Mapping[str, float]) -> st
         best = comparison_table(rows, partial(with_interval, value="best", low="best_low", high="best_high"))
         parts += [f"## {what}@1 in a database of {size} images\n", scores]
         parts += [f"## Best of {top} in a database of {size} images\n", best]
+    measures = {"difference": (f"{what}@1", False), "best_difference": (f"Best of {top}", False)}
+    parts.append(semantic_differences(result.table, measures, settings, ["database"]))
     parts.append("## Conclusions from the intervals\n")
-    controls = {control_title(entry["name"]) for entry in settings["models"] if entry["control"]}
     for kind, untrained in (("", False), (", untrained", True)):
         for kernel in settings["kernels"]:
-            rows = [r for r in result.select(kernel=kernel) if (base_title(r["model"]) in controls) == untrained]
+            rows = result.select(kernel=kernel, untrained=untrained)
             parts += [f"- {kernel_title(kernel)}{kind}: {line}" for line in conclusions(rows, f"{what}@1")]
     parts.append("\nThe cells of a table share queries and database, so they are not independent evidence.")
     stated = any(not math.isnan(row["paper"]) for row in result.table)
@@ -47,24 +48,21 @@ def retrieval_report(result: TableResult, accuracies: Mapping[str, float]) -> st
 
 
 def conclusions(rows: Sequence[Row], what: str) -> list[str]:
-    """Say for each matching in how many cells it is better or worse than identity and optimal matching.
+    """Say for each matching in how many cells it is better or worse than the identity.
 
     Args:
-        rows: rows with `gain` (the difference from identity), `behind` (the difference from optimal matching) and
-            their intervals.
+        rows: rows with `gain` (the difference from the identity) and its interval.
         what: name of the score.
     """
     lines = []
     for name in distinct(rows, "matching"):
-        for key, against in (("gain", "identity"), ("behind", "optimal")):
-            cells = [row for row in rows if row["matching"] == name and not math.isnan(row.get(key, math.nan))]
-            if name in ("identity", against) or not cells:
-                continue
-            above = sum(row[f"{key}_low"] > 0 for row in cells)
-            below = sum(row[f"{key}_high"] < 0 for row in cells)
-            mine, other = matching_title(name), matching_title(against)
-            lines.append(
-                f"{what} of *{mine}* is significantly above that of *{other}* in {above} of {len(cells)} cells, "
-                f"significantly below it in {below}, and inconclusive in the rest."
-            )
+        cells = [row for row in rows if row["matching"] == name and not math.isnan(row.get("gain", math.nan))]
+        if name == "identity" or not cells:
+            continue
+        above = sum(row["gain_low"] > 0 for row in cells)
+        below = sum(row["gain_high"] < 0 for row in cells)
+        lines.append(
+            f"{what} of *{matching_title(name)}* is significantly above that of *{matching_title('identity')}* in "
+            f"{above} of {len(cells)} cells, significantly below it in {below}, and inconclusive in the rest."
+        )
     return lines

@@ -155,14 +155,14 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         """
         groups = videos(subject.images["queries"]), videos(subject.images["database"])
         neighbours: dict[tuple[str, str], dict[int, np.ndarray]] = {}
-        for (matching, kernel), rule in self.rules.items():
+        for (matching, kernel), rule in self.rules_of(self._layers(subject, number)[0]).items():
             # All database sizes share the similarities, which are computed on first use.
             values = cache(lambda rule=rule: self._similarities(subject, number, rule))
             for size in self.study.database_sizes:
                 file = subject.folder / f"{number:03d}-{matching}-{kernel}-{size}.npz"
 
                 def search(size: int = size, rule: SimilarityRule = rule, values: Any = values) -> Arrays:
-                    if self.study.exact_top and rule.matching.one_to_one and not rule.pooled:
+                    if self.study.exact_top and rule.matching.one_to_one and not rule.vector:
                         return {"places": self._exact(subject, number, rule, groups)}
                     return {"places": nearest_images(values()[:, :size], self.study.top, groups)}
 
@@ -227,18 +227,22 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         kernel: str,
         groups: Sequence[str],
     ) -> Row:
-        """Make the row of one rule, with its differences from identity and optimal matching."""
+        """Make the row of one rule: its gain over the identity, and how far the semantic RSM is above it."""
         first, best = scores[matching, kernel]
         measured = {"score": first, "best": best}
         for name, against in (("gain", "identity"), ("behind", "optimal")):
             if (against, kernel) in scores:
                 measured[name] = first - scores[against, kernel][0]
+        semantic = self.study.semantic
+        if semantic is not None:
+            measured["difference"] = scores[semantic, kernel][0] - first
+            measured["best_difference"] = scores[semantic, kernel][1] - best
         row: Row = {"kernel": kernel, "matching": matching}
         for name, values in measured.items():
             ends = ("low", "high") if name == "score" else (f"{name}_low", f"{name}_high")
             means = mean_interval(values, self.study.repeats, self.study.level, self.study.seed, groups)
             row |= dict(zip((name, *ends), means, strict=True))
-        return row | {"queries": int((~np.isnan(first)).sum())}
+        return row | {"queries": int((~np.isnan(first)).sum()), "semantic": semantic or ""}
 
     def picture(self, subject: Subject) -> PicturedNeighbours:
         """Collect the nearest images of some queries under one kernel, and the matched locations of the first."""

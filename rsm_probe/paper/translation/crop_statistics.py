@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,16 +63,16 @@ class Crops:
         pairs = self.values(similarities, OVERLAPPING), self.values(similarities, others)
         return auroc_samples(*pairs, self._weights[OVERLAPPING], self._weights[others])
 
-    def statistics(self, similarities: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
+    def statistics(self, similarities: np.ndarray, samples: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Compute the columns of the table for the RSMs of a layer.
 
         Args:
             similarities: (batches, 2 n, 2 n): n upper crops, then n lower ones.
-            samples: bootstrap samples of their AUROC against unrelated crops.
+            samples: kind of crops, unrelated and apart -> bootstrap samples of their AUROC against it.
         """
         positive, negative, apart = (self.values(similarities, kind) for kind in (OVERLAPPING, UNRELATED, APART))
-        low, high = interval(samples, self._level)
-        apart_low, apart_high = interval(self.samples(similarities, APART), self._level)
+        low, high = interval(samples[UNRELATED], self._level)
+        apart_low, apart_high = interval(samples[APART], self._level)
         return {
             "auroc": auroc(positive, negative), "low": low, "high": high, "d_prime": d_prime(positive, negative),
             "apart": auroc(positive, apart), "apart_low": apart_low, "apart_high": apart_high,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 
 from rsm_probe.paper.by_matching import comparison_table, distinct
+from rsm_probe.paper.semantic_differences import semantic_differences
 from rsm_probe.runs.tables import TableResult, accuracy_line, kernel_title, shown, with_interval
 
 _INTRODUCTION = """# Translation sensitivity (paper, section 4.1, Figure 2; appendix B, Figure 7)
@@ -37,4 +39,11 @@ def translation_report(result: TableResult, accuracies: Mapping[str, float]) -> 
             "How often the partner is the most similar crop:\n",
             comparison_table(rows, lambda row: shown(row["partner_first"], 2), kernels=False),
         ]
+    measures = {
+        "difference": ("AUROC against crops of different photographs", False),
+        "apart_difference": ("AUROC against crops of different parts of the same photograph", False),
+    }
+    if all(math.isnan(row["apart"]) for row in result.table):
+        del measures["apart_difference"]
+    parts.append(semantic_differences(result.table, measures, settings))
     return "\n".join(part for part in parts if part)

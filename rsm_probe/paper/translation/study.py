@@ -17,7 +17,7 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.pairs.compute import rsm
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.similarity_rules import SimilarityRule
-from rsm_probe.paper.translation.crop_statistics import OVERLAPPING, UNRELATED, Crops
+from rsm_probe.paper.translation.crop_statistics import APART, OVERLAPPING, UNRELATED, Crops
 from rsm_probe.paper.translation.figures import PicturedCrops, translation_figures
 from rsm_probe.paper.translation.report import translation_report
 from rsm_probe.runs.fields import AtLeastTwo, Edge, Images
@@ -86,19 +86,31 @@ class TranslationRunner(Experiment[TranslationConfig]):
         crops = self.crops(subject.images["crops"])
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["crops"].values()):
-            aligned: dict[str, tuple[float, np.ndarray]] = {}
-            for (matching, kernel), rule in self.rules.items():
+            measured: dict[tuple[str, str], Row] = {}
+            samples: dict[tuple[str, str], Mapping[str, np.ndarray]] = {}
+            for (matching, kernel), rule in self.rules_of(layer).items():
                 values = self.similarities(subject, number, layer, rule)
-                samples = crops.samples(values, UNRELATED)
-                row: Row = {
+                key = matching, kernel
+                samples[key] = {kind: crops.samples(values, kind) for kind in (UNRELATED, APART)}
+                measured[key] = {
                     "model": subject.title, "layer": layer.name, "locations": layer.shape[1], "kernel": kernel,
-                    "matching": matching, **crops.statistics(values, samples),
+                    "matching": matching, **crops.statistics(values, samples[key]),
                 }  # fmt: skip
-                value, others = aligned.setdefault(kernel, (row["auroc"], samples))
-                if "identity" in self.study.matchings:
-                    row["gain"] = row["auroc"] - value
-                    row["gain_low"], row["gain_high"] = interval(samples - others, self.study.level)
-                rows.append(row)
+            for (matching, kernel), row in measured.items():
+                # All rules are drawn from the same photographs.
+                for name, first, second, (value, kind) in (
+                    ("gain", matching, "identity", ("auroc", UNRELATED)),
+                    ("difference", self.study.semantic, matching, ("auroc", UNRELATED)),
+                    ("apart_difference", self.study.semantic, matching, ("apart", APART)),
+                ):
+                    if first is not None and second in self.study.matchings:
+                        one, other = (first, kernel), (second, kernel)
+                        low, high = interval(samples[one][kind] - samples[other][kind], self.study.level)
+                        row |= {
+                            name: measured[one][value] - measured[other][value], f"{name}_low": low,
+                            f"{name}_high": high,
+                        }  # fmt: skip
+                rows.append(row | {"semantic": self.study.semantic or ""})
         return rows
 
     def crops(self, images: ImageSet) -> Crops:
@@ -132,11 +144,14 @@ class TranslationRunner(Experiment[TranslationConfig]):
         study, total = self.study, len(layer) // 2
         upper = slice(number * study.batch, (number + 1) * study.batch)
         lower = slice(total + upper.start, total + upper.stop)
-        tokens = torch.cat([layer.tokens(upper), layer.tokens(lower)])
-        tokens = tokens.mean(dim=1, keepdim=True) if rule.pooled else tokens
+        if rule.vector in ("", "mean"):
+            tokens = torch.cat([layer.tokens(upper), layer.tokens(lower)])
+            tokens = tokens.mean(dim=1, keepdim=True) if rule.vector else tokens
+        else:
+            tokens = torch.cat([layer.vectors(rule.vector, part) for part in (upper, lower)])[:, None].float()
         pairs = rsm(
             tokens, None, rule.matching, "linear", study.centering,
-            grid=None if rule.pooled else layer.grid, workers=study.workers, memory=study.memory,
+            grid=None if rule.vector else layer.grid, workers=study.workers, memory=study.memory,
         ).dataset  # fmt: skip
         return {"products": pairs["product"].values, "norms": pairs["norm_a"].values}
 

@@ -87,6 +87,14 @@ class LoadedModel:
                 ) from error
         return digest.hexdigest()
 
+    def prepares_like(self, other: LoadedModel) -> bool:
+        """Whether both make the same tensor of a reference image.
+
+        Raises:
+            ModelError: a preprocessing does not take images.
+        """
+        return torch.equal(self._preprocessed(_REFERENCE_IMAGE), other._preprocessed(_REFERENCE_IMAGE))
+
     @property
     def device(self) -> torch.device:
         """The device of the first parameter; the CPU for models without parameters."""
