@@ -27,7 +27,7 @@ from rsm_probe.paper.similarity_rules import (
     shown_matchings,
     similarity_rule,
 )
-from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each
+from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each_named
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title
 from rsm_probe.runs.run_folder import run_folder
@@ -42,7 +42,7 @@ _DEFAULT_BEFORE = ("identity", "optimal", "pooled")
 # Earlier versions cut titles to this length in folder names.
 _LONGEST_BEFORE = 200
 
-Rules = Annotated[tuple[str, ...], AfterValidator(each(known_rule)), Distinct]
+Rules = Annotated[tuple[str, ...], AfterValidator(each_named(known_rule)), Distinct]
 
 
 class SubjectConfig(ModelConfig):

@@ -93,11 +93,13 @@ def similarity_rule(name: str, kernel: str) -> SimilarityRule | None:
 
 
 def known_rule(name: str) -> str:
-    """Check that a name is that of a matching or baseline, and return it.
+    """Return the name under which results have a matching, which may have options, or a baseline.
 
     Raises:
         MatchingError: the name is unknown.
     """
+    if "(" in name:
+        return get_matching(name)[0]
     return look_up(name, {name: name for name in (*matching_names(), *VECTORS)}, "matching", MatchingError)
 
 

@@ -69,6 +69,18 @@ def each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return _checked(lambda values: [check(value) for value in values])
 
 
+def each_named(known: Callable[[str], str]) -> Callable[[Any], Any]:
+    """Make a validator that replaces each of several names by the one under which results have it."""
+
+    def validate(names: Any) -> Any:
+        try:
+            return tuple(known(name) for name in names)
+        except (RsmProbeError, OverflowError) as error:
+            raise ValueError(str(error)) from None
+
+    return validate
+
+
 def folder_names(entries: Any, taken: Collection[str]) -> Any:
     """Reject mappings with keys that cannot be names of folders within a run folder.
 
@@ -127,7 +139,7 @@ Tokens = Annotated[
     AfterValidator(_checked(token_kinds)),
     Field(description="vectors to compare: locations, class, mean, max, gem, or several of these"),
 ]
-Matchings = Annotated[tuple[str, ...], AfterValidator(each(get_matching)), Distinct]
+Matchings = Annotated[tuple[str, ...], AfterValidator(each_named(lambda name: get_matching(name)[0])), Distinct]
 Kernels = Annotated[tuple[str, ...], AfterValidator(each(get_kernel)), Distinct]
 Estimators = Annotated[tuple[str, ...], AfterValidator(each(get_estimator)), Distinct]
 # How models are called and read

@@ -23,7 +23,7 @@ from rsm_probe.errors import ConfigError, CostError, ModelError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import available_cores
 from rsm_probe.matching.matching import Matching
-from rsm_probe.matching.registry import get_matching
+from rsm_probe.matching.registry import get_matching, matching_label
 from rsm_probe.pairs.compute import rsm
 from rsm_probe.runs.fields import (
     Count,
@@ -300,7 +300,7 @@ class Runner(ABC, Generic[S]):
     def plan(self) -> StudyPlan:
         """Check everything, and estimate the cost; see `Study.plan`."""
         study, models = self.study, list[ModelPlan]()
-        methods = {method.name: method for method in self.timed_methods()}
+        methods = {matching_label(method): method for method in self.timed_methods()}
         entries = models_to_plan(study.models, self._checked(), self.networks)
         for title, (entry, model) in entries.items():
             sets = self.images_of(entry)

@@ -178,7 +178,7 @@ class PairsRunner(Runner[PairsConfig]):
         for number, layer in enumerate(rows):
             x, y = rows[layer], None if self.database is None else columns[layer]
             left[f"{title}/{layer}"] = {
-                get_matching(matching)[1].name: pairs_left(
+                matching: pairs_left(
                     x, y, f"{self.store}/{_pairs_path(title, number, matching)}", matching, study.centering, study.tile,
                     study.permutations, self.execution,
                 )
@@ -285,7 +285,7 @@ class PairsRunner(Runner[PairsConfig]):
 
 def _pairs_path(title: str, number: int, matching: str) -> str:
     """Where the pairs of a layer are, by its number, relative to the folder of all pairs."""
-    return f"pairs/{file_name(title)}/{number:03d}-{matching}.zarr"
+    return f"pairs/{file_name(title)}/{number:03d}-{file_name(matching)}.zarr"
 
 
 def _cka(rsm: RSM, aligned: RSM, where: str) -> float:

@@ -13,6 +13,7 @@ from pydantic import Field
 from rsm_probe.errors import StorageError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
+from rsm_probe.matching.registry import matching_label
 from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Kernels, Seed
 from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.runs.plan import ModelLeft, ModelPlan, StudyPlan
@@ -163,7 +164,7 @@ class SweepRunner(Runner[SweepConfig]):
 
     def sizes(self, models: Sequence[ModelPlan]) -> tuple[float, float]:
         """See `Runner.sizes`; on disk are the RSMs that are missing, and the result."""
-        study, methods = self.study, {method.name: method for method in self.study.matching_methods()}
+        study, methods = self.study, {matching_label(method): method for method in self.study.matching_methods()}
         cost, names = self._cost(models, self.execution.worker_count), [n for one in models for n in _layer_names(one)]
         if self.finished:
             return 0, 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
+from rsm_probe.matching.registry import matching_label
 from rsm_probe.runs.plan import ModelLeft
 from rsm_probe.sources.images.batches import BatchSource
 from rsm_probe.stored_products.product_store import ProductStore
@@ -52,14 +53,14 @@ def left_by_model(sweep: StoredSweep) -> dict[str, ModelLeft]:
     methods, complete, lacking = sweep.request.kinds.methods, sweep.complete, sweep.lacking_means()
     within, left = sum(map(pairs_within, sweep.batches)), dict[str, ModelLeft]()
     for model, layers in sweep.layers.items():
-        pairs = {f"{model}/{layer}": {method.name: 0 for method in methods.values()} for layer in layers}
+        pairs = {f"{model}/{layer}": {matching_label(method): 0 for method in methods.values()} for layer in layers}
         images = matched = 0
         for batch, works in zip(sweep.batches, sweep.work, strict=True):
             images += len(batch) * ((model in works) + (model in lacking and batch.part == 0))
             for layer, of_layer in works[model].layers.items() if model in works else ():
                 matched += pairs_within(batch)
                 for method in of_layer.values():
-                    pairs[f"{model}/{layer}"][method.name] += pairs_within(batch)
+                    pairs[f"{model}/{layer}"][matching_label(method)] += pairs_within(batch)
         words = f"{matched:,} of {within * len(layers):,} pairs are left to match"
         if model in complete:
             words = "complete"
