@@ -29,11 +29,11 @@ from rsm_probe.sources.images.registry import IMAGE_SETS, named_images
 from rsm_probe.sources.images_of_functions import images_in
 
 _Key = str | int | tuple[str | int, ...] | None
-# Keys of `rsm_probe.sources.composed`, which has their defaults. Where they are left out, they are not stored, so that
-# runs from before there were such keys continue.
-_COMPOSED = (
+# Keys of `rsm_probe.sources.composed` and `coco`, which have their defaults. Where they are left out, they are not
+# stored, so that runs from before there were such keys continue.
+_OPTIONS = (
     "cutouts", "backgrounds", "objects", "classes", "include", "exclude", "scale", "overlap", "jitter", "margin",
-    "background", "clutter",
+    "background", "clutter", "crowds",
 )  # fmt: skip
 
 
@@ -51,7 +51,11 @@ class ImagesConfig(Config):
     )
     root: ConfigPath = Field(default="data", description="folder of a published data set")
     annotations: str = Field(
-        default="EgoObjectsV1_unified_eval.json", description="egoobjects: the annotation file within root:"
+        default="EgoObjectsV1_unified_eval.json",
+        description="egoobjects: the annotation file within root:; coco: the JSON file, within root: or elsewhere",
+    )
+    crowds: bool | None = Field(
+        default=None, description="coco: count a crowd (iscrowd: 1) as one object; by default crowds are left out"
     )
     frames: Count = Field(
         default=1, description="scenes and composed: this many consecutive images show the same objects"
@@ -132,9 +136,16 @@ class ImagesConfig(Config):
         warn_of_folder(source, beside if beside.is_dir() else source)
         return source
 
+    @field_validator("annotations")
+    @classmethod
+    def _of_coco(cls, annotations: str, info: ValidationInfo) -> str:
+        return config_path(annotations, info) if info.data.get("source") == "coco" else annotations
+
     @model_validator(mode="after")
     def _fitting(self) -> ImagesConfig:
         images = named_images(self.source)
+        if self.source == "coco" and "annotations" not in self.model_fields_set:
+            raise ValueError("annotations: coco needs the JSON file with the annotations")
         if self.strict and not images.on_disk:
             raise ValueError("strict: applies to images on disk only; an embedded set has no broken files")
         if self.split == "all" and images.requires("split"):
@@ -143,7 +154,7 @@ class ImagesConfig(Config):
             raise ValueError(f"split: {self.source} has no splits; leave it out")
         if self.frames > 1 and not images.takes("frames"):
             raise ValueError(f"frames: applies to {_takers('frames')} only; for clips of a folder, write clips:")
-        for key in _COMPOSED:
+        for key in _OPTIONS:
             if getattr(self, key) is not None and not images.takes(key):
                 raise ValueError(f"{key}: applies to {_takers(key)} only")
             if getattr(self, key) is None and images.requires(key):
@@ -165,8 +176,8 @@ class ImagesConfig(Config):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the keys of `_COMPOSED` that are not said."""
-        return {key: value for key, value in handler(self).items() if key not in _COMPOSED or value is not None}
+        """Leave out the keys of `_OPTIONS` that are not said."""
+        return {key: value for key, value in handler(self).items() if key not in _OPTIONS or value is not None}
 
     @property
     def _runs_code(self) -> bool:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from rsm_probe.sources.images.image_set import ImageSet, Targets
     from rsm_probe.sources.images.loaders import ImageLoader
     from rsm_probe.sources.images.objects.annotated import cityscapes, egoobjects
+    from rsm_probe.sources.images.objects.coco import coco
     from rsm_probe.sources.images.objects.coco_writer import write_coco
     from rsm_probe.sources.images.objects.composed import composed
+    from rsm_probe.sources.images.objects.detections import from_detections
     from rsm_probe.sources.images.published import cifar100, class_folders
     from rsm_probe.sources.images.registry import EMBEDDED, IMAGE_SETS, NamedImageSet
     from rsm_probe.sources.images_of_functions import images_in
@@ -58,12 +60,14 @@ __all__ = [
     "cityscapes",
     "class_folders",
     "cluttered",
+    "coco",
     "composed",
     "crop_pairs",
     "digits",
     "egoobjects",
     "folder",
     "from_dataset",
+    "from_detections",
     "from_tensor",
     "images_address",
     "images_in",

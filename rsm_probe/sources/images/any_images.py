@@ -19,10 +19,11 @@ from rsm_probe.checks import brief, require_texts
 from rsm_probe.errors import ImageError, did_you_mean
 from rsm_probe.sources.images.clips import Clip, clip_reader, require_clips
 from rsm_probe.sources.images.contents.dataset_items import Key, image_of
-from rsm_probe.sources.images.contents.item_labels import ItemLabels, as_texts, label_reader, labels_of
+from rsm_probe.sources.images.contents.item_labels import ItemLabels, as_texts, first_and_last, label_reader, labels_of
 from rsm_probe.sources.images.folders import folder, folder_of_clips, from_paths
 from rsm_probe.sources.images.image_set import ImageSet, digest, pixel_bytes
 from rsm_probe.sources.images.loaders import ImageLoader
+from rsm_probe.sources.images.objects.item_objects import item_objects
 from rsm_probe.sources.images.origins import absolute_path
 from rsm_probe.sources.images.pixels import as_float_tensor, in_order, picture, recognised_axes
 
@@ -371,7 +372,8 @@ def from_dataset(
     """Make an image set from any sequence of images, or of tuples or mappings that contain one; see `image_of`.
 
     Labels that can be known without reading items are used (see `labels_of`), so that no image is decoded twice.
-    Others are read with the images, from the entry that holds them in the first and last item.
+    Others are read with the images, from the entry that holds them in the first and last item. So are the objects of
+    object detection (see `from_detections`), which become annotations.
 
     Args:
         dataset: the data set, with `__len__` and `__getitem__`.
@@ -404,7 +406,9 @@ def from_dataset(
     # Hashing all images would cost a whole decoding pass, so hash an evenly spaced sample.
     some = np.unique(np.linspace(0, count - 1, _FINGERPRINTED).astype(int))
     labels = labels_of(dataset) if label_key is None else []
-    reader = None if labels and all(labels) else label_reader(dataset, image_key, label_key)
+    known = bool(labels) and all(labels)
+    items = [] if known and not isinstance(dataset, list | tuple) else first_and_last(dataset)
+    reader = None if known else label_reader(dataset, items, image_key, label_key)
 
     def label(index: int, item: Any) -> str:
         return (labels[index] if labels else "") or ("" if reader is None else reader(item))
@@ -422,6 +426,7 @@ def from_dataset(
         [str(k) for k in range(count)],
         load,
         labels=labels if texts is None else texts,
+        annotations=item_objects(dataset, items) or (),
         content=lambda: digest(pixel_bytes(images[int(index)]) for index in some),
         extract=(lambda item: image_of(item, image_key)) if clips is None else clip_reader(clips, order, image_key),
     )

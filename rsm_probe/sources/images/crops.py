@@ -9,6 +9,7 @@ from PIL import Image
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.limits import require_edge
+from rsm_probe.sources.images.objects.item_objects import ItemObjects
 from rsm_probe.sources.images.published import resized
 
 
@@ -49,6 +50,7 @@ def crop_pairs(images: ImageSet, edge: int, crop: int) -> ImageSet:
         [f"{name}/{part}" for part in ("upper", "lower") for name in images.ids],
         load,
         labels=[*images.labels, *images.labels],
-        annotations=[*images.annotations, *images.annotations],
+        # Those of items say nothing about crops, and reading them would decode the images.
+        annotations=() if isinstance(images.annotations, ItemObjects) else [*images.annotations, *images.annotations],
         content=lambda: f"{images.content()} edge={edge} crop={crop}",
     ).made_by(crop_pairs, images=images, edge=edge, crop=crop)

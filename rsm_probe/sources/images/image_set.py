@@ -19,6 +19,7 @@ from rsm_probe.errors import ImageError, repeated
 from rsm_probe.sources.images.clips import Clip
 from rsm_probe.sources.images.contents.dataset_items import image_of
 from rsm_probe.sources.images.contents.item_labels import ItemLabels
+from rsm_probe.sources.images.objects.item_objects import ItemObjects
 from rsm_probe.sources.images.origins import Origin
 from rsm_probe.sources.images.pixels import tensor_bytes
 
@@ -66,15 +67,17 @@ class ImageSet:
         load: index -> PIL image, a tensor (C, H, W) that is ready for the model, or a `Clip` of these.
         labels: one label per image, as text; "" if unknown. Those that only items hold are read with the images.
         targets: answers to train for, if the set has any.
-        annotations: the objects in each image (class counts, boxes), if known.
+        annotations: the objects in each image (class counts, boxes), if known; see `rsm_probe.sources.images.objects`.
+            Those that only items hold are read with the items.
         skipped: file -> reason why it cannot be read; such files are not part of the set.
         content: returns text that changes whenever the images change, apart from their ids; called only when needed.
         extract: makes an image of what `load` returns; by default that is an image, or contains one.
+        sizes: width and height of each loaded image in pixels, if known without loading it.
         origin: how another process makes the same set; None if it cannot. Copies with other attributes have none.
 
     Raises:
-        ImageError: ids or labels are not text that can be stored, ids repeat, or the number of labels, targets or
-            annotations differs from the number of ids.
+        ImageError: ids or labels are not text that can be stored, ids repeat, or the number of labels, targets,
+            annotations or sizes differs from the number of ids.
     """
 
     name: str
@@ -86,6 +89,7 @@ class ImageSet:
     skipped: Mapping[str, str] = field(default_factory=dict)
     content: Callable[[], str] = str
     extract: Callable[[Any], Loaded] = image_of
+    sizes: Sequence[tuple[int, int]] = field(default=(), kw_only=True)
     origin: Origin | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +106,7 @@ class ImageSet:
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "labels", labels)
         counts = {"labels": len(labels), "annotations": len(self.annotations) or len(ids)}
+        counts["sizes"] = len(self.sizes) or len(ids)
         counts["targets"] = len(ids) if self.targets is None else len(self.targets.values)
         for what, count in counts.items():
             if count != len(ids):
@@ -117,7 +122,7 @@ class ImageSet:
         else:
             facts += [f"{len(kinds)} labels"] if (kinds := set(self.labels) - {""}) else []
         facts += ["targets"] if self.targets is not None else []
-        facts += ["annotations"] if self.annotations else []
+        facts += ["annotations"] if len(self.annotations) else []
         facts += [f"{len(self.skipped)} files skipped"] if self.skipped else []
         return f"ImageSet({brief(self.name)}: {', '.join(facts)}; ids {listed(self.ids, 3)})"
 
@@ -169,13 +174,16 @@ class ImageSet:
                 f"numpy.flatnonzero(mask)"
             )
         numbers = [range(len(self))[index] for index in array.tolist()]
-        labels = self.labels
+        labels, notes = self.labels, self.annotations
         part = self.changed(
             ids=[self.ids[k] for k in numbers],
             load=lambda index: self.load(numbers[index]),
             labels=labels.subset(numbers) if isinstance(labels, ItemLabels) else [labels[k] for k in numbers],
             targets=self.targets and Targets(self.targets.values[numbers], self.targets.choices),
-            annotations=[self.annotations[k] for k in numbers] if self.annotations else (),
+            annotations=notes.subset(numbers)
+            if isinstance(notes, ItemObjects)
+            else [notes[k] for k in numbers if notes],
+            sizes=[self.sizes[k] for k in numbers if self.sizes],
         )
         return part.made_by(_subset_of, images=self, indices=np.array(numbers, np.int32).tobytes())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,6 +15,7 @@ from rsm_probe.sources.images.clips import Clip
 from rsm_probe.sources.images.folders import folder, folder_of_clips
 from rsm_probe.sources.images.image_set import ImageSet, Loaded, Targets
 from rsm_probe.sources.images.limits import require_edge
+from rsm_probe.sources.images.objects.item_objects import ItemObjects
 from rsm_probe.sources.images.origins import absolute_path
 from rsm_probe.sources.images.pixels import to_rgb
 
@@ -159,6 +161,8 @@ def image_folder(
 def resized(images: ImageSet, size: int) -> ImageSet:
     """Resize images to a short side of `size` pixels, and crop them to `size` x `size` about the centre.
 
+    Boxes of annotations follow; those of objects that are cropped away end up beyond the edges of the image.
+
     Raises:
         ImageError: the size is out of range. Images that are tensors raise it when they are loaded.
     """
@@ -175,8 +179,41 @@ def resized(images: ImageSet, size: int) -> ImageSet:
             raise ImageError(f"only PIL images can be resized, but {images.name} holds tensors")
         return ImageOps.fit(to_rgb(image), (size, size), Image.Resampling.BICUBIC)
 
-    smaller = images.changed(load=load, extract=_as_loaded, content=lambda: f"{images.content()} size={size}")
+    smaller = images.changed(
+        load=load,
+        extract=_as_loaded,
+        annotations=_resized_boxes(images, size),
+        sizes=[(size, size)] * len(images) if len(images.sizes) else (),
+        content=lambda: f"{images.content()} size={size}",
+    )
     return smaller.made_by(resized, images=images, size=size)
+
+
+def _resized_boxes(images: ImageSet, size: int) -> Sequence[Mapping[str, Any]]:
+    """The annotations of resized images; images of unknown size are loaded when the annotation is asked for."""
+    notes = images.annotations
+    if not isinstance(notes, ItemObjects) and not any("boxes" in note for note in notes):
+        return notes
+
+    def note(index: int) -> Mapping[str, Any]:
+        own = notes[index]
+        if not own.get("boxes"):
+            return own
+        if len(images.sizes):
+            width, height = images.sizes[index]
+        else:
+            image: Any = images[index]
+            width, height = image.size
+        # As `PIL.ImageOps.fit` crops.
+        side = min(width, height)
+        scale, left, top = size / side, (width - side) / 2, (height - side) / 2
+        boxes = [
+            [name, *((value - (left, top)[k % 2]) * scale for k, value in enumerate(corners))]
+            for name, *corners in own["boxes"]
+        ]
+        return {**own, "boxes": boxes}
+
+    return ItemObjects(len(images), note)
 
 
 def _as_loaded(image: Loaded) -> Loaded:

@@ -11,6 +11,7 @@ from rsm_probe.sources.images.embedded.photos import photos
 from rsm_probe.sources.images.embedded.scenes import cluttered, digits, scenes
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.images.objects.annotated import cityscapes, egoobjects
+from rsm_probe.sources.images.objects.coco import coco
 from rsm_probe.sources.images.objects.composed import composed
 from rsm_probe.sources.images.published import cifar100, image_folder, resized
 
@@ -20,8 +21,8 @@ class NamedImageSet:
     """A function that makes an image set, with what studies and recipes need to know about it.
 
     The parameters of the function decide which keys of a configuration apply: `split`, `size`, `count`, `seed`,
-    `frames`, `root`, `annotations`, `strict`, and those of `composed`. If `split` has no default, it must be "train" or
-    "test". If the function does not take `count` or `size`, images are sampled or resized afterwards.
+    `frames`, `root`, `annotations`, `strict`, and those of `composed` and `coco`. If `split` has no default, it must be
+    "train" or "test". If the function does not take `count` or `size`, images are sampled or resized afterwards.
 
     Attributes:
         make: the function.
@@ -85,6 +86,7 @@ IMAGE_SETS = {
     "cifar100": NamedImageSet(cifar100, questions=1),
     "egoobjects": NamedImageSet(egoobjects),
     "cityscapes": NamedImageSet(cityscapes),
+    "coco": NamedImageSet(coco),
 }
 # Any other name is read as the path of a folder.
 FOLDER = NamedImageSet(image_folder, questions=1)

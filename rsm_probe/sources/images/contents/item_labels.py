@@ -186,11 +186,22 @@ def label_texts(value: Any) -> list[str]:
     return [str(value)] if isinstance(value, int) else []
 
 
-def label_reader(dataset: Any, image_key: Key | None, label_key: Key | None) -> Callable[[Any], str] | None:
+def first_and_last(dataset: Any) -> list[Any]:
+    """The first and the last item of a data set, by which it is recognised; [] if they cannot be read."""
+    try:
+        return [dataset[number] for number in sorted({0, len(dataset) - 1})]
+    except Exception:  # noqa: BLE001 - a user's data set may raise anything, and says so when the image is loaded
+        return []
+
+
+def label_reader(
+    dataset: Any, items: Sequence[Any], image_key: Key | None, label_key: Key | None
+) -> Callable[[Any], str] | None:
     """How to read the label of an item of a data set, judging by its first and last; None if they hold none.
 
     Args:
         dataset: the data set.
+        items: see `first_and_last`.
         image_key: see `image_of`.
         label_key: the entry that holds the label, if it is known; () if labels are not wanted.
 
@@ -202,9 +213,8 @@ def label_reader(dataset: Any, image_key: Key | None, label_key: Key | None) -> 
     """
     numbers = sorted({0, len(dataset) - 1})
     try:
-        items = [dataset[number] for number in numbers]
         paths = paths_in_item(items[0])
-    except Exception:  # noqa: BLE001 - a user's data set may raise anything, and says so when the image is loaded
+    except Exception:  # noqa: BLE001 - so may its items
         return None
     if image_key is None and (remark := unclear(items[0], paths, "data")[1]):
         warnings.warn(f"{type(dataset).__name__}: {remark}", stacklevel=5)

@@ -96,6 +96,7 @@ def scenes(split: str = "all", size: int = 64, count: int = 1000, seed: int = 0,
             }
             for number, (row, layout) in enumerate(zip(counts, layouts, strict=True))
         ],
+        sizes=[(size, size)] * count,
         content=lambda: f"size={size} split={split}" + (f" frames={frames}" if frames > 1 else ""),
     ).made_by(scenes, split=split, size=size, count=count, seed=seed, frames=frames)
 

@@ -77,6 +77,7 @@ def egoobjects(root: str | Path, split: str = "all", annotations: str = "EgoObje
         labels=[str(frame.get("main_category", "")) for frame in frames],
         annotations=notes,
         skipped=skipped,
+        sizes=[_FRAME] * len(frames),
         content=lambda: f"split={split} {json.dumps(notes, sort_keys=True)}",
     ).made_by(egoobjects, root=absolute_path(folder), split=split, annotations=annotations)
 

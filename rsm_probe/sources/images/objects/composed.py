@@ -119,6 +119,7 @@ def composed(
         labels=[scenes.main_class(of_image) for of_image in placed],
         annotations=[scenes.annotation(number, of_image) for number, of_image in enumerate(placed)],
         skipped=skipped,
+        sizes=[(size, size)] * count,
         content=scenes.content,
     ).made_by(
         composed, cutouts=absolute_path(Path(cutouts).expanduser()),
