@@ -69,7 +69,7 @@ class Estimator:
         total = (sums @ share) / (1 + share.sum())
         offsets = (sums - total[:, None]) / np.where(weights > 0, slack, 1.0)
 
-        row, column = np.triu_indices(count, 0 if self.diagonal else 1)
+        row, column = self.pairs(count)
         pair_weights = np.where(row == column, weights[row], 2 * weights[row] * weights[column])
         scale = np.sqrt(pair_weights / self.divisor(count))
         raw = rsms[:, row, column]
@@ -77,6 +77,10 @@ class Estimator:
         raw *= scale
         centred[(centred**2).sum(axis=1) <= CONSTANT * (raw**2).sum(axis=1)] = 0.0
         return centred
+
+    def pairs(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column numbers of the entries of an RSM of `count` images that `rows` takes, (P,) each."""
+        return np.triu_indices(count, 0 if self.diagonal else 1)
 
     def require_images(self, count: int, weights: np.ndarray | None = None) -> None:
         """Refuse too few images.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rsm_probe.comparison.certified import CertifiedSums
 from rsm_probe.comparison.inputs import stack_rsms
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.protocol import Measure
@@ -64,7 +65,10 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
 
     Returns:
         Dimensions (rsm_a, rsm_b) with plain coordinates model, layer, depth, matching, kernel and smallest_eigenvalue
-        (suffixed `_a`, `_b`). Undefined values are NaN, with a warning that names the RSM.
+        (suffixed `_a`, `_b`). Undefined values are NaN, with a warning that names the RSM. For CKA of RSMs by
+        approximate matchings, the coordinates `proven_low` and `proven_high` (rsm_a, rsm_b) are an interval that
+        contains the CKA of exact matching; see `rsm_probe.comparison.certified`. It is [-1, 1] where nothing is
+        proven, and by RBF kernels it is meant at the width of the values.
 
     Raises:
         ComparisonError: no RSM, different images or orders, an asymmetric matrix, non-finite values, or an unknown
@@ -73,12 +77,53 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
     measure = get_measure(measure)
     rows, columns = label_rsms(rsms, others)
     grid = measured_grid(rows, columns, measure).rename(measure.name).assign_attrs(kind=measure.properties.kind)
+    grid = _with_proven(grid, [rsms] if others is None else [rsms, others], [rows, columns], measure)
     if eigenvalues:
         smallest = [_smallest_eigenvalues(rows.values)]
         smallest.append(smallest[0] if columns is rows else _smallest_eigenvalues(columns.values))
         for side, numbers in zip("ab", smallest, strict=True):
             grid = grid.assign_coords({f"smallest_eigenvalue_{side}": (f"rsm_{side}", numbers)})
     return grid
+
+
+def _with_proven(
+    grid: xr.DataArray, sides: Sequence[Mapping[Any, Any]], stacks: Sequence[RsmStack], measure: Measure
+) -> xr.DataArray:
+    """Add the interval of exact matching to a grid, if a matching is an approximation; sides as in `label_rsms`."""
+    highest = [getattr(rsm, "highest_values", None) for side in sides for rsm in side.values()]
+    sums = measure.certified()
+    if sums is None or all(one is None for one in highest):
+        return grid
+    low = np.concatenate([stack.values for stack in stacks[: len(sides)]])
+    high = np.stack([own if one is None else one for own, one in zip(low, highest, strict=True)])
+    sums.add(lambda part: (low[part], high[part]), [slice(0, len(low))], low.shape[-1])
+    if len(sides) == 1:
+        return with_interval(grid, sums, grid.values)
+    # Rows and columns as one square, of which a corner is wanted.
+    rows = len(stacks[0].keys)
+    values = np.zeros((len(low), len(low)))
+    values[:rows, rows:], values[rows:, :rows] = grid.values, grid.values.T
+    return with_interval(grid, sums, values, (slice(rows), slice(rows, None)))
+
+
+def with_interval(
+    grid: xr.DataArray,
+    sums: CertifiedSums,
+    values: np.ndarray,
+    corner: tuple[slice, slice] = (slice(None), slice(None)),
+) -> xr.DataArray:
+    """Add the coordinates `proven_low` and `proven_high` to a grid, if a matching is an approximation.
+
+    Args:
+        grid: the grid.
+        sums: of all RSMs.
+        values: all values between these RSMs.
+        corner: the rows and columns of these that the grid has.
+    """
+    if not sums.approximate:
+        return grid
+    low, high = (end[corner] for end in sums.intervals(values))
+    return grid.assign_coords(proven_low=(("rsm_a", "rsm_b"), low), proven_high=(("rsm_a", "rsm_b"), high))
 
 
 def label_rsms(rsms: Any, others: Any = None) -> tuple[RsmStack, RsmStack]:

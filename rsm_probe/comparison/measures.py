@@ -16,6 +16,7 @@ import numpy as np
 from rsm_probe.checks import brief
 from rsm_probe.comparison.alignment import ESTIMATORS
 from rsm_probe.comparison.batch_values import HsicSums
+from rsm_probe.comparison.certified import CertifiedSums
 from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
 from rsm_probe.comparison.inputs import stack_rsms
 from rsm_probe.comparison.protocol import Invariance, Measure, Properties, RowMeasure
@@ -46,6 +47,10 @@ class CKA(RowMeasure):
     def over_batches(self, samples: int, rsms: int) -> HsicSums:
         """Sum HSICs over mini-batches, each weighted by its pairs of images."""
         return HsicSums(samples, rsms, self.estimator)
+
+    def certified(self) -> CertifiedSums | None:
+        """Sums for CKA by this estimator; None for a subclass with rows of its own."""
+        return CertifiedSums(self.estimator) if type(self).rows is CKA.rows else None
 
 
 class BiasedCKA(CKA):

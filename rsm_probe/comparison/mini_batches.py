@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from rsm_probe.checks import brief
 from rsm_probe.comparison.batch_values import BatchMeans
-from rsm_probe.comparison.grid import RsmKey, label_grid, warn_undefined
+from rsm_probe.comparison.grid import RsmKey, label_grid, warn_undefined, with_interval
 from rsm_probe.comparison.intervals import draw_weights
 from rsm_probe.comparison.measures import MEASURES, get_measure
 from rsm_probe.comparison.protocol import Measure
@@ -47,6 +48,17 @@ class RsmBatches(Protocol):
         """Read or compute the RSMs of one mini-batch of N images, (R, N, N), symmetric."""
 
 
+@runtime_checkable
+class BoundedRsmBatches(RsmBatches, Protocol):
+    """RSMs of several mini-batches whose matchings may be approximations with known bounds."""
+
+    def boxes(self, batch: int, /) -> tuple[np.ndarray, np.ndarray]:
+        """RSMs of one mini-batch, and the highest that exact matching can make of them, (R, N, N) each.
+
+        They are equal where a matching is not an approximation.
+        """
+
+
 def compare_batches(batches: RsmBatches, measure: str | Measure = "cka") -> xr.DataArray:
     """Compare every RSM with every other over all mini-batches.
 
@@ -64,14 +76,14 @@ def compare_batches(batches: RsmBatches, measure: str | Measure = "cka") -> xr.D
     Returns:
         Dimensions (rsm_a, rsm_b), labelled as by `compare`, which gives the same values for a single mini-batch. An RSM
         that is constant in a mini-batch (for CKA: in all of them) has undefined values, which are NaN, with a warning
-        that names it.
+        that names it. For CKA of batches with `boxes`, `proven_low` and `proven_high` are as in `compare`.
 
     Raises:
         ComparisonError: an unknown measure, no mini-batch that is large enough, or RSMs that are not finite or of a
             wrong shape.
     """
     comparison = _Comparison(batches, measure)
-    return comparison.grid(comparison.sampled_values()[0])
+    return comparison.with_interval(comparison.grid(comparison.sampled_values()[0]))
 
 
 def bootstrap_batches(
@@ -260,6 +272,16 @@ class _Comparison:
             raise ComparisonError(f"the {key.label()} RSM of mini-batch {number} holds values that are not finite")
         return rsms
 
+    def with_interval(self, grid: xr.DataArray) -> xr.DataArray:
+        """Add the interval of exact matching, if the mini-batches have bounds and the measure takes them."""
+        sums = self.measure.certified()
+        if sums is None or not isinstance(self.batches, BoundedRsmBatches):
+            return grid
+        for number, size in zip(self.numbers, self.sizes, strict=True):
+            low, high = self.batches.boxes(number)
+            sums.add(partial(_part_of, low, high), [slice(0, len(self.keys))], size)
+        return with_interval(grid, sums, grid.values)
+
     def grid(self, values: np.ndarray) -> xr.DataArray:
         """Label values (R, R), and warn and name the first RSM without a value."""
         alone = zip(self.keys, np.diagonal(values), strict=True)
@@ -271,3 +293,7 @@ class _Comparison:
         grid = label_grid(values, self.keys, self.keys).rename(self.measure.name)
         attributes: dict[str, Any] = {"kind": self.measure.properties.kind, "measure": self.measure.name}
         return grid.assign_attrs(attributes, images=sum(self.sizes), batches=len(self.sizes))
+
+
+def _part_of(low: np.ndarray, high: np.ndarray, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    return low[part], high[part]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from rsm_probe.comparison.batch_values import BatchMeans, BatchValues
 from rsm_probe.comparison.inputs import in_range
 from rsm_probe.errors import ComparisonError
+
+if TYPE_CHECKING:
+    from rsm_probe.comparison.certified import CertifiedSums
 
 # Transformations that leave a value unchanged. Of the similarities in an RSM: multiply all by a positive number
 # ("scale"), add a number ("shift"), apply an increasing function ("monotone"), add a number per image ("additive"),
@@ -100,6 +103,10 @@ class Measure(ABC):
             Means over the mini-batches, weighted by their images.
         """
         return BatchMeans(samples, rsms, self.grid)
+
+    def certified(self) -> CertifiedSums | None:
+        """Begin the sums from which intervals for exact matching follow; None if none are known for this measure."""
+        return None
 
 
 class RowMeasure(Measure):

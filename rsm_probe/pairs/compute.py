@@ -28,7 +28,7 @@ from rsm_probe.pairs.token_sets import Tokens
 from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
-from rsm_probe.similarity.rsm import RSM, dataset_of
+from rsm_probe.similarity.rsm import RSM, dataset_of, described
 
 
 def rsm(
@@ -151,7 +151,7 @@ def rsm(
     if known.permutations is not None:
         permuted = known.permutations.astype(permutation_dtype((x if y is None else y).shape[1]))
         dataset = dataset.assign(permutation=((*axes, "location"), permuted))
-    return RSM(dataset.assign_attrs(attributes, kernel=kernel.name, centering=str(centering)))
+    return RSM(described(dataset.assign_attrs(attributes, centering=str(centering)), kernel))
 
 
 def _require_grid(grid: Any) -> None:

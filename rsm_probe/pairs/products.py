@@ -29,6 +29,16 @@ class MatchedProducts:
     norms_y: np.ndarray
     permutations: np.ndarray | None
 
+    @property
+    def gap(self) -> np.ndarray | None:
+        """Bounds minus products (N, M), in float32 and rounded up, as stores keep them; None without bounds."""
+        if self.bounds is None:
+            return None
+        exact = self.bounds - self.products
+        with np.errstate(over="ignore"):  # infinity is an upper bound, too
+            rounded = exact.astype(np.float32)
+        return np.where(rounded < exact, np.nextafter(rounded, np.float32(np.inf)), rounded)
+
     def transposed(self, locations: int) -> MatchedProducts:
         """The same pairs with rows and columns exchanged; `locations` is T."""
         bounds = None if self.bounds is None else self.bounds.T

@@ -46,6 +46,19 @@ class Kernel(ABC):
         """Convert similarities under `ordering`, of any shape, to similarities under this kernel."""
         return values
 
+    def at_width_of(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> Kernel:
+        """The kernel with the width that it takes from these pairs; arguments as in a call.
+
+        Raises:
+            ComparisonError: a kernel that takes a width does not say which.
+        """
+        if self.needs_width:
+            raise ComparisonError(
+                f"kernel {self.name!r} takes its width from the pairs at hand and does not say which, so bounds of its "
+                f"similarities are unknown; override at_width_of in {type(self).__name__}"
+            )
+        return self
+
     @abstractmethod
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Evaluate the kernel on a block of pairs.
@@ -106,11 +119,18 @@ class RBF(Kernel):
     def __call__(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> np.ndarray:
         """Turn products into squared distances, clamped at 0, and these into similarities."""
         distances = squared_distances(products, norms_x, norms_y)
+        return self._of_median(distances, same).of_distances(distances)
+
+    def at_width_of(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> Kernel:
+        """The kernel with the median squared distance as its width, unless one was given."""
+        return self._of_median(squared_distances(products, norms_x, norms_y), same)
+
+    def _of_median(self, distances: np.ndarray, same: bool) -> RBF:
         if self.sigma2 is not None:
-            return self.of_distances(distances)
+            return self
         others = distances[~np.eye(len(distances), dtype=bool)] if same else distances.ravel()
         median = float(np.median(others)) if others.size else 0.0
-        return RBF(median).of_distances(distances) if median else (distances == 0.0).astype(np.float64)
+        return RBF(median) if median else NarrowRBF()
 
     @property
     def needs_width(self) -> bool:
@@ -134,6 +154,23 @@ class RBF(Kernel):
 
 
 @dataclass(frozen=True)
+class NarrowRBF(RBF):
+    """The limit of RBF kernels whose width goes to 0: 1 at distance 0, otherwise 0."""
+
+    @property
+    def needs_width(self) -> bool:
+        """Never: its width is 0."""
+        return False
+
+    def _of_median(self, distances: np.ndarray, same: bool) -> RBF:
+        return self
+
+    def of_distances(self, distances: np.ndarray) -> np.ndarray:
+        """Tell distances of 0 from others."""
+        return (distances == 0.0).astype(np.float64)
+
+
+@dataclass(frozen=True)
 class Closeness(Kernel):
     """The negated squared distance. It orders pairs as every RBF kernel does, but never underflows to 0."""
 
@@ -150,6 +187,40 @@ def squared_distances(products: np.ndarray, norms_x: np.ndarray, norms_y: np.nda
     distances = scale - 2.0 * products
     distances[distances <= _ROUNDING * scale] = 0.0
     return distances
+
+
+def highest_similarities(
+    kernel: Kernel, products: np.ndarray, bounds: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool
+) -> np.ndarray:
+    """The largest similarities that upper bounds of products allow, at the width of the products themselves.
+
+    No matching exceeds the product of the norms, which counts where it is below a bound.
+
+    Args:
+        kernel: the kernel.
+        products: matched inner products, (N, M).
+        bounds: their upper bounds, (N, M); infinity where unknown.
+        norms_x: as for a kernel, as the next two.
+        norms_y: see there.
+        same: see there.
+
+    Returns:
+        Shape (N, M), float64; no entry is below the similarity of its product.
+
+    Raises:
+        ComparisonError: see `Kernel.at_width_of`; or the kernel falls as the product grows.
+    """
+    limits = np.sqrt(norms_x)[:, None] * np.sqrt(norms_y)[None, :]
+    fixed = kernel.at_width_of(products, norms_x, norms_y, same=same)
+    lowest = fixed(products, norms_x, norms_y, same=same)
+    highest = fixed(np.maximum(products, np.minimum(bounds, limits)), norms_x, norms_y, same=same)
+    if (below := highest < lowest - _ROUNDING * np.abs(lowest)).any():
+        row, column = np.argwhere(below)[0]
+        raise ComparisonError(
+            f"kernel {kernel.name!r} is not increasing: it falls from {lowest[row, column]:.6g} to "
+            f"{highest[row, column]:.6g} as the product of images {row} and {column} grows, so bounds do not hold"
+        )
+    return np.maximum(lowest, highest)
 
 
 _KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Linear(), Cosine(), RBF())}

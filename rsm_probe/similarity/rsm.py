@@ -11,7 +11,8 @@ import numpy as np
 from rsm_probe.arrays import condensed_hint, real_matrix, require_distances, require_similarities, require_symmetric
 from rsm_probe.checks import brief, require_texts
 from rsm_probe.errors import ComparisonError, StorageError, repeated
-from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
+from rsm_probe.matching.registry import METHODS
+from rsm_probe.similarity.kernels import RBF, Kernel, check_kernel, get_kernel, highest_similarities
 from rsm_probe.similarity.rsatoolbox import distances, to_rdms
 from rsm_probe.storage.files import open_dataset, save_dataset
 
@@ -105,6 +106,25 @@ class RSM:
     def values(self) -> np.ndarray:
         """Similarities, shape (N, M), float64."""
         return self.dataset["similarity"].values
+
+    @property
+    def highest_values(self) -> np.ndarray | None:
+        """The largest similarities (N, M) that exact matching can reach, from the bounds of the products.
+
+        Infinity where they are unknown, because the kernel is; None where the matching does not approximate the optimum
+        (identity, translation, scores) and for RSMs from elsewhere. By RBF kernels they are meant at the width of the
+        values.
+        """
+        pairs = self.dataset
+        method = METHODS.get(pairs.attrs.get("matching", ""))
+        if "bound" not in pairs or not pairs.attrs["one_to_one"] or (method is not None and method.at_once):
+            return None
+        sides = pairs["norm_a"].values, pairs["norm_b"].values
+        if (kernel := _known_kernel(pairs)) is None:
+            return np.full(self.values.shape, np.inf)
+        return highest_similarities(
+            kernel, pairs["product"].values, pairs["bound"].values, *sides, same=_one_set(pairs)
+        )
 
     @property
     def ids(self) -> list[str]:
@@ -225,7 +245,29 @@ def _under(pairs: xr.Dataset, kernel: Kernel) -> xr.Dataset:
     check_kernel(kernel, pairs.attrs["matching"], bool(pairs.attrs["one_to_one"]))
     norms = pairs["norm_a"].values, pairs["norm_b"].values
     values = kernel(pairs["product"].values, *norms, same=_one_set(pairs))
-    return pairs.assign(similarity=(("image_a", "image_b"), values)).assign_attrs(kernel=kernel.name)
+    return described(pairs.assign(similarity=(("image_a", "image_b"), values)), kernel)
+
+
+def described(pairs: xr.Dataset, kernel: Kernel) -> xr.Dataset:
+    """Note the kernel of similarities, and a width that was given."""
+    other = {key: value for key, value in pairs.attrs.items() if key != "sigma2"}
+    width = {"sigma2": kernel.sigma2} if isinstance(kernel, RBF) and kernel.sigma2 is not None else {}
+    pairs = pairs.copy(deep=False)
+    pairs.attrs = {**other, "kernel": kernel.name, **width}
+    return pairs
+
+
+def _known_kernel(pairs: xr.Dataset) -> Kernel | None:
+    """The kernel of similarities, if it gives them again; None for a user's own, and for widths that were not noted."""
+    try:
+        kernel = get_kernel(pairs.attrs["kernel"])
+    except ComparisonError:
+        return None
+    if isinstance(kernel, RBF) and "sigma2" in pairs.attrs:
+        kernel = RBF(float(pairs.attrs["sigma2"]))
+    norms = pairs["norm_a"].values, pairs["norm_b"].values
+    again = kernel(pairs["product"].values, *norms, same=_one_set(pairs))
+    return kernel if np.allclose(again, pairs["similarity"].values, rtol=1e-13, atol=0) else None
 
 
 def dataset_of(values: np.ndarray, rows: list[str], columns: list[str] | None) -> xr.Dataset:

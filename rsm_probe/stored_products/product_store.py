@@ -267,8 +267,8 @@ class ProductStore:
         products = np.stack([one.products for one in matched])
         self._write(f"{folder}/product", where, _triangles(products))
         if wanted.bounded:
-            gaps = [matched[k].bounds - matched[k].products for k in wanted.bounded]
-            self._write(f"{folder}/gap", where, _triangles(_rounded_up(np.stack(gaps))))
+            gaps = [gap for k in wanted.bounded if (gap := matched[k].gap) is not None]
+            self._write(f"{folder}/gap", where, _triangles(np.stack(gaps)))
         norms = {layer: one.norms_x for (layer, _), one in zip(wanted.series, matched, strict=True)}
         self._write(f"{folder}/norm", where, np.stack([norms[k] for k in range(len(wanted.layers))]))
 
@@ -378,19 +378,22 @@ class ProductStore:
             values[k] = kernels[kernel](products[one - first], own, own, same=True)
         return values
 
-    def bounds(self, series: tuple[str, MatchingText], batch: StoredBatch) -> np.ndarray | None:
-        """Upper bounds (n, n) of the products of a series; None where its matching certifies nothing.
+    def gaps(self, series: Sequence[tuple[str, MatchingText]], batch: StoredBatch) -> list[np.ndarray | None]:
+        """Upper bounds minus products (n, n) of some series; None for a matching that certifies nothing.
 
         Raises:
             StorageError: as `read`.
         """
-        (one,) = self._sets_of([series], batch)
-        number = next(k for k, (layer, text) in enumerate(one.series) if (one.layers[layer], text) == series)
-        if number not in one.bounded:
-            return None
-        images, computed = self._images(one, batch)
-        gaps = self._rows("gap", one, batch, [one.bounded.index(number)]).astype(np.float64)
-        return self.read([series], batch)[0][0] + _squares(gaps, computed)[0][images[:, None], images]
+        gaps: list[np.ndarray | None] = [None] * len(series)
+        for one, numbers in self._sets_of(series, batch).items():
+            stored = {(one.layers[layer], text): k for k, (layer, text) in enumerate(one.series)}
+            if bounded := [number for number in numbers if stored[series[number]] in one.bounded]:
+                images, computed = self._images(one, batch)
+                rows = [one.bounded.index(stored[series[number]]) for number in bounded]
+                for number, row in zip(bounded, self._rows("gap", one, batch, rows), strict=True):
+                    square = _squares(row.astype(np.float64)[None], computed)[0]
+                    gaps[number] = square[images[:, None], images]
+        return gaps
 
     def _sets_of(self, series: Sequence[tuple[str, MatchingText]], batch: StoredBatch) -> dict[SeriesSet, list[int]]:
         """The sets that hold some series: set -> indices of the series.
@@ -442,9 +445,3 @@ def _squares(triangles: np.ndarray, images: int) -> np.ndarray:
     squares = np.empty((len(triangles), images, images))
     squares[:, rows, columns] = squares[:, columns, rows] = triangles[:, : len(rows)]
     return squares
-
-
-def _rounded_up(values: np.ndarray) -> np.ndarray:
-    """Values in float32, none of which falls below the given one."""
-    rounded = values.astype(np.float32)
-    return np.where(rounded < values, np.nextafter(rounded, np.float32(np.inf)), rounded)

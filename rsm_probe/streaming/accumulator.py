@@ -16,7 +16,7 @@ from rsm_probe.forward.layer_consumer import ImageBatch
 from rsm_probe.matching.matching import Matching
 from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.streaming.batch_consumer import ProductConsumer, Products, naming
-from rsm_probe.streaming.cka_sums import CkaSums
+from rsm_probe.streaming.cka_sums import CkaSums, box_of
 from rsm_probe.streaming.kept_rsms import BatchRsms, RsmKinds
 from rsm_probe.streaming.means import Means
 from rsm_probe.streaming.result import SweepResult
@@ -97,7 +97,7 @@ class Accumulator(ProductConsumer):
         self._sums = CkaSums(self.kinds.estimators)
         self._keys: list[RsmKey] = []
         self.workers, self.memory = execution.worker_count, execution.memory_bytes
-        super().__init__(execution, means, on_pairs)
+        super().__init__(execution, means, on_pairs, bounds=True)
 
     @property
     def batches(self) -> int:
@@ -140,16 +140,18 @@ class Accumulator(ProductConsumer):
         self._await(batch, taken)
 
     def _finish_batch(self, batch: ImageBatch, taken: Products) -> None:
-        values = []
+        boxes = []
         for (model, layer), part in taken.items():
             assert part.work is not None
-            norms, _ = part.work.squared_norms
             with naming(model, layer):
-                matched = part.work.result().values()
-            kernels = self.kinds.kernels
-            values += [kernel(products, norms, norms, same=True) for products in matched for kernel in kernels]
-        stack = np.stack(values)
-        self._sums.add(self._keys, stack, stack.shape[1])
+                matched = part.work.matched()
+            for label, one in matched.items():
+                method = self.kinds.methods[label]
+                gap = one.gap if method.one_to_one and not method.at_once else None
+                boxes += [box_of(kernel, one.products, gap, one.norms_x) for kernel in self.kinds.kernels]
+        stack, highest = (np.stack(ends) for ends in zip(*boxes, strict=True))
+        del boxes
+        self._sums.add(self._keys, stack, stack.shape[1], lambda part: (stack[part], highest[part]))
         wanted = [k for k, key in enumerate(self._keys) if key.layer in self.kinds.keep]
         names = list(batch.ids) or [str(self.images - stack.shape[1] + k) for k in range(stack.shape[1])]
         labels = list(batch.labels) or [""] * stack.shape[1]

@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rsm_probe.comparison.alignment import Estimator, cka_grid
+from rsm_probe.comparison.certified import Boxes, CertifiedSums
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.errors import ComparisonError
+from rsm_probe.similarity.kernels import Kernel, highest_similarities
 
 # The exponent of an RSM that was 0 so far: below that of any number.
 _NOTHING = -1100
+# Precedes the names of the sums of bounds in a state.
+_CERTIFIED = "certified_"
 # Most entries of RSMs that are compared with each other at a time. It decides in which order products are summed, and
 # with it the last digits: those of a sweep must not depend on the memory of a machine.
 _BLOCK_ENTRIES = 1 << 26
@@ -45,6 +49,8 @@ class CkaSums:
         self.left_out: int | None = None
         self.smallest = np.empty(0)
         self._sums: dict[str, np.ndarray] = {}
+        # None once the bounds of a batch are unknown.
+        self._certified: dict[str, CertifiedSums] | None = {e.name: CertifiedSums(e) for e in self.estimators}
         self._exponents = np.empty(0, dtype=np.int64)
 
     def require_open(self) -> None:
@@ -87,7 +93,13 @@ class CkaSums:
     def _words(self, count: int) -> str:
         return f"{count} images is too small for {self._strictest.name} CKA, which needs {self._strictest.fewest}"
 
-    def add(self, keys: Sequence[RsmKey], rsms: np.ndarray | Callable[[slice], np.ndarray], count: int) -> None:
+    def add(
+        self,
+        keys: Sequence[RsmKey],
+        rsms: np.ndarray | Callable[[slice], np.ndarray],
+        count: int,
+        boxes: Boxes | None = None,
+    ) -> None:
         """Add the RSMs of one batch.
 
         All are compared with all in blocks, of which two are in memory at a time.
@@ -97,6 +109,8 @@ class CkaSums:
             rsms: the RSMs (R, N, N), or a function that returns a slice of them; it is called several times where R
                 RSMs make more than one block.
             count: number of images, N.
+            boxes: returns the lowest and highest entries of a slice of the RSMs, see `CertifiedSums.add`; None where
+                bounds are unknown, so that the sums prove no intervals.
 
         Raises:
             ComparisonError: an RSM is not finite; the message names its layer.
@@ -127,8 +141,22 @@ class CkaSums:
                 sums += np.ldexp(self._sums[name], shift[:, None] + shift[None, :])
         self.keys, self._sums, self._exponents = list(keys), added, exponents
         self.smallest = smallest if first else np.fmin(self.smallest, smallest)
+        self._certify(boxes, len(keys), count)
         self.batches += 1
         self.images += count
+
+    def _certify(self, boxes: Boxes | None, rsms: int, count: int) -> None:
+        """Add the bounds of a batch, whose work fills more memory than that of the values: in smaller blocks."""
+        if boxes is None or self._certified is None:
+            self._certified = None
+            return
+        step = max(4, rsms_per_block(count) // 4)
+        blocks = [slice(start, min(start + step, rsms)) for start in range(0, rsms, step)]
+        if len(blocks) == 1:  # read once for all estimators
+            box = boxes(blocks[0])
+            boxes = lambda _: box  # noqa: E731
+        for sums in self._certified.values():
+            sums.add(boxes, blocks, count)
 
     def _rows(self, rsms: np.ndarray, exponents: np.ndarray) -> dict[str, np.ndarray]:
         """Rows of some RSMs by estimator; see `Estimator.rows`."""
@@ -148,6 +176,12 @@ class CkaSums:
     def grids(self) -> dict[str, np.ndarray]:
         """CKA between all RSMs by estimator, shape (R, R) each; see `cka_grid`."""
         return {name: cka_grid(sums) for name, sums in self._sums.items()}
+
+    def intervals(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Lowest and highest CKA of exact matching by estimator, (R, R) each; {} if no matching is an approximation."""
+        grids = self.grids()
+        known = {name: sums for name, sums in (self._certified or {}).items() if sums.approximate}
+        return {name: sums.intervals(grids[name]) for name, sums in known.items()}
 
     def remarks(self) -> list[str]:
         """Warnings about the grids: images that are left out, RSMs with undefined CKA."""
@@ -178,6 +212,11 @@ class CkaSums:
             "smallest": self.smallest,
             "exponents": self._exponents,
             **{f"pairs_{name}": sums for name, sums in self._sums.items()},
+            **{
+                f"{_CERTIFIED}{name}_{part}": values
+                for name, sums in (self._certified or {}).items()
+                for part, values in sums.state().items()
+            },
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -207,6 +246,12 @@ class CkaSums:
         self.smallest, self._exponents = np.array(state["smallest"]), np.array(state["exponents"], dtype=np.int64)
         # In the order of the estimators: the first gives `SweepResult.cka`.
         self._sums = {e.name: np.array(state[f"pairs_{e.name}"]) for e in self.estimators if e.name in names}
+        self._certified = {e.name: CertifiedSums(e) for e in self.estimators}
+        for name, sums in self._certified.items():
+            before = f"{_CERTIFIED}{name}_"
+            sums.restore({key.removeprefix(before): v for key, v in state.items() if key.startswith(before)})
+        if self.batches and not any(key.startswith(_CERTIFIED) for key in state):
+            self._certified = None  # the state of a version without bounds, or of batches without them
 
 
 def rsms_per_block(count: int) -> int:
@@ -220,3 +265,23 @@ def _smallest_eigenvalues(keys: Sequence[RsmKey], rsms: np.ndarray) -> list[floa
         float(np.linalg.eigvalsh(rsm)[0]) if key.matching != "identity" else np.nan
         for key, rsm in zip(keys, rsms, strict=True)
     ]
+
+
+def box_of(
+    kernel: Kernel, products: np.ndarray, gap: np.ndarray | None, norms: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest entries of an RSM, (n, n) each.
+
+    Args:
+        kernel: the kernel.
+        products: matched inner products, (n, n).
+        gap: upper bounds minus products, (n, n); None where the matching is not an approximation.
+        norms: squared norms, (n,).
+    """
+    low = kernel(products, norms, norms, same=True)
+    if gap is None:
+        return low, low
+    try:
+        return low, highest_similarities(kernel, products, products + gap, norms, norms, same=True)
+    except ComparisonError:  # a kernel of the user's, whose bounds are unknown
+        return low, np.full(low.shape, np.inf)

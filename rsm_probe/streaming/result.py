@@ -45,7 +45,9 @@ class SweepResult:
             each axis has plain coordinates model, layer, depth (index in forward order), matching and kernel (suffixed
             `_a`, `_b`); and input, if a model has several (see `Representation`); and network and step, if a model is
             a checkpoint of a training. `smallest_eigenvalue` (rsm_a) is the smallest over all mini-batches for matched
-            RSMs, which need not be positive semi-definite, and NaN for the identity matching. If RSMs were kept: `rsm`
+            RSMs, which need not be positive semi-definite, and NaN for the identity matching. `proven_low` and
+            `proven_high` (rsm_a, rsm_b), and those that end in `_<name>`, are intervals for exact matching; see
+            `proven`. If RSMs were kept: `rsm`
             (batch, rsm, image_a, image_b), padded with NaN for smaller batches, with ids and labels of the images of
             each batch.
     """
@@ -86,7 +88,12 @@ class SweepResult:
         for words in sums.remarks():
             warnings.warn(words, stacklevel=3)
         counts = {"images": sums.images, "batches": sums.batches, "left_out": sums.left_out or 0}
-        return cls.build(grids, rsms, sums.smallest, **counts)
+        result = cls.build(grids, rsms, sums.smallest, **counts)
+        for number, (name, ends) in enumerate(sums.intervals().items()):
+            for end, values in zip(("low", "high"), ends, strict=True):
+                variable = f"proven_{end}" if number == 0 else f"proven_{end}_{name}"
+                result.dataset[variable] = (("rsm_a", "rsm_b"), values, {"estimator": name})
+        return result
 
     def with_inputs(self, inputs: Mapping[tuple[str, str], str]) -> Self:
         """Add the coordinates `input_a` and `input_b`, if a model has several inputs.
@@ -159,6 +166,46 @@ class SweepResult:
         if f"cka_{estimator}" not in self.dataset:
             raise ComparisonError(f"this sweep did not use the {estimator!r} estimator")
         return self.dataset[f"cka_{estimator}"]
+
+    @property
+    def proven(self) -> xr.Dataset | None:
+        """Intervals that contain the CKA of exact matching, by the first estimator; see `proven_by`."""
+        return self.proven_by(self.dataset.attrs["estimator"])
+
+    def proven_by(self, estimator: str) -> xr.Dataset | None:
+        """Intervals that contain the CKA of exact matching in place of approximate ones.
+
+        They follow from the certified bounds of matched inner products (see `rsm_probe.comparison.certified`), refer to
+        affinities as they were computed, and by RBF kernels to the width of the values. Matchings that do not
+        approximate the optimum (identity, translation, scores) count as they are.
+
+        Returns:
+            Dimensions (rsm_a, rsm_b): `value`, `low` and `high`; -1 and 1 where nothing is proven. None if no matching
+            is an approximation, and for results of earlier versions.
+
+        Raises:
+            ComparisonError: the sweep did not use that estimator.
+        """
+        import xarray as xr
+
+        value = self.cka_by(estimator)
+        ending = "" if estimator == self.dataset.attrs["estimator"] else f"_{estimator}"
+        if f"proven_low{ending}" not in self.dataset:
+            return None
+        ends = {end: self.dataset[f"proven_{end}{ending}"] for end in ("low", "high")}
+        return xr.Dataset({"value": value, **ends}).assign_attrs(estimator=estimator)
+
+    def _words_on_proof(self) -> str:
+        """How far the values can be from those of exact matching, in one clause; "" where nothing is approximated."""
+        if (proven := self.proven) is None:
+            return ""
+        low, high, value = (proven[name].values for name in ("low", "high", "value"))
+        known = np.isfinite(value) & ~((low == -1) & (high == 1))
+        if not known.any():
+            return "; nothing is proven on CKA of exact matching"
+        most = float(np.maximum(high - value, value - low)[known].max())
+        cells = "every cell" if known.all() else f"{known.sum():,} of {known.size:,} cells"
+        return f"; CKA of exact matching lies within ±{most:.2g} of {cells}"
 
     @property
     def rsms(self) -> xr.DataArray | None:
@@ -359,5 +406,5 @@ class SweepResult:
         batches = "" if self.rsms is None else ", mini-batch RSMs kept"
         return (
             f"SweepResult({self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images{batches}; layers "
-            f"of each model: {layers})"
+            f"of each model: {layers}{self._words_on_proof()})"
         )

@@ -22,7 +22,7 @@ from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.paths import local_folder
 from rsm_probe.stored_products.product_store import ProductStore, StoredBatch
 from rsm_probe.stored_products.series import in_forward_order, matching_text
-from rsm_probe.streaming.cka_sums import CkaSums
+from rsm_probe.streaming.cka_sums import CkaSums, box_of
 from rsm_probe.streaming.kept_rsms import BatchRsms, RsmKinds
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.sweep_request import STORE, SweepRequest
@@ -210,7 +210,28 @@ class RsmStore:
             ComparisonError: there is no such model, layer or matching.
         """
         (one,) = self.select(model, layer, matching)._series.values()
-        return self._store.bounds((one.layer, one.matching), self._batches[batch])
+        series = [(one.layer, one.matching)]
+        (gap,) = self._store.gaps(series, self._batches[batch])
+        return None if gap is None else self._store.read(series, self._batches[batch])[0][0] + gap
+
+    def boxes(self, batch: int, part: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """The RSMs of a mini-batch, and the highest that exact matching can make of them.
+
+        They are equal where a matching does not approximate the optimum, such as the identity and scores.
+
+        Args:
+            batch: number of the mini-batch.
+            part: of the RSMs, in the order of `keys`.
+
+        Returns:
+            Two arrays (R, n, n), float64; no entry of the second is below that of the first.
+
+        Raises:
+            StorageError: a chunk is missing or damaged; the message names its file.
+        """
+        series = [(one.layer, one.matching) for one in self._series.values()]
+        scores = [not one.one_to_one for one in self._series.values()]
+        return boxes(self._store, series, scores, self._kinds.kernels, self._batches[batch], part)
 
     def result(
         self,
@@ -230,7 +251,8 @@ class RsmStore:
         wanted = self if kernels is None else self.select(kernels=kernels)
         kinds = replace(wanted._kinds, estimators=RsmKinds.of("identity", "linear", estimators, ()).estimators)
         series = [(one.layer, one.matching) for one in wanted._series.values()]
-        sums = StoredSums(self._store, self._batches, series, wanted.keys, kinds)
+        scores = [not one.one_to_one for one in wanted._series.values()]
+        sums = StoredSums(self._store, self._batches, series, wanted.keys, kinds, scores)
         sums.until(len(self._batches))
         return sums.result().with_steps({name: self._trained[name] for name in wanted.models})
 
@@ -280,6 +302,7 @@ class StoredSums:
         series: (key of a layer, matching), each of which makes one RSM per kernel.
         keys: keys of the RSMs.
         kinds: kernels, estimators, and the layers whose RSMs the result keeps.
+        scores: for each of the series, whether it pairs no locations.
 
     Attributes:
         done: number of mini-batches that were added.
@@ -293,8 +316,10 @@ class StoredSums:
         series: Sequence[tuple[str, str]],
         keys: Sequence[RsmKey],
         kinds: RsmKinds,
+        scores: Sequence[bool],
     ) -> None:
         self._store, self._batches, self._series, self._keys, self._kinds = store, batches, series, keys, kinds
+        self._scores = scores
         self._sums = CkaSums(kinds.estimators)
         self.batch_rsms: list[BatchRsms] = []
         self.done = 0
@@ -316,7 +341,8 @@ class StoredSums:
             self._sums.leave_out(len(batch))
             return
         rsms = partial(self._store.rsms, self._series, self._kinds.kernels, batch)
-        self._sums.add(self._keys, rsms, len(batch))
+        own = partial(boxes, self._store, self._series, self._scores, self._kinds.kernels, batch)
+        self._sums.add(self._keys, rsms, len(batch), own)
         if wanted := [k for k, key in enumerate(self._keys) if key.layer in self._kinds.keep]:
             values = np.concatenate([rsms(slice(k, k + 1)) for k in wanted])
             ids = [self._store.parts[batch.part].ids[k] for k in batch.positions]
@@ -325,6 +351,27 @@ class StoredSums:
     def result(self) -> SweepResult:
         """CKA between all RSMs over the mini-batches so far, and the kept RSMs."""
         return SweepResult.of_sums(self._sums, self.batch_rsms)
+
+
+def boxes(
+    store: ProductStore,
+    series: Sequence[tuple[str, str]],
+    scores: Sequence[bool],
+    kernels: Sequence[Kernel],
+    batch: StoredBatch,
+    part: slice,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest entries of some RSMs of a mini-batch; see `RsmStore.boxes` and `ProductStore.rsms`."""
+    numbers = range(*part.indices(len(series) * len(kernels)))
+    first, last = numbers[0] // len(kernels), numbers[-1] // len(kernels)
+    products, norms = store.read(series[first : last + 1], batch)
+    gaps = store.gaps(series[first : last + 1], batch)
+    low, high = np.empty((2, len(numbers), len(batch), len(batch)))
+    for k, number in enumerate(numbers):
+        one, kernel = divmod(number, len(kernels))
+        gap = None if scores[one] else gaps[one - first]
+        low[k], high[k] = box_of(kernels[kernel], products[one - first], gap, norms[one - first])
+    return low, high
 
 
 def list_models(store: ProductStore, request: SweepRequest, layers: Mapping[str, Mapping[str, str]]) -> None:

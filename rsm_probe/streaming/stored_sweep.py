@@ -393,7 +393,9 @@ class StoredSweep:
     @cached_property
     def _sums(self) -> StoredSums:
         keys = self.request.kinds.keys([(model, layer) for model, layers in self.layers.items() for layer in layers])
-        return StoredSums(self.store, self.batches, self.series, keys, self.request.kinds)
+        methods = self.request.kinds.methods.values()
+        scores = [not method.one_to_one for layers in self.layers.values() for _ in layers for method in methods]
+        return StoredSums(self.store, self.batches, self.series, keys, self.request.kinds, scores)
 
     def _written(self, batch: StoredBatch, models: Collection[str]) -> None:
         """Compare the RSMs of a mini-batch as soon as it was written of all models."""
