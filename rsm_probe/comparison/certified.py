@@ -34,6 +34,8 @@ from rsm_probe.comparison.inputs import CONSTANT
 
 # Rounding of one operation in float64.
 _ROUNDING = 2.0**-53
+# The exponent of an RSM that was 0 so far: below that of any number.
+_NOTHING = -1100
 # Halvings of [-1, 1] until the end of an interval is known to 1e-13.
 _HALVINGS = 44
 # RSMs -> lowest and highest values of their entries, (R, N, N) each.
@@ -83,14 +85,25 @@ class CertifiedSums:
         low, high = box
         unknown = ~np.isfinite(high).all(axis=(1, 2))
         high = np.where(unknown[:, None, None], low, high) if unknown.any() else high
-        exponents = self._sums["exponents"]
         largest = np.maximum(np.abs(low).max(axis=(1, 2)), np.abs(high).max(axis=(1, 2)))
-        # Powers of two keep every digit; an RSM that was 0 so far has no sums yet that they would have to fit.
-        new = np.isnan(exponents[part]) & (largest > 0)
-        exponents[part] = np.where(new, np.frexp(largest)[1], exponents[part])
-        shift = -np.nan_to_num(exponents[part]).astype(np.int64)[:, None, None]
-        low, high = np.ldexp(low, shift), np.ldexp(high, shift)
+        before = self._sums["exponents"][part]
+        exponents = np.maximum(before, np.where(largest > 0, np.frexp(largest)[1], _NOTHING))
+        self._rescale(part, before - exponents)
+        self._sums["exponents"][part] = exponents
+        low, high = (np.ldexp(end, -exponents[:, None, None]) for end in (low, high))
         return _Rows(self._estimator, part, low, high, np.where(unknown, np.inf, 0.0))
+
+    def _rescale(self, part: slice, shift: np.ndarray) -> None:
+        """Divide some RSMs in the sums so far by further powers of two, which keep every digit."""
+        if not shift.any():
+            return
+        sums = self._sums
+        # How often an RSM enters a sum as the row, and as the column.
+        for name, rows, columns in (("centres", 1, 1), ("spread", 1, 2), ("crossed", 2, 1)):
+            sums[name][part] = np.ldexp(sums[name][part], rows * shift[:, None])
+            sums[name][:, part] = np.ldexp(sums[name][:, part], columns * shift[None, :])
+        for name, times in (("widths", 1), ("squares", 2), ("rounding", 2)):
+            sums[name][part] = np.ldexp(sums[name][part], times * shift)
 
     @property
     def approximate(self) -> bool:
@@ -134,7 +147,7 @@ def _empty(rsms: int) -> dict[str, np.ndarray]:
     """
     square = {name: np.zeros((rsms, rsms)) for name in ("centres", "spread", "crossed")}
     single = {name: np.zeros(rsms) for name in ("widths", "squares", "rounding")}
-    return {**square, **single, "exponents": np.full(rsms, np.nan), "pairs": np.zeros(())}
+    return {**square, **single, "exponents": np.full(rsms, _NOTHING), "pairs": np.zeros(())}
 
 
 class _Rows:

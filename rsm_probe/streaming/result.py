@@ -61,14 +61,19 @@ class SweepResult:
         grids: Mapping[str, xr.DataArray],
         rsms: Sequence[BatchRsms],
         smallest: np.ndarray,
+        intervals: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
         **attributes: int | str,
     ) -> Self:
-        """Combine CKA grids by estimator name, smallest eigenvalues and kept mini-batch RSMs into one dataset."""
+        """Combine CKA grids and intervals by estimator, smallest eigenvalues and kept mini-batch RSMs in a dataset."""
         import xarray as xr
 
         first = next(iter(grids))
         variables = {"cka" if name == first else f"cka_{name}": grid for name, grid in grids.items()}
         dataset = xr.Dataset(variables).assign_attrs(estimator=first, **attributes)
+        for number, end in ((1, "high"), (0, "low")):
+            for name, ends in (intervals or {}).items():
+                variable = f"proven_{end}" if name == first else f"proven_{end}_{name}"
+                dataset[variable] = (("rsm_a", "rsm_b"), ends[number], {"estimator": name})
         dataset["smallest_eigenvalue"] = ("rsm_a", smallest)
         for name, grid in grids.items():
             dataset["cka" if name == first else f"cka_{name}"].attrs["estimator"] = name
@@ -88,12 +93,7 @@ class SweepResult:
         for words in sums.remarks():
             warnings.warn(words, stacklevel=3)
         counts = {"images": sums.images, "batches": sums.batches, "left_out": sums.left_out or 0}
-        result = cls.build(grids, rsms, sums.smallest, **counts)
-        for number, (name, ends) in enumerate(sums.intervals().items()):
-            for end, values in zip(("low", "high"), ends, strict=True):
-                variable = f"proven_{end}" if number == 0 else f"proven_{end}_{name}"
-                result.dataset[variable] = (("rsm_a", "rsm_b"), values, {"estimator": name})
-        return result
+        return cls.build(grids, rsms, sums.smallest, sums.intervals(), **counts)
 
     def with_inputs(self, inputs: Mapping[tuple[str, str], str]) -> Self:
         """Add the coordinates `input_a` and `input_b`, if a model has several inputs.

@@ -171,6 +171,17 @@ def test_the_scale_of_an_rsm_changes_nothing(scale):
 
 
 @pytest.mark.parametrize("estimator", MEASURE)
+def test_a_batch_that_is_much_larger_counts_alone(estimator):
+    boxes = boxed((9, 8), Linear(), 0.1)
+    for ends in (boxes.low, boxes.high):
+        ends[0], ends[1] = ends[0] * 2.0**-300, ends[1] * 2.0**300
+    grid = compare_batches(boxes, MEASURE[estimator])
+    alone = compare_batches(Boxes(boxes.low[1:], boxes.high[1:]), MEASURE[estimator])
+    for end in ("proven_low", "proven_high"):
+        np.testing.assert_allclose(grid[end], alone[end], atol=1e-11)
+
+
+@pytest.mark.parametrize("estimator", MEASURE)
 def test_blocks_and_states_change_nothing(estimator):
     boxes = boxed((9, 8), Linear(), 0.1, exact=0)
     whole, parts = (CertifiedSums(get_estimator(estimator)) for _ in range(2))
