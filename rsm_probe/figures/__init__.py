@@ -8,19 +8,36 @@ from typing import TYPE_CHECKING
 from rsm_probe.faces import lazy_face
 
 if TYPE_CHECKING:
-    from rsm_probe.figures.curves import common_legend, diagonal_plot, interval_plot, panel_letter
-    from rsm_probe.figures.densities import distributions, joint_density, spreads
-    from rsm_probe.figures.heatmaps import DIVERGING, SEQUENTIAL, cka_heatmap, difference_heatmap, rsm_heatmap
-    from rsm_probe.figures.pictures import displayed, matched_locations, picture
-    from rsm_probe.figures.style import names_as_written
-    from rsm_probe.figures.ticks import thinned
+    from rsm_probe.figures.curves import common_legend, diagonal_plot, interval_plot
+    from rsm_probe.figures.densities import distributions, joint_density, share_counts, spreads
+    from rsm_probe.figures.heatmaps import (
+        DIVERGING,
+        SEQUENTIAL,
+        beyond,
+        cka_heatmap,
+        colour_bar,
+        difference_heatmap,
+        rsm_heatmap,
+        rsm_scale,
+        symmetric,
+        tall_bar,
+    )
+    from rsm_probe.figures.line_styles import RuleStyle, rule_styles
+    from rsm_probe.figures.pictures import boxes, displayed, matched_locations, picture
+    from rsm_probe.figures.style import COLOURS, lettered, names_as_written, panel_letter, print_style
+    from rsm_probe.figures.ticks import short_names, thinned
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
+    "COLOURS",
     "DIVERGING",
     "SEQUENTIAL",
+    "RuleStyle",
+    "beyond",
+    "boxes",
     "cka_heatmap",
+    "colour_bar",
     "common_legend",
     "diagonal_plot",
     "difference_heatmap",
@@ -28,11 +45,19 @@ __all__ = [
     "distributions",
     "interval_plot",
     "joint_density",
+    "lettered",
     "matched_locations",
     "names_as_written",
     "panel_letter",
     "picture",
+    "print_style",
     "rsm_heatmap",
+    "rsm_scale",
+    "rule_styles",
+    "share_counts",
+    "short_names",
     "spreads",
+    "symmetric",
+    "tall_bar",
     "thinned",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
@@ -131,7 +133,7 @@ def matched_locations(
     gap = 0.06 * max(width for _, width in sizes)
     offset = sizes[0][1] + gap
     for shown, (height, width), left in zip(pictures, sizes, (0.0, offset), strict=True):
-        ax.imshow(shown, extent=(left, left + width, height, 0), interpolation="nearest", **_SHADES)
+        ax.imshow(shown, extent=(left, left + width, height, 0), **_SHADES)
     matched = np.flatnonzero(permutation >= 0)
     # Draw the strongest last, on top of the others.
     drawn = matched[np.argsort(affinities[matched], kind="stable")][max(0, len(matched) - most) :]
@@ -144,11 +146,20 @@ def matched_locations(
     ax.set(xlim=(0, offset + sizes[1][1]), ylim=(max(height for height, _ in sizes), 0))
     ax.set_axis_off()
     ax.set_title(title)
-    ax.figure.colorbar(lines, ax=ax, fraction=0.025, pad=0.02, label="affinity")
+    beside = ax.inset_axes((1.02, 0.0, 0.03, 1.0))
+    ax.figure.colorbar(lines, cax=beside, label="affinity")
     return ax
 
 
-def picture(ax: Axes, image: Any, title: str = "", framed: bool = False) -> Axes:
+def picture(
+    ax: Axes,
+    image: Any,
+    title: str = "",
+    framed: bool = False,
+    *,
+    colour: str = "tab:orange",
+    line: Any = "-",
+) -> Axes:
     """Draw one image, with an optional frame to make it stand out.
 
     Args:
@@ -156,15 +167,41 @@ def picture(ax: Axes, image: Any, title: str = "", framed: bool = False) -> Axes
         image: see `displayed`.
         title: title above the image.
         framed: draw a frame.
+        colour: colour of the frame.
+        line: style of its lines, as Matplotlib names it.
 
     Raises:
         ImageError: see `displayed`.
     """
-    ax.imshow(displayed(image), interpolation="nearest", **_SHADES)
+    ax.imshow(displayed(image), **_SHADES)
     ax.set(xticks=[], yticks=[])
     for side in ax.spines.values():
-        side.set(visible=framed, color="tab:orange", linewidth=2)
+        side.set(visible=framed, color=colour, linewidth=2, linestyle=line)
     ax.set_title(title, fontsize=7)
+    return ax
+
+
+def boxes(
+    ax: Axes, corners: Sequence[tuple[float, float, float, float]], colour: str, line: Any = "-", fill: float = 0.0
+) -> Axes:
+    """Draw boxes on a picture, such as those of its objects.
+
+    Args:
+        ax: Axes with a picture.
+        corners: left, top, right and bottom of each box, in pixels from the upper left corner of the picture; parts
+            outside of it are not drawn.
+        colour: colour of the lines.
+        line: their style, as Matplotlib names it.
+        fill: how much of the picture the colour covers within a box, from 0 to 1.
+    """
+    for left, top, right, bottom in corners:
+        # Pixels have their centres at whole numbers.
+        corner, size = (left - 0.5, top - 0.5), (right - left, bottom - top)
+        if fill:
+            ax.add_patch(Rectangle(corner, *size, facecolor=colour, alpha=fill, linewidth=0))
+        # A white line below tells the box from a picture of its colour.
+        ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=2.0, alpha=0.5))
+        ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.3, linestyle=line))
     return ax
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from rsm_probe.figures import common_legend, interval_plot
+from rsm_probe.figures import RuleStyle, common_legend, interval_plot, lettered, print_style, rule_styles
 from rsm_probe.paper.similarity_rules import SEMANTIC, matching_title
 from rsm_probe.runs.tables import Row, kernel_title, markdown, shown, with_interval
 
 _NOTHING = (math.nan, math.nan, math.nan)
+# Inches of a panel for each point at a tick, and the width of the widest panel.
+_POINT, _WIDEST = 0.055, 7.0
 
 
 def distinct(rows: Sequence[Row], key: str) -> list[Any]:
@@ -83,6 +85,12 @@ def lines_by_matching(
     return {name: [points.get(tick, _NOTHING) for tick in ticks] for name, points in lines.items()}
 
 
+def styles_by_title(names: Iterable[str]) -> dict[str, RuleStyle]:
+    """The colour and marker of matchings by their titles, the same in all figures."""
+    return {matching_title(name): style for name, style in rule_styles(names).items()}
+
+
+@print_style()
 def panels_by_kernel(
     rows: Sequence[Row], keys: Sequence[str], values: Sequence[str], meaning: str, chance: float | None = None
 ) -> Figure:
@@ -96,13 +104,25 @@ def panels_by_kernel(
         chance: value expected by chance, drawn as a dashed line; None for no line.
     """
     kernels, names = distinct(rows, "kernel"), distinct(rows, "matching")
-    figure = Figure(figsize=(3.4 * len(kernels), 3.6), layout="constrained")
-    for ax, kernel in zip(figure.subplots(1, len(kernels), sharey=True, squeeze=False)[0], kernels, strict=True):
+    ticks = list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
+    # Wide enough for the points of a tick to lie side by side, and stacked where panels are wide.
+    width = min(max(2.2, 0.6 + len(ticks) * len(names) * _POINT), _WIDEST)
+    stacked = width * len(kernels) > _WIDEST + 1.0
+    shape = (len(kernels), 1) if stacked else (1, len(kernels))
+    figure = Figure(figsize=(width * shape[1] + 0.4, 2.1 * shape[0] + 0.9), layout="constrained")
+    axes = figure.subplots(*shape, sharey=True, squeeze=False)
+    lettered(axes.flat)
+    for ax, kernel in zip(axes.flat, kernels, strict=True):
         mine = [row for row in rows if row["kernel"] == kernel]
-        ticks = list(dict.fromkeys(tuple(row[key] for key in keys) for row in mine))
         lines = lines_by_matching(mine, ticks, keys, names, values)
-        interval_plot(ax, [", ".join(tick) for tick in ticks], lines, kernel_title(kernel), meaning, chance)
-        # Ticks have no order, so hide the lines between points. The last line is chance and stays.
-        for line in ax.lines[: 3 * len(lines)]:
-            line.set_linestyle("none")
+        interval_plot(
+            ax,
+            [", ".join(tick) for tick in ticks],
+            lines,
+            kernel_title(kernel),
+            meaning if ax in axes[:, 0] else "",
+            chance,
+            styles=styles_by_title(names),
+            joined=False,
+        )
     return common_legend(figure)

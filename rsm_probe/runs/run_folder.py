@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rsm_probe.checks import brief
 from rsm_probe.config import Config, ConfigFolder, read_yaml
 from rsm_probe.errors import StorageError
-from rsm_probe.figures import names_as_written
+from rsm_probe.figures import print_style
 from rsm_probe.storage.files import save_text
 from rsm_probe.storage.locks import sole_writer
 from rsm_probe.storage.paths import file_name, inside, local_folder
@@ -136,7 +136,7 @@ def save_figures(study: Any, out: Any, dpi: int = 300, most_pixels: int = 30_000
         for kind in ("pdf", "png"):
             file = inside(folder, folder / "figures" / f"{file_name(name)}.{kind}")
             # Font type 42 embeds fonts, so that text stays text.
-            with replacing(file) as fresh, names_as_written(), rc_context({"pdf.fonttype": 42}):
+            with replacing(file) as fresh, print_style(), rc_context({"pdf.fonttype": 42}):
                 figure.savefig(fresh, format=kind, dpi=fitting, bbox_inches="tight")
         yield file
 

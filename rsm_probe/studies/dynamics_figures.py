@@ -1,7 +1,7 @@
 """Figures of training: CKA to the final network by layer and step, and between all steps for a few layers.
 
-The panels of a figure share colour scales. They average over networks that differ only in their seed, and state how
-many.
+The panels of a figure share colour scales. They average over networks that differ only in their seed, and name the
+seeds.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from rsm_probe.comparison.statistics import over_models
 from rsm_probe.errors import ComparisonError
-from rsm_probe.figures import cka_heatmap, difference_heatmap
-from rsm_probe.figures.ticks import thinned
+from rsm_probe.figures import cka_heatmap, colour_bar, difference_heatmap, print_style, symmetric, thinned
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import (
+    averaged,
     conditions,
+    extremes,
+    kernel_name,
     lettered_panels,
     lowest_value,
-    print_style,
+    omitted_beginning,
     semantic_matchings,
-    shared_bar,
 )
 from rsm_probe.studies.sweep_figures import Architecture
 
@@ -79,8 +81,12 @@ def final_figure(
         ]
         for label, names in networks.items()
     }
-    title = f"CKA to the final network, {kernel} kernel"
-    return _drawn(result, title, grids, matchings, {label: _counted(label, n) for label, n in networks.items()})
+    title = f"CKA to the final network, {kernel_name(kernel)}"
+    labels = {
+        label: f"{averaged(label, names)}{omitted_beginning(_layers(grids[label][0]))}\nlayer"
+        for label, names in networks.items()
+    }
+    return _drawn(result, title, grids, matchings, labels)
 
 
 def steps_figure(
@@ -89,14 +95,14 @@ def steps_figure(
     """Draw CKA between all steps of the same network for its first, middle and last layer; see `final_figure`."""
     grids: dict[str, list[xr.DataArray]] = {}
     labels: dict[str, str] = {}
-    title = f"CKA between training steps, {kernel} kernel"
+    title = f"CKA between training steps, {kernel_name(kernel)}"
     if len(networks) == 1:
-        title += ", " + "".join(_counted(label, names) for label, names in networks.items())
+        title += ", " + "".join(averaged(*network).replace("\n", ", ") for network in networks.items())
     for label, names in networks.items():
         means = [_mean(result, names, matching, kernel) for matching in matchings]
-        for layer in thinned([str(name) for name in means[0]["layer"].values], _LAYERS):
+        for layer in thinned(_layers(means[0]), _LAYERS):
             grids[f"{label} {layer}"] = [mean.sel(layer=layer) for mean in means]
-            row = layer if len(networks) == 1 else f"{_counted(label, names)}\n{layer}"
+            row = layer if len(networks) == 1 else f"{averaged(label, names)}\n{layer}"
             labels[f"{label} {layer}"] = f"{row}\ntraining step"
     return _drawn(result, title, grids, matchings, labels)
 
@@ -127,8 +133,8 @@ def _mean(result: SweepResult, networks: Sequence[str], matching: str, kernel: s
     return over_models(grids)["mean"]
 
 
-def _counted(label: str, networks: Sequence[str]) -> str:
-    return label + (f", mean of {len(networks)} networks" if len(networks) > 1 else "")
+def _layers(grid: xr.DataArray) -> list[str]:
+    return [str(name) for name in grid["layer"].values]
 
 
 def _drawn(
@@ -140,8 +146,8 @@ def _drawn(
 ) -> Figure:
     """Draw a row of panels per entry: a heatmap per matching, and the difference of two."""
     differences = {key: pair[1] - pair[0] for key, pair in grids.items() if len(pair) == 2}
-    lowest = lowest_value(grid for pair in grids.values() for grid in pair)
-    limit = max((float(np.nanmax(np.abs(grid.values), initial=0.0)) for grid in differences.values()), default=0.0)
+    norm = Normalize(lowest_value(grid for pair in grids.values() for grid in pair), 1.0)
+    around_zero = symmetric(list(differences.values()))
     names = ["spatio-semantic" if matching == "identity" else "semantic" for matching in matchings]
     with print_style():
         figure, axes = lettered_panels(
@@ -150,17 +156,15 @@ def _drawn(
         for line, (key, pair) in zip(axes, grids.items(), strict=True):
             top = line is axes[0]
             for ax, grid, name in zip(line, pair, names, strict=False):
-                cka_heatmap(ax, grid, name if top else "", lowest, bar=False)
-                ax.set_xlabel("training step" if line is axes[-1] else "")
+                cka_heatmap(ax, grid, name if top else "", bar=False, norm=norm)
+            colour_bar(line[len(pair) - 1], "CKA")
             if differences:
-                difference = differences[key]
-                difference_heatmap(line[-1], difference, "difference" if top else "", limit, bar=False)
-                ends = f"{float(difference.min()):+.3f} to {float(difference.max()):+.3f}"
-                line[-1].set_xlabel(f"training step\n{ends}" if line is axes[-1] else ends)
-            for ax in line[1:]:
-                ax.set_yticks([])
+                heading = f"{'difference' if top else ''}\n{extremes(differences[key])}".lstrip()
+                difference_heatmap(line[-1], differences[key], heading, bar=False, norm=around_zero)
+                colour_bar(line[-1], "difference in CKA")
+            for ax in line:
+                ax.set_xlabel("training step" if line is axes[-1] else "")
+                if ax is not line[0]:
+                    ax.set_yticks([])
             line[0].set_ylabel(labels[key])
-        if differences:
-            shared_bar(figure, axes, axes[0][-1], "difference in CKA")  # the last one is drawn next to the panels
-        shared_bar(figure, axes, axes[0][0], "CKA")
     return figure

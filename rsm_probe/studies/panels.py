@@ -1,24 +1,22 @@
-"""What the figures of sweeps share: panels with letters, colour bars, and what their numbers depend on."""
+"""What the figures of sweeps share: panels with letters, names of rows, and what their numbers depend on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from string import ascii_uppercase
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from rsm_probe.figures import panel_letter
+from rsm_probe.figures import lettered, short_names
 from rsm_probe.streaming.result import SweepResult
 
-# Size of a panel in inches, as printed.
-_PANEL = 1.75
+# Size of a panel in inches, as printed, and the width of a page that panels share down to their smallest size.
+_PANEL, _SMALLEST, _PAGE = 1.75, 1.25, 11.0
+# Names of models that fit beside a panel.
+_MOST_NAMES = 6
 
 
 def conditions(results: Mapping[str, SweepResult]) -> str:
@@ -31,29 +29,56 @@ def conditions(results: Mapping[str, SweepResult]) -> str:
     return f"{of[0]['images']} images in {batches}, {centered}, {estimators} CKA"
 
 
-def print_style() -> AbstractContextManager[None]:
-    """Font sizes and line widths for the printed size."""
-    sizes = {"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 6.5, "figure.titlesize": 8, "legend.fontsize": 5.5}
-    style: dict[Any, Any] = {**sizes, "xtick.labelsize": 5.5, "ytick.labelsize": 5.5, "lines.linewidth": 1.2}
-    style["text.parse_math"] = False  # names may contain any character
-    return mpl.rc_context(style)
-
-
 def lettered_panels(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of lettered panels, in rows."""
-    size = (_PANEL * columns + 1.0, _PANEL * rows + 0.7)
-    figure = Figure(figsize=size, dpi=150, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05))
+    """A figure of lettered panels, in rows; many columns get smaller panels."""
+    panel = min(_PANEL, max(_SMALLEST, _PAGE / columns))
+    figure = Figure(
+        figsize=(panel * columns + 1.0, panel * rows + 0.7),
+        dpi=150,
+        layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05, compress=True),
+    )
     figure.suptitle(title)
     axes = [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
-    for k, ax in enumerate(ax for line in axes for ax in line):
-        panel_letter(ax, ascii_uppercase[k] if k < 26 else f"{ascii_uppercase[k // 26 - 1]}{ascii_uppercase[k % 26]}")
+    lettered(ax for line in axes for ax in line)
     return figure, axes
 
 
-def shared_bar(figure: Figure, axes: Sequence[Sequence[Axes]], source: Axes, meaning: str) -> None:
-    """Draw one colour bar for all panels of a scale, beside them."""
-    panels = [ax for line in axes for ax in line]
-    figure.colorbar(source.images[0], ax=panels, shrink=0.8, aspect=20, pad=0.02, fraction=0.04, label=meaning)
+def kernel_name(kernel: str) -> str:
+    """A kernel in titles."""
+    return f"{'RBF' if kernel == 'rbf' else kernel} kernel"
+
+
+def averaged(name: str, models: Sequence[str], pairs: bool = False) -> str:
+    """Name a row of panels after its models: the seeds that it averages over, if it has several.
+
+    Args:
+        name: what the models share, such as their architecture.
+        models: their names; those that begin with `name` and a hyphen are named by the rest, which is their seed.
+        pairs: whether the mean is that of all pairs of models.
+    """
+    if len(models) < 2:
+        return name
+    # The step of a checkpoint is none of its seed.
+    rest = [model.partition("@")[0].removeprefix(f"{name}-") for model in models]
+    seeds = all(part.isdigit() for part in rest)
+    listed = [*rest[: _MOST_NAMES - 1], "…", rest[-1]] if len(rest) > _MOST_NAMES else rest
+    whose = f"{'seeds' if seeds else 'models'} {', '.join(listed)}"
+    count = len(models) * (len(models) - 1) // 2
+    if pairs:
+        return f"{name}\n" + (whose if count == 1 else f"mean of {count} pairs of {whose}")
+    return f"{name}\nmean over {whose}"
+
+
+def omitted_beginning(layers: Sequence[str]) -> str:
+    """A line that says what the ellipsis in names of layers stands for; "" if names are whole."""
+    shared = short_names(layers)[1]
+    return f"\n… = {shared}" if shared else ""
+
+
+def extremes(difference: xr.DataArray) -> str:
+    """The smallest and the largest difference of a panel, in words."""
+    values = difference.values[np.isfinite(difference.values)]
+    return f"{values.min():+.3f} to {values.max():+.3f}" if values.size else "undefined"
 
 
 def lowest_value(grids: Iterable[xr.DataArray]) -> float:

@@ -1,6 +1,6 @@
-"""The paper's Figures 15, 16 and 17: a row of panels per architecture, data sets side by side.
+"""The paper's Figures 15, 16 and 17: a row of panels per architecture, data sets or kernels side by side.
 
-The panels of a figure share colour scales. They average over models that differ only in their seed, and state how many.
+The panels of a figure share colour scales. They average over models that differ only in their seed, and name the seeds.
 """
 
 from __future__ import annotations
@@ -11,22 +11,28 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from rsm_probe.errors import ComparisonError
 from rsm_probe.figures import (
     cka_heatmap,
+    colour_bar,
     diagonal_plot,
     difference_heatmap,
+    print_style,
+    symmetric,
 )
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import (
+    averaged,
     conditions,
+    extremes,
+    kernel_name,
     lettered_panels,
     lowest_value,
-    print_style,
+    omitted_beginning,
     semantic_matchings,
-    shared_bar,
 )
 from rsm_probe.studies.rsm_panels import rsm_panels
 
@@ -50,7 +56,7 @@ def sweep_figures(result: SweepResult, rows: Sequence[Architecture] | None = Non
     """Draw the figures of one sweep by name: Figures 15, 16 and 17, and the kept RSMs sorted by label.
 
     Without `rows`, each model has its own row: models with equal layers need not differ only in their seed. Of the
-    checkpoints of a training, only the last one has a row.
+    checkpoints of a training, only the last one has a row. Kernels are side by side.
     """
     rows = [Architecture(model, [model]) for model in result.models] if rows is None else rows
     # Of a training, the network that it ended with.
@@ -58,71 +64,97 @@ def sweep_figures(result: SweepResult, rows: Sequence[Architecture] | None = Non
     rows = [row for row in rows if not earlier.issuperset(row.trained)]
     kernels = list(dict.fromkeys(str(name) for name in result.cka["kernel_a"].values))
     figures: dict[str, Figure] = {}
-    for kernel in kernels:
-        suffix = "" if len(kernels) == 1 else f"-{kernel}"
-        for semantic in semantic_matchings(result):
-            kind = suffix if len(semantic_matchings(result)) == 1 else f"{suffix}-{semantic}"
-            for name, draw in FIGURES.items():
-                if name != "figure17" or any(len(row.trained) > 1 for row in rows):
-                    figures[name + kind] = draw({"": result}, rows, kernel, semantic)
-        if result.rsms is not None:
-            figures[f"rsms{suffix}"] = rsm_panels(result.rsms, kernel)
+    for semantic in semantic_matchings(result):
+        kind = "" if len(semantic_matchings(result)) == 1 else f"-{semantic}"
+        for name, draw in FIGURES.items():
+            if name != "figure17" or any(len(row.trained) > 1 for row in rows):
+                figures[name + kind] = draw({"": result}, rows, kernels, semantic)
+    if result.rsms is not None:
+        for kernel in kernels:
+            figures["rsms" if len(kernels) == 1 else f"rsms-{kernel}"] = rsm_panels(result.rsms, kernel)
     return figures
 
 
 def figure15(
-    results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
+    results: Mapping[str, SweepResult],
+    rows: Sequence[Architecture],
+    kernel: str | Sequence[str] = "linear",
+    semantic: str = "optimal",
 ) -> Figure:
     """Draw CKA between semantic and spatio-semantic RSMs, and the diagonal with its spread over seeds.
 
     Args:
         results: data set -> sweep.
         rows: architectures, the same in all sweeps.
-        kernel: kernel of both RSMs.
+        kernel: kernel of both RSMs; several are drawn side by side.
         semantic: matching of the semantic RSMs.
 
     Raises:
         ComparisonError: a sweep lacks a model, a matching or the kernel, or sweeps have different numbers of images.
     """
     _require_equal_numbers(results)
+    kernels = [kernel] if isinstance(kernel, str) else list(kernel)
+    blocks = [(data, name) for name in kernels for data in results]
+    # The lines of a diagonal are the data sets, or the kernels of one data set.
+    diagonals = [blocks] if len(kernels) == 1 else [[(data, name) for name in kernels] for data in results]
+    grids = {
+        (row.name, *block): results[block[0]].within(row.trained, semantic, "identity", block[1])["mean"]
+        for row in rows
+        for block in blocks
+    }
+    norm = Normalize(lowest_value(grids.values()), 1.0)
+    title = _title("Semantic against spatio-semantic RSMs", kernels, results)
     with print_style():
-        title = f"Semantic against spatio-semantic RSMs, {kernel} kernel\n{conditions(results)}"
-        figure, axes = lettered_panels(len(rows), len(results) + 1, title)
-        grids = {
-            (row.name, data): result.within(row.trained, semantic, "identity", kernel)["mean"]
-            for row in rows
-            for data, result in results.items()
-        }
-        lowest = lowest_value(grids.values())
+        figure, axes = lettered_panels(len(rows), len(blocks) + len(diagonals), title)
         for line, row in zip(axes, rows, strict=True):
-            for ax, data in zip(line, results, strict=False):
-                cka_heatmap(ax, grids[row.name, data], data if line is axes[0] else "", lowest, bar=False)
-                ax.set_xlabel("spatio-semantic RSM")
-            line[0].set_ylabel(f"{row.name}\nsemantic RSM")
-            for data, result in results.items():
-                trained, control = _diagonals(result, row, kernel, semantic)
-                diagonal_plot(line[-1], trained, "diagonal (CKA)" if line is axes[0] else "", data, control)
-            line[-1].set_box_aspect(1)
-            line[-1].set_ylabel("")
-        shared_bar(figure, [line[:-1] for line in axes], axes[0][0], "CKA")
-        labelled = {name: line for row in axes for line, name in zip(*row[-1].get_legend_handles_labels(), strict=True)}
+            top, bottom = line is axes[0], line is axes[-1]
+            for ax, block in zip(line, blocks, strict=False):
+                grid = grids[row.name, *block]
+                cka_heatmap(ax, grid, _block_title(*block, kernels) if top else "", bar=False, norm=norm)
+                ax.set_xlabel("layer, spatio-semantic RSM" if bottom else "")
+                if ax is not line[0]:
+                    ax.set_yticks([])
+            colour_bar(line[len(blocks) - 1], "CKA")
+            layers = [str(name) for name in grids[row.name, *blocks[0]]["layer_a"].values]
+            line[0].set_ylabel(f"{averaged(row.name, row.trained)}{omitted_beginning(layers)}\nlayer, semantic RSM")
+            for ax, of in zip(line[len(blocks) :], diagonals, strict=True):
+                for data, name in of:
+                    trained, control = _diagonals(results[data], row, name, semantic)
+                    label = data if len(kernels) == 1 else kernel_name(name)
+                    # Several kernels have a panel for each data set.
+                    panel = f"diagonal, {data}" if len(diagonals) > 1 else "diagonal"
+                    diagonal_plot(ax, trained, panel if top else "", label, control)
+                ax.set_box_aspect(1)
+                ax.set(ylabel="CKA", xlabel="layer" if bottom else "")
+        labelled = {
+            name: line
+            for row in axes
+            for ax in row[len(blocks) :]
+            for line, name in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
         if len(labelled) > 1:
             figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=len(labelled))
     return figure
 
 
 def figure16(
-    results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
+    results: Mapping[str, SweepResult],
+    rows: Sequence[Architecture],
+    kernel: str | Sequence[str] = "linear",
+    semantic: str = "optimal",
 ) -> Figure:
     """Draw CKA between layers of the same model: spatio-semantic, semantic, and the difference; see `figure15`."""
     return _three_panels(
-        lambda result, row, matching: result.within(row.trained, matching, kernel=kernel),
-        rows, results, semantic, f"CKA between layers of one model, {kernel} kernel", "models",
+        lambda result, row, matching, kernel: result.within(row.trained, matching, kernel=kernel),
+        rows, results, kernel, semantic, "CKA between layers of one model", ("layer", "layer"),
     )  # fmt: skip
 
 
 def figure17(
-    results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
+    results: Mapping[str, SweepResult],
+    rows: Sequence[Architecture],
+    kernel: str | Sequence[str] = "linear",
+    semantic: str = "optimal",
 ) -> Figure:
     """Draw CKA between layers of models with different seeds, averaged over all pairs of seeds; see `figure15`.
 
@@ -135,8 +167,9 @@ def figure17(
             "Figure 17 compares models that differ in their seed, but every architecture has only one"
         )
     return _three_panels(
-        lambda result, row, matching: result.across(row.trained, matching, kernel),
-        rows, results, semantic, f"CKA between layers of different seeds, {kernel} kernel", "pairs",
+        lambda result, row, matching, kernel: result.across(row.trained, matching, kernel),
+        rows, results, kernel, semantic, "CKA between layers of different seeds",
+        ("layer, one seed", "layer, other seed"),
     )  # fmt: skip
 
 
@@ -144,9 +177,26 @@ FIGURES: dict[str, Callable[..., Figure]] = {"figure15": figure15, "figure16": f
 
 
 def figure_numbers(
-    results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str = "linear", semantic: str = "optimal"
+    results: Mapping[str, SweepResult],
+    rows: Sequence[Architecture],
+    kernel: str | Sequence[str] = "linear",
+    semantic: str = "optimal",
 ) -> list[dict[str, str | float]]:
-    """The numbers in the figures as rows of a table: the diagonal by layer, and the ranges of the differences."""
+    """The numbers in the figures as rows of a table: the diagonal by layer, and the ranges of the differences.
+
+    Of several kernels, all but the first are named in the column `what`.
+    """
+    first, *further = [kernel] if isinstance(kernel, str) else kernel
+    table = _numbers(results, rows, first, semantic)
+    for name in further:
+        numbers = _numbers(results, rows, name, semantic)
+        table += [{**entry, "what": f"{entry['what']}, {kernel_name(name)}"} for entry in numbers]
+    return table
+
+
+def _numbers(
+    results: Mapping[str, SweepResult], rows: Sequence[Architecture], kernel: str, semantic: str
+) -> list[dict[str, str | float]]:
     table: list[dict[str, str | float]] = []
     for data, result in results.items():
         for row in rows:
@@ -187,49 +237,67 @@ def _diagonals(
 
 
 def _three_panels(
-    grid: Callable[[SweepResult, Architecture, str], xr.Dataset],
+    grid: Callable[[SweepResult, Architecture, str, str], xr.Dataset],
     rows: Sequence[Architecture],
     results: Mapping[str, SweepResult],
+    kernel: str | Sequence[str],
     semantic: str,
     title: str,
-    counted: str,
+    axis_names: tuple[str, str],
 ) -> Figure:
-    """Draw three panels per architecture and data set: spatio-semantic, semantic, difference."""
+    """Draw three panels per architecture, data set and kernel: spatio-semantic, semantic, difference.
+
+    Data sets are side by side; if there are several kernels, these are, and each data set has its own rows.
+    """
     _require_equal_numbers(results)
-    grids = {
-        (row.name, data, matching): grid(result, row, matching)
+    kernels = [kernel] if isinstance(kernel, str) else list(kernel)
+    several = len(kernels) > 1
+    means = {
+        (row.name, data, name, matching): grid(result, row, matching, name)["mean"]
         for row in rows
         for data, result in results.items()
+        for name in kernels
         for matching in ("identity", semantic)
     }
-    means = {key: values["mean"] for key, values in grids.items()}
-    differences = {
-        (row.name, data): means[row.name, data, semantic] - means[row.name, data, "identity"]
-        for row in rows
-        for data in results
-    }
-    lowest = lowest_value(means.values())
-    limit = max(float(np.nanmax(np.abs(grid.values), initial=0.0)) for grid in differences.values())
+    differences = {key[:3]: mean - means[*key[:3], "identity"] for key, mean in means.items() if key[3] == semantic}
+    norm, around_zero = Normalize(lowest_value(means.values()), 1.0), symmetric(list(differences.values()))
+    lines = [(row, data) for row in rows for data in (results if several else [""])]
+    blocks = [("", name) for name in kernels] if several else [(data, kernels[0]) for data in results]
     with print_style():
-        figure, axes = lettered_panels(len(rows), 3 * len(results), f"{title}\n{conditions(results)}")
-        for line, row in zip(axes, rows, strict=True):
-            top = line is axes[0]
-            for k, data in enumerate(results):
-                names = [f"{data}\n{name}".lstrip() for name in ("spatio-semantic", "semantic", "difference")]
-                names = names if top else [""] * 3
+        figure, axes = lettered_panels(len(lines), 3 * len(blocks), _title(title, kernels, results))
+        for line, (row, data) in zip(axes, lines, strict=True):
+            for k, (of, name) in enumerate(blocks):
+                heading = _block_title(of, name, kernels)
+                names = [f"{heading}\n{kind}".lstrip() for kind in ("spatio-semantic", "semantic", "difference")]
+                names = names if line is axes[0] else [""] * 3
                 panels = line[3 * k : 3 * k + 3]
-                for ax, matching, name in zip(panels, ("identity", semantic), names, strict=False):
-                    cka_heatmap(ax, means[row.name, data, matching], name, lowest, bar=False)
-                difference = differences[row.name, data]
-                difference_heatmap(panels[2], difference, names[2], limit, bar=False)
-                panels[2].set_xlabel(f"{float(difference.min()):+.3f} to {float(difference.max()):+.3f}")
-                for ax in panels[1:]:
-                    ax.set_yticks([])
-            count = int(grids[row.name, next(iter(results)), "identity"]["pairs"].max())
-            line[0].set_ylabel(row.name + (f"\nmean of {count} {counted}" if count > 1 else ""))
-        shared_bar(figure, axes, axes[0][2], "difference in CKA")  # the last one is drawn next to the panels
-        shared_bar(figure, axes, axes[0][0], "CKA")
+                key = row.name, of or data, name
+                for ax, matching, panel in zip(panels, ("identity", semantic), names, strict=False):
+                    cka_heatmap(ax, means[*key, matching], panel, bar=False, norm=norm)
+                difference = differences[key]
+                heading = f"{names[2]}\n{extremes(difference)}".lstrip()
+                difference_heatmap(panels[2], difference, heading, bar=False, norm=around_zero)
+                colour_bar(panels[1], "CKA")
+                colour_bar(panels[2], "difference in CKA")
+                for ax in panels:
+                    ax.set_xlabel(axis_names[1] if line is axes[-1] else "")
+                    if ax is not line[0]:
+                        ax.set_yticks([])
+            layers = [str(name) for name in differences[row.name, blocks[0][0] or data, blocks[0][1]]["layer_a"].values]
+            whose = averaged(row.name, row.trained, pairs=axis_names[0] != axis_names[1])
+            of_data = f"\n{data}" if data else ""
+            line[0].set_ylabel(f"{whose}{of_data}{omitted_beginning(layers)}\n{axis_names[0]}")
     return figure
+
+
+def _title(what: str, kernels: Sequence[str], results: Mapping[str, SweepResult]) -> str:
+    named = f", {kernel_name(kernels[0])}" if len(kernels) == 1 else ""
+    return f"{what}{named}\n{conditions(results)}"
+
+
+def _block_title(data: str, kernel: str, kernels: Sequence[str]) -> str:
+    """Name what tells the panels of a block from those beside it."""
+    return ", ".join(part for part in (data, kernel_name(kernel) if len(kernels) > 1 else "") if part)
 
 
 def _require_equal_numbers(results: Mapping[str, SweepResult]) -> None:

@@ -100,7 +100,7 @@ class SweepsConfig(SeveralStudies):
         return rows
 
     @property
-    def _kind(self) -> tuple[str, str]:
-        """The kernel and the semantic matching of the figure: the first of each."""
+    def _kind(self) -> tuple[tuple[str, ...], str]:
+        """The kernels of the figure, and its semantic matching: the first one."""
         first = next(iter(self.sweeps.values()))
-        return first.kernels[0], next(name for name in first.matchings if name != "identity")
+        return first.kernels, next(name for name in first.matchings if name != "identity")

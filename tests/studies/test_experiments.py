@@ -97,8 +97,8 @@ def test_models_are_compared_on_the_same_queries(finished, tmp_path):
     config = config.model_copy(update={"models": both, "networks": str(folder / "models")})
     result = config.run(tmp_path / "run")
     figure = config.figures(tmp_path / "run")["models"]
-    titles = [ax.get_title() for ax in figure.axes if ax.get_title() and not ax.get_title().isdigit()]
-    assert titles == ["digits, none", "digits, PI", "digits-untrained, none", "digits-untrained, PI"]
+    titles = [title for ax in figure.axes if (title := ax.get_title()) and not title[0].isdigit()]
+    assert titles == ["digits\nnone", "digits\nPI", "digits-untrained\nnone", "digits-untrained\nPI"]
     assert {row["model"] for row in result.table} == {"digits", "digits-untrained"}
 
 

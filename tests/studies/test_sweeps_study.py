@@ -61,7 +61,7 @@ def test_figure_15_holds_means_over_seeds_of_semantic_against_spatio_semantic(re
     for found, grid in zip(shown, expected, strict=True):
         np.testing.assert_allclose(np.asarray(found), grid)
     letters = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
-    assert letters == ["A", "B", "C", "D", "E", "F"]
+    assert letters == ["(a)", "(b)", "(c)", "(d)", "(e)", "(f)"]
     diagonals = figure.axes[2]
     lines = {line.get_label(): line.get_ydata() for line in diagonals.lines}
     assert set(lines) == {"digits", "digits, untrained", "photos", "photos, untrained"}
@@ -85,11 +85,12 @@ def test_figures_16_and_17_hold_both_kinds_and_their_difference(results, draw, p
     np.testing.assert_allclose(shown[6], grids[0])
     np.testing.assert_allclose(shown[7], grids[1])
     np.testing.assert_allclose(shown[8], grids[1] - grids[0])
-    panel = next(ax for ax in figure.axes if ax.get_title(loc="left") == "I")
+    panel = next(ax for ax in figure.axes if ax.get_title(loc="left") == "(i)")
     difference = grids[1] - grids[0]
-    assert panel.get_xlabel() == f"{difference.min():+.3f} to {difference.max():+.3f}"
-    scales = {ax.images[0].get_clim() for ax in figure.axes if ax.get_title(loc="left") and ax.images}
-    assert len(scales) == 2, "one scale for CKA, one for differences"
+    assert panel.get_title() == f"{difference.min():+.3f} to {difference.max():+.3f}"
+    cka, around_zero = {id(ax.images[0].norm): ax.images[0].norm for ax in figure.axes}.values()
+    assert cka.vmax == 1
+    assert -around_zero.vmin == around_zero.vmax > 0, "one scale for CKA, one for differences"
 
 
 def test_numbers_say_what_the_figures_show(run, results):
@@ -120,8 +121,12 @@ def test_the_run_draws_its_figure_and_the_control(run, tmp_path):
 def test_models_that_nothing_calls_seeds_have_rows_of_their_own(results):
     figures = sweep_figures(results["digits"])
     assert set(figures) == {"figure15", "figure16"}, "and no Figure 17 of different seeds"
-    rows = [ax.get_ylabel() for ax in figures["figure16"].axes if ax.get_title(loc="left") in tuple("ADGJM")]
-    assert rows == ["small-0", "small-1", "small-untrained", "deep-0", "deep-1"]
+    rows = [
+        ax.get_ylabel()
+        for ax in figures["figure16"].axes
+        if ax.get_title(loc="left") in ("(a)", "(d)", "(g)", "(j)", "(m)")
+    ]
+    assert rows == [f"{name}\nlayer" for name in ("small-0", "small-1", "small-untrained", "deep-0", "deep-1")]
 
 
 def test_a_folder_of_another_study_is_left_alone(run, tmp_path):

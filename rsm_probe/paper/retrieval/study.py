@@ -246,13 +246,28 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
 
     def picture(self, subject: Subject) -> PicturedNeighbours:
         """Collect the nearest images of some queries under one kernel, and the matched locations of the first."""
-        kernels, number = self.study.kernels, len(subject.layers["queries"]) - 1
-        kernel, size = "cosine" if "cosine" in kernels else kernels[0], max(self.study.database_sizes)
+        study, number = self.study, len(subject.layers["queries"]) - 1
+        kernel, size = "cosine" if "cosine" in study.kernels else study.kernels[0], max(study.database_sizes)
         neighbours, seen = self.neighbours(subject, number), self.seen(subject)
-        nearest_of = {(q, name): neighbours[name, kernel][size][q] for q in self.study.pictured for name in self.shown}
+        nearest_of = {(q, name): neighbours[name, kernel][size][q] for q in study.pictured for name in self.shown}
         best = {key: self._matched(subject, *key, int(numbers[0]), seen) for key, numbers in nearest_of.items()}
         layer = list(subject.layers["queries"])[number]
-        return PicturedNeighbours(subject.title, layer, kernel, subject.images, self.study.top, nearest_of, best)
+        queries, database = class_counts([subject.images["queries"], subject.images["database"]])
+        truth = {q: SCORES[study.score](queries[[q]], database)[0] for q in study.pictured}
+        return PicturedNeighbours(
+            subject.title, layer, kernel, subject.images, study.top, nearest_of, best, study.score,
+            {key: _of_neighbours(truth[key[0]], numbers) for key, numbers in nearest_of.items()},
+            self._pictured_similarities(subject, number, kernel, nearest_of),
+        )  # fmt: skip
+
+    def _pictured_similarities(
+        self, subject: Subject, number: int, kernel: str, nearest_of: Mapping[tuple[int, str], np.ndarray]
+    ) -> dict[tuple[int, str], np.ndarray]:
+        """The similarities of pictured queries and their nearest images; none if only some pairs were matched."""
+        if self.study.exact_top:
+            return {}
+        values = {name: self._similarities(subject, number, self.rules[name, kernel]) for name in self.shown}
+        return {key: _of_neighbours(values[key[1]][key[0]], numbers) for key, numbers in nearest_of.items()}
 
     def _matched(
         self, subject: Subject, query: int, matching: str, index: int, seen: Mapping[str, np.ndarray]
@@ -301,6 +316,11 @@ def _scores(truth: np.ndarray, nearest_of: np.ndarray) -> tuple[np.ndarray, np.n
     best = np.full(len(values), np.nan)
     best[known] = np.nanmax(values[known], axis=1)
     return values[:, 0], best
+
+
+def _of_neighbours(values: np.ndarray, nearest_of: np.ndarray) -> np.ndarray:
+    """The values of the nearest images of a query, from those of all images (M,); NaN where candidates run out."""
+    return np.where(nearest_of >= 0, values[np.maximum(nearest_of, 0)], np.nan)
 
 
 def _picture(model: LoadedModel, image: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import interval
 from rsm_probe.errors import ImageError
 from rsm_probe.execution.execution import Execution
+from rsm_probe.figures import displayed
 from rsm_probe.pairs.compute import rsm
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.similarity_rules import SimilarityRule
@@ -156,8 +157,9 @@ class TranslationRunner(Experiment[TranslationConfig]):
         return {"products": pairs["product"].values, "norms": pairs["norm_a"].values}
 
     def picture(self, subject: Subject) -> PicturedCrops:
-        """Collect the RSM of the first mini-batch and the similarities of all, under one kernel."""
-        kernels, crops = self.study.kernels, self.crops(subject.images["crops"])
+        """Collect two crops, the RSM of the first mini-batch and the similarities of all, under one kernel."""
+        images, study = subject.images["crops"], self.study
+        kernels, crops = study.kernels, self.crops(images)
         kernel = "rbf" if "rbf" in kernels else kernels[0]
         rsms, kinds = dict[tuple[str, str], np.ndarray](), dict[tuple[str, str], dict[str, np.ndarray]]()
         for number, layer in enumerate(subject.layers["crops"].values()):
@@ -165,4 +167,8 @@ class TranslationRunner(Experiment[TranslationConfig]):
                 values = self.similarities(subject, number, layer, self.rules[name, kernel])
                 rsms[layer.name, name] = values[0]
                 kinds[layer.name, name] = {f"{k} crops": crops.values(values, k) for k in (OVERLAPPING, UNRELATED)}
-        return PicturedCrops(subject.title, kernel, rsms, kinds)
+        upper, lower = (displayed(images[number]) for number in (0, len(images) // 2))
+        # The lower end of the upper crop is the upper end of the lower one.
+        rows = 2 * study.crop - study.edge
+        shared = (0, study.crop - rows, study.crop, study.crop), (0, 0, study.crop, rows)
+        return PicturedCrops(subject.title, kernel, rsms, kinds, (upper, lower), shared)
