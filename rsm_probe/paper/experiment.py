@@ -276,9 +276,11 @@ class Experiment(Runner[C]):
         """See `Runner.images_of`."""
         return self.images(entry)
 
-    def images(self, entry: SubjectConfig) -> dict[str, ImageSet]:
+    def images(self, entry: ModelConfig) -> dict[str, ImageSet]:
         """The images for the models of an entry, by name; loaded once."""
-        source = entry.images or self.study.images
+        # Entries of models that Python gave have no images of their own.
+        own = entry.images if isinstance(entry, SubjectConfig) else None
+        source = own or self.study.images
         if source not in self._sets:
             self._sets[source] = self.image_sets(source)
         return self._sets[source]

@@ -39,12 +39,14 @@ def semantic_differences(
         f"## The semantic RSM against each baseline\n\nDifferences are *{title}* minus the baseline, with the "
         f"{settings['level']:.0%} interval from the same draws for both. {BETTER}: the interval excludes 0, and "
         f"*{title}* is better; {WORSE}: the interval excludes 0, and the baseline is better; no mark: undecided. "
-        f"Untrained models stand below the trained ones of the same layer.\n"
+        f"Untrained models stand below the trained ones of the same layer. By chance alone, about "
+        f"{1 - settings['level']:.0%} of cells without a difference have a mark.\n"
     ]
     for key, (what, lower_is_better) in measures.items():
         parts += [f"{what}:\n", _differences(rows, key, lower_is_better, keys)]
-    parts.append("Number of cells in which the difference is clear:\n")
-    parts.append(_counts(rows, measures, title))
+    first, (what, lower_is_better) = next(iter(measures.items()))
+    parts += [_conclusion(*group, what, title) for group in _verdicts(rows, first, lower_is_better).items()]
+    parts += ["\nThe same by kernel:\n", _counts(rows, measures)]
     return "\n".join([*parts, *([notes] if notes else [])])
 
 
@@ -80,24 +82,49 @@ def _differences(rows: Sequence[Row], key: str, lower_is_better: bool, keys: Seq
         lines.setdefault(where, {})[row["matching"]] = f"{cell} {verdict(row, key, lower_is_better)}".strip()
     names = list(dict.fromkeys(row["matching"] for row in rows))
     cells = [[*where, *(line.get(name, "-") for name in names)] for where, line in lines.items()]
-    return markdown(["model", "layer", "S", *keys, "kernel", *map(matching_title, names)], cells)
+    return markdown(["model", "layer", "S", *keys, "kernel", *map(_baseline, names)], cells)
 
 
-def _counts(rows: Sequence[Row], measures: Mapping[str, tuple[str, bool]], title: str) -> str:
-    """A table that counts cells by measure, training, kernel and baseline."""
+def _verdicts(
+    rows: Sequence[Row], key: str, lower_is_better: bool, keys: Sequence[str] = ()
+) -> dict[tuple[Any, ...], list[str]]:
+    """The verdicts of all cells by training and baseline, and by further keys; see `verdict`."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for row in sorted(rows, key=lambda row: row["untrained"]):
+        if not math.isnan(row[key]):
+            group = row["untrained"], row["matching"], *(row[name] for name in keys)
+            groups.setdefault(group, []).append(verdict(row, key, lower_is_better))
+    return groups
+
+
+def _conclusion(group: tuple[Any, ...], verdicts: Sequence[str], what: str, title: str) -> str:
+    """Say in how many cells the semantic RSM is better or worse than a baseline."""
+    untrained, name = group
+    better, worse, undecided = (verdicts.count(kind) for kind in (BETTER, WORSE, ""))
+    return (
+        f"- {_networks(untrained)}, {what}: *{title}* is better than *{_baseline(name)}* in {better} of "
+        f"{len(verdicts)} cells, worse in {worse}, and undecided in {undecided}."
+    )
+
+
+def _counts(rows: Sequence[Row], measures: Mapping[str, tuple[str, bool]]) -> str:
+    """A table that counts cells by measure, training, baseline and kernel."""
     cells = []
     for key, (what, lower_is_better) in measures.items():
-        groups: dict[tuple[bool, str, str], list[str]] = {}
-        for row in sorted(rows, key=lambda row: row["untrained"]):
-            if not math.isnan(row[key]):
-                group = row["untrained"], row["kernel"], row["matching"]
-                groups.setdefault(group, []).append(verdict(row, key, lower_is_better))
-        for (untrained, kernel, name), verdicts in groups.items():
+        for (untrained, name, kernel), verdicts in _verdicts(rows, key, lower_is_better, ["kernel"]).items():
             counts = [verdicts.count(kind) for kind in (BETTER, WORSE, "")]
-            network = "untrained" if untrained else "trained"
-            cells.append([what, network, kernel_title(kernel), matching_title(name), len(verdicts), *counts])
-    better = f"{title} better {BETTER}", f"baseline better {WORSE}"
-    return markdown(["measure", "networks", "kernel", "baseline", "cells", *better, "undecided"], cells)
+            names = what, _networks(untrained), _baseline(name), kernel_title(kernel)
+            cells.append([*names, len(verdicts), *counts])
+    head = "measure", "networks", "baseline", "kernel", "cells", f"semantic better {BETTER}", f"baseline better {WORSE}"
+    return markdown([*head, "undecided"], cells)
+
+
+def _networks(untrained: bool) -> str:
+    return "Untrained" if untrained else "Trained"
+
+
+def _baseline(name: str) -> str:
+    return "equal locations" if name == "identity" else matching_title(name)
 
 
 def _notes(table: Sequence[Row], settings: Mapping[str, Any]) -> str:
