@@ -28,6 +28,7 @@ from rsm_probe.paper.similarity_rules import (
     similarity_rule,
 )
 from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each_named
+from rsm_probe.runs.given import GivenModel
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title
 from rsm_probe.runs.run_folder import run_folder
@@ -51,6 +52,10 @@ class SubjectConfig(ModelConfig):
     images: ImagesConfig | None = Field(default=None, description="images for this model; else those of the study")
 
 
+class GivenSubject(GivenModel, SubjectConfig):
+    """The entry of a model of an experiment that Python gave."""
+
+
 class ExperimentConfig(ModelStudy):
     """The settings that all experiments share; each adds its own."""
 
@@ -67,6 +72,7 @@ class ExperimentConfig(ModelStudy):
     level: Level = Field(default=0.95, description="level of the intervals")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(default="float32", description="type of tokens on disk")
 
+    given_model: ClassVar[type[GivenModel]] = GivenSubject
     execution_keys: ClassVar[frozenset[str]] = ModelStudy.execution_keys | {"repeats", "level", "pictured", "paper"}
 
     @model_validator(mode="after")
@@ -276,11 +282,9 @@ class Experiment(Runner[C]):
         """See `Runner.images_of`."""
         return self.images(entry)
 
-    def images(self, entry: ModelConfig) -> dict[str, ImageSet]:
+    def images(self, entry: SubjectConfig) -> dict[str, ImageSet]:
         """The images for the models of an entry, by name; loaded once."""
-        # Entries of models that Python gave have no images of their own.
-        own = entry.images if isinstance(entry, SubjectConfig) else None
-        source = own or self.study.images
+        source = entry.images or self.study.images
         if source not in self._sets:
             self._sets[source] = self.image_sets(source)
         return self._sets[source]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import PrivateAttr
 
+from rsm_probe.config import Config
 from rsm_probe.runs.fields import IN_PYTHON
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig
@@ -37,13 +38,40 @@ class GivenImages(ImagesConfig):
         return self._images
 
 
-def given_models(models: Any) -> tuple[ModelConfig, ...]:
+_Study = TypeVar("_Study", bound=Config)
+
+
+def with_given(study: _Study, models: Any, images: Any, kind: type[GivenModel] = GivenModel) -> _Study:
+    """A study with models and images that Python gives; None leaves those of its configuration.
+
+    Args:
+        study: the study.
+        models: as `sweep` takes them.
+        images: as `sweep` takes them.
+        kind: the class of the study's entries for such models.
+
+    Raises:
+        RsmProbeError: they are not models or images.
+    """
+    changes: dict[str, Any] = {}
+    if models is not None:
+        changes["models"] = given_models(models, kind)
+    if images is not None:
+        changes["images"] = given_images(images)
+    return study.model_copy(update=changes) if changes else study
+
+
+def given_models(models: Any, kind: type[GivenModel] = GivenModel) -> tuple[ModelConfig, ...]:
     """Entries of a study for models as `sweep` takes them.
+
+    Args:
+        models: the models.
+        kind: the class of entries of the study.
 
     Raises:
         ModelError: no model is given, or a model cannot be loaded.
     """
-    return tuple(_entry(name, model) for name, model in name_models(models).items())
+    return tuple(_entry(kind, name, model) for name, model in name_models(models).items())
 
 
 def given_images(images: Any) -> ImagesConfig:
@@ -58,12 +86,12 @@ def given_images(images: Any) -> ImagesConfig:
     return config
 
 
-def _entry(name: str, model: LoadedModel) -> ModelConfig:
+def _entry(kind: type[GivenModel], name: str, model: LoadedModel) -> ModelConfig:
     reading = model.reading
     plain = {
         "layers": reading.layers, "layouts": reading.layouts and dict(reading.layouts), "method": reading.method,
         "inputs": reading.inputs, "tokens": reading.tokens,
     }  # fmt: skip
-    entry = GivenModel.parse({"name": name, "source": f"{IN_PYTHON}:{model.fingerprint}", **plain}, f"model {name!r}")
+    entry = kind.parse({"name": name, "source": f"{IN_PYTHON}:{model.fingerprint}", **plain}, f"model {name!r}")
     entry._model = model
     return entry

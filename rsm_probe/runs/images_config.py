@@ -210,7 +210,7 @@ class ImagesConfig(Config):
         if self.source.startswith(f"{IN_PYTHON}:"):
             raise ImageError(
                 "these images were given in Python, and the configuration knows only their fingerprint; give them "
-                "again: read_study(CONFIG).run(out, images=images)"
+                "again: read_study(CONFIG).run(out, images=images), or figures(out, images=images)"
             )
         options = self.model_dump(exclude={"source", "labels", "image_key", "label_key"})
         with self.naming_paths(self.source, self.root, self.labels, self.cutouts, self.backgrounds):

@@ -39,7 +39,7 @@ from rsm_probe.runs.fields import (
     Method,
     Tokens,
 )  # fmt: skip
-from rsm_probe.runs.given import given_images, given_models
+from rsm_probe.runs.given import GivenModel, with_given
 from rsm_probe.runs.images_config import ImagesConfig, number_of
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, check_models, load_models, named_function
 from rsm_probe.runs.plan import ModelPlan, StudyPlan, measured_layers, models_to_plan
@@ -170,6 +170,8 @@ class ModelStudy(Study):
 
     execution_keys: ClassVar[frozenset[str]] = frozenset({"device", "workers", "memory", "networks"})
 
+    # The entry of a model that Python gives.
+    given_model: ClassVar[type[GivenModel]] = GivenModel
     # Captures and sweeps keep them in their own settings.
     reading_keys: ClassVar[frozenset[str]] = frozenset({"tokens", "layouts", "method", "forward", "inputs"})
 
@@ -205,12 +207,7 @@ class ModelStudy(Study):
                 folder knows them by their fingerprints: the same models must be given to continue.
             images: in place of the configuration's: an image set or whatever `sweep` takes.
         """
-        changes: dict[str, Any] = {}
-        if models is not None:
-            changes["models"] = given_models(models)
-        if images is not None:
-            changes["images"] = given_images(images)
-        study = self.model_copy(update=changes) if changes else self
+        study = with_given(self, models, images, self.given_model)
         return study.runner(run_folder(out), study.execution(executor, progress)).run()
 
     def plan(self, out: Path) -> StudyPlan:
@@ -225,9 +222,9 @@ class ModelStudy(Study):
         """See `Study.open`."""
         return self.runner(out).open()
 
-    def figures(self, out: Path) -> dict[str, Figure]:
-        """See `Study.figures`."""
-        return self.runner(out).figures()
+    def figures(self, out: Path, *, images: Any = None) -> dict[str, Figure]:
+        """See `Study.figures`; images that Python gave to `run` are given again."""
+        return with_given(self, None, images).runner(out).figures()
 
     def matching_methods(self) -> list[Matching]:
         """All matchings that the study uses."""

@@ -26,6 +26,7 @@ def retrieval_report(result: TableResult, accuracies: Mapping[str, float]) -> st
         "*none*: equal locations; *PI*: permutation-invariant. Differences are between the same queries. Intervals "
         "come from drawing whole scenes or videos, because their frames are not independent.\n",
         accuracy_line(accuracies),
+        _objects(result.table),
     ]
     for size in settings["database_sizes"]:
         rows = result.select(database=size)
@@ -45,6 +46,13 @@ def retrieval_report(result: TableResult, accuracies: Mapping[str, float]) -> st
     note = paper_note(stated, "the paper's value for this model, data set and number of images.")
     parts.append(f"\n{note}")
     return "\n".join(part for part in parts if part) + "\n"
+
+
+def _objects(rows: Sequence[Row]) -> str:
+    """Say which objects count, where this depends on what a model sees; "" where all do."""
+    said = {row["model"]: row.get("objects", "") for row in rows}
+    lines = [f"- Objects that count for {escaped(model)}: {text}." for model, text in said.items() if text]
+    return "\n".join([*lines, ""]) if lines else ""
 
 
 def conclusions(rows: Sequence[Row], what: str) -> list[str]:

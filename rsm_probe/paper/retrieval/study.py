@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import mean_interval
+from rsm_probe.config import read_yaml
 from rsm_probe.errors import ImageError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.figures import displayed
@@ -24,15 +25,22 @@ from rsm_probe.paper.published_numbers import retrieval_number
 from rsm_probe.paper.retrieval.figures import MatchedImages, PicturedNeighbours, retrieval_figures
 from rsm_probe.paper.retrieval.object_counts import SCORES
 from rsm_probe.paper.retrieval.report import retrieval_report
+from rsm_probe.paper.retrieval.seen_sets import DATABASE, QUERIES, SeenSets, seen_sets
 from rsm_probe.paper.similarities import nearest_images, similarity_values
 from rsm_probe.paper.similarity_rules import SimilarityRule
-from rsm_probe.runs.fields import Count, Distinct, Images, Seed
+from rsm_probe.runs.fields import Count, Distinct, Images, Seed, Share
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.pieces import once
+from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.tables import Row
 from rsm_probe.similarity.kernels import RBF
 from rsm_probe.sources import ImageSet, LoadedModel
+from rsm_probe.sources.images.objects.counted import require_objects, with_counts
+from rsm_probe.sources.images.registry import named_images
 from rsm_probe.storage.files import Arrays
+
+# The least share of an object's box that a model must see, where nothing else is said.
+_SEEN = 0.5
 
 
 class RetrievalConfig(ExperimentConfig):
@@ -55,6 +63,11 @@ class RetrievalConfig(ExperimentConfig):
     tile: Count | None = Field(
         default=None, description="images per side of a tile with its own RBF width; else one width for all pairs"
     )
+    seen: Share | None = Field(
+        default=None,
+        description="least share of an object's box that a model must see, after its own resize and crop, for the "
+        "object to count; 0 counts all; by default 0.5, and 0 for scenes and egoobjects",
+    )
     exact_top: bool = Field(
         default=False,
         description="match only pairs that can be neighbours; needs one database size and no tile",
@@ -63,6 +76,7 @@ class RetrievalConfig(ExperimentConfig):
         default=(0,), max_length=20, description="indices of the queries whose neighbours are drawn"
     )
 
+    execution_keys: ClassVar[frozenset[str]] = ExperimentConfig.execution_keys | {"seen"}
     on_cluster: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -72,6 +86,19 @@ class RetrievalConfig(ExperimentConfig):
         if any(number >= self.queries for number in self.pictured):
             raise ValueError(f"pictured: must be below the number of queries, {self.queries}; indices start at 0")
         return self
+
+    def as_begun(self, out: Path) -> Self:
+        """See `ExperimentConfig.as_begun`. Earlier versions counted all objects."""
+        study, file = super().as_begun(out), run_folder(out) / "config.yaml"
+        if "seen" in self.model_fields_set or not file.is_file():
+            return study
+        return study.model_copy(update={"seen": read_yaml(file).get("seen", 0.0)})
+
+    def least_seen(self, images: ImagesConfig) -> float:
+        """The least share of an object's box that a model must see for the object to count."""
+        if self.seen is not None:
+            return self.seen
+        return 0.0 if named_images(images.source).counts_all else _SEEN
 
     def runner(self, out: Path, execution: Execution | None = None) -> RetrievalRunner:
         """See `ModelStudy.runner`."""
@@ -92,7 +119,6 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         """
         study = self.study
         largest, images = max(study.database_sizes), source.load(self.execution.progress)
-        _require_counts(images)
         rng = np.random.default_rng(study.seed)
         order = rng.permutation(len(images))
         if study.query_images is None:
@@ -102,17 +128,21 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
                     f"{images.name} has {len(images)} images, but {study.queries} queries and a database of {largest} "
                     f"need {needed}"
                 )
+            drawn = with_counts(images.subset(order[:needed]))
+            require_objects(drawn)
             return {
-                "queries": images.subset(order[: study.queries]),
-                "database": images.subset(order[study.queries : needed]),
+                "queries": drawn.subset(range(study.queries)),
+                "database": drawn.subset(range(study.queries, needed)),
             }
         queries = study.query_images.load(self.execution.progress)
-        _require_counts(queries)
         for part, count in ((queries, study.queries), (images, largest)):
             if len(part) < count:
                 raise ImageError(f"{part.name} has {len(part)} images, but {count} are requested")
-        drawn = rng.permutation(len(queries))[: study.queries]
-        return {"queries": queries.subset(drawn), "database": images.subset(order[:largest])}
+        numbers = rng.permutation(len(queries))[: study.queries]
+        return {
+            "queries": with_counts(queries.subset(numbers)),
+            "database": with_counts(images.subset(order[:largest])),
+        }
 
     def pairs_of(self, counts: Mapping[str, int]) -> int:
         """All queries with the whole database."""
@@ -120,7 +150,8 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
 
     def compare(self, subject: Subject) -> list[Row]:
         """Make one row per layer, database size, kernel and matching."""
-        queries, database = (subject.images[name] for name in ("queries", "database"))
+        sets = self.seen_sets(subject)
+        queries, database = sets.queries, sets.database
         if not (np.array(videos(queries))[:, None] != np.array(videos(database))).any():
             raise ImageError(f"no query of {queries.name} has a candidate: all database images come from its own video")
         truth = SCORES[self.study.score](*class_counts([queries, database]))
@@ -137,11 +168,17 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
                     rows.append(
                         {
                             "model": subject.title, "layer": layer.name, "locations": layer.shape[1], "database": size,
-                            **self._row(scores, matching, kernel, groups), "paper": paper,
+                            **self._row(scores, matching, kernel, groups), "paper": paper, "objects": sets.summary,
                         }
                     )  # fmt: skip
         self.seen(subject)
         return rows
+
+    def seen_sets(self, subject: Subject) -> SeenSets:
+        """Queries and database with the objects that the model sees, which alone count."""
+        database = self.entry(subject.title).images or self.study.images
+        queries = self.study.query_images or database
+        return seen_sets(subject, {QUERIES: self.study.least_seen(queries), DATABASE: self.study.least_seen(database)})
 
     def neighbours(self, subject: Subject, number: int) -> dict[tuple[str, str], dict[int, np.ndarray]]:
         """Find the nearest images of every query.
@@ -327,13 +364,3 @@ def _picture(model: LoadedModel, image: Any) -> np.ndarray:
     """Convert an image as the model sees it to uint8."""
     pixels = image if isinstance(image, Tensor) else model.preprocess(image)
     return np.round(255 * displayed(pixels)).astype(np.uint8)
-
-
-def _require_counts(images: ImageSet) -> None:
-    if len(images.annotations) != len(images) or not all("counts" in note for note in images.annotations):
-        raise ImageError(
-            f"{images.name} has no object annotations: retrieval needs images whose annotations hold counts, such as "
-            "scenes, egoobjects or cityscapes"
-        )
-    if not any(note["counts"] for note in images.annotations):
-        raise ImageError(f"{images.name} has no object in any image, so all images would score the same")

@@ -8,7 +8,7 @@ from functools import partial
 
 from rsm_probe.paper.by_matching import comparison_table, distinct
 from rsm_probe.paper.semantic_differences import semantic_differences
-from rsm_probe.runs.tables import TableResult, accuracy_line, kernel_title, shown, with_interval
+from rsm_probe.runs.tables import TableResult, accuracy_line, escaped, kernel_title, shown, with_interval
 
 _INTRODUCTION = """# Translation sensitivity (paper, section 4.1, Figure 2; appendix B, Figure 7)
 
@@ -25,6 +25,7 @@ def translation_report(result: TableResult, accuracies: Mapping[str, float]) -> 
     settings = result.settings
     parts = [
         _INTRODUCTION.format(**{**settings, "shared": 2 * settings["crop"] - settings["edge"]}),
+        _as_seen(result, settings["crop"]),
         accuracy_line(accuracies),
     ]
     apart = partial(with_interval, value="apart", low="apart_low", high="apart_high")
@@ -47,3 +48,19 @@ def translation_report(result: TableResult, accuracies: Mapping[str, float]) -> 
         del measures["apart_difference"]
     parts.append(semantic_differences(result.table, measures, settings))
     return "\n".join(part for part in parts if part)
+
+
+def _as_seen(result: TableResult, crop: int) -> str:
+    """Say which pixels of the crops models see that resize and crop them again; "" where all see whole crops."""
+    lines = []
+    for model in distinct(result.table, "model"):
+        row = result.select(model=model)[0]
+        width, height, shared = (row.get(f"seen_{name}", math.nan) for name in ("width", "height", "shared"))
+        if math.isnan(width):
+            lines.append(f"- Which part of the crops {escaped(model)} sees is not known.")
+        elif (width, height) != (crop, crop):
+            lines.append(
+                f"- {escaped(model)} sees {height:.4g} x {width:.4g} pixels of each crop, after its own resize and "
+                f"crop, of which the two share {shared:.4g} x {width:.4g}."
+            )
+    return "\n".join([*lines, ""]) if lines else ""

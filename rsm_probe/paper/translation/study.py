@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +15,7 @@ from pydantic import Field, model_validator
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import interval
-from rsm_probe.errors import ImageError
+from rsm_probe.errors import ImageError, ModelError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.figures import displayed
 from rsm_probe.pairs.compute import rsm
@@ -27,6 +30,7 @@ from rsm_probe.runs.pieces import stacked
 from rsm_probe.runs.tables import Row
 from rsm_probe.sources import ImageSet, crop_pairs
 from rsm_probe.sources.images.registry import named_images
+from rsm_probe.sources.models.view.crops_seen import shared_pixels
 from rsm_probe.storage.files import Arrays
 
 
@@ -84,7 +88,7 @@ class TranslationRunner(Experiment[TranslationConfig]):
 
     def compare(self, subject: Subject) -> list[Row]:
         """Make one row per layer, kernel and matching."""
-        crops = self.crops(subject.images["crops"])
+        crops, seen = self.crops(subject.images["crops"]), self.seen_of_crops(subject)
         rows: list[Row] = []
         for number, layer in enumerate(subject.layers["crops"].values()):
             measured: dict[tuple[str, str], Row] = {}
@@ -111,8 +115,18 @@ class TranslationRunner(Experiment[TranslationConfig]):
                             name: measured[one][value] - measured[other][value], f"{name}_low": low,
                             f"{name}_high": high,
                         }  # fmt: skip
-                rows.append(row | {"semantic": self.study.semantic or ""})
+                rows.append(row | {"semantic": self.study.semantic or ""} | seen)
         return rows
+
+    def seen_of_crops(self, subject: Subject) -> Row:
+        """What a model sees of two crops after its own resize and crop, in pixels of the crops; NaN if unknown."""
+        values = (math.nan,) * 3
+        try:
+            if subject.model is not None:
+                values = astuple(shared_pixels(subject.model.preprocess, self.study.edge, self.study.crop))
+        except ModelError as error:
+            warnings.warn(f"it is not known which pixels of both crops {subject.title} sees: {error}", stacklevel=2)
+        return dict(zip(("seen_width", "seen_height", "seen_shared"), values, strict=True))
 
     def crops(self, images: ImageSet) -> Crops:
         """The pairs of crops that overlap, and those that do not."""

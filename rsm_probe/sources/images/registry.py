@@ -29,11 +29,14 @@ class NamedImageSet:
         questions: number of questions that the targets answer; 0 if the images have no targets, so that recipes
             cannot train on them.
         cut_to_size: whether images are cut from larger ones, and so are sharp in any size.
+        counts_all: whether retrieval counts all objects unless it is told otherwise, as earlier versions and the paper
+            did, and not only those that a model sees.
     """
 
     make: Callable[..., ImageSet]
     questions: int = 0
     cut_to_size: bool = False
+    counts_all: bool = False
 
     def takes(self, key: str) -> bool:
         """Whether a key of a configuration applies to this set."""
@@ -79,12 +82,12 @@ class NamedImageSet:
 
 IMAGE_SETS = {
     "digits": NamedImageSet(digits, questions=1),
-    "scenes": NamedImageSet(scenes, questions=10),
+    "scenes": NamedImageSet(scenes, questions=10, counts_all=True),
     "cluttered": NamedImageSet(cluttered, questions=1),
     "photos": NamedImageSet(photos, questions=1, cut_to_size=True),
     "composed": NamedImageSet(composed),
     "cifar100": NamedImageSet(cifar100, questions=1),
-    "egoobjects": NamedImageSet(egoobjects),
+    "egoobjects": NamedImageSet(egoobjects, counts_all=True),
     "cityscapes": NamedImageSet(cityscapes),
     "coco": NamedImageSet(coco),
 }

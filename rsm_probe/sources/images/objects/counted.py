@@ -22,16 +22,24 @@ def with_counts(images: ImageSet) -> ImageSet:
         images: images whose annotations hold `counts`, or images with labels.
 
     Raises:
-        ImageError: neither is known for all images, no image has an object, or an annotation is malformed; the message
-            names the image and says what to give.
+        ImageError: neither is known for all images, or an annotation is malformed; the message names the image and
+            says what to give.
     """
     if not any("counts" in note for note in images.annotations):
         return _by_label(images)
     for name, note in zip(images.ids, images.annotations, strict=True):
         _require_valid(f"{images.name}: the annotation of image {brief(name)}", note)
-    if not any(note["counts"] for note in images.annotations):
-        raise ImageError(f"{images.name} has no object in any image, so all images would score the same")
     return images
+
+
+def require_objects(*sets: ImageSet) -> None:
+    """Refuse images of which none shows an object.
+
+    Raises:
+        ImageError: all counts are empty.
+    """
+    if not any(note["counts"] for images in sets for note in images.annotations):
+        raise ImageError(f"{sets[0].name} has no object in any image, so all images would score the same")
 
 
 def _by_label(images: ImageSet) -> ImageSet:
