@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rsm_probe.figures import RuleStyle, common_legend, interval_plot, lettered, print_style, rule_styles
-from rsm_probe.paper.similarity_rules import SEMANTIC, matching_title
+from rsm_probe.paper.similarity_rules import is_shown_as_semantic, matching_title
 from rsm_probe.runs.tables import Row, kernel_title, markdown, shown, with_interval
 
 _NOTHING = (math.nan, math.nan, math.nan)
@@ -40,7 +40,7 @@ def comparison_table(
     names = distinct(rows, "matching")
     columns: list[tuple[str, str, Callable[[Row], str]]] = [(matching_title(name), name, cell) for name in names]
     for name in names if gain else ():
-        if name in SEMANTIC:
+        if is_shown_as_semantic(name):
             columns.append((f"{matching_title(name)} - none", name, lambda row: gain_with_interval(row, gain)))
     for name in names if paper else ():
         if any(row["matching"] == name and not math.isnan(row[paper]) for row in rows):

@@ -105,7 +105,8 @@ def known_rule(name: str) -> str:
 
 def matching_title(name: str) -> str:
     """The title of a matching or baseline in tables."""
-    return _TITLES.get(name, name)
+    title, options = _TITLES.get(_method(name), _method(name)), name.partition("(")[2].removesuffix(")")
+    return f"{title}, {options}" if options else title
 
 
 def semantic_matching(names: Collection[str]) -> str | None:
@@ -114,7 +115,18 @@ def semantic_matching(names: Collection[str]) -> str | None:
     Returns:
         Its name; None if no matching is permutation-invariant and one to one.
     """
-    return next((name for name in ("optimal", *names) if name in names and _is_semantic(name)), None)
+    by_preference = sorted(names, key=lambda name: (name != "optimal", _method(name) != "optimal"))
+    return next((name for name in by_preference if _is_semantic(name)), None)
+
+
+def is_shown_as_semantic(name: str) -> bool:
+    """Whether tables have the gain of a matching over the identity, and figures show it beside the identity."""
+    return _method(name) in SEMANTIC
+
+
+def _method(name: str) -> str:
+    """The name of a matching without its options."""
+    return name.partition("(")[0]
 
 
 def _is_semantic(name: str) -> bool:
@@ -126,7 +138,9 @@ def _is_semantic(name: str) -> bool:
 
 def shown_matchings(names: Collection[str]) -> list[str]:
     """The matchings that figures of RSMs and neighbours show side by side: at most two, without baselines."""
-    semantic: Collection[str | None] = [name for name in names if name in SEMANTIC] or [semantic_matching(names)]
+    semantic: Collection[str | None] = [name for name in names if is_shown_as_semantic(name)] or [
+        semantic_matching(names)
+    ]
     return [name for name in names if name == "identity" or name in semantic][:2]
 
 

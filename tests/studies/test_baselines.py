@@ -18,7 +18,7 @@ from rsm_probe.paper.retrieval.object_counts import count_f1
 from rsm_probe.paper.retrieval.study import RetrievalConfig, class_counts, scenes_of
 from rsm_probe.paper.semantic_differences import semantic_differences, verdict
 from rsm_probe.paper.similarities import similarity_values
-from rsm_probe.paper.similarity_rules import semantic_matching, shown_matchings, similarity_rule
+from rsm_probe.paper.similarity_rules import matching_title, semantic_matching, shown_matchings, similarity_rule
 from rsm_probe.paper.translation.study import TranslationConfig
 from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.runs.untrained import as_twin
@@ -355,6 +355,10 @@ def test_the_compared_semantic_rsm():
     assert semantic_matching(["identity", "translation", "late-interaction", "pooled", "class-token"]) is None
     assert shown_matchings(["identity", "max", "rewindowed"]) == ["identity", "rewindowed"]
     assert shown_matchings(["pooled", "max"]) == []
+    assert semantic_matching(["identity", "batch-optimal", "optimal(gap=0.01)"]) == "optimal(gap=0.01)"
+    assert shown_matchings(["identity", "max", "optimal(gap=0.01)"]) == ["identity", "optimal(gap=0.01)"]
+    assert matching_title("optimal(gap=0.01)") == "PI, gap=0.01"
+    assert [matching_title(name) for name in ("max", "greedy")] == ["max pooling", "greedy"]
 
 
 def test_a_run_of_an_earlier_default_continues(tmp_path):
