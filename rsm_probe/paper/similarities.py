@@ -47,8 +47,8 @@ def similarity_values(
         ComparisonError: products are not finite.
     """
     if rule.vector:
-        rows = _vectors(x, rule, store.with_name(f"{store.stem}-x.npz"))
-        columns = None if y is None else _vectors(y, rule, store.with_name(f"{store.stem}-y.npz"))
+        rows = vectors_of(x, rule, store.with_name(f"{store.stem}-x.npz"))
+        columns = None if y is None else vectors_of(y, rule, store.with_name(f"{store.stem}-y.npz"))
         pairs = rsm(rows, columns, rule.matching, "linear", centering).dataset
     else:
         # Load everything at once, so that damaged or missing tiles are found before they are used.
@@ -60,7 +60,7 @@ def similarity_values(
     return values / x.shape[1] if rule.per_location else values
 
 
-def _vectors(layer: CapturedLayer, rule: SimilarityRule, file: Path) -> Tensor:
+def vectors_of(layer: CapturedLayer, rule: SimilarityRule, file: Path) -> Tensor:
     """One vector per image as tokens of one location, (N, 1, C) float32; `file` keeps it for the other kernels."""
     if rule.vector == "mean":  # captures hold it
         return layer.pooled[:, None].float()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +22,10 @@ from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
 from rsm_probe.paper.outputs.figures import PicturedPairs, outputs_figures
 from rsm_probe.paper.outputs.report import outputs_report
+from rsm_probe.paper.outputs.streamed import StreamedCorrelations, least_memory
 from rsm_probe.paper.published_numbers import TABLE1, TABLE4_PEARSON, TABLE4_SPEARMAN, Numbers, correlation_number
 from rsm_probe.paper.similarities import similarity_values
+from rsm_probe.paper.similarity_rows import SimilarityRows
 from rsm_probe.runs.fields import Count, Draws, Layers
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.pieces import stacked
@@ -61,7 +65,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
 
         Raises:
             ImageError: the images cannot be loaded, or are too few.
-            CostError: their similarities do not fit into memory.
+            CostError: not even some rows of their similarities fit into memory.
         """
         images = source.load(self.execution.progress)
         if len(images) < 4:
@@ -87,33 +91,39 @@ class OutputsRunner(Experiment[OutputsConfig]):
         return {name: layers[name]}
 
     def compare(self, subject: Subject) -> list[Row]:
-        """Make one row per kernel and matching, with both correlations."""
-        divergence, similarities = self.pairs(subject)
-        if not similarities:
-            return []
-        measured = {name: self._correlations(measure, divergence, similarities) for name, measure in MEASURES.items()}
+        """Make one row per kernel and matching, with both correlations.
+
+        The bootstrap draws images rather than pairs, because pairs share images. All rules see the same draws.
+        """
         (layer,) = subject.layers["images"].values()
+        keys = list(self.rules_of(layer))
+        if not keys:
+            return []
+        if self._streams(len(layer)):
+            with _naming(subject):
+                values = self._streamed(subject).values()
+        else:
+            values = self._in_memory(subject)
+        measured = {name: self._with_intervals(name, keys, *values[measure]) for name, measure in MEASURES.items()}
         rows: list[Row] = []
-        for matching, kernel in similarities:
+        for matching, kernel in keys:
             row: Row = {
                 "model": subject.title, "layer": layer.name, "locations": layer.shape[1], "kernel": kernel,
                 "matching": matching, "images": len(layer),
             }  # fmt: skip
-            for name, values in measured.items():
+            for name, of_rules in measured.items():
                 stated = correlation_number(self._paper_table(name, len(layer)), subject.source, kernel, matching)
-                row |= values[matching, kernel] | {f"{name}_paper": stated}
+                row |= of_rules[matching, kernel] | {f"{name}_paper": stated}
             rows.append(row | {"semantic": self.study.semantic or ""})
         return rows
 
     def pairs(self, subject: Subject) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
         """Compute the divergence of all pairs of images, (N, N), and their similarities by (matching, kernel)."""
         (layer,) = subject.layers["images"].values()
-        try:  # check that the model is a classifier before hours of matching
+        with _naming(subject):  # check that the model is a classifier before hours of matching
             divergence = jensen_shannon(probabilities(self._logits(subject)))
             if np.ptp(divergence) == 0:
                 raise ComparisonError("the classifier gives the same output for all images, so there is no correlation")
-        except ComparisonError as error:
-            raise ModelError(f"{subject.title}: {error}") from error
         study = self.study
         return divergence, {
             key: similarity_values(layer, None, rule, file, study.centering, study.tile, self.execution)
@@ -121,18 +131,59 @@ class OutputsRunner(Experiment[OutputsConfig]):
             for file in [subject.folder / f"{rule.products_name}.zarr"]
         }
 
+    def _streams(self, images: int) -> bool:
+        """Whether the similarity matrices, one per rule and some more, do not fit into memory."""
+        return (3 * len(self.rules) + 4) * 8 * images**2 > self.execution.memory_bytes
+
     def _require_memory(self, images: int) -> None:
-        """Refuse image sets whose similarity matrices do not fit into memory.
+        """Refuse image sets whose similarities do not even fit into memory some rows at a time.
 
         Raises:
-            CostError: the matrices, one per rule and some more, do not fit.
+            CostError: the rows do not fit.
         """
-        needed = (3 * len(self.rules) + 4) * 8 * images**2
-        if needed > self.execution.memory_bytes:
+        needed = least_memory(images, self.study.tile)
+        if self._streams(images) and needed > self.execution.memory_bytes:
+            rows = "a row" if self.study.tile is None else f"{self.study.tile} rows (tile:)"
             raise CostError(
-                f"{len(self.rules)} similarities of all pairs of {images} images take about {format_bytes(needed)}, "
-                f"above memory: {self.study.memory}; use fewer images (count:), matchings or kernels, or raise memory:"
+                f"similarities of all pairs of {images} images take about {format_bytes(needed)} for {rows} of them, "
+                f"above memory: {self.study.memory}; raise memory:, or use fewer images (count:)"
             )
+
+    def _streamed(self, subject: Subject) -> StreamedCorrelations:
+        """The correlations of a model, computed from rows of the similarities."""
+        (layer,) = subject.layers["images"].values()
+        study = self.study
+        with _naming(subject):
+            outputs = probabilities(self._logits(subject))
+        return StreamedCorrelations(
+            folder=subject.folder,
+            owner=subject.owner,
+            images=len(layer),
+            divergence=lambda start, stop: jensen_shannon(outputs[start:stop], outputs[start:]),
+            rows={
+                key: partial(
+                    SimilarityRows, layer, rule, subject.folder / f"{rule.products_name}.zarr", study.centering,
+                    study.tile, self.execution,
+                )
+                for key, rule in self.rules_of(layer).items()
+            },
+            tile=study.tile,
+            repeats=study.repeats,
+            seed=study.seed,
+            execution=self.execution,
+        )  # fmt: skip
+
+    def _in_memory(self, subject: Subject) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Both correlations for every rule, (rules,), and in every bootstrap sample, (repeats, rules)."""
+        divergence, similarities = self.pairs(subject)
+        stack, study = np.stack(list(similarities.values())), self.study
+        return {
+            measure: (
+                get_measure(measure).grid(stack, divergence[None])[:, 0],
+                bootstrap_samples(stack, divergence[None], measure, study.repeats, study.seed)[:, :, 0],
+            )
+            for measure in MEASURES.values()
+        }
 
     def _logits(self, subject: Subject) -> np.ndarray:
         """Compute the classifier's outputs for all images, (N, K) or (N, Q, K)."""
@@ -151,18 +202,18 @@ class OutputsRunner(Experiment[OutputsConfig]):
             values = stacked(subject.folder / "logits.npz", subject.owner, len(starts), one_batch, bar.update)["logits"]
         return values.reshape(-1, *values.shape[2:])[: len(images)]
 
-    def _correlations(
-        self, measure: str, divergence: np.ndarray, similarities: Mapping[tuple[str, str], np.ndarray]
+    def _with_intervals(
+        self, name: str, keys: list[tuple[str, str]], values: np.ndarray, samples: np.ndarray
     ) -> dict[tuple[str, str], Row]:
         """Compute value, interval, gain over the identity and difference of the semantic RSM for every rule.
 
-        The bootstrap draws images rather than pairs, because pairs share images. All rules see the same draws.
+        Args:
+            name: name of the measure in the table.
+            keys: matching and kernel of each rule.
+            values: value of each rule, (rules,).
+            samples: its values in bootstrap samples, (repeats, rules).
         """
-        name, study, keys = measure.removeprefix("rsa-"), self.study, list(similarities)
-        semantic = study.semantic
-        stack = np.stack(list(similarities.values()))
-        values = get_measure(measure).grid(stack, divergence[None])[:, 0]
-        samples = bootstrap_samples(stack, divergence[None], measure, study.repeats, study.seed)[:, :, 0]
+        study, semantic = self.study, self.study.semantic
         rows = {}
         for number, (matching, kernel) in enumerate(keys):
             measured = {name: (values[number], samples[:, number])}
@@ -188,8 +239,26 @@ class OutputsRunner(Experiment[OutputsConfig]):
         return tables.get((self.study.paper or "", name, images), {})
 
     def picture(self, subject: Subject) -> PicturedPairs:
-        """Collect divergence and similarity of all pairs."""
+        """Collect divergence and similarity of all pairs; of a random sample of them, if they exceed memory."""
+        (layer,) = subject.layers["images"].values()
+        if self._streams(len(layer)):
+            sample, values_of = self._streamed(subject).pictured()
+            drawn = zip(self.rules_of(layer), values_of, strict=True)
+            return PicturedPairs(subject.title, sample, {key: part for key, part in drawn if key[0] in self.shown})
         divergence, similarities = self.pairs(subject)
         triangle = np.triu_indices(len(divergence), 1)
         shown = {key: values[triangle] for key, values in similarities.items() if key[0] in self.shown}
         return PicturedPairs(subject.title, divergence[triangle], shown)
+
+
+@contextmanager
+def _naming(subject: Subject) -> Iterator[None]:
+    """Say of which model the outputs cannot be compared.
+
+    Raises:
+        ModelError: they cannot.
+    """
+    try:
+        yield
+    except ComparisonError as error:
+        raise ModelError(f"{subject.title}: {error}") from error
