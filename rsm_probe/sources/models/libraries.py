@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rsm_probe.checks import require_whole
 from rsm_probe.errors import ModelError, did_you_mean
 from rsm_probe.sources.images.pixels import to_rgb
+from rsm_probe.sources.models.formats.output_strides import output_stride, with_strides
 from rsm_probe.sources.models.formats.packaged import packaged_model
 from rsm_probe.sources.models.hub_architectures import HUB_ARCHITECTURES, hub_config, hub_processor
 from rsm_probe.sources.models.user_functions import built
@@ -77,13 +78,18 @@ def _timm(
 ) -> tuple[nn.Module, Preprocess]:
     import timm
 
+    title, strides = output_stride(title)
     if not timm.is_model(title):
         raise ModelError(f"timm has no model {title!r}{did_you_mean(title, timm.list_models())}")
     known = timm.get_pretrained_cfg(title)
     repository = known.hf_hub_id if known is not None else None
     instructions = _hub_instructions(repository) if repository else ""
     options = {"pretrained": pretrained} | ({} if num_classes is None else {"num_classes": num_classes})
-    module = fetched(f"timm:{title}", lambda: timm.create_model(title, **options), instructions, hub=pretrained)
+
+    def build() -> nn.Module:
+        return with_strides(title, strides, lambda: timm.create_model(title, **options, **strides))
+
+    module = fetched(f"timm:{title}", build, instructions, hub=pretrained)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
     return module, lambda image: transform(to_rgb(image))
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rsm_probe.errors import ModelError, look_up
 from rsm_probe.sources.images.pixels import to_rgb
+from rsm_probe.sources.models.formats.output_strides import output_stride, with_strides
 
 # The mean and the standard deviation of pixels with which EfficientNet-Lite was trained; timm rounds both to 0.5.
 _LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -120,7 +121,7 @@ def packaged_model(
     which bicubic sampling with antialiasing comes closest at these sizes.
 
     Args:
-        title: name in `PACKAGED`.
+        title: name in `PACKAGED`; may end with `?output_stride=16` or 8, see `load_model`.
         pretrained: whether to read the published weights.
         trust_remote_code: no code comes with these weights.
         num_classes: number of classes of a head with random weights; None for the classes of ImageNet.
@@ -130,9 +131,14 @@ def packaged_model(
     """
     import timm
 
+    title, strides = output_stride(title)
     known = look_up(title, PACKAGED, "pretrained model", ModelError)
     head = {} if num_classes is None else {"num_classes": num_classes}
-    module: Any = timm.create_model(known.architecture, pretrained=False, **head)
+
+    def build() -> nn.Module:
+        return timm.create_model(known.architecture, pretrained=False, **head, **strides)
+
+    module: Any = with_strides(title, strides, build)
     if pretrained:
         module.load_state_dict(_with_names_of_timm(known.read(), module))
     config = timm.data.resolve_model_data_config(module) | {"mean": known.mean, "std": known.std}
