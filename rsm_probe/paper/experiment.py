@@ -154,6 +154,7 @@ class Experiment(Runner[C]):
     def __init__(self, study: C, out: Path, execution: Execution | None = None) -> None:
         super().__init__(study.as_begun(out), out, execution)
         self._sets: dict[ImagesConfig, dict[str, ImageSet]] = {}
+        self.captured_in = self.folder  # runs over the same representations may share one folder
         self.rules = self.study.rules()
         self.shown = shown_matchings(self.study.matchings)
 
@@ -261,7 +262,7 @@ class Experiment(Runner[C]):
         """
         entry, captures, study = self.entry(title), dict[str, Mapping[str, CapturedLayer]](), self.study
         for name, images in self.images(entry).items():
-            file = capture_folder(self.folder, number, title, name)
+            file = capture_folder(self.captured_in, number, title, name)
             captures[name] = Capture.open(file) if model is None else capture_layers(
                 model, images, self.layers(title), file, study.dtype, study.batch_size, study.reading(), self.execution
             )  # fmt: skip

@@ -11,6 +11,8 @@ from typing import Any
 from rsm_probe.checks import brief
 from rsm_probe.config import ConfigFolder, read_yaml, with_changes
 from rsm_probe.errors import ConfigError, did_you_mean
+from rsm_probe.evidence.factors import FactorsConfig
+from rsm_probe.evidence.study import EvidenceConfig
 from rsm_probe.paper.registry import EXPERIMENTS, PaperConfig
 from rsm_probe.runs.study import Study
 from rsm_probe.studies.pairs import PairsConfig
@@ -19,7 +21,15 @@ from rsm_probe.studies.sweeps import SweepsConfig
 
 # Experiments have a registry of their own, because study: paper runs several; additions to it appear here.
 STUDIES: ChainMap[str, type[Any]] = ChainMap(
-    {"sweep": SweepConfig, "sweeps": SweepsConfig, "pairs": PairsConfig, "paper": PaperConfig}, EXPERIMENTS
+    {
+        "sweep": SweepConfig,
+        "sweeps": SweepsConfig,
+        "pairs": PairsConfig,
+        "paper": PaperConfig,
+        "factors": FactorsConfig,
+        "evidence": EvidenceConfig,
+    },
+    EXPERIMENTS,
 )
 
 

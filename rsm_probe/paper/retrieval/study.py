@@ -215,6 +215,8 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
             `q<index>` (query) or `d<index>` (database image) -> picture (H, W) or (H, W, 3).
         """
         pictured = self.study.pictured
+        if not pictured:
+            return {}
         shown = {f"q{query}": ("queries", query) for query in pictured}
         neighbours = self.neighbours(subject, len(subject.layers["queries"]) - 1)
         numbers = {int(sizes[max(sizes)][query, 0]) for sizes in neighbours.values() for query in pictured}
