@@ -61,6 +61,14 @@ class Match:
         """An upper bound on the distance to the optimum; None without a bound."""
         return None if self.bound is None else self.bound - self.value
 
+    @property
+    def share(self) -> float | None:
+        """The proven share of the optimum, value / bound: no matching is more than 1 / share times as good.
+
+        None without a bound, or if the bound is not positive. Give `certify=True` for a tight bound.
+        """
+        return None if self.bound is None or self.bound <= 0 else self.value / self.bound
+
 
 def match(
     x: Tensor | np.ndarray,

@@ -52,7 +52,7 @@ def label_with_options(method: Matching, methods: Mapping[str, Matching]) -> str
     differing = (
         f"{option.name}={_shown(value)}"
         for option in _options(method)
-        if (value := getattr(method, option.name)) != getattr(default, option.name)
+        if (value := getattr(method, option.name)) not in (None, getattr(default, option.name))
     )
     shown = ", ".join(differing)
     return f"{method.name}({shown})" if shown else method.name

@@ -10,6 +10,7 @@ from rsm_probe import match, match_affinity, rsm
 from rsm_probe.errors import CostError, MatchingError
 from rsm_probe.matching.methods.batch_optimal import _BLOCK_BYTES, BatchOptimal
 from rsm_probe.matching.methods.rewindowed import Rewindowed
+from rsm_probe.stored_products.series import matching_text
 
 
 def best(affinity):
@@ -227,3 +228,120 @@ def test_mirrored_channels_give_equal_values_both_ways():
     for x, y in np.concatenate([half, -half], axis=2).reshape(6, 2, 130, 4):
         first, second = match(x, y, Rewindowed(32, 1, 1e-9)), match(y, x, Rewindowed(32, 1, 1e-9))
         assert first.value == pytest.approx(second.value, abs=1e-6 * scale(x, y))
+
+
+class InSmallWindows(Rewindowed):
+    """The default method, with windows so small that few locations fill several."""
+
+    most_exact, usual_window = 32, 64
+
+
+LARGER = {
+    "multiple": lambda rng: rng.normal(size=(2, 256, 8)),
+    "no multiple": lambda rng: rng.normal(size=(2, 201, 8)),
+    "one over": lambda rng: rng.normal(size=(2, 65, 8)),
+    "larger first": lambda rng: (rng.normal(size=(220, 8)), rng.normal(size=(70, 8))),
+    "larger second": lambda rng: (rng.normal(size=(7, 8)), rng.normal(size=(190, 8))),
+    "one location": lambda rng: (rng.normal(size=(1, 8)), rng.normal(size=(190, 8))),
+    "one channel": lambda rng: rng.normal(size=(2, 190, 1)),
+    "constant": lambda rng: np.ones((2, 190, 4)) * np.array([1.0, -2.0])[:, None, None],
+    "constant and not": lambda rng: (np.ones((190, 4)), rng.normal(size=(190, 4))),
+    "dead locations": lambda rng: np.maximum(rng.normal(size=(2, 190, 4)), 0) * (rng.random((2, 190, 1)) > 0.7),
+    "dead image": lambda rng: (np.zeros((190, 4)), rng.normal(size=(190, 4))),
+    "tiny": lambda rng: rng.normal(size=(2, 190, 5)) * 1e-30,
+    "huge": lambda rng: rng.normal(size=(2, 190, 5)) * 1e30,
+    "offset": lambda rng: rng.normal(size=(2, 190, 5)) * 1e-3 + 100.0,
+    "opposite": lambda rng: np.abs(rng.normal(size=(2, 190, 5))) * np.array([1.0, -1.0])[:, None, None],
+}
+
+
+@pytest.mark.parametrize("kind", LARGER)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounds_of_its_own_choice_stay_between_identity_and_optimum_on_awkward_images(kind, dtype):
+    x, y = (t.astype(dtype) for t in LARGER[kind](np.random.default_rng(3)))
+    unit, method = scale(x, y), InSmallWindows()
+    optimum = best(np.matmul(*(t if k == 0 else t.T for k, t in enumerate(padded(x, y)))))
+    found, turned = match(x, y, method), match(y, x, method)
+    assert_is_valid(found, x, y)
+    assert match(x, y, "identity").value <= found.value <= optimum + 1e-6 * unit
+    assert turned.value == pytest.approx(found.value, abs=1e-9 * unit)
+    assert found.bound >= found.value
+    assert match(x, y, method).permutation.tolist() == found.permutation.tolist()
+    # Where rounds could be cut short at once, the optimum would be far: the least of these is 0.95 on noise.
+    assert optimum - found.value <= 0.06 * max(abs(optimum), 0.1 * unit)
+
+
+@pytest.mark.parametrize("images", ["field", "clusters"])
+def test_rounds_of_its_own_choice_come_close_to_the_optimum_on_structured_features(images):
+    share = []
+    for seed in range(0, 6, 2):
+        if images == "field":
+            x, y = smooth_field(24, 12, seed), smooth_field(24, 12, seed + 1)
+        else:
+            x, y = clusters(576, 12, seed), clusters(576, 12, seed + 1)
+        share.append(match(x, y, InSmallWindows()).value / best(x.astype(np.float64) @ y.T))
+    assert min(share) > 0.985  # in windows of 64 of 576 locations
+
+
+def test_a_smaller_tolerance_takes_further_rounds_and_never_loses():
+    x, y = smooth_field(24, 12, 0), smooth_field(24, 12, 1)
+    values = [match(x, y, InSmallWindows(tolerance=tolerance)).value for tolerance in (1, 0.03, 0.003, 0.0003)]
+    assert values == sorted(values)
+    assert len(set(values)) == 4
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(300, 300), (300, 200), (90, 300), (1024, 1024)])
+def test_up_to_1024_locations_the_default_is_exact_and_certified(rows, columns):
+    rng = np.random.default_rng(rows + columns)
+    x, y = (rng.normal(size=(n, 6)).astype(np.float32) for n in (rows, columns))
+    found, optimal = match(x, y, "rewindowed"), match(x, y, "optimal")
+    assert found.permutation.tolist() == optimal.permutation.tolist()
+    assert (found.value, found.bound) == (optimal.value, optimal.bound)
+    assert found.share == found.value / found.bound > 1 - 1e-5
+
+
+def test_beyond_1024_locations_a_share_of_the_optimum_can_be_proven():
+    x, y = smooth_field(40, 12, 0), smooth_field(40, 12, 1)
+    optimum = match(x, y, "optimal").value
+    found = match(x, y, "rewindowed", certify=True)
+    assert 0.99 < found.share <= found.value / optimum < 1
+    assert match(x, y, "rewindowed").share < found.share
+    assert match(-x[:3], x[:3] * 0, "rewindowed").share is None
+
+
+def test_given_windows_rounds_and_gaps_are_those_of_earlier_versions():
+    # Whole numbers, so that every value is exact; computed by the version before rounds were chosen.
+    z = np.random.default_rng(5).integers(-9, 10, size=(2, 96, 3)).astype(np.float32)
+    for options, value in (((16, 1), 6775), ((16, 3), 7781), ((32, 3), 7852), ((32, 6), 7882)):
+        assert match(*z, Rewindowed(*options, 1e-9)).value == value
+    assert Rewindowed(window=128) == Rewindowed(128, 3, 0.01)
+    assert Rewindowed(rounds=6) == Rewindowed(256, 6, 0.01)
+    assert Rewindowed(gap=0.5) == Rewindowed(256, 3, 0.5)
+    assert matching_text(Rewindowed(256)) == "Rewindowed(window=256, rounds=3, gap=0.01)"  # as in earlier stores
+    assert matching_text(Rewindowed()) == "Rewindowed(tolerance=0.0025)"
+    assert matching_text(Rewindowed(tolerance=0.1)) == "Rewindowed(tolerance=0.1)"
+    for options in ({"window": 9}, {"rounds": 2}, {"gap": 0.1}):
+        with pytest.raises(MatchingError, match="tolerance ends the rounds"):
+            Rewindowed(**options, tolerance=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 5, 64, 70])
+def test_windows_improved_from_earlier_prices_end_within_epsilon_of_their_optimum(size, dtype):
+    from rsm_probe.matching.compiled.cpu_auction import improve_windows
+
+    affinities = np.random.default_rng(size).normal(size=(3, size, size)).astype(dtype)
+    before, optima = affinities.trace(axis1=1, axis2=2), np.array([best(one) for one in affinities])
+    prices, positions = np.zeros((3, size), dtype), np.empty((3, size), np.int64)
+    for first, epsilon in ((True, 0.0), (False, 1e-2), (False, 1e-4)):
+        improve_windows(affinities, prices, epsilon, first, 500, positions)
+        assert (np.sort(positions, axis=1) == np.arange(size)).all()
+        values = np.take_along_axis(affinities, positions[:, :, None], axis=2).sum(axis=(1, 2))
+        assert (values >= before - 1e-4).all()
+        if not first:
+            assert (values >= optima - size * epsilon - 1e-4).all()
+    # Within a single bid per row, windows cannot be solved, and keep their pairs.
+    crowded = np.ones((1, size, size), dtype)
+    crowded[0, :, 0] = 5
+    improve_windows(crowded, np.zeros((1, size), dtype), 1e-4, False, 1, positions[:1])
+    assert positions[0].tolist() == list(range(size))

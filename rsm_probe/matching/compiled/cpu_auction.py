@@ -85,6 +85,61 @@ def dual_prices(affinity, gap, bids_per_row):
 
 
 @compiled
+def improve_windows(affinities, prices, epsilon, first, bids_per_row, positions):
+    """Improve the pairs of windows, row i with column i, from the prices that an earlier round left.
+
+    Only rows whose column is not within epsilon of their best at these prices bid. In the first round, all rows bid
+    from the column means.
+
+    Args:
+        affinities: (B, n, n), contiguous, finite, of magnitudes that squares and differences keep in range.
+        prices: prices of the columns, (B, n); changed in place, their mean over a window stays.
+        epsilon: what a row may miss of its best; in the first round, a share of the range of the window.
+        first: whether this is the first round.
+        bids_per_row: bids per row after which a window keeps its pairs.
+        positions: (B, n) int64, receives the column of each row; a window keeps its pairs if it gains nothing.
+    """
+    count, n = affinities.shape[0], affinities.shape[1]
+    lines, remembering = np.arange(n), n if n >= FEWEST_FOR_CANDIDATES else 0
+    square = np.empty((n, (n + LANES - 1) // LANES * LANES), affinities.dtype)
+    held = np.empty((remembering, _CANDIDATES), affinities.dtype)
+    named = np.empty((remembering, _CANDIDATES), np.int32)
+    queue, thresholds = np.empty(n, np.int64), np.empty(n, affinities.dtype)
+    current = np.zeros(square.shape[1], affinities.dtype)
+    for k in range(count):
+        if square.shape[1] > n:
+            _pad(affinities[k], lines, lines, square)
+        else:
+            square = affinities[k]
+        owner, counts, waiting, step = np.arange(n), np.zeros(n, np.int64), 0, epsilon
+        before = 0.0
+        if first:
+            step = _FIRST * _start(square, current)
+        else:
+            current[:n] = prices[k]
+            before = prices[k].sum()
+        for i in range(n):
+            if not first:
+                best, _, _, _ = best_lanes(square, i, current)
+            if first or best > square[i, i] - current[i] + affinities.dtype.type(step):
+                owner[i] = -1
+                queue[waiting] = i
+                waiting += 1
+        budget = bids_per_row * n
+        waiting, _ = _bid(square, current, step, owner, queue, waiting, budget, held, named, counts, thresholds)
+        positions[k] = lines
+        if waiting > 0:
+            continue
+        gained, after = 0.0, 0.0
+        for j in range(n):
+            gained += np.float64(square[owner[j], j]) - np.float64(square[j, j])
+            after += current[j]
+        prices[k] = current[:n] + affinities.dtype.type((before - after) / n)
+        if gained > 0:
+            positions[k][owner] = lines
+
+
+@compiled
 def _live_lines(affinity):
     """Select the rows and columns to match; if nothing is negative, all-zero (dead) rows and columns are set aside.
 
@@ -200,12 +255,24 @@ def _start(affinity, prices):
 def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts, thresholds):
     """Run one phase: rows bid until each owns a column. Return the number of bids, or the budget if it ran out."""
     n = len(affinity)
-    step = affinity.dtype.type(epsilon)
     owner[:] = -1
     for i in range(n):
         queue[i] = i
         counts[i] = max(counts[i], 0)
-    head, waiting, bids = 0, n, 0
+    waiting, bids = _bid(affinity, prices, epsilon, owner, queue, n, budget, held, named, counts, thresholds)
+    return budget if waiting > 0 else bids
+
+
+@compiled
+def _bid(affinity, prices, epsilon, owner, queue, waiting, budget, held, named, counts, thresholds):
+    """Let the first `waiting` rows of the queue bid, and the owners that they displace, until every row owns a column.
+
+    Returns:
+        The number of rows that still wait because the budget ran out, and the number of bids.
+    """
+    n = len(affinity)
+    step = affinity.dtype.type(epsilon)
+    head, bids = 0, 0
     while waiting > 0 and bids < budget:
         row = queue[head]
         remembered = counts[row] > 0
@@ -242,7 +309,7 @@ def _phase(affinity, prices, epsilon, owner, queue, budget, held, named, counts,
             queue[tail if tail < n else tail - n] = owner[column]
             waiting += 1
         owner[column] = row
-    return budget if waiting > 0 else bids
+    return waiting, bids
 
 
 @compiled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -53,38 +55,29 @@ class SortedLocations:
 
 @dataclass(frozen=True)
 class Windowed(Matching):
-    """Base of windowed matchings: solve pairs one by one on the CPU, from their tokens.
-
-    Attributes:
-        window: locations per window; the last window may be shorter.
-    """
-
-    window: int = 512
+    """Base of windowed matchings: solve pairs one by one on the CPU, from their tokens."""
 
     symmetric: ClassVar[bool] = True
     needs_affinity: ClassVar[bool] = False
     growth: ClassVar[float] = 1.0
 
-    def __post_init__(self) -> None:
-        require_whole(self.window, "window", 1, MatchingError)
-
     def prepare(self, images: Locations) -> SortedLocations:
         """Sort the locations of each image by norm."""
         return SortedLocations(images, images.on_cpu, images.order)
-
-    def reaches_identity(self, rows: int, columns: int) -> bool:
-        """True if one window holds all locations, because a window is solved exactly."""
-        return self.window >= max(rows, columns)
 
     def solve(self, pairs: Pairs) -> Solution:
         """Match the pairs one by one, from their tokens."""
         x, y = pairs.prepared_by(self)
         numbers = list(zip(pairs.rows, pairs.columns, strict=True))
-        permutations = np.stack([self.partners(x, i, y, j) for i, j in numbers])
+        matched = [self.matched(x, i, y, j) for i, j in numbers]
+        permutations, bounds = (
+            np.stack([partners for partners, _ in matched]),
+            np.array([bound for _, bound in matched]),
+        )
 
         def products(permutations: np.ndarray) -> np.ndarray:
-            matched = zip(numbers, permutations, strict=True)
-            return np.array([inner_product(x.tokens[i], y.tokens[j], partners) for (i, j), partners in matched])
+            given = zip(numbers, permutations, strict=True)
+            return np.array([inner_product(x.tokens[i], y.tokens[j], partners) for (i, j), partners in given])
 
         values = products(permutations)
         if self.reaches_identity(x.count, y.count):
@@ -92,13 +85,11 @@ class Windowed(Matching):
             identity = identity_partners(x.count, y.count)
             aligned = products(np.broadcast_to(identity, permutations.shape))
             prefer_identity(aligned, y.count, permutations, values)
-        return Solution.uncertified(values, permutations, self.name)
+        return Solution(values, permutations, bounds, [self.name] * len(values))
 
-    def partners(self, x: SortedLocations, i: int, y: SortedLocations, j: int) -> np.ndarray:
-        """Return the partner of each location of one image, (S,), -1 for unmatched locations."""
-        pairing = Pairing(x, i, y, j, x.order[i], y.order[j])
-        pairing.improve(self.window, Auction())
-        return pairing.permutation()
+    @abstractmethod
+    def matched(self, x: SortedLocations, i: int, y: SortedLocations, j: int) -> tuple[np.ndarray, float]:
+        """Return the partner of each location, (S,), -1 for unmatched ones, and a bound, NaN without one."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +101,24 @@ class BatchOptimal(Windowed):
         where: where windows are solved; see `Auction`.
     """
 
+    window: int = 512
     where: Literal["auto", "cpu", "device"] = field(default="auto", kw_only=True, repr=False)
 
     name: ClassVar[str] = "batch-optimal"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        require_whole(self.window, "window", 1, MatchingError)
         Auction(where=self.where)  # validates `where`
+
+    def reaches_identity(self, rows: int, columns: int) -> bool:
+        """True if one window holds all locations, because a window is solved exactly."""
+        return self.window >= max(rows, columns)
+
+    def matched(self, x: SortedLocations, i: int, y: SortedLocations, j: int) -> tuple[np.ndarray, float]:
+        """Solve the windows of a pair; see `Windowed.matched`."""
+        pairing = Pairing(x, i, y, j, x.order[i], y.order[j])
+        pairing.improve(self.window, Auction())
+        return pairing.permutation(), np.nan
 
     def on_device(self, device: torch.device, dtype: torch.dtype, locations: int, pairs: int) -> bool:
         """Decide whether the device solves the windows of this many pairs; see `Auction`."""
@@ -233,34 +235,66 @@ class Pairing:
         windows = -(-len(self) // window)
         self._arrange(torch.arange(len(self)) % windows)
 
+    def gather_neighbours(self, coordinates: list[torch.Tensor], window: int) -> None:
+        """Arrange the pairs so that each window holds those whose sums of coordinates (S, A) are near on all axes.
+
+        Pairs with equal sums gain the most by an exchange of partners: what separates the one from its partner then
+        points against what separates the other.
+        """
+        size = len(self)
+        sums = sum(
+            functional.pad(side, (0, 0, 0, size - len(side)))[order]
+            for side, order in zip(coordinates, self.orders, strict=True)
+        )
+        self._take(torch.from_numpy(_halved(torch.as_tensor(sums).numpy(), np.arange(size), window, 0)))
+
     def _arrange(self, keys: torch.Tensor) -> None:
-        positions = torch.argsort(keys, stable=True)
+        self._take(torch.argsort(keys, stable=True))
+
+    def _take(self, positions: torch.Tensor) -> None:
         self.orders = [order[positions] for order in self.orders]
 
     def improve(self, window: int, solver: Auction) -> None:
         """Solve every window; a window keeps its pairs if solving it gains nothing."""
+
+        def solve(part: slice, affinity: np.ndarray) -> np.ndarray:
+            numbers = np.arange(len(affinity))
+            pairs = Pairs(numbers, numbers, affinity=affinity)
+            solution = solver.solve(pairs)
+            assert solution.permutations is not None
+            better = (solution.values > pairs.aligned_sums)[:, None]
+            return np.where(better, solution.permutations, np.arange(affinity.shape[1]))
+
+        self.rearrange(window, solve)
+
+    def rearrange(self, window: int, solve: Callable[[slice, np.ndarray], np.ndarray]) -> None:
+        """Permute the second order within windows.
+
+        Args:
+            window: locations per window; the last window may be shorter.
+            solve: positions and the affinities (B, n, n) of the windows there -> the partner of each row, (B, n).
+        """
         window = min(window, len(self))
         require_memory(
             2 * window**2 * self.tokens[0].element_size(), f"a window of {window} locations", "take smaller windows"
         )
         whole = len(self) // window * window
         several = window * max(1, _BLOCK_BYTES // (window**2 * self.tokens[0].element_size()))
-        for start in range(0, whole, several):
-            self._solve(slice(start, min(start + several, whole)), window, solver)
-        if whole < len(self):
-            self._solve(slice(whole, len(self)), len(self) - whole, solver)
+        parts = [slice(start, min(start + several, whole)) for start in range(0, whole, several)]
+        for part, width in [(part, window) for part in parts] + [(slice(whole, len(self)), len(self) - whole)]:
+            if width:
+                left, right = (tokens[order[part]] for tokens, order in zip(self.tokens, self.orders, strict=True))
+                channels = left.shape[1]
+                affinity = torch.bmm(left.view(-1, width, channels), right.view(-1, width, channels).mT).numpy()
+                positions = torch.from_numpy(solve(part, affinity))
+                self.orders[1][part] = self.orders[1][part].view(-1, width).gather(1, positions).flatten()
 
-    def _solve(self, part: slice, window: int, solver: Auction) -> None:
-        left, right = (tokens[order[part]] for tokens, order in zip(self.tokens, self.orders, strict=True))
-        channels = left.shape[1]
-        affinity = torch.bmm(left.view(-1, window, channels), right.view(-1, window, channels).mT).numpy()
-        numbers = np.arange(len(affinity))
-        pairs = Pairs(numbers, numbers, affinity=affinity)
-        solution = solver.solve(pairs)
-        assert solution.permutations is not None
-        better = (solution.values > pairs.aligned_sums)[:, None]
-        positions = torch.from_numpy(np.where(better, solution.permutations, np.arange(window)))
-        self.orders[1][part] = self.orders[1][part].view(-1, window).gather(1, positions).flatten()
+    def value(self) -> float:
+        """The inner product of the pairs."""
+        (x, y), (first, second) = self.tokens, self.orders
+        partners = np.empty(len(self), np.int64)
+        partners[first.numpy()] = second.numpy()
+        return inner_product(x, y, partners)
 
     def permutation(self) -> np.ndarray:
         """Return the partner of each location of x, -1 if that is padding."""
@@ -268,6 +302,17 @@ class Pairing:
         partners = np.empty(len(self), np.int64)
         partners[self.orders[0].numpy()] = self.orders[1].numpy()
         return np.where(partners < second, partners, -1)[:first]
+
+
+def _halved(coordinates: np.ndarray, numbers: np.ndarray, window: int, axis: int) -> np.ndarray:
+    """Order locations so that windows are the leaves of a k-d tree: halve them along one axis after the other."""
+    windows = -(-len(numbers) // window)
+    if windows <= 1:
+        return numbers
+    ordered = numbers[np.argsort(coordinates[numbers, axis], kind="stable")]
+    middle, following = windows // 2 * window, (axis + 1) % coordinates.shape[1]
+    halves = ordered[:middle], ordered[middle:]
+    return np.concatenate([_halved(coordinates, half, window, following) for half in halves])
 
 
 def principal_axes(tokens: torch.Tensor) -> np.ndarray:
