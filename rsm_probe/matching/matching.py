@@ -227,6 +227,8 @@ class Matching(ABC):
         one_to_one: pairs every location of the smaller image with a location of its own, so that norms are preserved,
             every kernel applies, and bounds hold. False for scores.
         precision: precision of the tokens that are multiplied: "float32" (or their own, if wider) or "float16".
+        renewed: earlier versions gave other results under the same name, so that their unfinished runs are not
+            continued.
     """
 
     name: ClassVar[str]
@@ -238,6 +240,7 @@ class Matching(ABC):
     at_once: ClassVar[bool] = False
     one_to_one: ClassVar[bool] = True
     precision: str = "float32"
+    renewed: bool = False
 
     def __repr__(self) -> str:
         # Stores identify the method by this text, so it must not contain a memory address.

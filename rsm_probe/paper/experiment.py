@@ -31,6 +31,7 @@ from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each_na
 from rsm_probe.runs.given import GivenModel
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title
+from rsm_probe.runs.pieces import owner_of
 from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.study import ModelStudy, Runner
 from rsm_probe.runs.tables import Row, TableResult, markdown
@@ -269,7 +270,8 @@ class Experiment(Runner[C]):
         layers = {name: self.choose_layers(captured) for name, captured in captures.items()}
         published = entry.source if entry.weights == "default" and title not in entry.controls else None
         folder = subject_folder(self.folder, number, title)
-        return Subject(title, model, published, self.images(entry), layers, folder, self._owner(layers))
+        owner = self._owner(layers, folder, finished=model is None)
+        return Subject(title, model, published, self.images(entry), layers, folder, owner)
 
     def timed_methods(self) -> list[Matching]:
         """All but those of baselines with one vector per image, which take no time to speak of."""
@@ -290,12 +292,27 @@ class Experiment(Runner[C]):
             self._sets[source] = self.image_sets(source)
         return self._sets[source]
 
-    def _owner(self, layers: Mapping[str, Mapping[str, CapturedLayer]]) -> str:
+    def _owner(self, layers: Mapping[str, Mapping[str, CapturedLayer]], folder: Path, finished: bool) -> str:
+        """The owner of intermediate results.
+
+        Args:
+            layers: name of the images -> captured layers.
+            folder: folder of the intermediate results.
+            finished: whether the results are only read.
+        """
         settings = self.study.model_dump(
             mode="json", exclude={"models", *self.study.reading_keys, *self.study.execution_keys}
         )
         contents = {name: [layer.provenance for layer in captured.values()] for name, captured in layers.items()}
-        return hashlib.sha256(json.dumps([settings, contents], sort_keys=True).encode()).hexdigest()
+        earlier, renewed = _hash([settings, contents]), sorted({repr(m) for m in self.timed_methods() if m.renewed})
+        # The results of a finished run are those of its version.
+        if not renewed or (finished and any(owner_of(file) == earlier for file in folder.rglob("*.npz"))):
+            return earlier
+        return _hash([settings, contents, renewed])
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def capture_folder(out: Path, number: int, title: str, images: str) -> Path:

@@ -68,6 +68,14 @@ def once(file: Path, owner: str, make: Callable[[], Arrays]) -> Arrays:
     return {name: values[0] for name, values in stacked(file, owner, 1, lambda _: make()).items()}
 
 
+def owner_of(file: Path) -> str | None:
+    """The owner of stored pieces; None if the file cannot be read."""
+    try:
+        return str(load_arrays(file).get(_OWNER))
+    except StorageError:
+        return None
+
+
 def _read(file: Path, owner: str) -> Arrays:
     if not file.exists():
         return {}

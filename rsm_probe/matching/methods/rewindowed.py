@@ -86,6 +86,11 @@ class Rewindowed(Windowed):
         return self.window is None and self.rounds is None and self.gap is None
 
     @property
+    def renewed(self) -> bool:  # type: ignore[override]
+        """True unless options are given, with which results are those of earlier versions."""
+        return self.adaptive
+
+    @property
     def _gap(self) -> float:
         assert self.gap is not None
         return self.gap
