@@ -15,7 +15,7 @@ from rsm_probe.cli import app
 from rsm_probe.config import ConfigFolder
 from rsm_probe.errors import ConfigError, ImageError, StorageError
 from rsm_probe.runs.images_config import ImagesConfig
-from rsm_probe.sources import composed, digits, scenes, write_coco
+from rsm_probe.sources import coco, composed, digits, scenes, write_coco
 from rsm_probe.sources.images.objects.pictures import PictureCache
 from rsm_probe.sources.images.registry import EMBEDDED
 
@@ -567,6 +567,25 @@ def test_coco_json_holds_counts_boxes_and_scenes(made, tmp_path):
     assert len({note["id"] for note in data["annotations"]}) == len(data["annotations"])
     with pytest.raises(StorageError, match="not an empty folder"):
         write_coco(images, tmp_path / "out")
+
+
+@pytest.mark.parametrize("case", ["composed", "scenes", "videos"])
+def test_images_that_were_written_are_read_back(made, tmp_path, case):
+    images = scenes(count=4, frames=2) if case == "scenes" else scene_set(made, count=4, frames=2)
+    if case == "videos":
+        notes = [note | {"video": f"clip {k}", "scene": f"hall {k // 2}"} for k, note in enumerate(images.annotations)]
+        images = images.changed(annotations=notes)
+    write_coco(images, tmp_path / "out")
+    again = coco(tmp_path / "out", "annotations.json")
+    assert same_pixels(again, images)
+    assert list(again.labels) == list(images.labels)
+    for note, expected in zip(again.annotations, images.annotations, strict=True):
+        assert note["counts"] == expected["counts"]
+        # The classes of digits are numbers in boxes.
+        assert note["boxes"] == [[str(name), *box] for name, *box in expected["boxes"]]
+        assert {key: note.get(key) for key in ("scene", "video")} == {
+            key: expected.get(key) for key in ("scene", "video")
+        }
 
 
 def test_images_without_boxes_are_not_written(tmp_path):

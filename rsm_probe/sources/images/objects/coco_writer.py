@@ -21,7 +21,8 @@ def write_coco(images: ImageSet, folder: str | Path, *, progress: bool = False) 
     """Write images and their boxes as COCO JSON: `annotations.json`, and `images/<id>.png`, as its `file_name` says.
 
     Boxes are `bbox` (left, top, width, height), in pixels of the written images; `scene` and `video` are entries of
-    each image, where they are known. Ids of images that hold folders become folders.
+    each image, where they are known, as is its `label`. Ids of images that hold folders become folders.
+    `rsm_probe.sources.coco(folder, "annotations.json")` reads all of it.
 
     Args:
         images: images whose annotations hold `boxes`, such as `composed`, `scenes` or `egoobjects`.
@@ -90,8 +91,8 @@ def _coco(images: ImageSet, listed: list[dict[str, Any]]) -> dict[str, Any]:
     names = sorted({str(box[0]) for note in images.annotations for box in note.get("boxes", ())})
     category = {name: number for number, name in enumerate(names, 1)}
     objects: list[dict[str, Any]] = []
-    for entry, note in zip(listed, images.annotations, strict=True):
-        entry |= {key: note[key] for key in _OF_IMAGE if key in note}
+    for entry, note, label in zip(listed, images.annotations, images.labels, strict=True):
+        entry |= {key: note[key] for key in _OF_IMAGE if key in note} | ({"label": label} if label else {})
         for name, left, top, right, bottom in note.get("boxes", ()):
             width, height = right - left, bottom - top
             objects.append(
