@@ -118,7 +118,7 @@ def run(
     # `out` is text because a Path drops the second slash of a URL, which could then not be recognised.
     folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
     if dry_run:
-        _show_plan(study, folder)
+        _show_plan(study, folder, config.parent)
         return
     with _continuable(), _reporting(), _executor(study, folder, cluster, processes) as executor:
         # Workers start in different working directories.
@@ -138,6 +138,9 @@ def check(
 ) -> None:
     """Check a study and estimate its cost; nothing is run, trained or written.
 
+    Where weights, images or packages are missing, lists all of them with their sizes and where to get them, estimates
+    on paper what the study takes on one GPU and on this machine, and exits with an error; nothing is downloaded.
+
     Models are loaded, layers are looked up and images are read as by `run`, which would refuse whatever is refused
     here. Models see a few images, on which matchings are timed; networks that the run would train have random weights.
     Prints the models with their layers, images, pairs, time, memory and disk space, and whether the estimate is within
@@ -147,10 +150,21 @@ def check(
     from rsm_probe.studies.registry import read_study
 
     study = read_study(config, allow_code=allow_code, changes=changes)
-    _show_plan(study, Path("runs") / config.stem if out is None else local_folder(out, "--out"))
+    _show_plan(study, Path("runs") / config.stem if out is None else local_folder(out, "--out"), config.parent)
 
 
-def _show_plan(study: Study, folder: Path) -> None:
+def _show_plan(study: Study, folder: Path, recipes: Path) -> None:
+    from rsm_probe.runs.missing.listing import missing_of
+    from rsm_probe.runs.missing.on_paper import lines_of, on_paper
+
+    missing = missing_of(study, folder, recipes)
+    if missing:
+        typer.echo(str(missing))
+        for line in lines_of(on_paper(study, folder, recipes)):
+            typer.echo(line)
+        if missing.downloads:
+            typer.echo("(`rsm-probe run` downloads weights of libraries itself where it has a network)")
+        raise typer.Exit(1)
     plan = study.plan(folder)
     typer.echo(str(plan))
     typer.echo(f"run folder: {folder}, {plan.state}")
