@@ -140,6 +140,24 @@ def test_architectures_have_as_many_weights_as_the_models_of_the_hub(name, weigh
     assert sum(parameter.numel() for parameter in module.parameters()) == weights
 
 
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("microsoft/resnet-18", 11_689_512), ("microsoft/resnet-50", 25_557_032), ("microsoft/resnet-101", 44_549_160),
+        ("facebook/convnextv2-base-1k-224", 88_717_800), ("google/vit-base-patch16-224", 86_567_656),
+        ("google/vit-large-patch32-384", 306_632_680),
+        ("facebook/dinov2-giant-imagenet1k-1-layer", 1_136_480_768 + 3072 * 1000 + 1000),
+    ],
+)  # fmt: skip
+def test_architectures_of_classifiers_have_as_many_weights_as_those_of_table_1(name, weights):
+    import transformers
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        module = transformers.AutoModelForImageClassification.from_config(hub_config(name))
+    assert sum(parameter.numel() for parameter in module.parameters()) == weights
+
+
 def test_study_takes_the_configuration_of_a_model_from_its_file():
     file = str(FOLDER / "clip_vit_b_32.yaml")
     config = SweepConfig.parse({"models": [file], "images": {"source": "digits"}}, "test")
