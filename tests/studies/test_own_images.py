@@ -14,6 +14,7 @@ from torchvision import transforms
 from rsm_probe.errors import ConfigError, ImageError
 from rsm_probe.paper.retrieval.study import RetrievalConfig
 from rsm_probe.paper.translation.study import TranslationConfig
+from rsm_probe.runs.given import with_given
 from rsm_probe.sources import ImageSet, load_model
 from rsm_probe.studies.registry import read_study
 
@@ -109,6 +110,15 @@ def test_figures_take_the_images_again(tmp_path):
     with pytest.raises(ImageError, match=r"given in Python.*figures\(out, images=images\)"):
         stored.figures(tmp_path)
     assert "neighbours-net" in stored.figures(tmp_path, images=panoramas())
+
+
+def test_pictures_show_the_objects_that_count(tmp_path):
+    model, images = {"net": net()}, panoramas()
+    study = with_given(RetrievalConfig.parse(STUDY), model, images, RetrievalConfig.given_model)
+    study.runner(tmp_path).run()
+    runner = study.runner(tmp_path)
+    (pictured,) = (runner.picture(subject) for subject in runner.subjects())
+    assert all(len(note["boxes"]) == 1 for part in pictured.images.values() for note in part.annotations)
 
 
 def test_a_run_from_before_counts_as_it_did(tmp_path):

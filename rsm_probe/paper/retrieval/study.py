@@ -291,10 +291,12 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         nearest_of = {(q, name): neighbours[name, kernel][size][q] for q in study.pictured for name in self.shown}
         best = {key: self._matched(subject, *key, int(numbers[0]), seen) for key, numbers in nearest_of.items()}
         layer = list(subject.layers["queries"])[number]
-        queries, database = class_counts([subject.images["queries"], subject.images["database"]])
+        sets = self.seen_sets(subject)
+        images = {QUERIES: sets.queries, DATABASE: sets.database}
+        queries, database = class_counts(list(images.values()))
         truth = {q: SCORES[study.score](queries[[q]], database)[0] for q in study.pictured}
         return PicturedNeighbours(
-            subject.title, layer, kernel, subject.images, study.top, nearest_of, best, study.score,
+            subject.title, layer, kernel, images, study.top, nearest_of, best, study.score,
             {key: _of_neighbours(truth[key[0]], numbers) for key, numbers in nearest_of.items()},
             self._pictured_similarities(subject, number, kernel, nearest_of),
         )  # fmt: skip
