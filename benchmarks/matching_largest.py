@@ -82,7 +82,7 @@ def compare_largest(module: torch.nn.Module, optimum: bool) -> list[dict[str, ob
             rows.append(
                 {
                     **base,
-                    "method": "rewindowed b=256" if rounds == 3 else f"rewindowed b=256, {rounds} rounds",
+                    "method": f"rewindowed(window=256, rounds={rounds})",
                     "ms": seconds * 1e3,
                     "value": value,
                     "mb": peak,
