@@ -14,7 +14,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from rsm_probe.figures.line_styles import RuleStyle
 from rsm_probe.figures.style import font_points, labelled
-from rsm_probe.figures.ticks import layer_ticks, thinned
+from rsm_probe.figures.ticks import name_layers, thinned
 
 # With more names than this along an axis, take them for layers, whose ticks may be thinned.
 _MOST_NAMES = 20
@@ -48,7 +48,7 @@ def diagonal_plot(
     if control is not None:
         name = f"{label}, untrained" if label else "untrained"
         ax.plot(positions, control.values, linestyle="--", linewidth=1, color=line.get_color(), label=name)
-    ax.set_xticks(*layer_ticks(layers, ax), rotation=90)
+    name_layers(ax.xaxis, layers, rotation=90)
     lowest = [float(np.nanmin(part.values, initial=0.0)) for part in (values, control) if part is not None]
     ax.set_ylim(min(ax.get_ylim()[0] if len(ax.lines) > 2 else 0.0, *lowest), 1.02)
     ax.grid(alpha=0.3)
@@ -127,7 +127,7 @@ def _name_positions(ax: Axes, positions: Sequence[str] | Sequence[float], x: np.
     rotation = 90 if max(map(len, names), default=0) > 4 else 0
     numeric = any(not isinstance(position, str) for position in positions)
     if len(names) > _MOST_NAMES and not numeric:
-        ax.set_xticks(*layer_ticks(names, ax), rotation=rotation)
+        name_layers(ax.xaxis, names, rotation)
     else:  # show every model: readers cannot infer missing names
         ticks = thinned(list(range(len(names))), _MOST_NAMES)
         ax.set_xticks(x[ticks], [names[k] for k in ticks], rotation=rotation, fontsize=font_points("xtick.labelsize"))

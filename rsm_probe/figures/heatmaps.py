@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
 from rsm_probe.figures.style import font_points
-from rsm_probe.figures.ticks import layer_ticks, thinned
+from rsm_probe.figures.ticks import name_layers, thinned
 
 SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
@@ -198,8 +198,8 @@ def _heatmap(ax: Axes, grid: xr.DataArray, title: str, colours: str, norm: Norma
     if not alike:
         ax.set_box_aspect(1)
     rows, columns = ([str(name) for name in grid[dimension].values] for dimension in grid.dims)
-    ax.set_xticks(*layer_ticks(columns, ax), rotation=90)
-    ax.set_yticks(*layer_ticks(rows, ax, "y"))
+    name_layers(ax.xaxis, columns, rotation=90)
+    name_layers(ax.yaxis, rows)
     ax.set_title(title)
     if meaning is not None:
         colour_bar(ax, meaning)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, Locator
 
 from rsm_probe.figures.style import font_points
 
@@ -23,14 +25,46 @@ def thinned(layers: Sequence[T], most: int) -> list[T]:
     return [layers[k] for k in np.linspace(0, len(layers) - 1, most).astype(int)]
 
 
-def layer_ticks(names: Sequence[str], ax: Axes, axis: Literal["x", "y"] = "x") -> tuple[list[int], list[str]]:
-    """Return tick positions and names, thinned so that they do not overlap; first and last always have a tick."""
-    box = ax.get_window_extent()
-    length = (box.width if axis == "x" else box.height) / ax.figure.dpi * 72
-    points = font_points("xtick.labelsize" if axis == "x" else "ytick.labelsize")
-    positions = thinned(range(len(names)), max(2, int(length / (1.25 * points))))
+def name_layers(axis: Axis, names: Sequence[str], rotation: float = 0) -> None:
+    """Name layers along an axis, at 0, 1, ...: as many as fit when the figure is drawn, always the first and the last.
+
+    Args:
+        axis: an axis of a panel.
+        names: names of the layers; long ones are shortened, see `short_names`.
+        rotation: of the names, in degrees.
+    """
     short, _ = short_names(names)
-    return positions, [short[k] for k in positions]
+    size = font_points("xtick.labelsize" if axis.axis_name == "x" else "ytick.labelsize")
+    axis.set_major_locator(LayerLocator(len(names), 1.25 * size))
+    axis.set_major_formatter(FuncFormatter(lambda position, _: short[round(position)]))
+    axis.set_tick_params(labelsize=size, labelrotation=rotation)
+
+
+class LayerLocator(Locator):
+    """Ticks at layers, as many as fit on the axis, always at the first and the last.
+
+    Args:
+        count: number of layers, at 0, 1, ....
+        points: room for a tick in points.
+    """
+
+    def __init__(self, count: int, points: float) -> None:
+        self._count, self._points = count, points
+
+    def __call__(self) -> list[int]:
+        """The positions of the ticks, with the size that the axis has now."""
+        assert self.axis is not None
+        panel = self.axis.axes.bbox
+        length = panel.width if self.axis.axis_name == "x" else panel.height
+        fitting = max(2, int(length / self.axis.axes.figure.dpi * 72 / self._points))
+        last = self._count - 1
+        # Equal distances, and no tick so near to the last that their names would overlap.
+        step = max(1, math.ceil(last / (fitting - 1)))
+        return [*range(0, last - step + 1, step), last]
+
+    def tick_values(self, vmin: float, vmax: float) -> list[int]:
+        """The same, whatever the limits of the axis."""
+        return self()
 
 
 def short_names(names: Sequence[str], longest: int = _LONGEST) -> tuple[list[str], str]:

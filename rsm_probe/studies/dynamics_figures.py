@@ -25,6 +25,7 @@ from rsm_probe.studies.panels import (
     lettered_panels,
     lowest_value,
     omitted_beginning,
+    row_label,
     semantic_matchings,
 )
 from rsm_probe.studies.sweep_figures import Architecture
@@ -83,7 +84,7 @@ def final_figure(
     }
     title = f"CKA to the final network, {kernel_name(kernel)}"
     labels = {
-        label: f"{averaged(label, names)}{omitted_beginning(_layers(grids[label][0]))}\nlayer"
+        label: row_label(averaged(label, names), omitted_beginning(_layers(grids[label][0])), "layer")
         for label, names in networks.items()
     }
     return _drawn(result, title, grids, matchings, labels)
@@ -102,8 +103,8 @@ def steps_figure(
         means = [_mean(result, names, matching, kernel) for matching in matchings]
         for layer in thinned(_layers(means[0]), _LAYERS):
             grids[f"{label} {layer}"] = [mean.sel(layer=layer) for mean in means]
-            row = layer if len(networks) == 1 else f"{averaged(label, names)}\n{layer}"
-            labels[f"{label} {layer}"] = f"{row}\ntraining step"
+            whose = "" if len(networks) == 1 else averaged(label, names)
+            labels[f"{label} {layer}"] = row_label(whose, layer, "training step")
     return _drawn(result, title, grids, matchings, labels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 
 import numpy as np
 import xarray as xr
@@ -15,8 +16,10 @@ from rsm_probe.streaming.result import SweepResult
 
 # Size of a panel in inches, as printed, and the width of a page that panels share down to their smallest size.
 _PANEL, _SMALLEST, _PAGE = 1.75, 1.25, 11.0
-# Names of models that fit beside a panel.
-_MOST_NAMES = 6
+# Room for the names of layers below a panel in inches, and for colour bars, relative to a panel.
+_BELOW, _ROOM = 0.5, 1.1
+# Names of models, and letters, that fit beside a panel.
+_MOST_NAMES, _LETTERS = 6, 30
 
 
 def conditions(results: Mapping[str, SweepResult]) -> str:
@@ -33,7 +36,7 @@ def lettered_panels(rows: int, columns: int, title: str) -> tuple[Figure, list[l
     """A figure of lettered panels, in rows; many columns get smaller panels."""
     panel = min(_PANEL, max(_SMALLEST, _PAGE / columns))
     figure = Figure(
-        figsize=(panel * columns + 1.0, panel * rows + 0.7),
+        figsize=(panel * _ROOM * columns + 1.2, (panel + _BELOW) * rows + 1.0),
         dpi=150,
         layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05, compress=True),
     )
@@ -69,10 +72,19 @@ def averaged(name: str, models: Sequence[str], pairs: bool = False) -> str:
     return f"{name}\nmean over {whose}"
 
 
+def row_label(*lines: str) -> str:
+    """The label of a row of panels; long lines are broken, so that they do not reach into the next row."""
+    return "\n".join(part for line in lines if line for text in line.splitlines() for part in _broken(text))
+
+
+def _broken(text: str) -> list[str]:
+    return [text] if len(text) <= _LETTERS else wrap(text, _LETTERS)
+
+
 def omitted_beginning(layers: Sequence[str]) -> str:
-    """A line that says what the ellipsis in names of layers stands for; "" if names are whole."""
+    """Say what the ellipsis in names of layers stands for; "" if names are whole."""
     shared = short_names(layers)[1]
-    return f"\n… = {shared}" if shared else ""
+    return f"… = {shared}" if shared else ""
 
 
 def extremes(difference: xr.DataArray) -> str:

@@ -32,6 +32,7 @@ from rsm_probe.studies.panels import (
     lettered_panels,
     lowest_value,
     omitted_beginning,
+    row_label,
     semantic_matchings,
 )
 from rsm_probe.studies.rsm_panels import rsm_panels
@@ -111,18 +112,19 @@ def figure15(
             for ax, block in zip(line, blocks, strict=False):
                 grid = grids[row.name, *block]
                 cka_heatmap(ax, grid, _block_title(*block, kernels) if top else "", bar=False, norm=norm)
-                ax.set_xlabel("layer, spatio-semantic RSM" if bottom else "")
+                ax.set_xlabel("layer,\nspatio-semantic RSM" if bottom else "")
                 if ax is not line[0]:
                     ax.set_yticks([])
             colour_bar(line[len(blocks) - 1], "CKA")
             layers = [str(name) for name in grids[row.name, *blocks[0]]["layer_a"].values]
-            line[0].set_ylabel(f"{averaged(row.name, row.trained)}{omitted_beginning(layers)}\nlayer, semantic RSM")
+            whose = averaged(row.name, row.trained)
+            line[0].set_ylabel(row_label(whose, omitted_beginning(layers), "layer, semantic RSM"))
             for ax, of in zip(line[len(blocks) :], diagonals, strict=True):
                 for data, name in of:
                     trained, control = _diagonals(results[data], row, name, semantic)
                     label = data if len(kernels) == 1 else kernel_name(name)
                     # Several kernels have a panel for each data set.
-                    panel = f"diagonal, {data}" if len(diagonals) > 1 else "diagonal"
+                    panel = f"diagonal\n{data}" if len(diagonals) > 1 else "diagonal"
                     diagonal_plot(ax, trained, panel if top else "", label, control)
                 ax.set_box_aspect(1)
                 ax.set(ylabel="CKA", xlabel="layer" if bottom else "")
@@ -285,8 +287,7 @@ def _three_panels(
                         ax.set_yticks([])
             layers = [str(name) for name in differences[row.name, blocks[0][0] or data, blocks[0][1]]["layer_a"].values]
             whose = averaged(row.name, row.trained, pairs=axis_names[0] != axis_names[1])
-            of_data = f"\n{data}" if data else ""
-            line[0].set_ylabel(f"{whose}{of_data}{omitted_beginning(layers)}\n{axis_names[0]}")
+            line[0].set_ylabel(row_label(whose, data, omitted_beginning(layers), axis_names[0]))
     return figure
 
 
@@ -297,7 +298,7 @@ def _title(what: str, kernels: Sequence[str], results: Mapping[str, SweepResult]
 
 def _block_title(data: str, kernel: str, kernels: Sequence[str]) -> str:
     """Name what tells the panels of a block from those beside it."""
-    return ", ".join(part for part in (data, kernel_name(kernel) if len(kernels) > 1 else "") if part)
+    return "\n".join(part for part in (data, kernel_name(kernel) if len(kernels) > 1 else "") if part)
 
 
 def _require_equal_numbers(results: Mapping[str, SweepResult]) -> None:
