@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import TypeVar
 
 import numpy as np
-from matplotlib.axis import Axis
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.ticker import FuncFormatter, Locator
 
 from rsm_probe.figures.style import font_points
@@ -25,7 +25,7 @@ def thinned(layers: Sequence[T], most: int) -> list[T]:
     return [layers[k] for k in np.linspace(0, len(layers) - 1, most).astype(int)]
 
 
-def name_layers(axis: Axis, names: Sequence[str], rotation: float = 0) -> None:
+def name_layers(axis: XAxis | YAxis, names: Sequence[str], rotation: float = 0) -> None:
     """Name layers along an axis, at 0, 1, ...: as many as fit when the figure is drawn, always the first and the last.
 
     Args:
@@ -35,7 +35,7 @@ def name_layers(axis: Axis, names: Sequence[str], rotation: float = 0) -> None:
     """
     short, _ = short_names(names)
     size = font_points("xtick.labelsize" if axis.axis_name == "x" else "ytick.labelsize")
-    axis.set_major_locator(LayerLocator(len(names), 1.25 * size))
+    axis.set_major_locator(LayerLocator(axis, len(names), 1.25 * size))
     axis.set_major_formatter(FuncFormatter(lambda position, _: short[round(position)]))
     axis.set_tick_params(labelsize=size, labelrotation=rotation)
 
@@ -44,19 +44,19 @@ class LayerLocator(Locator):
     """Ticks at layers, as many as fit on the axis, always at the first and the last.
 
     Args:
+        axis: an axis of a panel.
         count: number of layers, at 0, 1, ....
         points: room for a tick in points.
     """
 
-    def __init__(self, count: int, points: float) -> None:
-        self._count, self._points = count, points
+    def __init__(self, axis: XAxis | YAxis, count: int, points: float) -> None:
+        self._of, self._count, self._points = axis, count, points
 
     def __call__(self) -> list[int]:
         """The positions of the ticks, with the size that the axis has now."""
-        assert self.axis is not None
-        panel = self.axis.axes.bbox
-        length = panel.width if self.axis.axis_name == "x" else panel.height
-        fitting = max(2, int(length / self.axis.axes.figure.dpi * 72 / self._points))
+        panel = self._of.axes.bbox
+        length = panel.width if self._of.axis_name == "x" else panel.height
+        fitting = max(2, int(length / self._of.axes.figure.dpi * 72 / self._points))
         last = self._count - 1
         # Equal distances, and no tick so near to the last that their names would overlap.
         step = max(1, math.ceil(last / (fitting - 1)))

@@ -38,6 +38,8 @@ _SCORES = {"f1": "F1", "iou": "IoU"}
 _BLUE, _RED, _GREEN, _ORANGE = (COLOURS[k] for k in (0, 1, 2, 4))
 _ALL, _PART, _NONE = (_GREEN, "-", "✓"), (_ORANGE, "--", "≈"), (_RED, (0, (1.5, 1)), "✗")
 _MISSING = "–"
+# Boxes of objects that do not count, because the network does not see them.
+_UNCOUNTED = ("#777777", (0, (1, 2)))
 # Letters that fit below a picture, and lines of them.
 _LETTERS, _LINES = 27, 4
 
@@ -61,6 +63,8 @@ class PicturedNeighbours:
         layer: the layer whose representations are compared.
         kernel: kernel of the similarities.
         images: the image sets "queries" and "database".
+        objects: "queries" and "database" -> the annotations of their images, with the objects that count; see
+            `ImageSet`.
         top: number of neighbours searched.
         neighbours: (query, matching) -> indices of the nearest images; -1 if there are fewer.
         matched: (query, matching) -> matched locations of the query and its nearest image; None if they cannot be
@@ -75,6 +79,7 @@ class PicturedNeighbours:
     layer: str
     kernel: str
     images: Mapping[str, ImageSet]
+    objects: Mapping[str, Sequence[Mapping[str, Any]]]
     top: int
     neighbours: Mapping[tuple[int, str], np.ndarray]
     matched: Mapping[tuple[int, str], MatchedImages | None]
@@ -163,10 +168,9 @@ def _models(models: Sequence[PicturedNeighbours]) -> Figure:
 
 def _line(axes: Sequence[Axes], model: PicturedNeighbours, query: int, name: str, title: str) -> None:
     """Draw a query and its nearest images in a row; axes without a neighbour stay empty."""
-    note = model.images["queries"].annotations[query]
-    objects = note["counts"]
+    objects = model.objects["queries"][query]["counts"]
     picture(axes[0], model.images["queries"][query], title, framed=True, colour=_BLUE)
-    boxes(axes[0], _corners(note, objects, shared=True), _BLUE)
+    _draw_boxes(axes[0], model, "queries", query, objects, (_BLUE, "-"))
     axes[0].set_xlabel(
         _lines([_counted(count, kind, model.score) for kind, count in sorted(objects.items())]), fontsize=5.5
     )
@@ -176,28 +180,33 @@ def _line(axes: Sequence[Axes], model: PicturedNeighbours, query: int, name: str
     for rank, (ax, index) in enumerate(zip(axes[1:], shown, strict=False), start=1):
         if index < 0:
             continue
-        note = model.images["database"].annotations[int(index)]
         score, similarity = float(scores[rank - 1]), float(similarities[rank - 1])
         colour, line, sign = _ALL if score == 1 else _PART if score > 0 else _NONE
         title = f"{rank}  {sign} {_SCORES[model.score]} {score:.2f}"
         title += "" if math.isnan(similarity) else f"\nsimilarity {similarity:.3g}"
         picture(ax, model.images["database"][int(index)], title, framed=True, colour=colour, line=line)
-        for of, (edge, style, _) in ((True, _ALL), (False, _NONE)):
-            boxes(ax, _corners(note, objects, shared=of), edge, style)
-        ax.set_xlabel(_lines(_compared(objects, note["counts"], model.score)), fontsize=5.5)
+        _draw_boxes(ax, model, "database", int(index), objects, _ALL[:2])
+        ax.set_xlabel(
+            _lines(_compared(objects, model.objects["database"][int(index)]["counts"], model.score)), fontsize=5.5
+        )
     for ax in axes:
         ax.set_axis_off() if not ax.images else None
 
 
-def _corners(
-    note: Mapping[str, Any], objects: Mapping[str, int], *, shared: bool
-) -> list[tuple[float, float, float, float]]:
-    """The boxes of an image whose class is, or is not, one of the query's; [] without boxes in its annotation."""
-    return [
-        (float(left), float(top), float(right), float(bottom))
-        for kind, left, top, right, bottom in note.get("boxes", ())
-        if (str(kind) in objects) == shared
-    ]
+def _draw_boxes(
+    ax: Axes, model: PicturedNeighbours, of: str, index: int, objects: Mapping[str, int], shared: tuple[str, Any]
+) -> None:
+    """Draw the boxes of an image, if its annotation has them: of classes of the query, other classes, not counted."""
+    every, counted = (
+        list(note.get("boxes", ())) for note in (model.images[of].annotations[index], model.objects[of][index])
+    )
+    kinds: dict[tuple[str, Any], list[tuple[float, float, float, float]]] = {}
+    for box in every:
+        kind, left, top, right, bottom = box
+        style = _UNCOUNTED if box not in counted else shared if str(kind) in objects else _NONE[:2]
+        kinds.setdefault(style, []).append((float(left), float(top), float(right), float(bottom)))
+    for (colour, line), corners in kinds.items():
+        boxes(ax, corners, colour, line)
 
 
 def _compared(query: Mapping[str, int], image: Mapping[str, int], score: str) -> list[str]:
@@ -233,6 +242,6 @@ def _explained(figure: Figure, model: PicturedNeighbours) -> Figure:
         f"frames: {_ALL[2]} solid, the same {of} as the query; {_PART[2]} dashed, some of them; {_NONE[2]} dotted, none"
     )
     below = f"below: {_ALL[2]} {of} of the query, {_NONE[2]} not of the query, {_MISSING} of the query, but not here"
-    drawn = "boxes: solid if the query has an object of the class, else dotted"
+    drawn = "boxes: solid if the query has an object of the class, else dotted; grey if the object does not count"
     figure.supxlabel(f"{frames}. {below[0].upper()}{below[1:]}. {drawn[0].upper()}{drawn[1:]}.", fontsize=6)
     return figure

@@ -292,11 +292,11 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         best = {key: self._matched(subject, *key, int(numbers[0]), seen) for key, numbers in nearest_of.items()}
         layer = list(subject.layers["queries"])[number]
         sets = self.seen_sets(subject)
-        images = {QUERIES: sets.queries, DATABASE: sets.database}
-        queries, database = class_counts(list(images.values()))
+        queries, database = class_counts([sets.queries, sets.database])
         truth = {q: SCORES[study.score](queries[[q]], database)[0] for q in study.pictured}
+        objects = {QUERIES: sets.queries.annotations, DATABASE: sets.database.annotations}
         return PicturedNeighbours(
-            subject.title, layer, kernel, images, study.top, nearest_of, best, study.score,
+            subject.title, layer, kernel, subject.images, objects, study.top, nearest_of, best, study.score,
             {key: _of_neighbours(truth[key[0]], numbers) for key, numbers in nearest_of.items()},
             self._pictured_similarities(subject, number, kernel, nearest_of),
         )  # fmt: skip

@@ -27,7 +27,7 @@ from rsm_probe.figures import (
 )
 from rsm_probe.paper.by_matching import distinct, lines_by_matching, styles_by_title
 from rsm_probe.paper.similarity_rules import matching_title
-from rsm_probe.runs.tables import TableResult, kernel_title, with_interval
+from rsm_probe.runs.tables import Row, TableResult, kernel_title, with_interval
 
 # Keys of an AUROC and its interval, and the crops it compares with.
 _AGAINST = (
@@ -82,7 +82,7 @@ def _figure2(result: TableResult, crops: PicturedCrops) -> Figure:
     pictured = [figure.add_subplot(grid[:count, 0]), figure.add_subplot(grid[count:, 0])]
     lines = [[figure.add_subplot(grid[row, k + 1]) for k in range(len(layers))] for row in range(2 * count)]
     lettered([*pictured, *(line[0] for line in lines)])
-    _crops(pictured, crops)
+    _crops(pictured, crops, result.select(model=crops.title)[0])
     short, shared = short_names(layers)
     similarity = f"{kernel_title(crops.kernel)} similarity"
     one_scale = rsm_scale([crops.rsms[layer, name] for layer in layers for name in matchings])
@@ -118,12 +118,15 @@ def _figure2(result: TableResult, crops: PicturedCrops) -> Figure:
     return common_legend(figure)
 
 
-def _crops(panels: Sequence[Axes], crops: PicturedCrops) -> None:
-    """Draw the two crops, and mark what they share."""
+def _crops(panels: Sequence[Axes], crops: PicturedCrops, row: Row) -> None:
+    """Draw the two crops, and mark what they share; say what of it the network sees, if that is known."""
     for ax, name, image, box in zip(panels, ("upper", "lower"), crops.pair, crops.shared, strict=True):
         picture(ax, image, f"{name} crop")
         boxes(ax, [box], _SHARED, "--", fill=0.2)
-        ax.set_xlabel("marked: shared pixels")
+        ax.set_xlabel(f"marked: shared, {box[2] - box[0]:g} x {box[3] - box[1]:g} pixels")
+    seen = [row.get(key, math.nan) for key in ("seen_width", "seen_shared")]
+    if not any(map(math.isnan, seen)):
+        panels[-1].set_xlabel(f"{panels[-1].get_xlabel()};\nthe network sees {seen[0]:g} x {seen[1]:g}")
 
 
 def _halves(rsm: np.ndarray) -> list[str]:
