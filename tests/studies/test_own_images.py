@@ -109,7 +109,14 @@ def test_figures_take_the_images_again(tmp_path):
     stored = read_study(tmp_path / "config.yaml", stored=True)
     with pytest.raises(ImageError, match=r"given in Python.*figures\(out, images=images\)"):
         stored.figures(tmp_path)
-    assert "neighbours-net" in stored.figures(tmp_path, images=panoramas())
+    figure = stored.figures(tmp_path, images=panoramas())["neighbours-net"]
+    # Of the two objects of an image the network sees one: the box of the other is grey, and it is not named.
+    query, nearest = figure.axes[:2]
+    grey = [patch for patch in query.patches if patch.get_edgecolor()[:3] == pytest.approx((0x77 / 255,) * 3)]
+    assert len(grey) == 1
+    assert query.get_xlabel() == boxes(np.random.default_rng(0).permutation(10)[0])[0][0]
+    signs = {"✓": "1.00", "✗": "0.00"}  # of one object each, all or nothing is right
+    assert nearest.get_title().split("\n")[0] in [f"1  {sign} F1 {score}" for sign, score in signs.items()]
 
 
 def test_pictures_show_the_objects_that_count(tmp_path):
