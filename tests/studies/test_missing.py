@@ -23,7 +23,8 @@ from rsm_probe.studies import read_study
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAPER = sorted(file.name for file in CONFIGS.glob("*_paper.yaml"))
 TABLES = {
-    "outputs_paper.yaml": 8, "table2_paper.yaml": 6, "retrieval_paper.yaml": 5, "retrieval_sam_paper.yaml": 2,
+    "outputs_paper.yaml": 8, "table4_paper.yaml": 8, "table2_paper.yaml": 6, "retrieval_paper.yaml": 5,
+    "retrieval_sam_paper.yaml": 2,
     "cityscapes_paper.yaml": 7, "approximation_paper.yaml": 3, "figure15_paper.yaml": 3, "figure16_paper.yaml": 3,
     "figure17_paper.yaml": 3, "translation_paper.yaml": 2, "translation_vit_b_16_paper.yaml": 2,
 }  # fmt: skip
