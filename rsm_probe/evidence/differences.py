@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rsm_probe.runs.tables import Row
 
-# The rule of semantic RSMs; the others are what it is compared with.
-SEMANTIC_RULE = "optimal"
+# Stands for the matching of semantic RSMs, whichever it is; the other rules are what it is compared with.
+SEMANTIC_RULE = "semantic"
 # Keys of the difference between the semantic RSM and a rule in each row, with the ends of its interval.
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 
@@ -55,21 +55,23 @@ def gains(rows: Sequence[Row], key: str = "difference", better: int = 1) -> list
     """Say of each row how much better the semantic RSM is than its rule.
 
     Args:
-        rows: rows of an experiment, with the difference "semantic - this rule" and its interval under `key`.
+        rows: rows of an experiment, with the name of the semantic matching under `semantic`, and the difference
+            "semantic - this rule" and its interval under `key`.
         key: key of that difference.
         better: 1 if larger values are better, -1 if smaller ones are.
 
     Returns:
-        The rows with the keys `DIFFERENCE`, positive where the semantic RSM is better; NaN for the semantic RSM itself,
-        and where there is no difference.
+        The rows with the keys `DIFFERENCE`, positive where the semantic RSM is better, and NaN where there is no
+        difference. The matching of the semantic RSM itself is called `SEMANTIC_RULE`.
     """
     added = []
     for row in rows:
         value, low, high = (float(row.get(name, math.nan)) for name in (key, f"{key}_low", f"{key}_high"))
-        if row["matching"] == SEMANTIC_RULE:
-            value = low = high = math.nan
+        rule = row["matching"]
+        if rule == row.get("semantic", ""):
+            rule, value, low, high = SEMANTIC_RULE, math.nan, math.nan, math.nan
         ends = (value, low, high) if better > 0 else (-value, -high, -low)
-        added.append({**row, **dict(zip(DIFFERENCE, ends, strict=True))})
+        added.append({**row, "matching": rule, **dict(zip(DIFFERENCE, ends, strict=True))})
     return added
 
 

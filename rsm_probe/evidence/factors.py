@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pydantic import Field, field_validator, model_validator
 
 from rsm_probe.errors import ConfigError
-from rsm_probe.evidence.differences import DIFFERENCE, SEMANTIC_RULE, gains
+from rsm_probe.evidence.differences import DIFFERENCE, gains
 from rsm_probe.evidence.figures import factor_figures
 from rsm_probe.evidence.levels import LEVELS, FactorLevel, LevelRun, changed_settings, level_runs, named
 from rsm_probe.evidence.report import factors_report
@@ -111,12 +111,12 @@ class FactorsConfig(Study):
         for factor, levels in self.factors.items():
             if len(levels) < 2:
                 raise ValueError(f"{factor}: a factor needs at least two levels, such as {{}} for base: itself")
-        if SEMANTIC_RULE not in self.base.matchings or len(self.base.matchings) < 2:
-            raise ValueError("base: matchings: semantic RSMs are compared with baselines; give optimal and another one")
         try:
             runs = self.runs
         except ConfigError as error:
             raise ValueError(str(error)) from None
+        if any(run.settings.semantic is None or len(run.settings.matchings) < 2 for run in runs):
+            raise ValueError("matchings: semantic RSMs are compared with baselines; give optimal and another one")
         if any(len(run.settings.database_sizes) > 1 for run in runs):
             raise ValueError("database_sizes: give one size; several can be levels of a factor")
         return self

@@ -37,7 +37,7 @@ def factors_report(result: TableResult, accuracies: Mapping[str, float]) -> str:
         f"Retrieval of images of the set *{escaped(base['images']['source'])}* by their objects: {base['queries']} "
         f"queries, {base['database_sizes'][0]} images, seed {base['seed']}, images of seed {base['images']['seed']}. "
         f"*{what}*: as in the report of retrieval. Each factor changes alone; all else is the base setting. A "
-        f"difference is the {what} of the semantic RSM (optimal matching) minus that of a baseline, on the same "
+        f"difference is the {what} of the semantic RSM (permutation-invariant) minus that of a baseline, on the same "
         f"queries, with the {base['level']:.0%} interval over queries (whole scenes, where frames share one).\n",
         accuracy_line(accuracies),
         "## Summary\n",
@@ -151,7 +151,7 @@ def evidence_report(
         else "",
         f"{versions['finished'][:10]}, Python {versions['python']}, {versions['machine']}; {named}.\n",
         "## All studies\n",
-        "How often the semantic RSM (optimal matching) is better than each baseline: differences whose interval lies "
+        "How often the semantic RSM (permutation-invariant) is better than each baseline: differences whose interval lies "
         "above 0 / contains 0 / lies below 0, over layers and kernels. Each report below has the values. Cells of one "
         "study share images, so they are not independent evidence.\n",
     ]

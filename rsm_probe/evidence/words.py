@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rsm_probe.evidence.differences import SEMANTIC_RULE
 from rsm_probe.paper.similarity_rules import matching_title
 
 # In sentences, rules are called by what they compare; the tables of the paper have shorter names.
-_TITLES = {"optimal": "semantic RSM", "identity": "equal locations"}
+_TITLES = {SEMANTIC_RULE: "semantic RSM", "identity": "equal locations"}
 
 
 def rule_title(rule: str) -> str:

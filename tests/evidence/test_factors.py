@@ -73,9 +73,10 @@ def test_every_level_states_what_its_own_retrieval_states(finished, tmp_path):
         rows = result.select(factor=factor, level=name)
         assert len(rows) == len(alone.table)
         for row, expected in zip(rows, alone.table, strict=True):
-            for key in ("layer", "locations", "kernel", "matching", "score", "low", "high"):
+            for key in ("layer", "locations", "kernel", "score", "low", "high"):
                 assert row[key] == expected[key]
-            if row["matching"] != "optimal":
+            assert row["matching"] == expected["matching"].replace("optimal", "semantic")
+            if row["matching"] != "semantic":
                 semantic = next(
                     other["score"] for other in alone.table
                     if all(other[key] == expected[key] for key in ("model", "layer", "kernel"))
@@ -147,21 +148,28 @@ def test_verdicts_follow_the_interval():
 
 
 def test_a_gain_is_positive_where_the_semantic_rsm_is_better():
-    correlation = {"matching": "pooled", "r": -0.2, "r_low": -0.3, "r_high": 0.1}  # more negative is better
+    correlation = {
+        "matching": "pooled",
+        "semantic": "optimal",
+        "r": -0.2,
+        "r_low": -0.3,
+        "r_high": 0.1,
+    }  # more negative is better
     (one,) = gains([correlation], "r", -1)
     assert (one["difference"], one["difference_low"], one["difference_high"]) == (0.2, -0.1, 0.3)
     (semantic,) = gains([{**correlation, "matching": "optimal"}], "r", -1)
     assert math.isnan(semantic["difference"])
+    assert semantic["matching"] == "semantic"
 
 
 def test_sentences_claim_no_more_than_intervals(tmp_path):
     settings = factors().model_dump(mode="json")
     table = [
-        row(level, math.nan, math.nan, math.nan, "optimal") if name == "optimal" else row(level, *values, name)
+        row(level, math.nan, math.nan, math.nan, name) if name == "semantic" else row(level, *values, name)
         for level, tie, win in (
             ("1", (0.01, -0.02, 0.03), (0.1, 0.05, 0.15)), ("6", (0.02, -0.01, 0.04), (0.3, 0.2, 0.4))
         )
-        for name, values in (("optimal", ()), ("pooled", tie), ("identity", win))
+        for name, values in (("semantic", ()), ("pooled", tie), ("identity", win))
     ]  # fmt: skip
     text = factors_report(TableResult(table, tmp_path, settings), {})
     assert "above 0 in 0 of 2 cells, below 0 in 0; the interval contains 0 in 2" in text
