@@ -151,7 +151,7 @@ def evidence_report(
         else "",
         f"{versions['finished'][:10]}, Python {versions['python']}, {versions['machine']}; {named}.\n",
         "## All studies\n",
-        "How often the semantic RSM (permutation-invariant) is better than each baseline: differences whose interval lies "
+        "How often the semantic RSM is better than each baseline: differences whose interval lies "
         "above 0 / contains 0 / lies below 0, over layers and kernels. Each report below has the values. Cells of one "
         "study share images, so they are not independent evidence.\n",
     ]
