@@ -1,8 +1,9 @@
-"""Locks that allow one writer at a time."""
+"""Locks that allow one writer at a time, and a watch on the folder that is written."""
 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,3 +58,28 @@ def sole_writer(where: str | Path) -> Iterator[None]:
         lock.release()
         if failed:
             remove_empty(made)
+
+
+class WatchedFolder:
+    """Tells a folder from another that takes its path later.
+
+    Args:
+        where: the folder; a URL is not watched.
+    """
+
+    def __init__(self, where: str | Path) -> None:
+        self._where = where
+        self._status: os.stat_result | None = None
+        with suppress(OSError, ValueError):
+            self._status = os.stat(where)
+            # File systems give the number of a removed folder to the next one, but not while it is open.
+            weakref.finalize(self, os.close, os.open(where, os.O_RDONLY))
+
+    def is_there(self) -> bool:
+        """Whether the folder was neither removed nor replaced; true of what is not watched."""
+        if self._status is None:
+            return True
+        try:
+            return os.path.samestat(self._status, os.stat(self._where))
+        except OSError:
+            return False

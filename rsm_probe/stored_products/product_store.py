@@ -9,9 +9,8 @@ row by row. A mini-batch is there once its norms are, which are written last.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,7 @@ from rsm_probe.similarity.kernels import Kernel
 from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.declared import first_missing
 from rsm_probe.storage.differences import differences
+from rsm_probe.storage.locks import WatchedFolder
 from rsm_probe.stored_products.series import MatchingText, SeriesSet
 
 KIND = "rsms"
@@ -92,7 +92,7 @@ class ProductStore:
                 f"{self.where} is an RSM store of format {version}, and this version of rsm_probe reads format "
                 f"{_VERSION}; choose another folder, or use the version that wrote it"
             )
-        self._folder: tuple[int, int] | None = None
+        self._folder: WatchedFolder | None = None
         self.sets = {key: SeriesSet.from_stored(stored) for key, stored in chunks.attribute("sets", dict, {}).items()}
 
     @classmethod
@@ -121,7 +121,7 @@ class ProductStore:
         if "settings" not in self.chunks.attributes:
             self.chunks.set({"version": _VERSION, "settings": dict(settings)})
         self.chunks.claimed = True
-        self._folder = self._identity()
+        self._folder = WatchedFolder(self.where)
 
     def require_settings(self, settings: Mapping[str, Any]) -> None:
         """Refuse a store whose mini-batches were made differently.
@@ -278,18 +278,11 @@ class ProductStore:
         Raises:
             StorageError: it was removed, or another is in its place.
         """
-        if (self._folder and self._identity() != self._folder) or self.chunks.files.size("zarr.json") is None:
+        if (self._folder and not self._folder.is_there()) or self.chunks.files.size("zarr.json") is None:
             raise StorageError(
                 f"{self.where} was removed or replaced while the sweep was running, and its RSMs are lost; run it "
                 f"again, in a folder that is not removed meanwhile"
             )
-
-    def _identity(self) -> tuple[int, int] | None:
-        """What tells the folder from another at the same path."""
-        with suppress(OSError):
-            status = os.stat(self.where)
-            return status.st_dev, status.st_ino
-        return None
 
     def _write(self, name: str, where: tuple[slice], values: np.ndarray) -> None:
         """Write the rows of a mini-batch (series, width), padded to the width of the largest one."""

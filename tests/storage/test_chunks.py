@@ -24,7 +24,7 @@ from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.differences import differences
 from rsm_probe.storage.files import open_dataset
 from rsm_probe.storage.listing import storing
-from rsm_probe.storage.locks import sole_writer
+from rsm_probe.storage.locks import WatchedFolder, sole_writer
 
 
 @pytest.fixture
@@ -326,3 +326,16 @@ def test_a_hostile_store_runs_no_code(tmp_path, monkeypatch, kind, axis):
     assert not mark.exists()
     pickle.loads(chunk.read_bytes())  # the payload does what it is there for
     assert mark.exists()
+
+
+def test_a_folder_that_replaces_another_is_told_from_it_even_with_its_inode_number(tmp_path):
+    for _ in range(20):
+        (tmp_path / "s").mkdir()
+        folder = WatchedFolder(tmp_path / "s")
+        assert folder.is_there()
+        (tmp_path / "s").rmdir()
+        assert not folder.is_there()
+        (tmp_path / "s").mkdir()
+        assert not folder.is_there()
+        (tmp_path / "s").rmdir()
+    assert WatchedFolder("s3://bucket/store").is_there()

@@ -125,7 +125,7 @@ def test_pictures_show_the_objects_that_count(tmp_path):
     study.runner(tmp_path).run()
     runner = study.runner(tmp_path)
     (pictured,) = (runner.picture(subject) for subject in runner.subjects())
-    assert all(len(note["boxes"]) == 1 for part in pictured.images.values() for note in part.annotations)
+    assert all(len(note["boxes"]) == 1 for notes in pictured.objects.values() for note in notes)
 
 
 def test_a_run_from_before_counts_as_it_did(tmp_path):

@@ -321,7 +321,7 @@ def test_very_wide_figures_are_written_with_fewer_pixels(tmp_path):
 # Unfinished and damaged
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if name not in ("sweeps", "paper")])
+@pytest.mark.parametrize("name", [name for name in STUDIES if name not in ("sweeps", "paper", "factors", "evidence")])
 def test_figures_of_a_run_that_is_not_finished(tmp_path, name):
     kind = STUDIES[name]
     settings = {"images": {"source": "photos"}} if name == "translation" else {}
