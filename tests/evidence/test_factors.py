@@ -65,6 +65,7 @@ def test_levels_share_runs_and_captures():
     assert [run.home for run in runs.values()] == ["images=seed 0", "images=seed 1", "images=seed 0", "locations=36"]
 
 
+@pytest.mark.slow
 def test_every_level_states_what_its_own_retrieval_states(finished, tmp_path):
     study, folder, result = finished
     for factor, name in (("centring", "none"), ("depth", "layer2.0"), ("locations", "36")):

@@ -45,6 +45,7 @@ def assert_optimal(found, affinity, gap=GAP):
     assert found.gap <= gap * reference * (1 + 1e-6) or found.solver == "scipy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "gap"), SIZES)
 def test_every_family_is_solved_and_certified_by_the_kernel_in_one_batch(size, gap):
     affinities = [family(name, *size, np.float32) for name in FAMILIES]

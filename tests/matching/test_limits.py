@@ -57,6 +57,7 @@ def test_an_affinity_beyond_memory_is_refused_with_what_it_takes_and_what_needs_
     assert float(str(refused.value).split("takes ")[1].split()[0]) >= entries * 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimal", "lap", "ortools"])
 @pytest.mark.parametrize("locations", [(120_000, 2), (2, 120_000)])
 def test_the_square_that_a_narrow_affinity_is_padded_to_counts(eight_gigabytes, name, locations):

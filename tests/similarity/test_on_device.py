@@ -215,6 +215,7 @@ def test_halves_come_in_order_and_other_errors_pass():
         list(in_halves(lambda start, stop: 1 // 0, 4))
 
 
+@pytest.mark.slow
 def test_tiles_and_search_on_a_device_give_what_the_cpu_gives(tmp_path):
     x, y = tokens(5, 4).cpu(), tokens(4, 4, seed=1).cpu()
     layer, other = captured(tmp_path / "x.zarr", x), captured(tmp_path / "y.zarr", y)

@@ -228,6 +228,7 @@ def retrieved(tmp_path_factory):
     return config, folder, config.run(folder)
 
 
+@pytest.mark.slow
 def test_retrieval_compares_the_semantic_rsm_with_each_baseline(retrieved):
     config, folder, result = retrieved
     # subject of the figures: the network, its first twin, and the ViT

@@ -67,6 +67,7 @@ def computed(folder, *names):
     return {path: path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.slow
 def test_run_again_they_compute_nothing(finished):
     study, folder, results = finished
     before = computed(folder)

@@ -216,6 +216,7 @@ def test_images_or_matchings_without_a_name_keep_all_work_in_this_process(folder
     require_same(tmp_path / "one", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_only_what_is_added_is_spread(folder, tmp_path):
     small, steps = tmp_path / "small.npy", []
     np.save(small, np.load(folder / "images.npy")[:15])

@@ -133,6 +133,7 @@ def layers(tmp_path_factory):
     return rsm_probe.capture(model, images, layers=["second"], out=tmp_path_factory.mktemp("captured") / "c.zarr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tile", "centering"), [(None, None), (5, "location-mean")])
 def test_rows_are_those_of_all_similarities(layers, tile, centering, tmp_path):
     execution = Execution(workers=1, memory="1GB")
@@ -154,6 +155,7 @@ def test_rows_are_those_of_all_similarities(layers, tile, centering, tmp_path):
                 np.testing.assert_allclose(values[inside], whole[start:stop, start:][inside], rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_a_study_gives_the_same_table_with_little_memory(tmp_path):
     # Matching takes 17 MB at least, and the matrices of all rules 44 MB.
     changes = {"images": {"source": "digits", "count": 500}, "matchings": ["identity", "pooled"]}

@@ -142,6 +142,7 @@ def interrupting(images, after):
     return replace(images, load=load), lambda: loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centering", [None, "location-mean"])
 def test_an_interrupted_sweep_continues_and_repeats_one_batch_at_most(small_resnet, images, tmp_path, centering):
     options = {"centering": centering, "keep": ["layer4.0"], "batch_size": 12}
