@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os.path import exists, isdir, isfile
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from rsm_probe.sources.images.image_set import UNREADABLE, ImageSet, digest
 from rsm_probe.sources.images.origins import absolute_path
 from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, image_of_array, read_rgb
 
+File = TypeVar("File")
 _ARRAYS = (".npy", ".nii", ".nii.gz")
 
 
@@ -51,7 +53,7 @@ def folder(path: str | Path, strict: bool = False, verify: bool = True, progress
     if not files:
         looked = ", ".join([*sorted(IMAGE_SUFFIXES), *_ARRAYS])
         raise ImageError(f"no image files in {root} (looked for {looked} at any depth){video_advice(root)}")
-    problems = _broken_files(files, progress) if verify else {}
+    problems = unreadable(files, _read, "checking images", progress) if verify else {}
     good = [file for file in files if file not in problems]
     if problems and (strict or not good):
         file, reason = next(iter(problems.items()))
@@ -118,7 +120,8 @@ def folder_of_clips(
     if not isdir(root):
         raise ImageError(f"no folder of clips at {root}" + (" (it is a file)" if exists(root) else ""))
     used = {as_text(name): sampled(files, clips, name) for name, files in clip_files(root).items()}
-    broken = _broken_files([file for files in used.values() for file in files], progress) if verify else {}
+    every = [file for files in used.values() for file in files]
+    broken = unreadable(every, _read, "checking images", progress) if verify else {}
     problems = {
         name: f"{file.name}: {broken[file]}" for name, files in used.items() for file in files[::-1] if file in broken
     }
@@ -256,10 +259,19 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:
-    def problem(file: Path) -> str | None:
+def unreadable(files: Sequence[File], read: Callable[[File], object], title: str, progress: bool) -> dict[File, str]:
+    """Read every file once; file -> why it cannot be read.
+
+    Args:
+        files: the files.
+        read: reads one of them.
+        title: title of the progress bar.
+        progress: whether to show it.
+    """
+
+    def problem(file: File) -> str | None:
         try:
-            _read(file)
+            read(file)
         except UnidentifiedImageError:
             return "not in a readable image format"
         except UNREADABLE as error:
@@ -267,5 +279,5 @@ def _broken_files(files: Sequence[Path], progress: bool) -> dict[Path, str]:
         return None
 
     with ThreadPoolExecutor() as pool:
-        reasons = tqdm(pool.map(problem, files), "checking images", len(files), disable=not progress, leave=False)
+        reasons = tqdm(pool.map(problem, files), title, len(files), disable=not progress, leave=False)
         return {file: reason for file, reason in zip(files, reasons, strict=True) if reason is not None}

@@ -27,6 +27,7 @@ from rsm_probe.sources.images.contents.dataset_items import (
     shown_key,
     unclear,
 )
+from rsm_probe.sources.images.contents.read_once import ReadOnce
 
 
 def labels_of(dataset: Any) -> list[str]:
@@ -78,39 +79,12 @@ def _labels_of_items(items: Sequence[Any]) -> list[str]:
     )
 
 
-class ItemLabels(Sequence[str]):
-    """Labels that the items of a data set hold beside their images.
-
-    An item is read where its label is asked for before its image was loaded.
-
-    Args:
-        count: number of items.
-        label: index -> the label of an item, which it reads.
-    """
-
-    def __init__(self, count: int, label: Callable[[int], str]) -> None:
-        self._count, self._label = count, label
-        self._seen: dict[int, str] = {}
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        """The label of an item, or the labels of a slice of them."""
-        if isinstance(index, slice):
-            return [self[k] for k in range(self._count)[index]]
-        number = range(self._count)[index]
-        if number not in self._seen:
-            self._seen[number] = self._label(number)
-        return self._seen[number]
+class ItemLabels(ReadOnce[str]):
+    """Labels that the items of a data set hold beside their images."""
 
     def see(self, index: int, label: str) -> None:
-        """Remember the label of an item that was read."""
+        """Remember the label of an item that was read for its image."""
         self._seen[index] = label
-
-    def subset(self, numbers: Sequence[int]) -> ItemLabels:
-        """The labels of some items."""
-        return ItemLabels(len(numbers), lambda index: self[numbers[index]])
 
 
 def label_paths(content: Any, images: Path, texts: Callable[[Any], Sequence[str]]) -> dict[Path, list[str]]:

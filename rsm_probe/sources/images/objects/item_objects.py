@@ -9,6 +9,7 @@ from typing import Any
 from rsm_probe.checks import brief
 from rsm_probe.errors import ImageError
 from rsm_probe.sources.images.contents.dataset_items import Key, Path, described, entry, path_of
+from rsm_probe.sources.images.contents.read_once import ReadOnce
 from rsm_probe.sources.images.objects.annotation import Located, annotation
 from rsm_probe.sources.images.objects.masks import box_of_segmentation
 
@@ -25,35 +26,8 @@ _CORNERS: dict[str, Callable[[float, float, float, float], tuple[float, float, f
 BOX_FORMATS = tuple(_CORNERS)
 
 
-class ItemObjects(Sequence[Mapping[str, Any]]):
-    """Annotations that the items of a data set hold beside their images.
-
-    An item is read where its annotation is asked for.
-
-    Args:
-        count: number of items.
-        note: index -> the annotation of an item, which it reads.
-    """
-
-    def __init__(self, count: int, note: Callable[[int], Mapping[str, Any]]) -> None:
-        self._count, self._note = count, note
-        self._seen: dict[int, Mapping[str, Any]] = {}
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        """The annotation of an item, or those of a slice of them."""
-        if isinstance(index, slice):
-            return [self[k] for k in range(self._count)[index]]
-        number = range(self._count)[index]
-        if number not in self._seen:
-            self._seen[number] = self._note(number)
-        return self._seen[number]
-
-    def subset(self, numbers: Sequence[int]) -> ItemObjects:
-        """The annotations of some items."""
-        return ItemObjects(len(numbers), lambda index: self[numbers[index]])
+class ItemObjects(ReadOnce[Mapping[str, Any]]):
+    """Annotations that the items of a data set hold beside their images."""
 
 
 def item_objects(

@@ -5,18 +5,15 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os.path import exists, isdir
 from pathlib import Path
 from threading import Lock
 
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from PIL import Image
 
 from rsm_probe.errors import ImageError
-from rsm_probe.sources.images.folders import as_text
-from rsm_probe.sources.images.image_set import UNREADABLE
+from rsm_probe.sources.images.folders import as_text, unreadable
 from rsm_probe.sources.images.pixels import IMAGE_SUFFIXES, read_rgb
 
 # Bytes of pictures that all sets of this process share: sets over the same files decode them once.
@@ -117,19 +114,7 @@ def usable(
     Raises:
         ImageError: none is usable, or (strict) one is not.
     """
-
-    def problem(file: PictureFile) -> str | None:
-        try:
-            read(file)
-        except UnidentifiedImageError:
-            return "not in a readable image format"
-        except UNREADABLE as error:
-            return str(error) or type(error).__name__
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        bar = tqdm(pool.map(problem, files), f"reading {option}", len(files), disable=not progress, leave=False)
-        reasons = {file.name: reason for file, reason in zip(files, bar, strict=True) if reason is not None}
+    reasons = {file.name: reason for file, reason in unreadable(files, read, f"reading {option}", progress).items()}
     if not reasons:
         return list(files), {}
     first, reason = next(iter(reasons.items()))
