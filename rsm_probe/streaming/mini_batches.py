@@ -253,7 +253,7 @@ def _notes(new: int, gone: int, changed: int, regrouped: int) -> list[str]:
     notes = []
     if new:
         notes.append(
-            f"{new} images are new and form mini-batches behind the stored ones; one sweep over all images would draw "
+            f"{new} images are new and form mini-batches after the stored ones; one sweep over all images would draw "
             f"other mini-batches, and differ within the uncertainty of CKA"
         )
     if gone:

@@ -144,7 +144,7 @@ def test_images_that_are_added_form_further_mini_batches(tmp_path, capsys):
     before = chunks(tmp_path / "grown")
     grown = sweep(nets, tmp_path / "grown", images, progress=True)
     said = capsys.readouterr().err
-    assert "8 images are new and form mini-batches behind the stored ones" in said
+    assert "8 images are new and form mini-batches after the stored ones" in said
     assert "; 36 of 156 pairs are left to match" in said
     assert before.items() <= chunks(tmp_path / "grown").items()
     assert (grown.dataset.attrs["images"], grown.dataset.attrs["batches"]) == (28, 6)
