@@ -94,9 +94,16 @@ def reads_values(operation: Any, args: Iterable[Any]) -> bool:
     return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
 
 
+@functools.cache
 def is_elementwise(operation: Any) -> bool:
-    """Whether PyTorch tags an operation as elementwise."""
-    return torch.Tag.pointwise in _tags(operation)
+    """Whether PyTorch tags an operation as elementwise, or the one whose in-place form it is: `mish_` has no tag."""
+    if torch.Tag.pointwise in _tags(operation):
+        return True
+    namespace, _, name = str(operation._schema.name).partition("::") if isinstance(operation, OpOverload) else ("",) * 3
+    if not name.endswith("_"):
+        return False
+    forms = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    return torch.Tag.pointwise in _tags(getattr(forms, operation._schema.overload_name or "default", None))
 
 
 @functools.cache

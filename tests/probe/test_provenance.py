@@ -1,6 +1,7 @@
 """What forward passes show: order, left-out and missing locations, and what is refused because nothing settles it."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import timm
@@ -711,3 +712,22 @@ def test_codes_in_another_shape_are_those_of_a_plain_reshape(origin, shape):
     assert torch.equal(reshaped, origin.reshape(shape))
     constant = [axis for axis in range(len(shape)) if torch.equal(reshaped, reshaped.narrow(axis, 0, 1).expand(shape))]
     assert all(shape[axis] == 1 or reshaped.stride(axis) == 0 for axis in constant)
+
+
+IN_PLACE = [
+    nn.ReLU6, nn.Hardtanh, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.LeakyReLU,
+    nn.RReLU, partial(nn.Threshold, 0.1, 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", IN_PLACE, ids=lambda made: getattr(made, "__name__", "Threshold"))
+def test_activations_in_place_keep_locations(activation):
+    # As many channels as images and rows: shapes alone do not tell the axes.
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), activation(inplace=True), nn.Conv2d(4, 4, 1)).eval()
+    x = torch.randn(4, 4, 4, 4)
+    with torch.no_grad(), Probe(model, ["1", "2"]) as probe:
+        model(x)
+        assert probe.representations["2"].grid == (4, 4)
+        tokens = probe.representations["1"].tokens
+    expected = activation().eval()(model[0](x))
+    torch.testing.assert_close(tokens, expected.flatten(2).mT)

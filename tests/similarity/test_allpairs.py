@@ -41,6 +41,7 @@ def test_one_set_as_in_memory(layer, matching, centering):
         np.testing.assert_allclose(found.with_kernel(kernel).values, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("locations", "matching"),
     [(9, "optimal"), (5, "optimal"), (12, "optimal"), (9, "identity"), (12, "identity"), (5, "greedy"), (12, "greedy")],

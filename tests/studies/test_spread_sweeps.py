@@ -173,6 +173,7 @@ def alone(request, folder, tmp_path_factory):
     return request.param, out
 
 
+@pytest.mark.slow
 def test_threads(folder, alone, tmp_path):
     centering, one = alone
     with Counted(4) as threads:

@@ -35,7 +35,7 @@ REDUCTIONS = {
 # Elementwise operations that ATen does not tag as such, and cumulative sums, which keep their axis.
 _KEEPS = {
     *("clone", "_to_copy", "lift_fresh", "hardswish", "gelu", "polar", "complex", "log_sigmoid_forward", "masked_fill"),
-    *("fake_quantize_per_tensor_affine", "rrelu_with_noise", "cumsum", "tril", "triu"),
+    *("fake_quantize_per_tensor_affine", "leaky_relu", "ldexp", "rrelu_with_noise", "cumsum", "tril", "triu"),
     *ATTENTION,
 }
 _KEEPING_KINDS = ("norm", "softmax", "dropout", "prelu")
