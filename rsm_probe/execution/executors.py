@@ -104,7 +104,7 @@ def processes(count: int, device: torch.device | None = None, threads: int = 1) 
         threads: CPU threads of each process within a matrix product.
 
     Raises:
-        CostError: `count` or `threads` is not a whole number of at least 1, or there is no GPU.
+        CostError: `count` or `threads` is not a whole number of at least 1, or no GPU is available.
     """
     pool = LocalProcesses(count, device, threads)
     try:

@@ -107,7 +107,7 @@ class BlockMemory:
         self._free: list[Tensor] = []
 
     def take(self, size: int) -> Tensor:
-        """At least so many bytes, whose values are arbitrary."""
+        """Return a buffer of at least `size` bytes with arbitrary contents."""
         try:
             buffer = self._free.pop()
         except IndexError:
@@ -181,7 +181,7 @@ class Affinities:
         return max(1, min(_MOST_GATHERED, self.block_memory // max(self.pair_bytes, tokens)))
 
     def block_size(self, pairs: int) -> int:
-        """Bytes that a block of so many pairs takes. On the CPU, all take as much as the largest, to be reusable."""
+        """Bytes of a block of that many pairs. Blocks on the CPU all have the size of the largest, to share buffers."""
         largest = min(self.pairs_per_block, len(self.x)) if self.device.type == "cpu" else 0
         return max(pairs, largest) * self.pair_bytes
 

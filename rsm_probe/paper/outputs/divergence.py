@@ -8,6 +8,8 @@ from scipy.special import entr, softmax
 from rsm_probe.arrays import real_array
 from rsm_probe.errors import ComparisonError
 
+# Why a classifier has no correlations.
+SAME_OUTPUTS = "the classifier gives the same output for all images, so correlations are undefined"
 # Bytes of mixture probabilities held at a time.
 _BLOCK_BYTES = 64 * 2**20
 # Sums of probabilities may deviate by this much from 1, through rounding to float32 or half precision.

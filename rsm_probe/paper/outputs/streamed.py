@@ -21,6 +21,7 @@ from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.resampling import drawn_images
 from rsm_probe.errors import ComparisonError
 from rsm_probe.execution.execution import Execution
+from rsm_probe.paper.outputs.divergence import SAME_OUTPUTS
 from rsm_probe.paper.outputs.pair_sums import (
     Block,
     PairOrder,
@@ -154,7 +155,7 @@ class _PairFiles:
         picked.sort()
         self._divergence = self._filled("divergence", work.divergence)
         if not self._divergence.any():
-            raise ComparisonError("the classifier gives the same output for all images, so there is no correlation")
+            raise ComparisonError(SAME_OUTPUTS)
         # By index of the pair, where its divergence begins among the sorted ones.
         self._begins = self._array("divergence-begins", self._position)
         self._divergence_order, _ = self._sorted("divergence", self._divergence)

@@ -19,7 +19,7 @@ from rsm_probe.execution.amounts import format_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.forward.logits import logits
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
-from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
+from rsm_probe.paper.outputs.divergence import SAME_OUTPUTS, jensen_shannon, probabilities
 from rsm_probe.paper.outputs.figures import PicturedPairs, outputs_figures
 from rsm_probe.paper.outputs.report import outputs_report
 from rsm_probe.paper.outputs.streamed import StreamedCorrelations, least_memory
@@ -123,7 +123,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
         with _naming(subject):  # check that the model is a classifier before hours of matching
             divergence = jensen_shannon(probabilities(self._logits(subject)))
             if np.ptp(divergence) == 0:
-                raise ComparisonError("the classifier gives the same output for all images, so there is no correlation")
+                raise ComparisonError(SAME_OUTPUTS)
         study = self.study
         return divergence, {
             key: similarity_values(layer, None, rule, file, study.centering, study.tile, self.execution)

@@ -93,7 +93,7 @@ def composed(
         progress: show a progress bar while files are read.
 
     Raises:
-        ImageError: an option is out of range, a folder is missing or holds no usable file, a cut-out lies in no class
+        ImageError: an option is out of range, a folder is missing or holds no usable file, a cut-out is not in a class
             folder, a glob fits no class, or objects do not fit; the message names the option or the file.
     """
     require_drawn(count)

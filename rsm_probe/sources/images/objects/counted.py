@@ -46,7 +46,7 @@ def _by_label(images: ImageSet) -> ImageSet:
     if any(note.get("boxes") for note in images.annotations):
         raise ImageError(
             f"{images.name}: its annotations hold boxes but no counts (class -> number of objects), of which the boxes "
-            f"locate some or all; add counts to each annotation, {{}} where there is no object"
+            f"locate some or all; add counts to each annotation, {{}} for an image without objects"
         )
     labels = list(images.labels)
     if not any(labels):
