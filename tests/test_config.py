@@ -218,6 +218,13 @@ def test_yaml_cannot_run_code(tmp_path):
     assert not mark.exists()
 
 
+def test_a_change_on_the_command_line_cannot_run_code(tmp_path):
+    mark = tmp_path / "ran"
+    with pytest.raises(ConfigError, match=r"--set a: .* is not valid YAML"):
+        with_changes({}, [f'a=!!python/object/apply:os.system ["touch {mark}"]'])
+    assert not mark.exists()
+
+
 def test_folder_or_binary_file_is_said(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the configuration"):
         read_yaml(tmp_path)
