@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -428,7 +429,9 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # file names may contain characters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest: typer.echo(f"warning: {message}", err=True)
+        # Each text once: studies of several parts read the same images.
+        say = cache(lambda text: typer.echo(f"warning: {text}", err=True))
+        warnings.showwarning = lambda message, *rest: say(str(message))
         try:
             app()
         except RsmProbeError as error:

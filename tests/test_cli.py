@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -514,3 +515,16 @@ def test_layers_of_a_model_of_clips_are_listed_with_frames():
     assert "--clips 16" in refused("layers", "torchvision:r3d_18")
     listed = cli("layers", "torchvision:r3d_18", "--clips", 4).stdout
     assert re.search(r"layer4\.1\s+BasicBlock\s+512x1x7x7", listed)
+
+
+def test_a_warning_is_printed_once_however_many_parts_give_it(monkeypatch, capsys):
+    def warn_twice():
+        for _ in range(2):
+            with warnings.catch_warnings():  # libraries do so, and Python then forgets what it has shown
+                warnings.simplefilter("always")
+                warnings.warn("3 of 215 files cannot be used", stacklevel=2)
+        warnings.warn("another", stacklevel=2)
+
+    monkeypatch.setattr("rsm_probe.cli.app", warn_twice)
+    main()
+    assert capsys.readouterr().err == "warning: 3 of 215 files cannot be used\nwarning: another\n"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from rsm_probe.figures import (
     colour_bar,
@@ -104,6 +104,7 @@ def _anisotropy(model: PicturedShares) -> Figure:
         optimal, identity = (model.products[layer][method] for method in ("optimal", "identity"))
         meanings = "semantic product", "spatio-semantic product" if ax is axes[0] else ""
         joint_density(ax, optimal, identity, name, meanings, line=True)
+        ax.xaxis.set_major_locator(MaxNLocator(3))  # long numbers stand side by side
         known = optimal > 0
         ratios[name] = identity[known] / optimal[known]
     share_counts(axes[:-1])

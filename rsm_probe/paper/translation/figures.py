@@ -123,10 +123,10 @@ def _crops(panels: Sequence[Axes], crops: PicturedCrops, row: Row) -> None:
     for ax, name, image, box in zip(panels, ("upper", "lower"), crops.pair, crops.shared, strict=True):
         picture(ax, image, f"{name} crop")
         boxes(ax, [box], _SHARED, "--", fill=0.2)
-        ax.set_xlabel(f"marked: shared, {box[2] - box[0]:g} x {box[3] - box[1]:g} pixels")
+        ax.set_xlabel(f"marked: shared,\n{box[2] - box[0]:g} x {box[3] - box[1]:g} pixels")
     seen = [row.get(key, math.nan) for key in ("seen_width", "seen_shared")]
     if not any(map(math.isnan, seen)):
-        panels[-1].set_xlabel(f"{panels[-1].get_xlabel()};\nthe network sees {seen[0]:g} x {seen[1]:g}")
+        panels[-1].set_xlabel(f"{panels[-1].get_xlabel()};\nthe network sees\n{seen[0]:g} x {seen[1]:g}")
 
 
 def _halves(rsm: np.ndarray) -> list[str]:
