@@ -168,7 +168,8 @@ def check(
     here. Models see a few images, on which matchings are timed; networks that the run would train have random weights.
     Prints the models with their layers, images, pairs, time, memory and disk space, and whether the estimate is within
     max_hours; exits with an error if `run` would refuse it. Paths in a configuration are relative to its folder, or
-    else to the working directory, which is mentioned.
+    else to the working directory, which is mentioned; those in a configuration that comes with the package are relative
+    to the working directory.
     """
     from rsm_probe.studies.registry import read_study
 

@@ -20,8 +20,8 @@ def layers(
         str,
         typer.Argument(
             help="torchvision:NAME, timm:NAME, hf:NAME, hf-classifier:NAME, open_clip:ARCH/TAG, torch.hub:REPO:ENTRY, "
-            "pretrained:NAME, file.py:function, a .safetensors file from `train`, a YAML file that describes a model, or "
-            "the name of one that comes with the package, such as models/resnet18"
+            "pretrained:NAME, file.py:function, a .safetensors file from `train`, a YAML file of a model, or the "
+            "name of one that comes with the package, such as models/resnet18"
         ),
     ],
     weights: Annotated[

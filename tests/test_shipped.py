@@ -91,7 +91,7 @@ def test_unknown_names_are_answered_with_the_nearest():
         assert "`rsm-probe configs` lists" in err
     assert "'pairs', without an ending" in command("run", "pairs.yaml")[2]
     Path("m.yaml").write_text("study: sweep\nmodels: [models/resnet19]\nimages: {source: digits}\n")
-    with pytest.raises(ConfigError, match="nearest: .*'models/resnet18'"):
+    with pytest.raises(ConfigError, match=r"nearest: .*'models/resnet18'"):
         read_study("m.yaml")
 
 
