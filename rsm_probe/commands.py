@@ -13,7 +13,8 @@ from rsm_probe.shipped import configuration_file, kind_of, one_line, shipped_fil
 from rsm_probe.storage.paths import local_folder
 
 _HEADINGS = {
-    "study": "Studies, for `rsm-probe run NAME`; those that end in _paper need the paper's data and weights",
+    "study": "Studies, for `rsm-probe run NAME`",
+    "paper": "Studies at the paper's sizes, which need data or weights; `rsm-probe check NAME` lists what is missing",
     "recipe": "Recipes, for `rsm-probe train NAME`",
     "model": "Models, for `models: [NAME]` in a configuration and for `rsm-probe layers NAME`",
     "trial": "Studies at their smallest, which try an installation in seconds, for `rsm-probe run NAME`",

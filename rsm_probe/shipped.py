@@ -78,9 +78,11 @@ def one_line(file: Path) -> str:
 
 
 def kind_of(name: str, file: Path) -> str:
-    """What a configuration describes: "study", "recipe", "model", or "trial" for a study at its smallest."""
+    """What a configuration describes: "study", "paper" (a study at the paper's sizes), "trial", "recipe" or "model"."""
     if name.startswith("models/"):
         return "model"
     if name.startswith("smoke/"):
         return "trial"
-    return "study" if _STUDY.search(file.read_text(encoding="utf-8")) else "recipe"
+    if not _STUDY.search(file.read_text(encoding="utf-8")):
+        return "recipe"
+    return "paper" if name.endswith(("_paper", "_imagenet")) else "study"

@@ -69,15 +69,15 @@ def test_all_are_listed_with_one_line_each():
     assert listed == set(FILES)
     assert len(listed) == len([line for line in lines if line.startswith("  ")])
     for name, file in FILES.items():
-        expected = {"study": "study", "trial": "study", "recipe": "steps", "model": "source"}[kind_of(name, file)]
-        assert expected in read_yaml(file)
+        key = {"recipe": "steps", "model": "source"}.get(kind_of(name, file), "study")
+        assert key in read_yaml(file)
 
 
 def test_what_show_prints_is_read_from_any_folder(empty_folder):
     for name, file in FILES.items():
         text = shown("configs", "show", name)
         assert text == file.read_text(encoding="utf-8")
-        if kind_of(name, file) in ("study", "trial") and "pretrained" not in name:
+        if kind_of(name, file) not in ("recipe", "model") and "pretrained" not in name:
             (empty_folder / "mine.yaml").write_text(text, encoding="utf-8")
             # Files that it names, such as models, are those of the package.
             assert read_study("mine.yaml") == read_study(name)
