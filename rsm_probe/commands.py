@@ -17,7 +17,7 @@ _HEADINGS = {
     "paper": "Studies at the paper's sizes, which need data or weights; `rsm-probe check NAME` lists what is missing",
     "recipe": "Recipes, for `rsm-probe train NAME`",
     "model": "Models, for `models: [NAME]` in a configuration and for `rsm-probe layers NAME`",
-    "trial": "Studies at their smallest, which try an installation in seconds, for `rsm-probe run NAME`",
+    "trial": "Studies at their smallest, which try an installation, for `rsm-probe run NAME`",
 }
 configs = typer.Typer(invoke_without_command=True, rich_markup_mode="markdown")
 
