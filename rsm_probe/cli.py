@@ -1,14 +1,13 @@
-"""The command line: rsm-probe run, check, keys, images, layers, figures, train."""
+"""The command line: rsm-probe run, check, sweep, configs, keys, images, layers, figures, train."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import os
-import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rsm_probe.commands import images, keys
+from rsm_probe.commands import configs, images, keys
 from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
+from rsm_probe.layers_command import layers
+from rsm_probe.shipped import configuration_file, configuration_name
 from rsm_probe.storage.paths import local_folder
 
 if TYPE_CHECKING:
-    from rsm_probe.probe.describe import LayerInfo
     from rsm_probe.runs.study import Study
 
 # Commands import the packages they use: importing PyTorch takes seconds, and --help should be fast.
@@ -43,14 +43,20 @@ _Seeds = Annotated[
     typer.Option("--seed", min=0, max=2**63 - 1, help="seed of a network; repeat the option for several networks"),
 ]
 _Progress = Annotated[bool, typer.Option(help="show progress bars")]
-_ConfigFile = Annotated[Path, typer.Argument(help="a YAML file that describes a study; see configs/")]
+_ConfigFile = Annotated[
+    Path,
+    typer.Argument(
+        help="a YAML file that describes a study, or the name of one that comes with the package, such as quickstart; "
+        "`rsm-probe configs` lists them"
+    ),
+]
 _Changes = Annotated[
     list[str],
     typer.Option(
         "--set", help="KEY=VALUE in place of what the file says, such as images.count=100; repeat it for several keys"
     ),
 ]
-_Out = Annotated[str | None, typer.Option(help="run folder; by default runs/ plus the name of the configuration file")]
+_Out = Annotated[str | None, typer.Option(help="run folder; by default runs/ plus the name of the configuration")]
 _AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="run Python code that the configuration names, as in source: file.py:function"),
@@ -58,9 +64,10 @@ _AllowCode = Annotated[
 app = typer.Typer(
     cls=_Commands,
     help="Compare what vision models consider similar.\n\n"
-    "Start with `rsm-probe run configs/quickstart.yaml`: it trains three small networks, compares their "
+    "Start with `rsm-probe run quickstart`: it trains three small networks, compares their "
     "layers with spatio-semantic and semantic RSMs, and saves the figures in runs/quickstart.\n\n"
-    "For your own model, list the layers with a command such as `rsm-probe layers timm:resnet50`.",
+    "For your own model, list the layers with a command such as `rsm-probe layers timm:resnet50`, and compare them "
+    "with `rsm-probe sweep --model timm:resnet50 --images FOLDER`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -115,12 +122,28 @@ def run(
     """
     from rsm_probe.studies.registry import read_study
 
+    config = configuration_file(config)
     study = read_study(config, allow_code=allow_code, changes=changes)
-    # `out` is text because a Path drops the second slash of a URL, which could then not be recognised.
-    folder = Path("runs") / config.stem if out is None else local_folder(out, "--out")
+    folder = _run_folder(out, configuration_name(config))
     if dry_run:
         _show_plan(study, folder, config.parent)
         return
+    _carry_out(study, folder, progress, figures, cluster, processes)
+
+
+def _run_folder(out: str | None, name: str) -> Path:
+    # `out` is text because a Path drops the second slash of a URL, which could then not be recognised.
+    return Path("runs") / name if out is None else local_folder(out, "--out")
+
+
+def _carry_out(
+    study: Study,
+    folder: Path,
+    progress: bool,
+    figures: bool,
+    cluster: str | None = None,
+    processes: int | None = None,
+) -> None:
     with _continuable(), _reporting(), _executor(study, folder, cluster, processes) as executor:
         # Workers start in different working directories.
         result = study.run(folder if executor is None else folder.absolute(), executor=executor, progress=progress)
@@ -146,33 +169,87 @@ def check(
     here. Models see a few images, on which matchings are timed; networks that the run would train have random weights.
     Prints the models with their layers, images, pairs, time, memory and disk space, and whether the estimate is within
     max_hours; exits with an error if `run` would refuse it. Paths in a configuration are relative to its folder, or
-    else to the working directory, which is mentioned.
+    else to the working directory, which is mentioned; those in a configuration that comes with the package are relative
+    to the working directory.
     """
     from rsm_probe.studies.registry import read_study
 
+    config = configuration_file(config)
     study = read_study(config, allow_code=allow_code, changes=changes)
-    _show_plan(study, Path("runs") / config.stem if out is None else local_folder(out, "--out"), config.parent)
+    _show_plan(study, _run_folder(out, configuration_name(config)), config.parent)
 
 
-def _show_plan(study: Study, folder: Path, recipes: Path) -> None:
+def _show_plan(study: Study, folder: Path, recipes: Path, echo: Callable[[str], None] = typer.echo) -> None:
     from rsm_probe.runs.missing.listing import missing_of
     from rsm_probe.runs.missing.on_paper import lines_of, on_paper
 
     missing = missing_of(study, folder, recipes)
     if missing:
-        typer.echo(str(missing))
+        echo(str(missing))
         for line in lines_of(on_paper(study, folder, recipes)):
-            typer.echo(line)
+            echo(line)
         if missing.downloads:
-            typer.echo("(`rsm-probe run` downloads weights of libraries itself where it has a network)")
+            echo("(`rsm-probe run` downloads weights of libraries itself where it has a network)")
         raise typer.Exit(1)
     plan = study.plan(folder)
-    typer.echo(str(plan))
-    typer.echo(f"run folder: {folder}, {plan.state}")
+    echo(str(plan))
+    echo(f"run folder: {folder}, {plan.state}")
     if plan.refusal is not None:
         raise typer.Exit(1)
 
 
+@app.command()
+def sweep(
+    models: Annotated[
+        list[str],
+        typer.Option("--model", help="torchvision:NAME, timm:NAME, hf:NAME and so on; repeat it for several models"),
+    ],
+    images: Annotated[str, typer.Option(help="a folder of images, a .npy file, or an embedded set such as digits")],
+    layers: Annotated[
+        list[str], typer.Option(help="layers to compare, by name, glob or as blocks; repeat it for several")
+    ] = ["blocks"],  # noqa: B006
+    matchings: Annotated[
+        list[str], typer.Option("--matching", help="how locations are paired; repeat it for several")
+    ] = ["identity", "optimal"],  # noqa: B006
+    kernels: Annotated[
+        list[str], typer.Option("--kernel", help="kernel of the RSMs: linear, cosine or rbf; repeat it for several")
+    ] = ["linear"],  # noqa: B006
+    weights: Annotated[str, typer.Option(help="default, none for random weights, or a checkpoint")] = "default",
+    count: Annotated[int | None, typer.Option(min=1, help="images to use, a random sample; by default all")] = None,
+    changes: _Changes = [],  # noqa: B006
+    out: Annotated[str | None, typer.Option(help="run folder; by default runs/ plus models and images")] = None,
+    progress: _Progress = True,
+    figures: Annotated[bool, typer.Option(help="draw the figures after the run")] = True,
+    allow_code: _AllowCode = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the configuration, and the plan as comments; nothing is run")
+    ] = False,
+) -> None:
+    """Compare layers of models on images, without a configuration file.
+
+    Prints the configuration that the options stand for, then runs it as `rsm-probe run` does, with the same files in
+    the run folder. `--dry-run > mine.yaml` writes it to a file, for `rsm-probe run mine.yaml`. `--set` sets all other
+    keys, such as `--set batch_size=50`; `rsm-probe keys sweep` lists them.
+    """
+    import yaml
+
+    from rsm_probe.config import ConfigFolder, with_changes
+    from rsm_probe.studies.registry import study_of
+    from rsm_probe.sweep_command import sweep_name, sweep_settings
+
+    settings = with_changes(sweep_settings(models, images, layers, matchings, kernels, weights, count), changes)
+    text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, allow_unicode=True)
+    typer.echo(text)
+    # What was printed is what runs.
+    study = study_of(yaml.safe_load(text), "rsm-probe sweep", ConfigFolder.of(Path("sweep.yaml"), allow_code))
+    folder = _run_folder(out, sweep_name(models, images))
+    if dry_run:
+        _show_plan(study, folder, Path(), lambda lines: typer.echo("\n".join(f"# {a}" for a in lines.splitlines())))
+        return
+    _carry_out(study, folder, progress, figures)
+
+
+app.add_typer(configs, name="configs")
 app.command()(keys)
 app.command()(images)
 
@@ -188,139 +265,14 @@ def figures(run_folder: Annotated[str, typer.Argument(help="the folder of a fini
     _draw(read_study(folder / "config.yaml", stored=True), folder)
 
 
-@app.command()
-def layers(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="torchvision:NAME, timm:NAME, hf:NAME, hf-classifier:NAME, open_clip:ARCH/TAG, torch.hub:REPO:ENTRY, "
-            "pretrained:NAME, file.py:function, a .safetensors file from `train`, or a YAML file as in configs/models"
-        ),
-    ],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="default, or a checkpoint: .safetensors, .pth and the like, an index of shards, or a folder with one; "
-            "layers and shapes need no weights"
-        ),
-    ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(min=0, help="classes of the head (for names of a library); 0 for no head")
-    ] = None,
-    key: Annotated[
-        str, typer.Option(help="key of the weights in the checkpoint, such as teacher; by default any")
-    ] = "",
-    prefix: Annotated[
-        str, typer.Option(help="what precedes the names of the weights, such as backbone.; by default any")
-    ] = "",
-    strict: Annotated[
-        bool,
-        typer.Option(help="with --no-strict, weights that do not fit are left out, and layers that need them marked"),
-    ] = True,
-    preprocess: Annotated[
-        str | None, typer.Option(help="resize-crop or imagenet, in place of the model's own preprocessing")
-    ] = None,
-    size: Annotated[int | None, typer.Option(help="pixels of both sides for --preprocess; by default 224")] = None,
-    method: Annotated[
-        str | None, typer.Option(help="method that is called in place of the model, such as encode_image")
-    ] = None,
-    forward: Annotated[
-        str | None,
-        typer.Option(
-            help="file.py:function, a function of a model and a batch that makes the call, with prompts or timesteps"
-        ),
-    ] = None,
-    inputs: Annotated[
-        list[str], typer.Option("--input", help="an input that holds images; repeat the option for several")
-    ] = [],  # noqa: B006
-    layouts: Annotated[
-        list[str],
-        typer.Option("--layout", help="how to read a layer, as LAYER=NTC or GLOB=NHWC; repeat the option for several"),
-    ] = [],  # noqa: B006
-    clips: Annotated[
-        int | None, typer.Option(min=1, help="frames of a clip, for a model that takes clips instead of images")
-    ] = None,
-    part: Annotated[str, typer.Option(help="submodule to use instead of the whole model, such as an image tower")] = "",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="read checkpoints with pickled objects, which can run any code")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="run code from the repository of a model (transformers, torch.hub)"),
-    ] = False,
-    allow_code: Annotated[bool, typer.Option("--allow-code", help="run Python code that a YAML file names")] = False,
-    all_layers: Annotated[bool, typer.Option("--all", help="list all layers, not only the blocks")] = False,
-) -> None:
-    """List the layers that a probe can name, in forward order.
-
-    The model runs on a blank image. An asterisk marks the layers selected by "blocks", the default of a sweep. S is the
-    number of locations and C the number of channels; prefix is the number of class and register tokens, which are kept
-    separately. Attention layers are listed with the names of their queries, keys and values; * stands for any number.
-    """
-    from rsm_probe.probe.describe import describe_layers
-    from rsm_probe.sources.loading import load_model
-    from rsm_probe.sources.models.input_dtype import in_dtype_of
-    from rsm_probe.sources.models.preprocessing import blank_clips
-    from rsm_probe.sources.models.user_functions import function_of
-
-    if wrong := [text for text in layouts if not all(text.rpartition("=")[::2])]:
-        raise ConfigError(f"--layout takes LAYER=LAYOUT, such as blocks.3=NTC, found {wrong[0]!r}")
-    named = {layer: layout for layer, _, layout in (text.rpartition("=") for text in layouts)}
-    reading: dict[str, Any] = {"inputs": tuple(inputs) or None, "layouts": named or None}
-    if model.endswith((".yaml", ".yml")):
-        from rsm_probe.config import ConfigFolder, read_yaml
-        from rsm_probe.runs.model_config import ModelConfig
-
-        entry = ModelConfig.parse(read_yaml(model), model, ConfigFolder.of(model, allow_code))
-        if entry.recipe is not None:
-            raise ConfigError(f"{model} holds a recipe; train it with `rsm-probe train`, and name the file it writes")
-        given: dict[str, Any] = {
-            "num_classes": num_classes, "key": key, "prefix": prefix, "preprocess": preprocess, "size": size,
-            "method": method, "part": part, "strict": None if strict else False, **reading,
-        }  # fmt: skip
-        entry = entry.model_copy(update={name: value for name, value in given.items() if value not in (None, "")})
-        of_entry = None if entry.weights == "default" else entry.weights
-        with entry.naming_paths(entry.source, of_entry):
-            trained = str(entry.source).endswith(".safetensors")
-            loaded = entry.load_source(
-                weights or ("default" if trained else of_entry),
-                allow_pickle=allow_pickle,
-                trust_remote_code=trust_remote_code,
-            )
-    else:
-        loaded = load_model(
-            model, "default" if model.endswith(".safetensors") else weights, part=part, key=key, prefix=prefix,
-            strict=strict, num_classes=num_classes, preprocess=preprocess, size=size, allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code, method=method, **reading,
-        )  # fmt: skip
-    blank = loaded.blank_input().repeat(2, 1, 1, 1) if clips is None else blank_clips(loaded, clips)
-    example = in_dtype_of(loaded.module, loaded.reading, blank)
-    how = loaded.reading
-    infos, skipped = describe_layers(
-        loaded.module,
-        example,
-        how.method or "forward",
-        layouts=how.layouts,
-        inputs=how.inputs,
-        forward=how.forward if forward is None else function_of(forward, "--forward"),
-    )
-    shown = [info for info in infos if info.is_block or all_layers] or infos
-    for line in _layer_table(shown):
-        typer.echo(line)
-    if len(shown) < len(infos):
-        typer.echo(f"({len(infos) - len(shown)} more layers with --all)")
-    attention = dict.fromkeys(re.sub(r"(?:^|(?<=[._]))\d+", "*", info.name) for info in infos if info.has_facets)
-    for name in attention:
-        typer.echo(f"attention: {name}[query], [key] or [value]; one head: {name}[key.0]; each: {name}[key.*]")
-    if all_layers and skipped:
-        typer.echo("not captured:")
-        for name, reason in skipped.items():
-            typer.echo(f"  {name}: {reason}")
+app.command()(layers)
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="a YAML file with a training recipe; see configs/train_digits.yaml")],
+    config: Annotated[
+        Path, typer.Argument(help="a YAML file with a training recipe, or the name of one, such as train_digits")
+    ],
     out: Annotated[str, typer.Option(help="folder for the .safetensors files")] = "runs/models",
     seeds: _Seeds = [0, 1, 2],  # noqa: B006
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1 or mps")] = "auto",
@@ -337,24 +289,13 @@ def train(
     from rsm_probe.sources import TrainingConfig, train_or_load
 
     find_device(device, ModelError)
-    folder = local_folder(out, "--out")
+    folder, config = local_folder(out, "--out"), configuration_file(config)
     recipe = TrainingConfig.parse(read_yaml(config), str(config), ConfigFolder.of(config))
     for seed in seeds:
         file = folder / f"{config.stem}-{seed}.safetensors"
         with _continuable():
             _, accuracy = train_or_load(recipe, seed, file, device, progress)
         typer.echo(f"{file}: accuracy {accuracy:.3f} on held-out images")
-
-
-def _layer_table(layers: Sequence[LayerInfo]) -> Iterator[str]:
-    rows = [("", "name", "class", "output", "S", "C", "grid", "prefix")]
-    for layer in layers:
-        shape, grid = ("x".join(map(str, sizes)) if sizes else "-" for sizes in (layer.shape, layer.grid))
-        numbers = str(layer.locations), str(layer.channels), grid, str(layer.prefix)
-        rows.append(("*" if layer.is_block else "", layer.name, layer.kind, shape, *numbers))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _executor(

@@ -1,4 +1,4 @@
-"""Commands that run no study: rsm-probe keys, images."""
+"""Commands that run no study: rsm-probe configs, keys, images."""
 
 from __future__ import annotations
 
@@ -7,8 +7,49 @@ from typing import Annotated
 
 import typer
 
-from rsm_probe.errors import ConfigError, look_up
+from rsm_probe.checks import brief
+from rsm_probe.errors import ConfigError, did_you_mean, look_up
+from rsm_probe.shipped import configuration_file, kind_of, one_line, shipped_files
 from rsm_probe.storage.paths import local_folder
+
+_HEADINGS = {
+    "study": "Studies, for `rsm-probe run NAME`",
+    "paper": "Studies at the paper's sizes, which need data or weights; `rsm-probe check NAME` lists what is missing",
+    "recipe": "Recipes, for `rsm-probe train NAME`",
+    "model": "Models, for `models: [NAME]` in a configuration and for `rsm-probe layers NAME`",
+    "trial": "Studies at their smallest, which try an installation, for `rsm-probe run NAME`",
+}
+configs = typer.Typer(invoke_without_command=True, rich_markup_mode="markdown")
+
+
+@configs.callback()
+def list_configs(context: typer.Context) -> None:
+    """List the configurations that come with the package.
+
+    Each has a name, which stands for a file wherever a configuration is expected. `rsm-probe configs show NAME`
+    prints one, and `rsm-probe configs show NAME > mine.yaml` makes a copy to change.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    files = shipped_files()
+    width = max(map(len, files))
+    for kind, heading in _HEADINGS.items():
+        typer.echo(f"{heading}:")
+        for name, file in files.items():
+            if kind_of(name, file) == kind:
+                typer.echo(f"  {name:{width}}  {one_line(file)}")
+
+
+@configs.command()
+def show(name: Annotated[str, typer.Argument(help="the name, such as quickstart")]) -> None:
+    """Print a configuration that comes with the package, as YAML."""
+    file = shipped_files().get(name)
+    if file is None:
+        raise ConfigError(
+            f"no configuration called {brief(name)} comes with rsm_probe{did_you_mean(name, shipped_files())}; "
+            "`rsm-probe configs` lists all"
+        )
+    typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
 def keys(
@@ -17,7 +58,7 @@ def keys(
     """List the keys of a configuration, with their defaults.
 
     A key such as images.clips is written as `clips:` within `images:`, and models: is a list of entries with the keys
-    models.name, models.source and so on. For examples, see configs/.
+    models.name, models.source and so on. For examples, see `rsm-probe configs`.
     """
     from rsm_probe.config import described_keys
     from rsm_probe.studies.registry import STUDIES
@@ -29,7 +70,9 @@ def keys(
 
 
 def images(
-    config: Annotated[Path, typer.Argument(help="a YAML file with images:, such as that of a study")],
+    config: Annotated[
+        Path, typer.Argument(help="a YAML file with images:, such as that of a study, or the name of a configuration")
+    ],
     out: Annotated[str, typer.Option(help="folder for the images; new or empty")],
     allow_code: Annotated[
         bool,
@@ -46,6 +89,7 @@ def images(
     from rsm_probe.runs.images_config import ImagesConfig
     from rsm_probe.sources import write_coco
 
+    config = configuration_file(config)
     data = read_yaml(config)
     if not isinstance(data.get("images"), dict):
         raise ConfigError(

@@ -26,6 +26,7 @@ from pydantic import (
 
 from rsm_probe.checks import brief, require_text
 from rsm_probe.errors import ConfigError, RsmProbeError, did_you_mean
+from rsm_probe.shipped import configuration_file, is_shipped, shipped_files
 
 # Said of a source that is Python code.
 NO_CODE = (
@@ -51,7 +52,8 @@ class ConfigFolder:
     A path that does not exist there is relative to the working directory, as on the command line.
 
     Attributes:
-        folder: the folder; None for data that were not read from a file, whose paths are taken as written.
+        folder: the folder; None where paths are taken as written: in data that were not read from a file, and in the
+            configurations that come with the package, whose data lie in the working directory.
         notes: what to tell the user about paths that were looked up, one sentence per path.
         allow_code: whether models may run the user's Python code when they are loaded.
     """
@@ -63,7 +65,7 @@ class ConfigFolder:
     @classmethod
     def of(cls, file: str | Path, allow_code: bool = False) -> ConfigFolder:
         """The folder of a configuration file."""
-        return cls(Path(os.path.abspath(file)).parent, allow_code=allow_code)
+        return cls(_folder_of(file), allow_code=allow_code)
 
     # Where a configuration was read does not make it a different one.
     def __eq__(self, other: object) -> bool:
@@ -74,7 +76,7 @@ class ConfigFolder:
 
     def nested(self, file: str | Path) -> ConfigFolder:
         """The folder of a configuration that this one names; notes are shared."""
-        return ConfigFolder(Path(os.path.abspath(file)).parent, self.notes, self.allow_code)
+        return ConfigFolder(_folder_of(file), self.notes, self.allow_code)
 
     def resolve(self, written: str) -> str:
         """A path that can be opened: absolute where it lies in this folder, otherwise as written."""
@@ -119,6 +121,10 @@ class ConfigFolder:
             raise
 
 
+def _folder_of(file: str | Path) -> Path | None:
+    return None if is_shipped(file) else Path(os.path.abspath(file)).parent
+
+
 def config_path(written: str, info: ValidationInfo) -> str:
     """Validate a path by `ConfigFolder.resolve`, with the folder that `Config.parse` was given."""
     return info.context.resolve(written) if isinstance(info.context, ConfigFolder) else written
@@ -127,11 +133,15 @@ def config_path(written: str, info: ValidationInfo) -> str:
 def read_nested(file: str, info: ValidationInfo) -> tuple[dict[str, Any], ConfigFolder]:
     """Read a configuration that another one names; its own paths are relative to its own folder.
 
+    Args:
+        file: its path, or the name of one that comes with the package, such as models/resnet18.
+        info: of the validator that calls this.
+
     Raises:
         ConfigError: see `read_yaml`; the message names both folders in which a missing file was looked up.
     """
     home = info.context if isinstance(info.context, ConfigFolder) else ConfigFolder()
-    path = home.resolve(file)
+    path = configuration_file(home.resolve(file))
     with home.both_places(file):
         data = read_yaml(path)
     return data, home if home.folder is None else home.nested(path)
@@ -289,7 +299,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         path = Path(path)
         if not path.exists():
             siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            raise ConfigError(f"no configuration at {shown}{did_you_mean(str(path), siblings)}")
+            hint = did_you_mean(str(path), siblings if path.suffix else [*siblings, *shipped_files()])
+            if not path.suffix:
+                hint += "; `rsm-probe configs` lists those that come with rsm_probe"
+            elif path.stem in shipped_files():
+                hint += f"; the one that comes with rsm_probe is called {path.stem!r}, without an ending"
+            raise ConfigError(f"no configuration at {shown}{hint}")
         # Opening a pipe blocks until something writes to it, and a device may never end.
         if not stat.S_ISREG(path.stat().st_mode):
             what = "a folder" if path.is_dir() else "not a regular file"

@@ -258,7 +258,7 @@ def changed_recipe(folder: Path) -> Path:
 
 
 def test_help_teaches():
-    assert "quickstart.yaml" in cli("--help").stdout
+    assert "rsm-probe run quickstart" in cli("--help").stdout
     for command, word in (
         ("run", "interruption"),
         ("check", "nothing is run, trained or written"),

@@ -110,7 +110,7 @@ def test_readme_is_short():
 
 def test_readme_commands_are_those_of_ci():
     quickstart, test = code_blocks("README.md", "bash")
-    assert "rsm-probe run configs/quickstart.yaml" in quickstart
+    assert "rsm-probe run quickstart" in quickstart
     assert "-m pytest" in test
     assert f"<!-- test command -->\n```bash\n{test}```" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

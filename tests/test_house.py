@@ -13,10 +13,10 @@ PACKAGE = Path(rsm_probe.__file__).parent
 
 # Rooms in the order in which data flow through them. A room may import itself and every room above it in this list.
 ROOMS = [
-    "faces", "errors", "checks", "arrays", "config", "execution", "storage", "probe", "sources/images",
+    "faces", "errors", "shipped", "checks", "arrays", "config", "execution", "storage", "probe", "sources/images",
     "sources/models", "sources/training", "sources", "forward", "matching", "similarity", "captures", "pairs",
     "neighbours", "comparison", "stored_products", "streaming", "integrations", "figures", "runs", "paper", "studies",
-    "evidence", "studies/registry", "commands", "cli",
+    "evidence", "studies/registry", "commands", "layers_command", "sweep_command", "cli",
 ]  # fmt: skip
 # Rooms that could be published alone, and the pure ones: what they may import and no more.
 ALLOWED = {

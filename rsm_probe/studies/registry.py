@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rsm_probe.evidence.factors import FactorsConfig
 from rsm_probe.evidence.study import EvidenceConfig
 from rsm_probe.paper.registry import EXPERIMENTS, PaperConfig
 from rsm_probe.runs.study import Study
+from rsm_probe.shipped import configuration_file
 from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweeps import SweepsConfig
@@ -42,7 +43,7 @@ def read_study(
     that a study writes (`networks`, `store`) are relative to the working directory, as on the command line.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a configuration that comes with the package, such as "quickstart".
         stored: read the `config.yaml` of a run folder, whose paths were resolved when the run began. It is for
             figures, which load no models.
         allow_code: accept models whose source is Python code: `file.py:function` or `torch.hub:REPO:ENTRY`.
@@ -51,13 +52,27 @@ def read_study(
     Raises:
         ConfigError: the file is not readable, the study is unknown, or a key, type or value is wrong.
     """
-    data = with_changes(read_yaml(path), changes)
+    file = configuration_file(path)
+    home = ConfigFolder(allow_code=True) if stored else ConfigFolder.of(file, allow_code)
+    return study_of(with_changes(read_yaml(file), changes), str(path), home)
+
+
+def study_of(data: Mapping[str, Any], where: str, home: ConfigFolder) -> Study:
+    """The study that a configuration describes.
+
+    Args:
+        data: keys and values, as read from YAML.
+        where: source of the data, for messages.
+        home: the folder to which paths are relative, and whether models may run code.
+
+    Raises:
+        ConfigError: the study is unknown, or a key, type or value is wrong.
+    """
     name = data.get("study")
     if not isinstance(name, str) or name not in STUDIES:
         problem = f"found {brief(name)}{did_you_mean(brief(name), STUDIES)}" if "study" in data else "but it is missing"
-        raise ConfigError(f"{path}: study: must be one of {', '.join(STUDIES)}, {problem}")
-    home = ConfigFolder(allow_code=True) if stored else ConfigFolder.of(path, allow_code)
-    study: Study = STUDIES[name].parse(data, str(path), home)
+        raise ConfigError(f"{where}: study: must be one of {', '.join(STUDIES)}, {problem}")
+    study: Study = STUDIES[name].parse(data, where, home)
     for note in home.notes:
-        warnings.warn(f"{path}: {note}", stacklevel=2)
+        warnings.warn(f"{where}: {note}", stacklevel=3)
     return study

@@ -9,6 +9,7 @@ from pathlib import Path
 from rsm_probe.runs.fields import IN_PYTHON
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.missing.requirement import Requirement
+from rsm_probe.shipped import configuration_name, is_shipped, shipped_files
 from rsm_probe.sources.images.registry import IMAGE_SETS
 from rsm_probe.sources.training.recipe import TrainingConfig
 
@@ -75,16 +76,27 @@ def required_file(path: str, recipes: Path | None, kind: str = "weights") -> Req
     named = _TRAINED.fullmatch(file.name)
     if named is None:
         return Requirement(what, file.exists(), f"put the file at {path}")
-    recipe = Path(f"{named['recipe']}.yaml") if recipes is None else recipes / f"{named['recipe']}.yaml"
-    command = f"rsm-probe train {recipe} --seed {named['seed']} --out {file.parent} --device auto"
+    recipe = recipe_file(path, recipes) or Path(f"{named['recipe']}.yaml")
+    written = configuration_name(recipe) if is_shipped(recipe) else recipe
+    command = f"rsm-probe train {written} --seed {named['seed']} --out {file.parent} --device auto"
     return Requirement(what, file.exists(), command, size=0.0)
 
 
-def recipe_file(path: str, recipes: Path) -> Path | None:
-    """The recipe of a trained network by the name of its file, if the folder of configurations has it."""
+def recipe_file(path: str, recipes: Path | None) -> Path | None:
+    """The recipe of a trained network by the name of its file: beside a configuration, or with the package.
+
+    Args:
+        path: the file of the network.
+        recipes: the folder of the configuration that names it, or the working directory.
+
+    Returns:
+        The recipe; None if there is none of that name.
+    """
     named = _TRAINED.fullmatch(Path(path).name)
-    file = None if named is None else recipes / f"{named['recipe']}.yaml"
-    return file if file is not None and file.is_file() else None
+    if named is None:
+        return None
+    beside = (recipes or Path()) / f"{named['recipe']}.yaml"
+    return beside if beside.is_file() else shipped_files().get(named["recipe"])
 
 
 def _cifar100(root: Path) -> Requirement:
