@@ -29,7 +29,7 @@ def matchings() -> Iterator[str]:
     yield "| name | class in `rsm_probe.matching` | exact | full affinity | options and defaults |"
     yield "|---|---|---|---|---|"
     for name, method in METHODS.items():
-        options = ", ".join(f"`{option.name}={option.default}`" for option in fields(method))  # type: ignore[arg-type]
+        options = ", ".join(f"`{option.name}={option.default!r}`" for option in fields(method))  # type: ignore[arg-type]
         words = ["yes" if known else "no" for known in (method.exact, method.needs_affinity)]
         yield f"| {' | '.join([f'`{name}`', f'`{type(method).__name__}`', *words, options])} |"
 
@@ -49,7 +49,8 @@ def with_tables(page: str) -> str:
     text = (REFERENCE / page).read_text(encoding="utf-8")
     for mark, lines in TABLES[page].items():
         table = "\n".join(lines)
-        text, replaced = re.subn(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
+        place = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, replaced = place.subn(rf"\g<1>{table}\n\g<2>", text)
         assert replaced == 1, f"{page} has no place for the table of {mark}"
     return text
 

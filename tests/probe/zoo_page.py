@@ -15,10 +15,10 @@ HEAD = """# Tested models
 A probe has no list of models: it [follows the first pass](../explanation/reading-models.md) of any. This page lists
 what is tested, and which layers are known to be refused.
 
-{count} layers of {models} models of {families} families are tested, with random weights, mostly small or shallow. For each,
-the tests check the shape, the grid and the number of prefix tokens, and compare the values to 1e-6 with a route that
-does not use a probe: timm's `forward_intermediates`, torchvision's feature extraction, or the hidden states of
-transformers. `python tests/probe/zoo_page.py` makes both tables from
+{count} layers of {models} models of {families} families are tested, with random weights, mostly small or shallow.
+For each, the tests check the shape, the grid and the number of prefix tokens, and compare the values to 1e-6 with a
+route that does not use a probe: timm's `forward_intermediates`, torchvision's feature extraction, or the hidden states
+of transformers. `python tests/probe/zoo_page.py` makes both tables from
 [tests/probe/zoo.py](../../tests/probe/zoo.py).
 
 ## Layers that are tested
