@@ -380,7 +380,7 @@ def _(names, monkeypatch):
     # The page shows the sweep behind the code that reads its folder.
     names["resnet"] = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10).eval()
     names["few"] = rsm_probe.sources.photos(count=12, size=32)
-    reading, sweep = blocks("how-to/measure-a-stored-sweep", "python")
+    _, sweep = blocks("how-to/measure-a-stored-sweep", "python")
     shown = {'"torchvision:resnet18"': "resnet", '"timm:vit_tiny_patch16_224"': "vit", '"my_photos"': "few",
              "batch_size=50": "batch_size=6"}  # fmt: skip
     first = sweep
