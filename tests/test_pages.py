@@ -16,10 +16,13 @@ import yaml
 
 import rsm_probe
 from rsm_probe.cli import main
+from rsm_probe.config import ConfigFolder
 from rsm_probe.errors import ModelError
+from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.sources import NetworkConfig, TrainingConfig, build_network
 from rsm_probe.sources.checkpoint_sequences import checkpoint_files
+from rsm_probe.studies import read_study
 from rsm_probe.studies.sweep import SweepConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -473,6 +476,9 @@ def _(names, monkeypatch):
 def _(names):
     assert len(names["images"]) == 14
     assert Path("out/report.md").is_file()
+    (entries,) = blocks("how-to/use-images-with-objects", "yaml")
+    for line in entries.splitlines():
+        ImagesConfig.parse(yaml.safe_load(line)["images"], home=ConfigFolder.of("mine.yaml", allow_code=True))
     assert names["jensen_shannon"](names["probabilities"](names["logits"])).shape == (4, 4)
 
 
@@ -539,6 +545,13 @@ def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
         exec(code, names)
     if page in CHECKS:
         CHECKS[page](names)
+
+
+def test_an_experiment_of_the_page_is_valid(tmp_path):
+    (config,) = blocks("how-to/run-the-papers-experiments", "yaml")
+    (tmp_path / "mine.yaml").write_text(config)
+    study = read_study(tmp_path / "mine.yaml")
+    assert (study.study, study.edge, study.crop) == ("translation", 96, 64)
 
 
 def test_steps_of_files_are_those_of_the_table(tmp_path):
