@@ -49,7 +49,7 @@ class Chart:
         chart: an Altair chart, or a Vega-Lite specification as a dictionary. Data stand in it; no addresses.
         caption: what it shows, and what clicking and hovering do. Screen readers read it.
         table: the numbers in the chart.
-        canvas: draw on a canvas, which is faster for thousands of marks, in place of SVG, which screen readers can read.
+        canvas: draw on a canvas, which is faster for thousands of marks; screen readers can read SVG, the default.
     """
 
     name: str

@@ -137,9 +137,9 @@ def _scripts(page: Page) -> list[str]:
     except ImportError as error:
         raise StorageError(f"charts need Vega-Altair and vl-convert-python; {INSTALL}") from error
     release = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    library = vl_convert.javascript_bundle(vl_version=release).replace("\r\n", "\n")
     # Within a script element, only these begin something else.
-    library = vl_convert.javascript_bundle(vl_version=release).replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    return [library.replace("\r\n", "\n"), own]
+    return [library.replace("</script", "<\\/script").replace("<!--", "<\\!--"), own]
 
 
 def _resource(name: str) -> str:
