@@ -195,7 +195,7 @@ def test_a_sweep_with_one_kind_of_rsm_has_a_page_with_one_grid(tmp_path, matchin
     study.run(tmp_path / "run", models={"net": network()}, images=pictures())
     page = study.runner(tmp_path / "run").page()
     assert [section.title for section in page.sections] == ["CKA between layers", "Models"]
-    spec = page.sections[0].parts[0].chart.to_dict()
+    spec = page.sections[0].parts[0].chart
     assert len(spec["concat"]) == 1
     page_html(page)
 
