@@ -15,18 +15,23 @@ from rsm_probe.studies.sweep_report.shown import Shown
 _CODES = 999
 
 
-def rsm_views(shown: Shown) -> list[alt.LayerChart]:
+def rsm_views() -> list[alt.LayerChart]:
     """Six views, three in a row: both RSMs of the layer of the row, the two images; of the column, their similarity.
 
-    They read the parameters `model_a`, `model_b`, `matching`, `kernel` and `cell` of the grids, and
-    the selection `pair` of positions i and j.
+    They read the parameters `model_a`, `model_b`, `matching`, `kernel` and `cell` of the grids, the selection `pair` of
+    positions i and j, and the data of `packed_rsms`.
     """
-    rsms, images = alt.Data(values=_packed_rsms(shown)), alt.Data(values=_packed_images(shown))
-    rows = []
+    rsms, images = alt.NamedData(name="rsms"), alt.NamedData(name="images")
+    rows: list[alt.LayerChart] = []
     for side, which in (("a", "row layer"), ("b", "column layer")):
         rows += [_rsm_view(rsms, images, side, which, kind) for kind in KINDS]
         rows.append(_images_view(images) if side == "a" else _pair_view(rsms))
     return rows
+
+
+def packed_rsms(shown: Shown) -> dict[str, list[dict[str, Any]]]:
+    """The data of the views by name."""
+    return {"rsms": _packed_rsms(shown), "images": _packed_images(shown)}
 
 
 def _packed_rsms(shown: Shown) -> list[dict[str, Any]]:
@@ -80,7 +85,7 @@ _SIMILARITY = (
 )
 
 
-def _cells(data: alt.Data, side: str, kind: str) -> alt.Chart:
+def _cells(data: alt.NamedData, side: str, kind: str) -> alt.Chart:
     """A chart over the entries of the RSM of the selected layer."""
     return (
         alt.Chart(data)
@@ -96,7 +101,7 @@ def _cells(data: alt.Data, side: str, kind: str) -> alt.Chart:
     )
 
 
-def _rsm_view(rsms: alt.Data, images: alt.Data, side: str, which: str, kind: str) -> alt.LayerChart:
+def _rsm_view(rsms: alt.NamedData, images: alt.NamedData, side: str, which: str, kind: str) -> alt.LayerChart:
     name = f"rsm_{side}_{'identity' if kind == 'spatio-semantic' else 'semantic'}"
     names = alt.LookupData(data=images, key="position", fields=["id", "label"])
     position = {"scale": alt.Scale(padding=0), "axis": None}
@@ -136,7 +141,7 @@ def _rsm_view(rsms: alt.Data, images: alt.Data, side: str, which: str, kind: str
     return alt.layer(cells, heading, begins).properties(width=PANEL, height=PANEL, title=title)
 
 
-def _images_view(images: alt.Data) -> alt.LayerChart:
+def _images_view(images: alt.NamedData) -> alt.LayerChart:
     """The two images of the entry under the pointer."""
     layers: list[alt.Chart] = []
     for side, y in (("i", 0), ("j", PANEL / 2)):
@@ -155,7 +160,7 @@ def _images_view(images: alt.Data) -> alt.LayerChart:
     return alt.layer(*layers).properties(width=PANEL, height=PANEL, title="the two images")
 
 
-def _pair_view(rsms: alt.Data) -> alt.LayerChart:
+def _pair_view(rsms: alt.NamedData) -> alt.LayerChart:
     """The similarities of the two images in all four RSMs, in words."""
     layers = []
     for number, (side, kind) in enumerate((side, kind) for side in "ab" for kind in KINDS):
