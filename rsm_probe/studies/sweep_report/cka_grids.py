@@ -58,7 +58,7 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
     )
     datasets: dict[str, list[dict[str, Any]]] = {"grids": packed}
     if shown is not None and semantics:
-        views += rsm_views()
+        views += rsm_views(len(shown.order))
         datasets |= packed_rsms(shown)
         caption += (
             " Click on a cell for the RSMs of both layers below, with images sorted by label; hover over an RSM for "
@@ -74,7 +74,7 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         selections.append(selection("pair", "pointerover", pair, [n for n in view_names(spec) if n.startswith("rsm_")]))
     spec["params"] += selections
     spec["datasets"] = datasets
-    return Chart("cka", spec, caption, _grid_table(packed))
+    return Chart("cka", spec, caption, _grid_table(packed), canvas="rsms" in datasets)
 
 
 def _packed_grids(result: SweepResult, models: Sequence[str]) -> list[dict[str, Any]]:
