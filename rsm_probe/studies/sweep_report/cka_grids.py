@@ -135,6 +135,7 @@ def _grid_view(data: alt.NamedData, values: str, title: str) -> alt.Chart:
         scale = alt.Scale(scheme="purpleorange", domainMid=0)
     else:
         scale = alt.Scale(scheme="viridis", domainMax=1)
+    legend = alt.Legend(title=None, orient="bottom", gradientLength=PANEL)
     labels = alt.Axis(labelLimit=110, labelOverlap=True, title=None)
 
     def axis(side: str) -> dict[str, Any]:
