@@ -1,4 +1,4 @@
-"""The command line: rsm-probe run, check, sweep, configs, keys, images, layers, figures, train."""
+"""The command line: rsm-probe run, check, sweep, configs, keys, images, layers, figures, report, train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rsm_probe.commands import configs, images, keys
+from rsm_probe.commands import configs, images, keys, report, report_after_run
 from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
 from rsm_probe.layers_command import layers
 from rsm_probe.shipped import configuration_file, configuration_name
@@ -97,6 +97,7 @@ def run(
     out: _Out = None,
     progress: _Progress = True,
     figures: Annotated[bool, typer.Option(help="draw the figures after the run")] = True,
+    report: Annotated[bool, typer.Option(help="write the report page after the run")] = True,
     allow_code: _AllowCode = False,
     cluster: Annotated[
         str | None, typer.Option(help="scheduler of a Dask cluster that does the work, such as tcp://host:8786")
@@ -115,8 +116,8 @@ def run(
 
     The run folder receives the results (result.zarr of a sweep, which xarray.open_zarr opens; captures/ and pairs/ of a
     study of all pairs), config.yaml (the configuration with all defaults), provenance.json (versions, seeds,
-    accuracies) and figures/. After an interruption, run the same command again to continue. A folder with a run of
-    different settings is rejected.
+    accuracies), figures/ and report.html. After an interruption, run the same command again to continue. A folder with
+    a run of different settings is rejected.
 
     `rsm-probe keys STUDY` lists all that a configuration may say of images, models and the study.
     """
@@ -128,7 +129,7 @@ def run(
     if dry_run:
         _show_plan(study, folder, config.parent)
         return
-    _carry_out(study, folder, progress, figures, cluster, processes)
+    _carry_out(study, folder, progress, figures, report, cluster, processes)
 
 
 def _run_folder(out: str | None, name: str) -> Path:
@@ -141,6 +142,7 @@ def _carry_out(
     folder: Path,
     progress: bool,
     figures: bool,
+    report: bool,
     cluster: str | None = None,
     processes: int | None = None,
 ) -> None:
@@ -151,6 +153,8 @@ def _carry_out(
     typer.echo(f"results: {folder}")
     if figures:
         _draw(study, folder)
+    if report:
+        typer.echo(report_after_run(study, folder))
 
 
 @app.command()
@@ -220,6 +224,7 @@ def sweep(
     out: Annotated[str | None, typer.Option(help="run folder; by default runs/ plus models and images")] = None,
     progress: _Progress = True,
     figures: Annotated[bool, typer.Option(help="draw the figures after the run")] = True,
+    report: Annotated[bool, typer.Option(help="write the report page after the run")] = True,
     allow_code: _AllowCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the configuration, and the plan as comments; nothing is run")
@@ -246,12 +251,13 @@ def sweep(
     if dry_run:
         _show_plan(study, folder, Path(), lambda lines: typer.echo("\n".join(f"# {a}" for a in lines.splitlines())))
         return
-    _carry_out(study, folder, progress, figures)
+    _carry_out(study, folder, progress, figures, report)
 
 
 app.add_typer(configs, name="configs")
 app.command()(keys)
 app.command()(images)
+app.command()(report)
 
 
 @app.command()

@@ -1,9 +1,9 @@
-"""Commands that run no study: rsm-probe configs, keys, images."""
+"""Commands that run no study: rsm-probe configs, keys, images, report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from rsm_probe.checks import brief
 from rsm_probe.errors import ConfigError, did_you_mean, look_up
 from rsm_probe.shipped import configuration_file, kind_of, one_line, shipped_files
 from rsm_probe.storage.paths import local_folder
+
+if TYPE_CHECKING:
+    from rsm_probe.runs.study import Study
 
 _HEADINGS = {
     "study": "Studies, for `rsm-probe run NAME`",
@@ -100,3 +103,37 @@ def images(
     file = write_coco(image_set, local_folder(out, "--out"), progress=progress)
     objects = sum(len(note["boxes"]) for note in image_set.annotations)
     typer.echo(f"{len(image_set)} images with {objects} objects: {file}")
+
+
+def report(
+    run_folder: Annotated[str, typer.Argument(help="the folder of a finished run, or of a sweep from Python")],
+    out: Annotated[str | None, typer.Option(help="the HTML file; by default report.html in the run folder")] = None,
+) -> None:
+    """Write the report page of a finished run again: one HTML file that opens without a network.
+
+    It shows what the run stored; no model runs and no image is read.
+    """
+    from rsm_probe.errors import StorageError
+    from rsm_probe.report.default import write_report
+    from rsm_probe.studies.registry import read_study
+    from rsm_probe.studies.sweep_report.page import write_result_report
+
+    folder, file = local_folder(run_folder, "the run folder"), None if out is None else local_folder(out, "--out")
+    if (folder / "config.yaml").is_file():
+        written = write_report(read_study(folder / "config.yaml", stored=True), folder, file)
+    elif (folder / "result.zarr").is_dir():
+        written = write_result_report(folder, file)
+    else:
+        raise StorageError(f"{folder} is not a run folder (it has neither config.yaml nor result.zarr)")
+    typer.echo(f"report: {written}")
+
+
+def report_after_run(study: Study, folder: Path) -> str:
+    """Write the report page at the end of a run, and say where it is, or why there is none: the result is safe."""
+    from rsm_probe.errors import StorageError
+    from rsm_probe.report.default import write_report
+
+    try:
+        return f"report: {write_report(study, folder)}"
+    except StorageError as error:
+        return f"no report page: {error}"
