@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rsm_probe.config import read_nested
 from rsm_probe.errors import ConfigError
+from rsm_probe.report.default import REPORT, plots
+from rsm_probe.report.facts import command_of
+from rsm_probe.report.page import Page, Section
 from rsm_probe.runs.fields import folder_names
 from rsm_probe.runs.several import Results, SeveralStudies
 from rsm_probe.runs.tables import csv_text
@@ -18,7 +22,7 @@ from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
 
 # Other names in the run folder.
-_TAKEN = ("figures", "config.yaml", "numbers.csv")
+_TAKEN = ("figures", "config.yaml", "numbers.csv", REPORT)
 
 
 class SweepsConfig(SeveralStudies):
@@ -92,6 +96,20 @@ class SweepsConfig(SeveralStudies):
         if controls and self.figure == "figure16":
             figures["figure16-untrained"] = draw(results, controls, *self._kind)
         return figures
+
+    def page(self, out: Path) -> Page:
+        """See `Study.page`: the figure, and then the sections of each sweep."""
+        sections = [Section("Over all data sets", "", plots(self.figures(out)))]
+        pages: dict[str, Page] = {data: sweep.page(out / data) for data, sweep in self.sweeps.items()}
+        for data, page in pages.items():
+            sections += [replace(one, title=f"{data}: {one.title}", command=page.command) for one in page.sections]
+        settings = " ".join(f"{data}: {page.setting}" for data, page in pages.items())
+        answers = " ".join(f"{data}: {page.answer}" for data, page in pages.items())
+        notes = [f"{data}: {note}" for data, page in pages.items() for note in page.notes]
+        first = next(iter(pages.values()))
+        facts = {f"{data}: {name}": fact for data, page in pages.items() for name, fact in page.provenance.items()}
+        title = f"{out.resolve().name}: {self.figure} over {len(pages)} data sets"
+        return Page(title, first.question, settings, answers, sections, command_of(out), facts, notes)
 
     @property
     def _rows(self) -> list[Architecture]:
