@@ -91,11 +91,11 @@ def test_a_click_on_a_cell_leads_to_the_rsms_and_from_there_to_the_images(opened
     assert {f"{model}, blocks.2", f"{model}, blocks.7"} <= set(one.texts(chart)) - before
     _, shown = random_sweep()
     one.point_at(chart, next(name for name in one.marks(chart) if name.startswith("rsm_b_semantic")), i=40, j=11)
-    words = one.tooltip()
-    number, other = (int(shown.order[k]) for k in (40, 11))
-    assert shown.ids[number] in words
-    assert shown.ids[other] in words
+    assert "similarity" in one.tooltip()
     one.page.wait_for_timeout(300)
+    texts = "\n".join(one.texts(chart))
+    for number in shown.order[[40, 11]]:
+        assert shown.ids[number] in texts
     addresses = one.images(chart)
     assert len(addresses) == 2
     assert all(address.startswith("data:image/") for address in addresses)
