@@ -24,7 +24,8 @@ window.scene = (box) => {
     if (mark.marktype === "group") item.items.forEach((inner) => walk(inner, ...at));
     else items.push({ mark, item, x: at[0], y: at[1] });
   });
-  walk(view.scenegraph().root, ...view.origin());
+  const [left, top] = view.origin(), padding = view.padding();
+  walk(view.scenegraph().root, left + padding.left, top + padding.top);
   return items;
 };
 """
@@ -92,7 +93,6 @@ class Opened:
             self.page.mouse.wheel(0, y - 450)
             self.page.wait_for_timeout(300)
             x, y = self.where(chart, mark, **values)
-        self.page.mouse.move(x - 2, y - 2)
         self.page.mouse.move(x, y)
 
     def texts(self, chart: Any) -> list[str]:
