@@ -116,6 +116,24 @@ def _(names):
     assert stored.models == ["before", "after"]
 
 
+@setup("how-to/look-in-a-notebook")
+def _(names, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    return {"batch_size=50": "batch_size=12"}
+
+
+@check("how-to/look-in-a-notebook")
+def _(names):
+    from matplotlib import pyplot
+
+    drawn = [len(pyplot.figure(number).axes[0].images) for number in pyplot.get_fignums()]
+    pyplot.close("all")
+    assert drawn == [1, 1, 2]
+    assert "<td" in names["result"]._repr_html_()
+
+
 @setup("how-to/read-videos")
 def _(names, monkeypatch):
     from torchvision.models import video

@@ -144,7 +144,8 @@ USES = {
     "memory": """
 with torch.no_grad(), rsm_probe.Probe(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), '0') as probe:
     probe.model(torch.rand(4, 3, 8, 8))
-rsm_probe.match(*probe.representations['0'].tokens[:2], matching='identity')
+best = rsm_probe.match(*probe.representations['0'].tokens[:2], matching='identity')
+assert all('<table>' in shown._repr_html_() for shown in (probe, best))
 """,
     "deprecated": "runpy.run_path(sys.argv[1], run_name='__main__')",
 }

@@ -23,6 +23,7 @@ from rsm_probe.checks import brief, listed
 from rsm_probe.errors import LayerError, StorageError, did_you_mean
 from rsm_probe.faces import FormerName
 from rsm_probe.forward.token_kinds import CLASS, of_kind
+from rsm_probe.html_table import html_table
 from rsm_probe.probe.representation import Representation
 from rsm_probe.storage.checksums import ARRAYS
 from rsm_probe.storage.chunks import ChunkStore
@@ -82,6 +83,26 @@ class Capture(Mapping[str, "CapturedLayer"]):
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    def _repr_html_(self) -> str:
+        """Tabulate the layers with the shapes of their tokens, for notebooks.
+
+        Raises:
+            StorageError: see `CapturedLayer.shape`.
+        """
+        labels = len(set(self.labels) - {""})
+        facts = {"at": self.where, "images": len(self.ids), "labels": labels or None, "layers": len(self)}
+
+        def row(layer: CapturedLayer) -> list[object]:
+            _, locations, channels = layer.shape
+            grid = "" if layer.grid is None else " x ".join(map(str, layer.grid))
+            dtype = str(layer.dtype).removeprefix("torch.")
+            return [layer.name, locations, grid, channels, "yes" if layer.has_class_token else "", dtype, layer.input]
+
+        columns = ["layer", "locations", "grid", "channels", "class token", "dtype", "input"]
+        several = any(layer.input for layer in self.values())
+        rows = (row(layer)[: None if several else -1] for layer in self.values())
+        return html_table("Capture", facts, columns[: None if several else -1], rows, count=len(self))
 
     def __repr__(self) -> str:
         return f"Capture({self.where!r}: {len(self.ids)} images, {len(self)} layers: {listed(self)})"

@@ -206,3 +206,40 @@ def label_grid(values: np.ndarray, rows: Sequence[RsmKey], columns: Sequence[Rsm
         for name in RsmKey._fields:
             coordinates[f"{name}_{side}"] = (f"rsm_{side}", [getattr(key, name) for key in keys])
     return xr.DataArray(values, dims=("rsm_a", "rsm_b"), coords=coordinates, name="cka")
+
+
+def layer_grid(grid: xr.DataArray, rows: Mapping[str, str], columns: Mapping[str, str]) -> xr.DataArray:
+    """Cut the layers of one kind of RSM against those of another out of a labelled grid.
+
+    Args:
+        grid: dimensions (rsm_a, rsm_b), labelled as `label_grid` does.
+        rows: coordinate -> value that the rows share, such as model, matching and kernel.
+        columns: the same for the columns.
+
+    Returns:
+        Dimensions (layer_a, layer_b), with the names of layers as coordinates.
+
+    Raises:
+        ComparisonError: a value does not occur.
+    """
+    import xarray as xr
+
+    part = grid.isel(rsm_a=rsm_positions(grid, "a", rows), rsm_b=rsm_positions(grid, "b", columns))
+    coordinates = {f"layer_{side}": [str(v) for v in part[f"layer_{side}"].values] for side in "ab"}
+    return xr.DataArray(part.values, dims=("layer_a", "layer_b"), coords=coordinates, name="cka")
+
+
+def rsm_positions(grid: xr.DataArray, side: str, shared: Mapping[str, str]) -> np.ndarray:
+    """The positions along one side, "a" or "b", of a labelled grid at which its coordinates have the values shared.
+
+    Raises:
+        ComparisonError: a value does not occur.
+    """
+    mask = np.ones(grid.sizes[f"rsm_{side}"], dtype=bool)
+    for name, value in shared.items():
+        known = grid[f"{name}_{side}"].values
+        if value not in known:
+            names = ", ".join(dict.fromkeys(map(str, known)))
+            raise ComparisonError(f"no {name} {value!r} in this sweep (there are: {names})")
+        mask &= known == value
+    return np.flatnonzero(mask)

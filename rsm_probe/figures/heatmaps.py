@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
@@ -86,40 +87,48 @@ def rsm_heatmap(
     norm: Normalize | None = None,
     bar: bool = True,
     meaning: str = "similarity",
+    columns: Sequence[str] | None = None,
 ) -> Axes:
     """Draw one RSM, whose images are sorted by label, with a tick in the middle of each run of equal labels.
 
     Args:
         ax: Axes to draw on.
-        values: similarities, (N, N).
+        values: similarities, (N, N); or (N, M) of two sets of images.
         labels: N sorted labels; may be empty texts. If not all fit, some get no tick, but never the first and last.
         title: title of the panel.
         norm: the scale of the colours, for panels that share one; see `rsm_scale`.
         bar: draw a colour bar beside the panel.
         meaning: label of the colour bar.
+        columns: M sorted labels of the images in the columns, if they are not those in the rows.
     """
-    norm = rsm_scale([values]) if norm is None else norm
+    if norm is None:
+        norm = rsm_scale([values]) if columns is None else Normalize(float(values.min()), float(values.max()))
     ax.imshow(values, cmap=SEQUENTIAL, norm=norm, interpolation="nearest")
-    starts = [k for k, label in enumerate(labels) if k == 0 or label != labels[k - 1]]
-    ends = [*starts[1:], len(labels)]
     ax.set(xticks=[], yticks=[])
-    if any(labels) and len(starts) > 1:
-        runs = thinned(list(zip(starts, ends, strict=True)), int(_SIDE / _SMALLEST))
-        middles = [(a + b - 1) / 2 for a, b in runs]
-        names = [labels[a] for a, _ in runs]
-        size = min(font_points("xtick.labelsize"), _LARGEST, _SIDE / len(names))
-        # A letter is about 0.6 times as wide as it is high.
-        across = sum(map(len, names)) * 0.6 * size < _SIDE
-        ax.set_xticks(middles, names, rotation=0 if across else 90, fontsize=size)
-        ax.set_yticks(middles, names, fontsize=size)
-        ax.tick_params(length=0)
-        for edge in starts[1:]:
-            ax.axhline(edge - 0.5, color="white", linewidth=0.4)
-            ax.axvline(edge - 0.5, color="white", linewidth=0.4)
+    _name_runs(ax.yaxis, labels)
+    _name_runs(ax.xaxis, labels if columns is None else columns)
     ax.set_title(title)
     if bar:
         colour_bar(ax, meaning, extend=beyond([values], norm))
     return ax
+
+
+def _name_runs(axis: XAxis | YAxis, labels: Sequence[str]) -> None:
+    """Name the runs of equal labels along one axis of an RSM, with lines between them."""
+    starts = [k for k, label in enumerate(labels) if k == 0 or label != labels[k - 1]]
+    ends = [*starts[1:], len(labels)]
+    if not any(labels) or len(starts) < 2:
+        return
+    runs = thinned(list(zip(starts, ends, strict=True)), int(_SIDE / _SMALLEST))
+    names = [labels[a] for a, _ in runs]
+    size = min(font_points("xtick.labelsize"), _LARGEST, _SIDE / len(names))
+    # A letter is about 0.6 times as wide as it is high.
+    upright = axis.axis_name == "x" and sum(map(len, names)) * 0.6 * size >= _SIDE
+    axis.set_ticks([(a + b - 1) / 2 for a, b in runs], names, rotation=90 if upright else 0, fontsize=size)
+    axis.set_tick_params(length=0)
+    for edge in starts[1:]:
+        line = axis.axes.axvline if axis.axis_name == "x" else axis.axes.axhline
+        line(edge - 0.5, color="white", linewidth=0.4)
 
 
 def rsm_scale(rsms: Sequence[np.ndarray]) -> Normalize:

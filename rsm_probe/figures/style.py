@@ -59,6 +59,15 @@ def font_points(key: Literal["xtick.labelsize", "ytick.labelsize", "legend.fonts
     return float(FontProperties(size=mpl.rcParams[key]).get_size_in_points())
 
 
+def axes_or_new(ax: Axes | None) -> Axes:
+    """Return the Axes given, or those of a new figure, which a notebook shows by itself."""
+    if ax is None:
+        from matplotlib import pyplot
+
+        return pyplot.figure(layout="constrained").add_subplot()
+    return ax
+
+
 def labelled(ax: Axes, title: str, x: str = "", y: str = "") -> Axes:
     """Set the title and axis labels of a panel; an empty label leaves its axis unchanged."""
     ax.set_title(title)

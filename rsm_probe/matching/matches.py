@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from rsm_probe.arrays import real_tensor, require_dense
 from rsm_probe.errors import MatchingError
 from rsm_probe.execution.devices import in_halves, require_memory
+from rsm_probe.html_table import html_table
 from rsm_probe.matching.bounds import dual_bound, sorted_norms_bound
 from rsm_probe.matching.certificate import SUMS_DIFFER, bounds_above, identity_partners, rounding_of
 from rsm_probe.matching.cpu_or_gpu import Workload
@@ -21,6 +23,9 @@ from rsm_probe.matching.matching import Locations, Matching, Pairs, Solution, To
 from rsm_probe.matching.methods.translation import checked_grid
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.matching.scaling import each_rescaled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Entries of affinities that no method takes long to match; timing a part of larger ones costs a hundredth.
 _ALWAYS_SHORT = 6144**2
@@ -39,6 +44,7 @@ class Match:
         solver: the solver that ran.
         status: "optimal" if no matching has a larger value (up to the certified gap), otherwise "feasible".
         affinities: what each location adds to the value, (S,), NaN for unmatched locations; None for scores.
+        locations: numbers of locations of both images, (S, T).
     """
 
     permutation: np.ndarray | None
@@ -47,6 +53,7 @@ class Match:
     solver: str
     status: str
     affinities: np.ndarray | None = None
+    locations: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         bound = "no bound" if self.bound is None else f"bound {self.bound:.7g}"
@@ -55,6 +62,54 @@ class Match:
         else:
             pairs = f"{int((self.permutation >= 0).sum())} of {len(self.permutation)} locations matched"
         return f"Match(value {self.value:.7g}, {bound}, {self.status} by {self.solver}, {pairs})"
+
+    def _repr_html_(self) -> str:
+        """Tabulate the pairs of locations of the largest affinities, for notebooks."""
+        facts = {"value": self.value, "bound": self.bound, "status": self.status, "solver": self.solver}
+        if self.permutation is None or self.affinities is None:
+            return html_table("Match", facts, note="It is a score, which pairs no locations.")
+        matched = np.flatnonzero(self.permutation >= 0)
+        stay = int((self.permutation == np.arange(len(self.permutation))).sum())
+        strongest = matched[np.argsort(-self.affinities[matched], kind="stable")]
+        rows = ((int(k), int(self.permutation[k]), float(self.affinities[k])) for k in strongest)
+        note = f"{stay:,} of {len(matched):,} matched locations have the same number in both images."
+        columns = ["location in the first image", "in the second", "affinity"]
+        return html_table("Match", facts, columns, rows, count=len(matched), note=note)
+
+    def plot(
+        self,
+        image_a: Any,
+        image_b: Any,
+        ax: Axes | None = None,
+        *,
+        grids: tuple[tuple[int, int], tuple[int, int]] | None = None,
+        most: int = 60,
+    ) -> Axes:
+        """Draw two images side by side, with lines between the matched locations of the largest affinities.
+
+        Args:
+            image_a: the first image, as `rsm_probe.figures.displayed` takes it.
+            image_b: the second image.
+            ax: Axes to draw on; by default those of a new figure.
+            grids: (H, W) of the locations of each image; by default the grid whose cells are most nearly square.
+            most: maximal number of lines.
+
+        Raises:
+            MatchingError: the match is a score, or no grid of the locations has nearly square cells.
+            ComparisonError: `grids` do not fit the match, or `most` is negative.
+            ImageError: an image cannot be shown.
+        """
+        from rsm_probe.figures import displayed, matched_locations
+        from rsm_probe.figures.style import axes_or_new
+
+        if self.permutation is None or self.affinities is None:
+            raise MatchingError(f"{self.solver} is a score and pairs no locations, so there is nothing to join")
+        pictures = displayed(image_a), displayed(image_b)
+        if grids is None:
+            counts = self.locations or (len(self.permutation), len(self.permutation))
+            first, second = (_square_cells(n, *image.shape[:2]) for n, image in zip(counts, pictures, strict=True))
+            grids = first, second
+        return matched_locations(axes_or_new(ax), pictures, grids, self.permutation, self.affinities, most)
 
     @property
     def gap(self) -> float | None:
@@ -68,6 +123,23 @@ class Match:
         None without a bound, or if the bound is not positive. Give `certify=True` for a tight bound.
         """
         return None if self.bound is None or self.bound <= 0 else self.value / self.bound
+
+
+def _square_cells(count: int, height: int, width: int) -> tuple[int, int]:
+    """The grid of some locations on an image whose cells are most nearly square.
+
+    Raises:
+        MatchingError: its cells are more than half as long again as they are wide, so the image has another grid.
+    """
+    shapes = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    elongation = {(rows, columns): abs(math.log(height * columns / (rows * width))) for rows, columns in shapes}
+    best = min(shapes, key=elongation.__getitem__)
+    if elongation[best] > math.log(1.5):
+        raise MatchingError(
+            f"{count} locations form no grid of nearly square cells on an image of {height} x {width} pixels; give "
+            f"grids=((H, W), (H, W))"
+        )
+    return best
 
 
 def match(
@@ -125,7 +197,7 @@ def match(
         affinity = affinity.numpy()
     pairs = Pairs(np.zeros(1, int), np.zeros(1, int), *images, affinity, prepared, stays)
     solution = solve_both_ways(method, pairs)
-    answer = _answer(method, solution, 0, unit, certify)
+    answer = _answer(method, solution, 0, unit, certify, (len(left), len(right)))
     if answer.permutation is None:
         return answer
 
@@ -192,7 +264,8 @@ def match_affinity(
         raise MatchingError(
             f"{method.name} needs the tokens of both images; use match(x, y, {method.name!r})"
         ) from None
-    answers = [_answer(method, solution, k, 1.0, certify) for k in range(len(batch))]
+    locations = batch.shape[1], batch.shape[2]
+    answers = [_answer(method, solution, k, 1.0, certify, locations) for k in range(len(batch))]
     if solution.permutations is None:
         return answers if given.ndim == 3 else answers[0]
     partners = torch.from_numpy(solution.permutations.astype(np.int64)).to(batch.device)
@@ -209,7 +282,9 @@ def match_affinity(
     return answers if given.ndim == 3 else answers[0]
 
 
-def _answer(method: Matching, solution: Solution, k: int, unit: float, certify: bool) -> Match:
+def _answer(
+    method: Matching, solution: Solution, k: int, unit: float, certify: bool, locations: tuple[int, int]
+) -> Match:
     """The match of pair k, in the unit of the original tokens."""
     if certify and solution.permutations is None:
         raise MatchingError(f"{method.name} is a score and pairs no locations, so there is nothing to certify")
@@ -218,7 +293,8 @@ def _answer(method: Matching, solution: Solution, k: int, unit: float, certify: 
     if not np.isfinite(solution.values[k]):
         raise MatchingError(f"affinities are too large: their sum is {solution.values[k]}; scale them down")
     status = "optimal" if method.exact else "feasible"
-    return Match(permutation, float(solution.values[k]) * unit, bound, solution.solvers[k], status)
+    value = float(solution.values[k]) * unit
+    return Match(permutation, value, bound, solution.solvers[k], status, locations=locations)
 
 
 def _in_float64(answer: Match, x: Tensor, y: Tensor, unit: float) -> Match:

@@ -12,7 +12,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from rsm_probe.checks import listed
 from rsm_probe.errors import LayerError
+from rsm_probe.html_table import html_table
 from rsm_probe.probe import fx_layers
 from rsm_probe.probe.calls.attention_watch import AttentionWatch
 from rsm_probe.probe.calls.boundary import FORWARD, Boundary, LastLayerSeenError, called_method, require_method
@@ -22,7 +24,7 @@ from rsm_probe.probe.forward_pass import ForwardPass
 from rsm_probe.probe.layers import Layers, Selection, layer_specs, resolve
 from rsm_probe.probe.learned_readers import LearnedReaders
 from rsm_probe.probe.options import Options, Reduce
-from rsm_probe.probe.representation import Layout
+from rsm_probe.probe.representation import Layout, Representation
 from rsm_probe.probe.representations import NO_PASS, Representations
 from rsm_probe.probe.torch_internals import in_backward
 from rsm_probe.probe.wrappers import evaluating, named_layers, plain_model, require_values, run_eagerly
@@ -185,6 +187,27 @@ class Probe:
         if self._options.stop_early and isinstance(error, AttributeError | TypeError) and "None" in str(error):
             error.add_note("stop_early=True: from the second pass on, the model returns None; by default, its result")
 
+    def __repr__(self) -> str:
+        layers = listed(self.representations or [selection.label for selection in self.selections])
+        return f"Probe({type(self._plain).__name__}, {self.passes} forward passes; layers {layers})"
+
+    def _repr_html_(self) -> str:
+        """Tabulate the layers, with the shapes of their representations after a forward pass, for notebooks."""
+        facts = {"model": type(self._plain).__name__, "forward passes": self.passes}
+        if not self.representations:
+            graph = fx_layers.PREFIX
+            rows: list[list[object]] = [
+                [s.label, "operation" if s.label.startswith(graph) else type(self._modules[s.module_name]).__name__]
+                for s in self.selections
+            ]
+            note = "Nothing is captured; call the model inside the 'with' block."
+            return html_table("Probe", facts, ["layer", "module"], rows, count=len(rows), note=note)
+        rows = [[name, *_cells(value)] for name, value in self.representations.items()]
+        reasons = [f"{name} ({reason})" for name, reason in self.skipped.items()]
+        note = f"Not captured: {listed(reasons, 3)}." if reasons else ""
+        columns = ["layer", "tokens", "prefix", "grid", "dtype", "device", "input"]
+        return html_table("Probe", facts, columns, rows, count=len(rows), note=note)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Copying a model copies its hooks; they recognise that the copy is not the probed model.
         return self
@@ -302,6 +325,14 @@ class Probe:
         self._module_calls.begin()
         self._pass, self.representations = None, Representations("", representations, self.skipped)
         self.passes += not self._in_example
+
+
+def _cells(value: Any) -> list[object]:
+    """What a table shows of a representation, or of what a reducer made of one."""
+    if not isinstance(value, Representation):
+        return [f"reduced to {type(value).__name__}", "", "", "", "", ""]
+    shapes = (" x ".join(map(str, shape or ())) for shape in (value.tokens.shape, value.prefix.shape, value.grid))
+    return [*shapes, str(value.tokens.dtype).removeprefix("torch."), value.tokens.device, value.input]
 
 
 def _positional(function: Callable[..., Any]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from rsm_probe.arrays import condensed_hint, real_matrix, require_distances, require_similarities, require_symmetric
 from rsm_probe.checks import brief, require_texts
 from rsm_probe.errors import ComparisonError, StorageError, repeated
+from rsm_probe.html_table import html_table
 from rsm_probe.matching.registry import METHODS
 from rsm_probe.similarity.kernels import RBF, Kernel, check_kernel, get_kernel, highest_similarities
 from rsm_probe.similarity.rsatoolbox import distances, to_rdms
@@ -19,6 +20,7 @@ from rsm_probe.storage.files import open_dataset, save_dataset
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+    from matplotlib.axes import Axes
 
 
 # Attributes that describe an RSM.
@@ -137,6 +139,21 @@ class RSM:
         return [str(name) for name in self.dataset["image_b"].values]
 
     @property
+    def labels(self) -> list[str]:
+        """Labels of the images in the rows; "" where unknown."""
+        return self._labels("a")
+
+    @property
+    def other_labels(self) -> list[str]:
+        """Labels of the images in the columns; "" where unknown."""
+        return self._labels("b")
+
+    def _labels(self, side: str) -> list[str]:
+        if f"label_{side}" not in self.dataset:
+            return [""] * self.dataset.sizes[f"image_{side}"]
+        return [str(label) for label in self.dataset[f"label_{side}"].values]
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """Layer, matching, kernel and centring, if known."""
         return {key: self.dataset.attrs[key] for key in _KNOWN if key in self.dataset.attrs}
@@ -162,6 +179,25 @@ class RSM:
         if "product" not in self.dataset:
             raise ComparisonError("this RSM has no inner products, so its kernel cannot be changed")
         return RSM(_under(self.dataset, get_kernel(kernel)))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the similarities as a heatmap, with images sorted by label where labels are known.
+
+        Args:
+            ax: Axes to draw on; by default those of a new figure.
+        """
+        from rsm_probe.figures import names_as_written, rsm_heatmap
+        from rsm_probe.figures.style import axes_or_new
+
+        rows, columns = self.labels, self.other_labels
+        orders = [np.argsort(np.array(labels), kind="stable") for labels in (rows, columns)]
+        rows, columns = ([labels[k] for k in order] for labels, order in zip((rows, columns), orders, strict=True))
+        values = self.values[np.ix_(*orders)]
+        with names_as_written():
+            title = "\n".join(f"{key} {value}" for key, value in self.attributes.items())
+            ax = rsm_heatmap(axes_or_new(ax), values, rows, title, columns=None if _one_set(self.dataset) else columns)
+            ax.set(ylabel="image", xlabel="image")
+        return ax
 
     def to_frame(self) -> pd.DataFrame:
         """Convert to a long table: one row per pair of images, with `image_a`, `image_b` and `similarity`.
@@ -229,6 +265,26 @@ class RSM:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype, copy=copy)
+
+    def _repr_html_(self) -> str:
+        """Tabulate the most similar image of the first ones, for notebooks."""
+        values, one = self.values, _one_set(self.dataset)
+        rows, columns = (
+            [f"{name} ({label})" if label else name for name, label in zip(names, labels, strict=True)]
+            for names, labels in ((self.ids, self.labels), (self.other_ids, self.other_labels))
+        )
+        facts: dict[str, object] = {"images": " x ".join(f"{count:,}" for count in values.shape), **self.attributes}
+        facts["similarities"] = f"{values.min():.4g} to {values.max():.4g}"
+
+        def row(image: int) -> list[object]:
+            others = values[image].copy()
+            if one:
+                others[image] = -np.inf  # itself
+            best = int(others.argmax())
+            return [rows[image], columns[best], float(others[best])]
+
+        count = len(rows) if len(columns) > one else 0
+        return html_table("RSM", facts, ["image", "most similar", "similarity"], map(row, range(count)), count=count)
 
     def __repr__(self) -> str:
         what = ", ".join(f"{key}={brief(value)}" for key, value in self.attributes.items())

@@ -12,10 +12,11 @@ import numpy as np
 
 from rsm_probe.checks import listed
 from rsm_probe.comparison.alignment import get_estimator
-from rsm_probe.comparison.grid import label_grid
+from rsm_probe.comparison.grid import label_grid, layer_grid, rsm_positions
 from rsm_probe.comparison.mini_batches import bootstrap_batch_samples
 from rsm_probe.comparison.statistics import check_level, over_models, summarise
 from rsm_probe.errors import ComparisonError, StorageError, did_you_mean, look_up
+from rsm_probe.html_table import html_table
 from rsm_probe.storage.files import open_dataset, save_dataset
 from rsm_probe.streaming.cka_sums import CkaSums
 from rsm_probe.streaming.kept_rsms import BatchRsms, PaddedRsms, stack_rsms
@@ -23,6 +24,7 @@ from rsm_probe.streaming.kept_rsms import BatchRsms, PaddedRsms, stack_rsms
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+    from matplotlib.axes import Axes
 
 
 class InTraining(Protocol):
@@ -215,7 +217,7 @@ class SweepResult:
     @property
     def models(self) -> list[str]:
         """Names of the models, in the order given."""
-        return list(dict.fromkeys(str(name) for name in self.dataset["model_a"].values))
+        return self._names("model")
 
     def layers(self, model: str) -> list[str]:
         """Names of a model's layers, in forward order.
@@ -253,26 +255,9 @@ class SweepResult:
         Raises:
             ComparisonError: the sweep has no such combination.
         """
-        values = self.cka_by(estimator) if estimator else self.cka
-        import xarray as xr
-
-        parts = {}
-        for side, model, matching in (
-            ("a", model_a, matching_a),
-            ("b", model_b or model_a, matching_b or matching_a),
-        ):
-            wanted = {"model": model, "matching": matching, "kernel": kernel}
-            mask = np.ones(values.sizes[f"rsm_{side}"], dtype=bool)
-            for name, value in wanted.items():
-                known = values[f"{name}_{side}"].values
-                if value not in known:
-                    names = list(dict.fromkeys(map(str, known)))
-                    raise ComparisonError(f"no {name} {value!r} in this sweep (there are: {', '.join(names)})")
-                mask &= known == value
-            parts[f"rsm_{side}"] = np.flatnonzero(mask)
-        part = values.isel(parts)
-        coordinates = {f"layer_{side}": [str(v) for v in part[f"layer_{side}"].values] for side in "ab"}
-        return xr.DataArray(part.values, dims=("layer_a", "layer_b"), coords=coordinates, name="cka")
+        rows = {"model": model_a, "matching": matching_a, "kernel": kernel}
+        columns = {"model": model_b or model_a, "matching": matching_b or matching_a, "kernel": kernel}
+        return layer_grid(self.cka_by(estimator) if estimator else self.cka, rows, columns)
 
     def within(
         self, models: Sequence[str], matching_a: str, matching_b: str | None = None, kernel: str = "linear"
@@ -326,23 +311,57 @@ class SweepResult:
             raise ComparisonError(
                 f"the checkpoints of {network!r} have different layers, and cannot be compared by layer"
             )
-        # Raises if there is no such combination.
-        self.grid(models[0], models[0], matching_a, matching_b, kernel)
-        rows, columns = (
-            np.array([self._positions(model, matching, kernel) for model in models])
-            for matching in (matching_a, matching_b or matching_a)
-        )
-        values = self.cka.values[rows[:, None], columns[None]]
+
+        def positions(matching: str) -> np.ndarray:
+            shared = {"matching": matching, "kernel": kernel}
+            return np.stack([rsm_positions(self.cka, "a", {"model": model, **shared}) for model in models])
+
+        values = self.cka.values[positions(matching_a)[:, None], positions(matching_b or matching_a)[None]]
         coordinates = {"step_a": list(steps), "step_b": list(steps), "layer": layers}
         return xr.DataArray(values, dims=("step_a", "step_b", "layer"), coords=coordinates, name="cka")
 
-    def _positions(self, model: str, matching: str, kernel: str) -> np.ndarray:
-        """The positions of the RSMs of a model by one matching and kernel, in the order of its layers."""
-        of = (
-            self.dataset[f"{name}_a"].values == value
-            for name, value in {"model": model, "matching": matching, "kernel": kernel}.items()
-        )
-        return np.flatnonzero(np.logical_and.reduce(list(of)))
+    def plot(
+        self,
+        model_a: str | None = None,
+        model_b: str | None = None,
+        matching_a: str | None = None,
+        matching_b: str | None = None,
+        kernel: str | None = None,
+        estimator: str | None = None,
+        *,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw the layer-by-layer grid of two models as a heatmap.
+
+        Args:
+            model_a: see `grid`; by default the first model, matching and kernel of the sweep.
+            model_b: see `grid`.
+            matching_a: see `grid`.
+            matching_b: see `grid`.
+            kernel: see `grid`.
+            estimator: see `grid`.
+            ax: Axes to draw on; by default those of a new figure.
+
+        Raises:
+            ComparisonError: the sweep has no such combination.
+        """
+        from rsm_probe.figures import cka_heatmap, names_as_written
+        from rsm_probe.figures.style import axes_or_new
+
+        first = {name: self._names(name)[0] for name in ("model", "matching", "kernel")}
+        rows = model_a or first["model"], matching_a or first["matching"]
+        columns = model_b or rows[0], matching_b or rows[1]
+        kernel = kernel or first["kernel"]
+        grid = self.grid(rows[0], columns[0], rows[1], columns[1], kernel, estimator)
+        with names_as_written():
+            title = f"{estimator or self.dataset.attrs['estimator']} CKA, {kernel} kernel"
+            ax = cka_heatmap(axes_or_new(ax), grid, title, lowest=float(np.nanmin(grid.values, initial=0.0)))
+            ax.set(ylabel="layers of {}, {}".format(*rows), xlabel="layers of {}, {}".format(*columns))
+        return ax
+
+    def _names(self, what: str) -> list[str]:
+        """The models, matchings or kernels of the sweep, in their order."""
+        return list(dict.fromkeys(str(name) for name in self.dataset[f"{what}_a"].values))
 
     def to_frame(self) -> pd.DataFrame:
         """Convert all comparisons to a long table: one row per pair of RSMs, with `cka` and the coordinates of both."""
@@ -408,3 +427,23 @@ class SweepResult:
             f"SweepResult({self.cka.sizes['rsm_a']} RSMs, {self.dataset.attrs.get('images')} images{batches}; layers "
             f"of each model: {layers}{self._words_on_proof()})"
         )
+
+    def _repr_html_(self) -> str:
+        """Tabulate, for notebooks, the layers of each model and where semantic and spatio-semantic RSMs differ most."""
+        attrs, matchings, kernels = self.dataset.attrs, self._names("matching"), self._names("kernel")
+        semantic = [name for name in matchings if name != "identity" and "identity" in matchings]
+        facts = {"images": attrs.get("images"), "mini-batches": attrs.get("batches"), "CKA": attrs["estimator"]}
+        facts |= {"matchings": ", ".join(matchings), "kernels": ", ".join(kernels)}
+        note = f"CKA is that of the {kernels[0]} kernel{self._words_on_proof()}." if semantic else ""
+
+        def row(model: str) -> list[object]:
+            layers = self.layers(model)
+            cells: list[object] = [model, len(layers), layers[0], layers[-1]]
+            for matching in semantic:
+                values = np.diagonal(self.grid(model, model, matching, "identity", kernels[0]).values)
+                lowest = None if np.isnan(values).all() else int(np.nanargmin(values))
+                cells.append("undefined" if lowest is None else f"{values[lowest]:.3f} at {layers[lowest]}")
+            return cells
+
+        columns = ["model", "layers", "first", "last", *(f"lowest CKA, {name} against identity" for name in semantic)]
+        return html_table("SweepResult", facts, columns, map(row, self.models), count=len(self.models), note=note)

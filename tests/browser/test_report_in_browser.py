@@ -1,0 +1,136 @@
+"""Report pages as readers see them: no error, no request, readable at any width, answers to pointer and keys."""
+
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from pages import LABELS, random_sweep, write_large_page
+
+from rsm_probe.cli import main
+
+ROOT = Path(__file__).parents[2]
+MODELS = [f"model-{number}" for number in range(3)]
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """A sweep of 3 models x 16 layers and 500 images, from random numbers; a label and a name are markup."""
+    return write_large_page(tmp_path_factory.mktemp("large") / "report.html")
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory):
+    """The page at the end of a run by the command line."""
+    out = tmp_path_factory.mktemp("real") / "run"
+    command = ["rsm-probe", "run", str(ROOT / "configs" / "smoke" / "sweep.yaml"), "--out", str(out), "--no-figures"]
+    with mock.patch.object(sys, "argv", command), pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    return out / "report.html"
+
+
+@pytest.mark.parametrize("which", ["large", "real"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_page_draws_all_its_charts_and_asks_no_network(opened, request, which, width, scheme):
+    one = opened(request.getfixturevalue(which), width, scheme)
+    page = one.draw_all()
+    assert page.locator(".chart").count() >= 2
+    assert page.locator(".chart :is(svg, canvas).marks").count() == page.locator(".chart").count()
+    one.require_quiet()
+    # Wide parts scroll within themselves, and the page does not.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ink, paper = page.evaluate(
+        "(({ color, backgroundColor }) => [color, backgroundColor])(getComputedStyle(document.body))"
+    )
+    lightness = [sum(map(int, colour.strip("rgb()").split(","))) / 765 for colour in (ink, paper)]
+    assert (lightness[1] - lightness[0] > 0.6) == (scheme == "light")
+    assert abs(lightness[1] - lightness[0]) > 0.6
+
+
+def test_hovering_over_a_cell_names_both_layers_and_their_values(opened, large):
+    one = opened(large)
+    chart = one.draw_all().locator(".chart").first
+    for menu in one.page.locator(".menus select").all()[:2]:
+        menu.select_option("model-1")
+    one.point_at(chart, "grid_difference_marks", depth_a=3, depth_b=5)
+    words = one.tooltip()
+    result, _ = random_sweep(shown_images=2)
+    aligned, semantic = (result.grid("model-1", None, by).values[3, 5] for by in ("identity", "optimal"))
+    for word in ("blocks.3", "blocks.5", f"{aligned:.4f}", f"{semantic:.4f}"):
+        assert word in words
+    one.require_quiet()
+
+
+def test_a_menu_changes_the_grids(opened, large):
+    one = opened(large)
+    chart, menu = one.draw_all().locator(".chart").first, one.page.locator(".menus select").first
+    result, _ = random_sweep(shown_images=2)
+    menu.focus()  # by the keyboard alone
+    for number, model in enumerate(MODELS):
+        one.page.keyboard.press("Home")
+        for _ in range(number):
+            one.page.keyboard.press("ArrowDown")
+        assert menu.input_value() == model
+        one.page.wait_for_timeout(300)
+        other = one.page.locator(".menus select").nth(1).input_value()
+        expected = result.grid(model, other, "optimal").values
+        shown = one.data(chart, "grid_semantic_marks", "matched")
+        np.testing.assert_allclose(np.array(shown).reshape(16, 16), expected, atol=1e-4)
+    one.require_quiet()
+
+
+def test_a_click_on_a_cell_leads_to_the_rsms_and_from_there_to_the_images(opened, large):
+    one = opened(large)
+    chart = one.draw_all().locator(".chart").first
+    before = set(one.texts(chart))
+    one.point_at(chart, "grid_identity_marks", depth_a=2, depth_b=7)
+    one.click()
+    model = one.page.locator(".menus select").first.input_value()
+    assert {f"{model}, blocks.2", f"{model}, blocks.7"} <= set(one.texts(chart)) - before
+    _, shown = random_sweep()
+    one.point_at(chart, next(name for name in one.marks(chart) if name.startswith("rsm_b_semantic")), i=40, j=11)
+    assert "similarity" in one.tooltip()
+    one.page.wait_for_timeout(300)
+    texts = "\n".join(one.texts(chart))
+    for number in shown.order[[40, 11]]:
+        assert shown.ids[number] in texts
+    addresses = one.images(chart)
+    assert len(addresses) == 2
+    assert all(address.startswith("data:image/") for address in addresses)
+    assert len(set(addresses)) == 2
+    key = next(k for k in shown.keys if (k.model, k.depth, k.matching) == (model, 7, "optimal"))
+    value = shown.rsms[shown.keys.index(key)][40, 11]
+    (said,) = [text for text in one.texts(chart) if text.startswith("blocks.7, semantic: ")]
+    low, high = shown.ranges[shown.keys.index(key)]
+    assert float(said.rpartition(" ")[2].replace("−", "-")) == pytest.approx(value, abs=(high - low) / 100)
+    one.require_quiet()
+
+
+def test_a_class_that_is_called_script_is_shown(opened, large):
+    one = opened(large)
+    page = one.draw_all()
+    (script,) = [label for label in LABELS if "<" in label]
+    assert script in page.locator("main").inner_text()
+    assert script in page.locator(".pictures title").first.evaluate("() => document.body.textContent")
+    one.require_quiet()  # no dialog
+
+
+def test_without_scripts_a_page_still_says_what_came_out(opened, large):
+    page = opened(large, java_script_enabled=False).page
+    assert page.locator("dd.answer").is_visible()
+    assert page.locator("noscript p").is_visible()
+    picture = page.locator(".pictures svg use").first.bounding_box()
+    assert picture["width"] > 30
+
+
+def test_parts_can_be_downloaded(opened, large, tmp_path):
+    page = opened(large).draw_all()
+    for kind, start in (("CSV", "model"), ("SVG", "<svg"), ("PNG", "\x89PNG")):
+        with page.expect_download() as started:
+            page.locator(f".downloads :text-is('{kind}')").first.click()
+        file = tmp_path / kind
+        started.value.save_as(file)
+        assert file.read_text("latin-1").startswith(start), kind
+        assert started.value.suggested_filename.endswith(f".{kind.lower()}")
