@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -20,6 +20,7 @@ from rsm_probe.config import read_yaml
 from rsm_probe.errors import MatchingError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
+from rsm_probe.paper.shown import SHOWN, Shown
 from rsm_probe.paper.similarity_rules import (
     SimilarityRule,
     known_rule,
@@ -27,11 +28,12 @@ from rsm_probe.paper.similarity_rules import (
     shown_matchings,
     similarity_rule,
 )
+from rsm_probe.report.page import Page
 from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each_named
 from rsm_probe.runs.given import GivenModel
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title
-from rsm_probe.runs.pieces import owner_of
+from rsm_probe.runs.pieces import once, owner_of
 from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.study import ModelStudy, Runner
 from rsm_probe.runs.tables import Row, TableResult, markdown
@@ -149,7 +151,7 @@ class Experiment(Runner[C]):
 
     The run folder then holds `table.csv`, `report.md`, `result.json`, `captures/`, `parts/` (intermediate results),
     `config.yaml` and `provenance.json`. An experiment defines `compare` and, where the defaults do not suit,
-    `image_sets`, `check`, `choose_layers`, `report`, `picture` and `draw`.
+    `image_sets`, `check`, `choose_layers`, `report`, `picture`, `draw`, `show` and `content`.
     """
 
     def __init__(self, study: C, out: Path, execution: Execution | None = None) -> None:
@@ -184,6 +186,19 @@ class Experiment(Runner[C]):
         """Draw the figures, by name."""
         return {}
 
+    def show(self, subject: Subject) -> Shown:
+        """Collect what the page shows of a model, besides the table; the run stores it."""
+        return Shown({}, {})
+
+    def content(self, result: TableResult, shown: Mapping[str, Shown]) -> Page:
+        """Lay out the page of a finished run.
+
+        Args:
+            result: the result.
+            shown: model -> what the run stored of it; some models only, see `subjects`.
+        """
+        raise NotImplementedError
+
     # Shared by all experiments
 
     def load_images(self) -> None:
@@ -196,13 +211,17 @@ class Experiment(Runner[C]):
     ) -> TableResult:
         """Compare one model after another, and save table and report."""
         rows: list[Row] = []
+        with_pictures = set(self._first_of_each_kind(list(models)))
         for number, (title, model) in enumerate(models.items()):
             require_there()
             subject = self.subject(number, title, model)
             require_there()
             entry = self.entry(title)
             facts = {"network": entry.network, "untrained": entry.is_untrained(title)}
-            rows += [row | facts for row in self.compare(subject)]
+            rows += [row | facts for row in (of_model := self.compare(subject))]
+            require_there()
+            if of_model and title in with_pictures:
+                self._store_shown(subject)
         if not rows:
             raise MatchingError(
                 f"matchings: {', '.join(self.study.matchings)} needs tokens that no layer of any model has; add "
@@ -245,13 +264,31 @@ class Experiment(Runner[C]):
         Raises:
             StorageError: the run is not finished, or a capture is damaged.
         """
+        titles = list(dict.fromkeys(row["model"] for row in self.open().table))
+        for title in self._first_of_each_kind(titles):
+            yield self.subject(titles.index(title), title)
+
+    def _first_of_each_kind(self, titles: Sequence[str]) -> Iterator[str]:
+        """The models that have figures of their own; see `subjects`."""
         kinds = set()
-        for number, title in enumerate(dict.fromkeys(row["model"] for row in self.open().table)):
+        for title in titles:
             entry = self.entry(title)
             kind = self.study.models.index(entry), base_title(title) in entry.controls
             if kind not in kinds:
                 kinds.add(kind)
-                yield self.subject(number, title)
+                yield title
+
+    def _store_shown(self, subject: Subject) -> None:
+        # Keys that may differ between runs in one folder decide what is shown, too.
+        chosen = self.study.model_dump(mode="json", include={"pictured"})
+        once(subject.folder / SHOWN, f"{subject.owner} {chosen}", lambda: self.show(subject).pack())
+
+    def page(self) -> Page:
+        """See `Study.page`."""
+        result = self.open()
+        titles = list(dict.fromkeys(row["model"] for row in result.table))
+        stored = {title: Shown.read(subject_folder(self.folder, k, title) / SHOWN) for k, title in enumerate(titles)}
+        return self.content(result, {title: shown for title, shown in stored.items() if shown is not None})
 
     def subject(self, number: int, title: str, model: LoadedModel | None = None) -> Subject:
         """Open the captures of a model, or make them.

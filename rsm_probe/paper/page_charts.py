@@ -1,0 +1,221 @@
+"""Charts of the experiments' pages: values with intervals by rule, curves, and densities of pairs.
+
+Each takes rows of a result, and offers a menu for every key that tells its rows apart and has no place in the chart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rsm_probe.figures import rule_styles
+from rsm_probe.paper.by_matching import distinct
+from rsm_probe.runs.tables import Row, with_interval
+
+if TYPE_CHECKING:
+    import altair as alt
+
+# Pixels from the axis to the top of a chart.
+_HEIGHT = 260
+# Letters of a tick that are shown; hovering shows all.
+_LONGEST_TICK = 180
+# Matplotlib's markers as Vega names them; any other is a circle.
+_SHAPES = {
+    "s": "square", "o": "circle", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "d": "diamond",
+    "P": "cross", "X": "M-1,-1L1,1M-1,1L1,-1", "<": "triangle-left", ">": "triangle-right", "p": "wedge", "*": "arrow",
+}  # fmt: skip
+
+
+def interval_chart(
+    rows: Sequence[Row],
+    tick: str,
+    values: Sequence[str],
+    meaning: str,
+    titles: Mapping[str, str],
+    *,
+    rule: str = "matching",
+    menus: Mapping[str, str] | None = None,
+    hover: Mapping[str, str] | None = None,
+    reference: float | None = None,
+    verdicts: Mapping[str, str] | None = None,
+    log: bool = False,
+) -> alt.LayerChart:
+    """Draw values with their intervals: ticks along x, a colour and a marker per rule.
+
+    Args:
+        rows: rows of a result; those without a value are left out.
+        tick: key of the ticks.
+        values: keys of the value and of the lower and upper end of its interval.
+        meaning: title of the y-axis.
+        titles: name of a rule -> its title, in the order of the legend.
+        rule: key of the rule.
+        menus: key -> label of a menu that chooses among its values; keys with one value get none.
+        hover: key -> what it says when the mouse is over a point, besides tick, rule and value.
+        reference: value of a dashed line, such as chance or no difference.
+        verdicts: key of the text that says whether a row is decided -> its label; undecided points ("") are hollow.
+        log: a logarithmic y-axis.
+    """
+    import altair as alt
+
+    value, low, high = values
+    (said, label), *_ = (verdicts or {"": ""}).items()
+    menus, hover = menus or {}, hover or {}
+    data = [
+        {
+            "tick": str(row[tick]), "rule": titles.get(row[rule], row[rule]), "value": row[value],
+            "low": _number(row[low]), "high": _number(row[high]),
+            "said": with_interval(row, value, low, high), "decided": not said or bool(row[said]),
+            "verdict": (row[said] or "undecided") if said else "",
+            **{key: _text(row[key]) for key in [*menus, *hover]},
+        }
+        for row in rows
+        if not math.isnan(row[value])
+    ]  # fmt: skip
+    parameters, chosen = _menus(data, menus)
+    scale = _rule_scale({name: title for name, title in titles.items() if any(row[rule] == name for row in rows)})
+    base = alt.Chart(alt.Data(values=data))
+    for condition in chosen:
+        base = base.transform_filter(condition)
+    ticks = list(dict.fromkeys(row["tick"] for row in data))
+    picked = alt.selection_point(name="picked_rule", fields=["rule"], bind="legend")
+    y = alt.Y(
+        "value:Q", title=meaning, scale=alt.Scale(type="log") if log else alt.Scale(zero=False),
+        axis=alt.Axis(format="~g"),
+    )  # fmt: skip
+    labels = alt.Axis(title=None, labelAngle=-35, labelLimit=_LONGEST_TICK)
+    base = base.encode(
+        x=alt.X("tick:N", sort=ticks, axis=labels),
+        xOffset=alt.XOffset("rule:N", sort=scale["domain"]),
+        color=alt.Color("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["colours"])),
+        opacity=alt.condition(picked, alt.value(1.0), alt.value(0.12)),
+        tooltip=[
+            alt.Tooltip("tick:N", title=tick), alt.Tooltip("rule:N", title="compared by"),
+            alt.Tooltip("said:N", title=meaning), *([alt.Tooltip("verdict:N", title=label)] if said else []),
+            *(alt.Tooltip(f"{key}:N", title=name) for key, name in {**menus, **hover}.items()),
+        ],
+    )  # fmt: skip
+    shape = alt.Shape("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["shapes"]))
+    ends = base.mark_rule(strokeWidth=1.5).encode(
+        y=alt.Y("low:Q", title=meaning, scale=alt.Scale(type="log") if log else alt.Scale(zero=False)), y2="high:Q"
+    )
+    layers: list[Any] = [ends, base.mark_point(size=55, filled=False).encode(y=y, shape=shape)]
+    layers.append(base.transform_filter("datum.decided").mark_point(size=55, filled=True).encode(y=y, shape=shape))
+    if reference is not None:
+        line = alt.Chart(alt.Data(values=[{"at": reference}])).mark_rule(strokeDash=[4, 3], color="#888888")
+        layers.insert(0, line.encode(y=alt.Y("at:Q", title=meaning)))
+    return _sized(alt.layer(*layers).add_params(picked, *parameters))
+
+
+def curve_chart(
+    rows: Sequence[Row], x: tuple[str, str], y: tuple[str, str], kind: str, *, menus: Mapping[str, str] | None = None
+) -> alt.Chart:
+    """Draw curves, a colour and a dash per kind.
+
+    Args:
+        rows: points of the curves.
+        x: key and title of the x-axis.
+        y: key and title of the y-axis.
+        kind: key of what tells curves apart.
+        menus: see `interval_chart`.
+    """
+    import altair as alt
+
+    menus = menus or {}
+    data = [{"x": row[x[0]], "y": row[y[0]], "kind": row[kind], **{key: row[key] for key in menus}} for row in rows]
+    parameters, chosen = _menus(data, menus)
+    chart = alt.Chart(alt.Data(values=data))
+    for condition in chosen:
+        chart = chart.transform_filter(condition)
+    kinds = distinct(data, "kind")
+    chart = chart.mark_line(interpolate="monotone", point=alt.OverlayMarkDef(size=18)).encode(
+        x=alt.X("x:Q", title=x[1], scale=alt.Scale(zero=False)),
+        y=alt.Y("y:Q", title=y[1]),
+        order="y:Q",
+        color=alt.Color("kind:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds, range=_KINDS[: len(kinds)])),
+        strokeDash=alt.StrokeDash("kind:N", title=None, scale=alt.Scale(domain=kinds)),
+        tooltip=[
+            alt.Tooltip("kind:N", title="pairs"), alt.Tooltip("x:Q", title=x[1], format=".4~g"),
+            alt.Tooltip("y:Q", title=y[1], format=".2~f"),
+        ],
+    )  # fmt: skip
+    return _sized(chart.add_params(*parameters))
+
+
+def density_chart(
+    rows: Sequence[Row], x: str, y: str, *, menus: Mapping[str, str] | None = None, diagonal: bool = False
+) -> alt.LayerChart:
+    """Draw how many pairs lie in each cell of a grid.
+
+    Args:
+        rows: cells as `density_rows` makes them.
+        x: title of the x-axis.
+        y: title of the y-axis.
+        menus: see `interval_chart`.
+        diagonal: draw the line on which both are equal.
+    """
+    import altair as alt
+
+    menus = menus or {}
+    data = [{**{key: row[key] for key in ("x", "x2", "y", "y2", "pairs")}, **{k: row[k] for k in menus}} for row in rows]
+    parameters, chosen = _menus(data, menus)
+    chart = alt.Chart(alt.Data(values=data))
+    for condition in chosen:
+        chart = chart.transform_filter(condition)
+    cells = chart.mark_rect().encode(
+        x=alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False)),
+        x2="x2:Q",
+        y=alt.Y("y:Q", title=y, scale=alt.Scale(zero=False, nice=False)),
+        y2="y2:Q",
+        color=alt.Color("pairs:Q", title="pairs", scale=alt.Scale(type="log", scheme="viridis")),
+        tooltip=[
+            alt.Tooltip("pairs:Q", title="pairs of images"),
+            *(alt.Tooltip(f"{key}:Q", title=f"{name}, {end}", format=".3~g")
+              for name, keys in ((x, ("x", "x2")), (y, ("y", "y2"))) for key, end in zip(keys, ("from", "to"), strict=True)),
+        ],
+    )  # fmt: skip
+    layers = [cells]
+    if diagonal:
+        line = chart.transform_aggregate(low="min(x)", high="max(x2)").mark_rule(strokeDash=[4, 3], color="#888888")
+        layers.append(line.encode(x="low:Q", x2="high:Q", y="low:Q", y2="high:Q"))
+    return _sized(alt.layer(*layers).add_params(*parameters))
+
+
+# Colours of kinds of pairs, which people with any colour vision can tell apart.
+_KINDS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def _menus(data: Sequence[Mapping[str, Any]], menus: Mapping[str, str]) -> tuple[list[Any], list[str]]:
+    """Parameters bound to menus, and the conditions that they set."""
+    import altair as alt
+
+    parameters, conditions = [], []
+    for key, label in menus.items():
+        options = list(dict.fromkeys(row[key] for row in data))
+        if len(options) > 1:
+            name = f"chosen_{key}"
+            parameters.append(alt.param(name=name, value=options[0], bind=alt.binding_select(options=options, name=label)))
+            conditions.append(f"datum.{key} === {name}")
+    return parameters, conditions
+
+
+def _rule_scale(titles: Mapping[str, str]) -> dict[str, list[str]]:
+    styles = rule_styles(titles)
+    return {
+        "domain": list(titles.values()),
+        "colours": [styles[name].colour for name in titles],
+        "shapes": [_SHAPES.get(styles[name].marker, "circle") for name in titles],
+    }
+
+
+def _sized(chart: Any) -> Any:
+    return chart.properties(width="container", height=_HEIGHT)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _text(value: Any) -> Any:
+    return str(value) if not isinstance(value, int | float) else value

@@ -1,0 +1,117 @@
+"""What a run stores for its page besides the table: facts, thumbnails, and counts of pairs on a grid."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rsm_probe.figures import displayed
+from rsm_probe.report.page import Thumbnail
+from rsm_probe.storage.files import Arrays, load_arrays
+
+# The file of a model in its folder of intermediate results.
+SHOWN = "shown.npz"
+# Longest edge of a thumbnail in pixels, and the edge up to which it is stored without loss.
+_EDGE, _LOSSLESS = 128, 64
+# Cells of a grid of densities along each axis.
+_CELLS = 32
+_FACTS, _IMAGE = "facts", "image-"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a model.
+
+    Attributes:
+        facts: all but images, as JSON holds it.
+        images: key -> thumbnail.
+    """
+
+    facts: Mapping[str, Any]
+    images: Mapping[str, Thumbnail]
+
+    def pack(self) -> Arrays:
+        """Convert to arrays."""
+        arrays = {f"{_IMAGE}{key}": np.frombuffer(image.content, np.uint8) for key, image in self.images.items()}
+        about = {key: [*image.size, image.name, image.label] for key, image in self.images.items()}
+        return {_FACTS: np.array(json.dumps({"facts": self.facts, "images": about})), **arrays}
+
+    @classmethod
+    def read(cls, file: Path) -> Shown | None:
+        """Read what a run stored; None if it stored nothing.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        if not file.exists():
+            return None
+        arrays = load_arrays(file)
+        if _FACTS not in arrays:
+            return None
+        stored = json.loads(str(arrays[_FACTS][0]))
+        return cls(
+            stored["facts"],
+            {
+                key: Thumbnail(arrays[f"{_IMAGE}{key}"][0].tobytes(), (width, height), name, label)
+                for key, (width, height, name, label) in stored["images"].items()
+            },
+        )
+
+
+def thumbnail(image: Any, name: str, label: str = "") -> Thumbnail:
+    """Make a thumbnail.
+
+    Args:
+        image: see `rsm_probe.figures.displayed`.
+        name: id of the image.
+        label: its label, "" for none.
+
+    Raises:
+        ImageError: see `displayed`.
+    """
+    small = Image.fromarray(np.round(255 * displayed(image)).astype(np.uint8))
+    small.thumbnail((_EDGE, _EDGE))
+    stream = io.BytesIO()
+    if max(small.size) <= _LOSSLESS:
+        small.save(stream, "PNG", optimize=True)
+    else:
+        small.save(stream, "JPEG", quality=85)
+    return Thumbnail(stream.getvalue(), small.size, name, label)
+
+
+def pair_counts(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Count pairs of values on a grid.
+
+    Args:
+        x: first value of each pair, (P,).
+        y: second value, (P,).
+
+    Returns:
+        `x` and `y`, the edges of the cells, and `counts` by column of the grid.
+    """
+    counts, across, up = np.histogram2d(x, y, bins=_CELLS)
+    return {"x": across.tolist(), "y": up.tolist(), "counts": counts.astype(int).tolist()}
+
+
+def pair_cells(counted: Mapping[str, Any], **where: Any) -> list[dict[str, Any]]:
+    """The cells of a grid that hold pairs, as rows of a density chart.
+
+    Args:
+        counted: what `pair_counts` returns.
+        where: further keys of every row.
+    """
+    across, up, counts = (np.asarray(counted[key]) for key in ("x", "y", "counts"))
+    return [
+        {
+            "x": float(across[i]), "x2": float(across[i + 1]), "y": float(up[j]), "y2": float(up[j + 1]),
+            "pairs": int(counts[i, j]), **where,
+        }
+        for i, j in np.argwhere(counts)
+    ]  # fmt: skip
