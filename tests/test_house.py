@@ -15,8 +15,8 @@ PACKAGE = Path(rsm_probe.__file__).parent
 ROOMS = [
     "faces", "errors", "checks", "arrays", "config", "execution", "storage", "probe", "sources/images",
     "sources/models", "sources/training", "sources", "forward", "matching", "similarity", "captures", "pairs",
-    "neighbours", "comparison", "stored_products", "streaming", "integrations", "figures", "runs", "paper", "studies",
-    "evidence", "studies/registry", "commands", "cli",
+    "neighbours", "comparison", "stored_products", "streaming", "integrations", "figures", "runs", "report", "paper",
+    "studies", "evidence", "studies/registry", "commands", "cli",
 ]  # fmt: skip
 # Rooms that could be published alone, and the pure ones: what they may import and no more.
 ALLOWED = {
