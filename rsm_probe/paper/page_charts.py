@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _HEIGHT = 260
 # Letters of a tick that are shown; hovering shows all.
 _LONGEST_TICK = 180
+# In place of colours of figures that are hard to see on black.
+_LIGHTER = {"#404040": "#868686", "#000000": "#868686", "#332288": "#7a6ad8", "#882255": "#b24a82", "#0072B2": "#2a8fd0"}
 # Matplotlib's markers as Vega names them; any other is a circle.
 _SHAPES = {
     "s": "square", "o": "circle", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "d": "diamond",
@@ -74,9 +76,7 @@ def interval_chart(
     ]  # fmt: skip
     parameters, chosen = _menus(data, menus)
     scale = _rule_scale({name: title for name, title in titles.items() if any(row[rule] == name for row in rows)})
-    base = alt.Chart(alt.Data(values=data))
-    for condition in chosen:
-        base = base.transform_filter(condition)
+    base = _chosen(data, chosen)
     ticks = list(dict.fromkeys(row["tick"] for row in data))
     picked = alt.selection_point(name="picked_rule", fields=["rule"], bind="legend")
     y = alt.Y(
@@ -107,6 +107,56 @@ def interval_chart(
     return _sized(alt.layer(*layers).add_params(picked, *parameters))
 
 
+def tradeoff_chart(
+    rows: Sequence[Row],
+    x: tuple[str, str],
+    values: Sequence[str],
+    meaning: str,
+    titles: Mapping[str, str],
+    rule: str,
+    *,
+    menus: Mapping[str, str] | None = None,
+) -> alt.LayerChart:
+    """Draw a value with its interval against a cost on a logarithmic axis, a colour and a marker per rule.
+
+    Args:
+        rows: rows of a result; those without a value or a cost are left out.
+        x: key and title of the cost.
+        values: keys of the value and of the lower and upper end of its interval.
+        meaning: title of the y-axis.
+        titles: name of a rule -> its title, in the order of the legend.
+        rule: key of the rule.
+        menus: see `interval_chart`.
+    """
+    import altair as alt
+
+    value, low, high = values
+    menus = menus or {}
+    data = [
+        {
+            "x": row[x[0]], "rule": titles[row[rule]], "value": row[value], "low": _number(row[low]),
+            "high": _number(row[high]), "said": with_interval(row, value, low, high, 4),
+            **{key: row[key] for key in menus},
+        }
+        for row in rows
+        if not math.isnan(row[value]) and row[x[0]] > 0
+    ]  # fmt: skip
+    parameters, chosen = _menus(data, menus)
+    scale = _rule_scale(titles)
+    base = _chosen(data, chosen).encode(
+        x=alt.X("x:Q", title=x[1], scale=alt.Scale(type="log"), axis=alt.Axis(format="~g")),
+        color=alt.Color("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["colours"])),
+        tooltip=[
+            alt.Tooltip("rule:N", title="method"), alt.Tooltip("said:N", title=meaning),
+            alt.Tooltip("x:Q", title=x[1], format=".3~g"),
+        ],
+    )  # fmt: skip
+    y, zero = alt.Y("value:Q", title=meaning, scale=alt.Scale(zero=False)), alt.Scale(zero=False)
+    shape = alt.Shape("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["shapes"]))
+    ends = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=meaning, scale=zero), y2="high:Q")
+    return _sized(alt.layer(ends, base.mark_point(size=70, filled=True).encode(y=y, shape=shape)).add_params(*parameters))
+
+
 def curve_chart(
     rows: Sequence[Row], x: tuple[str, str], y: tuple[str, str], kind: str, *, menus: Mapping[str, str] | None = None
 ) -> alt.Chart:
@@ -124,9 +174,7 @@ def curve_chart(
     menus = menus or {}
     data = [{"x": row[x[0]], "y": row[y[0]], "kind": row[kind], **{key: row[key] for key in menus}} for row in rows]
     parameters, chosen = _menus(data, menus)
-    chart = alt.Chart(alt.Data(values=data))
-    for condition in chosen:
-        chart = chart.transform_filter(condition)
+    chart = _chosen(data, chosen)
     kinds = distinct(data, "kind")
     chart = chart.mark_line(interpolate="monotone", point=alt.OverlayMarkDef(size=18)).encode(
         x=alt.X("x:Q", title=x[1], scale=alt.Scale(zero=False)),
@@ -159,9 +207,7 @@ def density_chart(
     menus = menus or {}
     data = [{**{key: row[key] for key in ("x", "x2", "y", "y2", "pairs")}, **{k: row[k] for k in menus}} for row in rows]
     parameters, chosen = _menus(data, menus)
-    chart = alt.Chart(alt.Data(values=data))
-    for condition in chosen:
-        chart = chart.transform_filter(condition)
+    chart = _chosen(data, chosen)
     cells = chart.mark_rect().encode(
         x=alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False)),
         x2="x2:Q",
@@ -181,7 +227,7 @@ def density_chart(
     return _sized(alt.layer(*layers).add_params(*parameters))
 
 
-# Colours of kinds of pairs, which people with any colour vision can tell apart.
+# Colours of kinds of pairs, which people with any colour vision can tell apart, on white and on black.
 _KINDS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
@@ -199,11 +245,21 @@ def _menus(data: Sequence[Mapping[str, Any]], menus: Mapping[str, str]) -> tuple
     return parameters, conditions
 
 
+def _chosen(data: Sequence[Mapping[str, Any]], conditions: Sequence[str]) -> Any:
+    """A chart of the rows that menus choose."""
+    import altair as alt
+
+    chart = alt.Chart(alt.Data(values=list(data)))
+    for condition in conditions:
+        chart = chart.transform_filter(condition)
+    return chart
+
+
 def _rule_scale(titles: Mapping[str, str]) -> dict[str, list[str]]:
     styles = rule_styles(titles)
     return {
         "domain": list(titles.values()),
-        "colours": [styles[name].colour for name in titles],
+        "colours": [_LIGHTER.get(styles[name].colour, styles[name].colour) for name in titles],
         "shapes": [_SHAPES.get(styles[name].marker, "circle") for name in titles],
     }
 

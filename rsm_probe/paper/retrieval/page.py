@@ -20,7 +20,10 @@ from rsm_probe.runs.tables import TableResult, kernel_title
 
 # Queries with the largest gains and losses that are shown besides those that were asked for.
 _EXTREMES = 3
-_SIGNS = "✓ the same objects as the query, ≈ some of them, ✗ none"
+_SIGNS = (
+    "Of a neighbour: ✓ the same objects as the query, ≈ some of them, ✗ none. Of its objects: ✓ also in the query, ✗ not in "
+    "the query, – only in the query."
+)
 _WHAT = {"f1": "F1", "iou": "IoU"}
 
 
@@ -139,10 +142,10 @@ def retrieval_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
         sections.append(
             Section(
                 "Queries and their nearest images",
-                "Each row is a query, as the network sees it, followed by its nearest images under one rule. Lines join "
-                "the query's locations with their matches in the nearest image; the strongest are drawn. Queries are "
-                "those that the configuration names, and those whose score changes most with matching, in both "
-                f"directions: they are extremes, not typical ones. {_SIGNS[0].upper()}{_SIGNS[1:]}.",
+                "Each query, as the network sees it, beside its nearest images under one rule. Lines join locations of "
+                "the query with their matches in the nearest image; the strongest are drawn. Queries are those that the "
+                "configuration names, and those whose score changes most with matching, in both directions: these are "
+                f"extremes, not typical queries. {_SIGNS}",
                 parts,
             )
         )
@@ -153,6 +156,7 @@ def retrieval_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
         setting,
         semantic_answer(rows, ("score", "low", "high"), "difference", what, level),
         sections,
+        command="",
         notes=[TABLES_NOTE],
     )
 
@@ -191,35 +195,35 @@ def _by_locations(result: TableResult, what: str) -> Section:
 
 def _neighbours(title: str, shown: Shown, settings: Mapping[str, Any]) -> Part:
     """The queries of a model with their nearest images."""
-    pictures, lines = [], []
-    what = _WHAT[settings["score"]]
+    queries: dict[int, list[Part]] = {}
+    titles, lines, what = {}, [], _WHAT[settings["score"]]
     for line in shown.facts["queries"]:
-        key = f"q{line['query']}"
-        query, found = shown.images[key], []
-        listed = ", ".join(line["objects"]) or "no objects"
+        number, rule, listed = line["query"], rule_words(line["matching"]), ", ".join(line["objects"]) or "no objects"
+        query, found = shown.images[f"q{number}"], []
         for rank, neighbour in enumerate(line["neighbours"], start=1):
             image = shown.images[f"d{neighbour['index']}"]
-            found.append(Thumbnail(image.content, image.size, image.name, _label(rank, neighbour, what)))
+            first = [Thumbnail(query.content, query.size, query.name, listed)] if rank == 1 else []
+            joining = [tuple(ends) for ends in line["lines"]] if rank == 1 else []
+            text = _caption(rank, neighbour, what)
+            found.append(Picture([*first, Thumbnail(image.content, image.size, image.name)], text, joining))
             lines.append(
                 [
-                    line["query"], query.name, listed, rule_words(line["matching"]), rank, image.name,
-                    neighbour["score"], neighbour["similarity"], ", ".join(neighbour["objects"]), line["why"],
+                    number, query.name, listed, rule, rank, image.name, neighbour["score"], neighbour["similarity"],
+                    ", ".join(neighbour["objects"]), line["why"],
                 ]
             )  # fmt: skip
-        signs = " ".join(_sign(neighbour["score"]) for neighbour in line["neighbours"])
-        caption = f"Query {line['query']} ({listed}; {line['why']}), {rule_words(line['matching'])}: {signs}"
-        asked = Thumbnail(query.content, query.size, query.name, listed)
-        pictures.append(Picture([asked, *found], caption, [tuple(ends) for ends in line["lines"]]))
+        titles[number] = f"Query {number} ({listed}): {line['why']}"
+        name = f"{title}-query-{number}-{line['matching']}"
+        queries.setdefault(number, []).append(Pictures(name, found, f"Nearest by {rule}", width=96))
     columns = ["query", "id", "objects", "compared by", "rank", "neighbour", what, "similarity", "compared objects", "why"]
-    table = Table(f"neighbours-{title}", columns, lines, f"Queries of {title} and their nearest images.")
-    caption = (
-        f"{title}, {shown.facts['layer']}, {kernel_title(shown.facts['kernel'])}, database of "
-        f"{max(settings['database_sizes'])} images."
-    )
-    return Group(title, [Pictures(f"neighbours-{title}", pictures, caption, table, width=96)], unfolded=True)
+    size = max(settings["database_sizes"])
+    about = f"{shown.facts['layer']}, {kernel_title(shown.facts['kernel'])}, database of {size} images"
+    table = Table(f"neighbours-{title}", columns, lines, f"{title}, {about}: queries and their nearest images.")
+    parts = [Group(titles[number], rules, unfolded=True) for number, rules in queries.items()]
+    return Group(f"{title}: {about}", [*parts, table], unfolded=True)
 
 
-def _label(rank: int, neighbour: Mapping[str, Any], what: str) -> str:
+def _caption(rank: int, neighbour: Mapping[str, Any], what: str) -> str:
     """What is said of a neighbour."""
     text = f"{rank}. {_sign(neighbour['score'])} {what} {neighbour['score']:.2f}"
     if neighbour["similarity"] is not None and not math.isnan(neighbour["similarity"]):
