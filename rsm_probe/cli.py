@@ -1,4 +1,4 @@
-"""The command line: rsm-probe run, check, keys, images, layers, figures, train."""
+"""The command line: rsm-probe run, check, keys, images, layers, figures, report, train."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rsm_probe.commands import images, keys
+from rsm_probe.commands import images, keys, layer_table, report, report_after_run
 from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
 from rsm_probe.storage.paths import local_folder
 
 if TYPE_CHECKING:
-    from rsm_probe.probe.describe import LayerInfo
     from rsm_probe.runs.study import Study
 
 # Commands import the packages they use: importing PyTorch takes seconds, and --help should be fast.
@@ -89,6 +88,7 @@ def run(
     out: _Out = None,
     progress: _Progress = True,
     figures: Annotated[bool, typer.Option(help="draw the figures after the run")] = True,
+    report: Annotated[bool, typer.Option(help="write the report page after the run")] = True,
     allow_code: _AllowCode = False,
     cluster: Annotated[
         str | None, typer.Option(help="scheduler of a Dask cluster that does the work, such as tcp://host:8786")
@@ -107,8 +107,8 @@ def run(
 
     The run folder receives the results (result.zarr of a sweep, which xarray.open_zarr opens; captures/ and pairs/ of a
     study of all pairs), config.yaml (the configuration with all defaults), provenance.json (versions, seeds,
-    accuracies) and figures/. After an interruption, run the same command again to continue. A folder with a run of
-    different settings is rejected.
+    accuracies), figures/ and report.html. After an interruption, run the same command again to continue. A folder with
+    a run of different settings is rejected.
 
     `rsm-probe keys STUDY` lists all that a configuration may say of images, models and the study.
     """
@@ -127,6 +127,8 @@ def run(
     typer.echo(f"results: {folder}")
     if figures:
         _draw(study, folder)
+    if report:
+        typer.echo(report_after_run(study, folder))
 
 
 @app.command()
@@ -174,6 +176,7 @@ def _show_plan(study: Study, folder: Path, recipes: Path) -> None:
 
 app.command()(keys)
 app.command()(images)
+app.command()(report)
 
 
 @app.command()
@@ -304,7 +307,7 @@ def layers(
         forward=how.forward if forward is None else function_of(forward, "--forward"),
     )
     shown = [info for info in infos if info.is_block or all_layers] or infos
-    for line in _layer_table(shown):
+    for line in layer_table(shown):
         typer.echo(line)
     if len(shown) < len(infos):
         typer.echo(f"({len(infos) - len(shown)} more layers with --all)")
@@ -343,17 +346,6 @@ def train(
         with _continuable():
             _, accuracy = train_or_load(recipe, seed, file, device, progress)
         typer.echo(f"{file}: accuracy {accuracy:.3f} on held-out images")
-
-
-def _layer_table(layers: Sequence[LayerInfo]) -> Iterator[str]:
-    rows = [("", "name", "class", "output", "S", "C", "grid", "prefix")]
-    for layer in layers:
-        shape, grid = ("x".join(map(str, sizes)) if sizes else "-" for sizes in (layer.shape, layer.grid))
-        numbers = str(layer.locations), str(layer.channels), grid, str(layer.prefix)
-        rows.append(("*" if layer.is_block else "", layer.name, layer.kind, shape, *numbers))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _executor(

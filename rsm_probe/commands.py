@@ -1,14 +1,19 @@
-"""Commands that run no study: rsm-probe keys, images."""
+"""Commands that run no study (rsm-probe keys, images, report), and what other commands print."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rsm_probe.errors import ConfigError, look_up
 from rsm_probe.storage.paths import local_folder
+
+if TYPE_CHECKING:
+    from rsm_probe.probe.describe import LayerInfo
+    from rsm_probe.runs.study import Study
 
 
 def keys(
@@ -56,3 +61,49 @@ def images(
     file = write_coco(image_set, local_folder(out, "--out"), progress=progress)
     objects = sum(len(note["boxes"]) for note in image_set.annotations)
     typer.echo(f"{len(image_set)} images with {objects} objects: {file}")
+
+
+def report(
+    run_folder: Annotated[str, typer.Argument(help="the folder of a finished run, or of a sweep from Python")],
+    out: Annotated[str | None, typer.Option(help="the HTML file; by default report.html in the run folder")] = None,
+) -> None:
+    """Write the report page of a finished run again: one HTML file that opens without a network.
+
+    It shows what the run stored; no model runs and no image is read.
+    """
+    from rsm_probe.errors import StorageError
+    from rsm_probe.report.default import write_report
+    from rsm_probe.studies.registry import read_study
+    from rsm_probe.studies.sweep_report import write_result_report
+
+    folder, file = local_folder(run_folder, "the run folder"), None if out is None else local_folder(out, "--out")
+    if (folder / "config.yaml").is_file():
+        written = write_report(read_study(folder / "config.yaml", stored=True), folder, file)
+    elif (folder / "result.zarr").is_dir():
+        written = write_result_report(folder, file)
+    else:
+        raise StorageError(f"{folder} is not a run folder (it has neither config.yaml nor result.zarr)")
+    typer.echo(f"report: {written}")
+
+
+def report_after_run(study: Study, folder: Path) -> str:
+    """Write the report page at the end of a run, and say where it is, or why there is none: the result is safe."""
+    from rsm_probe.errors import StorageError
+    from rsm_probe.report.default import write_report
+
+    try:
+        return f"report: {write_report(study, folder)}"
+    except StorageError as error:
+        return f"no report page: {error}"
+
+
+def layer_table(layers: Sequence[LayerInfo]) -> Iterator[str]:
+    """The lines of a table of layers."""
+    rows = [("", "name", "class", "output", "S", "C", "grid", "prefix")]
+    for layer in layers:
+        shape, grid = ("x".join(map(str, sizes)) if sizes else "-" for sizes in (layer.shape, layer.grid))
+        numbers = str(layer.locations), str(layer.channels), grid, str(layer.prefix)
+        rows.append(("*" if layer.is_block else "", layer.name, layer.kind, shape, *numbers))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

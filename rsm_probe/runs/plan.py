@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import available_cores
 from rsm_probe.forward.layer_stream import LayerStream, readings_of
 from rsm_probe.matching.matching import Matching
+from rsm_probe.pairs.compute import rsm
 from rsm_probe.probe.representation import require_finite
 from rsm_probe.runs.model_config import DILATED, ModelConfig
 from rsm_probe.sources import ImageLoader, ImageSet, LoadedModel, build_network
@@ -261,3 +262,14 @@ def measured_layers(
         seconds * sum(source.sizes),
     )
     return layers, seconds
+
+
+def require_usable(methods: Iterable[Matching]) -> None:
+    """Try the methods on two tiny images, so that a missing package is reported before any long computation.
+
+    Raises:
+        MatchingError: a method is not available.
+    """
+    tokens = torch.eye(4)[None].repeat(2, 1, 1)
+    for method in methods:
+        rsm(tokens, None, method, "linear", grid=(2, 2), workers=1)

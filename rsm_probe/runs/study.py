@@ -24,7 +24,6 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.execution.executors import available_cores
 from rsm_probe.matching.matching import Matching
 from rsm_probe.matching.registry import get_matching, matching_label
-from rsm_probe.pairs.compute import rsm
 from rsm_probe.runs.fields import (
     Count,
     Folder,
@@ -42,7 +41,7 @@ from rsm_probe.runs.fields import (
 from rsm_probe.runs.given import GivenModel, with_given
 from rsm_probe.runs.images_config import ImagesConfig, number_of
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, check_models, load_models, named_function
-from rsm_probe.runs.plan import ModelPlan, StudyPlan, measured_layers, models_to_plan
+from rsm_probe.runs.plan import ModelPlan, StudyPlan, measured_layers, models_to_plan, require_usable
 from rsm_probe.runs.provenance import provenance
 from rsm_probe.runs.run_folder import claimed, require_free, run_folder
 from rsm_probe.similarity.centering import Centering
@@ -102,6 +101,10 @@ class Study(Config):
     def why_no_figures(self, out: Path) -> str:
         """Say why `figures` draws nothing for a finished run."""
         return f"study: {self.study} draws no figures with these settings"
+
+    def page(self, out: Path) -> Any:
+        """The report `Page` of a finished run, which `open` opens; None for a page of its tables and figures."""
+        return None
 
     @abstractmethod
     def plan(self, out: Path) -> Any:
@@ -225,6 +228,10 @@ class ModelStudy(Study):
     def figures(self, out: Path, *, images: Any = None) -> dict[str, Figure]:
         """See `Study.figures`; images that Python gave to `run` are given again."""
         return with_given(self, None, images).runner(out).figures()
+
+    def page(self, out: Path) -> Any:
+        """See `Study.page`."""
+        return self.runner(out).page()
 
     def matching_methods(self) -> list[Matching]:
         """All matchings that the study uses."""
@@ -419,6 +426,10 @@ class Runner(ABC, Generic[S]):
     def figures(self) -> dict[str, Figure]:
         """See `Study.figures`."""
 
+    def page(self) -> Any:
+        """See `Study.page`."""
+        return None
+
     def layers(self, title: str) -> str | list[str]:
         """The layers of a model."""
         return self.entry(title).layers_or(self.study.layers)
@@ -433,14 +444,3 @@ class Runner(ABC, Generic[S]):
             if title in entry.titles():
                 return entry
         raise ConfigError(f"there are results of model {title!r}, but the configuration has no such model")
-
-
-def require_usable(methods: Iterable[Matching]) -> None:
-    """Try the methods on two tiny images, so that a missing package is reported before any long computation.
-
-    Raises:
-        MatchingError: a method is not available.
-    """
-    tokens = torch.eye(4)[None].repeat(2, 1, 1)
-    for method in methods:
-        rsm(tokens, None, method, "linear", grid=(2, 2), workers=1)

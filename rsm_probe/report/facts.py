@@ -1,0 +1,46 @@
+"""What the page of every study says about how its numbers were made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rsm_probe.storage.files import load_json
+
+
+def command_of(folder: Path) -> str:
+    """The command that makes a run folder, with the settings that it stores."""
+    return shlex.join(["rsm-probe", "run", (folder / "config.yaml").as_posix(), "--out", folder.as_posix()])
+
+
+def facts_of(folder: Path) -> dict[str, str]:
+    """The provenance of a run by name: when it finished, accuracies, seeds, machine and versions; {} without any.
+
+    Raises:
+        StorageError: `provenance.json` is damaged.
+    """
+    file = folder / "provenance.json"
+    if not file.is_file():
+        return {}
+    stored = load_json(file)
+    machine = [stored.get("machine"), stored.get("gpu"), f"Python {stored['python']}" if "python" in stored else None]
+    of_packages = stored.get("versions", {})
+    facts = {
+        "Finished": stored.get("finished"),
+        "Accuracy on held-out images": _listed(stored.get("accuracy")),
+        "Seeds": _listed(stored.get("seeds")),
+        "Images left out": _listed(stored.get("skipped")),
+        "Machine": ", ".join(str(part) for part in machine if part),
+        "Versions": _listed({k: v for k, v in of_packages.items() if v != "not installed"} if of_packages else None),
+    }
+    return {name: str(fact) for name, fact in facts.items() if fact}
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_listed(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_listed, value))
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
