@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
+import numpy as np
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, model_validator
 
@@ -20,7 +22,9 @@ from rsm_probe.config import read_yaml
 from rsm_probe.errors import MatchingError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
-from rsm_probe.paper.shown import SHOWN, Shown
+from rsm_probe.pairs.on_disk import largest_gap, open_pairs
+from rsm_probe.paper.page_parts import NOTHING_SHOWN, certificates_text, models_text
+from rsm_probe.paper.shown import SHOWN, ShownModel
 from rsm_probe.paper.similarity_rules import (
     SimilarityRule,
     known_rule,
@@ -28,6 +32,7 @@ from rsm_probe.paper.similarity_rules import (
     shown_matchings,
     similarity_rule,
 )
+from rsm_probe.report.facts import command_of, facts_of
 from rsm_probe.report.page import Page
 from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each_named
 from rsm_probe.runs.given import GivenModel
@@ -38,6 +43,7 @@ from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.study import ModelStudy, Runner
 from rsm_probe.runs.tables import Row, TableResult, markdown
 from rsm_probe.sources import ImageSet, LoadedModel
+from rsm_probe.storage.files import Arrays
 from rsm_probe.storage.paths import file_name
 
 # The matchings of an experiment that names none, and those of earlier versions.
@@ -186,11 +192,20 @@ class Experiment(Runner[C]):
         """Draw the figures, by name."""
         return {}
 
-    def show(self, subject: Subject) -> Shown:
+    def show(self, subject: Subject) -> ShownModel:
         """Collect what the page shows of a model, besides the table; the run stores it."""
-        return Shown({}, {})
+        return ShownModel({}, {})
 
-    def content(self, result: TableResult, shown: Mapping[str, Shown]) -> Page:
+    def gaps(self, subject: Subject) -> dict[str, float]:
+        """The largest certified gap of each matching of a model, relative to the norms, where products are stored."""
+        names, gaps = {rule.products_name: rule.name for rule in self.rules.values()}, dict[str, float]()
+        for file in sorted(subject.folder.glob("*.zarr")):
+            name = names.get(re.sub(r"^\d{3}-", "", file.stem))
+            if name is not None:
+                gaps[name] = float(np.maximum(gaps.get(name, 0.0), largest_gap(open_pairs(file))))
+        return {name: gap for name, gap in gaps.items() if not math.isnan(gap)}
+
+    def content(self, result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
         """Lay out the page of a finished run.
 
         Args:
@@ -218,7 +233,8 @@ class Experiment(Runner[C]):
             require_there()
             entry = self.entry(title)
             facts = {"network": entry.network, "untrained": entry.is_untrained(title)}
-            rows += [row | facts for row in (of_model := self.compare(subject))]
+            of_model = self.compare(subject)
+            rows += [row | facts for row in of_model]
             require_there()
             if of_model and title in with_pictures:
                 self._store_shown(subject)
@@ -281,14 +297,25 @@ class Experiment(Runner[C]):
     def _store_shown(self, subject: Subject) -> None:
         # Keys that may differ between runs in one folder decide what is shown, too.
         chosen = self.study.model_dump(mode="json", include={"pictured"})
-        once(subject.folder / SHOWN, f"{subject.owner} {chosen}", lambda: self.show(subject).pack())
+
+        def collect() -> Arrays:
+            shown = self.show(subject)
+            return replace(shown, facts={"gaps": self.gaps(subject), **shown.facts}).pack()
+
+        once(subject.folder / SHOWN, f"{subject.owner} {chosen}", collect)
 
     def page(self) -> Page:
         """See `Study.page`."""
         result = self.open()
         titles = list(dict.fromkeys(row["model"] for row in result.table))
-        stored = {title: Shown.read(subject_folder(self.folder, k, title) / SHOWN) for k, title in enumerate(titles)}
-        return self.content(result, {title: shown for title, shown in stored.items() if shown is not None})
+        stored = {
+            title: ShownModel.read(subject_folder(self.folder, k, title) / SHOWN) for k, title in enumerate(titles)
+        }
+        shown = {title: of_model for title, of_model in stored.items() if of_model is not None}
+        page = self.content(result, shown)
+        made = {"Models": models_text(self.study.models), **certificates_text(shown), **facts_of(self.folder)}
+        without = [] if shown else [NOTHING_SHOWN]
+        return replace(page, command=command_of(self.folder), provenance=made, notes=[*page.notes, *without])
 
     def subject(self, number: int, title: str, model: LoadedModel | None = None) -> Subject:
         """Open the captures of a model, or make them.

@@ -21,7 +21,13 @@ _HEIGHT = 260
 # Letters of a tick that are shown; hovering shows all.
 _LONGEST_TICK = 180
 # In place of colours of figures that are hard to see on black.
-_LIGHTER = {"#404040": "#868686", "#000000": "#868686", "#332288": "#7a6ad8", "#882255": "#b24a82", "#0072B2": "#2a8fd0"}
+_LIGHTER = {
+    "#404040": "#868686",
+    "#000000": "#868686",
+    "#332288": "#7a6ad8",
+    "#882255": "#b24a82",
+    "#0072B2": "#2a8fd0",
+}
 # Matplotlib's markers as Vega names them; any other is a circle.
 _SHAPES = {
     "s": "square", "o": "circle", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "d": "diamond",
@@ -154,7 +160,9 @@ def tradeoff_chart(
     y, zero = alt.Y("value:Q", title=meaning, scale=alt.Scale(zero=False)), alt.Scale(zero=False)
     shape = alt.Shape("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["shapes"]))
     ends = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=meaning, scale=zero), y2="high:Q")
-    return _sized(alt.layer(ends, base.mark_point(size=70, filled=True).encode(y=y, shape=shape)).add_params(*parameters))
+    return _sized(
+        alt.layer(ends, base.mark_point(size=70, filled=True).encode(y=y, shape=shape)).add_params(*parameters)
+    )
 
 
 def curve_chart(
@@ -205,7 +213,9 @@ def density_chart(
     import altair as alt
 
     menus = menus or {}
-    data = [{**{key: row[key] for key in ("x", "x2", "y", "y2", "pairs")}, **{k: row[k] for k in menus}} for row in rows]
+    data = [
+        {**{key: row[key] for key in ("x", "x2", "y", "y2", "pairs")}, **{k: row[k] for k in menus}} for row in rows
+    ]
     parameters, chosen = _menus(data, menus)
     chart = _chosen(data, chosen)
     cells = chart.mark_rect().encode(
@@ -216,8 +226,8 @@ def density_chart(
         color=alt.Color("pairs:Q", title="pairs", scale=alt.Scale(type="log", scheme="viridis")),
         tooltip=[
             alt.Tooltip("pairs:Q", title="pairs of images"),
-            *(alt.Tooltip(f"{key}:Q", title=f"{name}, {end}", format=".3~g")
-              for name, keys in ((x, ("x", "x2")), (y, ("y", "y2"))) for key, end in zip(keys, ("from", "to"), strict=True)),
+            *(alt.Tooltip(f"{key}:Q", title=f"{title} {end}", format=".3~g")
+              for title, name in ((x, "x"), (y, "y")) for key, end in ((name, "from"), (f"{name}2", "to"))),
         ],
     )  # fmt: skip
     layers = [cells]
@@ -240,7 +250,9 @@ def _menus(data: Sequence[Mapping[str, Any]], menus: Mapping[str, str]) -> tuple
         options = list(dict.fromkeys(row[key] for row in data))
         if len(options) > 1:
             name = f"chosen_{key}"
-            parameters.append(alt.param(name=name, value=options[0], bind=alt.binding_select(options=options, name=label)))
+            parameters.append(
+                alt.param(name=name, value=options[0], bind=alt.binding_select(options=options, name=label))
+            )
             conditions.append(f"datum.{key} === {name}")
     return parameters, conditions
 

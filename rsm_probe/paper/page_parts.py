@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import interval_chart
 from rsm_probe.paper.page_words import differences, rule_titles, rule_words, verdict_counts
+from rsm_probe.paper.shown import ShownModel
 from rsm_probe.report.page import Chart, Part, Section, Table, Text
+from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.runs.tables import Row, TableResult, kernel_title
 
+NOTHING_SHOWN = (
+    "This page has no pictures: the run stored none, because a version before pages made it. Run it again into the "
+    "same folder; it computes nothing but the pictures."
+)
 TABLES_NOTE = "All cells of a run share images, so they are not independent evidence."
-# Most lines between the locations of two images.
-_MOST_LINES = 14
+# Pixels of the longer side of thumbnails whose locations are joined, and most lines between two of them.
+SIDE, MOST_LINES = 128, 14
+# Keys of the value and of the ends of its interval in rows with one measure each.
+VALUE = ("value", "value_low", "value_high")
 
 
 def setting_of(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -30,6 +37,29 @@ def setting_of(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return f"compared by {'; '.join(parts)}; representations {centred[settings['centering']]}"
 
 
+def models_text(entries: Sequence[ModelConfig]) -> str:
+    """The models of a study and where their weights come from."""
+    texts = []
+    for entry in entries:
+        origin = "trained by a recipe" if entry.recipe is not None else entry.source or "checkpoints"
+        if entry.recipe is None and entry.weights != "default":
+            origin += ", random weights" if entry.weights is None else f", weights {entry.weights}"
+        texts.append(f"{', '.join(entry.titles())}: {origin}")
+    return "; ".join(texts)
+
+
+def certificates_text(shown: Mapping[str, ShownModel]) -> dict[str, str]:
+    """What is proven about the matchings of a run, under "Certificate"; {} if nothing is stored."""
+    gaps: dict[str, float] = {}
+    for of_model in shown.values():
+        for name, gap in of_model.facts.get("gaps", {}).items():
+            gaps[name] = max(gaps.get(name, 0.0), gap)
+    if not gaps:
+        return {}
+    listed = ", ".join(f"{rule_words(name)} {gap:.1e}" for name, gap in gaps.items())
+    return {"Certificate": f"largest possible distance of a product from the optimum, as a share of |x| |y|: {listed}"}
+
+
 def counted(names: Sequence[Any], what: str, most: int = 6) -> str:
     """Number and names of things, such as "2 layers (a, b)"; many names are cut short."""
     listed = ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
@@ -39,6 +69,21 @@ def counted(names: Sequence[Any], what: str, most: int = 6) -> str:
 def share_of(sizes: Sequence[int]) -> str:
     """Sizes of databases in words."""
     return f"a database of {' or '.join(f'{size:,}' for size in sizes)}"
+
+
+def by_measure(rows: Sequence[Row], measures: Mapping[str, Sequence[str]]) -> list[Row]:
+    """Rows with one measure each, as `measure`, and its value and interval under the keys of `VALUE`.
+
+    Args:
+        rows: rows of a result; those without a value are left out.
+        measures: title -> keys of a value and of the lower and upper end of its interval.
+    """
+    return [
+        {**row, "measure": title, **dict(zip(VALUE, (row[key] for key in keys), strict=True))}
+        for title, keys in measures.items()
+        for row in rows
+        if not math.isnan(row[keys[0]])
+    ]
 
 
 def result_table(name: str, result: TableResult, keys: Sequence[str], rows: Sequence[Row] | None = None) -> Table:
@@ -68,33 +113,33 @@ def differences_section(
         level: level of the intervals.
     """
     rows = [
-        {**row, "measure": what, "value": row[key], "value_low": row[f"{key}_low"], "value_high": row[f"{key}_high"]}
+        row
         for key, (what, lower) in measures.items()
-        for row in differences(table, key, lower)
+        for row in by_measure(differences(table, key, lower), {what: (key, f"{key}_low", f"{key}_high")})
     ]
     heading = "The semantic RSM against each baseline"
     if not rows:
         return Section(heading, "This run has no semantic RSM, or no baseline to compare it with.")
     where = ["model", "layer", "locations", *(["database"] if "database" in rows[0] else []), "kernel", "matching"]
-    columns = ["measure", *where, "value", "value_low", "value_high", "verdict"]
+    columns = ["measure", *where, *VALUE, "verdict"]
     chart = interval_chart(
-        rows, tick, ("value", "value_low", "value_high"), "semantic RSM minus baseline",
+        rows, tick, VALUE, "semantic RSM minus baseline",
         rule_titles([row for row in table if row["matching"] != row["semantic"]]),
         menus={"measure": "measure ", **menus}, hover={"locations": "locations"}, reference=0.0,
         verdicts={"verdict": "by the interval"},
     )  # fmt: skip
     lower = any(lower for _, lower in measures.values())
     text = (
-        f"Differences are the semantic RSM minus the baseline, with the {level:.0%} interval from the same draws for both. "
-        f"{'Negative differences are in favour of the semantic RSM. ' if lower else ''}"
-        f"Hollow points are undecided: their interval contains 0. By chance alone, about {1 - level:.0%} of the cells "
-        f"without a difference are decided."
+        f"Differences are the semantic RSM minus the baseline, with the {level:.0%} interval from the same draws for "
+        f"both. {'Negative differences are in favour of the semantic RSM. ' if lower else ''}Hollow points are "
+        f"undecided: their interval contains 0. By chance alone, about {1 - level:.0%} of the cells without a "
+        "difference are decided."
     )
     parts: list[Part] = [
         Chart(
             "differences", chart,
-            "Differences with their intervals; the dashed line is no difference. Choose with the menus; click on the legend "
-            "to single out a baseline.",
+            "Differences with their intervals; the dashed line is no difference. Choose with the menus; click on the "
+            "legend to single out a baseline.",
             result_table("differences", result, columns, rows),
         ),
         Table(
@@ -106,34 +151,6 @@ def differences_section(
         Text(TABLES_NOTE),
     ]  # fmt: skip
     return Section(heading, text, parts)
-
-
-def joined(
-    grids: tuple[tuple[int, ...], tuple[int, ...]], permutation: np.ndarray, affinities: np.ndarray
-) -> list[tuple[float, float, float, float, float]]:
-    """Lines between the strongest matched locations of two images.
-
-    Args:
-        grids: (rows, columns) of the locations of each image.
-        permutation: partner of each location of the first image, (S,), -1 for none.
-        affinities: what each location adds to the product, (S,).
-
-    Returns:
-        (x, y, x, y, strength) of each line, each between 0 and 1; weakest first.
-    """
-    matched = np.flatnonzero(permutation >= 0)
-    order = matched[np.argsort(affinities[matched], kind="stable")][-_MOST_LINES:]
-    largest = float(np.abs(affinities[order]).max(initial=0.0)) or 1.0
-    return [
-        (*_centre(grids[0], int(here)), *_centre(grids[1], int(permutation[here])),
-         max(0.0, float(affinities[here]) / largest))
-        for here in order
-    ]  # fmt: skip
-
-
-def _centre(grid: Sequence[int], location: int) -> tuple[float, float]:
-    row, column = divmod(location, grid[1])
-    return (column + 0.5) / grid[1], (row + 0.5) / grid[0]
 
 
 def _same(value: Any) -> Any:

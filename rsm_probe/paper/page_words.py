@@ -75,9 +75,7 @@ def semantic_answer(
         f"{_further(rows)}), the worse in {worse}, and {undecided} are undecided"
     )
     if others := [name for name in names if name != first]:
-        listed = ", ".join(
-            f"{rule_words(name)} {'/'.join(map(str, _counts(compared, name)))}" for name in others
-        )
+        listed = ", ".join(f"{rule_words(name)} {'/'.join(map(str, _counts(compared, name)))}" for name in others)
         sentence += f"; better/worse/undecided against the other baselines: {listed}"
     return f"{sentence}. {_example(rows, compared, first, values, key, what, kernel)}"
 
@@ -102,11 +100,12 @@ def _example(
     semantic = next(
         row for row in rows if row["matching"] == last["semantic"] and all(row[k] == where[k] for k in where)
     )
+    said = f"so {last['verdict']}" if last["verdict"] else "which is undecided"
     return (
         f"In the last layer of the first model ({last['layer']} of {last['model']}, {kernel_title(last['kernel'])}), "
         f"{what} is {with_interval(semantic, *values)} for the semantic RSM and {with_interval(last, *values)} for "
         f"{rule_words(name)}: a difference of {with_interval(last, key, f'{key}_low', f'{key}_high')}, "
-        f"{f'so {last["verdict"]}' if last['verdict'] else 'which is undecided'}."
+        f"{said}."
     )
 
 

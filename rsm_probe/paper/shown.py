@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,21 +11,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rsm_probe.figures import displayed
 from rsm_probe.report.page import Thumbnail
+from rsm_probe.sources.images.image_set import Loaded
+from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.storage.files import Arrays, load_arrays
 
 # The file of a model in its folder of intermediate results.
 SHOWN = "shown.npz"
-# Longest edge of a thumbnail in pixels, and the edge up to which it is stored without loss.
-_EDGE, _LOSSLESS = 128, 64
 # Cells of a grid of densities along each axis.
 _CELLS = 32
 _FACTS, _IMAGE = "facts", "image-"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownModel:
     """What is shown of a model.
 
     Attributes:
@@ -44,7 +42,7 @@ class Shown:
         return {_FACTS: np.array(json.dumps({"facts": self.facts, "images": about})), **arrays}
 
     @classmethod
-    def read(cls, file: Path) -> Shown | None:
+    def read(cls, file: Path) -> ShownModel | None:
         """Read what a run stored; None if it stored nothing.
 
         Raises:
@@ -65,25 +63,9 @@ class Shown:
         )
 
 
-def thumbnail(image: Any, name: str, label: str = "") -> Thumbnail:
-    """Make a thumbnail.
-
-    Args:
-        image: see `rsm_probe.figures.displayed`.
-        name: id of the image.
-        label: its label, "" for none.
-
-    Raises:
-        ImageError: see `displayed`.
-    """
-    small = Image.fromarray(np.round(255 * displayed(image)).astype(np.uint8))
-    small.thumbnail((_EDGE, _EDGE))
-    stream = io.BytesIO()
-    if max(small.size) <= _LOSSLESS:
-        small.save(stream, "PNG", optimize=True)
-    else:
-        small.save(stream, "JPEG", quality=85)
-    return Thumbnail(stream.getvalue(), small.size, name, label)
+def seen_by(model: LoadedModel | None, image: Loaded) -> Any:
+    """An image as a model sees it, after the model's own resize and crop."""
+    return image if model is None or not isinstance(image, Image.Image) else model.preprocess(image)
 
 
 def pair_counts(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:

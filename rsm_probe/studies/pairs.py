@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import xarray as xr
 from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
@@ -22,7 +20,7 @@ from rsm_probe.comparison.alignment import cka
 from rsm_probe.errors import ComparisonError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.pairs.on_disk import match_on_disk, open_pairs, pairs_left, require_pairs_time
+from rsm_probe.pairs.on_disk import largest_gap, match_on_disk, open_pairs, pairs_left, require_pairs_time
 from rsm_probe.pairs.tile_plan import tiling_seconds
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
 from rsm_probe.runs.images_config import ImagesConfig, number_of
@@ -244,7 +242,7 @@ class PairsRunner(Runner[PairsConfig]):
             row: Row = {
                 "model": title, "layer": x.name, "matching": matching, "images_a": len(x),
                 "images_b": len(x if y is None else y), "locations": x.shape[1], "channels": x.shape[2],
-                "largest_gap": _largest_gap(pairs),
+                "largest_gap": largest_gap(pairs),
             }  # fmt: skip
             for kernel in study.kernels if y is None and "identity" in study.matchings and self._fits(len(x)) else ():
                 rsm = RSM.from_pairs(pairs, kernel)
@@ -298,17 +296,6 @@ def _cka(rsm: RSM, aligned: RSM, where: str) -> float:
     except ComparisonError as error:
         warnings.warn(f"{where}: CKA with the spatio-semantic RSM is NaN: {error}", stacklevel=2)
         return float("nan")
-
-
-def _largest_gap(pairs: xr.Dataset) -> float:
-    """The largest possible distance of a product from the optimum, relative to the norms, computed by rows of tiles."""
-    largest, step = 0.0, int(pairs.attrs["tile"])
-    for start in range(0, pairs.sizes["image_a"], step):
-        part = pairs.isel(image_a=slice(start, start + step))
-        scale = np.sqrt(np.outer(part["norm_a"].values, part["norm_b"].values))
-        gaps = part["bound"].values - part["product"].values
-        largest = max(largest, float(np.divide(gaps, scale, out=np.zeros_like(scale), where=scale > 0).max()))
-    return largest if np.isfinite(largest) else float("nan")
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import density_chart, interval_chart, tradeoff_chart
 from rsm_probe.paper.page_parts import counted, result_table
 from rsm_probe.paper.page_words import rule_words
-from rsm_probe.paper.shown import Shown, pair_cells, pair_counts
+from rsm_probe.paper.shown import ShownModel, pair_cells, pair_counts
 from rsm_probe.report.page import Chart, Page, Section
 from rsm_probe.runs.tables import Row, TableResult, with_interval
 
@@ -18,35 +18,36 @@ _COLUMNS = ("model", "layer", "locations", "channels", "method", "share", "low",
             "milliseconds", "timed", "pairs")  # fmt: skip
 
 
-def shown_shares(pictured: PicturedShares) -> Shown:
+def shown_shares(pictured: PicturedShares) -> ShownModel:
     """Convert the products of a model to what a run stores."""
     counted_pairs = [
         {"layer": layer, **pair_counts(products["optimal"], products["identity"])}
         for layer, products in pictured.products.items()
         if "identity" in products
     ]
-    return Shown({"products": counted_pairs}, {})
+    return ShownModel({"products": counted_pairs}, {})
 
 
-def approximation_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
+def approximation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
     """Lay out the page of a finished run."""
     settings, level = result.settings, result.settings["level"]
     rows = [
-        {**row, "where": f"{row['layer']} (S = {row['locations']})", "time": row["milliseconds"]} for row in result.table
+        {**row, "where": f"{row['layer']} (S = {row['locations']})", "time": row["milliseconds"]}
+        for row in result.table
     ]
     titles = {name: _method(name) for name in distinct(rows, "method")}
     menus, hover = {"model": "model "}, {"locations": "locations", "pairs": "pairs"}
+    share, time = ("share", "low", "high"), ("milliseconds", "time per pair on one core (ms)")
     tradeoff = tradeoff_chart(
-        rows, ("milliseconds", "time per pair on one core (ms)"), ("share", "low", "high"), "share of the optimum", titles,
-        "method", menus={**menus, "where": "layer "},
-    )  # fmt: skip
+        rows, time, share, "share of the optimum", titles, "method", menus={**menus, "where": "layer "}
+    )
+    approximate = [row for row in rows if row["method"] not in ("optimal", *settings["solvers"])]
     shares = interval_chart(
-        [row for row in rows if row["method"] not in ("optimal", *settings["solvers"])], "where", ("share", "low", "high"),
-        "share of the optimum", titles, rule="method", menus=menus, hover=hover,
-    )  # fmt: skip
+        approximate, "where", share, "share of the optimum", titles, rule="method", menus=menus, hover=hover
+    )
     times = interval_chart(
-        rows, "where", ("milliseconds", "time", "time"), "time per pair on one core (ms)", titles, rule="method",
-        menus=menus, hover={**hover, "timed": "timed pairs"}, log=True,
+        rows, "where", ("milliseconds", "time", "time"), time[1], titles, rule="method", menus=menus,
+        hover={**hover, "timed": "timed pairs"}, log=True,
     )  # fmt: skip
     centred = "not centred" if settings["centering"] is None else "centred by the mean of each channel"
     by_layer = Section(
@@ -60,10 +61,10 @@ def approximation_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
     sections = [
         Section(
             "Share of the optimum against time",
-            "The matched product as a share of the optimum, as a ratio of sums over pairs, against the median time from "
-            "the affinity to the matching. Methods that do not read the affinity compute what they need within that time; "
-            f"exact solvers of other libraries are timed on the first {settings['solver_pairs']} pairs. Times are those of "
-            "the machine named below.",
+            "The matched product as a share of the optimum, as a ratio of sums over pairs, against the median time "
+            "from the affinity to the matching. Methods that do not read the affinity compute what they need within "
+            f"that time; exact solvers of other libraries are timed on the first {settings['solver_pairs']} pairs. "
+            "Times are those of the machine named below.",
             [
                 Chart(
                     "share-against-time",
@@ -89,7 +90,8 @@ def approximation_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
         sections.append(
             Section(
                 "Equal locations against the optimum",
-                "Each cell counts pairs of images. On the dashed line, matching gains nothing; no pair can lie above it.",
+                "Each cell counts pairs of images. On the dashed line, matching gains nothing; no pair can lie above "
+                "it.",
                 [Chart("products", density, "Products of equal locations against optimal products of the same pairs.")],
             )
         )
@@ -125,6 +127,6 @@ def _answer(rows: Sequence[Row], solvers: Sequence[str], level: float) -> str:
     reached = ", ".join(f"{_method(row['method'])} {with_interval(row, 'share')}" for row in others)
     fast = ", ".join(f"{_method(row['method'])} {row['milliseconds']:.3g} ms" for row in others)
     return (
-        f"In {where}, methods reach these shares of the optimum, with {level:.0%} intervals over pairs: {reached}. They take "
-        f"{fast} per pair on one core, and exact solvers take {times}."
+        f"In {where}, methods reach these shares of the optimum, with {level:.0%} intervals over pairs: {reached}. "
+        f"They take {fast} per pair on one core, and exact solvers take {times}."
     )

@@ -25,7 +25,7 @@ from rsm_probe.paper.approximation.page import approximation_page, shown_shares
 from rsm_probe.paper.approximation.report import approximation_report
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Rules, Subject
 from rsm_probe.paper.published_numbers import TABLE5
-from rsm_probe.paper.shown import Shown
+from rsm_probe.paper.shown import ShownModel
 from rsm_probe.paper.similarity_rules import VECTORS
 from rsm_probe.runs.fields import Count, Distinct, Images, Matchings
 from rsm_probe.runs.images_config import ImagesConfig
@@ -221,7 +221,7 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
             "share_5": float(smallest), "share_median": float(middle), "share_95": float(largest), "pairs": len(best),
         }  # fmt: skip
 
-    def show(self, subject: Subject) -> Shown:
+    def show(self, subject: Subject) -> ShownModel:
         """Count pairs by their products."""
         return shown_shares(self.picture(subject))
 

@@ -7,39 +7,33 @@ from collections.abc import Mapping
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.outputs.figures import PicturedPairs
 from rsm_probe.paper.page_charts import density_chart, interval_chart
-from rsm_probe.paper.page_parts import TABLES_NOTE, differences_section, result_table, setting_of
+from rsm_probe.paper.page_parts import TABLES_NOTE, VALUE, by_measure, differences_section, result_table, setting_of
 from rsm_probe.paper.page_words import rule_titles, rule_words, semantic_answer
-from rsm_probe.paper.shown import Shown, pair_cells, pair_counts
+from rsm_probe.paper.shown import ShownModel, pair_cells, pair_counts
 from rsm_probe.report.page import Chart, Page, Section
 from rsm_probe.runs.tables import TableResult, kernel_title
 
 MEASURES = {"pearson": "Pearson correlation", "spearman": "Spearman's rank correlation"}
 
 
-def shown_pairs(pictured: PicturedPairs) -> Shown:
+def shown_pairs(pictured: PicturedPairs) -> ShownModel:
     """Convert the pairs of a model to what a run stores."""
     counted = [
         {"matching": matching, "kernel": kernel, **pair_counts(values, pictured.divergence)}
         for (matching, kernel), values in pictured.similarities.items()
     ]
-    return Shown({"pairs": counted, "count": len(pictured.divergence)}, {})
+    return ShownModel({"pairs": counted, "count": len(pictured.divergence)}, {})
 
 
-def outputs_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
+def outputs_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
     """Lay out the page of a finished run."""
     settings, level = result.settings, result.settings["level"]
     rows = [{**row, "kernel_name": kernel_title(row["kernel"])} for row in result.table]
     # Each model has one layer.
     menus = {"kernel_name": "kernel "}
-    both = [
-        {
-            **row, "measure": title, "value": row[key], "value_low": row[f"{key}_low"], "value_high": row[f"{key}_high"],
-        }
-        for key, title in MEASURES.items()
-        for row in rows
-    ]  # fmt: skip
+    both = by_measure(rows, {title: (key, f"{key}_low", f"{key}_high") for key, title in MEASURES.items()})
     chart = interval_chart(
-        both, "model", ("value", "value_low", "value_high"), "correlation with the divergence of outputs",
+        both, "model", VALUE, "correlation with the divergence of outputs",
         rule_titles(rows), menus={"measure": "measure ", **menus}, hover={"layer": "layer", "images": "images"},
         reference=0.0,
     )  # fmt: skip
@@ -50,14 +44,14 @@ def outputs_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
     sections = [
         Section(
             "Correlations by rule",
-            "The correlation is over all pairs of images, between the Jensen-Shannon divergence of the class probabilities "
-            "and the similarity of the representations. It is negative if similar representations go with similar outputs; "
-            "more negative is better.",
+            "The correlation is over all pairs of images, between the Jensen-Shannon divergence of the class "
+            "probabilities and the similarity of the representations. It is negative if similar representations go "
+            "with similar outputs; more negative is better.",
             [
                 Chart(
                     "correlations", chart,
-                    f"Correlation with its {level:.0%} interval from drawing images with replacement, because pairs share "
-                    "images. Choose with the menus; click on the legend to single out a rule.",
+                    f"Correlation with its {level:.0%} interval from drawing images with replacement, because pairs "
+                    "share images. Choose with the menus; click on the legend to single out a rule.",
                     result_table("correlations", result, columns),
                 )
             ],
@@ -82,13 +76,16 @@ def outputs_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
             Section(
                 "All pairs of images",
                 f"Each cell counts pairs of images. Pairs per model: {listed}.",
-                [Chart("pairs", density, "Pairs of images by the similarity of their representations and the divergence of "
-                       "their outputs.")],
+                [
+                    Chart(
+                        "pairs", density, "Pairs of images by similarity of representations and divergence of outputs."
+                    )
+                ],
             )
-        )  # fmt: skip
+        )
     setting = (
-        f"All pairs of {' or '.join(f'{count:,}' for count in counts)} images of the set {settings['images']['source']}; "
-        f"the last hidden layer of each classifier; {setting_of(settings, rows)}."
+        f"All pairs of {' or '.join(f'{count:,}' for count in counts)} images of the set "
+        f"{settings['images']['source']}; the last hidden layer of each classifier; {setting_of(settings, rows)}."
     )
     return Page(
         "Output similarity",

@@ -25,7 +25,7 @@ from rsm_probe.paper.outputs.page import outputs_page, shown_pairs
 from rsm_probe.paper.outputs.report import outputs_report
 from rsm_probe.paper.outputs.streamed import StreamedCorrelations, least_memory
 from rsm_probe.paper.published_numbers import TABLE1, TABLE4_PEARSON, TABLE4_SPEARMAN, Numbers, correlation_number
-from rsm_probe.paper.shown import Shown
+from rsm_probe.paper.shown import ShownModel
 from rsm_probe.paper.similarities import similarity_values
 from rsm_probe.paper.similarity_rows import SimilarityRows
 from rsm_probe.runs.fields import Count, Draws, Layers
@@ -241,9 +241,9 @@ class OutputsRunner(Experiment[OutputsConfig]):
         }
         return tables.get((self.study.paper or "", name, images), {})
 
-    def show(self, subject: Subject) -> Shown:
+    def show(self, subject: Subject) -> ShownModel:
         """Count pairs by similarity and divergence."""
-        return shown_pairs(self.picture(subject)) if self.shown else Shown({}, {})
+        return shown_pairs(self.picture(subject)) if self.shown else ShownModel({}, {})
 
     def picture(self, subject: Subject) -> PicturedPairs:
         """Collect divergence and similarity of all pairs; of a random sample of them, if they exceed memory."""

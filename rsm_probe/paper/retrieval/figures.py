@@ -187,7 +187,8 @@ def _line(axes: Sequence[Axes], model: PicturedNeighbours, query: int, name: str
         picture(ax, model.images["database"][int(index)], title, framed=True, colour=colour, line=line)
         _draw_boxes(ax, model, "database", int(index), objects, _ALL[:2])
         ax.set_xlabel(
-            _lines(compared_objects(objects, model.objects["database"][int(index)]["counts"], model.score)), fontsize=5.5
+            _lines(compared_objects(objects, model.objects["database"][int(index)]["counts"], model.score)),
+            fontsize=5.5,
         )
     for ax in axes:
         ax.set_axis_off() if not ax.images else None
@@ -222,6 +223,7 @@ def compared_objects(query: Mapping[str, int], image: Mapping[str, int], score: 
 
 
 def counted_objects(count: int, kind: str, score: str) -> str:
+    """The objects of a class in an image: its name, with their number where it counts."""
     return kind if score == "iou" or count == 1 else f"{kind} ×{count}"
 
 

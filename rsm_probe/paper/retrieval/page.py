@@ -10,19 +10,30 @@ import numpy as np
 
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import interval_chart
-from rsm_probe.paper.page_parts import TABLES_NOTE, differences_section, joined, result_table, setting_of, share_of
+from rsm_probe.paper.page_parts import (
+    MOST_LINES,
+    SIDE,
+    TABLES_NOTE,
+    VALUE,
+    by_measure,
+    differences_section,
+    result_table,
+    setting_of,
+    share_of,
+)
 from rsm_probe.paper.page_words import rule_titles, rule_words, semantic_answer
-from rsm_probe.paper.retrieval.figures import PicturedNeighbours, compared_objects, counted_objects
-from rsm_probe.paper.shown import Shown, thumbnail
+from rsm_probe.paper.retrieval.figures import MatchedImages, PicturedNeighbours, compared_objects, counted_objects
+from rsm_probe.paper.shown import ShownModel
 from rsm_probe.report.page import Chart, Group, Page, Part, Picture, Pictures, Section, Table, Thumbnail
+from rsm_probe.report.thumbnails import joining_lines, thumbnail
 from rsm_probe.runs.model_config import DILATED, base_title
 from rsm_probe.runs.tables import TableResult, kernel_title
 
 # Queries with the largest gains and losses that are shown besides those that were asked for.
 _EXTREMES = 3
 _SIGNS = (
-    "Of a neighbour: ✓ the same objects as the query, ≈ some of them, ✗ none. Of its objects: ✓ also in the query, ✗ not in "
-    "the query, – only in the query."
+    "Of a neighbour: ✓ the same objects as the query, ≈ some of them, ✗ none. Of its objects: ✓ also in the query, ✗ "
+    "not in the query, – only in the query."
 )
 _WHAT = {"f1": "F1", "iou": "IoU"}
 
@@ -52,7 +63,7 @@ def chosen_queries(pictured: Sequence[int], scores: Mapping[str, np.ndarray]) ->
 
 def shown_neighbours(
     pictured: PicturedNeighbours, reasons: Mapping[int, str], seen: Mapping[str, np.ndarray]
-) -> Shown:
+) -> ShownModel:
     """Convert queries and their nearest images to what a run stores.
 
     Args:
@@ -63,7 +74,7 @@ def shown_neighbours(
     images = {}
     for key, picture in seen.items():
         of, index = "queries" if key[0] == "q" else "database", int(key[1:])
-        images[key] = thumbnail(picture, pictured.images[of].ids[index], str(pictured.images[of].labels[index]))
+        images[key] = thumbnail(picture, pictured.images[of].ids[index], str(pictured.images[of].labels[index]), SIDE)
     lines = []
     for (query, name), numbers in pictured.neighbours.items():
         counts = pictured.objects["queries"][query]["counts"]
@@ -84,20 +95,24 @@ def shown_neighbours(
                     for rank, index in enumerate(numbers)
                     if index >= 0
                 ],
-                "lines": [] if matched is None else joined(matched.grids, matched.permutation, matched.affinities),
+                "lines": [] if matched is None else _lines(matched),
             }
         )  # fmt: skip
-    return Shown({"layer": pictured.layer, "kernel": pictured.kernel, "queries": lines}, images)
+    return ShownModel({"layer": pictured.layer, "kernel": pictured.kernel, "queries": lines}, images)
 
 
-def retrieval_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
+def _lines(matched: MatchedImages) -> list[tuple[float, float, float, float, float]]:
+    return joining_lines(matched.permutation, matched.affinities, matched.grids, MOST_LINES)
+
+
+def retrieval_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
     """Lay out the page of a finished run."""
     settings, rows = result.settings, result.table
     what, level = f"{_WHAT[settings['score']]}@1", settings["level"]
     apart = settings["query_images"] is None
     setting = (
-        f"{settings['queries']} queries {'from outside the database' if apart else 'from another part of the data'} and "
-        f"{share_of(settings['database_sizes'])} images of the set {settings['images']['source']}, "
+        f"{settings['queries']} queries {'from outside the database' if apart else 'from another part of the data'} "
+        f"and {share_of(settings['database_sizes'])} images of the set {settings['images']['source']}, "
         f"{setting_of(settings, rows)}. {what} compares the objects of a query with those of its nearest image."
     )
     layered = len(distinct(rows, "layer")) > 1
@@ -106,34 +121,34 @@ def retrieval_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
     menus |= {"kernel_name": "kernel ", "database": "images in the database "}
     table = [{**row, "kernel_name": kernel_title(row["kernel"])} for row in rows]
     measures = {"score": what, "best": f"best of {settings['top']}"}
-    both = [
-        {
-            **row, "measure": title, "value": row[key], "value_low": row["low" if key == "score" else "best_low"],
-            "value_high": row["high" if key == "score" else "best_high"],
-        }
-        for key, title in measures.items()
-        for row in table
-    ]  # fmt: skip
+    both = by_measure(
+        table, {measures["score"]: ("score", "low", "high"), measures["best"]: ("best", "best_low", "best_high")}
+    )
     scores = Chart(
         "scores",
         interval_chart(
-            both, tick, ("value", "value_low", "value_high"), "score", rule_titles(rows),
+            both, tick, VALUE, "score", rule_titles(rows),
             menus={"measure": "measure ", **menus}, hover={"locations": "locations", "queries": "queries"},
         ),
-        f"Mean score with its {level:.0%} interval over queries, by rule of comparison. Choose with the menus; click on "
-        "the legend to single out a rule.",
+        f"Mean score with its {level:.0%} interval over queries, by rule of comparison. Choose with the menus; click "
+        "on the legend to single out a rule.",
         result_table("scores", result, [*_WHERE, "score", "low", "high", "best", "best_low", "best_high", "queries"]),
     )  # fmt: skip
     sections = [
         Section(
             "Scores by rule",
-            f"{what}: mean {_WHAT[settings['score']]} between the objects of a query and those of its nearest image. Best "
-            f"of {settings['top']}: the largest among the nearest {settings['top']}. Intervals come from drawing whole "
-            f"scenes or videos, because their frames are not independent. {_objects(rows)}",
+            f"{what}: mean {_WHAT[settings['score']]} between the objects of a query and those of its nearest image. "
+            f"Best of {settings['top']}: the largest among the nearest {settings['top']}. Intervals come from drawing "
+            f"whole scenes or videos, because their frames are not independent. {_objects(rows)}",
             [scores],
         ),
         differences_section(
-            table, result, {"difference": (what, False), "best_difference": (measures["best"], False)}, tick, menus, level
+            table,
+            result,
+            {"difference": (what, False), "best_difference": (measures["best"], False)},
+            tick,
+            menus,
+            level,
         ),
     ]
     if any(DILATED in row["model"] for row in rows):
@@ -142,10 +157,10 @@ def retrieval_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
         sections.append(
             Section(
                 "Queries and their nearest images",
-                "Each query, as the network sees it, beside its nearest images under one rule. Lines join locations of "
-                "the query with their matches in the nearest image; the strongest are drawn. Queries are those that the "
-                "configuration names, and those whose score changes most with matching, in both directions: these are "
-                f"extremes, not typical queries. {_SIGNS}",
+                "Each query, as the network sees it, beside its nearest images under one rule. Lines join locations "
+                "of the query with their matches in the nearest image; the strongest are drawn. Queries are those "
+                "that the configuration names, and those whose score changes most with matching, in both directions: "
+                f"these are extremes, not typical queries. {_SIGNS}",
                 parts,
             )
         )
@@ -187,13 +202,13 @@ def _by_locations(result: TableResult, what: str) -> Section:
     )  # fmt: skip
     return Section(
         "Scores by the number of locations",
-        "The last stages of a network are dilated, so that its last block has more locations at the same depth and with "
-        "the same weights.",
+        "The last stages of a network are dilated, so that its last block has more locations at the same depth and "
+        "with the same weights.",
         [Chart("scores-by-locations", chart, f"{what} by the number of locations of the last block.")],
     )
 
 
-def _neighbours(title: str, shown: Shown, settings: Mapping[str, Any]) -> Part:
+def _neighbours(title: str, shown: ShownModel, settings: Mapping[str, Any]) -> Part:
     """The queries of a model with their nearest images."""
     queries: dict[int, list[Part]] = {}
     titles, lines, what = {}, [], _WHAT[settings["score"]]
@@ -215,7 +230,18 @@ def _neighbours(title: str, shown: Shown, settings: Mapping[str, Any]) -> Part:
         titles[number] = f"Query {number} ({listed}): {line['why']}"
         name = f"{title}-query-{number}-{line['matching']}"
         queries.setdefault(number, []).append(Pictures(name, found, f"Nearest by {rule}", width=96))
-    columns = ["query", "id", "objects", "compared by", "rank", "neighbour", what, "similarity", "compared objects", "why"]
+    columns = [
+        "query",
+        "id",
+        "objects",
+        "compared by",
+        "rank",
+        "neighbour",
+        what,
+        "similarity",
+        "compared objects",
+        "why",
+    ]
     size = max(settings["database_sizes"])
     about = f"{shown.facts['layer']}, {kernel_title(shown.facts['kernel'])}, database of {size} images"
     table = Table(f"neighbours-{title}", columns, lines, f"{title}, {about}: queries and their nearest images.")

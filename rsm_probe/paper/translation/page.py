@@ -10,10 +10,19 @@ import numpy as np
 
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import curve_chart, interval_chart
-from rsm_probe.paper.page_parts import TABLES_NOTE, differences_section, joined, result_table, setting_of
+from rsm_probe.paper.page_parts import (
+    MOST_LINES,
+    TABLES_NOTE,
+    VALUE,
+    by_measure,
+    differences_section,
+    result_table,
+    setting_of,
+)
 from rsm_probe.paper.page_words import rule_titles, rule_words, semantic_answer
-from rsm_probe.paper.shown import Shown
+from rsm_probe.paper.shown import ShownModel
 from rsm_probe.report.page import Chart, Group, Page, Part, Picture, Pictures, Section, Table
+from rsm_probe.report.thumbnails import joining_lines
 from rsm_probe.runs.tables import Row, TableResult, kernel_title
 
 # Shares of pairs at which the distributions of similarities are stored.
@@ -37,7 +46,12 @@ def distribution(similarities: np.ndarray, **where: Any) -> dict[str, Any]:
 
 
 def matched_crops(
-    layer: str, matching: str, grid: tuple[int, ...], permutation: np.ndarray, affinities: np.ndarray, shift: float | None
+    layer: str,
+    matching: str,
+    grid: tuple[int, ...],
+    permutation: np.ndarray,
+    affinities: np.ndarray,
+    shift: float | None,
 ) -> dict[str, Any]:
     """The matched locations of an upper and a lower crop, as a run stores them.
 
@@ -54,7 +68,7 @@ def matched_crops(
         are matched to where their content is, to within a location.
     """
     found: dict[str, Any] = {"layer": layer, "matching": matching, "grid": list(grid)}
-    found["lines"] = joined((grid, grid), permutation, affinities)
+    found["lines"] = joining_lines(permutation, affinities, (grid, grid), MOST_LINES)
     if shift is not None:
         rows, columns = np.divmod(np.arange(len(permutation)), grid[1])
         wanted = rows - shift
@@ -65,7 +79,7 @@ def matched_crops(
     return found
 
 
-def translation_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
+def translation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
     """Lay out the page of a finished run."""
     settings, level = result.settings, result.settings["level"]
     rows = [{**row, "kernel_name": kernel_title(row["kernel"])} for row in result.table]
@@ -74,10 +88,10 @@ def translation_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
     menus = ({"model": "model "} if layered else {}) | {"kernel_name": "kernel "}
     edge, crop = settings["edge"], settings["crop"]
     setting = (
-        f"{settings['batches']} mini-batches of {settings['batch']} images of the set {settings['images']['source']}; each "
-        f"image of {edge} x {edge} pixels gives two crops of {crop} x {crop}, which share {2 * crop - edge} x {crop} "
-        f"pixels; {setting_of(settings, rows)}. AUROC: how often two overlapping crops are more similar than two crops of "
-        "different photographs; 0.5 is chance."
+        f"{settings['batches']} mini-batches of {settings['batch']} images of the set {settings['images']['source']}; "
+        f"each image of {edge} x {edge} pixels gives two crops of {crop} x {crop}, which share {2 * crop - edge} x "
+        f"{crop} pixels; {setting_of(settings, rows)}. AUROC: how often two overlapping crops are more similar than "
+        "two crops of different photographs; 0.5 is chance."
     )
     measures = {"difference": (f"AUROC {_AGAINST['auroc', 'low', 'high']}", False)}
     if not all(math.isnan(row["apart"]) for row in rows):
@@ -92,16 +106,16 @@ def translation_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
         sections.append(
             Section(
                 "Which location was matched to which",
-                "The upper and the lower crop of an image, as the network sees them, with the strongest matched locations "
-                "joined. Equal locations would give horizontal lines; the content of the upper crop lies higher in the "
-                "lower one. The first images of the run are shown; nothing was selected.",
+                "The upper and the lower crop of an image, as the network sees them, with the strongest matched "
+                "locations joined. Equal locations would give horizontal lines; the content of the upper crop lies "
+                "higher in the lower one. The first images of the run are shown; nothing was selected.",
                 parts,
             )
         )
     return Page(
         "Translation sensitivity",
-        "Does a model consider two overlapping crops of an image similar although their content is shifted, and does it "
-        "help to match locations before crops are compared?",
+        "Does a model consider two overlapping crops of an image similar although their content is shifted, and does "
+        "it help to match locations before crops are compared?",
         setting,
         semantic_answer(
             rows, ("auroc", "low", "high"), "difference", "AUROC", level,
@@ -114,37 +128,32 @@ def translation_page(result: TableResult, shown: Mapping[str, Shown]) -> Page:
 
 
 def _separation(result: TableResult, rows: Sequence[Row], tick: str, menus: Mapping[str, str], level: float) -> Section:
-    both = [
-        {**row, "measure": f"AUROC {against}", "value": row[value], "value_low": row[low], "value_high": row[high]}
-        for (value, low, high), against in _AGAINST.items()
-        for row in rows
-        if not math.isnan(row[value])
-    ]
+    both = by_measure(rows, {f"AUROC {against}": keys for keys, against in _AGAINST.items()})
     chart = interval_chart(
-        both, tick, ("value", "value_low", "value_high"), "AUROC", rule_titles(rows),
+        both, tick, VALUE, "AUROC", rule_titles(rows),
         menus={"measure": "measure ", **menus},
         hover={"locations": "locations", "overlapping_pairs": "overlapping pairs"}, reference=0.5,
     )  # fmt: skip
-    columns = ["model", "layer", "locations", "kernel", "matching", "auroc", "low", "high", "d_prime", "apart", "apart_low",
-               "apart_high", "partner_first", "partner_rank"]  # fmt: skip
+    columns = ["model", "layer", "locations", "kernel", "matching", *(key for keys in _AGAINST for key in keys)]
+    columns += ["d_prime", "partner_first", "partner_rank"]
     return Section(
         "Separation by layer",
-        "Crops of different photographs are easy to tell apart; crops of different parts of one photograph share texture "
-        "and light, but no pixels (where the images are parts of photographs). partner_first: how often the partner is the "
-        "most similar crop of its mini-batch; partner_rank: its mean rank.",
+        "Crops of different photographs are easy to tell apart; crops of different parts of one photograph share "
+        "texture and light, but no pixels (where the images are parts of photographs). partner_first: how often the "
+        "partner is the most similar crop of its mini-batch; partner_rank: its mean rank.",
         [
             Chart(
                 "separation",
                 chart,
-                f"AUROC with its {level:.0%} interval from drawing photographs with replacement; the dashed line is chance. "
-                "Choose with the menus; click on the legend to single out a rule.",
+                f"AUROC with its {level:.0%} interval from drawing photographs with replacement; the dashed line is "
+                "chance. Choose with the menus; click on the legend to single out a rule.",
                 result_table("separation", result, columns),
             )
         ],
     )
 
 
-def _curves(title: str, shown: Shown) -> list[Row]:
+def _curves(title: str, shown: ShownModel) -> list[Row]:
     """Points of the cumulative distributions of a model."""
     return [
         {
@@ -165,13 +174,13 @@ def _distributions(curves: Sequence[Row]) -> Section:
     table = Table("distributions", columns, [[row[key] for key in columns] for row in curves], digits=4)
     return Section(
         "Distributions of similarities",
-        "The further apart the curves, the better are overlapping crops told from others. Curves run through 21 quantiles "
-        "over all mini-batches.",
+        "The further apart the curves, the better are overlapping crops told from others. Curves run through 21 "
+        "quantiles over all mini-batches.",
         [Chart("distributions", chart, "Cumulative distributions of the similarity of pairs of crops.", table)],
     )
 
 
-def _crops(title: str, shown: Shown) -> Part:
+def _crops(title: str, shown: ShownModel) -> Part:
     """Crops of a model with their matched locations."""
     pictures, lines = [], []
     for one in shown.facts["crops"]:
@@ -186,8 +195,8 @@ def _crops(title: str, shown: Shown) -> Part:
         )  # fmt: skip
     columns = ["upper crop", "layer", "matched by", "locations", "shared locations", "matched to the same content"]
     text = (
-        "A shared location of the upper crop is one whose centre also lies in the lower crop; it counts as matched to its "
-        "content if its partner is at most one location away from it."
+        "A shared location of the upper crop is one whose centre also lies in the lower crop; it counts as matched to "
+        "its content if its partner is at most one location away from it."
     )
     table = Table(f"crops-{title}", columns, lines, text)
     return Group(title, [Pictures(f"crops-{title}", pictures, text, table, width=120)], unfolded=True)

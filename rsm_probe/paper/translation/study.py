@@ -22,12 +22,14 @@ from rsm_probe.figures import displayed, thinned
 from rsm_probe.matching.matches import match
 from rsm_probe.pairs.compute import rsm
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
-from rsm_probe.paper.shown import Shown, thumbnail
+from rsm_probe.paper.page_parts import SIDE
+from rsm_probe.paper.shown import ShownModel, seen_by
 from rsm_probe.paper.similarity_rules import SimilarityRule
 from rsm_probe.paper.translation.crop_statistics import APART, OVERLAPPING, UNRELATED, Crops
 from rsm_probe.paper.translation.figures import PicturedCrops, translation_figures
 from rsm_probe.paper.translation.page import distribution, matched_crops, translation_page
 from rsm_probe.paper.translation.report import translation_report
+from rsm_probe.report.thumbnails import thumbnail
 from rsm_probe.runs.fields import AtLeastTwo, Edge, Images
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.pieces import stacked
@@ -37,7 +39,6 @@ from rsm_probe.sources import ImageSet, crop_pairs
 from rsm_probe.sources.images.registry import named_images
 from rsm_probe.sources.models.view.crops_seen import shared_pixels
 from rsm_probe.storage.files import Arrays
-
 
 # Images and layers whose crops are shown with their matched locations.
 _SHOWN_IMAGES, _SHOWN_LAYERS = 3, 3
@@ -185,7 +186,7 @@ class TranslationRunner(Experiment[TranslationConfig]):
         upper = slice(number * batch, (number + 1) * batch)
         return upper, slice(total + upper.start, total + upper.stop)
 
-    def show(self, subject: Subject) -> Shown:
+    def show(self, subject: Subject) -> ShownModel:
         """Collect distributions of similarities, and the first crops with their matched locations."""
         images, crops, found = subject.images["crops"], self.crops(subject.images["crops"]), []
         for number, layer in enumerate(subject.layers["crops"].values()):
@@ -199,18 +200,18 @@ class TranslationRunner(Experiment[TranslationConfig]):
                     ]
         count = min(_SHOWN_IMAGES, self.study.batch)
         numbers = {f"upper{k}": k for k in range(count)} | {f"lower{k}": len(images) // 2 + k for k in range(count)}
-        pictures = {}
-        for key, number in numbers.items():
-            assert subject.model is not None
-            image = subject.images["crops"][number]
-            seen = image if isinstance(image, torch.Tensor) else subject.model.preprocess(image)
-            pictures[key] = thumbnail(seen, images.ids[number], str(images.labels[number]))
-        return Shown({"distributions": found, "crops": self._matched_crops(subject, count)}, pictures)
+        pictures = {
+            key: thumbnail(seen_by(subject.model, images[number]), images.ids[number], str(images.labels[number]), SIDE)
+            for key, number in numbers.items()
+        }
+        return ShownModel({"distributions": found, "crops": self._matched_crops(subject, count)}, pictures)
 
     def _matched_crops(self, subject: Subject, count: int) -> list[dict[str, Any]]:
         """The matched locations of the first crops, in some layers that have a grid."""
         study, seen, found = self.study, self.seen_of_crops(subject), []
-        layers = [layer for layer in subject.layers["crops"].values() if layer.grid is not None and len(layer.grid) == 2]
+        layers = [
+            layer for layer in subject.layers["crops"].values() if layer.grid is not None and len(layer.grid) == 2
+        ]
         whole = (seen["seen_width"], seen["seen_height"]) == (study.crop, study.crop)
         for layer in thinned(layers, _SHOWN_LAYERS):
             assert layer.grid is not None
