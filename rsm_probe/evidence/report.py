@@ -13,13 +13,13 @@ from rsm_probe.runs.tables import Row, TableResult, accuracy_line, escaped, kern
 from rsm_probe.streaming.result import SweepResult
 
 # Study -> key of the difference "semantic - rule" in its rows, and whether larger values are better.
-_COMPARED = {
+COMPARED = {
     "retrieval": ("difference", 1),
     "translation": ("difference", 1),
     "outputs": ("pearson_difference", -1),
     "factors": ("difference", 1),
 }
-_MEANS = {
+MEANS = {
     "retrieval": "objects of the nearest image",
     "translation": "overlapping crops against others, AUROC",
     "outputs": "correlation with the divergence of outputs, Pearson",
@@ -157,9 +157,9 @@ def evidence_report(
     ]
     rows = []
     for name, kind in kinds.items():
-        if kind in _COMPARED:
-            compared = gains(results[name].table, *_COMPARED[kind])
-            rows += [{**row, "study": name, "compared": _MEANS[kind]} for row in compared]
+        if kind in COMPARED:
+            compared = gains(results[name].table, *COMPARED[kind])
+            rows += [{**row, "study": name, "compared": MEANS[kind]} for row in compared]
     if rows:
         parts.append(summary_table(rows, ["study", "compared"]))
     sweeps = {name: result for name, result in results.items() if isinstance(result, SweepResult)}

@@ -9,13 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rsm_probe.errors import StorageError
 from rsm_probe.figures import rule_styles
 from rsm_probe.paper.by_matching import distinct
+from rsm_probe.report.write import INSTALL
 from rsm_probe.runs.tables import Row, with_interval
 
 if TYPE_CHECKING:
-    import altair as alt
-
+    alt = _altair()
 # Pixels from the axis to the top of a chart.
 _HEIGHT = 260
 # Letters of a tick that are shown; hovering shows all.
@@ -64,8 +65,7 @@ def interval_chart(
         verdicts: key of the text that says whether a row is decided -> its label; undecided points ("") are hollow.
         log: a logarithmic y-axis.
     """
-    import altair as alt
-
+    alt = _altair()
     value, low, high = values
     (said, label), *_ = (verdicts or {"": ""}).items()
     menus, hover = menus or {}, hover or {}
@@ -134,8 +134,7 @@ def tradeoff_chart(
         rule: key of the rule.
         menus: see `interval_chart`.
     """
-    import altair as alt
-
+    alt = _altair()
     value, low, high = values
     menus = menus or {}
     data = [
@@ -177,8 +176,7 @@ def curve_chart(
         kind: key of what tells curves apart.
         menus: see `interval_chart`.
     """
-    import altair as alt
-
+    alt = _altair()
     menus = menus or {}
     data = [{"x": row[x[0]], "y": row[y[0]], "kind": row[kind], **{key: row[key] for key in menus}} for row in rows]
     parameters, chosen = _menus(data, menus)
@@ -210,8 +208,7 @@ def density_chart(
         menus: see `interval_chart`.
         diagonal: draw the line on which both are equal.
     """
-    import altair as alt
-
+    alt = _altair()
     menus = menus or {}
     data = [
         {**{key: row[key] for key in ("x", "x2", "y", "y2", "pairs")}, **{k: row[k] for k in menus}} for row in rows
@@ -241,10 +238,22 @@ def density_chart(
 _KINDS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
+def _altair() -> Any:
+    """The package that draws.
+
+    Raises:
+        StorageError: it is not installed.
+    """
+    try:
+        import altair
+    except ImportError as error:
+        raise StorageError(f"charts need Vega-Altair; {INSTALL}") from error
+    return altair
+
+
 def _menus(data: Sequence[Mapping[str, Any]], menus: Mapping[str, str]) -> tuple[list[Any], list[str]]:
     """Parameters bound to menus, and the conditions that they set."""
-    import altair as alt
-
+    alt = _altair()
     parameters, conditions = [], []
     for key, label in menus.items():
         options = list(dict.fromkeys(row[key] for row in data))
@@ -259,8 +268,7 @@ def _menus(data: Sequence[Mapping[str, Any]], menus: Mapping[str, str]) -> tuple
 
 def _chosen(data: Sequence[Mapping[str, Any]], conditions: Sequence[str]) -> Any:
     """A chart of the rows that menus choose."""
-    import altair as alt
-
+    alt = _altair()
     chart = alt.Chart(alt.Data(values=list(data)))
     for condition in conditions:
         chart = chart.transform_filter(condition)

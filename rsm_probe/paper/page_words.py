@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsm_probe.paper.by_matching import distinct
@@ -78,6 +78,39 @@ def semantic_answer(
         listed = ", ".join(f"{rule_words(name)} {'/'.join(map(str, _counts(compared, name)))}" for name in others)
         sentence += f"; better/worse/undecided against the other baselines: {listed}"
     return f"{sentence}. {_example(rows, compared, first, values, key, what, kernel)}"
+
+
+# Study -> key of the difference "semantic RSM minus rule" in its rows, and whether lower values are better.
+COMPARED = {
+    "retrieval": ("difference", False),
+    "translation": ("difference", False),
+    "outputs": ("pearson_difference", True),
+    "factors": ("difference", False),
+}
+
+
+def joint_answer(tables: Mapping[str, tuple[str, Sequence[Row]]]) -> str:
+    """Answer in how many cells of several studies the semantic RSM is better than equal locations.
+
+    Args:
+        tables: name of a study -> its kind and the rows of its result; kinds without such a comparison do not count.
+    """
+    counted = {}
+    for name, (kind, table) in tables.items():
+        if kind in COMPARED:
+            rows = differences([row for row in table if not row.get("untrained")], *COMPARED[kind])
+            if any(row["matching"] == "identity" for row in rows):
+                counted[name] = _counts(rows, "identity")
+    if not counted:
+        return (
+            "No study compares a semantic RSM of a trained model with equal locations. Each answers for itself below."
+        )
+    listed = ", ".join(f"{name} {'/'.join(map(str, counts))}" for name, counts in counted.items())
+    return (
+        "Cells (layers of trained models under one kernel) in which the semantic RSM is better than equal locations, "
+        f"worse, and undecided, by their intervals: {listed}. Cells of a study share images, so they are not "
+        "independent evidence; the values and the other baselines stand below."
+    )
 
 
 def _counts(compared: Sequence[Row], name: str) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.on_disk import largest_gap, match_on_disk, open_pairs, pairs_left, require_pairs_time
 from rsm_probe.pairs.tile_plan import tiling_seconds
+from rsm_probe.paper.page_parts import models_text
+from rsm_probe.report.facts import command_of, facts_of
+from rsm_probe.report.page import Page
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
 from rsm_probe.runs.images_config import ImagesConfig, number_of
 from rsm_probe.runs.plan import ModelLeft, ModelPlan, StudyPlan
@@ -36,7 +40,10 @@ from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.paths import absolute, file_name, is_url
 from rsm_probe.streaming.batch_consumer import naming
 from rsm_probe.streaming.cost import LayerCost
+from rsm_probe.studies.pairs_page import certificate_of, pairs_page
+from rsm_probe.studies.pairs_shown import chosen_pairs, thumbnails_of
 from rsm_probe.studies.rsm_panels import pair_panels
+from rsm_probe.studies.sweep_report.shown import Shown
 
 # Ends the name of a model's capture of the database.
 _DATABASE = "-database"
@@ -220,7 +227,38 @@ class PairsRunner(Runner[PairsConfig]):
         require_there()
         # A run folder that holds its own pairs may be moved.
         save_table(self.folder, table, _TABLE, {"folder": self.study.store and self.store})
-        return PairsResult(table, self.store)
+        result = PairsResult(table, self.store)
+        self._store_shown(result, models)
+        return result
+
+    def _store_shown(self, result: PairsResult, models: Mapping[str, LoadedModel]) -> None:
+        """Store what the page shows, unless it is there; without it if whole RSMs do not fit into memory."""
+        study, first = self.study, result.table[0]
+        if not self._fits(max(first["images_a"], first["images_b"])):
+            return
+        settings = hashlib.sha256(study.model_dump_json(exclude=set(study.execution_keys)).encode()).hexdigest()
+        known = Shown.open(self.folder)
+        if known is not None and known.settings == settings:
+            return
+        shown = chosen_pairs(
+            result.table,
+            study.kernels,
+            lambda row, kernel: result.rsm(row["model"], row["layer"], row["matching"], kernel),
+            lambda row: Capture.open(self._capture_path(row["model"], ""))[row["layer"]],
+            self.database is None,
+            study.centering,
+            settings,
+        )
+        sides = [self.images] if self.database is None else [self.images, self.database]
+        thumbnails, notes = thumbnails_of(shown, sides, next(iter(models.values())))
+        replace(shown, thumbnails=thumbnails, notes=[*shown.notes, *notes]).save(self.folder)
+
+    def page(self) -> Page:
+        """See `Study.page`."""
+        table = self.open().table
+        page = pairs_page(table, self.study.model_dump(), Shown.open(self.folder))
+        made = {"Models": models_text(self.study.models), **certificate_of(table), **facts_of(self.folder)}
+        return replace(page, command=command_of(self.folder), provenance=made)
 
     def _capture_path(self, title: str, side: str) -> str:
         return f"{self.store}/captures/{file_name(title)}{side}.zarr"

@@ -6,122 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from rsm_probe.figures import thinned
+from rsm_probe.errors import StorageError
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import interval_chart
-from rsm_probe.paper.page_parts import counted
+from rsm_probe.paper.page_parts import NOTHING_SHOWN, counted
 from rsm_probe.paper.page_words import rule_titles, rule_words
-from rsm_probe.paper.shown import Shown
-from rsm_probe.report.page import Chart, Group, Page, Part, Picture, Pictures, Section, Table, Thumbnail
+from rsm_probe.report.page import Chart, Page, Section, Table
+from rsm_probe.report.write import INSTALL
 from rsm_probe.runs.tables import Row, kernel_title
-from rsm_probe.similarity.rsm import RSM
-
-# What is shown of a model: images with their neighbours, layers, pairs that move in each direction, and models.
-IMAGES, NEIGHBOURS, LAYERS, MOVED, MODELS = 4, 4, 4, 3, 4
+from rsm_probe.studies.sweep_report.page import changes_section, neighbours_section
+from rsm_probe.studies.sweep_report.shown import Shown
 
 
-def chosen_images(labels: Sequence[str], most: int = IMAGES) -> list[int]:
-    """Choose images before anything is known about them: the first of each label, or some that are evenly spread."""
-    first = {label: number for number, label in reversed(list(enumerate(labels)))}
-    if len(first) > 1:
-        return sorted(first.values())[:most]
-    return thinned(range(len(labels)), most)
-
-
-def nearest_of(values: np.ndarray, image: int, same: bool, count: int = NEIGHBOURS) -> list[tuple[int, float]]:
-    """The images that are most similar to one, with their similarities.
-
-    Args:
-        values: the RSM, (N, M).
-        image: a row.
-        same: whether the columns are the images of the rows, so that the image itself is not among its neighbours.
-        count: number of neighbours.
-    """
-    row = values[image].copy()
-    if same:
-        row[image] = -np.inf
-    order = np.argsort(-row, kind="stable")[: min(count, len(row) - same)]
-    return [(int(number), float(row[number])) for number in order]
-
-
-def moved_pairs(aligned: np.ndarray, semantic: np.ndarray, count: int = MOVED) -> list[tuple[int, int, float, float]]:
-    """The pairs of images whose rank among all pairs rises and falls most from one RSM to another.
-
-    Args:
-        aligned: an RSM, (N, N).
-        semantic: another RSM of the same images, (N, N).
-        count: pairs in each direction.
-
-    Returns:
-        (image, image, share of pairs that are less similar in the first RSM, the same in the second): first those that
-        rise most, then those that fall most.
-    """
-    rows, columns = np.triu_indices(len(aligned), 1)
-    ranks = [_ranks(values[rows, columns]) for values in (aligned, semantic)]
-    change = ranks[1] - ranks[0]
-    order = np.argsort(-change, kind="stable")
-    rising = [k for k in order[:count] if change[k] > 0]
-    falling = [k for k in order[::-1][:count] if change[k] < 0]
-    return [(int(rows[k]), int(columns[k]), float(ranks[0][k]), float(ranks[1][k])) for k in (*rising, *falling)]
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """The share of values below each; equal values have the mean of their ranks."""
-    unique, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    below = np.cumsum(counts) - counts
-    return (below + (counts - 1) / 2)[inverse.reshape(-1)] / max(1, len(values) - 1)
-
-
-def shown_layer(layer: str, rsms: Mapping[str, RSM], same: bool) -> dict[str, Any]:
-    """What is shown of a layer, without pictures.
-
-    Args:
-        layer: its name.
-        rsms: matching -> RSM; the identity comes first.
-        same: whether rows and columns are the same images.
-    """
-    first = next(iter(rsms.values()))
-    labels = [str(label) for label in first.dataset["label_a"].values]
-    neighbours = [
-        {"image": image, "matching": name, "nearest": nearest_of(rsm.values, image, same)}
-        for image in chosen_images(labels)
-        for name, rsm in rsms.items()
-    ]
-    moved: list[dict[str, Any]] = []
-    semantic = next((name for name in rsms if name != "identity"), None)
-    if same and "identity" in rsms and semantic is not None:
-        pairs = moved_pairs(rsms["identity"].values, rsms[semantic].values)
-        moved = [
-            {"pair": [i, j], "matching": semantic, "below": [before, after],
-             "similarities": [float(rsms[name].values[i, j]) for name in ("identity", semantic)]}
-            for i, j, before, after in pairs
-        ]  # fmt: skip
-    return {"layer": layer, "neighbours": neighbours, "moved": moved}
-
-
-def images_of(layers: Sequence[Mapping[str, Any]], same: bool) -> list[tuple[str, int]]:
-    """The images that pictures of layers need: side ("x" in the rows, "y" in the columns) and number."""
-    columns = "x" if same else "y"
-    wanted: dict[tuple[str, int], None] = {}
-    for layer in layers:
-        for one in layer["neighbours"]:
-            wanted["x", one["image"]] = None
-            wanted.update(dict.fromkeys((columns, number) for number, _ in one["nearest"]))
-        for one in layer["moved"]:
-            wanted.update(dict.fromkeys(("x", number) for number in one["pair"]))
-    return list(wanted)
-
-
-def pairs_page(table: Sequence[Row], settings: Mapping[str, Any], shown: Mapping[str, Shown], why_not: str) -> Page:
-    """Lay out the page of a finished run.
+def pairs_page(table: Sequence[Row], settings: Mapping[str, Any], shown: Shown | None) -> Page:
+    """Lay out the page of a finished run, without command and provenance.
 
     Args:
         table: rows of the result.
         settings: settings of the study.
-        shown: model -> what the run stored of it.
-        why_not: why some pictures are missing; "" if none is.
+        shown: what the run stored for its page; None if it stored nothing.
     """
     same, kernels = settings["database"] is None, settings["kernels"]
     count = f"{table[0]['images_a']:,} images of the set {settings['images']['source']}"
@@ -130,25 +33,10 @@ def pairs_page(table: Sequence[Row], settings: Mapping[str, Any], shown: Mapping
     rules = [rule_words(name) for name in distinct(table, "matching")]
     columns = [key for key in table[0] if key != "path"]
     sections = [_cka(table, kernels)] if any(f"cka_{kernel}" in table[0] for kernel in kernels) else []
-    if moved := [part for title, one in shown.items() for part in _moved(title, one)]:
-        sections.append(
-            Section(
-                "What semantic similarity sees that the aligned one misses",
-                "The pairs of images whose rank among all pairs changes most between the spatio-semantic RSM (equal "
-                "locations) and the semantic one: first those that rise, then those that fall. Lines join the "
-                "strongest matched locations. These are extremes, not typical pairs.",
-                moved,
-            )
-        )
-    if found := [part for title, one in shown.items() for part in _neighbours(title, one, same)]:
-        sections.append(
-            Section(
-                "Nearest images",
-                "Images that were chosen by their labels or numbers, before anything was computed, each beside its "
-                "most similar images under every matching, by similarity.",
-                found,
-            )
-        )
+    if shown is not None:
+        sections += [_rsms(shown)] if shown.keys else []
+        sections += [changes_section(shown)] if shown.changes else []
+        sections += [neighbours_section(shown)] if shown.neighbours else []
     sections.append(
         Section(
             "All layers",
@@ -166,8 +54,17 @@ def pairs_page(table: Sequence[Row], settings: Mapping[str, Any], shown: Mapping
         _answer(table, kernels),
         sections,
         command="",
-        notes=[note for note in (why_not,) if note],
+        notes=[NOTHING_SHOWN] if shown is None else shown.notes,
     )
+
+
+def _rsms(shown: Shown) -> Section:
+    """Two layers side by side, under both kinds of RSM."""
+    try:
+        from rsm_probe.studies.sweep_report.rsm_views import layers_chart
+    except ImportError as error:
+        raise StorageError(f"the page of all pairs needs Vega-Altair; {INSTALL}") from error
+    return Section("RSMs of two layers", "", [layers_chart(shown)])
 
 
 def certificate_of(table: Sequence[Row]) -> dict[str, str]:
@@ -229,59 +126,6 @@ def _cka(table: Sequence[Row], kernels: Sequence[str]) -> Section:
         [Chart("cka", chart, "Unbiased CKA by layer. Choose with the menus; click on the legend to single out a rule.",
                listed)],
     )  # fmt: skip
-
-
-def _moved(title: str, shown: Shown) -> list[Part]:
-    """Pairs that rise and fall, layer by layer."""
-    parts: list[Part] = []
-    for layer in shown.facts["layers"]:
-        pictures, lines = [], []
-        for one in layer["moved"]:
-            pair = [shown.images[f"x{number}"] for number in one["pair"]]
-            before, after = (f"{share:.1%}" for share in one["below"])
-            verb = "rises" if one["below"][1] > one["below"][0] else "falls"
-            caption = f"{_named(pair[0])} and {_named(pair[1])}: above {before} of all pairs, {verb} to above {after}"
-            pictures.append(Picture(pair, caption, [tuple(ends) for ends in one.get("lines", ())]))
-            lines.append(
-                [pair[0].name, pair[0].label, pair[1].name, pair[1].label, *one["below"], *one["similarities"]]
-            )
-        if pictures:
-            columns = ["image", "label", "other image", "its label", "share of pairs below, aligned",
-                       "share of pairs below, semantic", "similarity, aligned", "similarity, semantic"]  # fmt: skip
-            name = f"moved-{title}-{layer['layer']}"
-            kernel = kernel_title(shown.facts["kernel"])
-            text = f"{rule_words(layer['moved'][0]['matching'])} against equal locations, {kernel}"
-            parts.append(
-                Group(f"{title}, {layer['layer']}", [Pictures(name, pictures, text, Table(name, columns, lines), 110)],
-                      unfolded=not parts)
-            )  # fmt: skip
-    return parts
-
-
-def _neighbours(title: str, shown: Shown, same: bool) -> list[Part]:
-    """Chosen images with their nearest images, layer by layer."""
-    parts: list[Part] = []
-    for layer in shown.facts["layers"]:
-        pictures, lines = [], []
-        for one in layer["neighbours"]:
-            image = shown.images[f"x{one['image']}"]
-            found = [(shown.images[f"{'x' if same else 'y'}{number}"], value) for number, value in one["nearest"]]
-            said = ", ".join(f"{_named(other)} {value:.3g}" for other, value in found)
-            pictures.append(Picture([image, *(other for other, _ in found)], f"{rule_words(one['matching'])}: {said}"))
-            lines += [
-                [image.name, image.label, rule_words(one["matching"]), rank, other.name, other.label, value]
-                for rank, (other, value) in enumerate(found, start=1)
-            ]
-        columns = ["image", "label", "compared by", "rank", "neighbour", "its label", "similarity"]
-        name = f"nearest-{title}-{layer['layer']}"
-        table = Table(name, columns, lines)
-        text = f"The image on the left, and its nearest images; {kernel_title(shown.facts['kernel'])}."
-        parts.append(Group(f"{title}, {layer['layer']}", [Pictures(name, pictures, text, table)], unfolded=not parts))
-    return parts
-
-
-def _named(image: Thumbnail) -> str:
-    return image.label or image.name
 
 
 def _shown(key: str, value: Any) -> Any:

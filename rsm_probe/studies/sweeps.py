@@ -11,7 +11,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rsm_probe.config import read_nested
 from rsm_probe.errors import ConfigError
+from rsm_probe.report.default import csv_table, page_of, plots
+from rsm_probe.report.joint import joint_page
+from rsm_probe.report.page import Page, Section
 from rsm_probe.runs.fields import folder_names
+from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.several import Results, SeveralStudies
 from rsm_probe.runs.tables import csv_text
 from rsm_probe.studies.sweep import SweepConfig
@@ -92,6 +96,20 @@ class SweepsConfig(SeveralStudies):
         if controls and self.figure == "figure16":
             figures["figure16-untrained"] = draw(results, controls, *self._kind)
         return figures
+
+    def page(self, out: Path) -> Page:
+        """See `Study.page`: the figure of all sweeps and its numbers, and the pages of the sweeps."""
+        out = run_folder(out)
+        pages = {name: page_of(part, out / name) for name, part in self.parts(out).items()}
+        numbers = csv_table(out / "numbers.csv")
+        return joint_page(
+            f"CKA over data sets ({self.figure})",
+            "Does what matching changes depend on the data set?",
+            "The figure and its numbers stand below; each sweep answers for itself.",
+            pages,
+            out,
+            [Section("All sweeps in one figure", "", [*plots(self.figures(out)), numbers])],
+        )
 
     @property
     def _rows(self) -> list[Architecture]:
