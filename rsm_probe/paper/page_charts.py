@@ -16,7 +16,8 @@ from rsm_probe.report.write import INSTALL
 from rsm_probe.runs.tables import Row, with_interval
 
 if TYPE_CHECKING:
-    alt = _altair()
+    import altair as alt
+
 # Pixels from the axis to the top of a chart.
 _HEIGHT = 260
 # Letters of a tick that are shown; hovering shows all.
