@@ -74,7 +74,7 @@ def report(
     from rsm_probe.errors import StorageError
     from rsm_probe.report.default import write_report
     from rsm_probe.studies.registry import read_study
-    from rsm_probe.studies.sweep_report import write_result_report
+    from rsm_probe.studies.sweep_report.page import write_result_report
 
     folder, file = local_folder(run_folder, "the run folder"), None if out is None else local_folder(out, "--out")
     if (folder / "config.yaml").is_file():

@@ -66,7 +66,7 @@ def page_html(page: Page) -> str:
     scripts = _scripts(page)
     content = _Content()
     environment.filters |= {
-        "address": _address,
+        "address": data_address,
         "cell": _cell,
         "chart_id": content.chart_id,
         "csv": _csv,
@@ -157,7 +157,8 @@ def _media_type(image: bytes) -> str:
     return "image/svg+xml"
 
 
-def _address(image: bytes) -> str:
+def data_address(image: bytes) -> str:
+    """An image as the address of itself: a `data:` URI."""
     return f"data:{_media_type(image)};base64,{_base64(image)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from rsm_probe.errors import StorageError
 from rsm_probe.execution.amounts import physical_bytes
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import matching_label
+from rsm_probe.report.facts import command_of, facts_of
+from rsm_probe.report.page import Page
 from rsm_probe.runs.fields import AtLeastTwo, Distinct, Estimators, Kernels, Seed
 from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.runs.plan import ModelLeft, ModelPlan, StudyPlan
@@ -32,6 +35,9 @@ from rsm_probe.streaming.sweep_request import RESULT, STORE, finished_result
 from rsm_probe.studies.dynamics_figures import dynamics_figures
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 from rsm_probe.studies.sweep_left import left_by_model, planned_sweep, rsm_bytes
+from rsm_probe.studies.sweep_report.page import folder_title, sweep_page
+from rsm_probe.studies.sweep_report.recording import record_shown
+from rsm_probe.studies.sweep_report.shown import Shown
 
 # Keys that may change in a run: its store computes what is missing, and the result leaves out what is gone.
 _GROWING = frozenset(
@@ -139,10 +145,7 @@ class SweepRunner(Runner[SweepConfig]):
     def with_left(self, models: Mapping[str, LoadedModel], plans: list[ModelPlan]) -> list[ModelPlan]:
         """See `Runner.with_left`; the store knows which RSMs are left."""
         study, names = self.study, {plan.title: _layer_names(plan) for plan in plans}
-        request, source = sweep_request(
-            models, self.images, {title: self.layers(title) for title in models}, study.matchings, study.kernels,
-            study.batch_size, study.seed, study.centering, study.estimators, study.keep, study.reading(),
-        )  # fmt: skip
+        request, source = sweep_request(*self._arguments(models), study.reading())
         source.repeat(f"a sweep in {self.folder}", needed=study.centering is not None)
         self.work = work = planned_sweep(request, source, self.folder, names, self.execution)
         if not any(entry.missing_networks(self.networks) for entry in study.models):
@@ -219,13 +222,21 @@ class SweepRunner(Runner[SweepConfig]):
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
     ) -> SweepResult:
-        """Sweep the layers of all models."""
+        """Sweep the layers of all models, and store what the report page shows."""
         require_there()
-        study = self.study
-        return sweep_layers(
-            models, self.images, {title: self.layers(title) for title in models}, study.matchings, study.kernels,
-            study.batch_size, study.seed, study.centering, study.estimators, study.keep, self.folder,
-            study.reading(), self.execution,
+        started = time.perf_counter()
+        result = sweep_layers(*self._arguments(models), self.folder, self.study.reading(), self.execution)
+        request, source = sweep_request(*self._arguments(models), self.study.reading())
+        seconds = time.perf_counter() - started
+        record_shown(request, source, self.folder, result, self.execution.device, seconds)
+        return result
+
+    def _arguments(self, models: Mapping[str, LoadedModel]) -> tuple[Any, ...]:
+        """What `sweep_request` and `sweep_layers` take first."""
+        study, layers = self.study, {title: self.layers(title) for title in models}
+        return (
+            models, self.images, layers, study.matchings, study.kernels, study.batch_size, study.seed,
+            study.centering, study.estimators, study.keep,
         )  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
@@ -247,3 +258,9 @@ class SweepRunner(Runner[SweepConfig]):
         """See `Study.figures`."""
         result, rows = self.open(), self.study.architectures
         return {**sweep_figures(result, rows), **dynamics_figures(result, rows)}
+
+    def page(self) -> Page:
+        """See `Study.page`."""
+        result, folder = self.open(), self.folder
+        shown = Shown.of(folder, result)
+        return sweep_page(result, shown, folder_title(folder), command_of(folder), facts_of(folder))

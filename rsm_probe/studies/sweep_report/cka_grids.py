@@ -1,0 +1,171 @@
+"""CKA grids of a sweep, with the RSMs behind each cell.
+
+Data are packed: one row per grid with all its values, which the chart unpacks after choosing the row. That keeps pages
+small and menus fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from rsm_probe.report.page import Chart, Table
+from rsm_probe.streaming.result import SweepResult
+from rsm_probe.studies.panels import semantic_matchings
+from rsm_probe.studies.sweep_report.menus import KINDS, PANEL, menu
+from rsm_probe.studies.sweep_report.rsm_views import rsm_views
+from rsm_probe.studies.sweep_report.shown import Shown
+from rsm_probe.studies.sweep_report.summary import Cell, names
+
+
+def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> Chart:
+    """CKA between all layers of two models by both kinds of RSM; a click shows the RSMs of both layers.
+
+    A sweep without the identity, or without a second matching, has one grid.
+
+    Args:
+        result: the sweep.
+        shown: RSMs and images, if the run stored them.
+        models: the models on the page.
+    """
+    kernels, semantics = names(result, "kernel"), semantic_matchings(result)
+    matchings = semantics or names(result, "matching")
+    start = Cell(result, models)
+    params = [
+        menu("model_a", "rows", models, start.model),
+        menu("model_b", "columns", models, start.model),
+        menu("matching", "semantic RSMs by" if semantics else "RSMs by", matchings, start.matching),
+        menu("kernel", "kernel", kernels, start.kernel),
+    ]
+    cell = alt.selection_point(
+        name="cell", fields=["depth_a", "depth_b"], on="click", clear=False, toggle=False,
+        value=[{"depth_a": start.depth_a, "depth_b": start.depth_b}],
+    )  # fmt: skip
+    packed = _packed_grids(result, models)
+    grids, views = alt.Data(values=packed), list[Any]()
+    if semantics:
+        views.append(_grid_view(grids, "identity", "spatio-semantic RSMs", cell))
+    views.append(_grid_view(grids, "semantic", "semantic RSMs" if semantics else "RSMs", cell))
+    if semantics:
+        views.append(_grid_view(grids, "difference", "difference (semantic − spatio-semantic)", cell))
+    choices = ["models", *(["matching"] if len(matchings) > 1 else []), *(["kernel"] if len(kernels) > 1 else [])]
+    caption = (
+        "CKA between the layers of two models. Hover over a cell for its layers and values. Menus choose "
+        f"{' and '.join(choices)}."
+    )
+    if shown is not None and semantics:
+        views += rsm_views(shown)
+        caption += (
+            " Click on a cell for the RSMs of both layers below, with images sorted by label; hover over an RSM for "
+            "the two images and their similarities. Colours span the similarities of different images in the "
+            "mini-batch."
+        )
+    chart = (
+        alt.concat(*views, columns=3)
+        .add_params(*params)
+        .resolve_scale(color="independent", x="independent", y="independent")
+    )
+    return Chart("cka", chart, caption, _grid_table(packed))
+
+
+def _packed_grids(result: SweepResult, models: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per pair of models, matching and kernel, with its CKA row by row; undefined values are None."""
+    rows, semantics, ends = [], semantic_matchings(result), dict[str, SweepResult]()
+    if (proven := result.proven) is not None:
+        ends = {end: SweepResult(result.dataset.assign(cka=proven[end])) for end in ("low", "high")}
+    for kernel in names(result, "kernel"):
+        for matching in semantics or names(result, "matching"):
+            for a, b in product(models, repeat=2):
+                values = {
+                    kind: _rounded(result.grid(a, b, by, kernel=kernel).values)
+                    for kind, by in (("identity", "identity" if semantics else matching), ("semantic", matching))
+                }
+                interval = {
+                    end: _rounded(of_end.grid(a, b, matching, kernel=kernel).values, 5) for end, of_end in ends.items()
+                }
+                rows.append(
+                    {
+                        "model_a": a, "model_b": b, "matching": matching, "kernel": kernel,
+                        "layers_a": result.layers(a), "layers_b": result.layers(b), **values, **interval,
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def _rounded(values: np.ndarray, digits: int = 4) -> list[float | None]:
+    return [round(float(value), digits) if np.isfinite(value) else None for value in values.ravel()]
+
+
+def _unpacked(data: alt.Data) -> alt.Chart:
+    """A chart over the cells of the chosen grid, with depths and names of both layers."""
+    wanted = " && ".join(f"datum.{name} == {name}" for name in ("model_a", "model_b", "matching", "kernel"))
+    return (
+        alt.Chart(data)
+        .transform_filter(wanted)
+        .transform_calculate(k="sequence(length(datum.identity))")
+        .transform_flatten(["k"])
+        .transform_calculate(
+            depth_a="floor(datum.k / length(datum.layers_b))",
+            depth_b="datum.k % length(datum.layers_b)",
+            spatio="datum.identity[datum.k]",
+            matched="datum.semantic[datum.k]",
+        )
+        .transform_calculate(
+            layer_a="datum.layers_a[datum.depth_a]",
+            layer_b="datum.layers_b[datum.depth_b]",
+            change="isValid(datum.matched) && isValid(datum.spatio) ? datum.matched - datum.spatio : null",
+            proven="isArray(datum.low) ? format(datum.low[datum.k], '.4f') + ' to ' + format(datum.high[datum.k], "
+            "'.4f') : 'the value itself'",
+        )
+    )
+
+
+def _grid_view(data: alt.Data, values: str, title: str, cell: alt.Parameter) -> alt.Chart:
+    field = {"identity": "spatio", "semantic": "matched", "difference": "change"}[values]
+    if values == "difference":
+        scale = alt.Scale(scheme="purpleorange", domainMid=0)
+    else:
+        scale = alt.Scale(scheme="viridis", domainMax=1)
+    labels = alt.Axis(labelLimit=110, labelOverlap=True, title=None)
+
+    def axis(side: str) -> dict[str, Any]:
+        order = alt.EncodingSortField(field=f"depth_{side}", op="min")
+        return {"field": f"layer_{side}", "type": "nominal", "sort": order, "axis": labels}
+
+    return (
+        _unpacked(data)
+        .mark_rect(strokeWidth=2)
+        .encode(
+            x=alt.X(**axis("b")),
+            y=alt.Y(**axis("a")),
+            color=alt.Color(f"{field}:Q", scale=scale, legend=alt.Legend(title=None, gradientLength=PANEL)),
+            stroke=alt.condition(cell, alt.value("#e8590c"), alt.value(None)),
+            tooltip=[
+                alt.Tooltip("layer_a:N", title="row"),
+                alt.Tooltip("layer_b:N", title="column"),
+                alt.Tooltip("spatio:Q", title="spatio-semantic", format=".4f"),
+                alt.Tooltip("matched:Q", title="semantic", format=".4f"),
+                alt.Tooltip("change:Q", title="difference", format="+.4f"),
+                alt.Tooltip("proven:N", title="exact matching, proven"),
+            ],
+        )
+        .properties(name=f"grid_{values}", width=PANEL, height=PANEL, title=title)
+        .add_params(cell)
+    )
+
+
+def _grid_table(packed: Sequence[Mapping[str, Any]]) -> Table:
+    rows: list[list[Any]] = []
+    for one in packed:
+        columns = len(one["layers_b"])
+        for k, (identity, semantic) in enumerate(zip(one["identity"], one["semantic"], strict=True)):
+            layers = [one["model_a"], one["layers_a"][k // columns], one["model_b"], one["layers_b"][k % columns]]
+            both = identity is not None and semantic is not None
+            values = [identity, semantic, semantic - identity if both else None]
+            rows.append([*layers, one["matching"], one["kernel"], *values])
+    headings = ["model", "layer", "other model", "other layer", "matching", "kernel", *KINDS, "difference"]
+    return Table("cka", headings, rows, "CKA between layers by both kinds of RSM.", 4)

@@ -1,0 +1,214 @@
+"""The report page of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from rsm_probe.errors import StorageError
+from rsm_probe.figures import thinned
+from rsm_probe.report.default import REPORT
+from rsm_probe.report.page import Group, Page, Part, Picture, Pictures, Section, Table, Thumbnail
+from rsm_probe.report.write import INSTALL, write_page
+from rsm_probe.streaming.result import SweepResult
+from rsm_probe.streaming.sweep_request import RESULT
+from rsm_probe.studies.panels import semantic_matchings
+from rsm_probe.studies.sweep_report.shown import SHOWN, Neighbours, RankChange, Shown
+from rsm_probe.studies.sweep_report.summary import answer, certificate, pairs_matched, question, setting
+
+# Values of CKA in the grids, beyond which some models are left out.
+_MOST_VALUES = 600_000
+# Pairs whose rank changes most, above those of each layer.
+_TOP = 4
+
+
+def sweep_page(
+    result: SweepResult, shown: Shown | None, title: str, command: str, facts: Mapping[str, str] | None = None
+) -> Page:
+    """The page of a sweep.
+
+    Args:
+        result: its result.
+        shown: what its run stored for the page; None if it stored nothing, as a sweep in Python.
+        title: title of the page.
+        command: the command that makes the numbers.
+        facts: further facts for the end of the page; see `rsm_probe.report.facts`.
+
+    Raises:
+        StorageError: Vega-Altair is not installed.
+    """
+    try:
+        from rsm_probe.studies.sweep_report.cka_grids import cka_chart
+        from rsm_probe.studies.sweep_report.curves import diagonal_chart, dynamics_chart
+    except ImportError as error:
+        raise StorageError(f"the page of a sweep needs Vega-Altair; {INSTALL}") from error
+    models, notes = _models(result)
+    notes += list(shown.notes) if shown is not None else [_NOTHING_SHOWN]
+    semantics = semantic_matchings(result)
+    sections = [
+        Section("CKA between layers", "", [cka_chart(result, shown if semantics else None, models)]),
+    ]
+    if semantics:
+        sections.append(
+            Section("Each layer: semantic against spatio-semantic", "", [diagonal_chart(result, shown, models)])
+        )
+    if shown is not None and shown.changes:
+        sections += [_changes(shown), _neighbours(shown)]
+    if networks := {name: steps for name, steps in result.networks.items() if len(steps) > 1}:
+        sections.append(Section("Training dynamics", "", [dynamics_chart(result, networks)]))
+    sections.append(Section("Models", "", [_model_table(result)]))
+    about = {
+        "Images": f"{result.dataset.attrs['images']} of {result.dataset.attrs.get('source', 'unnamed images')}",
+        "Cost": pairs_matched(result) + (f"; {shown.seconds:.0f} s in the last run" if shown and shown.seconds else ""),
+        "Certificate": certificate(result),
+    }
+    words = question(result), setting(result), answer(result, shown, models)
+    return Page(title, *words, sections, command, {**about, **(facts or {})}, notes)
+
+
+_NOTHING_SHOWN = (
+    f"RSMs, pairs of images and nearest neighbours are missing here: the folder has no {SHOWN}, which `rsm-probe run` "
+    "stores. Sweeps in Python and runs of earlier versions do not have it; run the study again to add it."
+)
+
+
+def _models(result: SweepResult) -> tuple[list[str], list[str]]:
+    """The models in the grids, and a sentence where some are left out."""
+    rsms = len(result.models) * max(len(result.layers(model)) for model in result.models)
+    kinds = result.cka.sizes["rsm_a"] / rsms
+    share = min(1.0, (_MOST_VALUES / (rsms**2 * kinds)) ** 0.5)
+    models = thinned(result.models, max(1, int(share * len(result.models))))
+    if len(models) == len(result.models):
+        return models, []
+    return models, [f"CKA grids show {len(models)} of {len(result.models)} models; result.zarr has all."]
+
+
+def _changes(shown: Shown) -> Section:
+    """Pairs of images whose rank differs between the two RSMs of a layer."""
+    ordered = sorted(shown.changes, key=lambda one: one.identity - one.semantic)
+    top = _distinct(ordered, _TOP) + _distinct(ordered[::-1], _TOP)
+    parts: list[Part] = []
+    if shown.thumbnails:
+        parts.append(_pair_pictures("rank-changes", "The largest changes of all layers", top, shown, named=True))
+        for model, of_model in groupby(shown.changes, key=lambda one: one.model):
+            groups: list[Part] = []
+            for layer, of_layer in groupby(of_model, key=lambda one: one.layer):
+                pairs = list(of_layer)
+                groups.append(Group(layer, [_pair_pictures(f"rank-changes {model} {layer}", "", pairs, shown)]))
+            parts.append(Group(f"{model}, layer by layer", groups))
+    headings = [
+        "model",
+        "layer",
+        "image",
+        "label",
+        "other image",
+        "other label",
+        "semantic",
+        "spatio-semantic",
+        "change",
+    ]
+    rows = [
+        [one.model, one.layer, *(text for k in one.images for text in (shown.ids[k], shown.labels[k])),
+         one.semantic, one.identity, one.semantic - one.identity]
+        for one in ordered
+    ]  # fmt: skip
+    caption = "Ranks of pairs of images in both RSMs of a layer; the largest gain of the semantic RSM comes first."
+    parts.append(Group("Table of all pairs", [Table("rank-changes", headings, rows, caption)]))
+    text = (
+        "The rank of a pair is the share of pairs of images that are less similar, in the semantic RSM "
+        f"({shown.semantic} matching) and in the spatio-semantic one ({shown.kernel} kernel). Pairs that rise are seen "
+        "as similar only once locations are matched; pairs that fall were similar because of where things are. Lines "
+        "join the matched locations with the largest affinities."
+    )
+    return Section("What semantic similarity sees that the aligned one misses", text, parts)
+
+
+def _distinct(changes: Sequence[RankChange], count: int) -> list[RankChange]:
+    """The first changes of different pairs of images."""
+    first: dict[tuple[int, int], RankChange] = {}
+    for one in changes:
+        first.setdefault(one.images, one)
+    return list(first.values())[:count]
+
+
+def _pair_pictures(
+    name: str, caption: str, changes: Sequence[RankChange], shown: Shown, named: bool = False
+) -> Pictures:
+    pictures = [
+        Picture(
+            [shown.thumbnails[k] for k in one.images],
+            (f"{one.model}, {one.layer}: " if named else "")
+            + f"{one.semantic:.0%} semantic, {one.identity:.0%} aligned ({100 * (one.semantic - one.identity):+.0f})",
+            one.lines,
+        )
+        for one in changes
+    ]
+    return Pictures(name, pictures, caption)
+
+
+def _neighbours(shown: Shown) -> Section:
+    """Nearest images of a few images, under both kinds."""
+    parts: list[Part] = []
+    for model, of_model in groupby(shown.neighbours, key=lambda one: one.model):
+        groups: list[Part] = []
+        for layer, of_layer in groupby(of_model, key=lambda one: one.layer):
+            near = list(of_layer)
+            content: list[Part] = [_near_table(model, layer, near, shown)]
+            if shown.thumbnails:
+                content.insert(0, _near_pictures(model, layer, near, shown))
+            groups.append(Group(layer, content, unfolded=not parts and not groups))
+        parts.append(Group(model, groups, unfolded=not parts))
+    text = f"The most similar images of the mini-batch in each layer, nearest first ({shown.kernel} kernel)."
+    return Section("Nearest neighbours", text, parts)
+
+
+def _near_pictures(model: str, layer: str, near: Sequence[Neighbours], shown: Shown) -> Pictures:
+    pictures = []
+    for one in near:
+        for kind, images in (("semantic", one.semantic), ("aligned", one.identity)):
+            row: list[Thumbnail] = [shown.thumbnails[k] for k in (one.query, *images)]
+            pictures.append(Picture(row, f"{shown.ids[one.query]} and its nearest, {kind}"))
+    return Pictures(f"neighbours {model} {layer}", pictures, "", width=52)
+
+
+def _near_table(model: str, layer: str, near: Sequence[Neighbours], shown: Shown) -> Table:
+    rows = [
+        [shown.ids[one.query], shown.labels[one.query], kind, *(f"{shown.ids[k]} ({shown.labels[k]})" for k in images)]
+        for one in near
+        for kind, images in (("semantic", one.semantic), ("spatio-semantic", one.identity))
+    ]
+    nearest = [str(k + 1) for k in range(len(rows[0]) - 3)]
+    return Table(f"neighbours {model} {layer}", ["image", "label", "RSM", *nearest], rows)
+
+
+def _model_table(result: SweepResult) -> Table:
+    step_of = {model: (network, step) for network, steps in result.networks.items() for step, model in steps.items()}
+    rows = []
+    for model in result.models:
+        layers = result.layers(model)
+        rows.append([model, *step_of.get(model, ("", "")), len(layers), layers[0], layers[-1]])
+    return Table("models", ["model", "network", "step", "layers", "first layer", "last layer"], rows)
+
+
+def folder_title(folder: Path) -> str:
+    """The title of the page of a sweep in a folder."""
+    return f"{folder.resolve().name}: layers by semantic and spatio-semantic RSMs"
+
+
+def write_result_report(folder: Path, file: Path | None = None) -> Path:
+    """Write the page of a sweep that Python called with `out=`, and that has no configuration.
+
+    Args:
+        folder: the folder of the sweep.
+        file: the page; by default `report.html` in the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        StorageError: there is no sweep, or the page cannot be written.
+    """
+    result, command = SweepResult.open(folder / RESULT), f"rsm_probe.sweep(..., out={folder.as_posix()!r})"
+    page = sweep_page(result, Shown.of(folder, result), folder_title(folder), command)
+    return write_page(page, folder / REPORT if file is None else file)
