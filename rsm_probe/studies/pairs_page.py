@@ -59,12 +59,51 @@ def pairs_page(table: Sequence[Row], settings: Mapping[str, Any], shown: Shown |
 
 
 def _rsms(shown: Shown) -> Section:
-    """Two layers side by side, under both kinds of RSM."""
+    """Two layers side by side, under both kinds of RSM.
+
+    Raises:
+        StorageError: Vega-Altair is not installed.
+    """
     try:
-        from rsm_probe.studies.sweep_report.rsm_views import layers_chart
+        import altair as alt
+
+        from rsm_probe.studies.sweep_report.menus import menu
+        from rsm_probe.studies.sweep_report.rsm_views import rsm_views
     except ImportError as error:
         raise StorageError(f"the page of all pairs needs Vega-Altair; {INSTALL}") from error
-    return Section("RSMs of two layers", "", [layers_chart(shown)])
+    layers = {f"{key.model}, {key.layer}": key for key in shown.keys}
+    titles, (first, last) = list(layers), (next(iter(layers)), list(layers)[-1])
+    depths = "[{depth}[indexof(titles, layer_{side})]]"
+    # The views read the model and the depth of each side, which here follow from the chosen layer.
+    params = [
+        menu("layer_a", "upper row", titles, first), menu("layer_b", "lower row", titles, last),
+        menu("matching", "semantic RSMs by", _distinct(shown, "matching") or ["identity"],
+             shown.semantic or "identity"),
+        menu("kernel", "kernel", _distinct(shown, "kernel"), shown.kernel),
+        alt.param(name="titles", value=titles),
+        alt.param(name="models", value=[key.model for key in layers.values()]),
+        alt.param(name="depths", value=[key.depth for key in layers.values()]),
+        *(alt.param(name=f"model_{side}", expr=f"models[indexof(titles, layer_{side})]") for side in "ab"),
+        alt.param(
+            name="cell",
+            expr="{" + ", ".join(f"depth_{side}: " + depths.format(depth="depths", side=side) for side in "ab") + "}",
+        ),
+    ]  # fmt: skip
+    chart = (
+        alt.concat(*rsm_views(shown), columns=3)
+        .add_params(*params)
+        .resolve_scale(color="independent", x="independent", y="independent")
+    )
+    caption = (
+        "RSMs of two layers, with images sorted by label. Menus choose the layers; hover over an RSM for the two "
+        "images and their similarities. Colours span the similarities of different images in a layer."
+    )
+    return Section("RSMs of two layers", "", [Chart("rsms", chart, caption)])
+
+
+def _distinct(shown: Shown, field: str) -> list[str]:
+    """Kernels, or matchings other than the identity, of the RSMs on the page."""
+    return list(dict.fromkeys(value for key in shown.keys if (value := getattr(key, field)) != "identity"))
 
 
 def certificate_of(table: Sequence[Row]) -> dict[str, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rsm_probe.report.thumbnails import thumbnail
 
 from rsm_probe.paper.approximation.page import approximation_page
 from rsm_probe.paper.outputs.page import outputs_page
@@ -18,6 +17,7 @@ from rsm_probe.paper.retrieval.page import chosen_queries, retrieval_page
 from rsm_probe.paper.shown import ShownModel, pair_cells, pair_counts
 from rsm_probe.paper.translation.page import matched_crops, translation_page
 from rsm_probe.report.page import Group, Pictures
+from rsm_probe.report.thumbnails import thumbnail
 from rsm_probe.report.write import page_html
 from rsm_probe.runs.tables import TableResult
 from rsm_probe.storage.files import load_arrays, save_arrays

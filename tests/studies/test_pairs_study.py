@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from rsm_probe.studies.sweep_report.shown import Shown
 from scipy.stats import rankdata
 from typer.testing import CliRunner
 
@@ -18,6 +17,7 @@ from rsm_probe.report.write import page_html
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.registry import read_study
+from rsm_probe.studies.sweep_report.shown import Shown
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "pairs.yaml"
 
