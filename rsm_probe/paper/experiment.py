@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pydantic import AfterValidator, Field, model_validator
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
 from rsm_probe.captures.recording import capture_layers
 from rsm_probe.config import read_yaml
-from rsm_probe.errors import MatchingError
+from rsm_probe.errors import MatchingError, RsmProbeError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.on_disk import largest_gap, open_pairs
@@ -302,7 +303,10 @@ class Experiment(Runner[C]):
             shown = self.show(subject)
             return replace(shown, facts={"gaps": self.gaps(subject), **shown.facts}).pack()
 
-        once(subject.folder / SHOWN, f"{subject.owner} {chosen}", collect)
+        try:
+            once(subject.folder / SHOWN, f"{subject.owner} {chosen}", collect)
+        except RsmProbeError as error:  # the results of hours are not lost for a picture
+            warnings.warn(f"the report page will have no pictures of {subject.title}: {error}", stacklevel=2)
 
     def page(self) -> Page:
         """See `Study.page`."""

@@ -286,7 +286,8 @@ def _rule_scale(titles: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _sized(chart: Any) -> Any:
-    return chart.properties(width="container", height=_HEIGHT)
+    chart = chart.properties(width="container", height=_HEIGHT)
+    return chart.configure_legend(orient="bottom", columns=3, labelLimit=280, symbolStrokeWidth=1.5)
 
 
 def _number(value: float) -> float | None:

@@ -18,7 +18,7 @@ from rsm_probe.captures.captured_layers import KIND as CAPTURE
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
 from rsm_probe.captures.recording import capture_layers
 from rsm_probe.comparison.alignment import cka
-from rsm_probe.errors import ComparisonError
+from rsm_probe.errors import ComparisonError, RsmProbeError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
 from rsm_probe.pairs.on_disk import largest_gap, match_on_disk, open_pairs, pairs_left, require_pairs_time
@@ -240,18 +240,21 @@ class PairsRunner(Runner[PairsConfig]):
         known = Shown.open(self.folder)
         if known is not None and known.settings == settings:
             return
-        shown = chosen_pairs(
-            result.table,
-            study.kernels,
-            lambda row, kernel: result.rsm(row["model"], row["layer"], row["matching"], kernel),
-            lambda row: Capture.open(self._capture_path(row["model"], ""))[row["layer"]],
-            self.database is None,
-            study.centering,
-            settings,
-        )
         sides = [self.images] if self.database is None else [self.images, self.database]
-        thumbnails, notes = thumbnails_of(shown, sides, next(iter(models.values())))
-        replace(shown, thumbnails=thumbnails, notes=[*shown.notes, *notes]).save(self.folder)
+        try:
+            shown = chosen_pairs(
+                result.table,
+                study.kernels,
+                lambda row, kernel: result.rsm(row["model"], row["layer"], row["matching"], kernel),
+                lambda row: Capture.open(self._capture_path(row["model"], ""))[row["layer"]],
+                self.database is None,
+                study.centering,
+                settings,
+            )
+            thumbnails, notes = thumbnails_of(shown, sides, next(iter(models.values())))
+            replace(shown, thumbnails=thumbnails, notes=[*shown.notes, *notes]).save(self.folder)
+        except RsmProbeError as error:  # the results of hours are not lost for a picture
+            warnings.warn(f"the report page will have no pictures: {error}", stacklevel=2)
 
     def page(self) -> Page:
         """See `Study.page`."""

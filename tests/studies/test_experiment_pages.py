@@ -216,6 +216,11 @@ def test_every_chart_is_a_valid_one(name):
         assert "<path" in picture or "<line" in picture
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_the_same_result_has_the_same_page(name):
+    assert page_html(PAGES[name]()) == page_html(PAGES[name]())
+
+
 def parts_of(page):
     waiting = [part for section in page.sections for part in section.parts]
     while waiting:

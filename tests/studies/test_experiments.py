@@ -126,7 +126,7 @@ def test_a_page_shows_what_the_run_stored_and_computes_nothing(finished, monkeyp
 
 
 def test_the_pictured_neighbours_are_those_of_the_table(finished):
-    study, folder, results = finished
+    study, folder, _ = finished
     runner = study.studies["retrieval"].runner(folder / "retrieval")
     subject = next(runner.subjects())
     shown = ShownModel.read(subject.folder / SHOWN)

@@ -33,7 +33,7 @@ def outputs_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
     menus = {"kernel_name": "kernel "}
     both = by_measure(rows, {title: (key, f"{key}_low", f"{key}_high") for key, title in MEASURES.items()})
     chart = interval_chart(
-        both, "model", VALUE, "correlation with the divergence of outputs",
+        both, "model", VALUE, "correlation",
         rule_titles(rows), menus={"measure": "measure ", **menus}, hover={"layer": "layer", "images": "images"},
         reference=0.0,
     )  # fmt: skip
