@@ -317,9 +317,14 @@ class Experiment(Runner[C]):
         }
         shown = {title: of_model for title, of_model in stored.items() if of_model is not None}
         page = self.content(result, shown)
-        made = {"Models": models_text(self.study.models), **certificates_text(shown), **facts_of(self.folder)}
+        made = {"Models": models_text(self.study.models), **certificates_text(shown), **page.provenance}
         without = [] if shown else [NOTHING_SHOWN]
-        return replace(page, command=command_of(self.folder), provenance=made, notes=[*page.notes, *without])
+        return replace(
+            page,
+            command=command_of(self.folder),
+            provenance=made | facts_of(self.folder),
+            notes=[*page.notes, *without],
+        )
 
     def subject(self, number: int, title: str, model: LoadedModel | None = None) -> Subject:
         """Open the captures of a model, or make them.

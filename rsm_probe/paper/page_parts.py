@@ -48,6 +48,11 @@ def models_text(entries: Sequence[ModelConfig]) -> str:
     return "; ".join(texts)
 
 
+def cost_text(*pairs: int) -> dict[str, str]:
+    """How many pairs of images were compared, under "Cost"; several numbers are those of different models."""
+    return {"Cost": f"{' or '.join(f'{count:,}' for count in pairs)} pairs of images in each layer, by each rule"}
+
+
 def certificates_text(shown: Mapping[str, ShownModel]) -> dict[str, str]:
     """What is proven about the matchings of a run, under "Certificate"; {} if nothing is stored."""
     gaps: dict[str, float] = {}

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.outputs.figures import PicturedPairs
 from rsm_probe.paper.page_charts import density_chart, interval_chart
-from rsm_probe.paper.page_parts import TABLES_NOTE, VALUE, by_measure, differences_section, result_table, setting_of
+from rsm_probe.paper.page_parts import (
+    TABLES_NOTE,
+    VALUE,
+    by_measure,
+    cost_text,
+    differences_section,
+    result_table,
+    setting_of,
+)
 from rsm_probe.paper.page_words import rule_titles, rule_words, semantic_answer
 from rsm_probe.paper.shown import ShownModel, pair_cells, pair_counts
 from rsm_probe.report.page import Chart, Page, Section
@@ -98,5 +106,6 @@ def outputs_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
         ),
         sections,
         command="",
+        provenance=cost_text(*(count * (count - 1) // 2 for count in counts)),
         notes=[TABLES_NOTE],
     )  # fmt: skip

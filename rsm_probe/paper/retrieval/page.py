@@ -16,6 +16,7 @@ from rsm_probe.paper.page_parts import (
     TABLES_NOTE,
     VALUE,
     by_measure,
+    cost_text,
     differences_section,
     result_table,
     setting_of,
@@ -172,6 +173,7 @@ def retrieval_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page
         semantic_answer(rows, ("score", "low", "high"), "difference", what, level),
         sections,
         command="",
+        provenance=cost_text(settings["queries"] * max(settings["database_sizes"])),
         notes=[TABLES_NOTE],
     )
 

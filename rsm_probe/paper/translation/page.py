@@ -15,6 +15,7 @@ from rsm_probe.paper.page_parts import (
     TABLES_NOTE,
     VALUE,
     by_measure,
+    cost_text,
     differences_section,
     result_table,
     setting_of,
@@ -123,6 +124,7 @@ def translation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Pa
         ),
         sections,
         command="",
+        provenance=cost_text(settings["batches"] * settings["batch"] * (2 * settings["batch"] - 1)),
         notes=[TABLES_NOTE],
     )  # fmt: skip
 

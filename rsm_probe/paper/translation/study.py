@@ -21,6 +21,7 @@ from rsm_probe.execution.execution import Execution
 from rsm_probe.figures import displayed, thinned
 from rsm_probe.matching.matches import match
 from rsm_probe.pairs.compute import rsm
+from rsm_probe.pairs.on_disk import largest_gap
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.page_parts import SIDE
 from rsm_probe.paper.shown import ShownModel, seen_by
@@ -156,14 +157,18 @@ class TranslationRunner(Experiment[TranslationConfig]):
         Returns:
             (batches, 2 n, 2 n): n upper crops, then n lower ones.
         """
-        file, count = subject.folder / f"{number:03d}-{rule.products_name}.npz", self.study.batches
-        with self.execution.bar(f"{layer.name}, {rule.name}", count, "batch", leave=False) as bar:
-            known = stacked(file, subject.owner, count, lambda b: self._products(layer, rule, b), bar.update)
+        known = self._stored(subject, number, layer, rule)
         values = [
             rule.kernel(products, norms, norms, same=True)
             for products, norms in zip(known["products"], known["norms"], strict=True)
         ]
         return np.stack(values) / (layer.shape[1] if rule.per_location else 1)
+
+    def _stored(self, subject: Subject, number: int, layer: CapturedLayer, rule: SimilarityRule) -> Arrays:
+        """Matched products of the crops in every mini-batch, computed once."""
+        file, count = subject.folder / f"{number:03d}-{rule.products_name}.npz", self.study.batches
+        with self.execution.bar(f"{layer.name}, {rule.name}", count, "batch", leave=False) as bar:
+            return stacked(file, subject.owner, count, lambda b: self._products(layer, rule, b), bar.update)
 
     def _products(self, layer: CapturedLayer, rule: SimilarityRule, number: int) -> Arrays:
         """Compute matched products of the crops in one mini-batch, centred by its own mean as in the paper."""
@@ -178,7 +183,17 @@ class TranslationRunner(Experiment[TranslationConfig]):
             tokens, None, rule.matching, "linear", study.centering,
             grid=None if rule.vector else layer.grid, workers=study.workers, memory=study.memory,
         ).dataset  # fmt: skip
-        return {"products": pairs["product"].values, "norms": pairs["norm_a"].values}
+        gap = np.array(largest_gap(pairs))
+        return {"products": pairs["product"].values, "norms": pairs["norm_a"].values, "gap": gap}
+
+    def gaps(self, subject: Subject) -> dict[str, float]:
+        """See `Experiment.gaps`; products of earlier versions come without."""
+        gaps: dict[str, float] = {}
+        for number, layer in enumerate(subject.layers["crops"].values()):
+            for rule in {rule.products_name: rule for rule in self.rules_of(layer).values()}.values():
+                stored = self._stored(subject, number, layer, rule).get("gap", np.array(np.nan))
+                gaps[rule.name] = float(np.maximum(gaps.get(rule.name, 0.0), stored.max()))
+        return {name: gap for name, gap in gaps.items() if not math.isnan(gap)}
 
     def _mini_batch(self, layer: CapturedLayer, number: int) -> tuple[slice, slice]:
         """The upper and the lower crops of a mini-batch."""
