@@ -206,14 +206,14 @@ class Experiment(Runner[C]):
                 gaps[name] = float(np.maximum(gaps.get(name, 0.0), largest_gap(open_pairs(file))))
         return {name: gap for name, gap in gaps.items() if not math.isnan(gap)}
 
-    def content(self, result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
-        """Lay out the page of a finished run.
+    def content(self, result: TableResult, shown: Mapping[str, ShownModel]) -> Page | None:
+        """Lay out the page of a finished run, without command and provenance; None for one of tables and figures.
 
         Args:
             result: the result.
             shown: model -> what the run stored of it; some models only, see `subjects`.
         """
-        raise NotImplementedError
+        return None
 
     # Shared by all experiments
 
@@ -308,7 +308,7 @@ class Experiment(Runner[C]):
         except RsmProbeError as error:  # the results of hours are not lost for a picture
             warnings.warn(f"the report page will have no pictures of {subject.title}: {error}", stacklevel=2)
 
-    def page(self) -> Page:
+    def page(self) -> Page | None:
         """See `Study.page`."""
         result = self.open()
         titles = list(dict.fromkeys(row["model"] for row in result.table))
@@ -317,6 +317,8 @@ class Experiment(Runner[C]):
         }
         shown = {title: of_model for title, of_model in stored.items() if of_model is not None}
         page = self.content(result, shown)
+        if page is None:
+            return None
         made = {"Models": models_text(self.study.models), **certificates_text(shown), **page.provenance}
         without = [] if shown else [NOTHING_SHOWN]
         return replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rsm_probe.paper.by_matching import distinct
@@ -13,6 +14,7 @@ from rsm_probe.paper.shown import ShownModel
 from rsm_probe.report.page import Chart, Part, Section, Table, Text
 from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.runs.tables import Row, TableResult, kernel_title
+from rsm_probe.storage.files import load_json
 
 NOTHING_SHOWN = (
     "This page has no pictures: the run stored none, because a version before pages made it. Run it again into the "
@@ -46,6 +48,24 @@ def models_text(entries: Sequence[ModelConfig]) -> str:
             origin += ", random weights" if entry.weights is None else f", weights {entry.weights}"
         texts.append(f"{', '.join(entry.titles())}: {origin}")
     return "; ".join(texts)
+
+
+def images_text(folder: Path) -> dict[str, str]:
+    """The images of a run, under "Images"; {} for runs of versions that did not store them.
+
+    Raises:
+        StorageError: `provenance.json` is damaged.
+    """
+    file = folder / "provenance.json"
+    stored = load_json(file).get("images") if file.is_file() else None
+    if not isinstance(stored, list):
+        return {}
+    listed = [
+        f"{one['images']:,} of {one['of']}"
+        + (f" ({one['skipped']} unreadable files left out)" if one["skipped"] else "")
+        for one in stored
+    ]
+    return {"Images": "; ".join(dict.fromkeys(listed))}
 
 
 def cost_text(*pairs: int) -> dict[str, str]:

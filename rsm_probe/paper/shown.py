@@ -39,7 +39,8 @@ class ShownModel:
         """Convert to arrays."""
         arrays = {f"{_IMAGE}{key}": np.frombuffer(image.content, np.uint8) for key, image in self.images.items()}
         about = {key: [*image.size, image.name, image.label] for key, image in self.images.items()}
-        return {_FACTS: np.array(json.dumps({"facts": self.facts, "images": about})), **arrays}
+        text = json.dumps({"facts": self.facts, "images": about})
+        return {_FACTS: np.frombuffer(text.encode(), np.uint8), **arrays}
 
     @classmethod
     def read(cls, file: Path) -> ShownModel | None:
@@ -53,7 +54,7 @@ class ShownModel:
         arrays = load_arrays(file)
         if _FACTS not in arrays:
             return None
-        stored = json.loads(str(arrays[_FACTS][0]))
+        stored = json.loads(arrays[_FACTS][0].tobytes())
         return cls(
             stored["facts"],
             {
