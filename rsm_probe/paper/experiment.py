@@ -24,7 +24,7 @@ from rsm_probe.errors import MatchingError, RsmProbeError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.on_disk import largest_gap, open_pairs
-from rsm_probe.paper.page_parts import NOTHING_SHOWN, certificates_text, models_text
+from rsm_probe.paper.page_parts import NOTHING_SHOWN, certificates_text, images_text, models_text
 from rsm_probe.paper.shown import SHOWN, ShownModel
 from rsm_probe.paper.similarity_rules import (
     SimilarityRule,
@@ -319,14 +319,10 @@ class Experiment(Runner[C]):
         page = self.content(result, shown)
         if page is None:
             return None
-        made = {"Models": models_text(self.study.models), **certificates_text(shown), **page.provenance}
+        made = {"Models": models_text(self.study.models), **images_text(self.folder), **certificates_text(shown)}
+        made |= {**page.provenance, **facts_of(self.folder)}
         without = [] if shown else [NOTHING_SHOWN]
-        return replace(
-            page,
-            command=command_of(self.folder),
-            provenance=made | facts_of(self.folder),
-            notes=[*page.notes, *without],
-        )
+        return replace(page, command=command_of(self.folder), provenance=made, notes=[*page.notes, *without])
 
     def subject(self, number: int, title: str, model: LoadedModel | None = None) -> Subject:
         """Open the captures of a model, or make them.
