@@ -51,7 +51,7 @@ def default_page(study: Study, folder: Path) -> Page:
     """The page of a study that has none of its own: figures, and the tables in the run folder."""
     study.open(folder)  # refuses a run that is not finished
     figures = study.figures(folder)
-    tables = [csv_table(file) for file in sorted(folder.glob("*.csv"))]
+    tables = [_table(file) for file in sorted(folder.glob("*.csv"))]
     parts: dict[str, list[Part]] = {"Figures": list(plots(figures)), "Tables": [*tables]}
     counts = f"{len(figures)} figures and {len(tables)} tables"
     return Page(
@@ -77,7 +77,7 @@ def plots(figures: Mapping[str, Figure]) -> list[Plot]:
     return drawn
 
 
-def csv_table(file: Path) -> Table:
+def _table(file: Path) -> Table:
     """The table of a CSV file of the run."""
     with file.open(encoding="utf-8", newline="") as stream:
         heading, *rows = csv.reader(stream)

@@ -67,7 +67,7 @@ def _rsms(shown: Shown) -> Section:
     try:
         import altair as alt
 
-        from rsm_probe.studies.sweep_report.menus import menu
+        from rsm_probe.studies.sweep_report.menus import menu, selection, view_names
         from rsm_probe.studies.sweep_report.rsm_views import rsm_views
     except ImportError as error:
         raise StorageError(f"the page of all pairs needs Vega-Altair; {INSTALL}") from error
@@ -89,16 +89,16 @@ def _rsms(shown: Shown) -> Section:
             expr="{" + ", ".join(f"depth_{side}: " + depths.format(depth="depths", side=side) for side in "ab") + "}",
         ),
     ]  # fmt: skip
-    chart = (
-        alt.concat(*rsm_views(shown), columns=3)
-        .add_params(*params)
-        .resolve_scale(color="independent", x="independent", y="independent")
-    )
+    scales = {"color": "independent", "x": "independent", "y": "independent"}
+    spec = alt.concat(*rsm_views(shown), columns=3).add_params(*params).resolve_scale(**scales).to_dict()
+    pair = [{"i": 0, "j": min(1, len(shown.order) - 1)}]
+    views = [name for name in view_names(spec) if name.startswith("rsm_")]
+    spec["params"].append(selection("pair", "pointerover", pair, views))
     caption = (
         "RSMs of two layers, with images sorted by label. Menus choose the layers; hover over an RSM for the two "
         "images and their similarities. Colours span the similarities of different images in a layer."
     )
-    return Section("RSMs of two layers", "", [Chart("rsms", chart, caption)])
+    return Section("RSMs of two layers", "", [Chart("rsms", spec, caption)])
 
 
 def _distinct(shown: Shown, field: str) -> list[str]:

@@ -145,7 +145,7 @@ class SweepRunner(Runner[SweepConfig]):
     def with_left(self, models: Mapping[str, LoadedModel], plans: list[ModelPlan]) -> list[ModelPlan]:
         """See `Runner.with_left`; the store knows which RSMs are left."""
         study, names = self.study, {plan.title: _layer_names(plan) for plan in plans}
-        request, source = sweep_request(*self._arguments(models), study.reading())
+        request, source = sweep_request(**self._arguments(models))
         source.repeat(f"a sweep in {self.folder}", needed=study.centering is not None)
         self.work = work = planned_sweep(request, source, self.folder, names, self.execution)
         if not any(entry.missing_networks(self.networks) for entry in study.models):
@@ -225,19 +225,22 @@ class SweepRunner(Runner[SweepConfig]):
         """Sweep the layers of all models, and store what the report page shows."""
         require_there()
         started = time.perf_counter()
-        result = sweep_layers(*self._arguments(models), self.folder, self.study.reading(), self.execution)
-        request, source = sweep_request(*self._arguments(models), self.study.reading())
+        arguments = self._arguments(models)
+        result = sweep_layers(**arguments, out=self.folder, execution=self.execution)
+        request, source = sweep_request(**arguments)
         seconds = time.perf_counter() - started
         record_shown(request, source, self.folder, result, self.execution.device, seconds)
         return result
 
-    def _arguments(self, models: Mapping[str, LoadedModel]) -> tuple[Any, ...]:
-        """What `sweep_request` and `sweep_layers` take first."""
-        study, layers = self.study, {title: self.layers(title) for title in models}
-        return (
-            models, self.images, layers, study.matchings, study.kernels, study.batch_size, study.seed,
-            study.centering, study.estimators, study.keep,
-        )  # fmt: skip
+    def _arguments(self, models: Mapping[str, LoadedModel]) -> dict[str, Any]:
+        """The arguments of `sweep_request`, which `sweep_layers` takes, too."""
+        study = self.study
+        return {
+            "models": models, "images": self.images, "layers": {title: self.layers(title) for title in models},
+            "matchings": study.matchings, "kernels": study.kernels, "batch_size": study.batch_size, "seed": study.seed,
+            "centering": study.centering, "estimators": study.estimators, "keep": study.keep,
+            "reading": study.reading(),
+        }  # fmt: skip
 
     def provenance(self) -> dict[str, Any]:
         """The seeds, the number of images, and the images that were left out."""

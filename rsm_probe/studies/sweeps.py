@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,18 +12,17 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rsm_probe.config import read_nested
 from rsm_probe.errors import ConfigError
-from rsm_probe.report.default import csv_table, page_of, plots
-from rsm_probe.report.joint import joint_page
+from rsm_probe.report.default import REPORT, plots
+from rsm_probe.report.facts import command_of
 from rsm_probe.report.page import Page, Section
 from rsm_probe.runs.fields import folder_names
-from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.several import Results, SeveralStudies
 from rsm_probe.runs.tables import csv_text
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweep_figures import FIGURES, Architecture, figure_numbers
 
 # Other names in the run folder.
-_TAKEN = ("figures", "config.yaml", "numbers.csv")
+_TAKEN = ("figures", "config.yaml", "numbers.csv", REPORT)
 
 
 class SweepsConfig(SeveralStudies):
@@ -98,18 +98,18 @@ class SweepsConfig(SeveralStudies):
         return figures
 
     def page(self, out: Path) -> Page:
-        """See `Study.page`: the figure of all sweeps and its numbers, and the pages of the sweeps."""
-        out = run_folder(out)
-        pages = {name: page_of(part, out / name) for name, part in self.parts(out).items()}
-        numbers = csv_table(out / "numbers.csv")
-        return joint_page(
-            f"CKA over data sets ({self.figure})",
-            "Does what matching changes depend on the data set?",
-            "The figure and its numbers stand below; each sweep answers for itself.",
-            pages,
-            out,
-            [Section("All sweeps in one figure", "", [*plots(self.figures(out)), numbers])],
-        )
+        """See `Study.page`: the figure, and then the sections of each sweep."""
+        sections = [Section("Over all data sets", "", plots(self.figures(out)))]
+        pages: dict[str, Page] = {data: sweep.page(out / data) for data, sweep in self.sweeps.items()}
+        for data, page in pages.items():
+            sections += [replace(one, title=f"{data}: {one.title}", command=page.command) for one in page.sections]
+        settings = " ".join(f"{data}: {page.setting}" for data, page in pages.items())
+        answers = " ".join(f"{data}: {page.answer}" for data, page in pages.items())
+        notes = [f"{data}: {note}" for data, page in pages.items() for note in page.notes]
+        first = next(iter(pages.values()))
+        facts = {f"{data}: {name}": fact for data, page in pages.items() for name, fact in page.provenance.items()}
+        title = f"{out.resolve().name}: {self.figure} over {len(pages)} data sets"
+        return Page(title, first.question, settings, answers, sections, command_of(out), facts, notes)
 
     @property
     def _rows(self) -> list[Architecture]:

@@ -16,10 +16,13 @@ import numpy as np
 from rsm_probe.report.page import Chart, Table
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import semantic_matchings
-from rsm_probe.studies.sweep_report.menus import KINDS, PANEL, menu
+from rsm_probe.studies.sweep_report.menus import KINDS, PANEL, menu, selection, view_names
 from rsm_probe.studies.sweep_report.rsm_views import rsm_views
 from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import Cell, names
+
+# Stands for the selected cell in conditions.
+CELL = alt.selection_point(name="cell")
 
 
 def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> Chart:
@@ -41,17 +44,13 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         menu("matching", "semantic RSMs by" if semantics else "RSMs by", matchings, start.matching),
         menu("kernel", "kernel", kernels, start.kernel),
     ]
-    cell = alt.selection_point(
-        name="cell", fields=["depth_a", "depth_b"], on="click", clear=False, toggle=False,
-        value=[{"depth_a": start.depth_a, "depth_b": start.depth_b}],
-    )  # fmt: skip
     packed = _packed_grids(result, models)
     grids, views = alt.Data(values=packed), list[Any]()
     if semantics:
-        views.append(_grid_view(grids, "identity", "spatio-semantic RSMs", cell))
-    views.append(_grid_view(grids, "semantic", "semantic RSMs" if semantics else "RSMs", cell))
+        views.append(_grid_view(grids, "identity", "spatio-semantic RSMs"))
+    views.append(_grid_view(grids, "semantic", "semantic RSMs" if semantics else "RSMs"))
     if semantics:
-        views.append(_grid_view(grids, "difference", "difference (semantic − spatio-semantic)", cell))
+        views.append(_grid_view(grids, "difference", "difference (semantic − spatio-semantic)"))
     choices = ["models", *(["matching"] if len(matchings) > 1 else []), *(["kernel"] if len(kernels) > 1 else [])]
     caption = (
         "CKA between the layers of two models. Hover over a cell for its layers and values. Menus choose "
@@ -64,12 +63,15 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
             "the two images and their similarities. Colours span the similarities of different images in the "
             "mini-batch."
         )
-    chart = (
-        alt.concat(*views, columns=3)
-        .add_params(*params)
-        .resolve_scale(color="independent", x="independent", y="independent")
-    )
-    return Chart("cka", chart, caption, _grid_table(packed))
+    scales = {"color": "independent", "x": "independent", "y": "independent"}
+    spec = alt.concat(*views, columns=3).add_params(*params).resolve_scale(**scales).to_dict()
+    cells = [{"depth_a": start.depth_a, "depth_b": start.depth_b}]
+    selections = [selection("cell", "click", cells, [name for name in view_names(spec) if name.startswith("grid_")])]
+    if shown is not None and semantics:
+        pair = [{"i": 0, "j": min(1, len(shown.order) - 1)}]
+        selections.append(selection("pair", "pointerover", pair, [n for n in view_names(spec) if n.startswith("rsm_")]))
+    spec["params"] += selections
+    return Chart("cka", spec, caption, _grid_table(packed))
 
 
 def _packed_grids(result: SweepResult, models: Sequence[str]) -> list[dict[str, Any]]:
@@ -124,7 +126,7 @@ def _unpacked(data: alt.Data) -> alt.Chart:
     )
 
 
-def _grid_view(data: alt.Data, values: str, title: str, cell: alt.Parameter) -> alt.Chart:
+def _grid_view(data: alt.Data, values: str, title: str) -> alt.Chart:
     field = {"identity": "spatio", "semantic": "matched", "difference": "change"}[values]
     if values == "difference":
         scale = alt.Scale(scheme="purpleorange", domainMid=0)
@@ -143,7 +145,7 @@ def _grid_view(data: alt.Data, values: str, title: str, cell: alt.Parameter) -> 
             x=alt.X(**axis("b")),
             y=alt.Y(**axis("a")),
             color=alt.Color(f"{field}:Q", scale=scale, legend=alt.Legend(title=None, gradientLength=PANEL)),
-            stroke=alt.condition(cell, alt.value("#e8590c"), alt.value(None)),
+            stroke=alt.condition(CELL, alt.value("#e8590c"), alt.value(None)),
             tooltip=[
                 alt.Tooltip("layer_a:N", title="row"),
                 alt.Tooltip("layer_b:N", title="column"),
@@ -154,7 +156,6 @@ def _grid_view(data: alt.Data, values: str, title: str, cell: alt.Parameter) -> 
             ],
         )
         .properties(name=f"grid_{values}", width=PANEL, height=PANEL, title=title)
-        .add_params(cell)
     )
 
 

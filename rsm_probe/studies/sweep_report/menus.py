@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import altair as alt
 
@@ -16,3 +17,24 @@ def menu(name: str, label: str, options: Sequence[str], value: str) -> alt.Param
     if len(options) < 2:
         return alt.param(name=name, value=value)
     return alt.param(name=name, value=value, bind=alt.binding_select(options=list(options), name=f"{label} "))
+
+
+def selection(name: str, event: str, value: Sequence[Mapping[str, int]], views: Sequence[str]) -> dict[str, Any]:
+    """A selection of one mark by its fields, over several views, for the parameters of a specification.
+
+    It is written out, because Altair names and merges the selections of layered views itself.
+
+    Args:
+        name: its name in expressions, where `name.field[0]` is the value of a field.
+        event: the event that selects.
+        value: the fields of the mark that is selected first.
+        views: names of the views.
+    """
+    select = {"type": "point", "fields": list(value[0]), "on": event, "clear": False, "toggle": False}
+    return {"name": name, "select": select, "value": list(value), "views": list(views)}
+
+
+def view_names(spec: Any) -> list[str]:
+    """Names of all views of a specification."""
+    parts = [part for key in ("concat", "layer") for part in spec.get(key, ())]
+    return [*([spec["name"]] if "name" in spec else []), *(name for part in parts for name in view_names(part))]

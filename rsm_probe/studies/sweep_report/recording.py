@@ -136,8 +136,8 @@ def _first_batch(request: SweepRequest, source: BatchSource, ids: Sequence[str])
     if isinstance(images, ImageSet):
         index = {name: k for k, name in enumerate(images.ids)}
         return batch_of(images, np.array([index[name] for name in ids]))
-    raw = next(iter(source.batches()))
-    if list(raw.ids) != list(ids):
+    raw = next(iter(source.batches()), None)
+    if raw is None or list(raw.ids) != list(ids):
         raise ImageError(f"the first batch of {source.name} holds other images than the sweep saw{source.advice}")
     return raw
 

@@ -18,16 +18,13 @@ _CODES = 999
 def rsm_views(shown: Shown) -> list[alt.LayerChart]:
     """Six views, three in a row: both RSMs of the layer of the row, the two images; of the column, their similarity.
 
-    They read the parameters `model_a`, `model_b`, `matching`, `kernel` and `cell` of the grids.
+    They read the parameters `model_a`, `model_b`, `matching`, `kernel` and `cell` of the grids, and
+    the selection `pair` of positions i and j.
     """
     rsms, images = alt.Data(values=_packed_rsms(shown)), alt.Data(values=_packed_images(shown))
-    pair = alt.selection_point(
-        name="pair", fields=["i", "j"], on="pointerover", clear=False, toggle=False,
-        value=[{"i": 0, "j": min(1, len(shown.order) - 1)}],
-    )  # fmt: skip
     rows = []
     for side, which in (("a", "row layer"), ("b", "column layer")):
-        rows += [_rsm_view(rsms, images, side, which, kind, pair) for kind in KINDS]
+        rows += [_rsm_view(rsms, images, side, which, kind) for kind in KINDS]
         rows.append(_images_view(images) if side == "a" else _pair_view(rsms))
     return rows
 
@@ -99,9 +96,7 @@ def _cells(data: alt.Data, side: str, kind: str) -> alt.Chart:
     )
 
 
-def _rsm_view(
-    rsms: alt.Data, images: alt.Data, side: str, which: str, kind: str, hover: alt.Parameter
-) -> alt.LayerChart:
+def _rsm_view(rsms: alt.Data, images: alt.Data, side: str, which: str, kind: str) -> alt.LayerChart:
     name = f"rsm_{side}_{'identity' if kind == 'spatio-semantic' else 'semantic'}"
     names = alt.LookupData(data=images, key="position", fields=["id", "label"])
     position = {"scale": alt.Scale(padding=0), "axis": None}
@@ -123,7 +118,6 @@ def _rsm_view(
             ],
         )
         .properties(name=name)
-        .add_params(hover)
     )
     heading = (
         alt.Chart(rsms)

@@ -1,0 +1,177 @@
+"""One HTML file: everything is escaped, nothing is fetched, nothing is left out silently, and equal pages are equal."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsm_probe.errors import StorageError
+from rsm_probe.report.page import Chart, Group, Page, Picture, Pictures, Plot, Section, Table, Text
+from rsm_probe.report.thumbnails import joining_lines, thumbnail
+from rsm_probe.report.write import page_html, write_page
+
+NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)> \"quoted\" & {{ 7 * 7 }} </title>"
+
+
+class Read(HTMLParser):
+    """The elements of a page with their attributes, its text outside of scripts, and the scripts."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.text, self.scripts, self._inside = [], "", [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def picture(colour="red"):
+    return thumbnail(Image.new("RGB", (40, 30), colour), f"{colour} {NASTY}", NASTY)
+
+
+def png():
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def a_page(word=NASTY, rows=3):
+    table = Table(word, [word, "number"], [[word, k / 7] for k in range(rows)], word)
+    spec = {
+        "mark": "point",
+        "data": {"values": [{"x": 1, "name": word}]},
+        "encoding": {"x": {"field": "x", "type": "quantitative"}},
+    }
+    parts = [
+        Text(word), table, Chart(word, spec, word, table), Plot(word, png(), word, table),
+        Pictures(word, [Picture([picture(), picture("blue")], word, [(0.5, 0.5, 0.25, 0.75, 1.0)])], word),
+        Group(word, [Text(word), Pictures(word, [Picture([picture()], word)])]),
+    ]  # fmt: skip
+    return Page(word, word, word, word, [Section(word, word, parts)], f"rsm-probe run {word}", {word: word}, [word])
+
+
+@pytest.fixture(scope="module")
+def html():
+    return page_html(a_page())
+
+
+def test_names_are_shown_and_not_run(html):
+    nasty, plain = Read(html), Read(page_html(a_page("word")))
+    # The same elements, whatever the names are; and no attribute but those of the page itself.
+    assert [tag for tag, _ in nasty.elements] == [tag for tag, _ in plain.elements]
+    assert [attrs.keys() for _, attrs in nasty.elements] == [attrs.keys() for _, attrs in plain.elements]
+    assert not any(name.startswith("on") for _, attrs in nasty.elements for name in attrs)
+    assert nasty.text.count(NASTY) == plain.text.count("word")
+    (spec,) = (text for text, attrs in zip(nasty.scripts, nasty.all("script"), strict=True) if "type" in attrs)
+    assert json.loads(spec)["data"]["values"][0]["name"] == NASTY
+
+
+def test_the_policy_of_the_page_allows_its_own_scripts_and_no_network(html):
+    read = Read(html)
+    (policy,) = (attrs["content"] for attrs in read.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy")
+    run = [text for text, attrs in zip(read.scripts, read.all("script"), strict=True) if "type" not in attrs]
+    hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in run}
+    assert set(re.findall(r"'sha256-[^']+'", policy)) == hashes
+    assert len(run) == 2  # the charts' library, and the page's own
+    assert "default-src 'none'" in policy
+    assert "'unsafe-inline'" not in policy.partition("script-src")[2]
+    assert "http" not in policy
+
+
+def test_nothing_is_fetched(html):
+    read = Read(html)
+    addresses = [
+        attrs[name]
+        for _, attrs in read.elements
+        for name in ("src", "href", "srcset", "data", "action")
+        if name in attrs
+    ]
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    style = re.search(r"<style>(.*?)</style>", html, re.S)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert not read.all("link")
+    assert not read.all("iframe")
+
+
+def test_equal_pages_are_equal_files(tmp_path, html):
+    write_page(a_page(), tmp_path / "a.html")
+    write_page(a_page(), tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes() == html.encode()
+
+
+def test_a_long_table_says_how_many_rows_it_shows_and_its_download_has_all():
+    table = Table("long", ["a"], [[f"={k}"] for k in range(99)])
+    html = page_html(Page("t", "q", "s", "a", [Section("s", "", [table])], "c"))
+    assert "60 of 99 rows are shown; the CSV file has all." in Read(html).text
+    (link,) = (attrs for attrs in Read(html).all("a") if "download" in attrs)
+    lines = base64.b64decode(link["href"].partition("base64,")[2]).decode().splitlines()
+    assert link["download"] == "long.csv"
+    assert len(lines) == 1 + 99
+    assert lines[1] == "'=0"  # a spreadsheet would compute it
+
+
+def test_equal_thumbnails_stand_in_the_page_once():
+    pictures = Pictures("p", [Picture([picture(), picture()]), Picture([picture("blue"), picture()])])
+    read = Read(page_html(Page("t", "q", "s", "a", [Section("s", "", [pictures])], "c")))
+    assert len(read.all("image")) == 2
+    assert [attrs["href"] for attrs in read.all("use")] == ["#t0", "#t0", "#t1", "#t0"]
+    assert {attrs["id"] for attrs in read.all("image")} == {"t0", "t1"}
+
+
+def test_every_section_names_the_command_of_its_numbers():
+    sections = [Section("one"), Section("two", command="rsm-probe run other.yaml")]
+    text = Read(page_html(Page("t", "q", "s", "a", sections, "rsm-probe run this.yaml"))).text
+    assert text.count("Made by rsm-probe run this.yaml") == 1
+    assert text.count("Made by rsm-probe run other.yaml") == 1
+
+
+def test_a_large_page_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsm_probe.report.write.MOST_BYTES", 1000)
+    with pytest.warns(UserWarning, match=r"page\.html has .* MB, and may open slowly"):
+        write_page(Page("t", "q", "s", "a", [], "c"), tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("absent", ["altair", "vl_convert"])
+def test_a_package_that_charts_need_is_named(monkeypatch, absent):
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(StorageError, match=r"pip install 'rsm-probe\[report\]'"):
+        page_html(a_page())
+    page_html(Page("t", "q", "s", "a", [Section("s", "", [Text("no chart")])], "c"))
+
+
+def test_lines_join_the_centres_of_matched_locations():
+    # 2 x 2 locations; the first is matched with the last.
+    lines = joining_lines(np.array([3, 1, -1, 0]), np.array([4.0, 2.0, np.nan, 1.0]), ((2, 2), (2, 2)), most=2)
+    assert lines == [(0.25, 0.25, 0.75, 0.75, 1.0), (0.75, 0.25, 0.75, 0.25, 0.5)]
+    assert joining_lines(np.array([0]), np.array([1.0]), (None, (1, 1))) == []
+
+
+def test_a_thumbnail_is_small_and_keeps_small_images_as_they_are():
+    large, small = thumbnail(np.random.default_rng(0).random((300, 200, 3)), "a"), thumbnail(np.eye(8), "b")
+    assert large.size == (48, 72)
+    pixels = np.asarray(Image.open(io.BytesIO(small.content)))
+    np.testing.assert_array_equal(pixels, 255 * np.eye(8))

@@ -1,0 +1,243 @@
+"""The page of a sweep: what its run stores, checked against the store and new matchings, and what the page says."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from pages import random_sweep
+from PIL import Image
+
+import rsm_probe
+from rsm_probe.matching import match
+from rsm_probe.report.default import write_report
+from rsm_probe.report.write import page_html
+from rsm_probe.sources import from_tensor
+from rsm_probe.storage.files import open_dataset
+from rsm_probe.streaming import SweepResult
+from rsm_probe.studies.registry import read_study
+from rsm_probe.studies.sweep import SweepConfig
+from rsm_probe.studies.sweep_report.choosing import changed_pairs, query_images, rank_shares, sorted_by_label
+from rsm_probe.studies.sweep_report.page import sweep_page, write_result_report
+from rsm_probe.studies.sweep_report.shown import SHOWN, Shown, settings_hash
+
+COUNT, BATCH = 90, 70
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Conv2d(6, 5, 2)).eval()
+
+
+def pictures():
+    images = torch.rand(COUNT, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return from_tensor(images, labels=["<script>" if k % 2 else "plain" for k in range(COUNT)])
+
+
+def config(**changes):
+    settings = {
+        "study": "sweep", "models": [{"name": "net", "source": "given"}], "images": {"source": "digits"},
+        "layers": ["0", "2"], "matchings": ["identity", "optimal"], "kernels": ["cosine", "linear"],
+        "centering": "location-mean", "batch_size": BATCH, "workers": 1, "max_hours": None, **changes,
+    }  # fmt: skip
+    return SweepConfig.model_validate(settings)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "run"
+    result = config().run(out, models={"net": network()}, images=pictures())
+    return out, result, Shown.open(out)
+
+
+def test_the_rsms_on_the_page_are_those_of_the_store(run):
+    out, result, shown = run
+    store = rsm_probe.RsmStore.open(out)
+    labels = dict(zip(pictures().ids, pictures().labels, strict=True))
+    assert shown.ids == store.ids[0]
+    assert shown.labels == [labels[name] for name in shown.ids]
+    assert [key.label() for key in shown.keys] == [str(name) for name in result.cka["rsm_a"].values]
+    for key, values in zip(shown.keys, shown.rsms, strict=True):
+        whole = store.rsm(key.model, key.layer, key.matching, key.kernel).values
+        np.testing.assert_allclose(values, whole[np.ix_(shown.order, shown.order)], rtol=1e-6)
+    assert len(shown.order) == len(shown.ids) == 45  # two mini-batches, neither thinned out
+    in_order = [shown.labels[k] for k in shown.order]
+    assert in_order == sorted(in_order)
+
+
+def test_pairs_are_those_whose_rank_changes_most(run):
+    out, _, shown = run
+    store = rsm_probe.RsmStore.open(out)
+    for layer in ("0", "2"):
+        ranks = []
+        for matching in ("optimal", "identity"):
+            values = store.rsm("net", layer, matching, "cosine").values
+            pairs = [(a, b) for a in range(len(values)) for b in range(a + 1, len(values))]
+            order = sorted(pairs, key=lambda pair, values=values: values[pair])
+            ranks.append({pair: place / (len(pairs) - 1) for place, pair in enumerate(order)})
+        change = {pair: ranks[0][pair] - ranks[1][pair] for pair in pairs}
+        of_layer = [one for one in shown.changes if one.layer == layer]
+        assert of_layer[0].images == max(change, key=change.get)
+        assert of_layer[4].images == min(change, key=change.get)
+        for one in of_layer:
+            assert one.semantic - one.identity == pytest.approx(change[one.images])
+
+
+def test_lines_join_the_locations_that_the_sweep_matched(run):
+    _, _, shown = run
+    images, index = pictures(), {name: k for k, name in enumerate(pictures().ids)}
+    module = network()
+    every = torch.stack([images[k] for k in range(COUNT)])
+    with torch.no_grad():
+        maps = {"0": module[0](every), "2": module(every)}
+    for one in (shown.changes[0], shown.changes[-1]):
+        tokens = maps[one.layer].flatten(2).transpose(1, 2)
+        a, b = ((tokens - tokens.mean(0))[index[shown.ids[k]]] for k in one.images)
+        matched, side = match(a, b), maps[one.layer].shape[-1]
+        best = int(np.argmax(matched.affinities))
+        ends = [((k % side + 0.5) / side, (k // side + 0.5) / side) for k in (best, int(matched.permutation[best]))]
+        assert one.lines[0] == pytest.approx([*ends[0], *ends[1], 1.0], abs=1e-3)
+        assert one.locations == side**2
+        assert len(one.lines) == 24
+
+
+def test_neighbours_are_the_most_similar_images(run):
+    out, _, shown = run
+    store = rsm_probe.RsmStore.open(out)
+    one = shown.neighbours[-1]
+    for matching, images in (("optimal", one.semantic), ("identity", one.identity)):
+        row = store.rsm(one.model, one.layer, matching, "cosine").values[one.query].copy()
+        row[one.query] = -np.inf
+        assert list(images) == np.argsort(-row)[:5].tolist()
+
+
+def test_a_page_changes_nothing_in_the_result(run, tmp_path):
+    out, _, _ = run
+    options = {"layers": ["0", "2"], "kernels": ["cosine", "linear"], "centering": "location-mean", "batch_size": BATCH}
+    rsm_probe.sweep({"net": network()}, pictures(), out=tmp_path / "plain", workers=1, **options)
+    plain, with_page = open_dataset(tmp_path / "plain" / "result.zarr"), open_dataset(out / "result.zarr")
+    assert with_page.identical(plain)
+    for name in ("rsms.zarr", "means"):
+        files = [{f.relative_to(where): f.read_bytes() for f in (where / name).rglob("c/*") if f.is_file()}
+                 for where in (out, tmp_path / "plain")]  # fmt: skip
+        assert files[0] == files[1]
+
+
+def test_the_page_says_what_came_out_and_where_it_comes_from(run):
+    out, result, shown = run
+    page = config().runner(out).page()
+    diagonal = np.diagonal(result.grid("net", "net", "optimal", "identity", "cosine").values)
+    least = ["0", "2"][int(diagonal.argmin())]
+    assert f"agree least in {least} of net (CKA {diagonal.min():.3f}, 95 % interval" in page.answer
+    difference = result.grid("net", "net", "optimal", kernel="cosine") - result.grid("net", "net", kernel="cosine")
+    extreme = difference.values.flat[np.abs(difference.values).argmax()]
+    assert page.answer.endswith(f"by {extreme:+.3f}.")
+    assert page.command == f"rsm-probe run {out}/config.yaml --out {out}"
+    assert "90 images in 2 mini-batches" in page.setting
+    assert page.provenance["Cost"].startswith(f"{2 * 45 * 44 // 2:,} pairs of images in each of 2 layers")
+    assert "torch" in page.provenance["Versions"]
+    assert any("the first of 2 mini-batches (45 of 90 images)" in note for note in page.notes)
+    one = shown.intervals[0]
+    assert one.low <= one.value <= one.high
+
+
+def test_labels_are_escaped_and_the_page_is_the_same_when_written_again(run, tmp_path):
+    out, _, _ = run
+    study = config()
+    first = write_report(study, out).read_bytes()
+    assert write_report(study, out, tmp_path / "again.html").read_bytes() == first
+    text = first.decode()
+    assert text.count("<script") == 2 + len(re.findall(r'<script type="application/json"', text))
+    assert "&lt;script&gt;" in text
+
+
+def test_a_run_stores_its_page_once(run):
+    out, _, _ = run
+    before = (out / SHOWN).stat().st_mtime_ns
+    config().run(out, models={"net": network()}, images=pictures())
+    assert (out / SHOWN).stat().st_mtime_ns == before
+
+
+def test_a_sweep_in_python_has_a_page_that_says_what_is_missing(tmp_path):
+    rsm_probe.sweep({"net": network()}, pictures(), layers=["0", "2"], out=tmp_path / "run", workers=1)
+    text = write_result_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert f"the folder has no {SHOWN}" in text
+    assert "Nearest neighbours" not in text
+    assert "rsm_probe.sweep(..., out=" in text
+
+
+def test_what_belongs_to_other_settings_is_not_shown(run):
+    out, result, _ = run
+    assert Shown.of(out, result) is not None
+    other = SweepResult(result.dataset.assign_attrs(settings="{}"))
+    assert Shown.of(out, other) is None
+    assert settings_hash(other) != settings_hash(result)
+
+
+def test_thinning_is_said(tmp_path):
+    images = from_tensor(torch.rand(80, 3, 6, 6, generator=torch.Generator().manual_seed(1)))
+    config(layers=["0"], kernels=["linear"], batch_size=80).run(
+        tmp_path / "run", models={"net": network()}, images=images
+    )
+    shown = Shown.open(tmp_path / "run")
+    assert shown.rsms.shape == (2, 64, 64)
+    assert any("RSMs show 64 of these, evenly spread over labels" in note for note in shown.notes)
+    assert "RSMs show 64 of these" in write_report(read_study_of(tmp_path / "run"), tmp_path / "run").read_text()
+
+
+def read_study_of(out):
+    return read_study(out / "config.yaml", stored=True)
+
+
+@pytest.mark.parametrize("matchings", [["identity"], ["optimal"]])
+def test_a_sweep_with_one_kind_of_rsm_has_a_page_with_one_grid(tmp_path, matchings):
+    study = config(matchings=matchings, kernels=["linear"], layers=["0"])
+    study.run(tmp_path / "run", models={"net": network()}, images=pictures())
+    page = study.runner(tmp_path / "run").page()
+    assert [section.title for section in page.sections] == ["CKA between layers", "Models"]
+    spec = page.sections[0].parts[0].chart
+    assert len(spec["concat"]) == 1
+    page_html(page)
+
+
+def test_images_are_chosen_by_label_and_pairs_without_repeating_an_image():
+    labels = ["b", "a", "b", "a", "c", "a"]
+    assert sorted_by_label(labels, 9).tolist() == [1, 3, 5, 0, 2, 4]
+    assert [labels[k] for k in sorted_by_label(labels, 3)] == ["a", "a", "c"]
+    assert [labels[k] for k in query_images(labels, 3)] == ["a", "b", "c"]
+    assert query_images([""] * 9, 2) == [0, 8]
+    difference = np.zeros((5, 5))
+    for (a, b), value in {(0, 1): 0.9, (0, 2): 0.8, (2, 3): 0.5, (1, 4): -0.7}.items():
+        difference[a, b] = difference[b, a] = value
+    assert changed_pairs(difference, 4) == [(0, 1), (2, 3)]
+    assert changed_pairs(-difference, 4) == [(1, 4)]
+
+
+def test_ranks_are_shares_of_the_other_pairs():
+    rsm = np.array([[9.0, 1, 3], [1, 9, 2], [3, 2, 9]])
+    np.testing.assert_array_equal(rank_shares(rsm), [[np.nan, 0, 1], [0, np.nan, 0.5], [1, 0.5, np.nan]])
+
+
+def test_the_page_of_3_models_16_layers_and_500_images_stays_below_15_mb():
+    result, shown = random_sweep()
+    assert len(page_html(sweep_page(result, shown, "large", "command")).encode()) < 15e6
+
+
+def test_a_damaged_file_is_named(run, tmp_path):
+    (tmp_path / SHOWN).write_bytes((run[0] / SHOWN).read_bytes()[:-200])
+    with pytest.raises(rsm_probe.RsmProbeError, match=r"shown\.npz"):
+        Shown.open(tmp_path)
+
+
+def test_images_of_a_folder_are_on_the_page_as_they_are(tmp_path):
+    for label in ("<script>", "b"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for k in range(4):
+            pixels = np.random.default_rng(k).integers(0, 256, (9, 9, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f'{k}"><img src=x>.png')
+    images = rsm_probe.sources.as_images(tmp_path / "images")
+    study = config(layers=["0"], kernels=["linear"])
+    study.run(tmp_path / "run", models={"net": network()}, images=images)
+    shown = Shown.open(tmp_path / "run")
+    assert {one.size for one in shown.thumbnails.values()} == {(9, 9)}
+    assert "<img src=x" not in write_report(study, tmp_path / "run").read_text()
