@@ -48,6 +48,7 @@ def semantic_answer(
     level: float,
     *,
     lower_is_better: bool = False,
+    words: tuple[str, str] = ("higher", "lower"),
     kernel: str = "cosine",
 ) -> str:
     """Answer in two sentences whether the semantic RSM is better than equal locations and other baselines.
@@ -59,24 +60,26 @@ def semantic_answer(
         what: name of the value.
         level: level of the intervals.
         lower_is_better: whether lower values are better.
+        words: what a better and what a worse value is called.
         kernel: kernel of the example, if the table has it.
     """
     rows = [row for row in table if not row.get("untrained")] or list(table)
-    trained = "trained" if len(rows) < len(table) or not rows[0].get("untrained") else "untrained"
+    trained = "an untrained" if rows[0].get("untrained") else "a trained"
     compared = differences(rows, key, lower_is_better)
     if not compared:
         return f"{_range(rows, values, what)} No semantic RSM is compared with a baseline in this run."
     names = distinct(compared, "matching")
     first = "identity" if "identity" in names else names[0]
     better, worse, undecided = _counts(compared, first)
+    higher, lower = words
     sentence = (
-        f"By their {level:.0%} intervals, the semantic RSM has the better {what} than {rule_words(first)} in {better} "
-        f"of {better + worse + undecided} cells (a cell is a layer of a {trained} model under one kernel"
-        f"{_further(rows)}), the worse in {worse}, and {undecided} are undecided"
+        f"By the {level:.0%} intervals, {what} of the semantic RSM is {higher} than that of {rule_words(first)} in "
+        f"{better} of {better + worse + undecided} cells (a cell is a layer of {trained} model under one "
+        f"kernel{_further(rows)}), {lower} in {worse}, and undecided in {undecided}"
     )
     if others := [name for name in names if name != first]:
         listed = ", ".join(f"{rule_words(name)} {'/'.join(map(str, _counts(compared, name)))}" for name in others)
-        sentence += f"; better/worse/undecided against the other baselines: {listed}"
+        sentence += f"; {higher}/{lower}/undecided against the other baselines: {listed}"
     return f"{sentence}. {_example(rows, compared, first, values, key, what, kernel)}"
 
 

@@ -40,27 +40,27 @@ def answer(rows):
 
 def test_an_answer_claims_no_more_than_its_intervals():
     said = answer([row("optimal", 0.7), row("identity", 0.6, (0.1, -0.02, 0.2)), row("pooled", 0.5, (0.2, 0.1, 0.3))])
-    assert "has the better F1@1 than equal locations in 0 of 1 cells" in said
-    assert "and 1 are undecided" in said
+    assert "F1@1 of the semantic RSM is higher than that of equal locations in 0 of 1 cells" in said
+    assert "lower in 0, and undecided in 1; higher/lower/undecided against the other baselines" in said
     assert "average pooling 1/0/0" in said
     assert said.endswith("a difference of 0.100 [-0.020, 0.200], which is undecided.")
     assert "0.700 [0.650, 0.750] for the semantic RSM and 0.600 [0.550, 0.650] for equal locations" in said
     said = answer([row("optimal", 0.5), row("identity", 0.6, (-0.1, -0.2, -0.02))])
-    assert "the worse in 1, and 0 are undecided" in said
+    assert "lower in 1, and undecided in 0" in said
     assert said.endswith("so the baseline is better.")
 
 
 def test_lower_values_can_be_better():
     rows = [row("optimal", -0.5), row("identity", -0.3, (-0.2, -0.3, -0.1))]
     said = semantic_answer(rows, ("score", "low", "high"), "difference", "r", 0.9, lower_is_better=True)
-    assert said.startswith("By their 90% intervals, the semantic RSM has the better r than equal locations in 1 of 1")
+    assert "r of the semantic RSM is higher than that of equal locations in 1 of 1 cells" in said
 
 
 def test_untrained_models_are_no_part_of_the_answer():
     rows = [row("optimal", 0.5), row("identity", 0.4, (0.1, 0.05, 0.2))]
     untrained = [{**one, "model": "net-untrained", "untrained": True} for one in rows]
     assert answer([*rows, *untrained]) == answer(rows)
-    assert "untrained model" in answer(untrained)
+    assert "an untrained model" in answer(untrained)
 
 
 def test_without_a_semantic_rsm_the_answer_gives_the_range():

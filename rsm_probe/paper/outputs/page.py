@@ -102,7 +102,8 @@ def outputs_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
         setting,
         semantic_answer(
             rows, ("pearson", "pearson_low", "pearson_high"), "pearson_difference",
-            "(more negative) Pearson correlation with the divergence of outputs", level, lower_is_better=True,
+            "the Pearson correlation with the divergence of outputs", level, lower_is_better=True,
+            words=("more negative", "less negative"),
         ),
         sections,
         command="",

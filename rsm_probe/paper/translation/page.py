@@ -119,7 +119,7 @@ def translation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Pa
         "it help to match locations before crops are compared?",
         setting,
         semantic_answer(
-            rows, ("auroc", "low", "high"), "difference", "AUROC", level,
+            rows, ("auroc", "low", "high"), "difference", "the AUROC", level,
             kernel="rbf" if "rbf" in settings["kernels"] else settings["kernels"][0],
         ),
         sections,
