@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsm_probe.evidence.differences import DIFFERENCE, SEMANTIC_RULE, Verdicts, baselines, gains, varies
-from rsm_probe.evidence.report import COMPARED, MEANS
+from rsm_probe.evidence.report import MEANS
 from rsm_probe.evidence.words import rule_title, what_of
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import interval_chart
 from rsm_probe.paper.page_parts import TABLES_NOTE, counted, result_table
-from rsm_probe.paper.page_words import verdict_words
+from rsm_probe.paper.page_words import COMPARED, verdict_words
 from rsm_probe.report.page import Chart, Page, Part, Section, Table
 from rsm_probe.runs.tables import Row, TableResult, kernel_title, with_interval
 

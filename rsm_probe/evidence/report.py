@@ -9,16 +9,11 @@ from rsm_probe.evidence.depth import depth_section
 from rsm_probe.evidence.differences import DIFFERENCE, SEMANTIC_RULE, Verdicts, apart, baselines, gains, varies, verdict
 from rsm_probe.evidence.words import listed_in_words, rule_title, what_of
 from rsm_probe.paper.by_matching import distinct
+from rsm_probe.paper.page_words import COMPARED
 from rsm_probe.runs.tables import Row, TableResult, accuracy_line, escaped, kernel_title, markdown, with_interval
 from rsm_probe.streaming.result import SweepResult
 
-# Study -> key of the difference "semantic - rule" in its rows, and whether larger values are better.
-COMPARED = {
-    "retrieval": ("difference", 1),
-    "translation": ("difference", 1),
-    "outputs": ("pearson_difference", -1),
-    "factors": ("difference", 1),
-}
+# Study -> what is compared.
 MEANS = {
     "retrieval": "objects of the nearest image",
     "translation": "overlapping crops against others, AUROC",
