@@ -51,14 +51,14 @@ def verdict(row: Row) -> str:
     return "win" if low > 0 else "loss" if high < 0 else "tie"
 
 
-def gains(rows: Sequence[Row], key: str = "difference", lower_is_better: bool = False) -> list[Row]:
+def gains(rows: Sequence[Row], key: str = "difference", better: int = 1) -> list[Row]:
     """Say of each row how much better the semantic RSM is than its rule.
 
     Args:
         rows: rows of an experiment, with the name of the semantic matching under `semantic`, and the difference
             "semantic - this rule" and its interval under `key`.
         key: key of that difference.
-        lower_is_better: whether lower values are better.
+        better: 1 if larger values are better, -1 if smaller ones are.
 
     Returns:
         The rows with the keys `DIFFERENCE`, positive where the semantic RSM is better, and NaN where there is no
@@ -70,7 +70,7 @@ def gains(rows: Sequence[Row], key: str = "difference", lower_is_better: bool = 
         rule = row["matching"]
         if rule == row.get("semantic", ""):
             rule, value, low, high = SEMANTIC_RULE, math.nan, math.nan, math.nan
-        ends = (-value, -high, -low) if lower_is_better else (value, low, high)
+        ends = (value, low, high) if better > 0 else (-value, -high, -low)
         added.append({**row, "matching": rule, **dict(zip(DIFFERENCE, ends, strict=True))})
     return added
 

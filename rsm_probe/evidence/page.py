@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsm_probe.evidence.differences import DIFFERENCE, SEMANTIC_RULE, Verdicts, baselines, gains, varies
-from rsm_probe.evidence.report import MEANS
+from rsm_probe.evidence.differences import DIFFERENCE, SEMANTIC_RULE, Verdicts, baselines, varies
+from rsm_probe.evidence.report import MEANS, gains_of
 from rsm_probe.evidence.words import rule_title, what_of
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import interval_chart
@@ -57,7 +57,7 @@ def verdicts_section(tables: Mapping[str, tuple[str, Sequence[Row]]]) -> Section
         {**row, "study": name, "compared": MEANS[kind]}
         for name, (kind, table) in tables.items()
         if kind in COMPARED
-        for row in gains(table, *COMPARED[kind])
+        for row in gains_of(kind, table)
     ]
     parts: list[Part] = [verdict_table("verdicts", rows, ["study", "compared"])] if rows else []
     return Section("The semantic RSM against each baseline, in all studies", TABLES_NOTE, parts)

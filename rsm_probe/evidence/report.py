@@ -127,6 +127,12 @@ def _by(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], list[
     return groups
 
 
+def gains_of(kind: str, table: Sequence[Row]) -> list[Row]:
+    """The differences between the semantic RSM and the rules of a study of a kind in `COMPARED`; see `gains`."""
+    key, lower_is_better = COMPARED[kind]
+    return gains(table, key, -1 if lower_is_better else 1)
+
+
 def evidence_report(
     results: Mapping[str, Any], kinds: Mapping[str, str], sources: Mapping[str, str], versions: Mapping[str, Any]
 ) -> str:
@@ -153,7 +159,7 @@ def evidence_report(
     rows = []
     for name, kind in kinds.items():
         if kind in COMPARED:
-            compared = gains(results[name].table, *COMPARED[kind])
+            compared = gains_of(kind, results[name].table)
             rows += [{**row, "study": name, "compared": MEANS[kind]} for row in compared]
     if rows:
         parts.append(summary_table(rows, ["study", "compared"]))

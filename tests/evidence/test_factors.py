@@ -169,9 +169,9 @@ def test_a_gain_is_positive_where_the_semantic_rsm_is_better():
         "r_low": -0.3,
         "r_high": 0.1,
     }  # more negative is better
-    (one,) = gains([correlation], "r", True)
+    (one,) = gains([correlation], "r", -1)
     assert (one["difference"], one["difference_low"], one["difference_high"]) == (0.2, -0.1, 0.3)
-    (semantic,) = gains([{**correlation, "matching": "optimal"}], "r", True)
+    (semantic,) = gains([{**correlation, "matching": "optimal"}], "r", -1)
     assert math.isnan(semantic["difference"])
     assert semantic["matching"] == "semantic"
 
