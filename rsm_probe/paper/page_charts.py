@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _HEIGHT = 260
 # Letters of a tick that are shown; hovering shows all.
 _LONGEST_TICK = 180
+# A cross of two diagonals, as Vega draws paths.
+_SALTIRE = "M-1,-.6L-.6,-1L0,-.4L.6,-1L1,-.6L.4,0L1,.6L.6,1L0,.4L-.6,1L-1,.6L-.4,0Z"
 # In place of colours of figures that are hard to see on black.
 _LIGHTER = {
     "#404040": "#868686",
@@ -33,7 +35,7 @@ _LIGHTER = {
 # Matplotlib's markers as Vega names them; any other is a circle.
 _SHAPES = {
     "s": "square", "o": "circle", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "d": "diamond",
-    "P": "cross", "X": "M-1,-1L1,1M-1,1L1,-1", "<": "triangle-left", ">": "triangle-right", "p": "wedge", "*": "arrow",
+    "P": "cross", "X": _SALTIRE, "<": "triangle-left", ">": "triangle-right", "p": "wedge", "*": "arrow",
 }  # fmt: skip
 
 

@@ -31,10 +31,7 @@ def shown_shares(pictured: PicturedShares) -> ShownModel:
 def approximation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
     """Lay out the page of a finished run."""
     settings, level = result.settings, result.settings["level"]
-    rows = [
-        {**row, "where": f"{row['layer']} (S = {row['locations']})", "time": row["milliseconds"]}
-        for row in result.table
-    ]
+    rows = [{**row, "where": f"{row['layer']} (S = {row['locations']})", "none": math.nan} for row in result.table]
     titles = {name: _method(name) for name in distinct(rows, "method")}
     menus, hover = {"model": "model "}, {"locations": "locations", "pairs": "pairs"}
     share, time = ("share", "low", "high"), ("milliseconds", "time per pair on one core (ms)")
@@ -46,7 +43,7 @@ def approximation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> 
         approximate, "where", share, "share of the optimum", titles, rule="method", menus=menus, hover=hover
     )
     times = interval_chart(
-        rows, "where", ("milliseconds", "time", "time"), time[1], titles, rule="method", menus=menus,
+        rows, "where", ("milliseconds", "none", "none"), time[1], titles, rule="method", menus=menus,
         hover={**hover, "timed": "timed pairs"}, log=True,
     )  # fmt: skip
     centred = "not centred" if settings["centering"] is None else "centred by the mean of each channel"
