@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Pixels from the axis to the top of a chart.
 _HEIGHT = 260
+# Area of a point, and size of letters, in pixels.
+_POINT, _LETTERS = 90, 12
 # Letters of a tick that are shown; hovering shows all.
 _LONGEST_TICK = 180
 # A cross of two diagonals, as Vega draws paths.
@@ -108,8 +110,8 @@ def interval_chart(
     ends = base.mark_rule(strokeWidth=1.5).encode(
         y=alt.Y("low:Q", title=meaning, scale=alt.Scale(type="log") if log else alt.Scale(zero=False)), y2="high:Q"
     )
-    layers: list[Any] = [ends, base.mark_point(size=55, filled=False).encode(y=y, shape=shape)]
-    layers.append(base.transform_filter("datum.decided").mark_point(size=55, filled=True).encode(y=y, shape=shape))
+    layers: list[Any] = [ends, base.mark_point(size=_POINT, filled=False, strokeWidth=1.4).encode(y=y, shape=shape)]
+    layers.append(base.transform_filter("datum.decided").mark_point(size=_POINT, filled=True).encode(y=y, shape=shape))
     if reference is not None:
         line = alt.Chart(alt.Data(values=[{"at": reference}])).mark_rule(strokeDash=[4, 3], color="#888888")
         layers.insert(0, line.encode(y=alt.Y("at:Q", title=meaning)))
@@ -163,7 +165,7 @@ def tradeoff_chart(
     shape = alt.Shape("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["shapes"]))
     ends = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=meaning, scale=zero), y2="high:Q")
     return _sized(
-        alt.layer(ends, base.mark_point(size=70, filled=True).encode(y=y, shape=shape)).add_params(*parameters)
+        alt.layer(ends, base.mark_point(size=_POINT, filled=True).encode(y=y, shape=shape)).add_params(*parameters)
     )
 
 
@@ -289,7 +291,10 @@ def _rule_scale(titles: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _sized(chart: Any) -> Any:
     chart = chart.properties(width="container", height=_HEIGHT)
-    return chart.configure_legend(orient="bottom", columns=3, labelLimit=280, symbolStrokeWidth=1.5)
+    chart = chart.configure_axis(labelFontSize=_LETTERS, titleFontSize=_LETTERS, titleFontWeight="normal")
+    return chart.configure_legend(
+        orient="bottom", columns=3, labelLimit=280, labelFontSize=_LETTERS, titleFontSize=_LETTERS, symbolSize=_POINT
+    )
 
 
 def _number(value: float) -> float | None:

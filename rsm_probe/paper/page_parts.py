@@ -11,7 +11,7 @@ from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import interval_chart
 from rsm_probe.paper.page_words import differences, rule_titles, rule_words, verdict_counts
 from rsm_probe.paper.shown import ShownModel
-from rsm_probe.report.page import Chart, Part, Section, Table, Text
+from rsm_probe.report.page import Chart, Group, Part, Section, Table, Text
 from rsm_probe.runs.model_config import ModelConfig
 from rsm_probe.runs.tables import Row, TableResult, kernel_title
 from rsm_probe.storage.files import load_json
@@ -167,12 +167,14 @@ def differences_section(
             "legend to single out a baseline.",
             result_table("differences", result, columns, rows),
         ),
-        Table(
-            "verdicts", ["measure", "networks", "baseline", "kernel", "cells", "semantic better", "baseline better",
-                         "undecided"],
-            verdict_counts(rows),
-            "Number of cells in which the interval excludes 0, and of those in which it does not.",
-        ),
+        Group("Counted by measure, baseline and kernel", [
+            Table(
+                "verdicts", ["measure", "networks", "baseline", "kernel", "cells", "semantic better", "baseline better",
+                             "undecided"],
+                verdict_counts(rows),
+                "Number of cells in which the interval excludes 0, and of those in which it does not.",
+            ),
+        ]),
         Text(TABLES_NOTE),
     ]  # fmt: skip
     return Section(heading, text, parts)

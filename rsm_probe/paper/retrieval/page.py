@@ -120,7 +120,9 @@ def retrieval_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page
     tick = "layer" if layered else "model"
     menus = {"model": "model "} if layered else {}
     menus |= {"kernel_name": "kernel ", "database": "images in the database "}
-    table = [{**row, "kernel_name": kernel_title(row["kernel"])} for row in rows]
+    # The largest database comes first in the menus.
+    ordered = sorted(rows, key=lambda row: -row["database"])
+    table = [{**row, "kernel_name": kernel_title(row["kernel"])} for row in ordered]
     measures = {"score": what, "best": f"best of {settings['top']}"}
     both = by_measure(
         table, {measures["score"]: ("score", "low", "high"), measures["best"]: ("best", "best_low", "best_high")}
