@@ -13,6 +13,7 @@ from rsm_probe.comparison.grid import RsmKey, label_grid
 from rsm_probe.report.thumbnails import thumbnail
 from rsm_probe.report.write import write_page
 from rsm_probe.streaming.result import SweepResult
+from rsm_probe.studies.sweep_report.choosing import sorted_by_label
 from rsm_probe.studies.sweep_report.page import sweep_page
 from rsm_probe.studies.sweep_report.shown import Interval, Neighbours, RankChange, Shown, settings_hash
 
@@ -52,7 +53,7 @@ def random_sweep(models=3, layers=16, images=500, shown_images=64, seed=0) -> tu
         value = float(draw.random())
         intervals.append(Interval(key.model, key.layer, "optimal", "linear", value, value - 0.02, value + 0.02))
     thumbnails = {k: thumbnail(_photo(draw), ids[k], labels[k]) for k in range(batch)}
-    order = np.sort(draw.choice(batch, shown_images, replace=False))
+    order = sorted_by_label(labels, shown_images)
     ranges = np.stack([rsms.min(axis=(1, 2)), rsms.max(axis=(1, 2))], axis=1).astype(float)
     notes = [f"RSMs show {shown_images} of {batch} images, evenly spread over labels."]
     shown = Shown(

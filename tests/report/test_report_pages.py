@@ -47,8 +47,8 @@ class Read(HTMLParser):
         return [attrs for name, attrs in self.elements if name == tag]
 
 
-def picture(colour="red"):
-    return thumbnail(Image.new("RGB", (40, 30), colour), f"{colour} {NASTY}", NASTY)
+def picture(colour="red", word=NASTY):
+    return thumbnail(Image.new("RGB", (40, 30), colour), f"{colour} {word}", word)
 
 
 def png():
@@ -64,10 +64,11 @@ def a_page(word=NASTY, rows=3):
         "data": {"values": [{"x": 1, "name": word}]},
         "encoding": {"x": {"field": "x", "type": "quantitative"}},
     }
+    two = Picture([picture("red", word), picture("blue", word)], word, [(0.5, 0.5, 0.2, 0.7, 1.0)])
     parts = [
         Text(word), table, Chart(word, spec, word, table), Plot(word, png(), word, table),
-        Pictures(word, [Picture([picture(), picture("blue")], word, [(0.5, 0.5, 0.25, 0.75, 1.0)])], word),
-        Group(word, [Text(word), Pictures(word, [Picture([picture()], word)])]),
+        Pictures(word, [two], word),
+        Group(word, [Text(word), Pictures(word, [Picture([picture("red", word)], word)])]),
     ]  # fmt: skip
     return Page(word, word, word, word, [Section(word, word, parts)], f"rsm-probe run {word}", {word: word}, [word])
 

@@ -1,7 +1,7 @@
 """CKA grids of a sweep, with the RSMs behind each cell.
 
 Data are packed: one row per grid with all its values, which the chart unpacks after choosing the row. That keeps pages
-small and menus fast.
+small and menus fast. Charts name their data, which stand beside them: Altair would check every value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rsm_probe.report.page import Chart, Table
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import semantic_matchings
 from rsm_probe.studies.sweep_report.menus import KINDS, PANEL, menu, selection, view_names
-from rsm_probe.studies.sweep_report.rsm_views import rsm_views
+from rsm_probe.studies.sweep_report.rsm_views import packed_rsms, rsm_views
 from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import Cell, names
 
@@ -45,7 +45,7 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         menu("kernel", "kernel", kernels, start.kernel),
     ]
     packed = _packed_grids(result, models)
-    grids, views = alt.Data(values=packed), list[Any]()
+    grids, views = alt.NamedData(name="grids"), list[Any]()
     if semantics:
         views.append(_grid_view(grids, "identity", "spatio-semantic RSMs"))
     views.append(_grid_view(grids, "semantic", "semantic RSMs" if semantics else "RSMs"))
@@ -56,8 +56,10 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         "CKA between the layers of two models. Hover over a cell for its layers and values. Menus choose "
         f"{' and '.join(choices)}."
     )
+    datasets: dict[str, list[dict[str, Any]]] = {"grids": packed}
     if shown is not None and semantics:
-        views += rsm_views(shown)
+        views += rsm_views(len(shown.order))
+        datasets |= packed_rsms(shown)
         caption += (
             " Click on a cell for the RSMs of both layers below, with images sorted by label; hover over an RSM for "
             "the two images and their similarities. Colours span the similarities of different images in the "
@@ -71,7 +73,8 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         pair = [{"i": 0, "j": min(1, len(shown.order) - 1)}]
         selections.append(selection("pair", "pointerover", pair, [n for n in view_names(spec) if n.startswith("rsm_")]))
     spec["params"] += selections
-    return Chart("cka", spec, caption, _grid_table(packed))
+    spec["datasets"] = datasets
+    return Chart("cka", spec, caption, _grid_table(packed), canvas="rsms" in datasets)
 
 
 def _packed_grids(result: SweepResult, models: Sequence[str]) -> list[dict[str, Any]]:
@@ -102,7 +105,7 @@ def _rounded(values: np.ndarray, digits: int = 4) -> list[float | None]:
     return [round(float(value), digits) if np.isfinite(value) else None for value in values.ravel()]
 
 
-def _unpacked(data: alt.Data) -> alt.Chart:
+def _unpacked(data: alt.NamedData) -> alt.Chart:
     """A chart over the cells of the chosen grid, with depths and names of both layers."""
     wanted = " && ".join(f"datum.{name} == {name}" for name in ("model_a", "model_b", "matching", "kernel"))
     return (
@@ -126,7 +129,7 @@ def _unpacked(data: alt.Data) -> alt.Chart:
     )
 
 
-def _grid_view(data: alt.Data, values: str, title: str) -> alt.Chart:
+def _grid_view(data: alt.NamedData, values: str, title: str) -> alt.Chart:
     field = {"identity": "spatio", "semantic": "matched", "difference": "change"}[values]
     if values == "difference":
         scale = alt.Scale(scheme="purpleorange", domainMid=0)

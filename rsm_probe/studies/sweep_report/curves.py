@@ -35,7 +35,9 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
                         }
                     )  # fmt: skip
     start = {"matching": semantics[0], "kernel": kernels[0]}
-    base = alt.Chart(alt.Data(values=rows)).transform_filter("datum.matching == matching && datum.kernel == kernel")
+    base = alt.Chart(alt.NamedData(name="diagonal")).transform_filter(
+        "datum.matching == matching && datum.kernel == kernel"
+    )
     x = alt.X("layer:N", sort=alt.EncodingSortField(field="depth", op="min"), axis=alt.Axis(labelLimit=140), title=None)
     colour = alt.Color("model:N", title="model")
     tooltip = [
@@ -54,6 +56,7 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
         menu("kernel", "kernel", kernels, start["kernel"]),
     ]
     chart = alt.layer(*layers).add_params(*params).properties(width="container", height=300)
+    spec = {**chart.to_dict(), "datasets": {"diagonal": rows}}
     words = (
         f" Vertical lines are 95 % bootstrap intervals ({shown.repeats} samples of images within mini-batches)."
         if known and shown is not None
@@ -63,7 +66,7 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
     cells = [[row[name] for name in ("model", "layer", "matching", "kernel", "cka", "low", "high")] for row in rows]
     table = Table("diagonal", headings, cells, "CKA between both RSMs of a layer.", 4)
     what = "CKA between the semantic and the spatio-semantic RSM of the same layer (paper, Figure 15, diagonal)."
-    return Chart("diagonal", chart, what + words, table)
+    return Chart("diagonal", spec, what + words, table)
 
 
 def dynamics_chart(result: SweepResult, networks: Mapping[str, Mapping[int, str]]) -> Chart:
@@ -87,7 +90,7 @@ def dynamics_chart(result: SweepResult, networks: Mapping[str, Mapping[int, str]
         menu("network", "network", list(networks), next(iter(networks))),
         menu("kernel", "kernel", kernels, kernels[0]),
     ]
-    data = alt.Data(values=rows)
+    data = alt.NamedData(name="dynamics")
     views = []
     for number, matching in enumerate(matchings):
         title = "spatio-semantic RSMs" if matching == "identity" else f"semantic RSMs ({matching})"
@@ -106,7 +109,8 @@ def dynamics_chart(result: SweepResult, networks: Mapping[str, Mapping[int, str]
             .properties(name=f"dynamics_{number}", width=PANEL, height=PANEL, title=title)
         )
     chart = alt.concat(*views, columns=3).add_params(*params)
+    spec = {**chart.to_dict(), "datasets": {"dynamics": rows}}
     headings = ["network", "kernel", "matching", "layer", "step", "CKA"]
     cells = [[row[name] for name in ("network", "kernel", "matching", "layer", "step", "cka")] for row in rows]
     caption = "CKA of each layer during training to the same layer at the end of training."
-    return Chart("dynamics", chart, caption, Table("dynamics", headings, cells, caption, 4))
+    return Chart("dynamics", spec, caption, Table("dynamics", headings, cells, caption, 4))

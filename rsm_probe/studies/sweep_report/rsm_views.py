@@ -7,26 +7,40 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from rsm_probe.figures import thinned
 from rsm_probe.report.write import data_address
 from rsm_probe.studies.sweep_report.menus import KINDS, PANEL
 from rsm_probe.studies.sweep_report.shown import Shown
 
 # Codes of similarities, from the lowest to the highest of a layer's images.
 _CODES = 999
+# Labels beside an RSM, at most, and the images between two of them, at least.
+_MOST_LABELS, _APART = 12, 4
+
+_BARE = alt.ViewBackground(stroke=None)
 
 
-def rsm_views(shown: Shown) -> list[alt.LayerChart]:
+def rsm_views(images_shown: int) -> list[alt.LayerChart]:
     """Six views, three in a row: both RSMs of the layer of the row, the two images; of the column, their similarity.
 
-    They read the parameters `model_a`, `model_b`, `matching`, `kernel` and `cell` of the grids, and
-    the selection `pair` of positions i and j.
+    They read the parameters `model_a`, `model_b`, `matching`, `kernel` and `cell` of the grids, the selection `pair` of
+    positions i and j, and the data of `packed_rsms`.
+
+    Args:
+        images_shown: number of images of an RSM.
     """
-    rsms, images = alt.Data(values=_packed_rsms(shown)), alt.Data(values=_packed_images(shown))
-    rows = []
+    rsms, images = alt.NamedData(name="rsms"), alt.NamedData(name="images")
+    side_length = images_shown * max(2, round(PANEL / images_shown))  # whole pixels leave no gaps
+    rows: list[alt.LayerChart] = []
     for side, which in (("a", "row layer"), ("b", "column layer")):
-        rows += [_rsm_view(rsms, images, side, which, kind) for kind in KINDS]
+        rows += [_rsm_view(rsms, images, side, which, kind, side_length) for kind in KINDS]
         rows.append(_images_view(images) if side == "a" else _pair_view(rsms))
     return rows
+
+
+def packed_rsms(shown: Shown) -> dict[str, list[dict[str, Any]]]:
+    """The data of the views by name."""
+    return {"rsms": _packed_rsms(shown), "images": _packed_images(shown)}
 
 
 def _packed_rsms(shown: Shown) -> list[dict[str, Any]]:
@@ -50,18 +64,22 @@ def _packed_rsms(shown: Shown) -> list[dict[str, Any]]:
 
 
 def _packed_images(shown: Shown) -> list[dict[str, Any]]:
-    """The images of an RSM, in its order, with whether a label begins there."""
-    rows, before = [], None
+    """The images of an RSM, in its order; where some of the labels begin, their names."""
+    starts, before = list[int](), None
+    for position, number in enumerate(shown.order.tolist()):
+        if shown.labels[number] != before and position >= (starts[-1] + _APART if starts else 0):
+            starts.append(position)
+        before = shown.labels[number]
+    named, rows = set(thinned(starts, _MOST_LABELS)), []
     for position, number in enumerate(shown.order.tolist()):
         one, label = shown.thumbnails.get(number), shown.labels[number]
         address = "" if one is None else data_address(one.content)
         rows.append(
             {
                 "position": position, "id": shown.ids[number], "label": label, "url": address,
-                "begins": label if label != before else "",
+                "begins": label if position in named else "",
             }
         )  # fmt: skip
-        before = label
     return rows
 
 
@@ -80,7 +98,7 @@ _SIMILARITY = (
 )
 
 
-def _cells(data: alt.Data, side: str, kind: str) -> alt.Chart:
+def _cells(data: alt.NamedData, side: str, kind: str) -> alt.Chart:
     """A chart over the entries of the RSM of the selected layer."""
     return (
         alt.Chart(data)
@@ -96,7 +114,9 @@ def _cells(data: alt.Data, side: str, kind: str) -> alt.Chart:
     )
 
 
-def _rsm_view(rsms: alt.Data, images: alt.Data, side: str, which: str, kind: str) -> alt.LayerChart:
+def _rsm_view(
+    rsms: alt.NamedData, images: alt.NamedData, side: str, which: str, kind: str, length: int
+) -> alt.LayerChart:
     name = f"rsm_{side}_{'identity' if kind == 'spatio-semantic' else 'semantic'}"
     names = alt.LookupData(data=images, key="position", fields=["id", "label"])
     position = {"scale": alt.Scale(padding=0), "axis": None}
@@ -133,10 +153,10 @@ def _rsm_view(rsms: alt.Data, images: alt.Data, side: str, which: str, kind: str
         .encode(text="begins:N", x=alt.value(0), y=alt.Y("position:O", **position))
     )
     title = alt.TitleParams(f"{which}, {kind} RSM", offset=18)
-    return alt.layer(cells, heading, begins).properties(width=PANEL, height=PANEL, title=title)
+    return alt.layer(cells, heading, begins).properties(width=length, height=length, title=title)
 
 
-def _images_view(images: alt.Data) -> alt.LayerChart:
+def _images_view(images: alt.NamedData) -> alt.LayerChart:
     """The two images of the entry under the pointer."""
     layers: list[alt.Chart] = []
     for side, y in (("i", 0), ("j", PANEL / 2)):
@@ -152,10 +172,10 @@ def _images_view(images: alt.Data) -> alt.LayerChart:
                 text="text:N", x=alt.value(100), y=alt.value(y)
             )
         )
-    return alt.layer(*layers).properties(width=PANEL, height=PANEL, title="the two images")
+    return alt.layer(*layers).properties(width=PANEL, height=PANEL, title="the two images", view=_BARE)
 
 
-def _pair_view(rsms: alt.Data) -> alt.LayerChart:
+def _pair_view(rsms: alt.NamedData) -> alt.LayerChart:
     """The similarities of the two images in all four RSMs, in words."""
     layers = []
     for number, (side, kind) in enumerate((side, kind) for side in "ab" for kind in KINDS):
@@ -169,4 +189,4 @@ def _pair_view(rsms: alt.Data) -> alt.LayerChart:
             .mark_text(align="left", baseline="top", limit=PANEL)
             .encode(text="text:N", x=alt.value(0), y=alt.value(22 * number))
         )
-    return alt.layer(*layers).properties(width=PANEL, height=PANEL, title="their similarity")
+    return alt.layer(*layers).properties(width=PANEL, height=PANEL, title="their similarity", view=_BARE)
