@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rsm_probe.errors import StorageError
 from rsm_probe.figures import rule_styles
@@ -15,11 +15,10 @@ from rsm_probe.paper.by_matching import distinct
 from rsm_probe.report.write import INSTALL
 from rsm_probe.runs.tables import Row, with_interval
 
-if TYPE_CHECKING:
-    import altair as alt
-
 # Pixels from the axis to the top of a chart.
 _HEIGHT = 260
+# Name of the rows of a chart.
+_ROWS = "rows"
 # Area of a point, and size of letters, in pixels.
 _POINT, _LETTERS = 90, 12
 # Letters of a tick that are shown; hovering shows all.
@@ -54,7 +53,7 @@ def interval_chart(
     reference: float | None = None,
     verdicts: Mapping[str, str] | None = None,
     log: bool = False,
-) -> alt.LayerChart:
+) -> dict[str, Any]:
     """Draw values with their intervals: ticks along x, a colour and a marker per rule.
 
     Args:
@@ -87,7 +86,7 @@ def interval_chart(
     ]  # fmt: skip
     parameters, chosen = _menus(data, menus)
     scale = _rule_scale({name: title for name, title in titles.items() if any(row[rule] == name for row in rows)})
-    base = _chosen(data, chosen)
+    base = _chosen(chosen)
     ticks = list(dict.fromkeys(row["tick"] for row in data))
     picked = alt.selection_point(name="picked_rule", fields=["rule"], bind="legend")
     y = alt.Y(
@@ -115,7 +114,7 @@ def interval_chart(
     if reference is not None:
         line = alt.Chart(alt.Data(values=[{"at": reference}])).mark_rule(strokeDash=[4, 3], color="#888888")
         layers.insert(0, line.encode(y=alt.Y("at:Q", title=meaning)))
-    return _sized(alt.layer(*layers).add_params(picked, *parameters))
+    return _sized(alt.layer(*layers).add_params(picked, *parameters), data)
 
 
 def tradeoff_chart(
@@ -127,7 +126,7 @@ def tradeoff_chart(
     rule: str,
     *,
     menus: Mapping[str, str] | None = None,
-) -> alt.LayerChart:
+) -> dict[str, Any]:
     """Draw a value with its interval against a cost on a logarithmic axis, a colour and a marker per rule.
 
     Args:
@@ -153,7 +152,7 @@ def tradeoff_chart(
     ]  # fmt: skip
     parameters, chosen = _menus(data, menus)
     scale = _rule_scale(titles)
-    base = _chosen(data, chosen).encode(
+    base = _chosen(chosen).encode(
         x=alt.X("x:Q", title=x[1], scale=alt.Scale(type="log"), axis=alt.Axis(format="~g")),
         color=alt.Color("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["colours"])),
         tooltip=[
@@ -164,14 +163,13 @@ def tradeoff_chart(
     y, zero = alt.Y("value:Q", title=meaning, scale=alt.Scale(zero=False)), alt.Scale(zero=False)
     shape = alt.Shape("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["shapes"]))
     ends = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=meaning, scale=zero), y2="high:Q")
-    return _sized(
-        alt.layer(ends, base.mark_point(size=_POINT, filled=True).encode(y=y, shape=shape)).add_params(*parameters)
-    )
+    points = base.mark_point(size=_POINT, filled=True).encode(y=y, shape=shape)
+    return _sized(alt.layer(ends, points).add_params(*parameters), data)
 
 
 def curve_chart(
     rows: Sequence[Row], x: tuple[str, str], y: tuple[str, str], kind: str, *, menus: Mapping[str, str] | None = None
-) -> alt.Chart:
+) -> dict[str, Any]:
     """Draw curves, a colour and a dash per kind.
 
     Args:
@@ -185,7 +183,7 @@ def curve_chart(
     menus = menus or {}
     data = [{"x": row[x[0]], "y": row[y[0]], "kind": row[kind], **{key: row[key] for key in menus}} for row in rows]
     parameters, chosen = _menus(data, menus)
-    chart = _chosen(data, chosen)
+    chart = _chosen(chosen)
     kinds = distinct(data, "kind")
     chart = chart.mark_line(interpolate="monotone", point=alt.OverlayMarkDef(size=18)).encode(
         x=alt.X("x:Q", title=x[1], scale=alt.Scale(zero=False)),
@@ -198,12 +196,12 @@ def curve_chart(
             alt.Tooltip("y:Q", title=y[1], format=".2~f"),
         ],
     )  # fmt: skip
-    return _sized(chart.add_params(*parameters))
+    return _sized(chart.add_params(*parameters), data)
 
 
 def density_chart(
     rows: Sequence[Row], x: str, y: str, *, menus: Mapping[str, str] | None = None, diagonal: bool = False
-) -> alt.LayerChart:
+) -> dict[str, Any]:
     """Draw how many pairs lie in each cell of a grid.
 
     Args:
@@ -219,7 +217,7 @@ def density_chart(
         {**{key: row[key] for key in ("x", "x2", "y", "y2", "pairs")}, **{k: row[k] for k in menus}} for row in rows
     ]
     parameters, chosen = _menus(data, menus)
-    chart = _chosen(data, chosen)
+    chart = _chosen(chosen)
     cells = chart.mark_rect().encode(
         x=alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False)),
         x2="x2:Q",
@@ -236,7 +234,7 @@ def density_chart(
     if diagonal:
         line = chart.transform_aggregate(low="min(x)", high="max(x2)").mark_rule(strokeDash=[4, 3], color="#888888")
         layers.append(line.encode(x="low:Q", x2="high:Q", y="low:Q", y2="high:Q"))
-    return _sized(alt.layer(*layers).add_params(*parameters))
+    return _sized(alt.layer(*layers).add_params(*parameters), data)
 
 
 # Colours of kinds of pairs, which people with any colour vision can tell apart, on white and on black.
@@ -271,10 +269,10 @@ def _menus(data: Sequence[Mapping[str, Any]], menus: Mapping[str, str]) -> tuple
     return parameters, conditions
 
 
-def _chosen(data: Sequence[Mapping[str, Any]], conditions: Sequence[str]) -> Any:
+def _chosen(conditions: Sequence[str]) -> Any:
     """A chart of the rows that menus choose."""
     alt = _altair()
-    chart = alt.Chart(alt.Data(values=list(data)))
+    chart = alt.Chart(alt.NamedData(name=_ROWS))
     for condition in conditions:
         chart = chart.transform_filter(condition)
     return chart
@@ -289,12 +287,14 @@ def _rule_scale(titles: Mapping[str, str]) -> dict[str, list[str]]:
     }
 
 
-def _sized(chart: Any) -> Any:
+def _sized(chart: Any, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The specification of a chart, with its rows beside it: Altair would check every value."""
     chart = chart.properties(width="container", height=_HEIGHT)
     chart = chart.configure_axis(labelFontSize=_LETTERS, titleFontSize=_LETTERS, titleFontWeight="normal")
-    return chart.configure_legend(
+    chart = chart.configure_legend(
         orient="bottom", columns=3, labelLimit=280, labelFontSize=_LETTERS, titleFontSize=_LETTERS, symbolSize=_POINT
     )
+    return {**chart.to_dict(), "datasets": {_ROWS: list(data)}}
 
 
 def _number(value: float) -> float | None:

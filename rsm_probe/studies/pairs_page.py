@@ -68,7 +68,7 @@ def _rsms(shown: Shown) -> Section:
         import altair as alt
 
         from rsm_probe.studies.sweep_report.menus import menu, selection, view_names
-        from rsm_probe.studies.sweep_report.rsm_views import rsm_views
+        from rsm_probe.studies.sweep_report.rsm_views import packed_rsms, rsm_views
     except ImportError as error:
         raise StorageError(f"the page of all pairs needs Vega-Altair; {INSTALL}") from error
     layers = {f"{key.model}, {key.layer}": key for key in shown.keys}
@@ -90,10 +90,11 @@ def _rsms(shown: Shown) -> Section:
         ),
     ]  # fmt: skip
     scales = {"color": "independent", "x": "independent", "y": "independent"}
-    spec = alt.concat(*rsm_views(shown), columns=3).add_params(*params).resolve_scale(**scales).to_dict()
+    spec = alt.concat(*rsm_views(), columns=3).add_params(*params).resolve_scale(**scales).to_dict()
     pair = [{"i": 0, "j": min(1, len(shown.order) - 1)}]
     views = [name for name in view_names(spec) if name.startswith("rsm_")]
     spec["params"].append(selection("pair", "pointerover", pair, views))
+    spec["datasets"] = packed_rsms(shown)
     caption = (
         "RSMs of two layers, with images sorted by label. Menus choose the layers; hover over an RSM for the two "
         "images and their similarities. Colours span the similarities of different images in a layer."

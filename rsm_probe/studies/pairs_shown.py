@@ -89,13 +89,13 @@ def chosen_pairs(
         whole = {}
         for row in layers[model, layer]:
             for kernel in kernels:
-                values = rsm_of(row, kernel).values
+                similar = rsm_of(row, kernel).values
                 if kernel == kernels[0]:
-                    whole[row["matching"]] = values
+                    whole[row["matching"]] = similar
                 if same:
-                    apart = values[~np.eye(len(values), dtype=bool)]
+                    apart = similar[~np.eye(len(similar), dtype=bool)]
                     keys.append(RsmKey(model, layer, depth_of[model].index(layer), row["matching"], kernel))
-                    rsms.append(values[np.ix_(order, order)])
+                    rsms.append(similar[np.ix_(order, order)])
                     ranges.append((float(apart.min()), float(apart.max())))
         near += [_near(model, layer, query, whole, semantic, same) for query in queries]
         if same and {"identity", semantic} <= whole.keys() and len(ids) <= _RANKED:
@@ -107,12 +107,11 @@ def chosen_pairs(
     if not same:
         ids, labels = ([*own, *map(str, first.dataset[f"{name}_b"].values)]
                        for own, name in ((ids, "image"), (labels, "label")))  # fmt: skip
-    size = len(order)
+    values = np.array(rsms, np.float32).reshape(len(keys), len(order), len(order))
+    limits = np.array(ranges, np.float64).reshape(len(keys), 2)
     return Shown(
-        settings, ids, labels, semantic, kernels[0], order, keys,
-        np.array(rsms, np.float32).reshape(-1, size, size), np.array(ranges).reshape(-1, 2), {}, changes, near,
-        notes=notes,
-    )  # fmt: skip
+        settings, ids, labels, semantic, kernels[0], order, keys, values, limits, {}, changes, near, notes=notes
+    )
 
 
 def thumbnails_of(
