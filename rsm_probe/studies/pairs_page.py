@@ -76,7 +76,7 @@ def _rsms(shown: Shown) -> Section:
     depths = "[{depth}[indexof(titles, layer_{side})]]"
     # The views read the model and the depth of each side, which here follow from the chosen layer.
     params = [
-        menu("layer_a", "upper row", titles, first), menu("layer_b", "lower row", titles, last),
+        menu("layer_a", "row layer", titles, first), menu("layer_b", "column layer", titles, last),
         menu("matching", "semantic RSMs by", _distinct(shown, "matching") or ["identity"],
              shown.semantic or "identity"),
         menu("kernel", "kernel", _distinct(shown, "kernel"), shown.kernel),
@@ -90,7 +90,7 @@ def _rsms(shown: Shown) -> Section:
         ),
     ]  # fmt: skip
     scales = {"color": "independent", "x": "independent", "y": "independent"}
-    spec = alt.concat(*rsm_views(), columns=3).add_params(*params).resolve_scale(**scales).to_dict()
+    spec = alt.concat(*rsm_views(len(shown.order)), columns=3).add_params(*params).resolve_scale(**scales).to_dict()
     pair = [{"i": 0, "j": min(1, len(shown.order) - 1)}]
     views = [name for name in view_names(spec) if name.startswith("rsm_")]
     spec["params"].append(selection("pair", "pointerover", pair, views))
