@@ -92,13 +92,9 @@ def shown_of(request: SweepRequest, source: BatchSource, folder: Path, result: S
     order = sorted_by_label(labels, most)
     batches = len(store.sizes)
     whole = "the images" if batches == 1 else f"the first of {batches} mini-batches"
+    thinning = f"; RSMs show {len(order)} of these, evenly spread over labels" if len(order) < len(ids) else ""
     notes.append(
-        f"RSMs, pairs and neighbours are those of {whole} ({len(ids)} of {sum(store.sizes)} images)"
-        + (
-            f"; RSMs show {len(order)} of these images, evenly chosen from each label."
-            if len(order) < len(ids)
-            else "."
-        )
+        f"RSMs, pairs and neighbours are those of {whole} ({len(ids)} of {sum(store.sizes)} images){thinning}."
     )
     semantic, picked = next(iter(semantic_matchings(result)), ""), _Picked([], [])
     number_of = {key: k for k, key in enumerate(store.keys)}
