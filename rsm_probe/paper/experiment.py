@@ -202,7 +202,7 @@ class Experiment(Runner[C]):
         names, gaps = {rule.products_name: rule.name for rule in self.rules.values()}, dict[str, float]()
         for file in sorted(subject.folder.glob("*.zarr")):
             name = names.get(re.sub(r"^\d{3}-", "", file.stem))
-            if name is not None:
+            if name not in (None, "identity"):
                 gaps[name] = float(np.maximum(gaps.get(name, 0.0), largest_gap(open_pairs(file))))
         return {name: gap for name, gap in gaps.items() if not math.isnan(gap)}
 

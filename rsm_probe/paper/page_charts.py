@@ -36,7 +36,10 @@ _LIGHTER = {
 # Matplotlib's markers as Vega names them; any other is a circle.
 _SHAPES = {
     "s": "square", "o": "circle", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "d": "diamond",
-    "P": "cross", "X": _SALTIRE, "<": "triangle-left", ">": "triangle-right", "p": "wedge", "*": "arrow",
+    "P": "cross", "X": _SALTIRE, "<": "triangle-left", ">": "triangle-right",
+    "p": "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z", "h": "M-.87,-.5L0,-1L.87,-.5L.87,.5L0,1L-.87,.5Z",
+    "*": "M0,-1L.25,-.35L.95,-.3L.4,.12L.6,.8L0,.4L-.6,.8L-.4,.12L-.95,-.3L-.25,-.35Z",
+    "H": "M-1,0L-.5,-.87L.5,-.87L1,0L.5,.87L-.5,.87Z",
 }  # fmt: skip
 
 

@@ -65,8 +65,12 @@ class ShownModel:
 
 
 def seen_by(model: LoadedModel | None, image: Loaded) -> Any:
-    """An image as a model sees it, after the model's own resize and crop."""
-    return image if model is None or not isinstance(image, Image.Image) else model.preprocess(image)
+    """An image as a model sees it: after the model's own resize and crop, or as it is where there are none."""
+    if model is None or not isinstance(image, Image.Image):
+        return image
+    pixels = model.preprocess(image)
+    # Normalised pixels have to be stretched to be shown, each image by itself.
+    return image if tuple(pixels.shape[-2:]) == image.size[::-1] else pixels
 
 
 def pair_counts(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:

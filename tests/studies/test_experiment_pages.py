@@ -93,15 +93,17 @@ def test_queries_are_those_asked_for_and_the_extremes_in_both_directions():
 
 
 def test_matched_crops_count_locations_that_follow_their_content():
-    # A grid of 4 x 3 whose content lies one row higher in the lower crop.
-    grid, locations = (4, 3), np.arange(12)
-    follows = np.where(locations >= 3, locations - 3, -1)
-    found = matched_crops("layer", "optimal", grid, follows, np.ones(12), 1.0)
-    assert (found["shared"], found["right"]) == (9, 9)
-    upside_down = matched_crops("layer", "optimal", grid, locations[::-1].copy(), np.ones(12), 2.0)
-    # Rows 2 and 3 lie in the lower crop, as rows 0 and 1; they are matched to rows 1 and 0 of the opposite column.
-    assert (upside_down["shared"], upside_down["right"]) == (6, 2)
-    assert "right" not in matched_crops("layer", "optimal", grid, follows, np.ones(12), None)
+    # A grid of 5 x 4 whose content lies one row higher in the lower crop.
+    grid, locations = (5, 4), np.arange(20)
+    follows = np.where(locations >= 4, locations - 4, -1)
+    found = matched_crops("layer", "optimal", grid, follows, np.ones(20), 1.0)
+    assert (found["shared"], found["right"]) == (16, 16)
+    upside_down = matched_crops("layer", "optimal", grid, locations[::-1].copy(), np.ones(20), 3.0)
+    # Rows 3 and 4 lie in the lower crop, as rows 0 and 1. They are matched to rows 1 and 0, and to the opposite column,
+    # which is next to the right one in the middle.
+    assert (upside_down["shared"], upside_down["right"]) == (8, 4)
+    assert "right" not in matched_crops("layer", "optimal", grid, follows, np.ones(20), None)
+    assert "right" not in matched_crops("layer", "optimal", (2, 2), np.arange(4), np.ones(4), 0.5)
 
 
 def test_counts_of_pairs_keep_every_pair():

@@ -35,6 +35,10 @@ _AGAINST = {
 }
 
 
+# Fewer rows or columns of locations do not tell right matches from wrong ones.
+_SMALLEST_GRID = 4
+
+
 def distribution(similarities: np.ndarray, **where: Any) -> dict[str, Any]:
     """Quantiles of similarities, as a run stores them.
 
@@ -70,7 +74,8 @@ def matched_crops(
     """
     found: dict[str, Any] = {"layer": layer, "matching": matching, "grid": list(grid)}
     found["lines"] = joining_lines(permutation, affinities, (grid, grid), MOST_LINES)
-    if shift is not None:
+    # In a small grid, every location is next to every other.
+    if shift is not None and min(grid) >= _SMALLEST_GRID:
         rows, columns = np.divmod(np.arange(len(permutation)), grid[1])
         wanted = rows - shift
         there = wanted > -0.5
