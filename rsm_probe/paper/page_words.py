@@ -42,7 +42,7 @@ def differences(table: Sequence[Row], key: str, lower_is_better: bool = False) -
 
 def semantic_answer(
     table: Sequence[Row],
-    values: Sequence[str],
+    values: tuple[str, str, str],
     key: str,
     what: str,
     level: float,
@@ -126,7 +126,13 @@ def _further(rows: Sequence[Row]) -> str:
 
 
 def _example(
-    rows: Sequence[Row], compared: Sequence[Row], name: str, values: Sequence[str], key: str, what: str, kernel: str
+    rows: Sequence[Row],
+    compared: Sequence[Row],
+    name: str,
+    values: tuple[str, str, str],
+    key: str,
+    what: str,
+    kernel: str,
 ) -> str:
     """The numbers of one cell that does not depend on the result: the last layer of the first model."""
     mine = [row for row in compared if row["matching"] == name and row["model"] == compared[0]["model"]]
@@ -145,7 +151,7 @@ def _example(
     )
 
 
-def _range(rows: Sequence[Row], values: Sequence[str], what: str) -> str:
+def _range(rows: Sequence[Row], values: tuple[str, str, str], what: str) -> str:
     known = [row for row in rows if not math.isnan(row[values[0]])]
     if not known:
         return f"{what} is undefined in all layers."
