@@ -297,14 +297,14 @@ class Experiment(Runner[C]):
 
     def _store_shown(self, subject: Subject) -> None:
         # Keys that may differ between runs in one folder decide what is shown, too.
-        chosen = self.study.model_dump(mode="json", include={"pictured"})
+        keys = self.study.model_dump(mode="json", include={"pictured"})
 
         def collect() -> Arrays:
             shown = self.show(subject)
             return replace(shown, facts={"gaps": self.gaps(subject), **shown.facts}).pack()
 
         try:
-            once(subject.folder / SHOWN, f"{subject.owner} {chosen}", collect)
+            once(subject.folder / SHOWN, f"{subject.owner} {keys}", collect)
         except RsmProbeError as error:  # the results of hours are not lost for a picture
             warnings.warn(f"the report page will have no pictures of {subject.title}: {error}", stacklevel=2)
 

@@ -87,9 +87,9 @@ def interval_chart(
         for row in rows
         if not math.isnan(row[value])
     ]  # fmt: skip
-    parameters, chosen = _menus(data, menus)
+    parameters, conditions = _menus(data, menus)
     scale = _rule_scale({name: title for name, title in titles.items() if any(row[rule] == name for row in rows)})
-    base = _chosen(chosen)
+    base = _filtered(conditions)
     ticks = list(dict.fromkeys(row["tick"] for row in data))
     picked = alt.selection_point(name="picked_rule", fields=["rule"], bind="legend")
     y = alt.Y(
@@ -153,9 +153,9 @@ def tradeoff_chart(
         for row in rows
         if not math.isnan(row[value]) and row[x[0]] > 0
     ]  # fmt: skip
-    parameters, chosen = _menus(data, menus)
+    parameters, conditions = _menus(data, menus)
     scale = _rule_scale(titles)
-    base = _chosen(chosen).encode(
+    base = _filtered(conditions).encode(
         x=alt.X("x:Q", title=x[1], scale=alt.Scale(type="log"), axis=alt.Axis(format="~g")),
         color=alt.Color("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["colours"])),
         tooltip=[
@@ -185,8 +185,8 @@ def curve_chart(
     alt = _altair()
     menus = menus or {}
     data = [{"x": row[x[0]], "y": row[y[0]], "kind": row[kind], **{key: row[key] for key in menus}} for row in rows]
-    parameters, chosen = _menus(data, menus)
-    chart = _chosen(chosen)
+    parameters, conditions = _menus(data, menus)
+    chart = _filtered(conditions)
     kinds = distinct(data, "kind")
     chart = chart.mark_line(interpolate="monotone", point=alt.OverlayMarkDef(size=18)).encode(
         x=alt.X("x:Q", title=x[1], scale=alt.Scale(zero=False)),
@@ -219,8 +219,8 @@ def density_chart(
     data = [
         {**{key: row[key] for key in ("x", "x2", "y", "y2", "pairs")}, **{k: row[k] for k in menus}} for row in rows
     ]
-    parameters, chosen = _menus(data, menus)
-    chart = _chosen(chosen)
+    parameters, conditions = _menus(data, menus)
+    chart = _filtered(conditions)
     cells = chart.mark_rect().encode(
         x=alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False)),
         x2="x2:Q",
@@ -272,7 +272,7 @@ def _menus(data: Sequence[Mapping[str, Any]], menus: Mapping[str, str]) -> tuple
     return parameters, conditions
 
 
-def _chosen(conditions: Sequence[str]) -> Any:
+def _filtered(conditions: Sequence[str]) -> Any:
     """A chart of the rows that menus choose."""
     alt = _altair()
     chart = alt.Chart(alt.NamedData(name=_ROWS))

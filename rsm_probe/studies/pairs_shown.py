@@ -100,8 +100,8 @@ def chosen_pairs(
         near += [_near(model, layer, query, whole, semantic, same) for query in queries]
         if same and {"identity", semantic} <= whole.keys() and len(ids) <= _RANKED:
             captured = layer_of(layers[model, layer][0])
-            found = _changed(model, layer, whole["identity"], whole[semantic])
-            changes += [_with_lines(one, captured, semantic, centering) for one in found]
+            ranked = _changed(model, layer, whole["identity"], whole[semantic])
+            changes += [_with_lines(one, captured, semantic, centering) for one in ranked]
     if same and semantic and len(ids) > _RANKED:
         notes.append(f"Pairs whose rank changes are shown up to {_RANKED:,} images; this run has {len(ids):,}.")
     if not same:
@@ -128,15 +128,15 @@ def thumbnails_of(
     wanted |= {number for one in shown.neighbours for number in (one.query, *one.semantic, *one.identity)}
     if not all(isinstance(images, ImageSet) for images in sides):
         return {}, ["There are no thumbnails: the images come from a loader, which has passed."]
-    found = {}
+    thumbnails = {}
     try:
         for number in sorted(wanted):
             side, index = (0, number) if number < len(sides[0]) else (1, number - len(sides[0]))  # type: ignore[arg-type]
             image: Any = sides[side][index]  # type: ignore[index]
-            found[number] = thumbnail(seen_by(model, image), shown.ids[number], shown.labels[number])
+            thumbnails[number] = thumbnail(seen_by(model, image), shown.ids[number], shown.labels[number])
     except ImageError as error:
         return {}, [f"There are no thumbnails, because these images are not pictures: {error}."]
-    return found, [f"Thumbnails show images as {model.name} sees them, after its preprocessing."]
+    return thumbnails, [f"Thumbnails show images as {model.name} sees them, after its preprocessing."]
 
 
 def _near(model: str, layer: str, query: int, rsms: Mapping[str, np.ndarray], semantic: str, same: bool) -> Neighbours:

@@ -46,20 +46,20 @@ def chosen_queries(pictured: Sequence[int], scores: Mapping[str, np.ndarray]) ->
         pictured: queries that the configuration names.
         scores: matching -> score of the nearest image of each query; at most the identity and a semantic matching.
     """
-    chosen = dict.fromkeys(pictured, "named in the configuration (pictured:)")
+    reasons = dict.fromkeys(pictured, "named in the configuration (pictured:)")
     names = [name for name in scores if name != "identity"]
     if "identity" not in scores or not names:
-        return chosen
+        return reasons
     gains = scores[names[0]] - scores["identity"]
     known = np.flatnonzero(~np.isnan(gains))
     order = known[np.argsort(-gains[known], kind="stable")]
     for number in order[:_EXTREMES]:
         if gains[number] > 0:
-            chosen.setdefault(int(number), "among those that gain most from matching")
+            reasons.setdefault(int(number), "among those that gain most from matching")
     for number in order[::-1][:_EXTREMES]:
         if gains[number] < 0:
-            chosen.setdefault(int(number), "among those that lose most from matching")
-    return chosen
+            reasons.setdefault(int(number), "among those that lose most from matching")
+    return reasons
 
 
 def shown_neighbours(
@@ -218,13 +218,13 @@ def _neighbours(title: str, shown: ShownModel, settings: Mapping[str, Any]) -> P
     titles, lines, what = {}, [], _WHAT[settings["score"]]
     for line in shown.facts["queries"]:
         number, rule, listed = line["query"], rule_words(line["matching"]), ", ".join(line["objects"]) or "no objects"
-        query, found = shown.images[f"q{number}"], []
+        query, pictures = shown.images[f"q{number}"], []
         for rank, neighbour in enumerate(line["neighbours"], start=1):
             image = shown.images[f"d{neighbour['index']}"]
             first = [Thumbnail(query.content, query.size, query.name, listed)] if rank == 1 else []
             joining = [tuple(ends) for ends in line["lines"]] if rank == 1 else []
             text = _caption(rank, neighbour, what)
-            found.append(Picture([*first, Thumbnail(image.content, image.size, image.name)], text, joining))
+            pictures.append(Picture([*first, Thumbnail(image.content, image.size, image.name)], text, joining))
             lines.append(
                 [
                     number, query.name, listed, rule, rank, image.name, neighbour["score"], neighbour["similarity"],
@@ -233,7 +233,7 @@ def _neighbours(title: str, shown: ShownModel, settings: Mapping[str, Any]) -> P
             )  # fmt: skip
         titles[number] = f"Query {number} ({listed}): {line['why']}"
         name = f"{title}-query-{number}-{line['matching']}"
-        queries.setdefault(number, []).append(Pictures(name, found, f"Nearest by {rule}", width=96))
+        queries.setdefault(number, []).append(Pictures(name, pictures, f"Nearest by {rule}", width=96))
     columns = [
         "query",
         "id",

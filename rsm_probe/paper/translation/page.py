@@ -72,8 +72,8 @@ def matched_crops(
         With `shared` and `right`: how many locations of the upper crop lie in the lower one, too, and how many of these
         are matched to where their content is, to within a location.
     """
-    found: dict[str, Any] = {"layer": layer, "matching": matching, "grid": list(grid)}
-    found["lines"] = joining_lines(permutation, affinities, (grid, grid), MOST_LINES)
+    crops: dict[str, Any] = {"layer": layer, "matching": matching, "grid": list(grid)}
+    crops["lines"] = joining_lines(permutation, affinities, (grid, grid), MOST_LINES)
     # In a small grid, every location is next to every other.
     if shift is not None and min(grid) >= _SMALLEST_GRID:
         rows, columns = np.divmod(np.arange(len(permutation)), grid[1])
@@ -81,8 +81,8 @@ def matched_crops(
         there = wanted > -0.5
         partner_rows, partner_columns = np.divmod(permutation, grid[1])
         near = (np.abs(partner_rows - wanted) <= 1) & (np.abs(partner_columns - columns) <= 1) & (permutation >= 0)
-        found |= {"shared": int(there.sum()), "right": int((there & near).sum())}
-    return found
+        crops |= {"shared": int(there.sum()), "right": int((there & near).sum())}
+    return crops
 
 
 def translation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:

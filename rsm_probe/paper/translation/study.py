@@ -203,12 +203,12 @@ class TranslationRunner(Experiment[TranslationConfig]):
 
     def show(self, subject: Subject) -> ShownModel:
         """Collect distributions of similarities, and the first crops with their matched locations."""
-        images, crops, found = subject.images["crops"], self.crops(subject.images["crops"]), []
+        images, crops, distributions = subject.images["crops"], self.crops(subject.images["crops"]), []
         for number, layer in enumerate(subject.layers["crops"].values()):
             for (matching, kernel), rule in self.rules_of(layer).items():
                 if matching in self.shown:
                     values = self.similarities(subject, number, layer, rule)
-                    found += [
+                    distributions += [
                         distribution(of_kind, layer=layer.name, matching=matching, kernel=kernel, kind=f"{kind} crops")
                         for kind in (OVERLAPPING, UNRELATED, APART)
                         if (of_kind := crops.values(values, kind)).size
@@ -219,11 +219,11 @@ class TranslationRunner(Experiment[TranslationConfig]):
             key: thumbnail(seen_by(subject.model, images[number]), images.ids[number], str(images.labels[number]), SIDE)
             for key, number in numbers.items()
         }
-        return ShownModel({"distributions": found, "crops": self._matched_crops(subject, count)}, pictures)
+        return ShownModel({"distributions": distributions, "crops": self._matched_crops(subject, count)}, pictures)
 
     def _matched_crops(self, subject: Subject, count: int) -> list[dict[str, Any]]:
         """The matched locations of the first crops, in some layers that have a grid."""
-        study, seen, found = self.study, self.seen_of_crops(subject), []
+        study, seen, pairs = self.study, self.seen_of_crops(subject), []
         layers = [
             layer for layer in subject.layers["crops"].values() if layer.grid is not None and len(layer.grid) == 2
         ]
@@ -234,13 +234,14 @@ class TranslationRunner(Experiment[TranslationConfig]):
             if study.centering is not None:
                 tokens = subtract_mean(tokens, token_mean(tokens, study.centering))
             shift = (study.edge - study.crop) * layer.grid[0] / study.crop if whole else None
-            for number, name in itertools.product(range(count), self.shown):
+            semantic = [name for name in self.shown if name != "identity"]
+            for number, name in itertools.product(range(count), semantic):
                 matched = match(tokens[number], tokens[study.batch + number], name, grid=layer.grid)
-                if matched.permutation is None or matched.affinities is None or name == "identity":
+                if matched.permutation is None or matched.affinities is None:
                     continue
                 crops = matched_crops(layer.name, name, layer.grid, matched.permutation, matched.affinities, shift)
-                found.append({**crops, "pair": number})
-        return found
+                pairs.append({**crops, "pair": number})
+        return pairs
 
     def picture(self, subject: Subject) -> PicturedCrops:
         """Collect two crops, the RSM of the first mini-batch and the similarities of all, under one kernel."""
