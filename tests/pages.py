@@ -50,7 +50,8 @@ def random_sweep(models=3, layers=16, images=500, shown_images=64, seed=0) -> tu
             changes.append(RankChange(key.model, key.layer, (a, b), *ranks, lines, 196))
         for query in range(3):
             near.append(Neighbours(key.model, key.layer, query, *draw.integers(0, batch, (2, 5)).tolist()))
-        value = float(draw.random())
+        one, other = keys.index(key), keys.index(key._replace(matching="optimal"))
+        value = float(cka[one, other])
         intervals.append(Interval(key.model, key.layer, "optimal", "linear", value, value - 0.02, value + 0.02))
     thumbnails = {k: thumbnail(_photo(draw), ids[k], labels[k]) for k in range(batch)}
     order = sorted_by_label(labels, shown_images)

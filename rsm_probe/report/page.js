@@ -5,9 +5,12 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 function draw(box) {
   const spec = JSON.parse(document.getElementById(box.dataset.spec).textContent);
   if (spec.concat && box.clientWidth < 700) spec.columns = 1;
+  const menus = box.closest("figure").querySelector(".menus");
+  menus.replaceChildren();
   const options = {
+    bind: menus,
     actions: { export: true, source: false, compiled: false, editor: false },
-    config: { background: "transparent" },
+    config: { background: "transparent", text: { color: dark.matches ? "#dddddd" : "#222222" } },
     downloadFileName: box.dataset.name,
     renderer: box.dataset.renderer,
     theme: dark.matches ? "dark" : undefined,

@@ -137,7 +137,7 @@ def _scripts(page: Page) -> list[str]:
     except ImportError as error:
         raise StorageError(f"charts need Vega-Altair and vl-convert-python; {INSTALL}") from error
     release = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    library = vl_convert.javascript_bundle(vl_version=release).replace("\r\n", "\n")
+    library = vl_convert.javascript_bundle(None, vl_version=release).replace("\r\n", "\n")
     # Within a script element, only these begin something else.
     return [library.replace("</script", "<\\/script").replace("<!--", "<\\!--"), own]
 

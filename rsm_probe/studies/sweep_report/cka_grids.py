@@ -135,6 +135,7 @@ def _grid_view(data: alt.NamedData, values: str, title: str) -> alt.Chart:
         scale = alt.Scale(scheme="purpleorange", domainMid=0)
     else:
         scale = alt.Scale(scheme="viridis", domainMax=1)
+    legend = alt.Legend(title=None, orient="bottom", gradientLength=PANEL)
     labels = alt.Axis(labelLimit=110, labelOverlap=True, title=None)
 
     def axis(side: str) -> dict[str, Any]:
@@ -147,7 +148,9 @@ def _grid_view(data: alt.NamedData, values: str, title: str) -> alt.Chart:
         .encode(
             x=alt.X(**axis("b")),
             y=alt.Y(**axis("a")),
-            color=alt.Color(f"{field}:Q", scale=scale, legend=alt.Legend(title=None, gradientLength=PANEL)),
+            color=alt.Color(
+                f"{field}:Q", scale=scale, legend=alt.Legend(title=None, orient="bottom", gradientLength=PANEL)
+            ),
             stroke=alt.condition(CELL, alt.value("#e8590c"), alt.value(None)),
             tooltip=[
                 alt.Tooltip("layer_a:N", title="row"),
@@ -158,7 +161,7 @@ def _grid_view(data: alt.NamedData, values: str, title: str) -> alt.Chart:
                 alt.Tooltip("proven:N", title="exact matching, proven"),
             ],
         )
-        .properties(name=f"grid_{values}", width=PANEL, height=PANEL, title=title)
+        .properties(name=f"grid_{values}", width=PANEL, height=PANEL, title=alt.TitleParams(title, anchor="start"))
     )
 
 

@@ -47,7 +47,7 @@ def sweep_page(
     notes += list(shown.notes) if shown is not None else [_NOTHING_SHOWN]
     semantics = semantic_matchings(result)
     sections = [
-        Section("CKA between layers", "", [cka_chart(result, shown if semantics else None, models)]),
+        Section("CKA between layers", _certainty(result), [cka_chart(result, shown if semantics else None, models)]),
     ]
     if semantics:
         sections.append(
@@ -82,6 +82,12 @@ def _models(result: SweepResult) -> tuple[list[str], list[str]]:
     if len(models) == len(result.models):
         return models, []
     return models, [f"CKA grids show {len(models)} of {len(result.models)} models; result.zarr has all."]
+
+
+def _certainty(result: SweepResult) -> str:
+    """What the values of CKA can be relied on for, in a sentence."""
+    words = certificate(result)
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def changes_section(shown: Shown) -> Section:
@@ -121,7 +127,17 @@ def changes_section(shown: Shown) -> Section:
         "as similar only once locations are matched; pairs that fall were similar because of where things are. Lines "
         "join the matched locations with the largest affinities."
     )
+    rise, fall = (
+        f"{_pair(one, shown)}, in {one.layer} of {one.model}: from {one.identity:.1%} to {one.semantic:.1%}"
+        for one in (ordered[0], ordered[-1])
+    )
+    text += f"\n\nThe largest rise is that of {rise}. The largest fall is that of {fall}."
     return Section("What semantic similarity sees that the aligned one misses", text, parts)
+
+
+def _pair(one: RankChange, shown: Shown) -> str:
+    """The names and labels of two images."""
+    return " and ".join(f"{shown.ids[k]} ({shown.labels[k]})" if shown.labels[k] else shown.ids[k] for k in one.images)
 
 
 def _distinct(changes: Sequence[RankChange], count: int) -> list[RankChange]:
@@ -138,8 +154,8 @@ def _pair_pictures(
     pictures = [
         Picture(
             [shown.thumbnails[k] for k in one.images],
-            (f"{one.model}, {one.layer}: " if named else "")
-            + f"{one.semantic:.0%} semantic, {one.identity:.0%} aligned ({100 * (one.semantic - one.identity):+.0f})",
+            f"{_pair(one, shown)}: rank {one.identity:.0%} aligned, {one.semantic:.0%} semantic"
+            + (f", in {one.layer} of {one.model}" if named else ""),
             one.lines,
         )
         for one in changes

@@ -118,24 +118,15 @@ def _rsm_view(
     rsms: alt.NamedData, images: alt.NamedData, side: str, which: str, kind: str, length: int
 ) -> alt.LayerChart:
     name = f"rsm_{side}_{'identity' if kind == 'spatio-semantic' else 'semantic'}"
-    names = alt.LookupData(data=images, key="position", fields=["id", "label"])
     position = {"scale": alt.Scale(padding=0), "axis": None}
     cells = (
         _cells(rsms, side, kind)
-        .transform_lookup(lookup="i", from_=names, as_=["id_i", "label_i"])
-        .transform_lookup(lookup="j", from_=names, as_=["id_j", "label_j"])
         .mark_rect()
         .encode(
             x=alt.X("j:O", **position),
             y=alt.Y("i:O", **position),
             color=alt.Color("code:Q", scale=alt.Scale(scheme="viridis", domain=[0, _CODES]), legend=None),
-            tooltip=[
-                alt.Tooltip("id_i:N", title="row"),
-                alt.Tooltip("label_i:N", title="label"),
-                alt.Tooltip("id_j:N", title="column"),
-                alt.Tooltip("label_j:N", title="label"),
-                alt.Tooltip("similarity:N"),
-            ],
+            tooltip=[alt.Tooltip("similarity:N")],
         )
         .properties(name=name)
     )
@@ -152,8 +143,13 @@ def _rsm_view(
         .mark_text(align="right", baseline="top", dx=-4, limit=70)
         .encode(text="begins:N", x=alt.value(0), y=alt.Y("position:O", **position))
     )
-    title = alt.TitleParams(f"{which}, {kind} RSM", offset=18)
+    title = _title(f"{which}, {kind} RSM")
     return alt.layer(cells, heading, begins).properties(width=length, height=length, title=title)
+
+
+def _title(text: str) -> alt.TitleParams:
+    """A title with room below it for the name of the layer."""
+    return alt.TitleParams(text, offset=18, anchor="start")
 
 
 def _images_view(images: alt.NamedData) -> alt.LayerChart:
@@ -172,7 +168,7 @@ def _images_view(images: alt.NamedData) -> alt.LayerChart:
                 text="text:N", x=alt.value(100), y=alt.value(y)
             )
         )
-    return alt.layer(*layers).properties(width=PANEL, height=PANEL, title="the two images", view=_BARE)
+    return alt.layer(*layers).properties(width=PANEL, height=PANEL, title=_title("the two images"), view=_BARE)
 
 
 def _pair_view(rsms: alt.NamedData) -> alt.LayerChart:
@@ -189,4 +185,4 @@ def _pair_view(rsms: alt.NamedData) -> alt.LayerChart:
             .mark_text(align="left", baseline="top", limit=PANEL)
             .encode(text="text:N", x=alt.value(0), y=alt.value(22 * number))
         )
-    return alt.layer(*layers).properties(width=PANEL, height=PANEL, title="their similarity", view=_BARE)
+    return alt.layer(*layers).properties(width=PANEL, height=PANEL, title=_title("their similarity"), view=_BARE)
