@@ -230,7 +230,8 @@ class TranslationRunner(Experiment[TranslationConfig]):
         whole = (seen["seen_width"], seen["seen_height"]) == (study.crop, study.crop)
         for layer in thinned(layers, _SHOWN_LAYERS):
             assert layer.grid is not None
-            tokens = torch.cat([layer.tokens(part) for part in self._mini_batch(layer, 0)]).float()
+            parts = self._mini_batch(layer, 0)
+            tokens = torch.cat([layer.tokens(part) for part in parts]).float()
             if study.centering is not None:
                 tokens = subtract_mean(tokens, token_mean(tokens, study.centering))
             shift = (study.edge - study.crop) * layer.grid[0] / study.crop if whole else None
