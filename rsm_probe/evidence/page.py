@@ -135,7 +135,10 @@ def _answer(rows: Sequence[Row], level: float, what: str) -> str:
         f"{kernel_title(row['kernel'])})"
         for row in ends
     )
+    decided = f"The only decided difference in {what} from {rule_title(first)} is {low}"
+    if len(cells) > 1:
+        decided = f"The decided differences in {what} from {rule_title(first)} lie between {low} and {high}"
     return (
-        f"{sentence} The decided differences in {what} from {rule_title(first)} lie between {low} and {high}; these "
-        "are the extremes of many cells."
+        f"{sentence} {decided}; by chance alone, about {1 - level:.0%} of the cells without a difference would be "
+        "decided."
     )
