@@ -282,11 +282,13 @@ def _filtered(conditions: Sequence[str]) -> Any:
 
 
 def _rule_scale(titles: Mapping[str, str]) -> dict[str, list[str]]:
-    styles = rule_styles(titles)
+    # Factors call the semantic matching so, whichever it is.
+    names = ["optimal" if name == "semantic" else name for name in titles]
+    styles = rule_styles(names)
     return {
         "domain": list(titles.values()),
-        "colours": [_LIGHTER.get(styles[name].colour, styles[name].colour) for name in titles],
-        "shapes": [_SHAPES.get(styles[name].marker, "circle") for name in titles],
+        "colours": [_LIGHTER.get(styles[name].colour, styles[name].colour) for name in names],
+        "shapes": [_SHAPES.get(styles[name].marker, "circle") for name in names],
     }
 
 
