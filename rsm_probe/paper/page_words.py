@@ -70,7 +70,7 @@ def semantic_answer(
         return f"{_range(rows, values, what)} No semantic RSM is compared with a baseline in this run."
     names = distinct(compared, "matching")
     first = "identity" if "identity" in names else names[0]
-    better, worse, undecided = _counts(compared, first)
+    better, undecided, worse = _counts(compared, first)
     higher, lower = words
     sentence = (
         f"By the {level:.0%} intervals, {what} of the semantic RSM is {higher} than that of {rule_words(first)} in "
@@ -79,7 +79,7 @@ def semantic_answer(
     )
     if others := [name for name in names if name != first]:
         listed = ", ".join(f"{rule_words(name)} {'/'.join(map(str, _counts(compared, name)))}" for name in others)
-        sentence += f"; {higher}/{lower}/undecided against the other baselines: {listed}"
+        sentence += f"; {higher}/undecided/{lower} against the other baselines: {listed}"
     return f"{sentence}. {_example(rows, compared, first, values, key, what, kernel)}"
 
 
@@ -110,15 +110,16 @@ def joint_answer(tables: Mapping[str, tuple[str, Sequence[Row]]]) -> str:
         )
     listed = ", ".join(f"{name} {'/'.join(map(str, counts))}" for name, counts in counted.items())
     return (
-        "Cells (layers of trained models under one kernel) in which the semantic RSM is better than equal locations, "
-        f"worse, and undecided, by their intervals: {listed}. Cells of a study share images, so they are not "
-        "independent evidence; the values and the other baselines stand below."
+        "Cells (layers of trained models under one kernel) in which the semantic RSM is better than equal locations / "
+        f"undecided / worse, by their intervals: {listed}. Cells of a study share images, so they are not independent "
+        "evidence; the values and the other baselines stand below."
     )
 
 
 def _counts(compared: Sequence[Row], name: str) -> tuple[int, int, int]:
+    """In how many cells the semantic RSM is better than a baseline, neither, and worse."""
     said = [row["verdict"] for row in compared if row["matching"] == name]
-    return said.count(SEMANTIC_BETTER), said.count(BASELINE_BETTER), said.count("")
+    return said.count(SEMANTIC_BETTER), said.count(""), said.count(BASELINE_BETTER)
 
 
 def _further(rows: Sequence[Row]) -> str:

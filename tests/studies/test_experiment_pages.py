@@ -41,7 +41,7 @@ def answer(rows):
 def test_an_answer_claims_no_more_than_its_intervals():
     said = answer([row("optimal", 0.7), row("identity", 0.6, (0.1, -0.02, 0.2)), row("pooled", 0.5, (0.2, 0.1, 0.3))])
     assert "F1@1 of the semantic RSM is higher than that of equal locations in 0 of 1 cells" in said
-    assert "lower in 0, and undecided in 1; higher/lower/undecided against the other baselines" in said
+    assert "lower in 0, and undecided in 1; higher/undecided/lower against the other baselines" in said
     assert "average pooling 1/0/0" in said
     assert said.endswith("a difference of 0.100 [-0.020, 0.200], which is undecided.")
     assert "0.700 [0.650, 0.750] for the semantic RSM and 0.600 [0.550, 0.650] for equal locations" in said
@@ -78,7 +78,7 @@ def test_several_studies_are_counted_apart():
     said = joint_answer(
         {"scenes": ("retrieval", rows), "out": ("outputs", correlations), "fast": ("approximation", [])}
     )
-    assert "scenes 1/0/1, out 0/1/1." in said
+    assert "scenes 1/1/0, out 0/1/1." in said
 
 
 def test_queries_are_those_asked_for_and_the_extremes_in_both_directions():
