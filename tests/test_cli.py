@@ -71,6 +71,26 @@ def run_folder(tmp_path_factory) -> Path:
     return out
 
 
+def test_a_run_ends_with_its_page_which_report_writes_again(run_folder, tmp_path):
+    page = (run_folder / "report.html").read_bytes()
+    assert b"trained-0" in page
+    assert cli("report", run_folder, "--out", tmp_path / "again.html").stdout == f"report: {tmp_path / 'again.html'}\n"
+    assert (tmp_path / "again.html").read_bytes() == page
+    assert "it has neither config.yaml nor result.zarr" in refused("report", tmp_path)
+
+
+def test_a_run_without_the_packages_of_the_page_says_how_to_get_it(run_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    before = (run_folder / "report.html").read_bytes()
+    done = cli("run", SMOKE, "--out", run_folder, "--no-figures")
+    assert (
+        "no report page: charts need Vega-Altair and vl-convert-python; pip install 'rsm-probe[report]'" in done.stdout
+    )
+    assert "pip install 'rsm-probe[report]'" in refused("report", run_folder)
+    assert (run_folder / "report.html").read_bytes() == before
+    assert "report" not in cli("run", SMOKE, "--out", run_folder, "--no-figures", "--no-report").stdout
+
+
 def test_run_folder_holds_all_that_is_promised(run_folder):
     stored = xr.open_zarr(run_folder / "result.zarr")
     assert stored["cka"].sizes == {"rsm_a": (4 + 4 + 5) * 4, "rsm_b": (4 + 4 + 5) * 4}

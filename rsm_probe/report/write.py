@@ -137,7 +137,9 @@ def _scripts(page: Page) -> list[str]:
     except ImportError as error:
         raise StorageError(f"charts need Vega-Altair and vl-convert-python; {INSTALL}") from error
     release = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    library = vl_convert.javascript_bundle(None, vl_version=release).replace("\r\n", "\n")
+    # Its types ask for a snippet, which may be left out.
+    library: str = vl_convert.javascript_bundle(vl_version=release)  # type: ignore[call-arg]
+    library = library.replace("\r\n", "\n")
     # Within a script element, only these begin something else.
     return [library.replace("</script", "<\\/script").replace("<!--", "<\\!--"), own]
 

@@ -10,9 +10,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from rsm_probe.errors import StorageError
+from rsm_probe.report.default import write_report
 from rsm_probe.report.page import Chart, Group, Page, Picture, Pictures, Plot, Section, Table, Text
 from rsm_probe.report.thumbnails import joining_lines, thumbnail
 from rsm_probe.report.write import page_html, write_page
@@ -176,3 +178,33 @@ def test_a_thumbnail_is_small_and_keeps_small_images_as_they_are():
     assert large.size == (48, 72)
     pixels = np.asarray(Image.open(io.BytesIO(small.content)))
     np.testing.assert_array_equal(pixels, 255 * np.eye(8))
+
+
+class Study:
+    """A study without a page of its own."""
+
+    study = "plain"
+
+    def open(self, out):
+        return out
+
+    def figures(self, out):
+        figure = Figure()
+        figure.subplots().plot([1, 2], [3, 5])
+        return {"line": figure}
+
+    def page(self, out):
+        return None
+
+
+def test_a_study_without_a_page_shows_its_figures_and_tables(tmp_path):
+    (tmp_path / "table.csv").write_text("model,value\n<b>,0.123456\n")
+    (tmp_path / "provenance.json").write_text(json.dumps({"accuracy": {"net": 0.9}, "versions": {"torch": "2.15"}}))
+    html = write_report(Study(), tmp_path).read_text(encoding="utf-8")
+    read = Read(html)
+    assert [attrs["src"][:22] for attrs in read.all("img")] == ["data:image/png;base64,"]
+    assert "0.123" in read.text
+    assert "<b>" in read.text
+    assert "net 0.900" in read.text
+    assert read.text.count(f"Made by rsm-probe run {tmp_path}/config.yaml --out {tmp_path}") == 2
+    assert write_report(Study(), tmp_path, tmp_path / "again.html").read_text(encoding="utf-8") == html

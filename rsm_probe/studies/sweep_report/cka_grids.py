@@ -148,9 +148,7 @@ def _grid_view(data: alt.NamedData, values: str, title: str) -> alt.Chart:
         .encode(
             x=alt.X(**axis("b")),
             y=alt.Y(**axis("a")),
-            color=alt.Color(
-                f"{field}:Q", scale=scale, legend=alt.Legend(title=None, orient="bottom", gradientLength=PANEL)
-            ),
+            color=alt.Color(f"{field}:Q", scale=scale, legend=legend),
             stroke=alt.condition(CELL, alt.value("#e8590c"), alt.value(None)),
             tooltip=[
                 alt.Tooltip("layer_a:N", title="row"),
