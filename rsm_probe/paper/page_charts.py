@@ -115,7 +115,9 @@ def interval_chart(
     layers: list[Any] = [ends, base.mark_point(size=_POINT, filled=False, strokeWidth=1.4).encode(y=y, shape=shape)]
     layers.append(base.transform_filter("datum.decided").mark_point(size=_POINT, filled=True).encode(y=y, shape=shape))
     if reference is not None:
-        line = alt.Chart(alt.Data(values=[{"at": reference}])).mark_rule(strokeDash=[4, 3], color="#888888")
+        line = alt.Chart(alt.Data(values=[{"at": reference}])).mark_rule(
+            strokeDash=[4, 3], strokeWidth=1.5, color="#888888"
+        )
         layers.insert(0, line.encode(y=alt.Y("at:Q", title=meaning)))
     return _sized(alt.layer(*layers).add_params(picked, *parameters), data)
 
@@ -235,7 +237,9 @@ def density_chart(
     )  # fmt: skip
     layers = [cells]
     if diagonal:
-        line = chart.transform_aggregate(low="min(x)", high="max(x2)").mark_rule(strokeDash=[4, 3], color="#888888")
+        line = chart.transform_aggregate(low="min(x)", high="max(x2)").mark_rule(
+            strokeDash=[4, 3], strokeWidth=1.5, color="#888888"
+        )
         layers.append(line.encode(x="low:Q", x2="high:Q", y="low:Q", y2="high:Q"))
     return _sized(alt.layer(*layers).add_params(*parameters), data)
 
@@ -295,7 +299,9 @@ def _rule_scale(titles: Mapping[str, str]) -> dict[str, list[str]]:
 def _sized(chart: Any, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The specification of a chart, with its rows beside it: Altair would check every value."""
     chart = chart.properties(width="container", height=_HEIGHT)
-    chart = chart.configure_axis(labelFontSize=_LETTERS, titleFontSize=_LETTERS, titleFontWeight="normal")
+    chart = chart.configure_axis(
+        labelFontSize=_LETTERS, titleFontSize=_LETTERS, titleFontWeight="normal", gridOpacity=0.35
+    )
     chart = chart.configure_legend(
         orient="bottom", columns=3, labelLimit=280, labelFontSize=_LETTERS, titleFontSize=_LETTERS, symbolSize=_POINT
     )
