@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -106,22 +107,22 @@ def test_a_page_shows_what_the_run_stored_and_computes_nothing(finished, monkeyp
     monkeypatch.setattr(Capture, "open", refuses)
     monkeypatch.setattr("rsm_probe.matching.matches.match", refuses)
     html = write_report(study, folder).read_text(encoding="utf-8")
-    assert all(part.page(folder / name).answer for name, part in study.parts(folder).items())
+    pages = {name: part.page(folder / name) for name, part in study.parts(folder).items()}
     for name, result in results.items():
-        assert f"{name}: " in html
-        page = study.parts(folder)[name].page(folder / name)
+        page = pages[name]
+        assert f"{name}: {page.title}" in html
+        assert escape(page.answer) in html
         assert page.command == f"rsm-probe run {folder / name}/config.yaml --out {folder / name}"
         assert {"Models", "Time", "Versions"} <= page.provenance.keys()
         assert "digits" in page.provenance["Models"]
         first = next(part for section in page.sections for part in section.parts if isinstance(part, Chart))
         assert first.table is not None
         assert len(first.table.rows) == len(result.table)
-    titles = [section.title for section in study.studies["retrieval"].page(folder / "retrieval").sections]
+    titles = [section.title for section in pages["retrieval"].sections]
     assert "Queries and their nearest images" in titles
     assert "Scores by the number of locations" in titles
-    assert "Certificate" in study.studies["retrieval"].page(folder / "retrieval").provenance
-    titles = [section.title for section in study.studies["translation"].page(folder / "translation").sections]
-    assert "Which location was matched to which" in titles
+    assert "Certificate" in pages["retrieval"].provenance
+    assert "Which location was matched to which" in [section.title for section in pages["translation"].sections]
     assert len(html) < 15e6
 
 
