@@ -34,7 +34,7 @@ _PICTURES = ("cutouts", "backgrounds", "include", "exclude")
 # Keys of a study that hold images.
 _IMAGES = ("images", "query_images", "database")
 # Other entries of a run folder, whose names are taken.
-_TAKEN = ("figures", "models", "config.yaml", "report.md")
+_TAKEN = ("figures", "models", "config.yaml", "report.md", "report.html")
 
 
 def kinds() -> dict[str, type[Study]]:

@@ -26,7 +26,7 @@ EXPERIMENTS: dict[str, type[ExperimentConfig]] = {
     "approximation": ApproximationConfig,
 }
 # Other entries of a run folder, whose names are taken.
-_TAKEN = ("figures", "models", "config.yaml", "report.md")
+_TAKEN = ("figures", "models", "config.yaml", "report.md", "report.html")
 
 
 class PaperConfig(SeveralStudies):
