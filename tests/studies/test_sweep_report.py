@@ -2,6 +2,7 @@
 
 import re
 
+import altair
 import numpy as np
 import pytest
 import torch
@@ -15,11 +16,13 @@ from rsm_probe.report.write import page_html
 from rsm_probe.sources import from_tensor
 from rsm_probe.storage.files import open_dataset
 from rsm_probe.streaming import SweepResult
+from rsm_probe.streaming.rsm_store import StoredModel
 from rsm_probe.studies.registry import read_study
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweep_report.choosing import changed_pairs, query_images, rank_shares, sorted_by_label
 from rsm_probe.studies.sweep_report.page import sweep_page, write_result_report
 from rsm_probe.studies.sweep_report.shown import SHOWN, Shown, settings_hash
+from rsm_probe.studies.sweep_report.summary import Cell
 
 COUNT, BATCH = 90, 70
 
@@ -225,6 +228,44 @@ def test_ranks_are_shares_of_the_other_pairs():
 def test_the_page_of_3_models_16_layers_and_500_images_stays_below_15_mb():
     result, shown = random_sweep()
     assert len(page_html(sweep_page(result, shown, "large", "command")).encode()) < 15e6
+
+
+def drawn(chart):
+    """The texts in a chart, drawn as it first appears."""
+    vl_convert = pytest.importorskip("vl_convert")
+    svg = vl_convert.vegalite_to_svg(chart.chart, vl_version=".".join(altair.SCHEMA_VERSION[1:].split(".")[:2]))
+    return re.findall(r"<text[^>]*>(.*?)</text>", svg)
+
+
+def test_charts_show_the_selected_layers_and_the_similarities_of_two_images():
+    result, shown = random_sweep(models=2, layers=3, images=20, shown_images=6)
+    page = sweep_page(result, shown, "small", "command")
+    texts = drawn(page.sections[0].parts[0])
+    cell = Cell(result, result.models)
+    for depth in (cell.depth_a, cell.depth_b):
+        assert texts.count(f"{cell.model}, blocks.{depth}") >= 2
+    first = {(key.model, key.depth, key.matching): rsm[1, 0] for key, rsm in zip(shown.keys, shown.rsms, strict=True)}
+    for depth in (cell.depth_a, cell.depth_b):
+        for kind, matching in (("spatio-semantic", "identity"), ("semantic", "optimal")):
+            (words,) = {text for text in texts if text.startswith(f"blocks.{depth}, {kind}: ")}
+            value = float(words.rpartition(" ")[2].replace("−", "-"))
+            span = np.ptp(shown.ranges)
+            assert value == pytest.approx(first[cell.model, depth, matching], abs=span / 900)
+    assert shown.ids[shown.order[0]][:10] in "".join(texts)
+    assert "model-0" in drawn(page.sections[1].parts[0])
+
+
+def test_checkpoints_have_a_chart_of_their_training():
+    result, _ = random_sweep(models=3, layers=2, images=20, shown_images=6)
+    steps = {f"model-{k}": StoredModel("net", 10 * k) for k in range(3)}
+    page = sweep_page(result.with_steps(steps), None, "training", "command")
+    (chart,) = (section.parts[0] for section in page.sections if section.title == "Training dynamics")
+    texts = drawn(chart)
+    assert {"blocks.0", "blocks.1", "0", "10", "20"} <= set(texts)
+    rows = {(row[2], row[3], row[4]): row[5] for row in chart.table.rows}
+    grid = result.grid("model-1", "model-2", "optimal")
+    assert rows["optimal", "blocks.1", 10] == pytest.approx(float(grid[1, 1]))
+    assert rows["identity", "blocks.0", 20] == 1.0
 
 
 def test_a_damaged_file_is_named(run, tmp_path):

@@ -44,6 +44,20 @@ def test_every_sweep_is_a_run_folder_of_its_own(run, results):
     assert (out / "digits" / "result.zarr" / "cka" / "0.0").stat().st_mtime_ns == before
 
 
+def test_the_page_has_the_sections_of_every_sweep_with_their_commands(run):
+    study, out = run
+    page = study.page(out)
+    titles = [section.title for section in page.sections]
+    for data in study.sweeps:
+        assert f"{data}: CKA between layers" in titles
+        assert f"{data}: Nearest neighbours" in titles
+        assert f"{data}: The semantic and the spatio-semantic RSM of a layer agree least in" in page.answer
+    commands = {section.title: section.command for section in page.sections}
+    assert commands["photos: Models"] == f"rsm-probe run {out}/photos/config.yaml --out {out}/photos"
+    assert page.command == f"rsm-probe run {out}/config.yaml --out {out}"
+    assert "photos: Finished" in page.provenance
+
+
 def images_of(figure):
     """(row, panel) -> values, of the heatmaps in reading order."""
     return [ax.images[0].get_array() for ax in figure.axes if ax.images and ax.get_title(loc="left")]
