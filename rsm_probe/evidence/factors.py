@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,9 +17,13 @@ from rsm_probe.errors import ConfigError
 from rsm_probe.evidence.differences import DIFFERENCE, gains
 from rsm_probe.evidence.figures import factor_figures
 from rsm_probe.evidence.levels import LEVELS, FactorLevel, LevelRun, changed_settings, level_runs, named
+from rsm_probe.evidence.page import factors_page
 from rsm_probe.evidence.report import factors_report
 from rsm_probe.execution.amounts import format_bytes, format_seconds
+from rsm_probe.paper.page_parts import models_text
 from rsm_probe.paper.retrieval.study import RetrievalConfig
+from rsm_probe.report.facts import command_of, facts_of
+from rsm_probe.report.page import Page
 from rsm_probe.runs.model_config import base_title
 from rsm_probe.runs.plan import TO_CONTINUE, StudyPlan
 from rsm_probe.runs.provenance import provenance
@@ -190,6 +194,13 @@ class FactorsConfig(Study):
     def figures(self, out: Path) -> dict[str, Figure]:
         """See `Study.figures`."""
         return factor_figures(self.open(out))
+
+    def page(self, out: Path) -> Page:
+        """See `Study.page`."""
+        out = run_folder(out)
+        page = factors_page(self.open(out))
+        made = {"Models": models_text(self.base.models), **facts_of(out)}
+        return replace(page, command=command_of(out), provenance=made)
 
     def plan(self, out: Path) -> FactorsPlan:
         """See `Study.plan`."""

@@ -9,17 +9,12 @@ from rsm_probe.evidence.depth import depth_section
 from rsm_probe.evidence.differences import DIFFERENCE, SEMANTIC_RULE, Verdicts, apart, baselines, gains, varies, verdict
 from rsm_probe.evidence.words import listed_in_words, rule_title, what_of
 from rsm_probe.paper.by_matching import distinct
+from rsm_probe.paper.page_words import COMPARED
 from rsm_probe.runs.tables import Row, TableResult, accuracy_line, escaped, kernel_title, markdown, with_interval
 from rsm_probe.streaming.result import SweepResult
 
-# Study -> key of the difference "semantic - rule" in its rows, and whether larger values are better.
-_COMPARED = {
-    "retrieval": ("difference", 1),
-    "translation": ("difference", 1),
-    "outputs": ("pearson_difference", -1),
-    "factors": ("difference", 1),
-}
-_MEANS = {
+# Study -> what is compared.
+MEANS = {
     "retrieval": "objects of the nearest image",
     "translation": "overlapping crops against others, AUROC",
     "outputs": "correlation with the divergence of outputs, Pearson",
@@ -132,6 +127,12 @@ def _by(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], list[
     return groups
 
 
+def gains_of(kind: str, table: Sequence[Row]) -> list[Row]:
+    """The differences between the semantic RSM and the rules of a study of a kind in `COMPARED`; see `gains`."""
+    key, lower_is_better = COMPARED[kind]
+    return gains(table, key, -1 if lower_is_better else 1)
+
+
 def evidence_report(
     results: Mapping[str, Any],
     kinds: Mapping[str, str],
@@ -164,9 +165,9 @@ def evidence_report(
     ]
     rows = []
     for name, kind in kinds.items():
-        if kind in _COMPARED:
-            compared = gains(results[name].table, *_COMPARED[kind])
-            rows += [{**row, "study": name, "compared": _MEANS[kind]} for row in compared]
+        if kind in COMPARED:
+            compared = gains_of(kind, results[name].table)
+            rows += [{**row, "study": name, "compared": MEANS[kind]} for row in compared]
     if rows:
         parts.append(summary_table(rows, ["study", "compared"]))
     sweeps = {name: result for name, result in results.items() if isinstance(result, SweepResult)}

@@ -10,14 +10,21 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from rsm_probe.config import ConfigPath
 from rsm_probe.evidence.factors import FactorsConfig
+from rsm_probe.evidence.page import verdicts_section
 from rsm_probe.evidence.report import evidence_report
 from rsm_probe.execution.amounts import format_seconds
 from rsm_probe.paper.experiment import ExperimentConfig
+from rsm_probe.paper.page_words import joint_answer
 from rsm_probe.paper.registry import EXPERIMENTS
+from rsm_probe.report.default import page_of
+from rsm_probe.report.joint import joint_page
+from rsm_probe.report.page import Page
 from rsm_probe.runs.model_config import ModelConfig, ToldApart
 from rsm_probe.runs.provenance import provenance
+from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.several import Plans, Results, SeveralStudies, read_parts
 from rsm_probe.runs.study import ModelStudy, Study
+from rsm_probe.runs.tables import TableResult
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweeps import SweepsConfig
 
@@ -28,7 +35,7 @@ _PICTURES = ("cutouts", "backgrounds", "include", "exclude")
 # Keys of a study that hold images.
 _IMAGES = ("images", "query_images", "database")
 # Other entries of a run folder, whose names are taken.
-_TAKEN = ("figures", "models", "config.yaml", "report.md")
+_TAKEN = ("figures", "models", "config.yaml", "report.md", "report.html")
 
 
 def kinds() -> dict[str, type[Study]]:
@@ -83,6 +90,24 @@ class EvidenceConfig(SeveralStudies):
         sources = {entry.titled(entry.seeds[0]): entry.source or "trained by a recipe" for entry in self.models}
         seeds = {title: both for name, part in self.studies.items() for title, both in _seeds(name, part)}
         return "report.md", evidence_report(results, kinds_of, sources, seeds, provenance())
+
+    def page(self, out: Path) -> Page:
+        """See `Study.page`: the pages of all studies in one, with what they say of each baseline first."""
+        out = run_folder(out)
+        results, parts = self.open(out), self.parts(out)
+        tables = {
+            name: (part.study, results[name].table)
+            for name, part in parts.items()
+            if isinstance(results[name], TableResult)
+        }
+        return joint_page(
+            "Evidence: semantic RSMs against baselines",
+            "Where do semantic RSMs say more than baselines?",
+            joint_answer(tables),
+            {name: page_of(part, out / name) for name, part in parts.items()},
+            out,
+            [verdicts_section(tables)],
+        )
 
 
 class EvidencePlans(Plans):

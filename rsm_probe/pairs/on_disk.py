@@ -234,6 +234,22 @@ def open_pairs(where: str | Path) -> xr.Dataset:
     return open_dataset(where)
 
 
+def largest_gap(pairs: xr.Dataset) -> float:
+    """The largest possible distance of a product from the optimum, relative to the norms, computed by rows of tiles.
+
+    NaN where nothing is proven.
+    """
+    if "bound" not in pairs:
+        return float("nan")
+    largest, step = 0.0, int(pairs.attrs.get("tile", pairs.sizes["image_a"]))
+    for start in range(0, pairs.sizes["image_a"], step):
+        part = pairs.isel(image_a=slice(start, start + step))
+        scale = np.sqrt(np.outer(part["norm_a"].values, part["norm_b"].values))
+        gaps = part["bound"].values - part["product"].values
+        largest = max(largest, float(np.divide(gaps, scale, out=np.zeros_like(scale), where=scale > 0).max()))
+    return largest if np.isfinite(largest) else float("nan")
+
+
 class _Run:
     """One attempt to complete a result."""
 

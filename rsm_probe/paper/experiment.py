@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
+import numpy as np
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, model_validator
 
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
 from rsm_probe.captures.recording import capture_layers
 from rsm_probe.config import read_yaml
-from rsm_probe.errors import MatchingError
+from rsm_probe.errors import MatchingError, RsmProbeError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.matching import Matching
+from rsm_probe.pairs.on_disk import largest_gap, open_pairs
+from rsm_probe.paper.page_parts import NOTHING_SHOWN, certificates_text, images_text, models_text
+from rsm_probe.paper.shown import SHOWN, ShownModel
 from rsm_probe.paper.similarity_rules import (
     SimilarityRule,
     known_rule,
@@ -27,15 +33,18 @@ from rsm_probe.paper.similarity_rules import (
     shown_matchings,
     similarity_rule,
 )
+from rsm_probe.report.facts import command_of, facts_of
+from rsm_probe.report.page import Page
 from rsm_probe.runs.fields import Distinct, Draws, Kernels, Level, Seed, each_named
 from rsm_probe.runs.given import GivenModel
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.model_config import ModelConfig, ToldApart, base_title
-from rsm_probe.runs.pieces import owner_of
+from rsm_probe.runs.pieces import once, owner_of
 from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.study import ModelStudy, Runner
 from rsm_probe.runs.tables import Row, TableResult, markdown
 from rsm_probe.sources import ImageSet, LoadedModel
+from rsm_probe.storage.files import Arrays
 from rsm_probe.storage.paths import file_name
 
 # The matchings of an experiment that names none, and those of earlier versions.
@@ -149,7 +158,7 @@ class Experiment(Runner[C]):
 
     The run folder then holds `table.csv`, `report.md`, `result.json`, `captures/`, `parts/` (intermediate results),
     `config.yaml` and `provenance.json`. An experiment defines `compare` and, where the defaults do not suit,
-    `image_sets`, `check`, `choose_layers`, `report`, `picture` and `draw`.
+    `image_sets`, `check`, `choose_layers`, `report`, `picture`, `draw`, `show` and `content`.
     """
 
     def __init__(self, study: C, out: Path, execution: Execution | None = None) -> None:
@@ -184,6 +193,28 @@ class Experiment(Runner[C]):
         """Draw the figures, by name."""
         return {}
 
+    def show(self, subject: Subject) -> ShownModel:
+        """Collect what the page shows of a model, besides the table; the run stores it."""
+        return ShownModel({}, {})
+
+    def gaps(self, subject: Subject) -> dict[str, float]:
+        """The largest certified gap of each matching of a model, relative to the norms, where products are stored."""
+        names, gaps = {rule.products_name: rule.name for rule in self.rules.values()}, dict[str, float]()
+        for file in sorted(subject.folder.glob("*.zarr")):
+            name = names.get(re.sub(r"^\d{3}-", "", file.stem))
+            if name not in (None, "identity"):
+                gaps[name] = float(np.maximum(gaps.get(name, 0.0), largest_gap(open_pairs(file))))
+        return {name: gap for name, gap in gaps.items() if not math.isnan(gap)}
+
+    def content(self, result: TableResult, shown: Mapping[str, ShownModel]) -> Page | None:
+        """Lay out the page of a finished run, without command and provenance; None for one of tables and figures.
+
+        Args:
+            result: the result.
+            shown: model -> what the run stored of it; some models only, see `subjects`.
+        """
+        return None
+
     # Shared by all experiments
 
     def load_images(self) -> None:
@@ -196,13 +227,18 @@ class Experiment(Runner[C]):
     ) -> TableResult:
         """Compare one model after another, and save table and report."""
         rows: list[Row] = []
+        with_pictures = set(self._first_of_each_kind(list(models)))
         for number, (title, model) in enumerate(models.items()):
             require_there()
             subject = self.subject(number, title, model)
             require_there()
             entry = self.entry(title)
             facts = {"network": entry.network, "untrained": entry.is_untrained(title)}
-            rows += [row | facts for row in self.compare(subject)]
+            of_model = self.compare(subject)
+            rows += [row | facts for row in of_model]
+            require_there()
+            if of_model and title in with_pictures:
+                self._store_shown(subject)
         if not rows:
             raise MatchingError(
                 f"matchings: {', '.join(self.study.matchings)} needs tokens that no layer of any model has; add "
@@ -245,13 +281,48 @@ class Experiment(Runner[C]):
         Raises:
             StorageError: the run is not finished, or a capture is damaged.
         """
+        titles = list(dict.fromkeys(row["model"] for row in self.open().table))
+        for title in self._first_of_each_kind(titles):
+            yield self.subject(titles.index(title), title)
+
+    def _first_of_each_kind(self, titles: Sequence[str]) -> Iterator[str]:
+        """The models that have figures of their own; see `subjects`."""
         kinds = set()
-        for number, title in enumerate(dict.fromkeys(row["model"] for row in self.open().table)):
+        for title in titles:
             entry = self.entry(title)
             kind = self.study.models.index(entry), base_title(title) in entry.controls
             if kind not in kinds:
                 kinds.add(kind)
-                yield self.subject(number, title)
+                yield title
+
+    def _store_shown(self, subject: Subject) -> None:
+        # Keys that may differ between runs in one folder decide what is shown, too.
+        keys = self.study.model_dump(mode="json", include={"pictured"})
+
+        def collect() -> Arrays:
+            shown = self.show(subject)
+            return replace(shown, facts={"gaps": self.gaps(subject), **shown.facts}).pack()
+
+        try:
+            once(subject.folder / SHOWN, f"{subject.owner} {keys}", collect)
+        except RsmProbeError as error:  # the results of hours are not lost for a picture
+            warnings.warn(f"the report page will have no pictures of {subject.title}: {error}", stacklevel=2)
+
+    def page(self) -> Page | None:
+        """See `Study.page`."""
+        result = self.open()
+        titles = list(dict.fromkeys(row["model"] for row in result.table))
+        stored = {
+            title: ShownModel.read(subject_folder(self.folder, k, title) / SHOWN) for k, title in enumerate(titles)
+        }
+        shown = {title: of_model for title, of_model in stored.items() if of_model is not None}
+        page = self.content(result, shown)
+        if page is None:
+            return None
+        made = {"Models": models_text(self.study.models), **images_text(self.folder), **certificates_text(shown)}
+        made |= {**page.provenance, **facts_of(self.folder)}
+        without = [] if shown else [NOTHING_SHOWN]
+        return replace(page, command=command_of(self.folder), provenance=made, notes=[*page.notes, *without])
 
     def subject(self, number: int, title: str, model: LoadedModel | None = None) -> Subject:
         """Open the captures of a model, or make them.

@@ -10,8 +10,13 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 from rsm_probe.paper.approximation.study import ApproximationConfig
 from rsm_probe.paper.experiment import ExperimentConfig
 from rsm_probe.paper.outputs.study import OutputsConfig
+from rsm_probe.paper.page_words import joint_answer
 from rsm_probe.paper.retrieval.study import RetrievalConfig
 from rsm_probe.paper.translation.study import TranslationConfig
+from rsm_probe.report.default import page_of
+from rsm_probe.report.joint import joint_page
+from rsm_probe.report.page import Page
+from rsm_probe.runs.run_folder import run_folder
 from rsm_probe.runs.several import Results, SeveralStudies, read_parts
 
 EXPERIMENTS: dict[str, type[ExperimentConfig]] = {
@@ -21,7 +26,7 @@ EXPERIMENTS: dict[str, type[ExperimentConfig]] = {
     "approximation": ApproximationConfig,
 }
 # Other entries of a run folder, whose names are taken.
-_TAKEN = ("figures", "models", "config.yaml", "report.md")
+_TAKEN = ("figures", "models", "config.yaml", "report.md", "report.html")
 
 
 class PaperConfig(SeveralStudies):
@@ -52,3 +57,16 @@ class PaperConfig(SeveralStudies):
         """Join all reports into `report.md`."""
         reports = [(result.folder / "report.md").read_text(encoding="utf-8") for result in results.values()]
         return "report.md", "\n".join(reports)
+
+    def page(self, out: Path) -> Page:
+        """See `Study.page`: the pages of all experiments in one."""
+        out = run_folder(out)
+        results, parts = self.open(out), self.parts(out)
+        tables = {name: (part.study, results[name].table) for name, part in parts.items()}
+        return joint_page(
+            "Experiments of the paper",
+            "Do semantic RSMs say more than spatio-semantic ones?",
+            joint_answer(tables),
+            {name: page_of(part, out / name) for name, part in parts.items()},
+            out,
+        )

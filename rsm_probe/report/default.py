@@ -78,6 +78,7 @@ def plots(figures: Mapping[str, Figure]) -> list[Plot]:
 
 
 def _table(file: Path) -> Table:
+    """The table of a CSV file of the run."""
     with file.open(encoding="utf-8", newline="") as stream:
         heading, *rows = csv.reader(stream)
     return Table(file.stem, heading, [[_number(cell) for cell in row] for row in rows], f"{file.name} of the run.")

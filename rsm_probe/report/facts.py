@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rsm_probe.execution.amounts import format_seconds
 from rsm_probe.storage.files import load_json
 
 
@@ -29,6 +30,7 @@ def facts_of(folder: Path) -> dict[str, str]:
     of_packages = stored.get("versions", {})
     facts = {
         "Finished": stored.get("finished"),
+        "Time": _time_of(stored),
         "Accuracy on held-out images": _listed(stored.get("accuracy")),
         "Seeds": _listed(stored.get("seeds")),
         "Images left out": _listed(stored.get("skipped")),
@@ -36,6 +38,14 @@ def facts_of(folder: Path) -> dict[str, str]:
         "Versions": _listed({k: v for k, v in of_packages.items() if v != "not installed"} if of_packages else None),
     }
     return {name: str(fact) for name, fact in facts.items() if fact}
+
+
+def _time_of(stored: Mapping[str, Any]) -> str:
+    """How long the run took; "" for runs of earlier versions."""
+    if "seconds" not in stored:
+        return ""
+    said = f"about {format_seconds(stored['seconds'])}, with the training of its networks, if any"
+    return f"{said}; since it was continued after an interruption" if stored.get("continued") else said
 
 
 def _listed(value: Any) -> str:

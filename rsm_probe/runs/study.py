@@ -6,6 +6,7 @@ A study has three parts. Its configuration decides what to compute; it is immuta
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -272,18 +273,20 @@ class Runner(ABC, Generic[S]):
         study, networks, loaded = self.study, self.networks, self._checked()
         # All checks come first, so that a rejected study leaves no folder and trains no network.
         with study.claimed(self.folder) as require_there:
+            start, continued = time.monotonic(), study.has_begun(self.folder)
             models, accuracies = load_models(study.models, networks, self.execution, loaded)
             result = self.compute(models, accuracies, require_there)
             require_there()
-            self._save_provenance({**self.provenance(), "accuracy": accuracies})
+            cost = {"seconds": round(time.monotonic() - start, 1), "continued": continued}
+            self._save_provenance({**self.provenance(), "accuracy": accuracies}, cost)
         return result
 
-    def _save_provenance(self, facts: Mapping[str, Any]) -> None:
+    def _save_provenance(self, facts: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
         """Write `provenance.json`, again for a run that has grown."""
         file, facts = self.folder / "provenance.json", as_stored(facts)
         stored = load_json(file) if file.exists() else {}
         if any(stored.get(key) != value for key, value in facts.items()):
-            save_json(file, {**provenance(), **facts})
+            save_json(file, {**provenance(), **facts, **cost})
 
     @property
     def networks(self) -> Path:

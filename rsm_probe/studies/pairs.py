@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import xarray as xr
 from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
@@ -19,11 +18,14 @@ from rsm_probe.captures.captured_layers import KIND as CAPTURE
 from rsm_probe.captures.captured_layers import Capture, CapturedLayer
 from rsm_probe.captures.recording import capture_layers
 from rsm_probe.comparison.alignment import cka
-from rsm_probe.errors import ComparisonError
+from rsm_probe.errors import ComparisonError, RsmProbeError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.matching.registry import get_matching
-from rsm_probe.pairs.on_disk import match_on_disk, open_pairs, pairs_left, require_pairs_time
+from rsm_probe.pairs.on_disk import largest_gap, match_on_disk, open_pairs, pairs_left, require_pairs_time
 from rsm_probe.pairs.tile_plan import tiling_seconds
+from rsm_probe.paper.page_parts import models_text
+from rsm_probe.report.facts import command_of, facts_of
+from rsm_probe.report.page import Page
 from rsm_probe.runs.fields import Count, FolderOrUrl, Hours
 from rsm_probe.runs.images_config import ImagesConfig, number_of
 from rsm_probe.runs.plan import ModelLeft, ModelPlan, StudyPlan
@@ -38,7 +40,10 @@ from rsm_probe.storage.chunks import ChunkStore
 from rsm_probe.storage.paths import absolute, file_name, is_url
 from rsm_probe.streaming.batch_consumer import naming
 from rsm_probe.streaming.cost import LayerCost
+from rsm_probe.studies.pairs_page import certificate_of, pairs_page
+from rsm_probe.studies.pairs_shown import chosen_pairs, thumbnails_of
 from rsm_probe.studies.rsm_panels import pair_panels
+from rsm_probe.studies.sweep_report.shown import Shown
 
 # Ends the name of a model's capture of the database.
 _DATABASE = "-database"
@@ -222,7 +227,41 @@ class PairsRunner(Runner[PairsConfig]):
         require_there()
         # A run folder that holds its own pairs may be moved.
         save_table(self.folder, table, _TABLE, {"folder": self.study.store and self.store})
-        return PairsResult(table, self.store)
+        result = PairsResult(table, self.store)
+        self._store_shown(result, models)
+        return result
+
+    def _store_shown(self, result: PairsResult, models: Mapping[str, LoadedModel]) -> None:
+        """Store what the page shows, unless it is there; without it if whole RSMs do not fit into memory."""
+        study, first = self.study, result.table[0]
+        if not self._fits(max(first["images_a"], first["images_b"])):
+            return
+        settings = hashlib.sha256(study.model_dump_json(exclude=set(study.execution_keys)).encode()).hexdigest()
+        known = Shown.open(self.folder)
+        if known is not None and known.settings == settings:
+            return
+        sides = [self.images] if self.database is None else [self.images, self.database]
+        try:
+            shown = chosen_pairs(
+                result.table,
+                study.kernels,
+                lambda row, kernel: result.rsm(row["model"], row["layer"], row["matching"], kernel),
+                lambda row: Capture.open(self._capture_path(row["model"], ""))[row["layer"]],
+                self.database is None,
+                study.centering,
+                settings,
+            )
+            thumbnails, notes = thumbnails_of(shown, sides, next(iter(models.values())))
+            replace(shown, thumbnails=thumbnails, notes=[*shown.notes, *notes]).save(self.folder)
+        except RsmProbeError as error:  # the results of hours are not lost for a picture
+            warnings.warn(f"the report page will have no pictures: {error}", stacklevel=2)
+
+    def page(self) -> Page:
+        """See `Study.page`."""
+        table = self.open().table
+        page = pairs_page(table, self.study.model_dump(), Shown.open(self.folder))
+        made = {"Models": models_text(self.study.models), **certificate_of(table), **facts_of(self.folder)}
+        return replace(page, command=command_of(self.folder), provenance=made)
 
     def _capture_path(self, title: str, side: str) -> str:
         return f"{self.store}/captures/{file_name(title)}{side}.zarr"
@@ -244,7 +283,7 @@ class PairsRunner(Runner[PairsConfig]):
             row: Row = {
                 "model": title, "layer": x.name, "matching": matching, "images_a": len(x),
                 "images_b": len(x if y is None else y), "locations": x.shape[1], "channels": x.shape[2],
-                "largest_gap": _largest_gap(pairs),
+                "largest_gap": largest_gap(pairs),
             }  # fmt: skip
             for kernel in study.kernels if y is None and "identity" in study.matchings and self._fits(len(x)) else ():
                 rsm = RSM.from_pairs(pairs, kernel)
@@ -298,17 +337,6 @@ def _cka(rsm: RSM, aligned: RSM, where: str) -> float:
     except ComparisonError as error:
         warnings.warn(f"{where}: CKA with the spatio-semantic RSM is NaN: {error}", stacklevel=2)
         return float("nan")
-
-
-def _largest_gap(pairs: xr.Dataset) -> float:
-    """The largest possible distance of a product from the optimum, relative to the norms, computed by rows of tiles."""
-    largest, step = 0.0, int(pairs.attrs["tile"])
-    for start in range(0, pairs.sizes["image_a"], step):
-        part = pairs.isel(image_a=slice(start, start + step))
-        scale = np.sqrt(np.outer(part["norm_a"].values, part["norm_b"].values))
-        gaps = part["bound"].values - part["product"].values
-        largest = max(largest, float(np.divide(gaps, scale, out=np.zeros_like(scale), where=scale > 0).max()))
-    return largest if np.isfinite(largest) else float("nan")
 
 
 def _shown(value: Any) -> str:

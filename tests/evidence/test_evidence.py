@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from rsm_probe.cli import app
 from rsm_probe.errors import ConfigError
+from rsm_probe.report.default import write_report
 from rsm_probe.studies.registry import read_study
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +91,22 @@ def test_the_report_counts_what_the_tables_hold(finished):
         sum(row["difference_high"] < 0 for row in rows),
     ]
     assert sum(counted) == len(rows) == 2 * 3  # layers and kernels
+
+
+@pytest.mark.slow
+def test_its_page_contains_those_of_all_studies(finished):
+    study, out = finished
+    page = study.page(out)
+    titles = [section.title for section in page.sections]
+    assert titles[0] == "Answers"
+    assert all(any(title.startswith(f"{name}: ") for title in titles) for name in study.studies)
+    (table,) = page.sections[1].parts
+    rows = study.open(out)["scenes"].select(model="digits", matching="identity")
+    wins = sum(row["difference_low"] > 0 for row in rows)
+    line = next(row for row in table.rows if row[0] == "scenes" and row[2] == "digits")
+    assert line[table.columns.index("against equal locations")].startswith(f"{wins} / ")
+    html = write_report(study, out).read_text(encoding="utf-8")
+    assert all(f"{name}: " in html for name in study.studies)
 
 
 @pytest.mark.slow

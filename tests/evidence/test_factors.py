@@ -12,6 +12,7 @@ from rsm_probe.evidence.differences import Verdicts, apart, gains, verdict
 from rsm_probe.evidence.factors import FactorsConfig
 from rsm_probe.evidence.levels import changed_settings, named
 from rsm_probe.evidence.report import factors_report
+from rsm_probe.report.write import page_html
 from rsm_probe.runs.tables import TableResult
 from rsm_probe.studies.registry import read_study
 
@@ -118,6 +119,18 @@ def test_a_factor_is_drawn_for_each_model(finished):
     assert len(figures["factor-depth-digits"].axes) == 2 * 2
     ax = figures["factor-depth-digits"].axes[-1]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["layer2.0", "layer4.0"]
+
+
+def test_its_page_has_a_section_per_factor_and_claims_no_more_than_intervals(finished):
+    study, folder, result = finished
+    page = study.page(folder)
+    assert [section.title for section in page.sections] == ["All factors", *FACTORS]
+    counts = Verdicts.of(row for row in result.table if row["matching"] == "identity")
+    assert f"equal locations {counts}" in page.answer
+    assert ("No difference from equal locations is decided" in page.answer) == (counts.wins + counts.losses == 0)
+    kernels = next(section for section in page.sections if section.title == "kernel")
+    assert all("chosen_kernel_name" not in str(part.chart) for part in kernels.parts), "it is what changes"
+    assert "layer4.0" in page_html(page)
 
 
 def test_the_plan_counts_levels_cells_and_pairs(finished, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import rsm_probe
+from rsm_probe.captures.captured_layers import Capture
 from rsm_probe.comparison.correlations import PearsonRSA
 from rsm_probe.comparison.intervals import auroc
 from rsm_probe.comparison.measures import MEASURES
@@ -21,6 +23,10 @@ from rsm_probe.paper.outputs.divergence import jensen_shannon, probabilities
 from rsm_probe.paper.registry import PaperConfig
 from rsm_probe.paper.retrieval.object_counts import count_f1
 from rsm_probe.paper.retrieval.study import class_counts
+from rsm_probe.paper.shown import SHOWN, ShownModel
+from rsm_probe.report.default import write_report
+from rsm_probe.report.page import Chart
+from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.sources.loading import load_model
 from rsm_probe.studies.registry import read_study
 
@@ -88,6 +94,64 @@ def test_every_figure_is_drawn(finished):
     assert set(wanted) <= set(drawn)
     for name in wanted:
         FigureCanvasAgg(drawn[name]).draw()
+
+
+def refuses(*arguments, **keywords):
+    raise AssertionError("a page computes nothing")
+
+
+def test_a_page_shows_what_the_run_stored_and_computes_nothing(finished, monkeypatch):
+    study, folder, results = finished
+    for name in ("load", "load_source"):
+        monkeypatch.setattr(ImagesConfig, name, refuses)
+    monkeypatch.setattr(Capture, "open", refuses)
+    monkeypatch.setattr("rsm_probe.matching.matches.match", refuses)
+    html = write_report(study, folder).read_text(encoding="utf-8")
+    pages = {name: part.page(folder / name) for name, part in study.parts(folder).items()}
+    for name, result in results.items():
+        page = pages[name]
+        assert f"{name}: {page.title}" in html
+        assert escape(page.answer) in html
+        assert page.command == f"rsm-probe run {folder / name}/config.yaml --out {folder / name}"
+        assert {"Models", "Time", "Versions"} <= page.provenance.keys()
+        assert "digits" in page.provenance["Models"]
+        first = next(part for section in page.sections for part in section.parts if isinstance(part, Chart))
+        assert first.table is not None
+        assert len(first.table.rows) == len(result.table)
+    titles = [section.title for section in pages["retrieval"].sections]
+    assert "Queries and their nearest images" in titles
+    assert "Scores by the number of locations" in titles
+    assert "Certificate" in pages["retrieval"].provenance
+    assert "Which location was matched to which" in [section.title for section in pages["translation"].sections]
+    assert len(html) < 15e6
+
+
+def test_the_pictured_neighbours_are_those_of_the_table(finished):
+    study, folder, _ = finished
+    runner = study.studies["retrieval"].runner(folder / "retrieval")
+    subject = next(runner.subjects())
+    shown = ShownModel.read(subject.folder / SHOWN)
+    lines = shown.facts["queries"]
+    assert {line["query"] for line in lines} >= set(study.studies["retrieval"].pictured)
+    assert {line["matching"] for line in lines} == {"identity", "optimal"}
+    database = subject.images["database"]
+    neighbours = runner.neighbours(subject, 0)
+    for line in lines:
+        expected = neighbours[line["matching"], "cosine"][32][line["query"]]
+        assert [one["index"] for one in line["neighbours"]] == expected.tolist()
+        for one in line["neighbours"]:
+            assert shown.images[f"d{one['index']}"].name == database.ids[one["index"]]
+        assert line["lines"], "the query is joined with its nearest image"
+
+
+def test_a_finished_run_of_an_earlier_version_has_a_page_without_pictures(finished, tmp_path):
+    study, folder, _ = finished
+    shutil.copytree(folder / "outputs", tmp_path / "run")
+    for file in (tmp_path / "run").rglob(SHOWN):
+        file.unlink()
+    page = study.studies["outputs"].page(tmp_path / "run")
+    assert any("run stored none" in note for note in page.notes)
+    assert page.answer == study.studies["outputs"].page(folder / "outputs").answer
 
 
 def test_models_are_compared_on_the_same_queries(finished, tmp_path):

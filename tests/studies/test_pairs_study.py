@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from scipy.stats import rankdata
 from typer.testing import CliRunner
 
 import rsm_probe
 from rsm_probe.cli import app
 from rsm_probe.errors import ComparisonError, ConfigError, StorageError
+from rsm_probe.report.write import page_html
+from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.registry import read_study
+from rsm_probe.studies.sweep_report.shown import Shown
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "pairs.yaml"
 
@@ -84,6 +88,42 @@ def test_its_figure_shows_every_layer_and_matching(finished):
     ]  # fmt: skip
 
 
+def test_its_page_shows_what_the_run_stored(finished, monkeypatch):
+    folder, result = finished
+    monkeypatch.setattr(ImagesConfig, "load_source", lambda *_: pytest.fail("a page reads no images"))
+    monkeypatch.setattr("rsm_probe.pairs.on_disk.open_pairs", lambda *_: pytest.fail("a page reads no pairs"))
+    page = read_study(SMOKE).page(folder)
+    assert [section.title for section in page.sections] == [
+        "CKA by layer", "RSMs of two layers", "What semantic similarity sees that the aligned one misses",
+        "Nearest neighbours", "All layers",
+    ]  # fmt: skip
+    lowest = min(row["cka_cosine"] for row in result.table if row["matching"] == "optimal")
+    assert f"{lowest:.3f}, in" in page.answer
+    assert "without intervals" in page.answer
+    assert "semantic (optimal)" in page.provenance["Certificate"]
+    assert page.command == f"rsm-probe run {folder}/config.yaml --out {folder}"
+    html = page_html(page)
+    assert all(one.name in html for one in Shown.open(folder).thumbnails.values())
+
+
+def test_the_pairs_on_its_page_are_those_whose_rank_changes_most(finished):
+    folder, result = finished
+    shown = Shown.open(folder)
+    values = {name: result.rsm("trained", "layer3.0", name).values for name in ("identity", "optimal")}
+    rows, columns = np.triu_indices(30, 1)
+    ranks = {name: rankdata(one[rows, columns]) for name, one in values.items()}
+    change = ranks["optimal"] - ranks["identity"]
+    k = int(np.argmax(change))
+    first = next(one for one in shown.changes if one.layer == "layer3.0")
+    assert first.images == (rows[k], columns[k])
+    assert first.semantic - first.identity == pytest.approx(change[k] / (len(rows) - 1))
+    assert first.lines
+    near = next(one for one in shown.neighbours if one.layer == "layer3.0")
+    row = values["optimal"][near.query].copy()
+    row[near.query] = -np.inf
+    assert near.semantic[0] == int(np.argmax(row))
+
+
 def test_queries_with_a_database(finished, tmp_path):
     done, _ = finished
     shutil.copytree(done / "models", tmp_path / "models")
@@ -99,6 +139,13 @@ def test_queries_with_a_database(finished, tmp_path):
     assert found.dataset["permutation"].shape == (30, 12, 4)
     assert (tmp_path / "store" / "captures" / "trained-database.zarr").is_dir()
     assert study.figures(tmp_path / "run") == {}
+    shown = Shown.open(tmp_path / "run")
+    assert (len(shown.ids), shown.keys) == (42, [])
+    nearest = found.values[shown.neighbours[0].query].argmax()
+    assert shown.neighbours[0].semantic[0] == 30 + nearest
+    assert shown.thumbnails[30 + nearest].name == shown.ids[30 + nearest]
+    titles = [section.title for section in study.page(tmp_path / "run").sections]
+    assert titles == ["Nearest neighbours", "All layers"]
     before = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(StorageError, match="holds a run with different centering"):
         study.model_copy(update={"centering": None}).run(tmp_path / "run")

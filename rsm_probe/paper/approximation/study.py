@@ -21,9 +21,11 @@ from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.pairs.timing import time_methods
 from rsm_probe.pairs.token_sets import TokenSubset, centred_tokens
 from rsm_probe.paper.approximation.figures import PicturedShares, approximation_figures
+from rsm_probe.paper.approximation.page import approximation_page, shown_shares
 from rsm_probe.paper.approximation.report import approximation_report
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Rules, Subject
 from rsm_probe.paper.published_numbers import TABLE5
+from rsm_probe.paper.shown import ShownModel
 from rsm_probe.paper.similarity_rules import VECTORS
 from rsm_probe.runs.fields import Count, Distinct, Images, Matchings
 from rsm_probe.runs.images_config import ImagesConfig
@@ -104,6 +106,7 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
 
     report = staticmethod(approximation_report)
     draw = staticmethod(approximation_figures)
+    content = staticmethod(approximation_page)
 
     def __init__(self, study: ApproximationConfig, out: Path, execution: Execution | None = None) -> None:
         super().__init__(study, out, execution)
@@ -217,6 +220,10 @@ class ApproximationRunner(Experiment[ApproximationConfig]):
             "share": float(_ratio(mine.sum(keepdims=True), best.sum(keepdims=True))[0]), "low": low, "high": high,
             "share_5": float(smallest), "share_median": float(middle), "share_95": float(largest), "pairs": len(best),
         }  # fmt: skip
+
+    def show(self, subject: Subject) -> ShownModel:
+        """Count pairs by their products."""
+        return shown_shares(self.picture(subject))
 
     def picture(self, subject: Subject) -> PicturedShares:
         """Collect the products of all pairs by layer."""

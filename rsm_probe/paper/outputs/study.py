@@ -21,9 +21,11 @@ from rsm_probe.forward.logits import logits
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.outputs.divergence import SAME_OUTPUTS, jensen_shannon, probabilities
 from rsm_probe.paper.outputs.figures import PicturedPairs, outputs_figures
+from rsm_probe.paper.outputs.page import outputs_page, shown_pairs
 from rsm_probe.paper.outputs.report import outputs_report
 from rsm_probe.paper.outputs.streamed import StreamedCorrelations, least_memory
 from rsm_probe.paper.published_numbers import TABLE1, TABLE4_PEARSON, TABLE4_SPEARMAN, Numbers, correlation_number
+from rsm_probe.paper.shown import ShownModel
 from rsm_probe.paper.similarities import similarity_values
 from rsm_probe.paper.similarity_rows import SimilarityRows
 from rsm_probe.runs.fields import Count, Draws, Layers
@@ -59,6 +61,7 @@ class OutputsRunner(Experiment[OutputsConfig]):
 
     report = staticmethod(outputs_report)
     draw = staticmethod(outputs_figures)
+    content = staticmethod(outputs_page)
 
     def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
         """Load the images to classify.
@@ -237,6 +240,10 @@ class OutputsRunner(Experiment[OutputsConfig]):
             ("table4", "spearman", 20_000): TABLE4_SPEARMAN,
         }
         return tables.get((self.study.paper or "", name, images), {})
+
+    def show(self, subject: Subject) -> ShownModel:
+        """Count pairs by similarity and divergence."""
+        return shown_pairs(self.picture(subject)) if self.shown else ShownModel({}, {})
 
     def picture(self, subject: Subject) -> PicturedPairs:
         """Collect divergence and similarity of all pairs; of a random sample of them, if they exceed memory."""

@@ -172,7 +172,7 @@ def _line(axes: Sequence[Axes], model: PicturedNeighbours, query: int, name: str
     picture(axes[0], model.images["queries"][query], title, framed=True, colour=_BLUE)
     _draw_boxes(axes[0], model, "queries", query, objects, (_BLUE, "-"))
     axes[0].set_xlabel(
-        _lines([_counted(count, kind, model.score) for kind, count in sorted(objects.items())]), fontsize=5.5
+        _lines([counted_objects(count, kind, model.score) for kind, count in sorted(objects.items())]), fontsize=5.5
     )
     shown = model.neighbours[query, name]
     scores = model.scores[query, name]
@@ -187,7 +187,8 @@ def _line(axes: Sequence[Axes], model: PicturedNeighbours, query: int, name: str
         picture(ax, model.images["database"][int(index)], title, framed=True, colour=colour, line=line)
         _draw_boxes(ax, model, "database", int(index), objects, _ALL[:2])
         ax.set_xlabel(
-            _lines(_compared(objects, model.objects["database"][int(index)]["counts"], model.score)), fontsize=5.5
+            _lines(compared_objects(objects, model.objects["database"][int(index)]["counts"], model.score)),
+            fontsize=5.5,
         )
     for ax in axes:
         ax.set_axis_off() if not ax.images else None
@@ -209,7 +210,7 @@ def _draw_boxes(
         boxes(ax, corners, colour, line)
 
 
-def _compared(query: Mapping[str, int], image: Mapping[str, int], score: str) -> list[str]:
+def compared_objects(query: Mapping[str, int], image: Mapping[str, int], score: str) -> list[str]:
     """The objects of an image, each class marked as shared with the query or not, and those that it lacks."""
     entries = {_ALL[2]: [], _NONE[2]: [], _MISSING: []}  # type: dict[str, list[str]]
     for kind in sorted({*query, *image}):
@@ -217,11 +218,12 @@ def _compared(query: Mapping[str, int], image: Mapping[str, int], score: str) ->
         asked, there = (min(of.get(kind, 0), 1) if score == "iou" else of.get(kind, 0) for of in (query, image))
         for sign, count in ((_ALL[2], min(asked, there)), (_NONE[2], there - asked), (_MISSING, asked - there)):
             if count > 0:
-                entries[sign].append(f"{sign} {_counted(count, kind, score)}")
+                entries[sign].append(f"{sign} {counted_objects(count, kind, score)}")
     return [entry for listed in entries.values() for entry in listed]
 
 
-def _counted(count: int, kind: str, score: str) -> str:
+def counted_objects(count: int, kind: str, score: str) -> str:
+    """The objects of a class in an image: its name, with their number where it counts."""
     return kind if score == "iou" or count == 1 else f"{kind} ×{count}"
 
 

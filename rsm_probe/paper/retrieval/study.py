@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import mean_interval
@@ -24,8 +23,10 @@ from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
 from rsm_probe.paper.published_numbers import retrieval_number
 from rsm_probe.paper.retrieval.figures import MatchedImages, PicturedNeighbours, retrieval_figures
 from rsm_probe.paper.retrieval.object_counts import SCORES
+from rsm_probe.paper.retrieval.page import chosen_queries, retrieval_page, shown_neighbours
 from rsm_probe.paper.retrieval.report import retrieval_report
 from rsm_probe.paper.retrieval.seen_sets import DATABASE, QUERIES, SeenSets, seen_sets
+from rsm_probe.paper.shown import ShownModel, seen_by
 from rsm_probe.paper.similarities import nearest_images, similarity_values
 from rsm_probe.paper.similarity_rules import SimilarityRule
 from rsm_probe.runs.fields import Count, Distinct, Images, Seed, Share
@@ -110,6 +111,7 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
 
     report = staticmethod(retrieval_report)
     draw = staticmethod(retrieval_figures)
+    content = staticmethod(retrieval_page)
 
     def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
         """Draw queries and the largest database at random, without overlap.
@@ -285,15 +287,45 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
 
     def picture(self, subject: Subject) -> PicturedNeighbours:
         """Collect the nearest images of some queries under one kernel, and the matched locations of the first."""
+        return self._pictured(subject, self.study.pictured, self.seen(subject))
+
+    def show(self, subject: Subject) -> ShownModel:
+        """Collect queries with their nearest images: those of `pictured:`, and those whose score matching changes."""
+        neighbours = self.neighbours(subject, len(subject.layers["queries"]) - 1)
+        kernel, size = self._shown_kernel, max(self.study.database_sizes)
+        of_rule = {name: neighbours[name, kernel][size] for name in self.shown if (name, kernel) in neighbours}
+        sets = self.seen_sets(subject)
+        truth = SCORES[self.study.score](*class_counts([sets.queries, sets.database]))
+        scores = {name: _scores(truth, nearest_of)[0] for name, nearest_of in of_rule.items()}
+        queries = chosen_queries(self.study.pictured, scores)
+
+        numbers = {int(index) for nearest_of in of_rule.values() for q in queries for index in nearest_of[q]}
+        wanted = {f"q{query}": (QUERIES, query) for query in queries}
+        wanted |= {f"d{number}": (DATABASE, number) for number in sorted(numbers) if number >= 0}
+        seen = {key: _picture(subject.model, subject.images[of][number]) for key, (of, number) in wanted.items()}
+        return shown_neighbours(self._pictured(subject, list(queries), seen), queries, seen)
+
+    @property
+    def _shown_kernel(self) -> str:
+        return "cosine" if "cosine" in self.study.kernels else self.study.kernels[0]
+
+    def _pictured(self, subject: Subject, queries: Sequence[int], seen: Mapping[str, np.ndarray]) -> PicturedNeighbours:
+        """Collect the nearest images of some queries.
+
+        Args:
+            subject: the model.
+            queries: indices of the queries.
+            seen: see `seen`; images without one have no matched locations.
+        """
         study, number = self.study, len(subject.layers["queries"]) - 1
-        kernel, size = "cosine" if "cosine" in study.kernels else study.kernels[0], max(study.database_sizes)
-        neighbours, seen = self.neighbours(subject, number), self.seen(subject)
-        nearest_of = {(q, name): neighbours[name, kernel][size][q] for q in study.pictured for name in self.shown}
+        kernel, size = self._shown_kernel, max(study.database_sizes)
+        neighbours = self.neighbours(subject, number)
+        nearest_of = {(q, name): neighbours[name, kernel][size][q] for q in queries for name in self.shown}
         best = {key: self._matched(subject, *key, int(numbers[0]), seen) for key, numbers in nearest_of.items()}
         layer = list(subject.layers["queries"])[number]
         sets = self.seen_sets(subject)
-        queries, database = class_counts([sets.queries, sets.database])
-        truth = {q: SCORES[study.score](queries[[q]], database)[0] for q in study.pictured}
+        asked, database = class_counts([sets.queries, sets.database])
+        truth = {q: SCORES[study.score](asked[[q]], database)[0] for q in queries}
         objects = {QUERIES: sets.queries.annotations, DATABASE: sets.database.annotations}
         return PicturedNeighbours(
             subject.title, layer, kernel, subject.images, objects, study.top, nearest_of, best, study.score,
@@ -364,7 +396,6 @@ def _of_neighbours(values: np.ndarray, nearest_of: np.ndarray) -> np.ndarray:
     return np.where(nearest_of >= 0, values[np.maximum(nearest_of, 0)], np.nan)
 
 
-def _picture(model: LoadedModel, image: Any) -> np.ndarray:
+def _picture(model: LoadedModel | None, image: Any) -> np.ndarray:
     """Convert an image as the model sees it to uint8."""
-    pixels = image if isinstance(image, Tensor) else model.preprocess(image)
-    return np.round(255 * displayed(pixels)).astype(np.uint8)
+    return np.round(255 * displayed(seen_by(model, image))).astype(np.uint8)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,21 +18,31 @@ from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import interval
 from rsm_probe.errors import ImageError, ModelError
 from rsm_probe.execution.execution import Execution
-from rsm_probe.figures import displayed
+from rsm_probe.figures import displayed, thinned
+from rsm_probe.matching.matches import match
 from rsm_probe.pairs.compute import rsm
+from rsm_probe.pairs.on_disk import largest_gap
 from rsm_probe.paper.experiment import Experiment, ExperimentConfig, Subject
+from rsm_probe.paper.page_parts import SIDE
+from rsm_probe.paper.shown import ShownModel, seen_by
 from rsm_probe.paper.similarity_rules import SimilarityRule
 from rsm_probe.paper.translation.crop_statistics import APART, OVERLAPPING, UNRELATED, Crops
 from rsm_probe.paper.translation.figures import PicturedCrops, translation_figures
+from rsm_probe.paper.translation.page import distribution, matched_crops, translation_page
 from rsm_probe.paper.translation.report import translation_report
+from rsm_probe.report.thumbnails import thumbnail
 from rsm_probe.runs.fields import AtLeastTwo, Edge, Images
 from rsm_probe.runs.images_config import ImagesConfig
 from rsm_probe.runs.pieces import stacked
 from rsm_probe.runs.tables import Row
+from rsm_probe.similarity.centering import subtract_mean, token_mean
 from rsm_probe.sources import ImageSet, crop_pairs
 from rsm_probe.sources.images.registry import named_images
 from rsm_probe.sources.models.view.crops_seen import shared_pixels
 from rsm_probe.storage.files import Arrays
+
+# Images and layers whose crops are shown with their matched locations.
+_SHOWN_IMAGES, _SHOWN_LAYERS = 3, 3
 
 
 class TranslationConfig(ExperimentConfig):
@@ -63,6 +74,7 @@ class TranslationRunner(Experiment[TranslationConfig]):
 
     report = staticmethod(translation_report)
     draw = staticmethod(translation_figures)
+    content = staticmethod(translation_page)
 
     def image_sets(self, source: ImagesConfig) -> dict[str, ImageSet]:
         """Load the crops: all upper ones, then all lower ones.
@@ -145,20 +157,23 @@ class TranslationRunner(Experiment[TranslationConfig]):
         Returns:
             (batches, 2 n, 2 n): n upper crops, then n lower ones.
         """
-        file, count = subject.folder / f"{number:03d}-{rule.products_name}.npz", self.study.batches
-        with self.execution.bar(f"{layer.name}, {rule.name}", count, "batch", leave=False) as bar:
-            known = stacked(file, subject.owner, count, lambda b: self._products(layer, rule, b), bar.update)
+        known = self._stored(subject, number, layer, rule)
         values = [
             rule.kernel(products, norms, norms, same=True)
             for products, norms in zip(known["products"], known["norms"], strict=True)
         ]
         return np.stack(values) / (layer.shape[1] if rule.per_location else 1)
 
+    def _stored(self, subject: Subject, number: int, layer: CapturedLayer, rule: SimilarityRule) -> Arrays:
+        """Matched products of the crops in every mini-batch, computed once."""
+        file, count = subject.folder / f"{number:03d}-{rule.products_name}.npz", self.study.batches
+        with self.execution.bar(f"{layer.name}, {rule.name}", count, "batch", leave=False) as bar:
+            return stacked(file, subject.owner, count, lambda b: self._products(layer, rule, b), bar.update)
+
     def _products(self, layer: CapturedLayer, rule: SimilarityRule, number: int) -> Arrays:
         """Compute matched products of the crops in one mini-batch, centred by its own mean as in the paper."""
-        study, total = self.study, len(layer) // 2
-        upper = slice(number * study.batch, (number + 1) * study.batch)
-        lower = slice(total + upper.start, total + upper.stop)
+        study = self.study
+        upper, lower = self._mini_batch(layer, number)
         if rule.vector in ("", "mean"):
             tokens = torch.cat([layer.tokens(upper), layer.tokens(lower)])
             tokens = tokens.mean(dim=1, keepdim=True) if rule.vector else tokens
@@ -168,7 +183,66 @@ class TranslationRunner(Experiment[TranslationConfig]):
             tokens, None, rule.matching, "linear", study.centering,
             grid=None if rule.vector else layer.grid, workers=study.workers, memory=study.memory,
         ).dataset  # fmt: skip
-        return {"products": pairs["product"].values, "norms": pairs["norm_a"].values}
+        gap = np.array(largest_gap(pairs))
+        return {"products": pairs["product"].values, "norms": pairs["norm_a"].values, "gap": gap}
+
+    def gaps(self, subject: Subject) -> dict[str, float]:
+        """See `Experiment.gaps`; products of earlier versions come without."""
+        gaps: dict[str, float] = {}
+        for number, layer in enumerate(subject.layers["crops"].values()):
+            for rule in {rule.products_name: rule for rule in self.rules_of(layer).values()}.values():
+                stored = self._stored(subject, number, layer, rule).get("gap", np.array(np.nan))
+                gaps[rule.name] = float(np.maximum(gaps.get(rule.name, 0.0), stored.max()))
+        return {name: gap for name, gap in gaps.items() if not math.isnan(gap)}
+
+    def _mini_batch(self, layer: CapturedLayer, number: int) -> tuple[slice, slice]:
+        """The upper and the lower crops of a mini-batch."""
+        batch, total = self.study.batch, len(layer) // 2
+        upper = slice(number * batch, (number + 1) * batch)
+        return upper, slice(total + upper.start, total + upper.stop)
+
+    def show(self, subject: Subject) -> ShownModel:
+        """Collect distributions of similarities, and the first crops with their matched locations."""
+        images, crops, distributions = subject.images["crops"], self.crops(subject.images["crops"]), []
+        for number, layer in enumerate(subject.layers["crops"].values()):
+            for (matching, kernel), rule in self.rules_of(layer).items():
+                if matching in self.shown:
+                    values = self.similarities(subject, number, layer, rule)
+                    distributions += [
+                        distribution(of_kind, layer=layer.name, matching=matching, kernel=kernel, kind=f"{kind} crops")
+                        for kind in (OVERLAPPING, UNRELATED, APART)
+                        if (of_kind := crops.values(values, kind)).size
+                    ]
+        count = min(_SHOWN_IMAGES, self.study.batch)
+        numbers = {f"upper{k}": k for k in range(count)} | {f"lower{k}": len(images) // 2 + k for k in range(count)}
+        pictures = {
+            key: thumbnail(seen_by(subject.model, images[number]), images.ids[number], str(images.labels[number]), SIDE)
+            for key, number in numbers.items()
+        }
+        return ShownModel({"distributions": distributions, "crops": self._matched_crops(subject, count)}, pictures)
+
+    def _matched_crops(self, subject: Subject, count: int) -> list[dict[str, Any]]:
+        """The matched locations of the first crops, in some layers that have a grid."""
+        study, seen, pairs = self.study, self.seen_of_crops(subject), []
+        layers = [
+            layer for layer in subject.layers["crops"].values() if layer.grid is not None and len(layer.grid) == 2
+        ]
+        whole = (seen["seen_width"], seen["seen_height"]) == (study.crop, study.crop)
+        for layer in thinned(layers, _SHOWN_LAYERS):
+            assert layer.grid is not None
+            parts = self._mini_batch(layer, 0)
+            tokens = torch.cat([layer.tokens(part) for part in parts]).float()
+            if study.centering is not None:
+                tokens = subtract_mean(tokens, token_mean(tokens, study.centering))
+            shift = (study.edge - study.crop) * layer.grid[0] / study.crop if whole else None
+            semantic = [name for name in self.shown if name != "identity"]
+            for number, name in itertools.product(range(count), semantic):
+                matched = match(tokens[number], tokens[study.batch + number], name, grid=layer.grid)
+                if matched.permutation is None or matched.affinities is None:
+                    continue
+                crops = matched_crops(layer.name, name, layer.grid, matched.permutation, matched.affinities, shift)
+                pairs.append({**crops, "pair": number})
+        return pairs
 
     def picture(self, subject: Subject) -> PicturedCrops:
         """Collect two crops, the RSM of the first mini-batch and the similarities of all, under one kernel."""

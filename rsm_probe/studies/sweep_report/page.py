@@ -54,7 +54,7 @@ def sweep_page(
             Section("Each layer: semantic against spatio-semantic", "", [diagonal_chart(result, shown, models)])
         )
     if shown is not None and shown.changes:
-        sections += [_changes(shown), _neighbours(shown)]
+        sections += [changes_section(shown), neighbours_section(shown)]
     if networks := {name: steps for name, steps in result.networks.items() if len(steps) > 1}:
         sections.append(Section("Training dynamics", "", [dynamics_chart(result, networks)]))
     sections.append(Section("Models", "", [_model_table(result)]))
@@ -90,7 +90,7 @@ def _certainty(result: SweepResult) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def _changes(shown: Shown) -> Section:
+def changes_section(shown: Shown) -> Section:
     """Pairs of images whose rank differs between the two RSMs of a layer."""
     ordered = sorted(shown.changes, key=lambda one: one.identity - one.semantic)
     top = _distinct(ordered, _TOP) + _distinct(ordered[::-1], _TOP)
@@ -163,7 +163,7 @@ def _pair_pictures(
     return Pictures(name, pictures, caption)
 
 
-def _neighbours(shown: Shown) -> Section:
+def neighbours_section(shown: Shown) -> Section:
     """Nearest images of a few images, under both kinds."""
     parts: list[Part] = []
     for model, of_model in groupby(shown.neighbours, key=lambda one: one.model):
@@ -175,7 +175,7 @@ def _neighbours(shown: Shown) -> Section:
                 content.insert(0, _near_pictures(model, layer, near, shown))
             groups.append(Group(layer, content, unfolded=not parts and not groups))
         parts.append(Group(model, groups, unfolded=not parts))
-    text = f"The most similar images of the mini-batch in each layer, nearest first ({shown.kernel} kernel)."
+    text = f"The most similar images in each layer, nearest first ({shown.kernel} kernel)."
     return Section("Nearest neighbours", text, parts)
 
 
