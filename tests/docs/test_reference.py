@@ -1,0 +1,198 @@
+"""The API reference: every public name is on a page, and its docstring says what users need."""
+
+import ast
+import doctest
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import rsm_probe
+from rsm_probe import errors
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs" / "reference" / "api").glob("*.md"))
+FACES = ["rsm_probe"] + sorted(
+    ".".join(file.parent.relative_to(ROOT).parts)
+    for file in (ROOT / "rsm_probe").glob("*/__init__.py")
+    if "lazy_face(__name__)" in file.read_text(encoding="utf-8")
+)
+PUBLIC = {f"{face}.{name}": getattr(import_module(face), name) for face in FACES for name in import_module(face).__all__}
+FUNCTIONS = {name: value for name, value in PUBLIC.items() if isinstance(value, FunctionType)}
+CLASSES = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
+
+
+def documented(text: str) -> list[str]:
+    """The names that a page documents, in full."""
+    automatic = re.findall(r"^\.\. auto(?:function|class|exception):: ([\w.]+)", text, re.MULTILINE)
+    data = re.findall(r"^\.\. py:data:: (\w+)\n +:module: ([\w.]+)", text, re.MULTILINE)
+    return automatic + [f"{module}.{name}" for name, module in data]
+
+
+def on_pages() -> list[str]:
+    return [name for page in PAGES for name in documented(page.read_text(encoding="utf-8"))]
+
+
+def value_of(name: str) -> object:
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+def test_every_public_name_is_on_one_page_of_the_reference():
+    names = on_pages()
+    assert len(names) == len(set(names)), "a name is documented twice"
+    values = [value_of(name) for name in names]
+    # Some names are exported by the top and by a subpackage; one of them is documented.
+    missing = [name for name, value in PUBLIC.items() if not any(value is other for other in values)]
+    assert not missing
+    assert [name for name in rsm_probe.__all__ if f"rsm_probe.{name}" not in names] == []
+    assert [name for name in names if name not in PUBLIC and not name.startswith("rsm_probe.errors.")] == []
+
+
+def test_every_error_is_in_the_reference():
+    kinds = {name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__}
+    names = set(on_pages())
+    assert {name for name in kinds - {"RsmProbeError"} if f"rsm_probe.errors.{name}" not in names} == set()
+
+
+def text_of(value: object) -> str:
+    return inspect.getdoc(value) or ""
+
+
+def members(kind: type) -> dict[str, object]:
+    """Public functions of the class itself, with the functions of its properties and class methods."""
+    found = {}
+    for name, member in vars(kind).items():
+        function = getattr(member, "fget", None) or getattr(member, "func", None) or getattr(member, "__func__", member)
+        if isinstance(function, FunctionType) and not name.startswith("_"):
+            found[name] = function
+    return found
+
+
+DOCUMENTED = {
+    **FUNCTIONS,
+    **{f"{name}.{part}": value for name, kind in CLASSES.items() for part, value in members(kind).items()},
+}
+
+
+@pytest.mark.parametrize("name", sorted({**DOCUMENTED, **CLASSES}))
+def test_a_public_name_has_a_docstring(name):
+    assert text_of({**DOCUMENTED, **CLASSES}[name])
+
+
+def raised(function: FunctionType) -> set[str]:
+    """Errors of the project that the body of a function raises itself."""
+    tree = ast.parse(inspect.cleandoc("if True:\n" + inspect.getsource(function)))
+    calls = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
+    names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+    return {name for name in names if getattr(getattr(errors, name, None), "__module__", "") == errors.__name__}
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTED))
+def test_a_docstring_names_the_errors_that_its_function_raises(name):
+    text = text_of(DOCUMENTED[name])
+    # Overrides leave errors to the interface: "See `Study.plan`."
+    assert text.startswith("See `") or {error for error in raised(DOCUMENTED[name]) if error not in text} == set()
+
+
+ARRAYS = re.compile(r"\b(Tensor|ndarray)\b")
+# (N, S, C), (B,), (min(S, T),), "of the same shape", "numbers of any shape"
+SHAPE = re.compile(r"\((?:[A-Z]|n|\d+|min\b[^,]*|rsm_a|query|image_a|layer_a|model|rows)(?:,[^()]*(?:\([^)]*\))?[^()]*)+\)|\bshapes?\b")
+
+
+def arrays_in_signature(function: FunctionType) -> bool:
+    annotations = [text for name, text in function.__annotations__.items() if name != "self"]
+    return any(ARRAYS.search(text if isinstance(text, str) else inspect.formatannotation(text)) for text in annotations)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, value in DOCUMENTED.items() if arrays_in_signature(value)))
+def test_a_function_of_arrays_states_their_shapes(name):
+    owner, _, part = name.rpartition(".")
+    # A method may leave shapes to its class, or to the method that it overrides.
+    bases = CLASSES[owner].__mro__ if owner in CLASSES else ()
+    texts = [text_of(DOCUMENTED[name]), *map(text_of, bases[:1]), *(text_of(getattr(base, part, None)) for base in bases)]
+    assert any(SHAPE.search(text) for text in texts), texts[0]
+
+
+# Arguments with a unit -> words for it.
+UNITS = {
+    "memory": "bytes",
+    "max_hours": "time|hours",
+    "checkpoint_seconds": "time|seconds",
+    "block_bytes": "bytes|memory",
+    "size": "pixel|edge|shape|height",
+    "edge": "pixel",
+    "crop": "pixel",
+    "level": r"\(0, 1\)",
+}
+
+
+def argument_texts(function: FunctionType) -> dict[str, str]:
+    """The entries of the section `Args` of a docstring."""
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", text_of(function), re.MULTILINE)
+    return dict(re.findall(r"^    (\w+): ((?:.*\n?)(?: {8}.*\n?)*)", section[1], re.MULTILINE)) if section else {}
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTED))
+def test_arguments_have_their_units(name):
+    texts = argument_texts(DOCUMENTED[name])
+    assert {
+        argument: texts[argument]
+        for argument, words in UNITS.items()
+        if argument in texts and not re.search(words, texts[argument]) and "as in" not in texts[argument]
+    } == {}
+
+
+# What comes from a paper names it: the paper behind the project by its equation or section, others by authors and year.
+SOURCE = re.compile(r"paper, |[Tt]he paper|\([A-Z][^)]*\b(19|20)\d\d|[A-Z]\w+ et al\. (19|20)\d\d")
+FORMULAS = [
+    *(f"rsm_probe.{name}" for name in ("cka", "rsm", "sweep")),
+    *(f"rsm_probe.comparison.{name}" for name in (
+        "hsic", "linear_cka", "svcca", "pwcca", "procrustes", "canonical_correlations", "rsa", "bures",
+        "norm_difference", "neighbour_overlap", "Estimator", "CKA", "PearsonRSA", "SpearmanRSA", "KendallRSA",
+        "CosineRSA", "Bures", "NormalisedBures", "NormDifference", "NeighbourJaccard", "NeighbourRank",
+    )),
+    *(f"rsm_probe.matching.{name}" for name in (
+        "Matching", "Auction", "BatchOptimal", "TopKGreedy", "LateInteraction", "SoftMatching", "OrToolsAssignment",
+    )),
+    *(f"rsm_probe.similarity.{name}" for name in ("Linear", "Cosine", "RBF")),
+    *(f"rsm_probe.paper.{name}" for name in ("count_f1", "class_iou", "jensen_shannon")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_formula_names_its_source(name):
+    assert SOURCE.search(text_of(PUBLIC[name]).replace("\n", " "))
+
+
+@pytest.mark.parametrize("name", rsm_probe.__all__)
+def test_a_name_at_the_top_explains_its_arguments_and_errors(name):
+    value = getattr(rsm_probe, name)
+    text = text_of(value)
+    assert "Example:\n    >>> import " in text
+    if isinstance(value, FunctionType):
+        missing = [argument for argument in inspect.signature(value).parameters if argument not in argument_texts(value)]
+        assert not missing
+        assert "\nReturns:\n" in text
+        assert "\nRaises:\n" in text
+
+
+FINDER = doctest.DocTestFinder(recurse=False)
+EXAMPLES = {
+    name: value for name, value in {**PUBLIC, **DOCUMENTED}.items() if callable(value) and ">>> " in text_of(value)
+}
+# Their trainers are what `tests/integrations` runs.
+TRAINERS = {"rsm_probe.integrations.RsmCallback", "rsm_probe.integrations.RsmTrainerCallback"}
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - TRAINERS))
+def test_an_example_runs_as_it_stands(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = FINDER.find(EXAMPLES[name], name, globs={})
+    output: list[str] = []
+    result = doctest.DocTestRunner().run(example, out=output.append)
+    assert result.attempted
+    assert not result.failed, "".join(output)
