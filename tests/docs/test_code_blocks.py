@@ -1,4 +1,4 @@
-"""Code on the pages: configurations are valid, commands and their options exist. `test_page_code.py` runs the Python."""
+"""Code on the pages: configurations are valid, commands and their options exist. Python is run by `test_pages.py`."""
 
 import re
 import shlex
@@ -16,7 +16,18 @@ from rsm_probe.errors import ConfigError
 from rsm_probe.sources import TrainingConfig
 from rsm_probe.studies import STUDIES, read_study
 
-LANGUAGES = {"python", "yaml", "bash", "text", "", "{toctree}", "{include}", "{eval-rst}", "{commands}", "{configuration-keys}"}
+LANGUAGES = {
+    "python",
+    "yaml",
+    "bash",
+    "text",
+    "",
+    "{toctree}",
+    "{include}",
+    "{eval-rst}",
+    "{commands}",
+    "{configuration-keys}",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -48,7 +59,11 @@ def parts(text: str) -> list[str]:
 def check_configuration(text: str, folder: Path) -> None:
     """Parse a study, a recipe, or some keys of a study."""
     content = yaml.safe_load(text)
-    if "study" not in content and content.keys() <= TrainingConfig.model_fields.keys() | {"images"} and "steps" in content:
+    if (
+        "study" not in content
+        and content.keys() <= TrainingConfig.model_fields.keys() | {"images"}
+        and "steps" in content
+    ):
         TrainingConfig.parse(content, "page", ConfigFolder.of(folder / "recipe.yaml", True))
         return
     file = folder / "page.yaml"
@@ -161,5 +176,5 @@ def test_a_script_on_a_page_exists_with_its_options(block):
         words = shlex.split(line, comments=True)
         if words[:1] == ["python"] and words[1:2] and words[1].endswith(".py"):
             script = (ROOT / words[1]).read_text(encoding="utf-8")
-            missing = [word for word in words[2:] if word.startswith("--") and f'"{word.partition("=")[0]}"' not in script]
-            assert not missing
+            options = [word.partition("=")[0] for word in words[2:] if word.startswith("--")]
+            assert [option for option in options if f'"{option}"' not in script] == []

@@ -15,12 +15,13 @@ from rsm_probe import errors
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "reference" / "api").glob("*.md"))
-FACES = ["rsm_probe"] + sorted(
-    ".".join(file.parent.relative_to(ROOT).parts)
-    for file in (ROOT / "rsm_probe").glob("*/__init__.py")
-    if "lazy_face(__name__)" in file.read_text(encoding="utf-8")
+ROOMS = sorted(
+    f"rsm_probe.{face.parent.name}"
+    for face in (ROOT / "rsm_probe").glob("*/__init__.py")
+    if "lazy_face(__name__)" in face.read_text(encoding="utf-8")
 )
-PUBLIC = {f"{face}.{name}": getattr(import_module(face), name) for face in FACES for name in import_module(face).__all__}
+FACES = [import_module(name) for name in ("rsm_probe", *ROOMS)]
+PUBLIC = {f"{face.__name__}.{name}": getattr(face, name) for face in FACES for name in face.__all__}
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if isinstance(value, FunctionType)}
 CLASSES = {name: value for name, value in PUBLIC.items() if isinstance(value, type)}
 
@@ -53,7 +54,8 @@ def test_every_public_name_is_on_one_page_of_the_reference():
 
 
 def test_every_error_is_in_the_reference():
-    kinds = {name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__}
+    types = [value for value in vars(errors).values() if isinstance(value, type)]
+    kinds = {kind.__name__ for kind in types if kind.__module__ == errors.__name__}
     names = set(on_pages())
     assert {name for name in kinds - {"RsmProbeError"} if f"rsm_probe.errors.{name}" not in names} == set()
 
@@ -64,12 +66,12 @@ def text_of(value: object) -> str:
 
 def members(kind: type) -> dict[str, object]:
     """Public functions of the class itself, with the functions of its properties and class methods."""
-    found = {}
+    functions = {}
     for name, member in vars(kind).items():
         function = getattr(member, "fget", None) or getattr(member, "func", None) or getattr(member, "__func__", member)
         if isinstance(function, FunctionType) and not name.startswith("_"):
-            found[name] = function
-    return found
+            functions[name] = function
+    return functions
 
 
 DOCUMENTED = {
@@ -100,7 +102,9 @@ def test_a_docstring_names_the_errors_that_its_function_raises(name):
 
 ARRAYS = re.compile(r"\b(Tensor|ndarray)\b")
 # (N, S, C), (B,), (min(S, T),), "of the same shape", "numbers of any shape"
-SHAPE = re.compile(r"\((?:[A-Z]|n|\d+|min\b[^,]*|rsm_a|query|image_a|layer_a|model|rows)(?:,[^()]*(?:\([^)]*\))?[^()]*)+\)|\bshapes?\b")
+SHAPE = re.compile(
+    r"\((?:[A-Z]|n|\d+|min\b[^,]*|rsm_a|query|image_a|layer_a|model|rows)(?:,[^()]*(?:\([^)]*\))?[^()]*)+\)|\bshapes?\b"
+)
 
 
 def arrays_in_signature(function: FunctionType) -> bool:
@@ -113,7 +117,11 @@ def test_a_function_of_arrays_states_their_shapes(name):
     owner, _, part = name.rpartition(".")
     # A method may leave shapes to its class, or to the method that it overrides.
     bases = CLASSES[owner].__mro__ if owner in CLASSES else ()
-    texts = [text_of(DOCUMENTED[name]), *map(text_of, bases[:1]), *(text_of(getattr(base, part, None)) for base in bases)]
+    texts = [
+        text_of(DOCUMENTED[name]),
+        *map(text_of, bases[:1]),
+        *(text_of(getattr(base, part, None)) for base in bases),
+    ]
     assert any(SHAPE.search(text) for text in texts), texts[0]
 
 
@@ -174,7 +182,9 @@ def test_a_name_at_the_top_explains_its_arguments_and_errors(name):
     text = text_of(value)
     assert "Example:\n    >>> import " in text
     if isinstance(value, FunctionType):
-        missing = [argument for argument in inspect.signature(value).parameters if argument not in argument_texts(value)]
+        missing = [
+            argument for argument in inspect.signature(value).parameters if argument not in argument_texts(value)
+        ]
         assert not missing
         assert "\nReturns:\n" in text
         assert "\nRaises:\n" in text
