@@ -3,6 +3,7 @@
 Nothing is loaded from a network, neither when the site is built nor when it is read.
 """
 
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from inspect import cleandoc
@@ -106,6 +107,12 @@ def missing_reference(
     return content
 
 
+def source_read(app: Sphinx, page: str, content: list[str]) -> None:
+    """Lead links to files beside README.md, as GitHub resolves them, to the pages that include these files."""
+    links = r"\]\((?:\.\./)+(CONTRIBUTING|CHANGELOG)\.md"
+    content[0] = re.sub(links, lambda match: f"](/{match[1].lower()}.md", content[0])
+
+
 def cell(text: object) -> str:
     """Text for a cell of a table, in one line."""
     return " ".join(str(text).split()).replace("|", "\\|")
@@ -157,5 +164,6 @@ class ConfigurationKeys(SphinxDirective):
 def setup(app: Sphinx) -> None:
     """Register what is defined above."""
     app.connect("missing-reference", missing_reference)
+    app.connect("source-read", source_read)
     app.add_directive("commands", Commands)
     app.add_directive("configuration-keys", ConfigurationKeys)
