@@ -107,6 +107,21 @@ def missing_reference(
     return content
 
 
+def plain_text(app: Sphinx, kind: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Docstrings are plain text with code in backticks: escape what reStructuredText would take for markup."""
+    code_or_mark = re.compile(r"(?P<code>`[^`]+`)(?P<next>\w?)|[*|\\]|(?<=\w)_(?=\W|$)")
+
+    def escaped(match: re.Match[str]) -> str:
+        if match["code"] is None:
+            return "\\" + match[0]
+        return match["code"].replace("\\", "\\\\") + ("\\ " + match["next"] if match["next"] else "")
+
+    examples = re.compile(r"(^ *>>> (?:.+\n)+)", re.MULTILINE)
+    parts = examples.split("\n".join([*lines, ""]))
+    parts[::2] = [code_or_mark.sub(escaped, part) for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
+
+
 def source_read(app: Sphinx, page: str, content: list[str]) -> None:
     """Lead links to files beside README.md, as GitHub resolves them, to the pages that include these files."""
     links = r"\]\((?:\.\./)+(CONTRIBUTING|CHANGELOG)\.md"
@@ -165,5 +180,6 @@ def setup(app: Sphinx) -> None:
     """Register what is defined above."""
     app.connect("missing-reference", missing_reference)
     app.connect("source-read", source_read)
+    app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon, which writes markup
     app.add_directive("commands", Commands)
     app.add_directive("configuration-keys", ConfigurationKeys)

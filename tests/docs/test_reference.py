@@ -194,11 +194,7 @@ FINDER = doctest.DocTestFinder(recurse=False)
 EXAMPLES = {
     name: value for name, value in {**PUBLIC, **DOCUMENTED}.items() if callable(value) and ">>> " in text_of(value)
 }
-# Their trainers are what `tests/integrations` runs.
-TRAINERS = {"rsm_probe.integrations.RsmCallback", "rsm_probe.integrations.RsmTrainerCallback"}
-
-
-@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - TRAINERS))
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_an_example_runs_as_it_stands(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = FINDER.find(EXAMPLES[name], name, globs={})
