@@ -1,6 +1,7 @@
 """The documentation site: it builds without a warning, names every public name, and loads nothing from a network."""
 
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -89,6 +90,29 @@ def test_the_search_works_from_disk(site):
     for word in ("rewindow", "match_affin", "glossari"):
         assert word in index
     assert "SHOW_SEARCH_SUMMARY: false" in (site / "_static" / "documentation_options.js").read_text(encoding="utf-8")
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize(
+    ("words", "page"), [("rewindowed", "reference/api/matching.html"), ("glossary", "concepts.html")]
+)
+def test_a_browser_finds_words_from_disk(site, tmp_path, words, page):
+    address = f"{(site / 'search.html').as_uri()}?q={words}"
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=8000",
+    ]
+    command = [str(BROWSER), *options, "--dump-dom", address]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    results = re.search(r'<ul class="search"[^>]*>(.*?)</ul>', done.stdout, re.DOTALL)
+    assert results, done.stdout[-2000:]
+    assert page in results[1]
 
 
 # What is wrong on a page -> what the build says.
