@@ -8,8 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-import xarray as xr
 from nbclient import NotebookClient
+from reference_tables import REFERENCE, TABLES, with_tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +25,8 @@ def test_notebook_runs_from_the_top(notebook):
     assert all(cell.outputs or cell.source.startswith("import") for cell in stored.cells if cell.cell_type == "code")
 
 
-PAGES = sorted(file for folder in ("", "docs", "benchmarks/results") for file in (ROOT / folder).glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "benchmarks/results").glob("*.md"), *DOCS])
 
 
 def parametrize_pages(test):
@@ -78,30 +79,6 @@ def test_readme_code_runs(pretend):
     assert pretend["best"].value <= pretend["best"].bound
 
 
-def test_code_of_the_sweep_page_runs(pretend):
-    sweep, loop, reducer, store = code_blocks("docs/sweep.md", "python")
-    exec(small(sweep), pretend)
-    assert pretend["result"].grid("resnet", "vit", matching_a="optimal").shape == (2, 2)
-    exec(store, pretend)
-    assert {key.matching for key in pretend["late"].keys} == {"optimal"}
-    exec(loop, pretend)
-    whole = pretend["accumulator"].cka
-    exec(reducer, pretend)
-    xr.testing.assert_allclose(pretend["accumulator"].cka, whole)
-
-
-def test_code_of_the_matching_page_runs(pretend):
-    from matplotlib.figure import Figure
-
-    calls, picture = code_blocks("docs/matching.md", "python")
-    x, y = torch.randn(16, 8), torch.randn(12, 8)
-    z = torch.randn(4, 16, 8)
-    names = {"rsm_probe": importlib.import_module("rsm_probe"), "x": x, "y": y, "z": z, "affinity": x @ y.T}
-    exec(calls, names)
-    names |= {"ax": Figure().subplots(), "grid": (4, 4), "picture_a": torch.rand(32, 32, 3).numpy()}
-    exec(picture, names | {"picture_b": names["picture_a"]})
-
-
 def test_readme_is_short():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
@@ -136,6 +113,29 @@ def test_links_lead_to_files_and_headings(page):
         file = (page.parent / name).resolve() if name else page
         assert file.exists(), target
         assert not heading or heading in anchors(file), target
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_is_a_screenful_of_headings(page):
+    headings = [line for line in prose(page.read_text(encoding="utf-8")) if re.match(r"#{2,} ", line)]
+    assert len(headings) <= 11, headings
+    assert page.parent.name in FOLDERS or page.parents[1].name in FOLDERS or page.parent == ROOT / "docs"
+
+
+# Diátaxis: to learn, to do, to understand, to look up.
+FOLDERS = ("tutorials", "how-to", "explanation", "reference")
+
+
+@pytest.mark.parametrize("folder", FOLDERS[:3])
+def test_readers_find_every_page_of_a_folder(folder):
+    index = (ROOT / "docs" / folder / "index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs" / folder).glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == pages
+
+
+@pytest.mark.parametrize("page", TABLES)
+def test_tables_say_what_the_code_says(page):
+    assert (REFERENCE / page).read_text(encoding="utf-8") == with_tables(page), "run: python tests/reference_tables.py"
 
 
 @parametrize_pages

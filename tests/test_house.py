@@ -146,7 +146,7 @@ def test_modules_stay_small():
     assert not long
 
 
-# They say that there is a value, and not which. docs/concepts.md has the words for what values are.
+# They say that there is a value, and not which. The glossary of docs/explanation/concepts.md says what values are.
 UNCLEAR = {"found", "kept", "chosen", "hopeful", "moved", "passing", "ways", "anew"}
 
 

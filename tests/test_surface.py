@@ -206,10 +206,10 @@ def test_help_loads_neither_torch_nor_any_room():
 
 
 def sources_for_users() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
-@pytest.mark.parametrize("file", sources_for_users(), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sources_for_users(), ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_users_import_from_the_top_or_from_a_face(file):
     text = file.read_text(encoding="utf-8")
     names = {name for line in re.findall(r"from rsm_probe(?:\.\w+)* import", text) for name in line.split()[1:2]}

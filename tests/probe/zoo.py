@@ -1,7 +1,8 @@
 # ruff: noqa: E501
 """Real models, one layer each: what a probe must make of it, and an independent way to the same values.
 
-The table is data for `test_zoo.py` and for the page `docs/models.md`. Models are small or shallow and have random weights.
+The table is data for `test_zoo.py` and for the page `docs/reference/tested-models.md`. Models are small or shallow and
+have random weights.
 """
 
 from __future__ import annotations
@@ -385,11 +386,11 @@ def _detr() -> nn.Module:
 
 
 REFUSED = [
-    Refused("transformers", "ViTMAEModel", "layers.1", lambda: hf_model("ViTMAEModel", {**_SMALL, "image_size": 64}), {"pixel_values": pictures(64)}, "stand for different locations in each image", "three quarters of the tokens are dropped at random, others in every image", "`mask_ratio=0`: then the shuffled tokens are put back in the order of the image"),
+    Refused("transformers", "ViTMAEModel", "layers.1", lambda: hf_model("ViTMAEModel", {**_SMALL, "image_size": 64}), {"pixel_values": pictures(64)}, "stand for different locations in each image", "three quarters of the tokens are dropped at random, different ones in every image", "`mask_ratio=0`: then the shuffled tokens are put back in the order of the image"),
     Refused("transformers", "DetrModel", "decoder.layers.0", _detr, {"pixel_values": pictures(64)}, "no image location", "queries stand for objects, not for locations", "`layouts={'decoder.layers.0': 'NTC'}` takes them as they are, without a grid"),
     Refused("transformers", "CLIPModel", "text_model.encoder.layers.1", lambda: hf_model("CLIPModel", _TOWERS), _TEXT, "does not depend on the images", "the text tower sees no image", "probe `vision_model`"),
     Refused("timm", "mixer_s16_224", "blocks.0.mlp_tokens.fc1", _timm("mixer_s16_224", img_size=64), (pictures(64),), "combines all locations", "each value joins all locations, and their number has changed", "probe `mlp_tokens`, which is read like its input"),
-    Refused("timm", "samvit_base_patch16", "blocks.0.attn.q_norm", _timm("samvit_base_patch16", img_size=64, depth=1), (pictures(64),), "several vectors share a location", "heads are folded into the batch: each location has one vector a head", "probe `attn`"),
+    Refused("timm", "samvit_base_patch16", "blocks.0.attn.q_norm", _timm("samvit_base_patch16", img_size=64, depth=1), (pictures(64),), "several vectors share a location", "heads are folded into the batch: each location has one vector per head", "probe `attn`"),
     Refused("timm", "convit_tiny", "blocks.0.attn.pos_proj", _timm("convit_tiny", img_size=64, depth=1), (pictures(64),), "does not depend on the images", "a table of positions is the same for all images", "probe `attn`"),
     Refused("torchvision", "vit_b_16", "encoder.layers.encoder_layer_0.self_attention.out_proj", _torchvision("vit_b_16", image_size=64), (pictures(64),), "never ran", "its weights are used without calling it", "probe `self_attention`"),
 ]  # fmt: skip

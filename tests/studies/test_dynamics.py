@@ -1,6 +1,5 @@
 """Training watched: sweeps over checkpoints, and the figures of what they show."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -8,19 +7,14 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-import yaml
 from matplotlib.figure import Figure
-from PIL import Image
 
 import rsm_probe
-from rsm_probe.errors import ComparisonError, ModelError
-from rsm_probe.runs.model_config import ModelConfig
-from rsm_probe.sources import NetworkConfig, TrainingConfig, build_network, load_checkpoints
-from rsm_probe.sources.checkpoint_sequences import checkpoint_files
+from rsm_probe.errors import ComparisonError
+from rsm_probe.sources import load_checkpoints
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.dynamics_figures import dynamics_figures
 from rsm_probe.studies.registry import read_study
-from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "dynamics.yaml"
@@ -176,85 +170,3 @@ def test_one_matching_is_drawn_without_a_difference():
 
 def test_a_sweep_without_steps_has_no_figure_of_training():
     assert dynamics_figures(SweepResult(some_result({"x": [0, 5]}).dataset.drop_vars(["step_a", "step_b"]))) == {}
-
-
-PAGE = (Path(__file__).parents[2] / "docs" / "dynamics.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-
-
-@pytest.fixture
-def pretend(tmp_path, monkeypatch):
-    """The files that the page names: checkpoints with random weights, and a few photographs."""
-    from torchvision.models import resnet18
-
-    monkeypatch.chdir(tmp_path)
-    Path("runs/net").mkdir(parents=True)
-    Path("my_photos").mkdir()
-    for step in (0, 100):
-        torch.manual_seed(step)
-        torch.save(resnet18(num_classes=10).state_dict(), f"runs/net/net_{step:04}.pth")
-    pixels = np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(f"my_photos/{number}.png")
-
-
-def test_code_of_the_page_runs(pretend):
-    code, _ = blocks("python")
-    for shown, substitute in (("batch_size=50", "batch_size=6"), ('["layer1.*", "layer4.*"]', '["layer4.*"]')):
-        assert shown in code
-        code = code.replace(shown, substitute)
-    names = {}
-    exec(code, names)
-    assert names["result"].networks == {"resnet": {0: "resnet@0", 100: "resnet@100"}}
-
-
-def test_code_of_a_watch_runs(pretend):
-    _, code = blocks("python")
-    assert "batch_size=50" in code
-    logged = []
-    names = {
-        "model": build_network(NetworkConfig(widths=(4, 4, 8, 8)), 3), "images": torch.rand(6, 3, 32, 32),
-        "batches": [(None, None)] * 101, "train": lambda *_: None, "log": logged.append,
-    }  # fmt: skip
-    exec(code.replace("batch_size=50", "batch_size=6"), names)
-    assert [line["rsm/cka_first/optimal/layer4.0"] for line in logged] == pytest.approx([1, 1], abs=1e-12)
-    assert names["store"].models == ["model@0", "model@100"]
-
-
-def test_configurations_of_the_page_are_valid(pretend):
-    sweep, trainer, recipe = blocks("yaml")
-    for step in (500, 1000):
-        Path(f"out/checkpoint-{step}").mkdir(parents=True)
-    models = SweepConfig.parse(yaml.safe_load(sweep)).models
-    assert [title for entry in models for title in entry.titles()] == ["resnet@0", "resnet@100"]
-    (entry,) = yaml.safe_load(trainer)["models"]
-    assert ModelConfig.parse(entry).titles() == ["vit@500", "vit@1000"]
-    steps = TrainingConfig.parse(yaml.safe_load(recipe)).checkpoint_steps
-    assert f"checkpoints: {len(steps)} " in recipe
-    assert f"# {', '.join(map(str, steps))};" in recipe
-
-
-def test_table_of_the_page_gives_the_steps(tmp_path):
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| `")]
-    checked = 0
-    for number, (files, steps) in enumerate(rows):
-        names = re.findall(r"`([^`]+)`", files)
-        folder = tmp_path / str(number)
-        for name in names:
-            (folder / name.rstrip("/")).parent.mkdir(parents=True, exist_ok=True)
-            if name.endswith("/"):
-                (folder / name).mkdir()
-            else:
-                (folder / name).touch()
-        if steps.startswith("error"):
-            if "beside" in files:
-                (folder / "epoch=1-step=5.ckpt").touch()
-            with pytest.raises(ModelError):
-                checkpoint_files(str(folder / "*"))
-        else:
-            assert list(checkpoint_files(str(folder / "*"))) == [int(step) for step in steps.split(", ")]
-        checked += 1
-    assert checked == 7

@@ -49,8 +49,8 @@ class Auction(Matching):
             up to 4096 locations.
         precision: precision of the tokens that are multiplied, "float32" or "float16"; sums are float32 in either case.
             Half precision is faster on devices. It changes an affinity by at most 1e-3 of the norms, and a value, which
-            depends on differences of two affinities, by at most 2e-3. Bounds account for that. See docs/gpu.md for
-            measured changes.
+            depends on differences of two affinities, by at most 2e-3. Bounds account for that. See
+            docs/explanation/gpu.md for measured changes.
     """
 
     gap: float = 1e-6

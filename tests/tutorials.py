@@ -1,0 +1,123 @@
+"""Follows a tutorial of docs/tutorials from top to bottom, in an empty folder, as a learner would.
+
+python tests/tutorials.py first-sweep     writes the output that appears into the page
+"""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
+TUTORIALS = sorted(page.stem for page in FOLDER.glob("*.md") if page.stem != "index")
+
+
+class Step(NamedTuple):
+    """A piece of code, and the output that the page shows behind it; None if it shows none."""
+
+    language: str
+    code: str
+    shown: str | None
+
+
+def steps(text: str) -> Iterator[Step]:
+    """Yield the steps of a page."""
+    pattern = r"```(bash|python|yaml)\n(.*?)```\n(?:\n```text\n(.*?)```\n)?"
+    for match in re.finditer(pattern, text, re.DOTALL):
+        yield Step(*match.groups())
+
+
+def follow(text: str) -> Iterator[tuple[Step, str]]:
+    """Do all steps in the working directory, and yield each with what it printed.
+
+    YAML and Python that begin with a comment of a file's name are written into that file. Other Python runs in one
+    interpreter, and each line of a command in a process of its own.
+    """
+    names: dict[str, object] = {"__name__": "tutorial"}
+    for step in steps(text):
+        file = re.match(r"# (\w+\.(?:yaml|py))\n", step.code)
+        printed = ""
+        if file:
+            Path(file[1]).write_text(step.code, encoding="utf-8")
+        elif step.language == "python":
+            with redirect_stdout(io.StringIO()) as out:
+                exec(step.code, names)
+            printed = out.getvalue()
+        else:
+            for line in step.code.splitlines():
+                printed += command_output(line)
+        yield step, printed
+
+
+def command_output(line: str) -> str:
+    """What a command prints: of rsm-probe, as it is in this interpreter; warnings and progress are left out."""
+    program, _, rest = line.partition(" ")
+    assert program == "rsm-probe", f"not a command of this project: {line}"
+    done = subprocess.run(
+        [sys.executable, "-m", "rsm_probe.cli", *rest.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TQDM_DISABLE": "1"},
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def words(output: str) -> list[str]:
+    """The words of an output."""
+    return output.split()
+
+
+def alike(shown: str, printed: str) -> bool:
+    """Whether an output is the one shown: `...` stands for anything, and decimals may differ by a little."""
+    expected = words(shown)
+    pattern = " ".join(_pattern(word) for word in expected)
+    found = re.fullmatch(pattern, " ".join(words(printed)), re.DOTALL)
+    return found is not None and all(
+        abs(float(a) - float(b)) <= max(0.1, 0.1 * abs(float(a)))
+        for a, b in zip(_decimals(shown), found.groups(), strict=True)
+    )
+
+
+_DECIMAL = r"-?\d+\.\d+(?:e[+-]?\d+)?"
+
+
+def _decimals(text: str) -> list[str]:
+    return re.findall(_DECIMAL, text)
+
+
+def _pattern(word: str) -> str:
+    parts = re.split(rf"({_DECIMAL}|\.\.\.)", word)
+    return "".join(
+        ".*?" if part == "..." else f"({_DECIMAL})" if re.fullmatch(_DECIMAL, part) else re.escape(part)
+        for part in parts
+    )
+
+
+def with_output(text: str) -> str:
+    """The page with the output that appears here."""
+    for step, printed in follow(text):
+        if step.shown is not None:
+            before = f"{step.code}```\n\n```text\n"
+            assert text.count(f"{before}{step.shown}```") == 1
+            lines = "\n".join(line.rstrip() for line in printed.rstrip().splitlines())
+            text = text.replace(f"{before}{step.shown}```", f"{before}{lines}\n```")
+    return text
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        page = FOLDER / f"{name}.md"
+        with tempfile.TemporaryDirectory() as folder:
+            here = Path.cwd()
+            os.chdir(folder)
+            written = with_output(page.read_text(encoding="utf-8"))
+            os.chdir(here)
+        page.write_text(written, encoding="utf-8")
