@@ -11,7 +11,7 @@ PAGES = [
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if "reference/api" not in page.as_posix()),
 ]
 BLOCK = re.compile(
-    r"(?:<!-- (?P<mark>[^>]*?) -->\n\n?)?^(?P<indent> *)```(?P<language>[\w{}-]*)\n(?P<code>.*?)^ *```$",
+    r"(?:<!-- (?P<mark>[^>]*?) -->\n\n?)?^(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<code>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
 
