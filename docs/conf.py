@@ -98,7 +98,7 @@ def missing_reference(
     if public is not None and public != target:
         domain = env.domains.python_domain
         return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", public, node, content) or content
-    if not target.startswith("rsm_probe."):
+    if not re.fullmatch(r"rsm_probe(\.\w+)+", target):
         return content
     try:
         resolve_name(target)
@@ -123,9 +123,10 @@ def plain_text(app: Sphinx, kind: str, name: str, value: object, options: object
 
 
 def source_read(app: Sphinx, page: str, content: list[str]) -> None:
-    """Lead links to files beside README.md, as GitHub resolves them, to the pages that include these files."""
-    links = r"\]\((?:\.\./)+(CONTRIBUTING|CHANGELOG)\.md"
-    content[0] = re.sub(links, lambda match: f"](/{match[1].lower()}.md", content[0])
+    """Lead links that GitHub resolves to pages that include a file beside README.md, or to a file as it is."""
+    above = r"\]\(((?:\.\./)+)"
+    content[0] = re.sub(f"{above}(CONTRIBUTING|CHANGELOG)\\.md", lambda match: f"](/{match[2].lower()}.md", content[0])
+    content[0] = re.sub(f"{above}(benchmarks/[^)]+\\.md)", r"](path:\1\2", content[0])
 
 
 def cell(text: object) -> str:

@@ -4,6 +4,7 @@ import ast
 import doctest
 import inspect
 import re
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType
@@ -87,7 +88,7 @@ def test_a_public_name_has_a_docstring(name):
 
 def raised(function: FunctionType) -> set[str]:
     """Errors of the project that the body of a function raises itself."""
-    tree = ast.parse(inspect.cleandoc("if True:\n" + inspect.getsource(function)))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     calls = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
     names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
     return {name for name in names if getattr(getattr(errors, name, None), "__module__", "") == errors.__name__}
