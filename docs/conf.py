@@ -119,19 +119,31 @@ def plain_text(app: Sphinx, kind: str, name: str, value: object, options: object
     examples = re.compile(r"(^ *>>> (?:.+\n)+)", re.MULTILINE)
     parts = examples.split("\n".join([*lines, ""]))
     parts[::2] = [code_or_mark.sub(escaped, part) for part in parts[::2]]
+    if kind == "property":
+        parts[0] = parts[0].replace(":", COLON, 1)
     lines[:] = "".join(parts).split("\n")
+
+
+# Napoleon would read a type before the first colon of a property.
+COLON = "\N{MODIFIER LETTER COLON}"
+
+
+def colon(app: Sphinx, kind: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Put back what `plain_text` hid from napoleon."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def source_read(app: Sphinx, page: str, content: list[str]) -> None:
     """Lead links that GitHub resolves to pages that include a file beside README.md, or to a file as it is."""
     above = r"\]\(((?:\.\./)+)"
     content[0] = re.sub(f"{above}(CONTRIBUTING|CHANGELOG)\\.md", lambda match: f"](/{match[2].lower()}.md", content[0])
+    content[0] = re.sub(f"{above}README\\.md(#[^)]*)?", "](/index.md", content[0])
     content[0] = re.sub(f"{above}(benchmarks/[^)]+\\.md)", r"](path:\1\2", content[0])
 
 
 def cell(text: object) -> str:
     """Text for a cell of a table, in one line."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+    return re.sub(r"([|<]|(?<!`)\*)", r"\\\1", " ".join(str(text).split()))
 
 
 def commands() -> Iterator[str]:
@@ -153,11 +165,12 @@ def commands() -> Iterator[str]:
 
 def configuration_keys() -> Iterator[str]:
     """All keys of every study, with their defaults, as Markdown."""
-    for study, settings in STUDIES.items():
+    for study, settings in sorted(STUDIES.items(), key=lambda item: item[0] != "sweep"):
         yield f"## study: {study}\n\n{cleandoc(settings.__doc__ or '').splitlines()[0]}\n"
         yield "| key | default | meaning |\n|---|---|---|"
         for key, default, description in described_keys(settings):
-            yield f"| `{cell(key)}` | `{cell(default)}` | {cell(description)} |"
+            default = default.replace("|", "\\|")
+            yield f"| `{key}` | `{default}` | {cell(description)} |"
         yield ""
 
 
@@ -181,6 +194,7 @@ def setup(app: Sphinx) -> None:
     """Register what is defined above."""
     app.connect("missing-reference", missing_reference)
     app.connect("source-read", source_read)
-    app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon, which writes markup
+    app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", colon, priority=600)
     app.add_directive("commands", Commands)
     app.add_directive("configuration-keys", ConfigurationKeys)
