@@ -75,6 +75,11 @@ def check_configuration(text: str, folder: Path) -> None:
 def test_a_configuration_on_a_page_is_valid(block, tmp_path):
     if block.why_not_run:
         pytest.skip(block.why_not_run)
+    for pattern in re.findall(r"^ *checkpoints: (\S+\*\S*)", block.code, re.MULTILINE):
+        for step in ("100", "200"):
+            file = tmp_path / pattern.replace("*", step)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
     for text in parts(block.code):
         check_configuration(text, tmp_path)
 
@@ -96,11 +101,7 @@ def invocations(text: str) -> list[list[str]]:
     found = []
     for line in lines:
         for command in re.split(r"&&|;|\|", line.removeprefix("$ ")):
-            words = re.sub(r"[\[\]]", " ", command) if "[--" in command else command
-            try:
-                split = shlex.split(words, comments=True)
-            except ValueError:
-                continue
+            split = shlex.split(command, comments=True)
             if split and Path(split[0]).name == "rsm-probe":
                 found.append(split[1:])
     return found
@@ -139,12 +140,18 @@ def calls() -> list[Any]:
     """Calls in blocks of a shell, in output that shows a command, and in running text."""
     found = []
     for page in PAGES:
-        shell = [block for block in blocks(page) if block.language in ("bash", "") and not block.why_not_run]
-        for block in shell:
-            found += [pytest.param(words, id=f"{block}-{' '.join(words)}") for words in invocations(block.code)]
+        for block in blocks(page, "bash"):
+            if not block.why_not_run:
+                found += [pytest.param(words, id=f"{block}-{' '.join(words)}") for words in invocations(block.code)]
+        for block in blocks(page, ""):
+            # An overview: options in brackets, and what a command does behind two spaces; or what a command printed.
+            lines = [line for line in block.code.splitlines() if line.removeprefix("$ ").startswith("rsm-probe ")]
+            plain = [re.sub(r"(?<=\S) {2,}.*", "", line).translate(str.maketrans("[]", "  ")) for line in lines]
+            for words in invocations("\n".join(plain)):
+                found.append(pytest.param(words, id=f"{block}-{' '.join(words)}"))
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for code in re.findall(r"`(rsm-probe\b[^`]*)`", text):
-            for words in invocations(" ".join(code.split())):
+            for words in invocations(" ".join(code.split()).translate(str.maketrans("[]", "  "))):
                 if words:
                     found.append(pytest.param(words, id=f"{page.relative_to(ROOT).as_posix()}-{' '.join(words)}"))
     return found
