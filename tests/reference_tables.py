@@ -6,12 +6,14 @@ python tests/reference_tables.py
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 from rsm_probe.comparison.features import FEATURE_MEASURES
 from rsm_probe.comparison.measures import MEASURES
 from rsm_probe.comparison.protocol import Properties
 from rsm_probe.matching import METHODS
+from rsm_probe.sources import IMAGE_SETS
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -34,6 +36,18 @@ def matchings() -> Iterator[str]:
         yield f"| {' | '.join([f'`{name}`', f'`{type(method).__name__}`', *words, options])} |"
 
 
+def image_sets() -> Iterator[str]:
+    """Yield the lines of the table of image sets."""
+    yield "| name | what it makes | needs | options |"
+    yield "|---|---|---|---|"
+    for name, images in IMAGE_SETS.items():
+        parameters = signature(images.make).parameters
+        about = str(images.make.__doc__).splitlines()[0]
+        needs = [f"`{key}`" for key in parameters if images.requires(key)]
+        options = [f"`{key}`" for key in parameters if not images.requires(key) and key != "progress"]
+        yield f"| `{name}` | {about} | {', '.join(needs)} | {', '.join(options)} |"
+
+
 # Page -> mark in it -> lines of the table that stands behind the mark.
 TABLES = {
     "measures.md": {
@@ -41,6 +55,7 @@ TABLES = {
         "features": list(measures({name: about for name, (_, about) in FEATURE_MEASURES.items()})),
     },
     "matchings.md": {"matchings": list(matchings())},
+    "images.md": {"image sets": list(image_sets())},
 }
 
 

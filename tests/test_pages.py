@@ -513,7 +513,7 @@ def _(names, monkeypatch):
 
 @check("how-to/draw-matched-locations")
 def _(names):
-    assert len(names["ax"].images) == 2 or names["ax"].get_children()
+    assert len(names["ax"].images) == 2
 
 
 def test_every_page_with_code_is_run():
