@@ -459,7 +459,7 @@ def _(names):
 @setup("how-to/use-images-with-objects")
 def _(names, monkeypatch):
     network = build_network(NetworkConfig(widths=(8, 8, 16, 16), stem_stride=2), 10).eval()
-    names["loaded"] = rsm_probe.load_model(network, "net")
+    names["loaded"] = rsm_probe.load_model(network, name="net")
     generator = np.random.default_rng(0)
     names["data"] = [
         (pixels, {"objects": {"boxes": [[2, 3, 10, 12]], "labels": [k % 2]}})

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,19 +40,25 @@ def follow(text: str) -> Iterator[tuple[Step, str]]:
     interpreter, and each line of a command in a process of its own.
     """
     names: dict[str, object] = {"__name__": "tutorial"}
-    for step in steps(text):
-        file = re.match(r"# (\w+\.(?:yaml|py))\n", step.code)
-        printed = ""
-        if file:
-            Path(file[1]).write_text(step.code, encoding="utf-8")
-        elif step.language == "python":
-            with redirect_stdout(io.StringIO()) as out:
-                exec(step.code, names)
-            printed = out.getvalue()
-        else:
-            for line in step.code.splitlines():
-                printed += command_output(line)
-        yield step, printed
+    sys.path.insert(0, os.getcwd())  # as in an interpreter that a learner starts
+    try:
+        for step in steps(text):
+            yield step, _done(step, names)
+    finally:
+        sys.path.pop(0)
+
+
+def _done(step: Step, names: dict[str, object]) -> str:
+    """Do a step, and return what it printed."""
+    file = re.match(r"# (\w+\.(?:yaml|py))\n", step.code)
+    if file:
+        Path(file[1]).write_text(step.code, encoding="utf-8")
+        return ""
+    if step.language == "python":
+        with redirect_stdout(io.StringIO()) as out:
+            exec(step.code, names)
+        return out.getvalue()
+    return "".join(command_output(line) for line in step.code.splitlines())
 
 
 def command_output(line: str) -> str:
@@ -101,23 +107,20 @@ def _pattern(word: str) -> str:
     )
 
 
-def with_output(text: str) -> str:
-    """The page with the output that appears here."""
+def with_output(text: str) -> Iterator[str]:
+    """Yield the page after each step, with the output that appears here."""
     for step, printed in follow(text):
         if step.shown is not None:
             before = f"{step.code}```\n\n```text\n"
             assert text.count(f"{before}{step.shown}```") == 1
             lines = "\n".join(line.rstrip() for line in printed.rstrip().splitlines())
             text = text.replace(f"{before}{step.shown}```", f"{before}{lines}\n```")
-    return text
+            yield text
 
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         page = FOLDER / f"{name}.md"
-        with tempfile.TemporaryDirectory() as folder:
-            here = Path.cwd()
-            os.chdir(folder)
-            written = with_output(page.read_text(encoding="utf-8"))
-            os.chdir(here)
-        page.write_text(written, encoding="utf-8")
+        with tempfile.TemporaryDirectory() as folder, chdir(folder):
+            for written in with_output(page.read_text(encoding="utf-8")):
+                page.write_text(written, encoding="utf-8")
