@@ -133,7 +133,11 @@ def _by(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], list[
 
 
 def evidence_report(
-    results: Mapping[str, Any], kinds: Mapping[str, str], sources: Mapping[str, str], versions: Mapping[str, Any]
+    results: Mapping[str, Any],
+    kinds: Mapping[str, str],
+    sources: Mapping[str, str],
+    seeds: Mapping[str, tuple[int, int]],
+    versions: Mapping[str, Any],
 ) -> str:
     """Summarise all studies by baseline, and join their reports.
 
@@ -141,6 +145,7 @@ def evidence_report(
         results: results of the studies by name.
         kinds: kind of each study, such as "retrieval".
         sources: models -> where they come from.
+        seeds: studies -> their seeds, and those of their images.
         versions: what `provenance` returns.
     """
     named = ", ".join(f"{package} {version}" for package, version in versions["versions"].items())
@@ -149,6 +154,8 @@ def evidence_report(
         f"Models: {'; '.join(f'{escaped(name)} ({escaped(source)})' for name, source in sources.items())}.\n"
         if sources
         else "",
+        f"Seeds of the studies and of their images: "
+        f"{'; '.join(f'{escaped(name)} {own}, {images}' for name, (own, images) in seeds.items())}.\n",
         f"{versions['finished'][:10]}, Python {versions['python']}, {versions['machine']}; {named}.\n",
         "## All studies\n",
         "How often the semantic RSM is better than each baseline: differences whose interval lies "

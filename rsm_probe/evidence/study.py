@@ -12,6 +12,7 @@ from rsm_probe.config import ConfigPath
 from rsm_probe.evidence.factors import FactorsConfig
 from rsm_probe.evidence.report import evidence_report
 from rsm_probe.execution.amounts import format_seconds
+from rsm_probe.paper.experiment import ExperimentConfig
 from rsm_probe.paper.registry import EXPERIMENTS
 from rsm_probe.runs.model_config import ModelConfig, ToldApart
 from rsm_probe.runs.provenance import provenance
@@ -80,7 +81,8 @@ class EvidenceConfig(SeveralStudies):
         """`report.md`: what all studies say of each baseline, and their reports."""
         kinds_of = {name: part.study for name, part in self.studies.items()}
         sources = {entry.titled(entry.seeds[0]): entry.source or "trained by a recipe" for entry in self.models}
-        return "report.md", evidence_report(results, kinds_of, sources, provenance())
+        seeds = {title: both for name, part in self.studies.items() for title, both in _seeds(name, part)}
+        return "report.md", evidence_report(results, kinds_of, sources, seeds, provenance())
 
 
 class EvidencePlans(Plans):
@@ -135,6 +137,14 @@ def _with_pictures(data: dict[str, Any], pictures: Mapping[str, Any]) -> dict[st
                 f"{' '.join(f'--set {name}=FOLDER' for name in missing)}, or in the configuration"
             )
     return changed
+
+
+def _seeds(name: str, part: Study) -> list[tuple[str, tuple[int, int]]]:
+    """The seeds of a study and of its images, by its name; those of each sweep of a study of several."""
+    if isinstance(part, SweepsConfig):
+        return [(f"{name}/{one}", (sweep.seed, sweep.images.seed)) for one, sweep in part.sweeps.items()]
+    of = part.base if isinstance(part, FactorsConfig) else part
+    return [(name, (of.seed, of.images.seed))] if isinstance(of, ExperimentConfig | SweepConfig) else []
 
 
 def _with_networks(part: Study, networks: str) -> Study:

@@ -15,20 +15,24 @@ from torch import Tensor
 
 from rsm_probe.execution.devices import require_memory
 from rsm_probe.execution.execution import Execution
-from rsm_probe.matching.cpu_or_gpu import Workload
 from rsm_probe.matching.matching import Matching
 from rsm_probe.pairs.affinities import Block, BlockMemory, pairs_per_block
 from rsm_probe.pairs.pair_loop import BlockSolver, PairLoop
 from rsm_probe.pairs.products import MatchedProducts, ProductMatrix
 from rsm_probe.pairs.sides import Side
 
+# Most bytes of affinities from a CPU that wait for its own threads: more would only take memory, as nothing is gained
+# by multiplying far ahead of the threads that match.
+_QUEUED_BYTES = 256 << 20
+
 
 class PairMatcher:
     """Computes matched inner products of all pairs of images, for several matchings at once.
 
     Args:
-        execution: how many CPU threads match, and the memory budget for affinities that wait for them; one block of
-            8 MB may always wait. Affinities that a device solves take at most a quarter of its memory.
+        execution: how many CPU threads match, and the memory budget for affinities that wait for them; those from a
+            CPU take at most 256 MB of it, and one block of 8 MB may always wait. Affinities that a device solves take
+            at most a quarter of its memory.
         on_pairs: called with the number of pairs whenever some are solved.
         block_memory: see `Affinities`.
 
@@ -46,7 +50,8 @@ class PairMatcher:
         self.threads, self._memory = execution.worker_count, execution.memory_bytes
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="rsm-probe-match", initializer=_one_thread)
         self._on_pairs, self._block_memory = on_pairs, block_memory
-        self._queue, self.reused = _Queue(self._memory), BlockMemory()
+        self._queues: dict[torch.device, _Queue] = {}  # of affinities that wait for the CPU, by where they come from
+        self.reused = BlockMemory()
         self._device_queues: dict[torch.device, _Queue] = {}
         self._counting = threading.Lock()
 
@@ -57,6 +62,7 @@ class PairMatcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.reused = BlockMemory()
 
     def submit(
         self,
@@ -138,9 +144,9 @@ class PairMatcher:
 
     def _queue_of(self, solver: BlockSolver) -> _Queue:
         """Two blocks may wait on a device; the memory budget bounds what waits for the CPU."""
-        if not solver.affinities.on_device:
-            return self._queue
         device = solver.affinities.device
+        if not solver.affinities.on_device:
+            return self._queues.setdefault(device, _Queue(_most_queued(device, self._memory)))
         return self._device_queues.setdefault(device, _Queue(2 * solver.affinities.block_memory))
 
     def _solve_block(self, loop: PairLoop, solver: BlockSolver, blocks: list[Block]) -> None:
@@ -217,11 +223,16 @@ class PendingProducts:
         return {label: known.products for label, known in self.matched().items()}
 
 
-def queue_bytes(x: Tensor, memory: int) -> int:
-    """How many bytes of a memory budget the affinities of a layer can fill."""
-    pairs = pairs_per_block(x, x)
-    size = pairs * x.shape[1] ** 2 * x.element_size()
-    return min(memory, size * (Workload.of(x.shape).pairs // pairs + 1))
+def queue_bytes(x: Tensor, memory: int, pairs: int) -> int:
+    """How many bytes of a memory budget the affinities of some pairs of a layer can fill while they wait."""
+    per_block = pairs_per_block(x, x)
+    size = per_block * x.shape[1] ** 2 * x.element_size()
+    return min(_most_queued(x.device, memory), size * (pairs // per_block + 1))
+
+
+def _most_queued(device: torch.device, memory: int) -> int:
+    """How many bytes of a memory budget affinities from a device may fill while they wait."""
+    return min(memory, _QUEUED_BYTES) if device.type == "cpu" else memory
 
 
 def _one_thread() -> None:

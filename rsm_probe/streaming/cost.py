@@ -291,7 +291,7 @@ def measure(
                     locations,
                     locations * channels * tokens.element_size(),
                     seconds,
-                    queue_bytes(tokens, execution.memory_bytes),
+                    queue_bytes(tokens, execution.memory_bytes, at_once),
                 )
             )
     return costs

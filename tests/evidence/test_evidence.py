@@ -76,6 +76,8 @@ def test_the_report_counts_what_the_tables_hold(finished):
     study, out = finished
     results, report = study.open(out), (out / "report.md").read_text(encoding="utf-8")
     assert "torch " in report
+    base = study.studies["factors"].base
+    assert f"factors {base.seed}, {base.images.seed}" in report
     assert "## By depth" in report
     for title in ("Retrieval", "Translation", "Output", "Approximation", "one factor at a time"):
         assert title in report

@@ -1,6 +1,8 @@
 """One pair loop: bounds and permutations in every reduction, preparation, and one decision about the device."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,3 +199,23 @@ def test_memory_of_blocks_is_reused_in_and_out_of_inference_mode():
             loop.fill_all()
         values.append(loop.matrices["optimal"].completed().products)
     np.testing.assert_array_equal(values[0], values[2])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of this process from /proc")
+def test_memory_of_blocks_returns_to_the_operating_system():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    # The C library keeps whatever is smaller than the largest memory that was freed before.
+    torch.ones(6 << 20)
+    memory, lasting, before = BlockMemory(), [], resident()
+    taken = []
+    for _ in range(40):
+        taken.append(memory.take(BLOCK_BYTES))
+        taken[-1].fill_(1)
+        lasting.append(np.ones(4000))  # results that last lie between the blocks
+    assert resident() > before + 39 * BLOCK_BYTES
+    for buffer in taken:
+        memory.give_back(buffer)
+    del taken, buffer, memory
+    assert resident() < before + 4 * BLOCK_BYTES
