@@ -142,6 +142,12 @@ def source_read(app: Sphinx, page: str, content: list[str]) -> None:
     content[0] = re.sub(f"{above}(benchmarks/[^)]+\\.md)", r"](path:\1\2", content[0])
 
 
+def module_of(app: Sphinx, module: str, name: str) -> str | None:
+    """The module whose source documents a name, where its value belongs to `builtins`, as that of an alias does."""
+    value = getattr(import_module(module), name.partition(".")[0], None)
+    return module if getattr(value, "__module__", None) == "builtins" else None
+
+
 def cell(text: object) -> str:
     """Text for a cell of a table, in one line."""
     return re.sub(r"([|<]|(?<!`)\*)", r"\\\1", " ".join(str(text).split()))
@@ -195,6 +201,7 @@ def setup(app: Sphinx) -> None:
     """Register what is defined above."""
     app.connect("missing-reference", missing_reference)
     app.connect("source-read", source_read)
+    app.connect("viewcode-follow-imported", module_of)
     app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", colon, priority=600)
     app.add_directive("commands", Commands)
