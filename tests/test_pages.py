@@ -462,12 +462,14 @@ def _(names, monkeypatch):
     names["loaded"] = rsm_probe.load_model(network, name="net")
     generator = np.random.default_rng(0)
     names["data"] = [
-        (pixels, {"objects": {"boxes": [[2, 3, 10, 12]], "labels": [k % 2]}})
+        {"image": pixels, "objects": {"bbox": [[2, 3, 10, 12]], "category": [k % 2]}}
         for k, pixels in enumerate(torch.tensor(generator.random((14, 3, 32, 32)), dtype=torch.float32))
     ]
     names["logits"] = torch.randn(4, 3)
     Path("retrieval.yaml").write_text(
-        "study: retrieval\nmodels: [net]\nimages: given\nlayers: layer4.0\nqueries: 4\ndatabase_sizes: [10]\n"
+        'study: retrieval\nmodels: [{name: x, source: "timm:resnet10t", weights: null}]\nimages: {source: digits}\n'
+        "layers: layer4.0\nqueries: 4\ndatabase_sizes: [10]\nrepeats: 20\nkernels: [cosine]\n"
+        "matchings: [identity, optimal]\n"
     )
     return {}
 
