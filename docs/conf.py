@@ -142,10 +142,11 @@ def source_read(app: Sphinx, page: str, content: list[str]) -> None:
     content[0] = re.sub(f"{above}(benchmarks/[^)]+\\.md)", r"](path:\1\2", content[0])
 
 
-def module_of(app: Sphinx, module: str, name: str) -> str | None:
-    """The module whose source documents a name, where its value belongs to `builtins`, as that of an alias does."""
+def module_of(app: Sphinx, module: str, name: str) -> str:
+    """The module with the source of a class or function, or of the class of a member; else the module that exports it."""
     value = getattr(import_module(module), name.partition(".")[0], None)
-    return module if getattr(value, "__module__", None) == "builtins" else None
+    defined = str(getattr(value, "__module__", module))
+    return defined if defined.startswith("rsm_probe.") else module
 
 
 def cell(text: object) -> str:
