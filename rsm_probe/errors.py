@@ -11,7 +11,16 @@ _Entry = TypeVar("_Entry")
 
 
 class RsmProbeError(Exception):
-    """Base of all errors that rsm_probe raises deliberately."""
+    """Base of all errors that rsm_probe raises deliberately.
+
+    Example:
+        >>> import rsm_probe
+        >>> try:
+        ...     rsm_probe.load_model("resnet18")
+        ... except rsm_probe.RsmProbeError as error:
+        ...     print(type(error).__name__)
+        ModelError
+    """
 
 
 class ConfigError(RsmProbeError, ValueError):

@@ -36,13 +36,26 @@ _AT_ONCE = 1 << 23
 
 
 class Capture(Mapping[str, "CapturedLayer"]):
-    """Representations of all images on disk: layer name -> `CapturedLayer`. Values are read on use.
+    """Representations of all images on disk: layer name -> `CapturedLayer`, tokens (N, S, C). Values are read on use.
+
+    Example:
+        >>> import torch, rsm_probe
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+        >>> capture = rsm_probe.capture(model, torch.rand(6, 3, 8, 8), ["0", "1"], "capture.zarr")
+        >>> capture = rsm_probe.Capture.open("capture.zarr")    # later, in another process
+        >>> list(capture)
+        ['0', '1']
+        >>> capture["1"].tokens(slice(0, 2)).shape    # of two images
+        torch.Size([2, 36, 4])
 
     Attributes:
         where: path or URL.
-        ids: names of the images.
+        ids: names of the N images.
         labels: their labels, "" where unknown.
         settings: what the values depend on: model, images, layers, dtype, and hashes of them.
+
+    Raises:
+        LayerError: when a layer is looked up that the capture does not contain.
     """
 
     about = FormerName("settings")

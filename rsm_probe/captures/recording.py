@@ -86,6 +86,13 @@ def capture(
     Returns:
         The `Capture`: layer name -> `CapturedLayer`, which `rsm_probe.rsm` and `rsm_probe.nearest` take.
 
+    Example:
+        >>> import torch, rsm_probe
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+        >>> capture = rsm_probe.capture(model, torch.rand(6, 3, 8, 8), ["0", "1"], "capture.zarr")
+        >>> capture["1"].shape, capture["1"].grid    # images, locations, channels
+        ((6, 36, 4), (6, 6))
+
     Raises:
         ModelError: an unknown model.
         ImageError: an empty set, two images of one name, or different sizes after preprocessing.

@@ -87,7 +87,7 @@ class Estimator:
 
         Args:
             count: number of images.
-            weights: how often each image counts; see `rows`.
+            weights: how often each image counts, (N,); see `rows`.
 
         Raises:
             ComparisonError: fewer images than the estimator needs, or too few distinct ones under the weights.
@@ -131,12 +131,15 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
 
 
 def hsic(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # noqa: E741 (the field's letter)
-    """Compute the Hilbert-Schmidt independence criterion (HSIC) between two RSMs.
+    """Compute the Hilbert-Schmidt independence criterion (HSIC) between two RSMs (paper, equation 1).
 
     Args:
         k: symmetric array (N, N), or an `RSM`.
         l: a second RSM over the same images.
         estimator: "unbiased" (HSIC_1: 0 on average for independent RSMs; at least 4 images) or "biased" (equation 1).
+
+    Returns:
+        HSIC, in the units of one RSM times those of the other.
 
     Raises:
         ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, or too few images.
@@ -155,6 +158,16 @@ def cka(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # no
         l: a second RSM over the same images.
         estimator: "unbiased" (at least 4 images; may leave [0, 1] slightly) or "biased" (in [0, 1] for positive
             semi-definite RSMs; close to 1 for any RSMs of few images and many features).
+
+    Returns:
+        CKA, in [-1, 1] up to what the unbiased estimator leaves.
+
+    Example:
+        >>> import numpy as np, rsm_probe
+        >>> features = np.random.default_rng(0).normal(size=(20, 5))    # 20 images
+        >>> k = features @ features.T
+        >>> round(rsm_probe.cka(k, 3 * k + 1), 6)    # scale and shift do not matter
+        1.0
 
     Raises:
         ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, too few images, or a

@@ -32,7 +32,7 @@ class _Triangle(RowMeasure):
 
 
 class PearsonRSA(_Triangle):
-    """Pearson correlation between the off-diagonal entries of two RSMs."""
+    """Pearson correlation between the off-diagonal entries of two RSMs (Kriegeskorte et al. 2008)."""
 
     name = "rsa-pearson"
     properties = Properties("similarity", "[-1, 1]", ("scale", "shift", "images"), "Kriegeskorte et al. 2008")
@@ -45,7 +45,7 @@ class PearsonRSA(_Triangle):
 
 
 class SpearmanRSA(PearsonRSA):
-    """Spearman correlation between the off-diagonal entries of two RSMs; ties share their mean rank."""
+    """Spearman correlation between the off-diagonal entries (Kriegeskorte et al. 2008); ties share their mean rank."""
 
     name = "rsa-spearman"
     properties = Properties(
@@ -53,7 +53,7 @@ class SpearmanRSA(PearsonRSA):
     )
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
-        """Replace each similarity by its index among the distinct ones of its RSM, so that samples need not sort."""
+        """Replace similarities (R, N, N) by their index among the distinct ones of an RSM: samples need not sort."""
         return np.stack([np.unique(rsm, return_inverse=True)[1].reshape(rsm.shape) for rsm in np.asarray(rsms)])
 
     def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ class SpearmanRSA(PearsonRSA):
 
 
 class CosineRSA(_Triangle):
-    """Cosine between the off-diagonal entries of two RSMs."""
+    """Cosine between the off-diagonal entries of two RSMs (Diedrichsen et al. 2021)."""
 
     name = "rsa-cosine"
     properties = Properties(
@@ -73,7 +73,7 @@ class CosineRSA(_Triangle):
 
 
 class KendallRSA(Measure):
-    """Kendall's tau-a between the off-diagonal entries: concordant minus discordant pairs, over all pairs.
+    """Kendall's tau-a between the off-diagonal entries (Nili et al. 2014): concordant minus discordant pairs, over all.
 
     Ties count as neither, so an RSM with ties has tau-a below 1 with itself.
     """

@@ -70,6 +70,15 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
         contains the CKA of exact matching; see `rsm_probe.comparison.certified`. It is [-1, 1] where nothing is
         proven, and by RBF kernels it is meant at the width of the values.
 
+    Example:
+        >>> import numpy as np, rsm_probe
+        >>> x, y = np.random.default_rng(0).normal(size=(2, 20, 5))    # features of 20 images, by two layers
+        >>> grid = rsm_probe.compare({("net", "early"): x @ x.T, ("net", "late"): y @ y.T}, measure="rsa-spearman")
+        >>> grid.dims, grid.shape
+        (('rsm_a', 'rsm_b'), (2, 2))
+        >>> grid["layer_a"].values.tolist()
+        ['early', 'late']
+
     Raises:
         ComparisonError: no RSM, different images or orders, an asymmetric matrix, non-finite values, or an unknown
             measure.

@@ -64,7 +64,7 @@ class BiasedCKA(CKA):
 
 
 class NormDifference(Measure):
-    """Frobenius norm of the difference of two RSMs, diagonals included."""
+    """Frobenius norm of the difference of two RSMs, diagonals included (Klabunde et al. 2023)."""
 
     name = "norm-difference"
     properties = Properties("distance", "[0, inf)", ("images",), "Klabunde et al. 2023")
@@ -76,7 +76,7 @@ class NormDifference(Measure):
 
 
 class Bures(Measure):
-    """Bures similarity of centred RSMs: the nuclear norm of `K^(1/2) L^(1/2)`.
+    """Bures similarity of centred RSMs (Tang et al. 2020): the nuclear norm of `K^(1/2) L^(1/2)`.
 
     Negative eigenvalues, which semantic RSMs may have, count as 0; see `negative_share` for their weight.
     """
@@ -94,7 +94,7 @@ class Bures(Measure):
 
 
 class NormalisedBures(Bures):
-    """`Bures` divided by the square roots of the traces: the cosine of the Procrustes angle."""
+    """`Bures` divided by the square roots of the traces: the cosine of the Procrustes angle (Harvey et al. 2024)."""
 
     name = "bures-normalised"
     properties = Properties(
@@ -154,7 +154,7 @@ class _Neighbours(Measure):
 
 
 class NeighbourJaccard(_Neighbours):
-    """Overlap of nearest neighbours: intersection over union, averaged over images."""
+    """Overlap of nearest neighbours: intersection over union, averaged over images (Klabunde et al. 2023)."""
 
     name = "knn-jaccard"
     properties = Properties("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Klabunde et al. 2023")
@@ -165,7 +165,7 @@ class NeighbourJaccard(_Neighbours):
 
 
 class NeighbourRank(_Neighbours):
-    """Agreement of the ranks of shared nearest neighbours, averaged over images; 0 if none are shared."""
+    """Agreement of the ranks of shared nearest neighbours, averaged over images (Wang et al. 2020); 0 if none are."""
 
     name = "knn-rank"
     properties = Properties("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Wang et al. 2020")
@@ -213,7 +213,7 @@ def get_measure(measure: str | Measure) -> Measure:
 
 
 def rsa(k: Any, l: Any, correlation: Literal["spearman", "pearson", "kendall", "cosine"] = "spearman") -> float:  # noqa: E741
-    """Correlate the off-diagonal entries of two RSMs (RSA).
+    """Correlate the off-diagonal entries of two RSMs (RSA; Kriegeskorte et al. 2008).
 
     Args:
         k: symmetric array (N, N), or an `RSM`; image ids of two `RSM`s must agree.
@@ -228,7 +228,7 @@ def rsa(k: Any, l: Any, correlation: Literal["spearman", "pearson", "kendall", "
 
 
 def bures(k: Any, l: Any, normalised: bool = True) -> float:  # noqa: E741
-    """Compute the Bures similarity of two RSMs after centring; see `Bures` and `negative_share`.
+    """Compute the Bures similarity of two RSMs after centring (Tang et al. 2020); see `Bures` and `negative_share`.
 
     Raises:
         ComparisonError: as `rsa`; if normalised, also an RSM without variance.
@@ -237,7 +237,7 @@ def bures(k: Any, l: Any, normalised: bool = True) -> float:  # noqa: E741
 
 
 def norm_difference(k: Any, l: Any) -> float:  # noqa: E741
-    """Compute the Frobenius norm of the difference of two RSMs.
+    """Compute the Frobenius norm of the difference of two RSMs (Klabunde et al. 2023).
 
     Raises:
         ComparisonError: different shapes or images, an asymmetric matrix, or non-finite values.
@@ -246,7 +246,7 @@ def norm_difference(k: Any, l: Any) -> float:  # noqa: E741
 
 
 def neighbour_overlap(k: Any, l: Any, neighbours: int = 10, ranked: bool = False) -> float:  # noqa: E741
-    """Measure how far two RSMs agree on the nearest neighbours of each image.
+    """Measure how far two RSMs agree on the nearest neighbours of each image (Klabunde et al. 2023).
 
     Args:
         k: symmetric array (N, N), or an `RSM`.

@@ -49,7 +49,7 @@ class Measure(ABC):
     weighted: ClassVar[bool] = False
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
-        """Precompute what repeated calls of `grid` on the same images share, without changing values."""
+        """Precompute what repeated calls of `grid` on the RSMs (R, N, N) share, without changing values."""
         return rsms
 
     def grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -74,7 +74,7 @@ class Measure(ABC):
 
         Args:
             count: number of images.
-            weights: how often each image counts, (count,).
+            weights: how often each image counts, (N,).
 
         Raises:
             ComparisonError: too few images, too few different ones under the weights, or weights for a measure that

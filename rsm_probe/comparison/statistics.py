@@ -49,6 +49,14 @@ def bootstrap(
         Dimensions (rsm_a, rsm_b): `value`, the percentiles `low` and `high`, the standard error `std`, and `draws`, the
         number of draws in which the value is defined.
 
+    Example:
+        >>> import numpy as np, rsm_probe
+        >>> x = np.random.default_rng(0).normal(size=(20, 5))
+        >>> noisy = x + np.random.default_rng(1).normal(size=(20, 5)) / 2
+        >>> interval = rsm_probe.bootstrap({"x": x @ x.T}, {"noisy": noisy @ noisy.T}, repeats=50)
+        >>> bool(interval["low"][0, 0] < interval["value"][0, 0] < interval["high"][0, 0])
+        True
+
     Raises:
         ComparisonError: as `compare`; a measure that cannot weight images, `repeats` or `level` out of range, or too
             few images.

@@ -23,7 +23,7 @@ def distributions(ax: Axes, kinds: Mapping[str, np.ndarray], title: str = "", me
 
     Args:
         ax: Axes to draw on.
-        kinds: for each name, its similarities; empty kinds are omitted.
+        kinds: for each name, its similarities, (P,); empty kinds are omitted.
         title: title of the panel.
         meaning: label of the values.
     """
@@ -55,8 +55,8 @@ def joint_density(
 
     Args:
         ax: Axes to draw on.
-        x: one value per pair.
-        y: another value per pair.
+        x: one value per pair, (P,).
+        y: another value per pair, (P,).
         title: title of the panel.
         meanings: labels of x and y.
         line: draw the diagonal, with equal limits of both axes.
@@ -86,7 +86,7 @@ def spreads(ax: Axes, kinds: Mapping[str, np.ndarray], title: str = "", meaning:
 
     Args:
         ax: Axes to draw on.
-        kinds: for each name, its values.
+        kinds: for each name, its values, (n,); names may have different numbers of them.
         title: title of the panel.
         meaning: label of the values.
     """

@@ -132,7 +132,7 @@ def _name_runs(axis: XAxis | YAxis, labels: Sequence[str]) -> None:
 
 
 def rsm_scale(rsms: Sequence[np.ndarray]) -> Normalize:
-    """The scale of RSMs side by side, from the least to the greatest similarity of two different images.
+    """The scale of RSMs (N, N) side by side, from the least to the greatest similarity of two different images.
 
     The diagonals compare images with themselves and would use up most of the scale.
     """
@@ -184,7 +184,7 @@ def _bar(ax: Axes, beside: Axes, meaning: str, extend: str) -> Axes:
 
 
 def beyond(values: Sequence[np.ndarray], norm: Normalize) -> str:
-    """Which values lie beyond a scale: "neither", "min", "max" or "both", as `colour_bar` takes them."""
+    """Which values, of any shape, lie beyond a scale: "neither", "min", "max" or "both"; see `colour_bar`."""
     assert norm.vmin is not None
     assert norm.vmax is not None
     below = any((np.nan_to_num(part, nan=norm.vmin) < norm.vmin).any() for part in values)

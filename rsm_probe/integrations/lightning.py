@@ -27,9 +27,10 @@ class RsmCallback(TrainingWatch, Callback):
     models that are sharded (FSDP, DeepSpeed ZeRO-3, tensor parallelism) are refused when training starts. A
     LightningModule without a `forward` of its own needs `part=`, the attribute that holds the network.
 
-    Example:
-        >>> callback = RsmCallback(images, every=500, part="net", layers="blocks")
-        >>> lightning.Trainer(callbacks=[callback], max_steps=10_000).fit(module, loader)
+    Example::
+
+        callback = RsmCallback(images, every=500, part="net", layers="blocks")
+        lightning.Trainer(callbacks=[callback], max_steps=10_000).fit(module, loader)
 
     Arguments, attributes and errors are those of `TrainingWatch`.
     """

@@ -66,13 +66,18 @@ class TrainingWatch:
     images of a mini-batch for each layer, matching and kernel (10 layers, two matchings, 1000 images: 20 MB each).
 
     Example:
-        >>> watch = TrainingWatch(images, layers="blocks", every=100)
-        >>> for step, (x, y) in enumerate(batches):
+        >>> import torch
+        >>> from rsm_probe.integrations import TrainingWatch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> watch = TrainingWatch(torch.rand(8, 3, 8, 8), layers=["0", "1"], every=2)
+        >>> for step in range(3):
         ...     if watch.due(step):
-        ...         log(watch.record(model, step))      # {"rsm/cka_first/optimal/layer4": 0.83, ...}
-        ...     train(model, x, y)
-        >>> log(watch.record(model, step + 1))
-        >>> print(watch.summary())
+        ...         numbers = watch.record(model, step)    # for the logger of your choice
+        ...     model(torch.rand(4, 3, 8, 8)).square().mean().backward()
+        ...     optimizer.step()
+        >>> "rsm/cka_first/optimal/1" in numbers
+        True
 
     Args:
         images: the images to record, as for `sweep`. A few hundred suffice.

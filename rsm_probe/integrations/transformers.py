@@ -29,10 +29,11 @@ class RsmTrainerCallback(TrainingWatch, TrainerCallback):
     With several processes, the first one records and the others wait for it. Wrappers of data parallelism and
     `torch.compile` are taken off; models that are sharded (FSDP, DeepSpeed ZeRO-3) are refused when training starts.
 
-    Example:
-        >>> trainer = Trainer(model, TrainingArguments("runs", report_to="tensorboard"), train_dataset=...)
-        >>> RsmTrainerCallback(images, every=500, layers="blocks").add_to(trainer)
-        >>> trainer.train()
+    Example::
+
+        trainer = Trainer(model, TrainingArguments("runs", report_to="tensorboard"), train_dataset=...)
+        RsmTrainerCallback(images, every=500, layers="blocks").add_to(trainer)
+        trainer.train()
 
     Arguments, attributes and errors are those of `TrainingWatch`.
     """

@@ -163,6 +163,16 @@ def match(
     Returns:
         A `Match`. Its bound is that of the method if it gives one, otherwise the inner product of the sorted norms.
 
+    Example:
+        >>> import torch, rsm_probe
+        >>> y = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))    # 16 locations, 8 channels
+        >>> x = y.roll(3, dims=0)                                                 # the same, three locations further
+        >>> best = rsm_probe.match(x, y)
+        >>> torch.equal(y[best.permutation], x)
+        True
+        >>> best.status
+        'optimal'
+
     Raises:
         MatchingError: wrong shapes, NaN or infinity (the message gives the position), an unknown method, a score
             together with `certify`, or a grid that is needed but unknown.
@@ -238,6 +248,12 @@ def match_affinity(
 
     Returns:
         One `Match` for a matrix, a list of B for a batch.
+
+    Example:
+        >>> import numpy as np, rsm_probe
+        >>> best = rsm_probe.match_affinity(np.array([[1.0, 5.0], [2.0, 4.0]]))
+        >>> best.permutation.tolist(), float(best.value)    # 5 + 2 is more than 1 + 4
+        ([1, 0], 7.0)
 
     Raises:
         MatchingError: wrong shape, NaN or infinity (the message gives the position), an unknown method, or one that

@@ -96,6 +96,14 @@ def nearest(
         `saved_matchings` and `saved_time` (0 where nothing was saved), `sigma2` of an RBF kernel, and the `recall` of a
         shortlist.
 
+    Example:
+        >>> import torch, rsm_probe
+        >>> database = torch.randn(20, 9, 8, generator=torch.Generator().manual_seed(0))    # 20 images of 9 locations
+        >>> queries = database[:2].flip(1)    # two of them, locations in another order
+        >>> neighbours = rsm_probe.nearest(queries, database, k=3)
+        >>> neighbours["index"][:, 0].values.tolist()    # the images themselves
+        [0, 1]
+
     Raises:
         RepresentationError: wrong shapes, different numbers of channels, NaN or infinity.
         MatchingError: unknown matching.

@@ -81,6 +81,16 @@ def rsm(
         An `RSM` whose `values` are (N, M) float64. Its dataset also holds the matched `product` of every pair and its
         upper `bound`, infinity where the matching proves nothing.
 
+    Example:
+        >>> import torch, rsm_probe
+        >>> z = torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0))    # images, locations, channels
+        >>> semantic = rsm_probe.rsm(z, matching="optimal", ids=["cat", "dog", "car"])
+        >>> aligned = rsm_probe.rsm(z, matching="identity", ids=["cat", "dog", "car"])
+        >>> semantic.values.shape
+        (3, 3)
+        >>> bool((semantic.values >= aligned.values - 1e-9).all())    # the best pairing is never worse than that one
+        True
+
     Raises:
         RepresentationError: wrong shapes, NaN or infinity (the message names the image), unknown centring.
         MatchingError: unknown matching, or permutations of a score.

@@ -102,6 +102,16 @@ def all_pairs(
         `norm_b`, and `permutation` where asked for. No matching exceeds its bound, up to the rounding of affinities,
         some 1e-7 of |x| |y| in float32; the bound is infinite where the method proves nothing.
 
+    Example:
+        >>> import torch, rsm_probe
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()
+        >>> capture = rsm_probe.capture(model, torch.rand(6, 3, 8, 8), ["0"], "capture.zarr")
+        >>> pairs = rsm_probe.all_pairs(capture["0"], out="pairs.zarr")
+        >>> pairs["product"].shape
+        (6, 6)
+        >>> rsm_probe.RSM.from_pairs(pairs, "cosine").values.shape    # any kernel, without matching again
+        (6, 6)
+
     Raises:
         RepresentationError: the layers differ in their channels.
         MatchingError: unknown matching, or permutations of a score.

@@ -225,7 +225,11 @@ class Experiment(Runner[C]):
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
     ) -> TableResult:
-        """Compare one model after another, and save table and report."""
+        """Compare one model after another, and save table and report.
+
+        Raises:
+            MatchingError: no layer has the tokens that the matchings need.
+        """
         rows: list[Row] = []
         with_pictures = set(self._first_of_each_kind(list(models)))
         for number, (title, model) in enumerate(models.items()):

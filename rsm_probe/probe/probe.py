@@ -48,9 +48,13 @@ class Probe:
     locations. Windowed or shuffled tokens are returned in image order.
 
     Example:
-        >>> with Probe(model, "blocks") as probe:
-        ...     model(images)
-        >>> probe.representations["layer1.0"].tokens.shape        # (N, S, C)
+        >>> import torch, rsm_probe
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+        >>> with torch.no_grad(), rsm_probe.Probe(model, ["1"]) as probe:
+        ...     _ = model(torch.rand(5, 3, 8, 8))
+        >>> layer = probe.representations["1"]
+        >>> layer.tokens.shape, layer.grid    # (N images, S locations, C channels), (H, W)
+        (torch.Size([5, 36, 4]), (6, 6))
 
     Args:
         model: the module to be called. It may be wrapped in `torch.compile`, which then runs eagerly, or in data

@@ -22,7 +22,7 @@ from rsm_probe.runs.tables import csv_text
 from rsm_probe.storage.files import save_text
 from rsm_probe.storage.paths import file_name
 
-INSTALL = "pip install 'rsm-probe[report]'"
+INSTALL = "pip install altair vl-convert-python"
 # Larger files open slowly.
 MOST_BYTES = 15_000_000
 # Rows of a table on the page; the download has all.

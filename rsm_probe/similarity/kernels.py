@@ -47,7 +47,7 @@ class Kernel(ABC):
         return values
 
     def at_width_of(self, products: np.ndarray, norms_x: np.ndarray, norms_y: np.ndarray, *, same: bool) -> Kernel:
-        """The kernel with the width that it takes from these pairs; arguments as in a call.
+        """The kernel with the width that it takes from these pairs, (N, M); arguments as in a call.
 
         Raises:
             ComparisonError: a kernel that takes a width does not say which.
@@ -147,7 +147,7 @@ class RBF(Kernel):
         return self.of_distances(-values)
 
     def of_distances(self, distances: np.ndarray) -> np.ndarray:
-        """Convert squared distances to similarities; needs a width."""
+        """Convert squared distances, of any shape, to similarities; needs a width."""
         assert self.sigma2 is not None
         with np.errstate(over="ignore"):  # exp(-infinity) is 0, as it should be
             return np.exp(-distances / (2.0 * self.sigma2))

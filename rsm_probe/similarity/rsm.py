@@ -28,7 +28,14 @@ _KNOWN = ("layer", "matching", "kernel", "centering")
 
 
 class RSM:
-    """A representational similarity matrix.
+    """A representational similarity matrix: `values` (N, M), the similarities of N images with M images.
+
+    Example:
+        >>> import numpy as np, rsm_probe
+        >>> features = np.random.default_rng(0).normal(size=(4, 3))
+        >>> brain = rsm_probe.RSM.from_array(features @ features.T, ids=["cat", "dog", "car", "bus"])
+        >>> brain.values.shape, brain.ids[:2]
+        ((4, 4), ['cat', 'dog'])
 
     Attributes:
         dataset: an `xarray.Dataset` with `similarity` (image_a, image_b). An RSM that was computed here also has the

@@ -105,7 +105,15 @@ def load_model(
         tokens: "locations", "class", "mean", "max" or "gem", or several of these.
 
     Returns:
-        The model.
+        A `LoadedModel`: the module in evaluation mode, and the function from a PIL image to a tensor (C, H, W).
+
+    Example:
+        >>> import PIL.Image, rsm_probe
+        >>> loaded = rsm_probe.load_model("timm:vit_tiny_patch16_224", weights=None, seed=0)    # random weights
+        >>> loaded.name, loaded.module.training
+        ('vit_tiny_patch16_224', False)
+        >>> loaded.preprocess(PIL.Image.new("RGB", (300, 200))).shape
+        torch.Size([3, 224, 224])
 
     Raises:
         ModelError: the library or model is unknown (the message lists the nearest names), the weights are unavailable

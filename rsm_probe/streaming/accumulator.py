@@ -40,12 +40,15 @@ class Accumulator(ProductConsumer):
     matchings keep a copy until the workers have matched it.
 
     Example:
-        >>> accumulator = Accumulator(matchings=("identity", "optimal"))
-        >>> with accumulator, Probe(model, "blocks") as probe:
-        ...     for images in batches:
-        ...         model(images)
+        >>> import torch, rsm_probe
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+        >>> accumulator = rsm_probe.Accumulator(matchings=("identity", "optimal"))
+        >>> with torch.no_grad(), accumulator, rsm_probe.Probe(model, ["0", "1"]) as probe:
+        ...     for images in torch.rand(2, 10, 3, 8, 8):    # two batches of ten images
+        ...         _ = model(images)
         ...         accumulator.update(probe)
-        >>> accumulator.cka                         # xarray.DataArray (rsm_a, rsm_b)
+        >>> accumulator.cka.dims, accumulator.cka.shape    # two layers by two matchings
+        (('rsm_a', 'rsm_b'), (4, 4))
 
     Args:
         matchings: names or method objects; "identity" gives spatio-semantic RSMs, "optimal" semantic RSMs.

@@ -115,7 +115,15 @@ def sweep(
         progress: show the estimated cost and progress bars.
 
     Returns:
-        A `SweepResult`.
+        A `SweepResult`, whose `cka` is an `xarray.DataArray` (rsm_a, rsm_b).
+
+    Example:
+        >>> import torch, rsm_probe
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 8, 3)).eval()
+        >>> images = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> result = rsm_probe.sweep({"net": model}, images, layers=["0", "2"], batch_size=10)
+        >>> result.grid("net", matching_a="optimal", matching_b="identity").shape    # layers x layers
+        (2, 2)
 
     Raises:
         ModelError: no model, an unknown model, or two models with the same name.

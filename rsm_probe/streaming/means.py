@@ -102,7 +102,7 @@ class Means(BatchConsumer[Tensor]):
         return self._sums[model, layer] / self.images
 
     def state(self) -> dict[str, np.ndarray]:
-        """The sums as plain arrays, from which `restore` continues."""
+        """The sums as plain arrays, (S, C) per layer or (1, C), from which `restore` continues."""
         names = [list(key) for key in self._sums]
         sums = {f"sum{k}": total.numpy() for k, total in enumerate(self._sums.values())}
         return {
@@ -113,7 +113,7 @@ class Means(BatchConsumer[Tensor]):
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continue from the arrays of `state`."""
+        """Continue from the arrays of `state`, (S, C) or (1, C) per layer."""
         # States of earlier versions do not include the number of batches.
         self.images, self.batches = int(state["images"]), int(state.get("batches", 0))
         self._sums = {

@@ -53,9 +53,14 @@ class RsmStore:
     estimator and measure is available without a model and without a matching.
 
     Example:
-        >>> store = rsm_probe.RsmStore.open("runs/quickstart")
-        >>> store.select(models="resnet-0", matchings="optimal").compare("rsa-spearman")
-        >>> store.result(kernels=("rbf",)).cka
+        >>> import torch, rsm_probe
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+        >>> _ = rsm_probe.sweep({"net": model}, torch.rand(20, 3, 8, 8), ["0", "1"], batch_size=10, out="runs/net")
+        >>> store = rsm_probe.RsmStore.open("runs/net")
+        >>> store.select(matchings="optimal").compare("rsa-spearman").shape
+        (2, 2)
+        >>> store.result(kernels="rbf").cka.shape    # another kernel, without a model and without a matching
+        (4, 4)
 
     Attributes:
         where: path of the store.

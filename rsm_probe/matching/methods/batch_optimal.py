@@ -115,7 +115,7 @@ class BatchOptimal(Windowed):
         return self.window >= max(rows, columns)
 
     def matched(self, x: SortedLocations, i: int, y: SortedLocations, j: int) -> tuple[np.ndarray, float]:
-        """Solve the windows of a pair; see `Windowed.matched`."""
+        """Solve the windows of a pair; return the partners (S,), -1 for unmatched ones, and NaN for no bound."""
         pairing = Pairing(x, i, y, j, x.order[i], y.order[j])
         pairing.improve(self.window, Auction())
         return pairing.permutation(), np.nan

@@ -33,7 +33,7 @@ class ScipyAssignment(_Exact):
     name: ClassVar[str] = "scipy"
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
-        """Return the optimal partners; of a rectangular affinity, the shorter side is matched in full."""
+        """Return the optimal partners (S,) for an affinity (S, T); the shorter side is matched in full."""
         from scipy.optimize import linear_sum_assignment
 
         rows, columns = linear_sum_assignment(affinity, maximize=True)
@@ -53,7 +53,7 @@ class LapAssignment(_Exact):
         return 8 * rows * columns + 8 * max(rows, columns) ** 2
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
-        """Return the optimal partners; of a rectangular affinity, the shorter side is matched in full."""
+        """Return the optimal partners (S,) for an affinity (S, T); the shorter side is matched in full."""
         import lap  # lazy: few users need it
 
         # lap pads a rectangle with a cost above all others, which matches the shorter side in full. Costs in [0, 1]
@@ -85,7 +85,7 @@ class OrToolsAssignment(_Exact):
         return 56 * max(rows, columns) ** 2
 
     def permutation(self, affinity: np.ndarray) -> np.ndarray:
-        """Return the optimal partners up to rounding; of a rectangular affinity, the shorter side is matched in full.
+        """Return the optimal partners (S,) for an affinity (S, T), up to rounding; the shorter side is matched in full.
 
         Raises:
             MatchingError: OR-Tools is not installed or finds no solution, or `levels` is too large.

@@ -31,7 +31,7 @@ _FINISHED_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Auction(Matching):
-    """Exact assignment by an epsilon-scaling auction in the precision of the affinity.
+    """Exact assignment by an auction with epsilon scaling (Bertsekas, 1988), in the precision of the affinity.
 
     Every pair comes with an upper bound, the dual value of the auction in float64. If the bound stays further from the
     value than `gap` allows, because float32 prices are too coarse, the pair is finished in float64; if the bids run

@@ -59,7 +59,7 @@ class PackagedWeights:
     std: tuple[float, ...] = _LITE_STD
 
     def read(self) -> dict[str, Tensor]:
-        """Read the weights, under the names of their file.
+        """Read the weights, under the names and in the shapes of their file.
 
         Raises:
             ModelError: the package is not installed (the message says how to install it), or holds a different file.
