@@ -85,7 +85,8 @@ def test_a_run_without_the_packages_of_the_page_says_how_to_get_it(run_folder, m
     before = (run_folder / "report.html").read_bytes()
     done = cli("run", SMOKE, "--out", run_folder, "--no-figures")
     assert (
-        "no report page: charts need Vega-Altair and vl-convert-python; pip install altair vl-convert-python" in done.stdout
+        "no report page: charts need Vega-Altair and vl-convert-python; pip install altair vl-convert-python"
+        in done.stdout
     )
     assert "pip install altair vl-convert-python" in refused("report", run_folder)
     assert (run_folder / "report.html").read_bytes() == before
