@@ -143,7 +143,7 @@ def source_read(app: Sphinx, page: str, content: list[str]) -> None:
 
 
 def module_of(app: Sphinx, module: str, name: str) -> str:
-    """The module with the source of a name or, for members, of their class; for aliases the module that exports them."""
+    """The module with the source of a name, or of the class of a member; for aliases the module that exports them."""
     value = getattr(import_module(module), name.partition(".")[0], None)
     defined = str(getattr(value, "__module__", module))
     return defined if defined.startswith("rsm_probe.") else module
