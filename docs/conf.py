@@ -175,10 +175,11 @@ def configuration_keys() -> Iterator[str]:
     """All keys of every study, with their defaults, as Markdown."""
     for study, settings in sorted(STUDIES.items(), key=lambda item: item[0] != "sweep"):
         yield f"## study: {study}\n\n{cleandoc(settings.__doc__ or '').splitlines()[0]}\n"
-        yield "| key | default | meaning |\n|---|---|---|"
+        yield "| key | meaning |\n|---|---|"
         for key, default, description in described_keys(settings):
-            default = default.replace("|", "\\|")
-            yield f"| `{key}` | `{default}` | {cell(description)} |"
+            meaning = f"{cell(description)}; " if description else ""
+            default = "required" if default == "required" else "by default `" + default.replace("|", "\\|") + "`"
+            yield f"| `{key}` | {meaning}{default} |"
         yield ""
 
 

@@ -85,6 +85,14 @@ def test_every_public_name_has_an_entry(pages):
     assert [name for name, value in PUBLIC.items() if not any(value is other for other in documented.values())] == []
 
 
+def test_every_code_of_the_gallery_draws_a_figure_of_its_own(site, pages):
+    drawn = [file for file in pages[site / "gallery.html"].loads if "_images/" in file and "figures" not in file]
+    plots = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8").count(".. plot::")
+    contents = {(site / file).read_bytes() for file in drawn}
+    assert plots > 3
+    assert len(contents) == plots + len([*(ROOT / "docs" / "figures").glob("*.png")])
+
+
 def test_the_search_works_from_disk(site):
     # Browsers refuse to fetch files from disk, but run scripts: the index is one, and no result needs its page.
     index = (site / "searchindex.js").read_text(encoding="utf-8")
