@@ -187,7 +187,8 @@ class Commands(SphinxDirective):
     """Inserts what `commands` yields."""
 
     def run(self) -> list[nodes.Node]:
-        """Parse the text as a part of the page."""
+        """Parse the text as a part of the page, which is read again whenever the site is built."""
+        self.env.note_reread()
         return self.parse_text_to_nodes("\n".join(commands()), allow_section_headings=True)
 
 
@@ -195,7 +196,8 @@ class ConfigurationKeys(SphinxDirective):
     """Inserts what `configuration_keys` yields."""
 
     def run(self) -> list[nodes.Node]:
-        """Parse the text as a part of the page."""
+        """Parse the text as a part of the page, which is read again whenever the site is built."""
+        self.env.note_reread()
         return self.parse_text_to_nodes("\n".join(configuration_keys()), allow_section_headings=True)
 
 
