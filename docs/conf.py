@@ -143,7 +143,7 @@ def source_read(app: Sphinx, page: str, content: list[str]) -> None:
 
 
 def module_of(app: Sphinx, module: str, name: str) -> str:
-    """The module with the source of a name or, for members, of their class; for aliases the module that exports them."""
+    """The module with the source of a name, or of the class of a member; for aliases the module that exports them."""
     value = getattr(import_module(module), name.partition(".")[0], None)
     defined = str(getattr(value, "__module__", module))
     return defined if defined.startswith("rsm_probe.") else module
@@ -175,10 +175,11 @@ def configuration_keys() -> Iterator[str]:
     """All keys of every study, with their defaults, as Markdown."""
     for study, settings in sorted(STUDIES.items(), key=lambda item: item[0] != "sweep"):
         yield f"## study: {study}\n\n{cleandoc(settings.__doc__ or '').splitlines()[0]}\n"
-        yield "| key | default | meaning |\n|---|---|---|"
+        yield "| key | meaning |\n|---|---|"
         for key, default, description in described_keys(settings):
-            default = default.replace("|", "\\|")
-            yield f"| `{key}` | `{default}` | {cell(description)} |"
+            meaning = f"{cell(description)}; " if description else ""
+            default = "required" if default == "required" else "by default `" + default.replace("|", "\\|") + "`"
+            yield f"| `{key}` | {meaning}{default} |"
         yield ""
 
 
@@ -186,7 +187,8 @@ class Commands(SphinxDirective):
     """Inserts what `commands` yields."""
 
     def run(self) -> list[nodes.Node]:
-        """Parse the text as a part of the page."""
+        """Parse the text as a part of the page, which is read again whenever the site is built."""
+        self.env.note_reread()
         return self.parse_text_to_nodes("\n".join(commands()), allow_section_headings=True)
 
 
@@ -194,7 +196,8 @@ class ConfigurationKeys(SphinxDirective):
     """Inserts what `configuration_keys` yields."""
 
     def run(self) -> list[nodes.Node]:
-        """Parse the text as a part of the page."""
+        """Parse the text as a part of the page, which is read again whenever the site is built."""
+        self.env.note_reread()
         return self.parse_text_to_nodes("\n".join(configuration_keys()), allow_section_headings=True)
 
 
