@@ -82,6 +82,9 @@ document.addEventListener("click", async (event) => {
   const canvas = document.createElement("canvas");
   canvas.width = 2 * image.width;
   canvas.height = 2 * image.height;
-  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#ffffff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
   save(canvas.toDataURL("image/png"), `${button.dataset.name}.png`);
 });

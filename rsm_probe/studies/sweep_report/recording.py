@@ -97,13 +97,14 @@ def shown_of(request: SweepRequest, source: BatchSource, folder: Path, result: S
         f"RSMs, pairs and neighbours are those of {whole} ({len(ids)} of {sum(store.sizes)} images){thinning}."
     )
     semantic, picked = next(iter(semantic_matchings(result)), ""), _Picked([], [])
-    number_of = {key: k for k, key in enumerate(store.keys)}
+    number_of = _numbers(store)
     rsms, ranges = np.empty((len(keys), len(order), len(order)), np.float32), np.empty((len(keys), 2))
     whole_rsms: dict[RsmKey, np.ndarray] = {}
     queries = query_images(labels, _QUERIES)
     apart = ~np.eye(len(ids), dtype=bool)
     for k, key in enumerate(keys):
-        values = store.rsms(0, slice(number_of[key], number_of[key] + 1))[0]
+        number = number_of[key._replace(depth=0)]
+        values = store.rsms(0, slice(number, number + 1))[0]
         rsms[k] = values[np.ix_(order, order)]
         ranges[k] = values[apart].min(), values[apart].max()
         if semantic and key.kernel == kernels[0] and key.matching in ("identity", semantic):
@@ -120,6 +121,11 @@ def shown_of(request: SweepRequest, source: BatchSource, folder: Path, result: S
         settings_hash(result), ids, labels, semantic, kernels[0], order, keys, rsms, ranges, thumbnails,
         picked.changes, picked.neighbours, intervals, repeats, notes,
     )  # fmt: skip
+
+
+def _numbers(store: RsmStore) -> dict[RsmKey, int]:
+    """Numbers of the RSMs of a store by their keys with depth 0: a store that grew may know more layers of a model."""
+    return {key._replace(depth=0): k for k, key in enumerate(store.keys)}
 
 
 def _first_batch(request: SweepRequest, source: BatchSource, ids: Sequence[str]) -> RawBatch:
@@ -290,13 +296,14 @@ def _intervals(
             notes.append("There are no bootstrap intervals: they would take long with so many images and layers.")
         return [], 0
     measure = get_estimator(result.dataset.attrs["estimator"]).measure
-    number_of = {key: k for k, key in enumerate(store.keys)}
+    number_of = _numbers(store)
     intervals = []
     for key, aligned in pairs:
+        numbers = [number_of[one._replace(depth=0)] for one in (key, aligned)]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of RSMs without a value, which the sweep named
-                both = bootstrap_batches(_Few(store, [number_of[key], number_of[aligned]]), measure, repeats, _LEVEL)
+                both = bootstrap_batches(_Few(store, numbers), measure, repeats, _LEVEL)
         except ComparisonError as error:
             notes.append(f"There are no bootstrap intervals: {error}.")
             return [], 0
