@@ -65,7 +65,8 @@ class Match:
 
     def _repr_html_(self) -> str:
         """Tabulate the pairs of locations of the largest affinities, for notebooks."""
-        facts = {"value": self.value, "bound": self.bound, "status": self.status, "solver": self.solver}
+        bound = None if self.bound is None else f"{self.bound:.7g}"
+        facts = {"value": f"{self.value:.7g}", "bound": bound, "status": self.status, "solver": self.solver}
         if self.permutation is None or self.affinities is None:
             return html_table("Match", facts, note="It is a score, which pairs no locations.")
         matched = np.flatnonzero(self.permutation >= 0)

@@ -286,3 +286,20 @@ def test_images_of_a_folder_are_on_the_page_as_they_are(tmp_path):
     shown = Shown.open(tmp_path / "run")
     assert {one.size for one in shown.thumbnails.values()} == {(9, 9)}
     assert "<img src=x" not in write_report(study, tmp_path / "run").read_text()
+
+
+def test_equal_values_have_equal_colours_and_no_difference_has_none():
+    result, _ = random_sweep(models=2, layers=3, images=20, shown_images=4)
+    cka = result.dataset["cka"]
+    cka.values[:] = np.abs(cka.values) * 0.5 + 0.4  # nothing near 0
+    matched = cka["matching_a"].values == "optimal"
+    cka.values[np.ix_(matched, matched)] += 0.05  # and all differences of one sign
+    from rsm_probe.studies.sweep_report.cka_grids import cka_chart
+
+    views = cka_chart(result, None, result.models).chart["concat"]
+    domains = {view["name"]: view["encoding"]["color"]["scale"]["domain"] for view in views}
+    assert domains["grid_identity"] == domains["grid_semantic"] == [0.0, 1.0]
+    low, high = domains["grid_difference"]
+    pairs = [(a, b) for a in result.models for b in result.models]
+    largest = max(np.abs((result.grid(a, b, "optimal") - result.grid(a, b)).values).max() for a, b in pairs)
+    assert high == -low == pytest.approx(largest, abs=1e-3)

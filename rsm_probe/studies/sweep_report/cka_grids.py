@@ -46,11 +46,12 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
     ]
     packed = _packed_grids(result, models)
     grids, views = alt.NamedData(name="grids"), list[Any]()
+    sequential, diverging = _scales(packed)
     if semantics:
-        views.append(_grid_view(grids, "identity", "spatio-semantic RSMs"))
-    views.append(_grid_view(grids, "semantic", "semantic RSMs" if semantics else "RSMs"))
+        views.append(_grid_view(grids, "identity", "spatio-semantic RSMs", sequential))
+    views.append(_grid_view(grids, "semantic", "semantic RSMs" if semantics else "RSMs", sequential))
     if semantics:
-        views.append(_grid_view(grids, "difference", "difference (semantic − spatio-semantic)"))
+        views.append(_grid_view(grids, "difference", "difference (semantic − spatio-semantic)", diverging))
     choices = ["models", *(["matching"] if len(matchings) > 1 else []), *(["kernel"] if len(kernels) > 1 else [])]
     caption = (
         "CKA between the layers of two models. Hover over a cell for its layers and values. Menus choose "
@@ -129,12 +130,19 @@ def _unpacked(data: alt.NamedData) -> alt.Chart:
     )
 
 
-def _grid_view(data: alt.NamedData, values: str, title: str) -> alt.Chart:
+def _scales(packed: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Scale]:
+    """The scales of CKA and of its differences: the same for all grids, and as much of either sign around 0."""
+    identity, semantic = (
+        np.concatenate([np.array(one[kind], dtype=np.float64) for one in packed]) for kind in ("identity", "semantic")
+    )
+    lowest = np.nanmin(np.concatenate([identity, semantic]), initial=0.0)
+    limit = np.nanmax(np.abs(semantic - identity), initial=0.0) or 1e-6
+    sequential = alt.Scale(scheme="viridis", domain=[float(lowest), 1.0])
+    return sequential, alt.Scale(scheme="purpleorange", domain=[-float(limit), float(limit)])
+
+
+def _grid_view(data: alt.NamedData, values: str, title: str, scale: alt.Scale) -> alt.Chart:
     field = {"identity": "spatio", "semantic": "matched", "difference": "change"}[values]
-    if values == "difference":
-        scale = alt.Scale(scheme="purpleorange", domainMid=0)
-    else:
-        scale = alt.Scale(scheme="viridis", domainMax=1)
     legend = alt.Legend(title=None, orient="bottom", gradientLength=PANEL)
     labels = alt.Axis(labelLimit=110, labelOverlap=True, title=None)
 

@@ -203,8 +203,10 @@ def _model_table(result: SweepResult) -> Table:
     rows = []
     for model in result.models:
         layers = result.layers(model)
-        rows.append([model, *step_of.get(model, ("", "")), len(layers), layers[0], layers[-1]])
-    return Table("models", ["model", "network", "step", "layers", "first layer", "last layer"], rows)
+        steps = step_of.get(model, ("", "")) if step_of else ()
+        rows.append([model, *steps, len(layers), layers[0], layers[-1]])
+    steps = ("network", "step") if step_of else ()
+    return Table("models", ["model", *steps, "layers", "first layer", "last layer"], rows)
 
 
 def folder_title(folder: Path) -> str:
