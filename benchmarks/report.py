@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [PAGE.html] [--rounds 5] [--program chromium]
 
-Without a page, that of a sweep over 3 models x 16 layers and 500 images, made of random numbers (tests/pages.py). Each
+Without a page, that of a sweep over 3 models x 16 layers and 500 images, made of random numbers (tests/large_page.py). Each
 round opens the page in a new window of a browser that runs already, without a cache. Times begin with the request:
 `loaded` is the load event, `answer` the first paint with text, `chart` the first chart on the screen, and `menu` the
 time from another choice in a menu to grids that show it. `thread` is the processor's time of the page's main thread up
@@ -73,7 +73,7 @@ def main() -> None:
         page = asked.page
         if page is None:
             sys.path.insert(0, str(ROOT / "tests"))
-            from pages import write_large_page
+            from large_page import write_large_page
 
             start = time.perf_counter()
             page = write_large_page(Path(folder) / "report.html")

@@ -72,6 +72,7 @@ def run_folder(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_page_which_report_writes_again(run_folder, tmp_path):
     page = (run_folder / "report.html").read_bytes()
     assert b"trained-0" in page

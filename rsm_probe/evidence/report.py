@@ -37,7 +37,8 @@ def factors_report(result: TableResult, accuracies: Mapping[str, float]) -> str:
         accuracy_line(accuracies),
         "## Summary\n",
         "Differences whose interval lies above 0 / contains 0 / lies below 0, over all levels, layers and kernels. The "
-        "cells of a factor share images or models, so they are not independent evidence.\n",
+        "cells of a factor share images or models, so they are not independent evidence, and the base setting counts "
+        "once in each factor.\n",
         summary_table(result.table, ["factor"]),
     ]
     for factor in distinct(result.table, "factor"):

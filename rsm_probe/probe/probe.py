@@ -204,7 +204,7 @@ class Probe:
                 [s.label, "operation" if s.label.startswith(graph) else type(self._modules[s.module_name]).__name__]
                 for s in self.selections
             ]
-            note = "Nothing is captured; call the model inside the 'with' block."
+            note = "Nothing is captured yet: pass images through the model inside the 'with' block."
             return html_table("Probe", facts, ["layer", "module"], rows, count=len(rows), note=note)
         rows = [[name, *_cells(value)] for name, value in self.representations.items()]
         reasons = [f"{name} ({reason})" for name, reason in self.skipped.items()]

@@ -6,10 +6,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from pages import LABELS, random_sweep, write_large_page
+from large_page import LABELS, random_sweep, write_large_page
 
 from rsm_probe.cli import main
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 MODELS = [f"model-{number}" for number in range(3)]
 

@@ -88,6 +88,7 @@ def test_every_level_states_what_its_own_retrieval_states(finished, tmp_path):
                 assert row["difference_low"] <= row["difference"] <= row["difference_high"]
 
 
+@pytest.mark.slow
 def test_what_is_shared_is_captured_once(finished):
     _, folder, _ = finished
     captured = sorted(file.parent.parent.name for file in folder.glob("levels/*/captures/*") if file.is_dir())

@@ -144,9 +144,9 @@ def test_figure_2_shows_two_crops_with_what_they_share():
     areas = [ax.patches[0] for ax in (upper, lower)]
     assert [(area.get_y(), area.get_height()) for area in areas] == [(7.5, 24), (-0.5, 24)]
     assert [ax.get_title() for ax in (upper, lower)] == ["upper crop", "lower crop"]
-    assert lower.get_xlabel() == "marked: shared, 32 x 24 pixels"
+    assert lower.get_xlabel() == "marked: shared,\n32 x 24 pixels"
     lower = crops_of(seen_width=28.0, seen_height=28.0, seen_shared=20.0)[f"figure2-{DOLLARS}"].axes[1]
-    assert lower.get_xlabel() == "marked: shared, 32 x 24 pixels;\nthe network sees 28 x 20"
+    assert lower.get_xlabel() == "marked: shared,\n32 x 24 pixels;\nthe network sees\n28 x 20"
 
 
 def test_figure_2_has_one_scale_letters_and_named_axes():

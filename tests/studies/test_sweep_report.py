@@ -6,7 +6,7 @@ import altair
 import numpy as np
 import pytest
 import torch
-from pages import random_sweep
+from large_page import random_sweep
 from PIL import Image
 
 import rsm_probe

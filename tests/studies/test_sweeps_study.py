@@ -32,6 +32,7 @@ def results(run):
     return {data: SweepResult.open(run[1] / data / "result.zarr") for data in ("digits", "photos")}
 
 
+@pytest.mark.slow
 def test_every_sweep_is_a_run_folder_of_its_own(run, results):
     study, out = run
     assert read_study(out / "config.yaml") == study

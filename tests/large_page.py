@@ -1,4 +1,4 @@
-"""A sweep as large as pages are judged by, from random numbers: `python tests/pages.py OUT.html` writes its page.
+"""A sweep as large as pages are judged by, from random numbers: `python tests/large_page.py OUT.html` writes its page.
 
 3 models of 16 layers, and 500 images in two mini-batches of 250, all of which have a thumbnail.
 """
@@ -73,7 +73,7 @@ def _photo(draw: np.random.Generator) -> Image.Image:
 def write_large_page(file: Path) -> Path:
     """Write the page of that sweep."""
     result, shown = random_sweep()
-    return write_page(sweep_page(result, shown, "A large sweep", "python tests/pages.py"), file)
+    return write_page(sweep_page(result, shown, "A large sweep", "python tests/large_page.py"), file)
 
 
 if __name__ == "__main__":
