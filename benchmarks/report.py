@@ -2,8 +2,8 @@
 
     python benchmarks/report.py [PAGE.html] [--rounds 5] [--program chromium]
 
-Without a page, that of a sweep over 3 models x 16 layers and 500 images, made of random numbers (tests/large_page.py). Each
-round opens the page in a new window of a browser that runs already, without a cache. Times begin with the request:
+Without a page, that of a sweep over 3 models x 16 layers and 500 images, made of random numbers (tests/large_page.py).
+Each round opens the page in a new window of a browser that runs already, without a cache. Times begin with the request:
 `loaded` is the load event, `answer` the first paint with text, `chart` the first chart on the screen, and `menu` the
 time from another choice in a menu to grids that show it. `thread` is the processor's time of the page's main thread up
 to the chart, which other work on the machine changes little. The medians of all rounds are printed, then each round.

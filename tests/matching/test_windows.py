@@ -311,8 +311,8 @@ def test_beyond_1024_locations_a_share_of_the_optimum_can_be_proven():
 
 
 def test_given_windows_rounds_and_gaps_are_those_of_earlier_versions():
-    # Computed by the version before rounds were chosen. Nearly equal coordinates would be sorted by the processor's last
-    # bits, so these are none of whole numbers.
+    # Computed by the version before rounds were chosen. No whole numbers: a processor's last bits would sort equal
+    # coordinates.
     z = np.random.default_rng(5).normal(size=(2, 96, 8)).astype(np.float32)
     for options, value in (((16, 1), 360.00118), ((16, 3), 476.58188), ((32, 3), 495.22826), ((32, 6), 505.72509)):
         assert match(*z, Rewindowed(*options, 1e-9)).value == pytest.approx(value, rel=1e-6)
