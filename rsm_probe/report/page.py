@@ -125,7 +125,7 @@ class Pictures:
     pictures: Sequence[Picture]
     caption: str = ""
     table: Table | None = None
-    width: int = 72
+    width: int = 112
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rsm_probe.report.page import Thumbnail
 from rsm_probe.sources.images.clips import Clip
 
 # Longer side in pixels. Smaller images stay as they are.
-SIDE = 72
+SIDE = 112
 _QUALITY = 82
 
 
@@ -46,7 +46,7 @@ def joining_lines(
     permutation: np.ndarray,
     affinities: np.ndarray,
     grids: tuple[Sequence[int] | None, Sequence[int] | None],
-    most: int = 24,
+    most: int = 12,
 ) -> list[tuple[float, float, float, float, float]]:
     """Lines between the matched locations of two images, for `Picture.lines`.
 

@@ -132,7 +132,7 @@ def changes_section(shown: Shown) -> Section:
         for one in (ordered[0], ordered[-1])
     )
     text += f"\n\nThe largest rise is that of {rise}. The largest fall is that of {fall}."
-    return Section("What semantic similarity sees that the aligned one misses", text, parts)
+    return Section("What semantic similarity sees that the spatio-semantic one misses", text, parts)
 
 
 def _pair(one: RankChange, shown: Shown) -> str:
@@ -154,7 +154,7 @@ def _pair_pictures(
     pictures = [
         Picture(
             [shown.thumbnails[k] for k in one.images],
-            f"{_pair(one, shown)}: rank {one.identity:.0%} aligned, {one.semantic:.0%} semantic"
+            f"{_pair(one, shown)}: rank {one.identity:.0%} spatio-semantic, {one.semantic:.0%} semantic"
             + (f", in {one.layer} of {one.model}" if named else ""),
             one.lines,
         )
@@ -182,7 +182,7 @@ def neighbours_section(shown: Shown) -> Section:
 def _near_pictures(model: str, layer: str, near: Sequence[Neighbours], shown: Shown) -> Pictures:
     pictures = []
     for one in near:
-        for kind, images in (("semantic", one.semantic), ("aligned", one.identity)):
+        for kind, images in (("semantic", one.semantic), ("spatio-semantic", one.identity)):
             row: list[Thumbnail] = [shown.thumbnails[k] for k in (one.query, *images)]
             pictures.append(Picture(row, f"{shown.ids[one.query]} and its nearest, {kind}"))
     return Pictures(f"neighbours {model} {layer}", pictures, "", width=52)

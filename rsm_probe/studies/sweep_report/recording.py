@@ -91,11 +91,11 @@ def shown_of(request: SweepRequest, source: BatchSource, folder: Path, result: S
     most = int(np.clip(np.sqrt(_MOST_ENTRIES / len(keys)), _FEWEST_IMAGES, _MOST_IMAGES))
     order = sorted_by_label(labels, most)
     batches = len(store.sizes)
-    whole = "the images" if batches == 1 else f"the first of {batches} mini-batches"
-    thinning = f"; RSMs show {len(order)} of these, evenly spread over labels" if len(order) < len(ids) else ""
-    notes.append(
-        f"RSMs, pairs and neighbours are those of {whole} ({len(ids)} of {sum(store.sizes)} images){thinning}."
-    )
+    if batches > 1:
+        images = f"{len(ids)} of {sum(store.sizes)} images"
+        notes.append(f"RSMs, pairs and neighbours are those of the first of {batches} mini-batches ({images}).")
+    if len(order) < len(ids):
+        notes.append(f"RSMs show {len(order)} of {len(ids)} images, evenly spread over labels.")
     semantic, picked = next(iter(semantic_matchings(result)), ""), _Picked([], [])
     number_of = _numbers(store)
     rsms, ranges = np.empty((len(keys), len(order), len(order)), np.float32), np.empty((len(keys), 2))
