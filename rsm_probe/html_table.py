@@ -27,7 +27,7 @@ def html_table(
     Args:
         title: name of the class.
         facts: name -> value, shown in one line; those that are None or "" are left out.
-        columns: heads of the table; without them there is no table.
+        columns: heads of the table; if empty, no table is written.
         rows: cells in the order of `columns`. Only the first twelve rows are read and shown.
         count: number of all rows, for a last line that says how many are missing.
         note: a sentence below the table.

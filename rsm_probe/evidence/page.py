@@ -83,7 +83,7 @@ def verdict_table(name: str, rows: Sequence[Row], keys: Sequence[str]) -> Table:
 def _factor(result: TableResult, factor: str, titles: Mapping[str, str], what: str, level: float) -> Section:
     """Scores and differences at all levels of a factor."""
     rows = [{**row, "kernel_name": kernel_title(row["kernel"])} for row in result.select(factor=factor)]
-    # What changes from level to level is no choice.
+    # No menu offers what changes from level to level.
     menus = {"model": "model "} | ({} if varies(rows, "layer") else {"layer": "layer "})
     menus |= {} if varies(rows, "kernel") else {"kernel_name": "kernel "}
     hover = {"locations": "locations", "queries": "queries"}
@@ -106,7 +106,7 @@ def _factor(result: TableResult, factor: str, titles: Mapping[str, str], what: s
             Chart(
                 f"{factor}-differences",
                 differences,
-                "Semantic RSM minus baseline at each level; the dashed line is no difference.",
+                "Semantic RSM minus baseline at each level; the dashed line marks 0.",
                 result_table(f"{factor}", result, columns, rows),
             ),
         ],

@@ -53,7 +53,7 @@ def joining_lines(
     Args:
         permutation: for each location of the first image its partner in the second, (S,), -1 for unmatched ones.
         affinities: the affinity of each matched pair, (S,).
-        grids: (rows, columns) of the locations of each image; without a grid, there are no lines.
+        grids: (rows, columns) of the locations of each image; no lines are drawn without a grid.
         most: number of lines, at most; those of the largest affinities are drawn.
     """
     first, second = (None if grid is None or len(grid) != 2 else grid for grid in grids)
