@@ -62,6 +62,14 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def exchange_what_modes_restore(first: TorchDispatchMode, second: TorchDispatchMode) -> None:
+    """Exchanges what two active modes found on entry, and restore in the end: whether PyTorch was in a mode before."""
+    for name in vars(first):
+        if name.startswith("old_") and name.endswith("_flags"):  # lists, longer within a mode that was entered again
+            found, other = getattr(first, name), getattr(second, name)
+            found[0], other[0] = other[0], found[0]
+
+
 def storage_of(tensor: Tensor) -> int:
     """Identifies the memory of a tensor, which all its views share."""
     return int(tensor.untyped_storage()._cdata)

@@ -781,13 +781,6 @@ def test_scripted_models_are_refused_because_their_hooks_never_run(convert, wrap
         pass
 
 
-@pytest.fixture
-def nothing_compiled():
-    """All `nn.Sequential` share one `forward`, which PyTorch stops compiling once it was compiled a few times."""
-    torch.compiler.reset()
-
-
-@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("layer", ["0", "_orig_mod.0"])
 def test_model_that_was_compiled_before_is_probed_and_stays_compiled(layer):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())

@@ -1,7 +1,10 @@
 """A canary for every private name of PyTorch that is used: a failure says which version of PyTorch took it away."""
 
 import ast
+import contextlib
 import inspect
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
@@ -113,6 +116,23 @@ def test_a_backward_pass_is_noticed():
     x.register_hook(lambda gradient: within.append(in_backward()))
     (2 * x).sum().backward()
     assert [*within, in_backward()] == [True, False]
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_pytorch_is_in_no_mode_after_those_of_several_threads(order):
+    from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+    from rsm_probe.probe.tracing.dispatch_modes import PassMode
+
+    modes = [PassMode() for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in modes]
+        for thread, mode in zip(threads, modes, strict=True):
+            thread.submit(mode.begin).result()
+        for number in order:
+            assert is_in_torch_dispatch_mode()
+            threads[number].submit(modes[number].end).result()
+    assert not is_in_torch_dispatch_mode(), f"PyTorch {torch.__version__} notes elsewhere that it is in a mode"
 
 
 def test_operations_can_be_hidden_from_modes():

@@ -5,7 +5,13 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
-from rsm_probe.probe.torch_internals import TorchDispatchMode
+from rsm_probe.probe.torch_internals import TorchDispatchMode, exchange_what_modes_restore
+
+# Modes that were entered and not left, of all threads, in the order of entry. PyTorch notes for the whole process
+# whether a mode is active, and each mode restores what it found: of two threads that overlap, the later would restore
+# that one is, for good, and nothing would be compiled any more.
+_active: list[PassMode] = []
+_entering = threading.Lock()
 
 
 class _Modes(threading.local):
@@ -35,11 +41,20 @@ class PassMode(TorchDispatchMode):
     def begin(self) -> None:
         """Starts observing."""
         self._thread.begun.append(self)
-        self._entered.enter_context(self)
+        with _entering:
+            _active.append(self)
+            self._entered.enter_context(self)
 
     def end(self) -> None:
         """Stops observing."""
         self.ended = True
         begun = self._thread.begun
         while begun and begun[-1].ended:
-            begun.pop()._entered.close()
+            begun.pop()._leave()
+
+    def _leave(self) -> None:
+        with _entering:
+            if _active[0] is self and len(_active) > 1:
+                exchange_what_modes_restore(self, _active[1])
+            _active.remove(self)
+            self._entered.close()
