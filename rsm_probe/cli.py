@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from rsm_probe.commands import configs, images, keys, report, report_after_run
 from rsm_probe.errors import ConfigError, RsmProbeError, StorageError
+from rsm_probe.execution.freed_memory import keep_freed_memory
 from rsm_probe.layers_command import layers
 from rsm_probe.shipped import configuration_file, configuration_name
 from rsm_probe.storage.paths import local_folder
@@ -372,6 +373,7 @@ def _continuable() -> Any:
 
 def main() -> None:
     """Run the command line, and report errors of the project as one message without a traceback."""
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # file names may contain characters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")

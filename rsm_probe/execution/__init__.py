@@ -1,8 +1,8 @@
 """How work runs: on which device, with how many workers, within which memory budget.
 
 `Execution` combines these choices in one object, which is passed through the package. Begin with `execution.py`.
-`devices.py` finds devices and their memory, `executors.py` runs tasks on threads, processes or a cluster, and
-`amounts.py` parses and formats amounts of memory and time.
+`devices.py` finds devices and their memory, `executors.py` runs tasks on threads, processes or a cluster,
+`freed_memory.py` keeps memory for reuse, and `amounts.py` parses and formats amounts of memory and time.
 """
 
 from typing import TYPE_CHECKING
