@@ -23,7 +23,8 @@ print(kept, faults())
 
 def measured(keep: str) -> tuple[str, int]:
     code = LOOP.format(keep=keep)
-    kept, count = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    kept, count = done.stdout.split()
     return kept, int(count)
 
 
