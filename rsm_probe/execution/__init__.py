@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rsm_probe.execution.devices import find_device
     from rsm_probe.execution.execution import Execution
     from rsm_probe.execution.executors import cluster, processes
+    from rsm_probe.execution.freed_memory import keep_freed_memory
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
@@ -22,6 +23,7 @@ __all__ = [
     "cluster",
     "find_device",
     "format_bytes",
+    "keep_freed_memory",
     "parse_bytes",
     "processes",
 ]

@@ -16,10 +16,14 @@ def keep_freed_memory() -> bool:
 
     PyTorch allocates the output of every layer anew. By default, glibc maps blocks above 32 MB for each of them, whose
     pages the system clears on first use, which can take longer than the layer. A program calls this once, before it
-    allocates; libraries leave such choices to the program. Linux with glibc only.
+    allocates; `rsm-probe` does. Linux with glibc only.
 
     Returns:
-        Whether the C library did so.
+        Whether the C library does so from now on.
+
+    Example:
+        >>> from rsm_probe.execution import keep_freed_memory
+        >>> kept = keep_freed_memory()    # True on most kinds of Linux
     """
     if not sys.platform.startswith("linux"):
         return False
