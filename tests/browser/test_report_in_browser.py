@@ -90,9 +90,12 @@ def test_a_click_on_a_cell_leads_to_the_rsms_and_from_there_to_the_images(opened
     one.click()
     model = one.page.locator(".menus select").first.input_value()
     assert {f"{model}, blocks.2", f"{model}, blocks.7"} <= set(one.texts(chart)) - before
-    _, shown = random_sweep()
     one.point_at(chart, next(name for name in one.marks(chart) if name.startswith("rsm_b_semantic")), i=40, j=11)
-    assert "similarity" in one.tooltip()
+    words = one.tooltip()
+    assert "similarity" in words
+    _, shown = random_sweep()
+    for number in shown.order[[40, 11]]:
+        assert shown.named(number) in words
     one.page.wait_for_timeout(300)
     texts = "\n".join(one.texts(chart))
     for number in shown.order[[40, 11]]:
@@ -103,9 +106,11 @@ def test_a_click_on_a_cell_leads_to_the_rsms_and_from_there_to_the_images(opened
     assert len(set(addresses)) == 2
     key = next(k for k in shown.keys if (k.model, k.depth, k.matching) == (model, 7, "optimal"))
     value = shown.rsms[shown.keys.index(key)][40, 11]
-    (said,) = [text for text in one.texts(chart) if text.startswith("blocks.7, semantic: ")]
+    (said,) = [text for text in one.texts(chart) if text.startswith("blocks.7, semantic:")]
     low, high = shown.ranges[shown.keys.index(key)]
-    assert float(said.rpartition(" ")[2].replace("−", "-")) == pytest.approx(value, abs=(high - low) / 100)
+    number = float(said.rpartition(" ")[2].replace("−", "-").replace(",", ""))
+    assert number == pytest.approx(value, abs=(high - low) / 100)
+    assert f"rank {shown.ranks[shown.keys.index(key)][40, 11]:.1%}" in said
     one.require_quiet()
 
 

@@ -135,7 +135,7 @@ def test_the_page_says_what_came_out_and_where_it_comes_from(run):
     page = config().runner(out).page()
     diagonal = np.diagonal(result.grid("net", "net", "optimal", "identity", "cosine").values)
     least = ["0", "2"][int(diagonal.argmin())]
-    assert f"agree least in {least} of net (CKA {diagonal.min():.3f}, 95 % interval" in page.answer
+    assert f"agree least in {least} of net (CKA {diagonal.min():.3f}, 95% interval" in page.answer
     difference = result.grid("net", "net", "optimal", kernel="cosine") - result.grid("net", "net", kernel="cosine")
     extreme = difference.values.flat[np.abs(difference.values).argmax()]
     assert page.answer.endswith(f"by {extreme:+.3f}.")
@@ -234,7 +234,7 @@ def drawn(chart):
     """The texts in a chart, drawn as it first appears."""
     vl_convert = pytest.importorskip("vl_convert")
     svg = vl_convert.vegalite_to_svg(chart.chart, vl_version=".".join(altair.SCHEMA_VERSION[1:].split(".")[:2]))
-    return re.findall(r"<text[^>]*>(.*?)</text>", svg)
+    return re.findall(r"<(?:text|tspan)[^>]*>([^<]+)</", svg)  # a text, or each of its lines
 
 
 def test_charts_show_the_selected_layers_and_the_similarities_of_two_images():
@@ -247,8 +247,8 @@ def test_charts_show_the_selected_layers_and_the_similarities_of_two_images():
     first = {(key.model, key.depth, key.matching): rsm[1, 0] for key, rsm in zip(shown.keys, shown.rsms, strict=True)}
     for depth in (cell.depth_a, cell.depth_b):
         for kind, matching in (("spatio-semantic", "identity"), ("semantic", "optimal")):
-            (words,) = {text for text in texts if text.startswith(f"blocks.{depth}, {kind}: ")}
-            value = float(words.rpartition(" ")[2].replace("−", "-"))
+            number = texts.index(f"blocks.{depth}, {kind}:")
+            value = float(texts[number + 1].rpartition(" ")[2].replace("−", "-"))
             span = np.ptp(shown.ranges)
             assert value == pytest.approx(first[cell.model, depth, matching], abs=span / 900)
     assert shown.ids[shown.order[0]][:10] in "".join(texts)
@@ -297,7 +297,8 @@ def test_equal_values_have_equal_colours_and_no_difference_has_none():
     from rsm_probe.studies.sweep_report.cka_grids import cka_chart
 
     views = cka_chart(result, None, result.models).chart["concat"]
-    domains = {view["name"]: view["encoding"]["color"]["scale"]["domain"] for view in views}
+    grids = [view["layer"][0] for view in views]
+    domains = {grid["name"].rpartition("_")[0]: grid["encoding"]["color"]["scale"]["domain"] for grid in grids}
     assert domains["grid_identity"] == domains["grid_semantic"] == [0.0, 1.0]
     low, high = domains["grid_difference"]
     pairs = [(a, b) for a in result.models for b in result.models]
