@@ -25,8 +25,9 @@ from rsm_probe.storage.paths import file_name
 INSTALL = "pip install altair vl-convert-python"
 # Larger files open slowly.
 MOST_BYTES = 15_000_000
-# Rows of a table on the page; the download has all. Columns that fit on a phone, beyond which rows become lists.
-_MOST_ROWS, _MOST_COLUMNS = 60, 4
+# Rows of a table on the page; the download has all. Numbers of columns with which rows become lists on a phone, where
+# fewer fit, and more can only be scrolled.
+_MOST_ROWS, _LISTED_COLUMNS = 60, range(5, 10)
 _POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-eval' {hashes}"
 # Space between joined images, in CSS pixels.
 _GAP = 28
@@ -86,7 +87,7 @@ def page_html(page: Page) -> str:
         thumbnails=lambda: content.thumbnails.items(),
         policy=_POLICY.format(hashes=hashes or "'none'"),
         most_rows=_MOST_ROWS,
-        most_columns=_MOST_COLUMNS,
+        listed_columns=_LISTED_COLUMNS,
     )
 
 

@@ -77,7 +77,7 @@ class Opened:
         chart.scroll_into_view_if_needed()
         x, y, width, height = chart.evaluate(
             """(box, [mark, values]) => {
-              const one = scene(box).find((one) => one.mark.name === mark
+              const one = scene(box).find((one) => String(one.mark.name).startsWith(mark)
                 && Object.entries(values).every(([key, value]) => one.item.datum[key] === value));
               const frame = box.querySelector("canvas, svg").getBoundingClientRect();
               return [frame.x + one.x, frame.y + one.y, one.item.width ?? 0, one.item.height ?? 0];
@@ -95,19 +95,31 @@ class Opened:
             x, y = self.where(chart, mark, **values)
         self.page.mouse.move(x, y)
 
+    def point_at_first_value(self, chart: Any) -> None:
+        """Moves the pointer to the first item of a chart that has a tooltip."""
+        chart.scroll_into_view_if_needed()
+        x, y = chart.evaluate(
+            """(box) => {
+              const one = scene(box).find((one) => one.item.tooltip && ["symbol", "rect"].includes(one.mark.marktype));
+              const frame = box.querySelector("canvas, svg").getBoundingClientRect();
+              return [frame.x + one.x + (one.item.width ?? 0) / 2, frame.y + one.y + (one.item.height ?? 0) / 2];
+            }"""
+        )
+        self.page.mouse.move(x, y)
+
+    def shown(self, chart: Any) -> list[Any]:
+        """The places of all items of a chart, which are others where it shows other values."""
+        return chart.evaluate("(box) => scene(box).map((one) => [one.x, one.y, String(one.item.text), one.item.fill])")
+
     def texts(self, chart: Any) -> list[str]:
         """All texts that a chart shows."""
         return chart.evaluate(
             "(box) => scene(box).filter((one) => one.mark.marktype === 'text').map((one) => String(one.item.text))"
         )
 
-    def marks(self, chart: Any) -> set[str]:
-        """Names of the marks of a chart."""
-        return set(chart.evaluate("(box) => scene(box).map((one) => String(one.mark.name))"))
-
     def data(self, chart: Any, mark: str, field: str) -> list[Any]:
         """A field of the data of all items of a mark."""
-        script = "(box, [mark, field]) => scene(box).filter((one) => one.mark.name === mark)"
+        script = "(box, [mark, field]) => scene(box).filter((one) => String(one.mark.name).startsWith(mark))"
         return chart.evaluate(f"{script}.map((one) => one.item.datum[field])", [mark, field])
 
     def images(self, chart: Any) -> list[str]:

@@ -55,7 +55,7 @@ def test_hovering_over_a_cell_names_both_layers_and_their_values(opened, large):
     chart = one.draw_all().locator(".chart").first
     for menu in one.page.locator(".menus select").all()[:2]:
         menu.select_option("model-1")
-    one.point_at(chart, "grid_difference_marks", depth_a=3, depth_b=5)
+    one.point_at(chart, "grid_difference", depth_a=3, depth_b=5)
     words = one.tooltip()
     result, _ = random_sweep(shown_images=2)
     aligned, semantic = (result.grid("model-1", None, by).values[3, 5] for by in ("identity", "optimal"))
@@ -77,7 +77,7 @@ def test_a_menu_changes_the_grids(opened, large):
         one.page.wait_for_timeout(300)
         other = one.page.locator(".menus select").nth(1).input_value()
         expected = result.grid(model, other, "optimal").values
-        shown = one.data(chart, "grid_semantic_marks", "matched")
+        shown = one.data(chart, "grid_semantic", "matched")
         np.testing.assert_allclose(np.array(shown).reshape(16, 16), expected, atol=1e-4)
     one.require_quiet()
 
@@ -86,11 +86,11 @@ def test_a_click_on_a_cell_leads_to_the_rsms_and_from_there_to_the_images(opened
     one = opened(large)
     chart = one.draw_all().locator(".chart").first
     before = set(one.texts(chart))
-    one.point_at(chart, "grid_identity_marks", depth_a=2, depth_b=7)
+    one.point_at(chart, "grid_identity", depth_a=2, depth_b=7)
     one.click()
     model = one.page.locator(".menus select").first.input_value()
     assert {f"{model}, blocks.2", f"{model}, blocks.7"} <= set(one.texts(chart)) - before
-    one.point_at(chart, next(name for name in one.marks(chart) if name.startswith("rsm_b_semantic")), i=40, j=11)
+    one.point_at(chart, "rsm_b_semantic", i=40, j=11)
     words = one.tooltip()
     assert "similarity" in words
     _, shown = random_sweep()

@@ -198,8 +198,8 @@ def _rsm_view(
             y=alt.Y("i:O", **position),
             color=alt.Color("value:Q", scale=alt.Scale(scheme="viridis", domain=ends, clamp=True), legend=legend),
             tooltip=[
-                alt.Tooltip("one:N", title="image"),
-                alt.Tooltip("other:N", title="other image"),
+                alt.Tooltip("one:N", title="row image"),
+                alt.Tooltip("other:N", title="column image"),
                 alt.Tooltip("rank:N", title="rank of the pair"),
                 alt.Tooltip("similarity:N"),
             ],
