@@ -219,8 +219,14 @@ def _rsm_view(
         .mark_text(align="right", baseline="middle", dx=-4, limit=0, fontSize=10)
         .encode(text="beside:N", x=alt.value(0), y=alt.Y("at:Q", scale=None))
     )
+    missing = (
+        alt.Chart(alt.Data(values=[{"text": "This layer's RSMs are not on the page."}]))
+        .transform_filter(f"!isValid({span})")
+        .mark_text()
+        .encode(text="text:N", x=alt.value(length / 2), y=alt.value(length / 2))
+    )
     title = _title(f"{which}: {kind} RSM")
-    views = alt.layer(cells, heading, beside).resolve_scale(y="independent")
+    views = alt.layer(cells, heading, beside, missing).resolve_scale(y="independent")
     return views.properties(width=length, height=length, title=title)
 
 
