@@ -95,7 +95,7 @@ def _rsms(shown: Shown) -> Section:
     spec = views.add_params(*params).resolve_scale(**scales).to_dict()
     pair = [{"i": 0, "j": min(1, len(shown.order) - 1)}]
     names = [name for name in view_names(spec) if name.startswith("rsm_")]
-    spec["params"].append(selection("pair", "pointerover", pair, names))
+    spec["params"].append(selection("pair", "pointerover, touchend", pair, names))
     spec["datasets"] = packed_rsms(shown)
     matchings, kernels = (_distinct(shown, field) for field in ("matching", "kernel"))
     menus = menus_caption({"the layers": titles, "the matching": matchings, "the kernel": kernels})

@@ -86,14 +86,18 @@ class Opened:
         )
         return x + width / 2, y + height / 2
 
-    def point_at(self, chart: Any, mark: str, **values: Any) -> None:
-        """Moves the pointer to the middle of an item; scrolls there first, in case it is out of sight."""
+    def in_sight(self, chart: Any, mark: str, **values: Any) -> tuple[float, float]:
+        """The middle of an item, see `where`; scrolls there first, in case it is out of sight."""
         x, y = self.where(chart, mark, **values)
         if not 50 < y < 850:
             self.page.mouse.wheel(0, y - 450)
             self.page.wait_for_timeout(300)
             x, y = self.where(chart, mark, **values)
-        self.page.mouse.move(x, y)
+        return x, y
+
+    def point_at(self, chart: Any, mark: str, **values: Any) -> None:
+        """Moves the pointer to the middle of an item."""
+        self.page.mouse.move(*self.in_sight(chart, mark, **values))
 
     def point_at_first_value(self, chart: Any) -> None:
         """Moves the pointer to the first item of a chart that has a tooltip."""
@@ -140,6 +144,13 @@ class Opened:
         self.page.mouse.down()
         self.page.mouse.up()
         self.page.wait_for_timeout(500)
+
+    def first_chart(self) -> Any:
+        """The first chart, once it is drawn."""
+        chart = self.page.locator(".chart").first
+        chart.scroll_into_view_if_needed()
+        self.page.wait_for_function("(box) => box.hasAttribute('data-drawn')", arg=chart.element_handle())
+        return chart
 
     def draw_all(self) -> Any:
         """Scrolls through the page, with all groups unfolded, until every chart is drawn."""

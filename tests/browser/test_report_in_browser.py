@@ -52,7 +52,7 @@ def test_a_page_draws_all_its_charts_and_asks_no_network(opened, request, which,
 
 def test_hovering_over_a_cell_names_both_layers_and_their_values(opened, large):
     one = opened(large)
-    chart = one.draw_all().locator(".chart").first
+    chart = one.first_chart()
     for menu in one.page.locator(".menus select").all()[:2]:
         menu.select_option("model-1")
     one.point_at(chart, "grid_difference", depth_a=3, depth_b=5)
@@ -66,7 +66,7 @@ def test_hovering_over_a_cell_names_both_layers_and_their_values(opened, large):
 
 def test_a_menu_changes_the_grids(opened, large):
     one = opened(large)
-    chart, menu = one.draw_all().locator(".chart").first, one.page.locator(".menus select").first
+    chart, menu = one.first_chart(), one.page.locator(".menus select").first
     result, _ = random_sweep(shown_images=2)
     menu.focus()  # by the keyboard alone
     for number, model in enumerate(MODELS):
@@ -84,12 +84,13 @@ def test_a_menu_changes_the_grids(opened, large):
 
 def test_a_click_on_a_cell_leads_to_the_rsms_and_from_there_to_the_images(opened, large):
     one = opened(large)
-    chart = one.draw_all().locator(".chart").first
+    chart = one.first_chart()
     before = set(one.texts(chart))
     one.point_at(chart, "grid_identity", depth_a=2, depth_b=7)
     one.click()
     model = one.page.locator(".menus select").first.input_value()
-    assert {f"{model}, blocks.2", f"{model}, blocks.7"} <= set(one.texts(chart)) - before
+    for layer in ("blocks.2", "blocks.7"):
+        assert any(text.startswith(f"{model}, {layer},") for text in set(one.texts(chart)) - before)
     one.point_at(chart, "rsm_b_semantic", i=40, j=11)
     words = one.tooltip()
     assert "similarity" in words
@@ -106,11 +107,22 @@ def test_a_click_on_a_cell_leads_to_the_rsms_and_from_there_to_the_images(opened
     assert len(set(addresses)) == 2
     key = next(k for k in shown.keys if (k.model, k.depth, k.matching) == (model, 7, "optimal"))
     value = shown.rsms[shown.keys.index(key)][40, 11]
-    (said,) = [text for text in one.texts(chart) if text.startswith("blocks.7, semantic:")]
+    _, said = [text for text in one.texts(chart) if text.startswith(f"{model}, blocks.7,")]  # of both kinds
     low, high = shown.ranges[shown.keys.index(key)]
     number = float(said.rpartition(" ")[2].replace("−", "-").replace(",", ""))
     assert number == pytest.approx(value, abs=(high - low) / 100)
     assert f"rank {shown.ranks[shown.keys.index(key)][40, 11]:.1%}" in said
+    one.require_quiet()
+
+
+def test_a_tap_on_a_phone_names_both_images_above_the_rsm(opened, large):
+    one = opened(large, 390, "dark", has_touch=True)
+    chart, (_, shown) = one.first_chart(), random_sweep()
+    one.page.touchscreen.tap(*one.in_sight(chart, "rsm_a_semantic", i=40, j=11))
+    one.page.wait_for_timeout(500)
+    above = [text for text in one.texts(chart) if text.startswith("model-") and "similarity" in text]
+    assert len(above) == 4
+    assert all(shown.named(number) in text for number in shown.order[[40, 11]] for text in above)
     one.require_quiet()
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from html import unescape
 
 import altair
 import numpy as np
@@ -256,15 +257,15 @@ def test_charts_show_the_selected_layers_and_the_similarities_of_two_images():
     page = sweep_page(result, shown, "small", "command")
     texts = drawn(page.sections[0].parts[0])
     cell = Cell(result, result.models)
-    for depth in (cell.depth_a, cell.depth_b):
-        assert texts.count(f"{cell.model}, blocks.{depth}") >= 2
     first = {(key.model, key.depth, key.matching): rsm[1, 0] for key, rsm in zip(shown.keys, shown.rsms, strict=True)}
-    for depth in (cell.depth_a, cell.depth_b):
-        for kind, matching in (("spatio-semantic", "identity"), ("semantic", "optimal")):
-            number = texts.index(f"blocks.{depth}, {kind}:")
-            value = float(texts[number + 1].rpartition(" ")[2].replace("−", "-"))
-            span = np.ptp(shown.ranges)
-            assert value == pytest.approx(first[cell.model, depth, matching], abs=span / 900)
+    headings = [k for k, text in enumerate(texts) if text.startswith(f"{cell.model}, blocks.")]
+    layers = [(depth, matching) for depth in (cell.depth_a, cell.depth_b) for matching in ("identity", "optimal")]
+    for number, (depth, matching) in zip(headings, layers, strict=True):
+        layer, *pair, said = texts[number : number + 4]
+        assert layer == f"{cell.model}, blocks.{depth}"
+        assert [unescape(name)[-9:] for name in pair] == [shown.named(k)[-9:] for k in shown.order[:2]]
+        value = float(said.rpartition(" ")[2].replace("−", "-"))
+        assert value == pytest.approx(first[cell.model, depth, matching], abs=np.ptp(shown.ranges) / 900)
     assert shown.ids[shown.order[0]][:10] in "".join(texts)
     assert "model-0" in drawn(page.sections[1].parts[0])
 

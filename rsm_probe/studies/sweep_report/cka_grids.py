@@ -74,10 +74,14 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         .to_dict()
     )
     cells = [{"depth_a": start.depth_a, "depth_b": start.depth_b}]
-    selections = [selection("cell", "click", cells, [name for name in view_names(spec) if name.startswith("grid_")])]
+    selections = [
+        selection("cell", "click, touchend", cells, [name for name in view_names(spec) if name.startswith("grid_")])
+    ]
     if shown is not None and semantics:
         pair = [{"i": 0, "j": min(1, len(shown.order) - 1)}]
-        selections.append(selection("pair", "pointerover", pair, [n for n in view_names(spec) if n.startswith("rsm_")]))
+        selections.append(
+            selection("pair", "pointerover, touchend", pair, [n for n in view_names(spec) if n.startswith("rsm_")])
+        )
     spec["params"] += selections
     spec["datasets"] = datasets
     return Chart("cka", spec, caption, _grid_table(packed), canvas="rsms" in datasets)

@@ -19,8 +19,10 @@ _CODES = 999
 _LINE, _MOVED = 11, 8
 # Letters in a line beside an image, and lines of its name at most.
 _LETTERS, _MOST_LINES = 28, 4
-# Letters of a label beside an RSM, at most.
-_LONGEST = 18
+# Letters of a label beside an RSM, and of a name above it, at most.
+_LONGEST, _SHORT = 16, 40
+# Pixels between the lines above an RSM.
+_ABOVE = 14
 # Numbers in full, with thousands apart, and four digits that count.
 _FORMAT = ",.4~r"
 
@@ -31,7 +33,7 @@ _BARE = alt.ViewBackground(stroke=None)
 
 
 def rsm_views(images_shown: int) -> list[alt.LayerChart]:
-    """Six views, three in a row: both RSMs of the layer of the row, the two images; of the column, their similarity.
+    """Five views, three in a row: both RSMs of the layer of the row, the two images; both RSMs of that of the column.
 
     They read the parameters `model_a`, `model_b`, `matching`, `kernel` and `cell` of the grids, the selection `pair` of
     positions i and j, and the data of `packed_rsms`.
@@ -43,15 +45,16 @@ def rsm_views(images_shown: int) -> list[alt.LayerChart]:
     rows: list[alt.LayerChart] = []
     for side, which in (("a", "row layer"), ("b", "column layer")):
         rows += [_rsm_view(rsms, images, side, which, kind, _side_length(images_shown)) for kind in KINDS]
-        rows.append(_images_view(images) if side == "a" else _pair_view(rsms))
+    rows.insert(2, _images_view(images))
     return rows
 
 
 def rsm_params(shown: Shown) -> list[alt.Parameter]:
-    """What the views read besides: names of images, and similarities at the ends of the colours by model and layer."""
+    """What the views read besides: names of images, in full and short, and the ends of the colours by layer."""
     spans = {"\n".join(map(str, key)): ends for key, ends in _spans(shown).items()}
     return [
         alt.param(name="named", value=[shown.named(number) for number in shown.order.tolist()]),
+        alt.param(name="short", value=[_abbreviated(shown.named(number), _SHORT) for number in shown.order.tolist()]),
         alt.param(name="spans", value=spans),
     ]
 
@@ -112,7 +115,7 @@ def _packed_images(shown: Shown) -> list[dict[str, Any]]:
         one, label = shown.thumbnails.get(number), shown.labels[number]
         row = {"position": position, "lines": [*_wrapped(shown.ids[number]), *([label] if label else [])]}
         if position in beside:
-            row |= {"beside": _abbreviated(label), "at": beside[position]}
+            row |= {"beside": _abbreviated(label, _LONGEST), "at": beside[position]}
         rows.append({**row, "url": "" if one is None else data_address(one.content)})
     return rows
 
@@ -129,9 +132,9 @@ def _placed_labels(labels: Sequence[str]) -> dict[int, float]:
     return placed
 
 
-def _abbreviated(label: str) -> str:
-    """A label whose beginning and end are shown, because labels may differ in either."""
-    return label if len(label) <= _LONGEST else f"{label[: _LONGEST // 2]}…{label[-(_LONGEST // 2) :]}"
+def _abbreviated(name: str, most: int) -> str:
+    """A name whose beginning and end are shown, because names may differ in either."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
 def _wrapped(name: str) -> list[str]:
@@ -206,11 +209,19 @@ def _rsm_view(
         )
         .properties(name=name)
     )
+    # What a tooltip says, too, which there is none of where readers tap.
     heading = (
         alt.Chart(rsms)
         .transform_filter(_row(side, kind))
-        .transform_calculate(text="datum.model + ', ' + datum.layer")
-        .mark_text(align="left", baseline="bottom", dy=-4, limit=length + 60, dir="rtl")
+        .transform_calculate(i="max(pair.i[0], pair.j[0])", j="min(pair.i[0], pair.j[0])")
+        .transform_calculate(at="datum.i * (datum.i + 1) / 2 + datum.j")
+        .transform_calculate(code="datum.codes[datum.at]", rank=_RANK)
+        .transform_calculate(similarity=_SIMILARITY)
+        .transform_calculate(
+            text="[datum.model + ', ' + datum.layer, short[pair.i[0]], short[pair.j[0]], "
+            "(datum.rank ? 'rank ' + datum.rank + ', ' : '') + 'similarity ' + datum.similarity]"
+        )
+        .mark_text(align="left", baseline="top", dy=-4 * _ABOVE - 2, lineHeight=_ABOVE, limit=length + 60, dir="rtl")
         .encode(text="text:N", x=alt.value(0), y=alt.value(0))
     )
     beside = (
@@ -231,8 +242,8 @@ def _rsm_view(
 
 
 def _title(text: str) -> alt.TitleParams:
-    """A title with room below it for the name of the layer."""
-    return alt.TitleParams(text, offset=18, anchor="start", frame="group")
+    """A title above the view."""
+    return alt.TitleParams(text, offset=8, anchor="start", frame="group")
 
 
 def _images_view(images: alt.NamedData) -> alt.LayerChart:
@@ -251,25 +262,3 @@ def _images_view(images: alt.NamedData) -> alt.LayerChart:
             )
         )
     return alt.layer(*layers).properties(width=_BESIDE, height=PANEL, title=_title("the two images"), view=_BARE)
-
-
-def _pair_view(rsms: alt.NamedData) -> alt.LayerChart:
-    """The rank and the similarity of the two images in all four RSMs, in words."""
-    layers = []
-    for number, (side, kind) in enumerate((side, kind) for side in "ab" for kind in KINDS):
-        layers.append(
-            alt.Chart(rsms)
-            .transform_filter(_row(side, kind))
-            .transform_calculate(i="max(pair.i[0], pair.j[0])", j="min(pair.i[0], pair.j[0])")
-            .transform_calculate(at="datum.i * (datum.i + 1) / 2 + datum.j")
-            .transform_calculate(code="datum.codes[datum.at]", rank=_RANK)
-            .transform_calculate(similarity=_SIMILARITY)
-            .transform_calculate(
-                text=f"[datum.layer + ', {kind}:', (datum.rank ? 'rank ' + datum.rank + ', ' : '') + 'similarity ' + "
-                "datum.similarity]"
-            )
-            .mark_text(align="left", baseline="top", lineHeight=15, limit=_BESIDE, dir="rtl")
-            .encode(text="text:N", x=alt.value(0), y=alt.value(40 * number))
-        )
-    title = _title("their ranks and similarities")
-    return alt.layer(*layers).properties(width=_BESIDE, height=160, title=title, view=_BARE)
