@@ -16,38 +16,39 @@ studies:
   retrieval:
     study: retrieval
     images: &images {source: scenes, split: test, size: 48, count: 12}
-    layers: &layers [layer3.0, layer4.0]
+    layers: layer4.0
     queries: 4
     database_sizes: [8]
     top: 3
-    matchings: &matchings [identity, optimal, pooled]
+    matchings: &matchings [identity, optimal]
+    kernels: &kernels [cosine, linear]
     repeats: 20
-  outputs: {study: outputs, images: *images, layers: layer4.0, matchings: *matchings, repeats: 20}
+  outputs: {study: outputs, images: *images, matchings: *matchings, kernels: *kernels, repeats: 20}
   translation:
     study: translation
     images: {<<: *images, count: 6}
-    layers: *layers
+    layers: layer4.0
     edge: 40
     crop: 32
     batch: 3
     batches: 2
     matchings: *matchings
+    kernels: *kernels
     repeats: 20
   approximation:
     study: approximation
     images: *images
-    layers: layer3.0
+    layers: layer4.0
     pairs: 4
     solver_pairs: 2
-    windows: [16]
+    windows: [4]
     solvers: [scipy]
     repeats: 20
   factors:
     study: factors
-    base: {images: *images, layers: *layers, queries: 4, database_sizes: [8], matchings: *matchings, repeats: 20}
+    base: {images: *images, layers: layer4.0, queries: 4, database_sizes: [8], matchings: *matchings, repeats: 20}
     factors:
       kernel: {cosine: {kernels: [cosine]}, linear: {kernels: [linear]}}
-      depth: {layer3.0: {layers: [layer3.0]}, layer4.0: {layers: [layer4.0]}}
 """
 KINDS = [*yaml.safe_load(SMALL)["studies"], "evidence"]
 
