@@ -99,10 +99,7 @@ def _rsms(shown: Shown) -> Section:
     spec["datasets"] = packed_rsms(shown)
     matchings, kernels = (_distinct(shown, field) for field in ("matching", "kernel"))
     menus = menus_caption({"the layers": titles, "the matching": matchings, "the kernel": kernels})
-    caption = (
-        f"RSMs of two layers, with images sorted by label.{menus} Hover over an RSM for the two images, the rank of "
-        f"their similarity, and the similarity. {rsm_caption(shown)}"
-    )
+    caption = f"RSMs of two layers, with images sorted by label.{menus} {rsm_caption(shown)}"
     return Section("RSMs of two layers", "", [Chart("rsms", spec, caption)])
 
 

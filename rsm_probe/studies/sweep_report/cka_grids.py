@@ -63,8 +63,7 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         params += rsm_params(shown)
         datasets |= packed_rsms(shown)
         caption += (
-            " Click on a cell for the RSMs of both layers below, with images sorted by label; hover over an RSM for "
-            f"the two images, the rank of their similarity, and the similarity. {rsm_caption(shown)}"
+            f" Click on a cell for the RSMs of both layers below, with images sorted by label. {rsm_caption(shown)}"
         )
     scales = {"color": "independent", "x": "independent", "y": "independent"}
     spec = (

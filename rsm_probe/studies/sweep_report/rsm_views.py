@@ -60,10 +60,12 @@ def rsm_params(shown: Shown) -> list[alt.Parameter]:
 
 
 def rsm_caption(shown: Shown) -> str:
-    """What the colours and labels of the views mean, in sentences."""
+    """What the views answer to, and what their colours and labels mean, in sentences."""
+    with_rank = ", their similarity and its rank: the share of pairs of images that are less similar"
     words = (
-        "Colours span the similarities of different images of a layer, alike for both kinds of RSM, so that the "
-        "diagonal may lie beyond. A rank is the share of pairs of images that are less similar."
+        "Hover over an RSM, or tap on it, for the two images"
+        f"{with_rank if len(shown.ranks) else ' and their similarity'}. Colours span the similarities "
+        "of different images of a layer, alike for both kinds of RSM, so that the diagonal may lie beyond."
     )
     labels = [shown.labels[number] for number in shown.order]
     count, beside = len(set(labels) - {""}), len(_placed_labels(labels))
