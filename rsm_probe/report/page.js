@@ -12,7 +12,10 @@ function draw(box) {
     bind: menus,
     actions: false,
     // As the page, so that downloads can be read, too.
-    config: { background: getComputedStyle(document.body).backgroundColor, text: { color: dark.matches ? "#dddddd" : "#222222" } },
+    config: {
+      background: getComputedStyle(document.body).backgroundColor,
+      text: { color: dark.matches ? "#dddddd" : "#222222" },
+    },
     renderer: box.dataset.renderer,
     theme: dark.matches ? "dark" : undefined,
   };

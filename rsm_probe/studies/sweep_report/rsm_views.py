@@ -211,7 +211,7 @@ def _rsm_view(
         )
         .properties(name=name)
     )
-    # What a tooltip says, too, which there is none of where readers tap.
+    # Says what the tooltip says, because a tap shows no tooltip.
     heading = (
         alt.Chart(rsms)
         .transform_filter(_row(side, kind))
