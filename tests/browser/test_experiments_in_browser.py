@@ -20,6 +20,7 @@ studies:
     queries: 4
     database_sizes: [8]
     top: 3
+    pictured: [0]
     matchings: &matchings [identity, optimal]
     kernels: &kernels [cosine, linear]
     repeats: 20
