@@ -55,11 +55,13 @@ def random_sweep(models=3, layers=16, images=500, shown_images=64, seed=0) -> tu
         intervals.append(Interval(key.model, key.layer, "optimal", "linear", value, value - 0.02, value + 0.02))
     thumbnails = {k: thumbnail(_photo(draw), ids[k], labels[k]) for k in range(batch)}
     order = sorted_by_label(labels, shown_images)
+    ranks = draw.random(rsms.shape)
+    ranks = np.where(np.eye(shown_images, dtype=bool), np.nan, (ranks + ranks.transpose(0, 2, 1)) / 2)
     ranges = np.stack([rsms.min(axis=(1, 2)), rsms.max(axis=(1, 2))], axis=1).astype(float)
     notes = [f"RSMs show {shown_images} of {batch} images, evenly spread over labels."]
     shown = Shown(
         settings_hash(result), ids, labels, "optimal", "linear", order, keys, rsms, ranges, thumbnails, changes, near,
-        intervals, 200, notes, 100.0,
+        intervals, 200, notes, 100.0, ranks,
     )  # fmt: skip
     return result, shown
 

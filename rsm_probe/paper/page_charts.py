@@ -79,7 +79,8 @@ def interval_chart(
     data = [
         {
             "tick": str(row[tick]), "rule": titles.get(row[rule], row[rule]), "value": row[value],
-            "low": _number(row[low]), "high": _number(row[high]),
+            # Without an interval, a line of no length: Vega warns of fields without any value.
+            "low": _or(row[low], row[value]), "high": _or(row[high], row[value]),
             "said": with_interval(row, value, low, high), "decided": not said or bool(row[said]),
             "verdict": (row[said] or "undecided") if said else "",
             **{key: _text(row[key]) for key in [*menus, *hover]},
@@ -112,8 +113,11 @@ def interval_chart(
     ends = base.mark_rule(strokeWidth=1.5).encode(
         y=alt.Y("low:Q", title=meaning, scale=alt.Scale(type="log") if log else alt.Scale(zero=False)), y2="high:Q"
     )
-    layers: list[Any] = [ends, base.mark_point(size=_POINT, filled=False, strokeWidth=1.4).encode(y=y, shape=shape)]
-    layers.append(base.transform_filter("datum.decided").mark_point(size=_POINT, filled=True).encode(y=y, shape=shape))
+    # Transparent points are hollow ones whose inside answers to the pointer, too.
+    same_colour = alt.Fill("rule:N", legend=None, scale=alt.Scale(domain=scale["domain"], range=scale["colours"]))
+    fill = alt.condition("datum.decided", same_colour, alt.value("transparent"))
+    points = base.mark_point(size=_POINT, filled=False, strokeWidth=1.4).encode(y=y, shape=shape, fill=fill)
+    layers: list[Any] = [ends, points]
     if reference is not None:
         line = alt.Chart(alt.Data(values=[{"at": reference}])).mark_rule(
             strokeDash=[4, 3], strokeWidth=1.5, color="#888888"
@@ -148,8 +152,8 @@ def tradeoff_chart(
     menus = menus or {}
     data = [
         {
-            "x": row[x[0]], "rule": titles[row[rule]], "value": row[value], "low": _number(row[low]),
-            "high": _number(row[high]), "said": with_interval(row, value, low, high, 4),
+            "x": row[x[0]], "rule": titles[row[rule]], "value": row[value], "low": _or(row[low], row[value]),
+            "high": _or(row[high], row[value]), "said": with_interval(row, value, low, high, 4),
             **{key: row[key] for key in menus},
         }
         for row in rows
@@ -308,9 +312,9 @@ def _sized(chart: Any, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**chart.to_dict(), "datasets": {_ROWS: list(data)}}
 
 
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
+def _or(value: float, other: float) -> float:
+    """A value, or another one in place of NaN, which JSON does not have."""
+    return other if math.isnan(value) else value
 
 
 def _text(value: Any) -> Any:

@@ -1,6 +1,7 @@
 "use strict";
 // Charts are drawn when they come into view. The specification of each stands beside it as JSON.
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const views = new Map();
 
 function draw(box) {
   const spec = JSON.parse(document.getElementById(box.dataset.spec).textContent);
@@ -9,14 +10,17 @@ function draw(box) {
   menus.replaceChildren();
   const options = {
     bind: menus,
-    actions: { export: true, source: false, compiled: false, editor: false },
-    config: { background: "transparent", text: { color: dark.matches ? "#dddddd" : "#222222" } },
-    downloadFileName: box.dataset.name,
+    actions: false,
+    // As the page, so that downloads can be read, too.
+    config: {
+      background: getComputedStyle(document.body).backgroundColor,
+      text: { color: dark.matches ? "#dddddd" : "#222222" },
+    },
     renderer: box.dataset.renderer,
     theme: dark.matches ? "dark" : undefined,
   };
   vegaEmbed(box, spec, options).then(
-    () => box.setAttribute("data-drawn", ""),
+    (drawn) => { views.set(box, drawn.view); box.setAttribute("data-drawn", ""); },
     (error) => { box.textContent = "This chart cannot be drawn: " + error.message; console.error(error); },
   );
 }
@@ -71,6 +75,12 @@ document.addEventListener("click", async (event) => {
   const button = event.target.closest("button[data-save]");
   if (!button) return;
   const figure = button.closest("figure.part"), shown = figure.querySelector("img.plot");
+  const chart = figure.querySelector("[data-spec]");
+  if (chart) {
+    const address = await views.get(chart)?.toImageURL(button.dataset.save, 2);
+    if (address) save(address, `${button.dataset.name}.${button.dataset.save}`);
+    return;
+  }
   const address = shown ? shown.src : together(figure);
   if (button.dataset.save !== "png" || address.startsWith("data:image/png")) {
     save(address, `${button.dataset.name}.${button.dataset.save}`);

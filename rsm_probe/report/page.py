@@ -93,6 +93,14 @@ class Thumbnail:
     label: str = ""
 
 
+# A box on an image: left, top, right and bottom as shares of its width and height, and a key of `BOXES`.
+Box = tuple[float, float, float, float, str]
+# Kinds of boxes -> colour, and lengths of dashes and gaps; "" for a solid line.
+BOXES = {
+    "asked": ("#0072B2", ""), "shared": ("#009E73", ""), "other": ("#D55E00", "2 2"), "uncounted": ("#777777", "1 3"),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Picture:
     """Images side by side, the first two of which may be joined by lines.
@@ -102,11 +110,13 @@ class Picture:
         caption: what they show, in a few words.
         lines: from the first image to the second: (x, y, x, y, strength), each between 0 and 1 of an image's width,
             height, and of the largest strength.
+        boxes: for each image, boxes to draw on it, such as those of its objects.
     """
 
     images: Sequence[Thumbnail]
     caption: str = ""
     lines: Sequence[tuple[float, float, float, float, float]] = ()
+    boxes: Sequence[Sequence[Box]] = ()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rsm_probe.errors import StorageError
-from rsm_probe.report.page import Chart, Group, Page, Part, Picture, Table, Thumbnail
+from rsm_probe.report.page import BOXES, Chart, Group, Page, Part, Picture, Table, Thumbnail
 from rsm_probe.runs.tables import csv_text
 from rsm_probe.storage.files import save_text
 from rsm_probe.storage.paths import file_name
@@ -25,8 +25,9 @@ from rsm_probe.storage.paths import file_name
 INSTALL = "pip install altair vl-convert-python"
 # Larger files open slowly.
 MOST_BYTES = 15_000_000
-# Rows of a table on the page; the download has all.
-_MOST_ROWS = 60
+# Rows of a table on the page; the download has all. Numbers of columns with which rows become lists on a phone, where
+# fewer fit, and more can only be scrolled.
+_MOST_ROWS, _LISTED_COLUMNS = 60, range(5, 10)
 _POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-eval' {hashes}"
 # Space between joined images, in CSS pixels.
 _GAP = 28
@@ -86,6 +87,7 @@ def page_html(page: Page) -> str:
         thumbnails=lambda: content.thumbnails.items(),
         policy=_POLICY.format(hashes=hashes or "'none'"),
         most_rows=_MOST_ROWS,
+        listed_columns=_LISTED_COLUMNS,
     )
 
 
@@ -102,9 +104,9 @@ class _Content:
         return f"c{self._charts}"
 
     def layout(self, picture: Picture, width: int) -> dict[str, Any]:
-        """Where the images and lines of a picture stand, in CSS pixels."""
+        """Where the images, lines and boxes of a picture stand, in CSS pixels."""
         gap = _GAP if picture.lines else 6
-        images, x = [], 0.0
+        images, x = list[dict[str, Any]](), 0.0
         for image in picture.images:
             identity = self._ids.setdefault(image.content, f"t{len(self._ids)}")
             self.thumbnails.setdefault(identity, image)
@@ -116,7 +118,14 @@ class _Content:
             + [round(0.25 + 0.75 * strength, 2)]
             for xa, ya, xb, yb, strength in picture.lines
         ]
-        return {"images": images, "lines": lines, "width": x - gap, "height": math.ceil(max(heights))}
+        boxes = [
+            (*(round(v, 1) for v in (one["x"] + left * width, top * height, (right - left) * width)),
+             round((bottom - top) * height, 1), *BOXES[kind])
+            for one, height, of_image in zip(images, heights, picture.boxes or [()] * len(images), strict=True)
+            for left, top, right, bottom, kind in of_image
+        ]  # fmt: skip
+        layout = {"images": images, "lines": lines, "boxes": boxes}
+        return {**layout, "width": x - gap, "height": math.ceil(max(heights))}
 
 
 def _parts(parts: Iterable[Part]) -> Iterable[Part]:

@@ -67,8 +67,8 @@ def _rsms(shown: Shown) -> Section:
     try:
         import altair as alt
 
-        from rsm_probe.studies.sweep_report.menus import menu, selection, view_names
-        from rsm_probe.studies.sweep_report.rsm_views import packed_rsms, rsm_views
+        from rsm_probe.studies.sweep_report.menus import menu, menus_caption, selection, view_names
+        from rsm_probe.studies.sweep_report.rsm_views import packed_rsms, rsm_caption, rsm_params, rsm_views
     except ImportError as error:
         raise StorageError(f"the page of all pairs needs Vega-Altair; {INSTALL}") from error
     layers = {f"{key.model}, {key.layer}": key for key in shown.keys}
@@ -80,6 +80,7 @@ def _rsms(shown: Shown) -> Section:
         menu("matching", "semantic RSMs by", _distinct(shown, "matching") or ["identity"],
              shown.semantic or "identity"),
         menu("kernel", "kernel", _distinct(shown, "kernel"), shown.kernel),
+        *rsm_params(shown),
         alt.param(name="titles", value=titles),
         alt.param(name="models", value=[key.model for key in layers.values()]),
         alt.param(name="depths", value=[key.depth for key in layers.values()]),
@@ -90,15 +91,15 @@ def _rsms(shown: Shown) -> Section:
         ),
     ]  # fmt: skip
     scales = {"color": "independent", "x": "independent", "y": "independent"}
-    spec = alt.concat(*rsm_views(len(shown.order)), columns=3).add_params(*params).resolve_scale(**scales).to_dict()
+    views = alt.concat(*rsm_views(len(shown.order)), columns=3, spacing=alt.RowColnumber(row=36, column=20))
+    spec = views.add_params(*params).resolve_scale(**scales).to_dict()
     pair = [{"i": 0, "j": min(1, len(shown.order) - 1)}]
-    views = [name for name in view_names(spec) if name.startswith("rsm_")]
-    spec["params"].append(selection("pair", "pointerover", pair, views))
+    names = [name for name in view_names(spec) if name.startswith("rsm_")]
+    spec["params"].append(selection("pair", "pointerover, touchend", pair, names))
     spec["datasets"] = packed_rsms(shown)
-    caption = (
-        "RSMs of two layers, with images sorted by label. Menus choose the layers; hover over an RSM for the two "
-        "images and their similarities. Colours span the similarities of different images in a layer."
-    )
+    matchings, kernels = (_distinct(shown, field) for field in ("matching", "kernel"))
+    menus = menus_caption({"the layers": titles, "the matching": matchings, "the kernel": kernels})
+    caption = f"RSMs of two layers, with images sorted by label.{menus} {rsm_caption(shown)}"
     return Section("RSMs of two layers", "", [Chart("rsms", spec, caption)])
 
 

@@ -84,6 +84,7 @@ def chosen_pairs(
         notes.append(f"RSMs show {len(order)} of {len(ids)} images, evenly chosen from each label.")
     semantic = next((row["matching"] for row in table if row["matching"] != "identity"), "")
     keys, rsms, ranges = list[RsmKey](), list[np.ndarray](), list[tuple[float, float]]()
+    ranks = list[np.ndarray]()
     changes, near = list[RankChange](), list[Neighbours]()
     for model, layer in taken:
         whole = {}
@@ -96,6 +97,8 @@ def chosen_pairs(
                     apart = similar[~np.eye(len(similar), dtype=bool)]
                     keys.append(RsmKey(model, layer, depth_of[model].index(layer), row["matching"], kernel))
                     rsms.append(similar[np.ix_(order, order)])
+                    if len(ids) <= _RANKED:
+                        ranks.append(rank_shares(similar)[np.ix_(order, order)])
                     ranges.append((float(apart.min()), float(apart.max())))
         near += [_near(model, layer, query, whole, semantic, same) for query in queries]
         if same and {"identity", semantic} <= whole.keys() and len(ids) <= _RANKED:
@@ -110,7 +113,20 @@ def chosen_pairs(
     values = np.array(rsms, np.float32).reshape(len(keys), len(order), len(order))
     limits = np.array(ranges, np.float64).reshape(len(keys), 2)
     return Shown(
-        settings, ids, labels, semantic, kernels[0], order, keys, values, limits, {}, changes, near, notes=notes
+        settings,
+        ids,
+        labels,
+        semantic,
+        kernels[0],
+        order,
+        keys,
+        values,
+        limits,
+        {},
+        changes,
+        near,
+        notes=notes,
+        ranks=np.array(ranks, np.float32),
     )
 
 

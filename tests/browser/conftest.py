@@ -77,7 +77,7 @@ class Opened:
         chart.scroll_into_view_if_needed()
         x, y, width, height = chart.evaluate(
             """(box, [mark, values]) => {
-              const one = scene(box).find((one) => one.mark.name === mark
+              const one = scene(box).find((one) => String(one.mark.name).startsWith(mark)
                 && Object.entries(values).every(([key, value]) => one.item.datum[key] === value));
               const frame = box.querySelector("canvas, svg").getBoundingClientRect();
               return [frame.x + one.x, frame.y + one.y, one.item.width ?? 0, one.item.height ?? 0];
@@ -86,14 +86,34 @@ class Opened:
         )
         return x + width / 2, y + height / 2
 
-    def point_at(self, chart: Any, mark: str, **values: Any) -> None:
-        """Moves the pointer to the middle of an item; scrolls there first, in case it is out of sight."""
+    def in_sight(self, chart: Any, mark: str, **values: Any) -> tuple[float, float]:
+        """The middle of an item, see `where`; scrolls there first, in case it is out of sight."""
         x, y = self.where(chart, mark, **values)
         if not 50 < y < 850:
             self.page.mouse.wheel(0, y - 450)
             self.page.wait_for_timeout(300)
             x, y = self.where(chart, mark, **values)
+        return x, y
+
+    def point_at(self, chart: Any, mark: str, **values: Any) -> None:
+        """Moves the pointer to the middle of an item."""
+        self.page.mouse.move(*self.in_sight(chart, mark, **values))
+
+    def point_at_first_value(self, chart: Any) -> None:
+        """Moves the pointer to the first item of a chart that has a tooltip."""
+        chart.scroll_into_view_if_needed()
+        x, y = chart.evaluate(
+            """(box) => {
+              const one = scene(box).find((one) => one.item.tooltip && ["symbol", "rect"].includes(one.mark.marktype));
+              const frame = box.querySelector("canvas, svg").getBoundingClientRect();
+              return [frame.x + one.x + (one.item.width ?? 0) / 2, frame.y + one.y + (one.item.height ?? 0) / 2];
+            }"""
+        )
         self.page.mouse.move(x, y)
+
+    def shown(self, chart: Any) -> list[Any]:
+        """The places of all items of a chart, which are others where it shows other values."""
+        return chart.evaluate("(box) => scene(box).map((one) => [one.x, one.y, String(one.item.text), one.item.fill])")
 
     def texts(self, chart: Any) -> list[str]:
         """All texts that a chart shows."""
@@ -101,13 +121,9 @@ class Opened:
             "(box) => scene(box).filter((one) => one.mark.marktype === 'text').map((one) => String(one.item.text))"
         )
 
-    def marks(self, chart: Any) -> set[str]:
-        """Names of the marks of a chart."""
-        return set(chart.evaluate("(box) => scene(box).map((one) => String(one.mark.name))"))
-
     def data(self, chart: Any, mark: str, field: str) -> list[Any]:
         """A field of the data of all items of a mark."""
-        script = "(box, [mark, field]) => scene(box).filter((one) => one.mark.name === mark)"
+        script = "(box, [mark, field]) => scene(box).filter((one) => String(one.mark.name).startsWith(mark))"
         return chart.evaluate(f"{script}.map((one) => one.item.datum[field])", [mark, field])
 
     def images(self, chart: Any) -> list[str]:
@@ -128,6 +144,13 @@ class Opened:
         self.page.mouse.down()
         self.page.mouse.up()
         self.page.wait_for_timeout(500)
+
+    def first_chart(self) -> Any:
+        """The first chart, once it is drawn."""
+        chart = self.page.locator(".chart").first
+        chart.scroll_into_view_if_needed()
+        self.page.wait_for_function("(box) => box.hasAttribute('data-drawn')", arg=chart.element_handle())
+        return chart
 
     def draw_all(self) -> Any:
         """Scrolls through the page, with all groups unfolded, until every chart is drawn."""

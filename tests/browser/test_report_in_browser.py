@@ -52,10 +52,10 @@ def test_a_page_draws_all_its_charts_and_asks_no_network(opened, request, which,
 
 def test_hovering_over_a_cell_names_both_layers_and_their_values(opened, large):
     one = opened(large)
-    chart = one.draw_all().locator(".chart").first
+    chart = one.first_chart()
     for menu in one.page.locator(".menus select").all()[:2]:
         menu.select_option("model-1")
-    one.point_at(chart, "grid_difference_marks", depth_a=3, depth_b=5)
+    one.point_at(chart, "grid_difference", depth_a=3, depth_b=5)
     words = one.tooltip()
     result, _ = random_sweep(shown_images=2)
     aligned, semantic = (result.grid("model-1", None, by).values[3, 5] for by in ("identity", "optimal"))
@@ -66,7 +66,7 @@ def test_hovering_over_a_cell_names_both_layers_and_their_values(opened, large):
 
 def test_a_menu_changes_the_grids(opened, large):
     one = opened(large)
-    chart, menu = one.draw_all().locator(".chart").first, one.page.locator(".menus select").first
+    chart, menu = one.first_chart(), one.page.locator(".menus select").first
     result, _ = random_sweep(shown_images=2)
     menu.focus()  # by the keyboard alone
     for number, model in enumerate(MODELS):
@@ -77,22 +77,26 @@ def test_a_menu_changes_the_grids(opened, large):
         one.page.wait_for_timeout(300)
         other = one.page.locator(".menus select").nth(1).input_value()
         expected = result.grid(model, other, "optimal").values
-        shown = one.data(chart, "grid_semantic_marks", "matched")
+        shown = one.data(chart, "grid_semantic", "matched")
         np.testing.assert_allclose(np.array(shown).reshape(16, 16), expected, atol=1e-4)
     one.require_quiet()
 
 
 def test_a_click_on_a_cell_leads_to_the_rsms_and_from_there_to_the_images(opened, large):
     one = opened(large)
-    chart = one.draw_all().locator(".chart").first
+    chart = one.first_chart()
     before = set(one.texts(chart))
-    one.point_at(chart, "grid_identity_marks", depth_a=2, depth_b=7)
+    one.point_at(chart, "grid_identity", depth_a=2, depth_b=7)
     one.click()
     model = one.page.locator(".menus select").first.input_value()
-    assert {f"{model}, blocks.2", f"{model}, blocks.7"} <= set(one.texts(chart)) - before
+    for layer in ("blocks.2", "blocks.7"):
+        assert any(text.startswith(f"{model}, {layer},") for text in set(one.texts(chart)) - before)
+    one.point_at(chart, "rsm_b_semantic", i=40, j=11)
+    words = one.tooltip()
+    assert "similarity" in words
     _, shown = random_sweep()
-    one.point_at(chart, next(name for name in one.marks(chart) if name.startswith("rsm_b_semantic")), i=40, j=11)
-    assert "similarity" in one.tooltip()
+    for number in shown.order[[40, 11]]:
+        assert shown.named(number) in words
     one.page.wait_for_timeout(300)
     texts = "\n".join(one.texts(chart))
     for number in shown.order[[40, 11]]:
@@ -103,9 +107,22 @@ def test_a_click_on_a_cell_leads_to_the_rsms_and_from_there_to_the_images(opened
     assert len(set(addresses)) == 2
     key = next(k for k in shown.keys if (k.model, k.depth, k.matching) == (model, 7, "optimal"))
     value = shown.rsms[shown.keys.index(key)][40, 11]
-    (said,) = [text for text in one.texts(chart) if text.startswith("blocks.7, semantic: ")]
+    _, said = [text for text in one.texts(chart) if text.startswith(f"{model}, blocks.7,")]  # of both kinds
     low, high = shown.ranges[shown.keys.index(key)]
-    assert float(said.rpartition(" ")[2].replace("−", "-")) == pytest.approx(value, abs=(high - low) / 100)
+    number = float(said.rpartition(" ")[2].replace("−", "-").replace(",", ""))
+    assert number == pytest.approx(value, abs=(high - low) / 100)
+    assert f"rank {shown.ranks[shown.keys.index(key)][40, 11]:.1%}" in said
+    one.require_quiet()
+
+
+def test_a_tap_on_a_phone_names_both_images_above_the_rsm(opened, large):
+    one = opened(large, 390, "dark", has_touch=True)
+    chart, (_, shown) = one.first_chart(), random_sweep()
+    one.page.touchscreen.tap(*one.in_sight(chart, "rsm_a_semantic", i=40, j=11))
+    one.page.wait_for_timeout(500)
+    above = [text for text in one.texts(chart) if text.startswith("model-") and "similarity" in text]
+    assert len(above) == 4
+    assert all(shown.named(number) in text for number in shown.order[[40, 11]] for text in above)
     one.require_quiet()
 
 

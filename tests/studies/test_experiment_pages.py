@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ from PIL import Image
 from rsm_probe.paper.approximation.page import approximation_page
 from rsm_probe.paper.outputs.page import outputs_page
 from rsm_probe.paper.page_words import joint_answer, semantic_answer
-from rsm_probe.paper.retrieval.page import chosen_queries, retrieval_page
+from rsm_probe.paper.retrieval.figures import PicturedNeighbours
+from rsm_probe.paper.retrieval.page import chosen_queries, retrieval_page, shown_neighbours
 from rsm_probe.paper.shown import ShownModel, pair_cells, pair_counts
 from rsm_probe.paper.translation.page import matched_crops, translation_page
-from rsm_probe.report.page import Group, Pictures
+from rsm_probe.report.page import BOXES, Group, Pictures
 from rsm_probe.report.thumbnails import thumbnail
 from rsm_probe.report.write import page_html
 from rsm_probe.runs.tables import TableResult
+from rsm_probe.sources.models.view.region import Region
 from rsm_probe.storage.files import load_arrays, save_arrays
 
 EVIL = "</script><script>alert(1)</script>"
@@ -133,13 +136,17 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def retrieval():
+def retrieval_result():
     rows = [
         row(name, 0.5, difference, model=EVIL, layer=f"{EVIL}.{k}", database=9, queries=3, best=0.6, best_low=0.5,
             best_high=0.7, best_difference=0.1, best_difference_low=-0.1, best_difference_high=0.2, objects=EVIL)
         for k in range(2)
         for name, difference in (("optimal", (math.nan,) * 3), ("identity", (0.1, 0.05, 0.2)))
     ]  # fmt: skip
+    return TableResult(rows, Path("run"), SETTINGS)
+
+
+def retrieval():
     images = {key: thumbnail(Image.new("RGB", (9, 9), (k, 0, 0)), f"{EVIL}{key}", EVIL)
               for k, key in enumerate(("q0", "d4", "d7"))}  # fmt: skip
     neighbours = [
@@ -152,7 +159,7 @@ def retrieval():
         for name in ("identity", "optimal")
     ]
     shown = {EVIL: ShownModel({"layer": EVIL, "kernel": "cosine", "queries": queries}, images)}
-    return retrieval_page(TableResult(rows, Path("run"), SETTINGS), shown)
+    return retrieval_page(retrieval_result(), shown)
 
 
 def translation():
@@ -241,6 +248,42 @@ def test_neighbours_stand_beside_their_query_with_sign_score_and_matched_locatio
     assert first.caption == f"1. ✓ F1@1 1.00, similarity 0.5: ✓ {EVIL}".replace("F1@1", "F1")
     assert second.caption.startswith("2. ≈ F1 0.25")
     assert not second.lines
+
+
+def test_boxes_lie_on_the_part_of_an_image_that_is_shown():
+    # The model sees the pixels 10 to 30 across and 0 to 20 down of an image of 40 x 20.
+    note = {"boxes": [["cup", 5, 5, 20, 15], ["dog", 15, 0, 25, 10], ["car", 31, 2, 39, 9]], "counts": {}}
+    counted = {**note, "boxes": note["boxes"][1:]}
+    images = SimpleNamespace(ids=["a"], labels=[""], annotations=[note])
+    pictured = PicturedNeighbours(
+        "net", "layer4", "cosine", {"queries": images, "database": images},
+        {"queries": [counted], "database": [counted]}, 1, {}, {}, "f1", {}, {},
+    )  # fmt: skip
+    shown = shown_neighbours(pictured, {}, {"d0": np.zeros((20, 20, 3))}, {"d0": Region(10, 0, 30, 20)})
+    assert shown.facts["boxes"] == {
+        "d0": [[0.0, 0.25, 0.5, 0.75, "cup", False], [0.25, 0.0, 0.75, 0.5, "dog", True]],
+    }  # fmt: skip
+    assert not shown_neighbours(pictured, {}, {"d0": np.zeros((20, 20, 3))}, {}).facts["boxes"]
+
+
+def test_boxes_are_coloured_by_what_they_share_with_the_query():
+    boxes = {
+        "q0": [[0, 0, 1, 1, "cup", True]],
+        "d4": [[0, 0, 1, 1, name, counts] for name, counts in (("cup", True), ("dog", True), ("cup", False))],
+    }
+    line = {"query": 0, "why": "asked for", "matching": "optimal", "objects": [], "classes": ["cup"], "lines": [],
+            "neighbours": [{"index": 4, "score": 1.0, "similarity": 0.5, "objects": []}]}  # fmt: skip
+    images = {key: thumbnail(Image.new("RGB", (9, 9)), key) for key in ("q0", "d4")}
+    facts = {"layer": "layer4", "kernel": "cosine", "queries": [line], "boxes": boxes}
+    page = retrieval_page(retrieval_result(), {"net": ShownModel(facts, images)})
+    (picture,) = next(part for part in parts_of(page) if isinstance(part, Pictures)).pictures
+    assert [[box[-1] for box in of_image] for of_image in picture.boxes] == [
+        ["asked"], ["shared", "other", "uncounted"],
+    ]  # fmt: skip
+    html = page_html(page)
+    assert [html.count(f'stroke="{colour}"') for colour, _ in BOXES.values()] == [1, 1, 1, 1]
+    assert "dotted grey, objects that do not count" in html
+    assert "dotted grey" not in page_html(retrieval())  # without boxes
 
 
 def test_a_downloaded_table_has_all_numbers():

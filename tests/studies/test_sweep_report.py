@@ -1,6 +1,8 @@
 """The page of a sweep: what its run stores, checked against the store and new matchings, and what the page says."""
 
 import re
+from dataclasses import replace
+from html import unescape
 
 import altair
 import numpy as np
@@ -21,6 +23,7 @@ from rsm_probe.studies.registry import read_study
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweep_report.choosing import changed_pairs, query_images, rank_shares, sorted_by_label
 from rsm_probe.studies.sweep_report.page import sweep_page, write_result_report
+from rsm_probe.studies.sweep_report.rsm_views import packed_rsms
 from rsm_probe.studies.sweep_report.shown import SHOWN, Shown, settings_hash
 from rsm_probe.studies.sweep_report.summary import Cell
 
@@ -66,6 +69,18 @@ def test_the_rsms_on_the_page_are_those_of_the_store(run):
     assert len(shown.order) == len(shown.ids) == 45  # two mini-batches, neither thinned out
     in_order = [shown.labels[k] for k in shown.order]
     assert in_order == sorted(in_order)
+
+
+def test_ranks_are_the_shares_of_less_similar_pairs_of_the_whole_mini_batch(run):
+    out, _, shown = run
+    store = rsm_probe.RsmStore.open(out)
+    key = shown.keys[1]
+    whole = store.rsm(key.model, key.layer, key.matching, key.kernel).values
+    pairs = whole[np.tril_indices(len(whole), -1)]
+    for i, j in ((3, 0), (0, 3), (40, 17)):
+        less = (pairs < whole[shown.order[i], shown.order[j]]).sum() / (len(pairs) - 1)
+        assert shown.ranks[1][i, j] == pytest.approx(less, abs=1e-5)
+    assert np.isnan(np.diagonal(shown.ranks[1])).all()
 
 
 def test_pairs_are_those_whose_rank_changes_most(run):
@@ -135,7 +150,7 @@ def test_the_page_says_what_came_out_and_where_it_comes_from(run):
     page = config().runner(out).page()
     diagonal = np.diagonal(result.grid("net", "net", "optimal", "identity", "cosine").values)
     least = ["0", "2"][int(diagonal.argmin())]
-    assert f"agree least in {least} of net (CKA {diagonal.min():.3f}, 95 % interval" in page.answer
+    assert f"agree least in {least} of net (CKA {diagonal.min():.3f}, 95% interval" in page.answer
     difference = result.grid("net", "net", "optimal", kernel="cosine") - result.grid("net", "net", kernel="cosine")
     extreme = difference.values.flat[np.abs(difference.values).argmax()]
     assert page.answer.endswith(f"by {extreme:+.3f}.")
@@ -234,7 +249,7 @@ def drawn(chart):
     """The texts in a chart, drawn as it first appears."""
     vl_convert = pytest.importorskip("vl_convert")
     svg = vl_convert.vegalite_to_svg(chart.chart, vl_version=".".join(altair.SCHEMA_VERSION[1:].split(".")[:2]))
-    return re.findall(r"<text[^>]*>(.*?)</text>", svg)
+    return re.findall(r"<(?:text|tspan)[^>]*>([^<]+)</", svg)  # a text, or each of its lines
 
 
 def test_charts_show_the_selected_layers_and_the_similarities_of_two_images():
@@ -242,15 +257,15 @@ def test_charts_show_the_selected_layers_and_the_similarities_of_two_images():
     page = sweep_page(result, shown, "small", "command")
     texts = drawn(page.sections[0].parts[0])
     cell = Cell(result, result.models)
-    for depth in (cell.depth_a, cell.depth_b):
-        assert texts.count(f"{cell.model}, blocks.{depth}") >= 2
     first = {(key.model, key.depth, key.matching): rsm[1, 0] for key, rsm in zip(shown.keys, shown.rsms, strict=True)}
-    for depth in (cell.depth_a, cell.depth_b):
-        for kind, matching in (("spatio-semantic", "identity"), ("semantic", "optimal")):
-            (words,) = {text for text in texts if text.startswith(f"blocks.{depth}, {kind}: ")}
-            value = float(words.rpartition(" ")[2].replace("−", "-"))
-            span = np.ptp(shown.ranges)
-            assert value == pytest.approx(first[cell.model, depth, matching], abs=span / 900)
+    headings = [k for k, text in enumerate(texts) if text.startswith(f"{cell.model}, blocks.")]
+    layers = [(depth, matching) for depth in (cell.depth_a, cell.depth_b) for matching in ("identity", "optimal")]
+    for number, (depth, matching) in zip(headings, layers, strict=True):
+        layer, *pair, said = texts[number : number + 4]
+        assert layer == f"{cell.model}, blocks.{depth}"
+        assert [unescape(name)[-9:] for name in pair] == [shown.named(k)[-9:] for k in shown.order[:2]]
+        value = float(said.rpartition(" ")[2].replace("−", "-"))
+        assert value == pytest.approx(first[cell.model, depth, matching], abs=np.ptp(shown.ranges) / 900)
     assert shown.ids[shown.order[0]][:10] in "".join(texts)
     assert "model-0" in drawn(page.sections[1].parts[0])
 
@@ -266,6 +281,47 @@ def test_checkpoints_have_a_chart_of_their_training():
     grid = result.grid("model-1", "model-2", "optimal")
     assert rows["optimal", "blocks.1", 10] == pytest.approx(float(grid[1, 1]))
     assert rows["identity", "blocks.0", 20] == 1.0
+
+
+def test_labels_beside_an_rsm_do_not_overlap_and_the_caption_says_how_many_there_are():
+    result, shown = random_sweep(models=1, layers=2, images=120, shown_images=48)
+    few = shown.order.tolist()
+    many = replace(shown, labels=[f"label {k:02d}" for k in range(len(shown.labels))], order=np.array(sorted(few)))
+    for one, some in ((shown, False), (many, True)):
+        places = sorted(row["at"] for row in packed_rsms(one)["images"] if "at" in row)
+        assert np.diff(places).min() >= 11
+        caption = sweep_page(result, one, "small", "command").sections[0].parts[0].caption
+        count = len({one.labels[k] for k in one.order})
+        assert (f"{len(places)} of {count} labels fit beside an RSM" in caption) == some
+        assert (len(places) < count) == some
+
+
+def test_names_keep_the_ends_in_which_they_differ():
+    result, shown = random_sweep(models=1, layers=2, images=8, shown_images=4)
+    ids = [f"folder/with/a/very/long/name/{'x' * 90}/{k:04d}.jpeg" for k in range(len(shown.ids))]
+    labels = [f"a long label that ends in {k}" for k in range(len(shown.labels))]
+    rows = packed_rsms(replace(shown, ids=ids, labels=labels))["images"]
+    assert [row["lines"][-2][-9:] for row in rows] == [ids[k][-9:] for k in shown.order]
+    assert len({row["beside"] for row in rows if "beside" in row}) == len([row for row in rows if "beside" in row])
+    axis = sweep_page(result, shown, "small", "command").sections[1].parts[0].chart["layer"][0]["encoding"]["x"]["axis"]
+    assert "slice(datum.label, -19)" in axis["labelExpr"]
+
+
+def test_captions_name_menus_only_where_there_is_something_to_choose():
+    assert "by menu" not in caption_of(random_sweep(models=1, layers=2, images=8, shown_images=4))
+    assert "Choose the models by menu." in caption_of(random_sweep(models=2, layers=2, images=8, shown_images=4))
+
+
+def caption_of(sweep):
+    return sweep_page(*sweep, "small", "command").sections[0].parts[0].caption
+
+
+def test_the_time_of_a_run_is_said_once(run):
+    result, shown = random_sweep(models=1, layers=2, images=8, shown_images=4)
+    alone = sweep_page(result, shown, "small", "command").provenance
+    assert alone["Cost"].endswith("; 1.7 min in the last run")
+    timed = sweep_page(result, shown, "small", "command", {"Time": "about 2 min"}).provenance
+    assert "min" not in timed["Cost"]
 
 
 def test_a_damaged_file_is_named(run, tmp_path):
@@ -297,7 +353,8 @@ def test_equal_values_have_equal_colours_and_no_difference_has_none():
     from rsm_probe.studies.sweep_report.cka_grids import cka_chart
 
     views = cka_chart(result, None, result.models).chart["concat"]
-    domains = {view["name"]: view["encoding"]["color"]["scale"]["domain"] for view in views}
+    grids = [view["layer"][0] for view in views]
+    domains = {grid["name"].rpartition("_")[0]: grid["encoding"]["color"]["scale"]["domain"] for grid in grids}
     assert domains["grid_identity"] == domains["grid_semantic"] == [0.0, 1.0]
     low, high = domains["grid_difference"]
     pairs = [(a, b) for a in result.models for b in result.models]

@@ -25,16 +25,21 @@ from rsm_probe.paper.page_parts import (
 from rsm_probe.paper.page_words import rule_titles, rule_words, semantic_answer
 from rsm_probe.paper.retrieval.figures import MatchedImages, PicturedNeighbours, compared_objects, counted_objects
 from rsm_probe.paper.shown import ShownModel
-from rsm_probe.report.page import Chart, Group, Page, Part, Picture, Pictures, Section, Table, Thumbnail
+from rsm_probe.report.page import Box, Chart, Group, Page, Part, Picture, Pictures, Section, Table, Thumbnail
 from rsm_probe.report.thumbnails import joining_lines, thumbnail
 from rsm_probe.runs.model_config import DILATED, base_title
 from rsm_probe.runs.tables import TableResult, kernel_title
+from rsm_probe.sources.models.view.region import Region
 
 # Queries with the largest gains and losses that are shown besides those that were asked for.
 _EXTREMES = 3
 _SIGNS = (
     "Of a neighbour: ✓ the same objects as the query, ≈ some of them, ✗ none. Of its objects: ✓ also in the query, ✗ "
     "not in the query, – only in the query."
+)
+_BOXES = (
+    "Boxes: blue, objects of the query; solid green, objects of its classes; dotted red, objects of other classes; "
+    "dotted grey, objects that do not count."
 )
 _WHAT = {"f1": "F1", "iou": "IoU"}
 
@@ -63,7 +68,10 @@ def chosen_queries(pictured: Sequence[int], scores: Mapping[str, np.ndarray]) ->
 
 
 def shown_neighbours(
-    pictured: PicturedNeighbours, reasons: Mapping[int, str], seen: Mapping[str, np.ndarray]
+    pictured: PicturedNeighbours,
+    reasons: Mapping[int, str],
+    seen: Mapping[str, np.ndarray],
+    regions: Mapping[str, Region],
 ) -> ShownModel:
     """Convert queries and their nearest images to what a run stores.
 
@@ -71,11 +79,16 @@ def shown_neighbours(
         pictured: the queries and their nearest images.
         reasons: query -> why it is shown.
         seen: `q<index>` or `d<index>` -> the image as the model sees it.
+        regions: the same keys -> the part of the image that it sees, in pixels of the image; images without one have
+            no boxes.
     """
-    images = {}
+    images, boxes = {}, {}
     for key, picture in seen.items():
         of, index = "queries" if key[0] == "q" else "database", int(key[1:])
         images[key] = thumbnail(picture, pictured.images[of].ids[index], str(pictured.images[of].labels[index]), SIDE)
+        if key in regions:
+            every, counted = pictured.images[of].annotations[index], pictured.objects[of][index]
+            boxes[key] = _boxes(every.get("boxes", ()), counted.get("boxes", ()), regions[key])
     lines = []
     for (query, name), numbers in pictured.neighbours.items():
         counts = pictured.objects["queries"][query]["counts"]
@@ -84,6 +97,7 @@ def shown_neighbours(
         lines.append(
             {
                 "query": query, "why": reasons[query], "matching": name,
+                "classes": sorted(map(str, counts)),
                 "objects": [counted_objects(count, kind, pictured.score) for kind, count in sorted(counts.items())],
                 "neighbours": [
                     {
@@ -99,7 +113,21 @@ def shown_neighbours(
                 "lines": [] if matched is None else _lines(matched),
             }
         )  # fmt: skip
-    return ShownModel({"layer": pictured.layer, "kernel": pictured.kernel, "queries": lines}, images)
+    facts = {"layer": pictured.layer, "kernel": pictured.kernel, "queries": lines, "boxes": boxes}
+    return ShownModel(facts, images)
+
+
+def _boxes(every: Sequence[Sequence[Any]], counted: Sequence[Sequence[Any]], region: Region) -> list[list[Any]]:
+    """The boxes of an image within what is shown of it, as shares, each with its class and whether it counts."""
+    shown = []
+    for box in every:
+        if region.share(box[1:]) > 0:
+            left, top, right, bottom = region.cut(box[1:])
+            across = ((left - region.left) / region.width, (right - region.left) / region.width)
+            down = ((top - region.top) / region.height, (bottom - region.top) / region.height)
+            ends = (across[0], down[0], across[1], down[1])
+            shown.append([*(round(float(end), 4) for end in ends), str(box[0]), box in counted])
+    return shown
 
 
 def _lines(matched: MatchedImages) -> list[tuple[float, float, float, float, float]]:
@@ -163,7 +191,7 @@ def retrieval_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page
                 "Each query, as the network sees it, beside its nearest images under one rule. Lines join locations "
                 "of the query with their matches in the nearest image; the strongest are drawn. Queries are those "
                 "that the configuration names, and those whose score changes most with matching, in both directions: "
-                f"these are extremes, not typical queries. {_SIGNS}",
+                f"these are extremes, not typical queries. {_SIGNS}{_explained(shown)}",
                 parts,
             )
         )
@@ -181,6 +209,11 @@ def retrieval_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page
 
 
 _WHERE = ("model", "layer", "locations", "database", "kernel", "matching")
+
+
+def _explained(shown: Mapping[str, ShownModel]) -> str:
+    """Say what boxes mean, where there are any."""
+    return f" {_BOXES}" if any(any(of.facts.get("boxes", {}).values()) for of in shown.values()) else ""
 
 
 def _objects(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -224,7 +257,11 @@ def _neighbours(title: str, shown: ShownModel, settings: Mapping[str, Any]) -> P
             first = [Thumbnail(query.content, query.size, query.name, listed)] if rank == 1 else []
             joining = [tuple(ends) for ends in line["lines"]] if rank == 1 else []
             text = _caption(rank, neighbour, what)
-            pictures.append(Picture([*first, Thumbnail(image.content, image.size, image.name)], text, joining))
+            known = shown.facts.get("boxes", {})
+            boxes = [_kinds(known.get(f"d{neighbour['index']}", ()), line.get("classes", ()), "shared")]
+            boxes[:0] = [_kinds(known.get(f"q{number}", ()), line.get("classes", ()), "asked")] if first else []
+            images = [*first, Thumbnail(image.content, image.size, image.name)]
+            pictures.append(Picture(images, text, joining, boxes))
             lines.append(
                 [
                     number, query.name, listed, rule, rank, image.name, neighbour["score"], neighbour["similarity"],
@@ -251,6 +288,13 @@ def _neighbours(title: str, shown: ShownModel, settings: Mapping[str, Any]) -> P
     table = Table(f"neighbours-{title}", columns, lines, f"{title}, {about}: queries and their nearest images.")
     parts = [Group(titles[number], rules, unfolded=True) for number, rules in queries.items()]
     return Group(f"{title}: {about}", [*parts, table], unfolded=True)
+
+
+def _kinds(boxes: Sequence[Sequence[Any]], classes: Sequence[str], shared: str) -> list[Box]:
+    """The boxes of an image by kind: of classes of the query, of other classes, and those that do not count."""
+    return [
+        (*ends, "uncounted" if not counts else shared if name in classes else "other") for *ends, name, counts in boxes
+    ]
 
 
 def _caption(rank: int, neighbour: Mapping[str, Any], what: str) -> str:

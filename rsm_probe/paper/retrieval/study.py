@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from rsm_probe.captures.captured_layers import CapturedLayer
 from rsm_probe.comparison.intervals import mean_interval
 from rsm_probe.config import read_yaml
-from rsm_probe.errors import ImageError
+from rsm_probe.errors import ImageError, ModelError
 from rsm_probe.execution.execution import Execution
 from rsm_probe.figures import displayed
 from rsm_probe.matching.matches import match
@@ -38,6 +38,8 @@ from rsm_probe.similarity.kernels import RBF
 from rsm_probe.sources import ImageSet, LoadedModel
 from rsm_probe.sources.images.objects.counted import require_objects, with_counts
 from rsm_probe.sources.images.registry import named_images
+from rsm_probe.sources.models.view.region import Region
+from rsm_probe.sources.models.view.views import ModelView
 from rsm_probe.storage.files import Arrays
 
 # The least share of an object's box that a model must see, where nothing else is said.
@@ -303,7 +305,13 @@ class RetrievalRunner(Experiment[RetrievalConfig]):
         wanted = {f"q{query}": (QUERIES, query) for query in queries}
         wanted |= {f"d{number}": (DATABASE, number) for number in sorted(numbers) if number >= 0}
         seen = {key: _picture(subject.model, subject.images[of][number]) for key, (of, number) in wanted.items()}
-        return shown_neighbours(self._pictured(subject, list(queries), seen), queries, seen)
+        view = None if subject.model is None else ModelView(subject.model)
+        regions = {
+            key: region
+            for key, (of, number) in wanted.items()
+            if (region := _shown_region(view, subject.images[of], number, seen[key])) is not None
+        }
+        return shown_neighbours(self._pictured(subject, list(queries), seen), queries, seen, regions)
 
     @property
     def _shown_kernel(self) -> str:
@@ -399,3 +407,15 @@ def _of_neighbours(values: np.ndarray, nearest_of: np.ndarray) -> np.ndarray:
 def _picture(model: LoadedModel | None, image: Any) -> np.ndarray:
     """Convert an image as the model sees it to uint8."""
     return np.round(255 * displayed(seen_by(model, image))).astype(np.uint8)
+
+
+def _shown_region(view: ModelView | None, images: ImageSet, index: int, picture: np.ndarray) -> Region | None:
+    """The part of an image that its picture shows, in pixels of the image; None if that is not known."""
+    height, width = picture.shape[:2]
+    if view is None:
+        return Region.of(width, height)
+    try:
+        region, whole = view.of_image(images, index)
+    except ModelError:
+        return None
+    return whole if (whole.width, whole.height) == (width, height) else region

@@ -16,13 +16,13 @@ import numpy as np
 from rsm_probe.report.page import Chart, Table
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import semantic_matchings
-from rsm_probe.studies.sweep_report.menus import KINDS, PANEL, menu, selection, view_names
-from rsm_probe.studies.sweep_report.rsm_views import packed_rsms, rsm_views
+from rsm_probe.studies.sweep_report.menus import KINDS, PANEL, layer_axis, menu, menus_caption, selection, view_names
+from rsm_probe.studies.sweep_report.rsm_views import packed_rsms, rsm_caption, rsm_params, rsm_views
 from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import Cell, names
 
-# Stands for the selected cell in conditions.
-CELL = alt.selection_point(name="cell")
+# Colours and widths of the frame of the selected cell, the lower one first.
+_FRAME = (("#000000", 6), ("#ffffff", 3))
 
 
 def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> Chart:
@@ -51,28 +51,36 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         views.append(_grid_view(grids, "identity", "spatio-semantic RSMs", sequential))
     views.append(_grid_view(grids, "semantic", "semantic RSMs" if semantics else "RSMs", sequential))
     if semantics:
-        views.append(_grid_view(grids, "difference", "difference (semantic − spatio-semantic)", diverging))
-    choices = ["models", *(["matching"] if len(matchings) > 1 else []), *(["kernel"] if len(kernels) > 1 else [])]
+        views.append(_grid_view(grids, "difference", "semantic − spatio-semantic", diverging))
+    menus = menus_caption({"the models": models, "the matching": matchings, "the kernel": kernels})
     caption = (
-        "CKA between the layers of two models. Hover over a cell for its layers and values. Menus choose "
-        f"{' and '.join(choices)}."
+        f"CKA between the layers of {'two models' if len(models) > 1 else models[0]}. Hover over a cell for its "
+        f"layers and values.{menus}"
     )
     datasets: dict[str, list[dict[str, Any]]] = {"grids": packed}
     if shown is not None and semantics:
         views += rsm_views(len(shown.order))
+        params += rsm_params(shown)
         datasets |= packed_rsms(shown)
         caption += (
-            " Click on a cell for the RSMs of both layers below, with images sorted by label; hover over an RSM for "
-            "the two images and their similarities. Colours span the similarities of different images in the "
-            "mini-batch."
+            f" Click on a cell for the RSMs of both layers below, with images sorted by label. {rsm_caption(shown)}"
         )
     scales = {"color": "independent", "x": "independent", "y": "independent"}
-    spec = alt.concat(*views, columns=3).add_params(*params).resolve_scale(**scales).to_dict()
+    spec = (
+        alt.concat(*views, columns=3, spacing=alt.RowColnumber(row=36, column=20))
+        .add_params(*params)
+        .resolve_scale(**scales)
+        .to_dict()
+    )
     cells = [{"depth_a": start.depth_a, "depth_b": start.depth_b}]
-    selections = [selection("cell", "click", cells, [name for name in view_names(spec) if name.startswith("grid_")])]
+    selections = [
+        selection("cell", "click, touchend", cells, [name for name in view_names(spec) if name.startswith("grid_")])
+    ]
     if shown is not None and semantics:
         pair = [{"i": 0, "j": min(1, len(shown.order) - 1)}]
-        selections.append(selection("pair", "pointerover", pair, [n for n in view_names(spec) if n.startswith("rsm_")]))
+        selections.append(
+            selection("pair", "pointerover, touchend", pair, [n for n in view_names(spec) if n.startswith("rsm_")])
+        )
     spec["params"] += selections
     spec["datasets"] = datasets
     return Chart("cka", spec, caption, _grid_table(packed), canvas="rsms" in datasets)
@@ -141,34 +149,34 @@ def _scales(packed: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Scale]:
     return sequential, alt.Scale(scheme="purpleorange", domain=[-float(limit), float(limit)])
 
 
-def _grid_view(data: alt.NamedData, values: str, title: str, scale: alt.Scale) -> alt.Chart:
+def _grid_view(data: alt.NamedData, values: str, title: str, scale: alt.Scale) -> alt.LayerChart:
     field = {"identity": "spatio", "semantic": "matched", "difference": "change"}[values]
-    legend = alt.Legend(title=None, orient="bottom", gradientLength=PANEL)
-    labels = alt.Axis(labelLimit=110, labelOverlap=True, title=None)
+    meaning = "difference of CKA" if values == "difference" else "CKA"
+    legend = alt.Legend(title=meaning, titleLimit=PANEL, orient="bottom", gradientLength=PANEL)
 
     def axis(side: str) -> dict[str, Any]:
         order = alt.EncodingSortField(field=f"depth_{side}", op="min")
-        return {"field": f"layer_{side}", "type": "nominal", "sort": order, "axis": labels}
+        return {"field": f"layer_{side}", "type": "nominal", "sort": order, "axis": layer_axis()}
 
-    return (
-        _unpacked(data)
-        .mark_rect(strokeWidth=2)
-        .encode(
-            x=alt.X(**axis("b")),
-            y=alt.Y(**axis("a")),
-            color=alt.Color(f"{field}:Q", scale=scale, legend=legend),
-            stroke=alt.condition(CELL, alt.value("#e8590c"), alt.value(None)),
-            tooltip=[
-                alt.Tooltip("layer_a:N", title="row"),
-                alt.Tooltip("layer_b:N", title="column"),
-                alt.Tooltip("spatio:Q", title="spatio-semantic", format=".4f"),
-                alt.Tooltip("matched:Q", title="semantic", format=".4f"),
-                alt.Tooltip("change:Q", title="difference", format="+.4f"),
-                alt.Tooltip("proven:N", title="exact matching, proven"),
-            ],
-        )
-        .properties(name=f"grid_{values}", width=PANEL, height=PANEL, title=alt.TitleParams(title, anchor="start"))
+    cells = _unpacked(data).encode(
+        x=alt.X(**axis("b")),
+        y=alt.Y(**axis("a")),
+        tooltip=[
+            alt.Tooltip("layer_a:N", title="row"),
+            alt.Tooltip("layer_b:N", title="column"),
+            alt.Tooltip("spatio:Q", title="spatio-semantic", format=".4f"),
+            alt.Tooltip("matched:Q", title="semantic", format=".4f"),
+            alt.Tooltip("change:Q", title="difference", format="+.4f"),
+            alt.Tooltip("proven:N", title="exact matching, proven"),
+        ],
     )
+    # White within black is seen on any colour.
+    selected = cells.transform_filter("datum.depth_a == cell.depth_a[0] && datum.depth_b == cell.depth_b[0]")
+    frames = [selected.mark_rect(filled=False, stroke=ink, strokeWidth=width) for ink, width in _FRAME]
+    colour = alt.Color(f"{field}:Q", scale=scale, legend=legend)
+    coloured = cells.mark_rect().encode(color=colour).properties(name=f"grid_{values}")
+    heading = alt.TitleParams(title, anchor="start", frame="group")
+    return alt.layer(coloured, *frames).properties(width=PANEL, height=PANEL, title=heading)
 
 
 def _grid_table(packed: Sequence[Mapping[str, Any]]) -> Table:

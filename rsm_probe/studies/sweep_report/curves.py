@@ -11,7 +11,7 @@ import numpy as np
 from rsm_probe.report.page import Chart, Table
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import semantic_matchings
-from rsm_probe.studies.sweep_report.menus import PANEL, menu
+from rsm_probe.studies.sweep_report.menus import PANEL, layer_axis, menu, menus_caption
 from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import names
 
@@ -38,27 +38,31 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
     base = alt.Chart(alt.NamedData(name="diagonal")).transform_filter(
         "datum.matching == matching && datum.kernel == kernel"
     )
-    x = alt.X("layer:N", sort=alt.EncodingSortField(field="depth", op="min"), axis=alt.Axis(labelLimit=140), title=None)
-    colour = alt.Color("model:N", title="model")
+    x = alt.X("layer:N", sort=alt.EncodingSortField(field="depth", op="min"), axis=layer_axis())
+    legend = alt.Legend(orient="bottom", columns=4, labelLimit=160)
+    colour = alt.Color("model:N", title="model", legend=legend, scale=alt.Scale(domain=list(models)))
     tooltip = [
         "model:N", "layer:N", alt.Tooltip("cka:Q", title="CKA", format=".4f"),
         alt.Tooltip("low:Q", format=".4f"), alt.Tooltip("high:Q", format=".4f"),
     ]  # fmt: skip
     y = alt.Y("cka:Q", title="CKA, semantic against spatio-semantic", scale=alt.Scale(zero=False))
+    # Models stand side by side in a layer, so that their intervals can be told apart.
+    base = base.encode(x=x, xOffset=alt.XOffset("model:N", sort=list(models)), color=colour)
     layers = [
-        base.mark_line().encode(x=x, y=y, color=colour),
-        base.mark_point(filled=True, size=40).encode(x=x, y=y, color=colour, tooltip=tooltip),
+        base.mark_line(opacity=0.8).encode(y=y),
+        base.mark_point(filled=True, opacity=1, size=60).encode(y=y, tooltip=tooltip),
     ]
     if known:
-        layers.insert(0, base.mark_rule(opacity=0.6).encode(x=x, y="low:Q", y2="high:Q", color=colour))
+        layers.insert(0, base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q", tooltip=tooltip))
     params = [
         menu("matching", "semantic RSMs by", semantics, start["matching"]),
         menu("kernel", "kernel", kernels, start["kernel"]),
     ]
     chart = alt.layer(*layers).add_params(*params).properties(width="container", height=300)
+    chart = chart.configure_axis(gridOpacity=0.35)
     spec = {**chart.to_dict(), "datasets": {"diagonal": rows}}
     words = (
-        f" Vertical lines are 95 % bootstrap intervals ({shown.repeats} samples of images within mini-batches)."
+        f" Vertical lines are 95% bootstrap intervals ({shown.repeats} samples of images within mini-batches)."
         if known and shown is not None
         else ""
     )
@@ -66,7 +70,8 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
     cells = [[row[name] for name in ("model", "layer", "matching", "kernel", "cka", "low", "high")] for row in rows]
     table = Table("diagonal", headings, cells, "CKA between both RSMs of a layer.", 4)
     what = "CKA between the semantic and the spatio-semantic RSM of the same layer (paper, Figure 15, diagonal)."
-    return Chart("diagonal", spec, what + words, table)
+    menus = menus_caption({"the matching": semantics, "the kernel": kernels})
+    return Chart("diagonal", spec, what + words + menus, table)
 
 
 def dynamics_chart(result: SweepResult, networks: Mapping[str, Mapping[int, str]]) -> Chart:
@@ -102,7 +107,7 @@ def dynamics_chart(result: SweepResult, networks: Mapping[str, Mapping[int, str]
             .mark_rect()
             .encode(
                 x=alt.X("step:O", title="training step"),
-                y=alt.Y("layer:N", sort=alt.EncodingSortField(field="depth", op="min"), title=None),
+                y=alt.Y("layer:N", sort=alt.EncodingSortField(field="depth", op="min"), axis=layer_axis()),
                 color=alt.Color("cka:Q", scale=alt.Scale(scheme="viridis", domainMax=1), title="CKA"),
                 tooltip=["layer:N", "step:O", alt.Tooltip("cka:Q", title="CKA to the final network", format=".4f")],
             )

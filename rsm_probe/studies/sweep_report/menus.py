@@ -12,11 +12,26 @@ PANEL = 230
 KINDS = ("spatio-semantic", "semantic")
 
 
+# Of long names of layers the end is shown, in which they differ.
+_LAYER_LABEL = "length(datum.label) > 20 ? '…' + slice(datum.label, -19) : datum.label"
+
+
+def layer_axis() -> alt.Axis:
+    """The axis of the layers of a model."""
+    return alt.Axis(labelExpr=_LAYER_LABEL, labelLimit=0, labelOverlap=True, title=None)
+
+
 def menu(name: str, label: str, options: Sequence[str], value: str) -> alt.Parameter:
     """A parameter with a menu, or without one where there is nothing to choose."""
     if len(options) < 2:
         return alt.param(name=name, value=value)
     return alt.param(name=name, value=value, bind=alt.binding_select(options=list(options), name=f"{label} "))
+
+
+def menus_caption(choices: Mapping[str, Sequence[str]]) -> str:
+    """Say what the menus choose, in a sentence after a space; "" where there is nothing to choose."""
+    *others, last = ["", *(what for what, options in choices.items() if len(options) > 1)]
+    return f" Choose {', '.join(others[1:])}{' and ' if others[1:] else ''}{last} by menu." if last else ""
 
 
 def selection(name: str, event: str, value: Sequence[Mapping[str, int]], views: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from rsm_probe.errors import StorageError
+from rsm_probe.execution.amounts import format_seconds
 from rsm_probe.figures import thinned
 from rsm_probe.report.default import REPORT
 from rsm_probe.report.page import Group, Page, Part, Picture, Pictures, Section, Table, Thumbnail
@@ -60,11 +61,18 @@ def sweep_page(
     sections.append(Section("Models", "", [_model_table(result)]))
     about = {
         "Images": f"{result.dataset.attrs['images']} of {result.dataset.attrs.get('source', 'unnamed images')}",
-        "Cost": pairs_matched(result) + (f"; {shown.seconds:.0f} s in the last run" if shown and shown.seconds else ""),
+        "Cost": pairs_matched(result) + _time(shown, facts or {}),
         "Certificate": certificate(result),
     }
     words = question(result), setting(result), answer(result, shown, models)
     return Page(title, *words, sections, command, {**about, **(facts or {})}, notes)
+
+
+def _time(shown: Shown | None, facts: Mapping[str, str]) -> str:
+    """How long the run took, unless the facts say it."""
+    if shown is None or not shown.seconds or "Time" in facts:
+        return ""
+    return f"; {format_seconds(shown.seconds)} in the last run"
 
 
 _NOTHING_SHOWN = (
@@ -137,7 +145,7 @@ def changes_section(shown: Shown) -> Section:
 
 def _pair(one: RankChange, shown: Shown) -> str:
     """The names and labels of two images."""
-    return " and ".join(f"{shown.ids[k]} ({shown.labels[k]})" if shown.labels[k] else shown.ids[k] for k in one.images)
+    return " and ".join(shown.named(k) for k in one.images)
 
 
 def _distinct(changes: Sequence[RankChange], count: int) -> list[RankChange]:
@@ -170,27 +178,28 @@ def neighbours_section(shown: Shown) -> Section:
         groups: list[Part] = []
         for layer, of_layer in groupby(of_model, key=lambda one: one.layer):
             near = list(of_layer)
-            content: list[Part] = [_near_table(model, layer, near, shown)]
-            if shown.thumbnails:
-                content.insert(0, _near_pictures(model, layer, near, shown))
-            groups.append(Group(layer, content, unfolded=not parts and not groups))
+            table = _near_table(model, layer, near, shown)
+            content = _near_pictures(model, layer, near, shown, table) if shown.thumbnails else table
+            groups.append(Group(layer, [content], unfolded=not parts and not groups))
         parts.append(Group(model, groups, unfolded=not parts))
     text = f"The most similar images in each layer, nearest first ({shown.kernel} kernel)."
     return Section("Nearest neighbours", text, parts)
 
 
-def _near_pictures(model: str, layer: str, near: Sequence[Neighbours], shown: Shown) -> Pictures:
+def _near_pictures(model: str, layer: str, near: Sequence[Neighbours], shown: Shown, table: Table) -> Pictures:
     pictures = []
     for one in near:
         for kind, images in (("semantic", one.semantic), ("spatio-semantic", one.identity)):
             row: list[Thumbnail] = [shown.thumbnails[k] for k in (one.query, *images)]
-            pictures.append(Picture(row, f"{shown.ids[one.query]} and its nearest, {kind}"))
-    return Pictures(f"neighbours {model} {layer}", pictures, "", width=52)
+            labels = ", ".join(shown.labels[k] for k in images)
+            nearest = f"{kind}: {labels}" if labels.strip(", ") else kind
+            pictures.append(Picture(row, f"{shown.named(one.query)} and its nearest, {nearest}"))
+    return Pictures(f"neighbours {model} {layer}", pictures, "", table, width=72)
 
 
 def _near_table(model: str, layer: str, near: Sequence[Neighbours], shown: Shown) -> Table:
     rows = [
-        [shown.ids[one.query], shown.labels[one.query], kind, *(f"{shown.ids[k]} ({shown.labels[k]})" for k in images)]
+        [shown.ids[one.query], shown.labels[one.query], kind, *(shown.named(k) for k in images)]
         for one in near
         for kind, images in (("semantic", one.semantic), ("spatio-semantic", one.identity))
     ]

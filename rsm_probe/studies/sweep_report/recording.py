@@ -99,13 +99,14 @@ def shown_of(request: SweepRequest, source: BatchSource, folder: Path, result: S
     semantic, picked = next(iter(semantic_matchings(result)), ""), _Picked([], [])
     number_of = _numbers(store)
     rsms, ranges = np.empty((len(keys), len(order), len(order)), np.float32), np.empty((len(keys), 2))
+    ranks = np.empty_like(rsms)
     whole_rsms: dict[RsmKey, np.ndarray] = {}
     queries = query_images(labels, _QUERIES)
     apart = ~np.eye(len(ids), dtype=bool)
     for k, key in enumerate(keys):
         number = number_of[key._replace(depth=0)]
         values = store.rsms(0, slice(number, number + 1))[0]
-        rsms[k] = values[np.ix_(order, order)]
+        rsms[k], ranks[k] = values[np.ix_(order, order)], rank_shares(values)[np.ix_(order, order)]
         ranges[k] = values[apart].min(), values[apart].max()
         if semantic and key.kernel == kernels[0] and key.matching in ("identity", semantic):
             whole_rsms[key] = values
@@ -119,7 +120,7 @@ def shown_of(request: SweepRequest, source: BatchSource, folder: Path, result: S
     intervals, repeats = _intervals(store, keys, semantic, result, notes)
     return Shown(
         settings_hash(result), ids, labels, semantic, kernels[0], order, keys, rsms, ranges, thumbnails,
-        picked.changes, picked.neighbours, intervals, repeats, notes,
+        picked.changes, picked.neighbours, intervals, repeats, notes, ranks=ranks,
     )  # fmt: skip
 
 

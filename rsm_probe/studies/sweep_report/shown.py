@@ -99,6 +99,8 @@ class Shown:
         keys: keys of the RSMs.
         rsms: these RSMs (R, n, n), float32.
         ranges: lowest and highest similarity of different images in the whole mini-batch, (R, 2).
+        ranks: ranks of the pairs of these images among all pairs of the mini-batch, from 0 to 1, (R, n, n); (0,) for
+            runs that did not store them. The diagonal is NaN.
         thumbnails: index -> thumbnail.
         changes: pairs of images whose rank changes.
         neighbours: nearest neighbours.
@@ -124,6 +126,11 @@ class Shown:
     repeats: int = 0
     notes: Sequence[str] = ()
     seconds: float = 0.0
+    ranks: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def named(self, image: int) -> str:
+        """The name of an image, and its label if it has one."""
+        return f"{self.ids[image]} ({self.labels[image]})" if self.labels[image] else self.ids[image]
 
     def save(self, folder: Path) -> None:
         """Write `shown.npz`, whose text is JSON.
@@ -155,6 +162,7 @@ class Shown:
                 "order": self.order,
                 "rsms": self.rsms.astype(np.float32),
                 "ranges": self.ranges,
+                "ranks": self.ranks.astype(np.float32),
             },
         )
 
@@ -184,6 +192,7 @@ class Shown:
             return cls(
                 **facts, order=arrays["order"], keys=keys, rsms=arrays["rsms"], ranges=arrays["ranges"],
                 thumbnails=thumbnails, changes=changes, neighbours=near, intervals=intervals,
+                ranks=arrays.get("ranks", np.empty(0)),
             )  # fmt: skip
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise StorageError(f"{file} is damaged ({error}); remove it and run again, which makes it anew") from error

@@ -58,10 +58,13 @@ def question(result: SweepResult) -> str:
 def setting(result: SweepResult) -> str:
     """Models, layers, images and methods, in two sentences."""
     layers = listed([f"{model} ({len(result.layers(model))} layers)" for model in result.models])
-    matchings = " and ".join(names(result, "matching"))
+    kinds = [
+        "spatio-semantic (identity)" if name == "identity" else f"semantic ({name})"
+        for name in names(result, "matching")
+    ]
     kernels = " and ".join(kernel_name(kernel) for kernel in names(result, "kernel"))
     source = result.dataset.attrs.get("source", "images")
-    return f"Models: {layers}. RSMs by {matchings}, {kernels}, of {source}: {conditions({'': result})}."
+    return f"Models: {layers}. RSMs: {' and '.join(kinds)}, {kernels}, of {source}: {conditions({'': result})}."
 
 
 def answer(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> str:
@@ -77,7 +80,7 @@ def answer(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> s
         values = np.diagonal(result.grid(model, model, cell.matching, "identity", cell.kernel).values)
         for layer, value in zip(result.layers(model), values, strict=True):
             one = known.get((model, layer, cell.matching, cell.kernel))
-            interval = "" if one is None else f", 95 % interval {one.low:.3f} to {one.high:.3f}"
+            interval = "" if one is None else f", 95% interval {one.low:.3f} to {one.high:.3f}"
             words = f"{layer} of {model} (CKA {value:.3f}{interval})"
             least, most = min(least, (value, words)), max(most, (value, words))
     layers = result.layers(cell.model)
