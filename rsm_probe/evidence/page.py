@@ -102,7 +102,7 @@ def _factor(result: TableResult, factor: str, titles: Mapping[str, str], what: s
         f"{level:.0%} intervals over queries (whole scenes, where frames share one). Hollow points are undecided: "
         "their interval contains 0.",
         [
-            Chart(f"{factor}-scores", scores, f"{what} at each level, with intervals. Choose with the menus."),
+            Chart(f"{factor}-scores", scores, f"{what} at each level, with intervals."),
             Chart(
                 f"{factor}-differences",
                 differences,

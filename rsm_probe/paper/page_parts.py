@@ -163,7 +163,7 @@ def differences_section(
     parts: list[Part] = [
         Chart(
             "differences", chart,
-            "Differences with their intervals; the dashed line marks 0. Choose with the menus; click on the "
+            "Differences with their intervals; the dashed line marks 0. Click on the "
             "legend to single out a baseline.",
             result_table("differences", result, columns, rows),
         ),

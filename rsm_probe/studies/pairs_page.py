@@ -164,7 +164,7 @@ def _cka(table: Sequence[Row], kernels: Sequence[str]) -> Section:
         "CKA by layer",
         "How similar the RSM with matched locations is to the spatio-semantic RSM (equal locations) of the same "
         "layer; 1 is identical. All images of the run count, so there is no interval over mini-batches.",
-        [Chart("cka", chart, "Unbiased CKA by layer. Choose with the menus; click on the legend to single out a rule.",
+        [Chart("cka", chart, "Unbiased CKA by layer. Click on the legend to single out a rule.",
                listed)],
     )  # fmt: skip
 

@@ -66,7 +66,7 @@ def approximation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> 
                 Chart(
                     "share-against-time",
                     tradeoff,
-                    f"Up and left is better. Intervals ({level:.0%}) are over pairs. Choose with the menus.",
+                    f"Up and left is better. Intervals ({level:.0%}) are over pairs.",
                     result_table("approximation", result, _COLUMNS),
                 )
             ],

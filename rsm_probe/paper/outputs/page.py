@@ -59,7 +59,7 @@ def outputs_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
                 Chart(
                     "correlations", chart,
                     f"Correlation with its {level:.0%} interval from drawing images with replacement, because pairs "
-                    "share images. Choose with the menus; click on the legend to single out a rule.",
+                    "share images. Click on the legend to single out a rule.",
                     result_table("correlations", result, columns),
                 )
             ],

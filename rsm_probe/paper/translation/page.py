@@ -153,7 +153,7 @@ def _separation(result: TableResult, rows: Sequence[Row], tick: str, menus: Mapp
                 "separation",
                 chart,
                 f"AUROC with its {level:.0%} interval from drawing photographs with replacement; the dashed line is "
-                "chance. Choose with the menus; click on the legend to single out a rule.",
+                "chance. Click on the legend to single out a rule.",
                 result_table("separation", result, columns),
             )
         ],
