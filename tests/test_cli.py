@@ -81,6 +81,7 @@ def test_a_run_ends_with_its_page_which_report_writes_again(run_folder, tmp_path
     assert "it has neither config.yaml nor result.zarr" in refused("report", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_without_the_packages_of_the_page_says_how_to_get_it(run_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     before = (run_folder / "report.html").read_bytes()

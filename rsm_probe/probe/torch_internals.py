@@ -66,8 +66,8 @@ def exchange_what_modes_restore(first: TorchDispatchMode, second: TorchDispatchM
     """Exchanges what two active modes found on entry, and restore in the end: whether PyTorch was in a mode before."""
     for name in vars(first):
         if name.startswith("old_") and name.endswith("_flags"):  # lists, longer within a mode that was entered again
-            found, other = getattr(first, name), getattr(second, name)
-            found[0], other[0] = other[0], found[0]
+            of_first, of_second = getattr(first, name), getattr(second, name)
+            of_first[0], of_second[0] = of_second[0], of_first[0]
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -28,6 +28,7 @@ def measured(keep: str) -> tuple[str, int]:
     return kept, int(count)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of the C library of Linux")
 def test_blocks_that_were_freed_are_used_again():
     kept, few = measured("keep_freed_memory()")

@@ -100,6 +100,7 @@ def refuses(*arguments, **keywords):
     raise AssertionError("a page computes nothing")
 
 
+@pytest.mark.slow
 def test_a_page_shows_what_the_run_stored_and_computes_nothing(finished, monkeypatch):
     study, folder, results = finished
     for name in ("load", "load_source"):

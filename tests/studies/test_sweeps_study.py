@@ -45,6 +45,7 @@ def test_every_sweep_is_a_run_folder_of_its_own(run, results):
     assert (out / "digits" / "result.zarr" / "cka" / "0.0").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_page_has_the_sections_of_every_sweep_with_their_commands(run):
     study, out = run
     page = study.page(out)
