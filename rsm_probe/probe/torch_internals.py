@@ -85,7 +85,10 @@ def name_of(operation: Any) -> str:
 def is_composite(operation: Any) -> bool:
     """Whether an operation is made of others, into which `operation.decompose` splits it."""
     composite = DispatchKey.CompositeImplicitAutograd
-    return isinstance(operation, OpOverload) and operation.has_kernel_for_dispatch_key(composite)
+    try:
+        return isinstance(operation, OpOverload) and operation.has_kernel_for_dispatch_key(composite)
+    except RuntimeError:  # PyTorch 2.10 does not register some, such as aten::dim, before TorchScript is used
+        return False
 
 
 def returns_view(operation: Any) -> bool:
