@@ -153,7 +153,7 @@ def test_the_page_says_what_came_out_and_where_it_comes_from(run):
     assert f"agree least in {least} of net (CKA {diagonal.min():.3f}, 95% interval" in page.answer
     difference = result.grid("net", "net", "optimal", kernel="cosine") - result.grid("net", "net", kernel="cosine")
     extreme = difference.values.flat[np.abs(difference.values).argmax()]
-    assert page.answer.endswith(f"by {extreme:+.3f}.")
+    assert page.answer.endswith(f"by {extreme:+.3f} (cosine kernel throughout).")
     assert page.command == f"rsm-probe run {out}/config.yaml --out {out}"
     assert "90 images in 2 mini-batches" in page.setting
     assert page.provenance["Cost"].startswith(f"{2 * 45 * 44 // 2:,} pairs of images in each of 2 layers")
