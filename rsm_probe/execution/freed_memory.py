@@ -14,9 +14,9 @@ _KEPT_BYTES = 1 << 30
 def keep_freed_memory() -> bool:
     """Lets this process reuse up to 1 GB of memory that it freed, instead of returning it to the system.
 
-    PyTorch allocates the output of every layer anew. By default, glibc maps blocks above 32 MB for each of them, whose
-    pages the system clears on first use, which can take longer than the layer. A program calls this once, before it
-    allocates; `rsm-probe` does. Linux with glibc only.
+    PyTorch allocates new memory for the output of every layer. By default, glibc requests blocks above 32 MB from the
+    system each time, and the system clears their pages on first use, which can take longer than the layer itself. Call
+    this once, before the program allocates, as `rsm-probe` does. It works on Linux with glibc only.
 
     Returns:
         Whether the C library does so from now on.

@@ -113,7 +113,7 @@ def interval_chart(
     ends = base.mark_rule(strokeWidth=1.5).encode(
         y=alt.Y("low:Q", title=meaning, scale=alt.Scale(type="log") if log else alt.Scale(zero=False)), y2="high:Q"
     )
-    # Transparent points are hollow ones whose inside answers to the pointer, too.
+    # A transparent fill makes a point look hollow, but hovering over its inside still works.
     same_colour = alt.Fill("rule:N", legend=None, scale=alt.Scale(domain=scale["domain"], range=scale["colours"]))
     fill = alt.condition("datum.decided", same_colour, alt.value("transparent"))
     points = base.mark_point(size=_POINT, filled=False, strokeWidth=1.4).encode(y=y, shape=shape, fill=fill)

@@ -161,8 +161,8 @@ def retrieval_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page
             both, tick, VALUE, "score", rule_titles(rows),
             menus={"measure": "measure ", **menus}, hover={"locations": "locations", "queries": "queries"},
         ),
-        f"Mean score with its {level:.0%} interval over queries, by rule of comparison. Click "
-        "on the legend to single out a rule.",
+        f"Mean score with its {level:.0%} interval over queries, by rule of comparison. Click on the "
+        "legend to single out a rule.",
         result_table("scores", result, [*_WHERE, "score", "low", "high", "best", "best_low", "best_high", "queries"]),
     )  # fmt: skip
     sections = [
