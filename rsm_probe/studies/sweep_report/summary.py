@@ -91,7 +91,7 @@ def answer(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> s
     )
     return (
         f"{first} Between layers, matching locations changes CKA most between {layers[cell.depth_a]} and "
-        f"{layers[cell.depth_b]} of {cell.model}: by {cell.difference:+.3f} ({cell.kernel} kernel throughout)."
+        f"{layers[cell.depth_b]} of {cell.model}: by {cell.difference:+.3f} ({kernel_name(cell.kernel)} throughout)."
     )
 
 
