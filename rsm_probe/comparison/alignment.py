@@ -51,7 +51,8 @@ class Estimator:
                 an image with its own copies are omitted. Default: each image once.
 
         Returns:
-            Shape (R, P) with P <= N (N + 1) / 2, float64. The row of a constant RSM is exactly zero.
+            Shape (R, P) with P <= N (N + 1) / 2, float64, without the pairs of images that do not count. The row of a
+            constant RSM is exactly zero.
 
         Raises:
             ComparisonError: fewer images than the estimator needs, or too few distinct ones under the weights.
@@ -59,17 +60,21 @@ class Estimator:
         rsms = np.asarray(rsms, dtype=np.float64)
         count = rsms.shape[-1]
         self.require_images(count, weights)
-        weights = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
+        if weights is None:
+            weights = np.ones(count)
+        else:
+            drawn = np.flatnonzero(weights)
+            rsms, weights = rsms[:, drawn[:, None], drawn], np.asarray(weights, dtype=np.float64)[drawn]
         own = 1.0 if self.diagonal else 0.0
         slack = self._slack(weights)
-        share = np.where(weights > 0, weights / np.where(weights > 0, slack, 1.0), 0.0)
+        share = weights / slack
         # Sum without the diagonal: subtracting a large diagonal from the full sum would lose digits.
-        others = np.where(np.eye(count, dtype=bool), 0.0, rsms)
+        others = np.where(np.eye(len(weights), dtype=bool), 0.0, rsms)
         sums = others @ weights + own * np.diagonal(rsms, axis1=1, axis2=2)
         total = (sums @ share) / (1 + share.sum())
-        offsets = (sums - total[:, None]) / np.where(weights > 0, slack, 1.0)
+        offsets = (sums - total[:, None]) / slack
 
-        row, column = self.pairs(count)
+        row, column = self.pairs(len(weights))
         pair_weights = np.where(row == column, weights[row], 2 * weights[row] * weights[column])
         scale = np.sqrt(pair_weights / self.divisor(count))
         raw = rsms[:, row, column]
