@@ -6,13 +6,15 @@ python tests/tutorials.py first-sweep     writes the output that appears into th
 import io
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import chdir, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
+
+from rsm_probe.cli import main
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 TUTORIALS = sorted(page.stem for page in FOLDER.glob("*.md") if page.stem != "index")
@@ -37,7 +39,7 @@ def follow(text: str) -> Iterator[tuple[Step, str]]:
     """Do all steps in the working directory, and yield each with what it printed.
 
     YAML and Python that begin with a comment of a file's name are written into that file. Other Python runs in one
-    interpreter, and each line of a command in a process of its own.
+    interpreter, as each line of a command does.
     """
     names: dict[str, object] = {"__name__": "tutorial"}
     sys.path.insert(0, os.getcwd())  # as in an interpreter that a learner starts
@@ -62,18 +64,19 @@ def _done(step: Step, names: dict[str, object]) -> str:
 
 
 def command_output(line: str) -> str:
-    """What a command prints: of rsm-probe, as it is in this interpreter; warnings and progress are left out."""
-    program, _, rest = line.partition(" ")
+    """What a command of rsm-probe prints, as it is in this interpreter; warnings and progress are left out.
+
+    It runs in this process, because starting another takes longer than most commands.
+    """
+    program, *words = line.split()
     assert program == "rsm-probe", f"not a command of this project: {line}"
-    done = subprocess.run(
-        [sys.executable, "-m", "rsm_probe.cli", *rest.split()],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TQDM_DISABLE": "1"},
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    return done.stdout
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch.object(sys, "argv", [program, *words]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            assert not stop.code, f"{line}\n{out.getvalue()}{err.getvalue()}"
+    return out.getvalue()
 
 
 def words(output: str) -> list[str]:

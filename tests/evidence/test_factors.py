@@ -96,6 +96,7 @@ def test_what_is_shared_is_captured_once(finished):
     assert captured == [name for name in ("images=seed 0", "images=seed 1", "locations=36") for _ in range(2)]
 
 
+@pytest.mark.slow
 def test_it_opens_and_continues_without_computing(finished):
     study, folder, result = finished
     files = {file: file.stat().st_mtime_ns for file in folder.rglob("parts/**/*") if file.is_file()}
@@ -108,6 +109,7 @@ def test_it_opens_and_continues_without_computing(finished):
         factors({"seed": 5}).run(folder)
 
 
+@pytest.mark.slow
 def test_a_factor_is_drawn_for_each_model(finished):
     study, folder, _ = finished
     figures = study.figures(folder)
@@ -122,6 +124,7 @@ def test_a_factor_is_drawn_for_each_model(finished):
     assert [label.get_text() for label in ax.get_xticklabels()] == ["layer2.0", "layer4.0"]
 
 
+@pytest.mark.slow
 def test_its_page_has_a_section_per_factor_and_claims_no_more_than_intervals(finished):
     study, folder, result = finished
     page = study.page(folder)
@@ -134,6 +137,7 @@ def test_its_page_has_a_section_per_factor_and_claims_no_more_than_intervals(fin
     assert "layer4.0" in page_html(page)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_levels_cells_and_pairs(finished, tmp_path):
     study, _, result = finished
     text = str(study.plan(tmp_path / "out"))

@@ -127,6 +127,7 @@ def test_a_page_shows_what_the_run_stored_and_computes_nothing(finished, monkeyp
     assert len(html) < 15e6
 
 
+@pytest.mark.slow
 def test_the_pictured_neighbours_are_those_of_the_table(finished):
     study, folder, _ = finished
     runner = study.studies["retrieval"].runner(folder / "retrieval")
@@ -145,6 +146,7 @@ def test_the_pictured_neighbours_are_those_of_the_table(finished):
         assert line["lines"], "the query is joined with its nearest image"
 
 
+@pytest.mark.slow
 def test_a_finished_run_of_an_earlier_version_has_a_page_without_pictures(finished, tmp_path):
     study, folder, _ = finished
     shutil.copytree(folder / "outputs", tmp_path / "run")
@@ -155,6 +157,7 @@ def test_a_finished_run_of_an_earlier_version_has_a_page_without_pictures(finish
     assert page.answer == study.studies["outputs"].page(folder / "outputs").answer
 
 
+@pytest.mark.slow
 def test_models_are_compared_on_the_same_queries(finished, tmp_path):
     study, folder, _ = finished
     config = study.studies["retrieval"]
@@ -168,6 +171,7 @@ def test_models_are_compared_on_the_same_queries(finished, tmp_path):
     assert {row["model"] for row in result.table} == {"digits", "digits-untrained"}
 
 
+@pytest.mark.slow
 def test_translation_states_what_the_rsms_of_its_crops_say(finished):
     study, folder, results = finished
     config = study.studies["translation"]
@@ -193,6 +197,7 @@ def test_translation_states_what_the_rsms_of_its_crops_say(finished):
     assert row["gain"] == pytest.approx(row["auroc"] - identity["auroc"])
 
 
+@pytest.mark.slow
 def test_retrieval_states_the_f1_of_the_nearest_image(finished):
     study, folder, results = finished
     config = study.studies["retrieval"]
@@ -211,6 +216,7 @@ def test_retrieval_states_the_f1_of_the_nearest_image(finished):
     assert {row["locations"] for row in results["retrieval"].table} == {9, 36}
 
 
+@pytest.mark.slow
 def test_outputs_state_the_correlation_over_pairs(finished):
     study, folder, results = finished
     config = study.studies["outputs"]
@@ -231,6 +237,7 @@ def test_outputs_state_the_correlation_over_pairs(finished):
     assert row["pearson_low"] <= row["pearson"] <= row["pearson_high"]
 
 
+@pytest.mark.slow
 def test_shares_of_the_optimum_are_ratios_of_sums(finished):
     _, _, results = finished
     for row in results["approximation"].table:
@@ -242,6 +249,7 @@ def test_shares_of_the_optimum_are_ratios_of_sums(finished):
     assert results["approximation"].only(layer="layer1.0", method="identity")["share"] < 0.99
 
 
+@pytest.mark.slow
 def test_exact_top_finds_the_same_neighbours(finished, tmp_path):
     study, folder, results = finished
     config = study.studies["retrieval"].model_copy(
@@ -254,6 +262,7 @@ def test_exact_top_finds_the_same_neighbours(finished, tmp_path):
             assert row["score"] == results["retrieval"].only(**keys)["score"]
 
 
+@pytest.mark.slow
 def test_parts_of_other_networks_or_images_are_not_taken(finished, tmp_path):
     study, folder, results = finished
     config = study.studies["approximation"]
@@ -319,6 +328,7 @@ def test_an_interrupted_run_continues(finished, tmp_path, monkeypatch):
         config.model_copy(update={"kernels": ("rbf",)}).run(tmp_path / "outputs")
 
 
+@pytest.mark.slow
 def test_a_run_of_another_study_is_not_taken_over(finished):
     study, folder, _ = finished
     with pytest.raises(StorageError, match="'translation'"):
@@ -327,6 +337,7 @@ def test_a_run_of_another_study_is_not_taken_over(finished):
         study.studies["outputs"].run(folder)
 
 
+@pytest.mark.slow
 def test_sets_whose_matrices_do_not_fit_are_refused_before_they_are_matched(finished, tmp_path):
     study, folder, _ = finished
     config = study.studies["outputs"].model_copy(update={"networks": str(folder / "models"), "memory": "1kB"})

@@ -18,6 +18,8 @@ from rsm_probe.studies import read_study
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "sweep.yaml"
 # Pairs of a layer in two mini-batches of 12 images.
 WITHIN = 2 * 66
+# Options of a run that shall only compute.
+BARE = ["--no-figures", "--no-report"]
 BLOCKS = [f"layer{k}.0" for k in (1, 2, 3, 4)]
 
 
@@ -88,9 +90,8 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(
-    "change", [pytest.param(name, marks=[] if name == "a layer more" else pytest.mark.slow) for name in CHANGES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_run_says_what_it_reuses_and_ends_in_the_bits_of_a_run_over_all(run, tmp_path, change):
     changed, complete, models, left, every = CHANGES[change]
     config = configured(tmp_path / "c.yaml", changed)
@@ -102,7 +103,7 @@ def test_a_changed_run_says_what_it_reuses_and_ends_in_the_bits_of_a_run_over_al
     assert f"estimate: {left:,} pairs per matching" in planned
     assert f"run folder: {run}, to continue" in planned
     assert invoke("run", config, "--out", run, "--dry-run").count(line) == 1
-    done = invoke("run", config, "--out", run, "--no-progress", "--no-figures")
+    done = invoke("run", config, "--out", run, "--no-progress", *BARE)
     assert line in done.splitlines()
     study = read_study(config)
     assert read_study(run / "config.yaml") == study
@@ -114,7 +115,7 @@ def test_a_changed_run_says_what_it_reuses_and_ends_in_the_bits_of_a_run_over_al
     facts = json.loads((run / "provenance.json").read_text())
     assert set(facts["accuracy"]) == set(SweepResult.open(run / "result.zarr").models)
     assert f"run folder: {run}, finished: nothing is left" in invoke("check", config, "--out", run)
-    again = invoke("run", config, "--out", run, "--no-progress", "--no-figures")
+    again = invoke("run", config, "--out", run, "--no-progress", *BARE)
     assert f"{models} of {models} models are complete; 0 of {every:,} pairs are left to match" in again
 
 
@@ -129,7 +130,7 @@ def test_figures_and_provenance_follow_a_seed_that_comes_and_goes(run, finished,
     two = configured(tmp_path / "two.yaml", seeds(0, 1))
     line = "3 of 3 models are complete; 0 of 1,716 pairs are left to match"
     assert line in invoke("check", two, "--out", run)
-    assert line in invoke("run", two, "--out", run, "--no-progress", "--no-figures")
+    assert line in invoke("run", two, "--out", run, "--no-progress", *BARE)
     assert_same(run, finished)
     facts = json.loads((run / "provenance.json").read_text())
     assert facts["accuracy"].keys() == {"trained-0", "trained-1", "untrained"}
@@ -142,7 +143,7 @@ def test_images_that_are_added_form_batches_of_their_own(run, tmp_path):
     assert line in planned
     assert "8 images are new and form mini-batches after the stored ones" in planned
     assert f"{WITHIN + 28} pairs per layer; 112 of 640 pairs are left to match" in planned
-    done = invoke("run", config, "--out", run, "--no-progress", "--no-figures")
+    done = invoke("run", config, "--out", run, "--no-progress", *BARE)
     assert line in done
     assert "8 images are new and form mini-batches after the stored ones" in done
     assert SweepResult.open(run / "result.zarr").dataset.attrs["images"] == 32
@@ -166,7 +167,7 @@ def test_a_folder_without_rsms_is_refused_before_its_configuration_changes(run, 
     shutil.rmtree(run / "rsms.zarr")
     same, more = (configured(tmp_path / f"{k}.yaml", change) for k, change in enumerate([seeds(0, 1), seeds(0, 1, 2)]))
     assert f"run folder: {run}, finished: nothing is left" in invoke("check", same, "--out", run)
-    assert "is finished: nothing is left to match" in invoke("run", same, "--out", run, "--no-progress", "--no-figures")
+    assert "is finished: nothing is left to match" in invoke("run", same, "--out", run, "--no-progress", *BARE)
     before = files(run)
     for command in (["check"], ["run", "--no-progress"]):
         done = CliRunner().invoke(app, [*command, str(more), "--out", str(run)])

@@ -65,6 +65,7 @@ def images_of(figure):
     return [ax.images[0].get_array() for ax in figure.axes if ax.images and ax.get_title(loc="left")]
 
 
+@pytest.mark.slow
 def test_figure_15_holds_means_over_seeds_of_semantic_against_spatio_semantic(results):
     figure = figure15(results, ROWS)
     shown = images_of(figure)
@@ -89,6 +90,7 @@ def test_figure_15_holds_means_over_seeds_of_semantic_against_spatio_semantic(re
 @pytest.mark.parametrize(
     ("draw", "pairs"), [(figure16, [("0", "0"), ("1", "1")]), (figure17, [("0", "1"), ("1", "0")])]
 )
+@pytest.mark.slow
 def test_figures_16_and_17_hold_both_kinds_and_their_difference(results, draw, pairs):
     figure = draw(results, ROWS)
     shown = [np.asarray(image) for image in images_of(figure)]
@@ -109,6 +111,7 @@ def test_figures_16_and_17_hold_both_kinds_and_their_difference(results, draw, p
     assert -around_zero.vmin == around_zero.vmax > 0, "one scale for CKA, one for differences"
 
 
+@pytest.mark.slow
 def test_numbers_say_what_the_figures_show(run, results):
     with (run[1] / "numbers.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -124,6 +127,7 @@ def test_numbers_say_what_the_figures_show(run, results):
     assert ("photos", "deep", "largest difference within untrained", "") not in by_place
 
 
+@pytest.mark.slow
 def test_the_run_draws_its_figure_and_the_control(run, tmp_path):
     study, out = run
     figures = study.figures(out)
@@ -134,6 +138,7 @@ def test_the_run_draws_its_figure_and_the_control(run, tmp_path):
             assert np.asarray(image.convert("L")).std() > 10
 
 
+@pytest.mark.slow
 def test_models_that_nothing_calls_seeds_have_rows_of_their_own(results):
     figures = sweep_figures(results["digits"])
     assert set(figures) == {"figure15", "figure16"}, "and no Figure 17 of different seeds"
@@ -145,6 +150,7 @@ def test_models_that_nothing_calls_seeds_have_rows_of_their_own(results):
     assert rows == [f"{name}\nlayer" for name in ("small-0", "small-1", "small-untrained", "deep-0", "deep-1")]
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_study_is_left_alone(run, tmp_path):
     study, out = run
     before = (out / "digits" / "config.yaml").read_text()
@@ -156,6 +162,7 @@ def test_a_folder_of_another_study_is_left_alone(run, tmp_path):
     assert read_study(out / "config.yaml") == study
 
 
+@pytest.mark.slow
 def test_what_cannot_stand_side_by_side_is_refused(results, tmp_path):
     other = SweepResult(results["photos"].dataset.assign_attrs(images=99))
     with pytest.raises(ComparisonError, match=r"equal numbers .* \(digits: 24 in 2, photos: 99 in 2\)"):
@@ -194,6 +201,7 @@ def test_configurations_that_give_no_figure(change, message):
         SweepsConfig.parse(data)
 
 
+@pytest.mark.slow
 def test_untrained_controls_differ_from_the_trained_by_training_alone(run):
     from safetensors.torch import load_file
 
@@ -212,6 +220,7 @@ def test_figure_17_needs_seeds_before_anything_runs():
         SweepsConfig.parse({**data, "figure": "figure17"})
 
 
+@pytest.mark.slow
 def test_names_are_drawn_as_they_are(results, tmp_path):
     row = Architecture(r"a$\foo$ ü_1", ["deep-0", "deep-1"])
     for draw in (figure15, figure16):
@@ -221,6 +230,7 @@ def test_names_are_drawn_as_they_are(results, tmp_path):
 
 
 @pytest.mark.parametrize("draw", [figure15, figure16, figure17])
+@pytest.mark.slow
 def test_a_figure_says_what_its_numbers_depend_on(results, draw):
     last = draw(results, ROWS).get_suptitle().splitlines()[-1]
     assert last == "24 images in 2 mini-batches, centered by location-mean, unbiased CKA"
