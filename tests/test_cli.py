@@ -115,7 +115,7 @@ def test_run_folder_holds_all_that_is_promised(run_folder):
 @pytest.mark.slow
 def test_running_again_and_drawing_again(run_folder):
     before = (run_folder / "result.zarr" / "cka" / "0.0").stat().st_mtime_ns
-    cli("run", SMOKE, "--out", run_folder, "--no-progress", "--no-figures")
+    cli("run", SMOKE, "--out", run_folder, "--no-progress", "--no-figures", "--no-report")
     assert (run_folder / "result.zarr" / "cka" / "0.0").stat().st_mtime_ns == before
     for file in (run_folder / "figures").iterdir():
         file.unlink()
@@ -129,7 +129,14 @@ def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
     assert "choose a different --out" in message
     xr.open_zarr(run_folder / "result.zarr")["cka"].load()
     # How a run is carried out may change, and it is still the same run.
-    cli("run", changed(tmp_path / "same.yaml", workers=1, memory="200MB"), "--out", run_folder, "--no-figures")
+    cli(
+        "run",
+        changed(tmp_path / "same.yaml", workers=1, memory="200MB"),
+        "--out",
+        run_folder,
+        "--no-figures",
+        "--no-report",
+    )
 
 
 def test_check_prints_the_plan_and_writes_nothing(tmp_path):
@@ -218,7 +225,7 @@ def test_folder_with_a_broken_image_is_counted_or_fatal(tmp_path):
         )
     (images / "class0" / "broken.png").write_bytes(b"no image")
     config = changed(tmp_path / "c.yaml", images={"source": str(images)}, layers="layer4.0", keep=["*"])
-    warned = cli("run", config, "--out", tmp_path / "out", "--no-figures").stderr
+    warned = cli("run", config, "--out", tmp_path / "out", "--no-figures", "--no-report").stderr
     assert "warning: skipped 1 of 13 image files that cannot be read: class0/broken.png" in warned
     assert "class0/broken.png" in (tmp_path / "out" / "provenance.json").read_text()
     assert set(map(str, xr.open_zarr(tmp_path / "out" / "result.zarr")["image_label"].values.ravel())) == {
@@ -234,7 +241,7 @@ def interrupted(config: Path, out: Path, said: Path) -> None:
     # Shells start background jobs with this signal ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal_itself_at("rename", 2, out / "rsms.zarr" / "images" / "000" / "digest" / "c", signal.SIGINT)
-    done = cli("run", config, "--out", out, "--no-figures", check=False)
+    done = cli("run", config, "--out", out, "--no-figures", "--no-report", check=False)
     said.write_text(done.stderr)
     os._exit(done.returncode)
 
@@ -250,7 +257,7 @@ def test_interrupt_says_how_to_continue_and_continues(tmp_path):
     assert "Traceback" not in said.read_text()
     assert len(list(out.glob("rsms.zarr/products/*/*/norm/c/*"))) == 1
     assert not (out / "result.zarr").exists()
-    cli("run", config, "--out", out, "--no-figures")
+    cli("run", config, "--out", out, "--no-figures", "--no-report")
     assert (out / "result.zarr").exists()
 
 
@@ -295,8 +302,8 @@ def test_help_teaches():
 def test_random_weights_of_a_library_model_continue_and_have_seeds(tmp_path):
     models = [{"source": "timm:test_resnet", "weights": None, "seeds": [0, 1]}]
     config = changed(tmp_path / "c.yaml", models=models, keep=[], kernels=["linear"], matchings=["identity"])
-    first = cli("run", config, "--out", tmp_path / "out", "--no-figures").stdout
-    assert cli("run", config, "--out", tmp_path / "out", "--no-figures").stdout == first
+    first = cli("run", config, "--out", tmp_path / "out", "--no-figures", "--no-report").stdout
+    assert cli("run", config, "--out", tmp_path / "out", "--no-figures", "--no-report").stdout == first
     grid = xr.open_zarr(tmp_path / "out" / "result.zarr")["cka"]
     assert set(map(str, grid.model_a.values)) == {"test_resnet-0", "test_resnet-1"}
     assert float(grid.values[0, -1]) < 0.999
@@ -304,7 +311,14 @@ def test_random_weights_of_a_library_model_continue_and_have_seeds(tmp_path):
 
 def test_a_mistake_that_is_corrected_can_use_the_same_folder(tmp_path):
     refused("run", changed(tmp_path / "c.yaml", layers="layer9"), "--out", tmp_path / "out")
-    cli("run", changed(tmp_path / "c.yaml", layers="layer4.0", keep=[]), "--out", tmp_path / "out", "--no-figures")
+    cli(
+        "run",
+        changed(tmp_path / "c.yaml", layers="layer4.0", keep=[]),
+        "--out",
+        tmp_path / "out",
+        "--no-figures",
+        "--no-report",
+    )
     with xr.open_zarr(tmp_path / "out" / "result.zarr") as result:
         assert set(result["layer_a"].values) == {"layer4.0"}
 

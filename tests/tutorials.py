@@ -70,12 +70,13 @@ def command_output(line: str) -> str:
     """
     program, *words = line.split()
     assert program == "rsm-probe", f"not a command of this project: {line}"
-    out, err = io.StringIO(), io.StringIO()
+    out, err, code = io.StringIO(), io.StringIO(), None
     with mock.patch.object(sys, "argv", [program, *words]), redirect_stdout(out), redirect_stderr(err):
         try:
             main()
         except SystemExit as stop:
-            assert not stop.code, f"{line}\n{out.getvalue()}{err.getvalue()}"
+            code = stop.code
+    assert not code, f"{line}\n{out.getvalue()}{err.getvalue()}"
     return out.getvalue()
 
 
