@@ -14,9 +14,8 @@ from rsm_probe.report.thumbnails import thumbnail
 from rsm_probe.report.write import write_page
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.sweep_report.choosing import sorted_by_label
-from rsm_probe.studies.sweep_report.intervals import Intervals
 from rsm_probe.studies.sweep_report.page import sweep_page
-from rsm_probe.studies.sweep_report.shown import Neighbours, RankChange, Shown, settings_hash
+from rsm_probe.studies.sweep_report.shown import Interval, Neighbours, RankChange, Shown, settings_hash
 
 LABELS = ["ape", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "<script>alert(1)</script>"]
 
@@ -42,11 +41,7 @@ def random_sweep(models=3, layers=16, images=500, shown_images=64, seed=0) -> tu
     rsms = draw.normal(0, 1, (len(keys), shown_images, shown_images)).cumsum(axis=2)
     rsms = (rsms + rsms.transpose(0, 2, 1)).astype(np.float32)
     ids = [f"images/{k:05d} & more.png" for k in range(batch)]
-    semantic = np.flatnonzero(matched)
-    change = np.full_like(cka, np.nan)
-    change[np.ix_(semantic, semantic)] = (cka - np.roll(cka, 1, (0, 1)))[np.ix_(semantic, semantic)]
-    intervals = Intervals([keys], [np.stack([one + end for one in (cka, change) for end in (-0.02, 0.02)])], 200)
-    changes, near = [], []
+    changes, near, intervals = [], [], []
     for key in keys[::2]:
         for number in range(8):
             a, b = sorted(int(k) for k in draw.choice(batch, 2, replace=False))
@@ -55,6 +50,9 @@ def random_sweep(models=3, layers=16, images=500, shown_images=64, seed=0) -> tu
             changes.append(RankChange(key.model, key.layer, (a, b), *ranks, lines, 196))
         for query in range(3):
             near.append(Neighbours(key.model, key.layer, query, *draw.integers(0, batch, (2, 5)).tolist()))
+        one, other = keys.index(key), keys.index(key._replace(matching="optimal"))
+        value = float(cka[one, other])
+        intervals.append(Interval(key.model, key.layer, "optimal", "linear", value, value - 0.02, value + 0.02))
     thumbnails = {k: thumbnail(_photo(draw), ids[k], labels[k]) for k in range(batch)}
     order = sorted_by_label(labels, shown_images)
     ranks = draw.random(rsms.shape)
@@ -63,7 +61,7 @@ def random_sweep(models=3, layers=16, images=500, shown_images=64, seed=0) -> tu
     notes = [f"RSMs show {shown_images} of {batch} images, evenly spread over labels."]
     shown = Shown(
         settings_hash(result), ids, labels, "optimal", "linear", order, keys, rsms, ranges, thumbnails, changes, near,
-        intervals, notes, 100.0, ranks,
+        intervals, 200, notes, 100.0, ranks,
     )  # fmt: skip
     return result, shown
 

@@ -280,14 +280,15 @@ def test_parts_of_other_networks_or_images_are_not_taken(finished, tmp_path):
     assert shares[0] == shares[1] != shares[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
         ("translation", {"matchings": ("late-interaction",), "kernels": ("cosine", "rbf")}),
         # Nothing to gain over.
-        pytest.param("translation", {"matchings": ("optimal", "pooled")}, marks=pytest.mark.slow),
+        ("translation", {"matchings": ("optimal", "pooled")}),
         ("retrieval", {"matchings": ("optimal", "pooled")}),
-        pytest.param("outputs", {"matchings": ("optimal", "pooled")}, marks=pytest.mark.slow),
+        ("outputs", {"matchings": ("optimal", "pooled")}),
         ("outputs", {"matchings": ("pooled",)}),
     ],
 )

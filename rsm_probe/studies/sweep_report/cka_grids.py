@@ -13,18 +13,14 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.report.page import Chart, Table
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import semantic_matchings
-from rsm_probe.studies.sweep_report.intervals import Intervals
 from rsm_probe.studies.sweep_report.menus import KINDS, PANEL, layer_axis, menu, menus_caption, selection, view_names
 from rsm_probe.studies.sweep_report.rsm_views import packed_rsms, rsm_caption, rsm_params, rsm_views
 from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import Cell, names
 
-# Kinds of intervals, and how they are named.
-_ENDS, _OVER_IMAGES = ("identity", "semantic", "difference"), "95% interval over images"
 # Colours and widths of the frame of the selected cell, the lower one first.
 _FRAME = (("#000000", 6), ("#ffffff", 3))
 
@@ -48,7 +44,7 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         menu("matching", "semantic RSMs by" if semantics else "RSMs by", matchings, start.matching),
         menu("kernel", "kernel", kernels, start.kernel),
     ]
-    packed = _packed_grids(result, models, shown.intervals if shown else Intervals())
+    packed = _packed_grids(result, models)
     grids, views = alt.NamedData(name="grids"), list[Any]()
     sequential, diverging = _scales(packed)
     if semantics:
@@ -90,11 +86,8 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
     return Chart("cka", spec, caption, _grid_table(packed), canvas="rsms" in datasets)
 
 
-def _packed_grids(result: SweepResult, models: Sequence[str], intervals: Intervals) -> list[dict[str, Any]]:
-    """One row per pair of models, matching and kernel, with its CKA row by row; what is undefined is None.
-
-    Intervals are pairs of lists, of the lower and of the upper ends.
-    """
+def _packed_grids(result: SweepResult, models: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per pair of models, matching and kernel, with its CKA row by row; undefined values are None."""
     rows, semantics, ends = [], semantic_matchings(result), dict[str, SweepResult]()
     if (proven := result.proven) is not None:
         ends = {end: SweepResult(result.dataset.assign(cka=proven[end])) for end in ("low", "high")}
@@ -108,28 +101,13 @@ def _packed_grids(result: SweepResult, models: Sequence[str], intervals: Interva
                 interval = {
                     end: _rounded(of_end.grid(a, b, matching, kernel=kernel).values, 5) for end, of_end in ends.items()
                 }
-                layers_a, layers_b = result.layers(a), result.layers(b)
-                sampled = {
-                    f"{kind}_ends": _packed_ends(intervals, (a, layers_a), (b, layers_b), kind, by, kernel)
-                    for kind, by in (("identity", "identity"), ("semantic", matching), ("difference", matching))
-                }
-                which = {"model_a": a, "model_b": b, "matching": matching, "kernel": kernel}
-                layers = {"layers_a": layers_a, "layers_b": layers_b}
-                rows.append({**which, **layers, **values, **interval, **sampled})
+                rows.append(
+                    {
+                        "model_a": a, "model_b": b, "matching": matching, "kernel": kernel,
+                        "layers_a": result.layers(a), "layers_b": result.layers(b), **values, **interval,
+                    }
+                )  # fmt: skip
     return rows
-
-
-def _packed_ends(
-    intervals: Intervals, of_a: tuple[str, Sequence[str]], of_b: tuple[str, Sequence[str]], kind: str, *keys: str
-) -> list[list[float | None]] | None:
-    """Lower and upper ends of the intervals of a grid, row by row; None if it has none."""
-    ends = intervals.of_change if kind == "difference" else intervals.of
-    rows, columns = ([RsmKey(model, layer, 0, *keys) for layer in layers] for model, layers in (of_a, of_b))
-    of_cells = [ends(row, column) for row, column in product(rows, columns)]
-    if not any(of_cells):
-        return None
-    values = np.array([(np.nan, np.nan) if one is None else one for one in of_cells])
-    return [_rounded(values[:, end], 3) for end in (0, 1)]
 
 
 def _rounded(values: np.ndarray, digits: int = 4) -> list[float | None]:
@@ -156,15 +134,8 @@ def _unpacked(data: alt.NamedData) -> alt.Chart:
             change="isValid(datum.matched) && isValid(datum.spatio) ? datum.matched - datum.spatio : null",
             proven="isArray(datum.low) ? format(datum.low[datum.k], '.4f') + ' to ' + format(datum.high[datum.k], "
             "'.4f') : 'the value itself'",
-            **{f"{kind}_interval": _interval_text(f"datum.{kind}_ends") for kind in _ENDS},
         )
     )
-
-
-def _interval_text(ends: str) -> str:
-    """A Vega expression that writes the interval of a cell."""
-    low, high = (f"{ends}[{end}][datum.k]" for end in (0, 1))
-    return f"isArray({ends}) && isValid({low}) ? format({low}, '.3f') + ' to ' + format({high}, '.3f') : 'no interval'"
 
 
 def _scales(packed: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Scale]:
@@ -194,11 +165,8 @@ def _grid_view(data: alt.NamedData, values: str, title: str, scale: alt.Scale) -
             alt.Tooltip("layer_a:N", title="row"),
             alt.Tooltip("layer_b:N", title="column"),
             alt.Tooltip("spatio:Q", title="spatio-semantic", format=".4f"),
-            alt.Tooltip("identity_interval:N", title=f"  {_OVER_IMAGES}"),
             alt.Tooltip("matched:Q", title="semantic", format=".4f"),
-            alt.Tooltip("semantic_interval:N", title=f"  {_OVER_IMAGES} "),
             alt.Tooltip("change:Q", title="difference", format="+.4f"),
-            alt.Tooltip("difference_interval:N", title=f"  {_OVER_IMAGES}  "),
             alt.Tooltip("proven:N", title="exact matching, proven"),
         ],
     )
@@ -214,14 +182,11 @@ def _grid_view(data: alt.NamedData, values: str, title: str, scale: alt.Scale) -
 def _grid_table(packed: Sequence[Mapping[str, Any]]) -> Table:
     rows: list[list[Any]] = []
     for one in packed:
-        columns, cells = len(one["layers_b"]), len(one["identity"])
+        columns = len(one["layers_b"])
         for k, (identity, semantic) in enumerate(zip(one["identity"], one["semantic"], strict=True)):
             layers = [one["model_a"], one["layers_a"][k // columns], one["model_b"], one["layers_b"][k % columns]]
             both = identity is not None and semantic is not None
             values = [identity, semantic, semantic - identity if both else None]
-            ends = [end[k] for kind in _ENDS for end in one[f"{kind}_ends"] or ([None] * cells,) * 2]
-            rows.append([*layers, one["matching"], one["kernel"], *values, *ends])
+            rows.append([*layers, one["matching"], one["kernel"], *values])
     headings = ["model", "layer", "other model", "other layer", "matching", "kernel", *KINDS, "difference"]
-    headings += [f"{end} end of {kind}" for kind in (*KINDS, "difference") for end in ("lower", "upper")]
-    caption = "CKA between layers by both kinds of RSM, and the ends of 95% bootstrap intervals over images."
-    return Table("cka", headings, rows, caption, 4)
+    return Table("cka", headings, rows, "CKA between layers by both kinds of RSM.", 4)

@@ -11,7 +11,6 @@ import numpy as np
 from rsm_probe.report.page import Chart, Table
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import semantic_matchings
-from rsm_probe.studies.sweep_report.intervals import Intervals, diagonal_interval
 from rsm_probe.studies.sweep_report.menus import PANEL, layer_axis, menu, menus_caption
 from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import names
@@ -20,18 +19,19 @@ from rsm_probe.studies.sweep_report.summary import names
 def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> Chart:
     """CKA between the semantic and the spatio-semantic RSM of each layer (paper, Figure 15, diagonal)."""
     kernels, semantics = names(result, "kernel"), semantic_matchings(result)
-    intervals = shown.intervals if shown else Intervals()
+    known = {(one.model, one.layer, one.matching, one.kernel): one for one in (shown.intervals if shown else ())}
     rows: list[dict[str, Any]] = []
     for kernel in kernels:
         for semantic in semantics:
             for model in models:
                 values = np.diagonal(result.grid(model, model, semantic, "identity", kernel).values)
                 for depth, (layer, value) in enumerate(zip(result.layers(model), values, strict=True)):
-                    low, high = diagonal_interval(intervals, model, layer, semantic, kernel) or (None, None)
+                    one = known.get((model, layer, semantic, kernel))
+                    ends = {"low": None, "high": None} if one is None else {"low": one.low, "high": one.high}
                     rows.append(
                         {
                             "model": model, "layer": layer, "depth": depth, "matching": semantic, "kernel": kernel,
-                            "cka": None if np.isnan(value) else float(value), "low": low, "high": high,
+                            "cka": None if np.isnan(value) else float(value), **ends,
                         }
                     )  # fmt: skip
     start = {"matching": semantics[0], "kernel": kernels[0]}
@@ -52,7 +52,7 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
         base.mark_line(opacity=0.8).encode(y=y),
         base.mark_point(filled=True, opacity=1, size=60).encode(y=y, tooltip=tooltip),
     ]
-    if intervals.repeats:
+    if known:
         layers.insert(0, base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q", tooltip=tooltip))
     params = [
         menu("matching", "semantic RSMs by", semantics, start["matching"]),
@@ -62,8 +62,8 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
     chart = chart.configure_axis(gridOpacity=0.35)
     spec = {**chart.to_dict(), "datasets": {"diagonal": rows}}
     words = (
-        f" Vertical lines are 95% bootstrap intervals ({intervals.repeats} samples of images within mini-batches)."
-        if intervals.repeats
+        f" Vertical lines are 95% bootstrap intervals ({shown.repeats} samples of images within mini-batches)."
+        if known and shown is not None
         else ""
     )
     headings = ["model", "layer", "matching", "kernel", "CKA", "low", "high"]

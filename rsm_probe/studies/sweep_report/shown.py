@@ -16,7 +16,6 @@ from rsm_probe.errors import StorageError
 from rsm_probe.report.page import Thumbnail
 from rsm_probe.storage.files import load_arrays, save_arrays
 from rsm_probe.streaming.result import SweepResult
-from rsm_probe.studies.sweep_report.intervals import Intervals
 
 SHOWN = "shown.npz"
 
@@ -64,6 +63,29 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A bootstrap interval of CKA between the semantic and the spatio-semantic RSM of a layer.
+
+    Attributes:
+        model: name of the model.
+        layer: name of the layer.
+        matching: matching of the semantic RSM.
+        kernel: kernel of both.
+        value: CKA.
+        low: lower end.
+        high: upper end.
+    """
+
+    model: str
+    layer: str
+    matching: str
+    kernel: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Shown:
     """What the page of a sweep shows beside its result. Images are those of one mini-batch.
 
@@ -82,7 +104,8 @@ class Shown:
         thumbnails: index -> thumbnail.
         changes: pairs of images whose rank changes.
         neighbours: nearest neighbours.
-        intervals: bootstrap intervals of CKA between these RSMs.
+        intervals: bootstrap intervals of the diagonal.
+        repeats: bootstrap samples of these.
         notes: what was left out, as sentences.
         seconds: how long the run took that stored this; 0 if unknown.
     """
@@ -99,7 +122,8 @@ class Shown:
     thumbnails: Mapping[int, Thumbnail] = field(default_factory=dict)
     changes: Sequence[RankChange] = ()
     neighbours: Sequence[Neighbours] = ()
-    intervals: Intervals = field(default_factory=Intervals)
+    intervals: Sequence[Interval] = ()
+    repeats: int = 0
     notes: Sequence[str] = ()
     seconds: float = 0.0
     ranks: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -125,8 +149,8 @@ class Shown:
             "thumbnails": [[number, len(pictures[number]), *one.size] for number, one in self.thumbnails.items()],
             "changes": [asdict(one) for one in self.changes],
             "neighbours": [asdict(one) for one in self.neighbours],
-            "groups": [[list(key) for key in group] for group in self.intervals.groups],
-            "repeats": self.intervals.repeats,
+            "intervals": [asdict(one) for one in self.intervals],
+            "repeats": self.repeats,
             "notes": list(self.notes),
             "seconds": self.seconds,
         }
@@ -139,7 +163,6 @@ class Shown:
                 "rsms": self.rsms.astype(np.float32),
                 "ranges": self.ranges,
                 "ranks": self.ranks.astype(np.float32),
-                "ends": self.intervals.row.astype(np.float32),
             },
         )
 
@@ -164,10 +187,8 @@ class Shown:
                 start += length
             changes = [RankChange(**{**one, "images": tuple(one["images"])}) for one in facts.pop("changes")]
             near = [Neighbours(**one) for one in facts.pop("neighbours")]
+            intervals = [Interval(**one) for one in facts.pop("intervals")]
             keys = [RsmKey.from_texts(key) for key in facts.pop("keys")]
-            facts.pop("intervals", None)  # Files of earlier versions have those of a diagonal instead of groups.
-            groups = [[RsmKey.from_texts(key) for key in group] for group in facts.pop("groups", ())]
-            intervals = Intervals.from_row(groups, arrays.get("ends", np.empty(0)), facts.pop("repeats"))
             return cls(
                 **facts, order=arrays["order"], keys=keys, rsms=arrays["rsms"], ranges=arrays["ranges"],
                 thumbnails=thumbnails, changes=changes, neighbours=near, intervals=intervals,

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from rsm_probe.checks import listed
-from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import conditions, kernel_name, semantic_matchings
-from rsm_probe.studies.sweep_report.intervals import Intervals, diagonal_interval
 from rsm_probe.studies.sweep_report.shown import Shown
 
 
@@ -75,14 +73,14 @@ def answer(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> s
         values = result.cka.values[np.isfinite(result.cka.values)]
         return f"CKA between layers lies between {values.min():.3f} and {values.max():.3f}."
     cell = Cell(result, models)
-    intervals = shown.intervals if shown else Intervals()
+    known = {(one.model, one.layer, one.matching, one.kernel): one for one in (shown.intervals if shown else ())}
     least: tuple[float, str] = (np.inf, "")
     most: tuple[float, str] = (-np.inf, "")
     for model in models:
         values = np.diagonal(result.grid(model, model, cell.matching, "identity", cell.kernel).values)
         for layer, value in zip(result.layers(model), values, strict=True):
-            ends = diagonal_interval(intervals, model, layer, cell.matching, cell.kernel)
-            interval = "" if ends is None else f", 95% interval {ends[0]:.3f} to {ends[1]:.3f}"
+            one = known.get((model, layer, cell.matching, cell.kernel))
+            interval = "" if one is None else f", 95% interval {one.low:.3f} to {one.high:.3f}"
             words = f"{layer} of {model} (CKA {value:.3f}{interval})"
             least, most = min(least, (value, words)), max(most, (value, words))
     layers = result.layers(cell.model)
@@ -91,12 +89,9 @@ def answer(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> s
         if least[1]
         else "CKA between the two RSMs of a layer is undefined."
     )
-    row, column = (RsmKey(cell.model, layers[k], 0, cell.matching, cell.kernel) for k in (cell.depth_a, cell.depth_b))
-    ends = intervals.of_change(row, column)
-    interval = "" if ends is None else f", 95% interval {ends[0]:+.3f} to {ends[1]:+.3f}"
     return (
-        f"{first} Between layers, matching locations changes CKA most between {row.layer} and {column.layer} of "
-        f"{cell.model}: by {cell.difference:+.3f}{interval} ({kernel_name(cell.kernel)} throughout)."
+        f"{first} Between layers, matching locations changes CKA most between {layers[cell.depth_a]} and "
+        f"{layers[cell.depth_b]} of {cell.model}: by {cell.difference:+.3f} ({kernel_name(cell.kernel)} throughout)."
     )
 
 
