@@ -30,7 +30,13 @@ function draw(box) {
   const menus = box.closest("figure").querySelector(".menus");
   menus.replaceChildren();
   vegaEmbed(box, specification(box), { ...options(box, dark.matches), bind: menus }).then(
-    (drawn) => { views.set(box, drawn.view); box.setAttribute("data-drawn", ""); },
+    ({ view }) => {
+      views.set(box, view);
+      // A finger does not hover: a tap shows what pointing shows.
+      const say = (event, item) => view.tooltip()(null, event.changedTouches?.[0] ?? event, item, item?.tooltip);
+      for (const kind of ["click", "touchend"]) view.addEventListener(kind, say);
+      box.setAttribute("data-drawn", "");
+    },
     (error) => { box.textContent = "This chart cannot be drawn: " + error.message; console.error(error); },
   );
 }
@@ -67,6 +73,10 @@ const inView = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 charts.forEach((box) => inView.observe(box));
 dark.addEventListener("change", () => charts.filter((box) => box.hasAttribute("data-drawn")).forEach(draw));
+
+document.addEventListener("click", (event) => {
+  if (!event.target.closest(".chart")) document.getElementById("vg-tooltip-element")?.classList.remove("visible");
+});
 
 function save(address, name) {
   const link = document.createElement("a");

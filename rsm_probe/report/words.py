@@ -62,8 +62,8 @@ WORDS = (
     Word(
         "kernel", r"\b[Kk]ernels?\b",
         "The function that turns the total agreement of matched locations into the similarity of two images. The "
-        "linear kernel is the total itself; the cosine kernel divides it by the lengths of both images' vectors; RBF falls "
-        "with their distance.",
+        "linear kernel is the total itself; the cosine kernel divides it by the lengths of both images' vectors; "
+        "RBF falls with their distance.",
         f"{_PAPER}, appendix A",
     ),
     Word(
@@ -138,5 +138,7 @@ def _part_texts(parts: Iterable[Part]) -> Iterator[str]:
             yield from _part_texts(part.parts)
         elif isinstance(part, Table):
             yield from (part.caption, *part.columns)
-        elif isinstance(part, Chart | Plot | Pictures):
+        elif isinstance(part, Pictures):
+            yield from (part.title, part.caption)
+        elif isinstance(part, Chart | Plot):
             yield part.caption

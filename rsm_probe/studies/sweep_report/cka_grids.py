@@ -31,7 +31,7 @@ from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import Cell, names
 
 # Texts of a cell, and what they are.
-_PROVEN = "by the best matchings (certificate)"
+_PROVEN = "best matchings (certificate)"
 _TOOLTIPS = {
     "spatio": "spatio-semantic CKA", "matched": "semantic CKA", "change": "difference", "proven": _PROVEN,
 }  # fmt: skip
@@ -80,7 +80,7 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         views += rsm_views(len(shown.order))
         params += rsm_params(shown)
         datasets |= packed_rsms(shown)
-        caption += f" Clicking on a cell, or tapping it, shows the RSMs of both layers below. {rsm_caption(shown)}"
+        caption += f" Clicking on a cell, or tapping it, shows the RSMs of both layers below.\n\n{rsm_caption(shown)}"
     scales = {"color": "independent", "x": "independent", "y": "independent"}
     spec = (
         alt.concat(*views, columns=3, spacing=alt.RowColnumber(row=36, column=20))

@@ -11,7 +11,7 @@ import numpy as np
 from rsm_probe.report.page import Chart, Table
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import semantic_matchings
-from rsm_probe.studies.sweep_report.menus import PANEL, layer_axis, menu, menus_caption
+from rsm_probe.studies.sweep_report.menus import MOST_TICKS, PANEL, layer_axis, menu, menus_caption
 from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import names
 
@@ -68,6 +68,8 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
             f" Vertical lines are 95% bootstrap intervals ({shown.repeats} random draws of the images): "
             "the sampling error. Point at a circle, or tap it, for its numbers."
         )
+    if max(len(result.layers(model)) for model in models) > MOST_TICKS:
+        words += " Where not all layers are named at the axis, pointing at a circle names its layer."
     headings = ["model", "layer", "matching", "kernel", "CKA"]
     headings += ["low end of 95% bootstrap interval", "high end of 95% bootstrap interval"]
     cells = [[row[name] for name in ("model", "layer", "matching", "kernel", "cka", "low", "high")] for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -165,18 +166,22 @@ def _rises_and_falls(name: str, changes: Sequence[RankChange], shown: Shown, nam
                 for sign, order in ((1, ordered), (-1, ordered[::-1])))  # fmt: skip
     most = _TOP if named else len(ordered)
     where = " in any layer" if named else ""
-    lines = "Lines join locations that the optimal matching pairs: those that agree most."
-    if shown.semantic != "optimal":
-        lines = f"Lines join locations that {shown.semantic} pairs: those that agree most."
-    titles = {
-        f"rank-rises{name}": f"Pairs whose rank rises most{where}. They count as similar only once locations are "
-        f"matched: they show similar things at different locations. {lines}",
-        f"rank-falls{name}": f"Pairs whose rank falls most{where}. They count as similar as long as equal locations "
-        f"are compared; once locations are matched, other pairs gain more. {lines}",
-    }
+    lines = "Lines join some matched locations: those that agree most."
+    rises = (
+        "The semantic RSM finds them far more similar than the spatio-semantic RSM does: what agrees lies at different "
+        "locations."
+    )
+    falls = (
+        "The spatio-semantic RSM finds them far more similar than the semantic RSM does: equal locations agree, but "
+        "once locations are matched, other pairs agree better."
+    )
+    texts = (("rank-rises", "rises", up, rises), ("rank-falls", "falls", down, falls))
     return [
-        _pair_pictures(key, caption, _distinct(pairs, most), shown, named)
-        for (key, caption), pairs in zip(titles.items(), (up, down), strict=True)
+        replace(
+            _pair_pictures(f"{key}{name}", f"{text} {lines}", _distinct(pairs, most), shown, named),
+            title=f"Pairs whose rank {verb} most{where}",
+        )
+        for key, verb, pairs, text in texts
         if pairs
     ]
 

@@ -77,8 +77,9 @@ def setting(result: SweepResult, shown: Shown | None = None) -> str:
 def images_in_words(result: SweepResult, shown: Shown | None = None) -> str:
     """The number of images, their set, and which of them are parts of one picture."""
     attrs = result.dataset.attrs
-    parts = f" ({shown.composition})" if shown is not None and shown.composition else ""
-    return f"{attrs['images']} images of the set {set_name(result)}{parts}"
+    if shown is not None and shown.composition:
+        return f"{shown.composition}, of the set {set_name(result)}"
+    return f"{attrs['images']} images of the set {set_name(result)}"
 
 
 def set_name(result: SweepResult) -> str:
@@ -131,8 +132,8 @@ def answer(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> s
         ]
         ends = None if None in numbers else tuple(shown.differences[*numbers].tolist())
     return (
-        f"{first} Of the comparisons between two layers, matching locations changes that of {layers[cell.depth_a]} and "
-        f"{layers[cell.depth_b]} of {cell.model} most: CKA by {cell.difference:+.3f} ({interval_words(ends, '+')}). "
+        f"{first} Between two layers, matching locations changes CKA most for {layers[cell.depth_a]} and "
+        f"{layers[cell.depth_b]} of {cell.model}: by {cell.difference:+.3f} ({interval_words(ends, '+')}). "
         f"These values are for the {kernel_name(cell.kernel)}."
     )
 
@@ -176,7 +177,7 @@ def certainty(result: SweepResult, shown: Shown | None) -> str:
     if shown.composition:
         words.append(
             f"The images are {shown.composition}. The draws treat them as independent, but images of the same "
-            f"{shown.picture} are alike, so these intervals are too narrow for different {shown.picture}s."
+            f"{shown.picture} are alike, so these intervals are likely too narrow."
         )
     return "\n\n".join(words)
 
