@@ -55,14 +55,19 @@ def default_page(study: Study, folder: Path) -> Page:
     parts: dict[str, list[Part]] = {"Figures": list(plots(figures)), "Tables": [*tables]}
     counts = f"{len(figures)} figures and {len(tables)} tables"
     return Page(
-        title=f"{folder.name}: study {study.study}",
-        question=f"What came out of this run of study {study.study}?",
-        setting=f"The settings are in {folder / 'config.yaml'}.",
+        title=titled(f"Study {study.study}", folder),
+        question=f"What are the results of study {study.study}?",
+        setting="The settings are in the file config.yaml of the run folder.",
         answer=f"The run is finished. Its results are {counts}.",
         sections=[Section(title, "", of_title) for title, of_title in parts.items() if of_title],
         command=command_of(folder),
         provenance=facts_of(folder),
     )
+
+
+def titled(study: str, folder: Path) -> str:
+    """The title of a page: what was studied, and the name of its folder."""
+    return f"{study} (run folder {folder.resolve().name})"
 
 
 def plots(figures: Mapping[str, Figure]) -> list[Plot]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ def facts_of(folder: Path) -> dict[str, str]:
     machine = [stored.get("machine"), stored.get("gpu"), f"Python {stored['python']}" if "python" in stored else None]
     of_packages = stored.get("versions", {})
     facts = {
-        "Finished": stored.get("finished"),
+        "Finished": _moment(stored.get("finished")),
         "Time": _time_of(stored),
         "Accuracy on held-out images": _listed(stored.get("accuracy")),
-        "Seeds": _listed(stored.get("seeds")),
+        "Random seeds": _seeds(stored.get("seeds")),
         "Images left out": _listed(stored.get("skipped")),
         "Machine": ", ".join(str(part) for part in machine if part),
         "Versions": _listed({k: v for k, v in of_packages.items() if v != "not installed"} if of_packages else None),
@@ -44,8 +45,28 @@ def _time_of(stored: Mapping[str, Any]) -> str:
     """How long the run took; "" for runs of earlier versions."""
     if "seconds" not in stored:
         return ""
-    said = f"about {format_seconds(stored['seconds'])}, with the training of its networks, if any"
-    return f"{said}; since it was continued after an interruption" if stored.get("continued") else said
+    training = ", including the training of its networks" if stored.get("accuracy") else ""
+    said = f"about {format_seconds(stored['seconds'])}{training}"
+    return f"{said}; only the part since an interruption is counted" if stored.get("continued") else said
+
+
+def _moment(finished: Any) -> str:
+    """A time as people write it, such as 2026-01-31 12:00 UTC."""
+    try:
+        return f"{datetime.fromisoformat(str(finished)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return _listed(finished)
+
+
+def _seeds(seeds: Any) -> str:
+    """Each seed after what it belongs to."""
+    if not isinstance(seeds, Mapping):
+        return _listed(seeds)
+    belongs = dict(seeds)
+    if isinstance(models := seeds.get("models"), Mapping):
+        belongs.pop("models")
+        belongs |= {f"model {name}": one for name, one in models.items()}
+    return "; ".join(f"{name}: {_listed(one)}" for name, one in belongs.items())
 
 
 def _listed(value: Any) -> str:

@@ -3,26 +3,65 @@
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const views = new Map();
 
-function draw(box) {
-  const spec = JSON.parse(document.getElementById(box.dataset.spec).textContent);
-  if (spec.concat && box.clientWidth < 700) spec.columns = 1;
-  const menus = box.closest("figure").querySelector(".menus");
-  menus.replaceChildren();
-  const options = {
-    bind: menus,
+// Colours of lines and points: at least 3:1 against the paper of either theme.
+const colours = ["#2a8fd0", "#d9700f", "#1f9a63", "#d0488f", "#8d74e0", "#b08a00", "#6f8796", "#dd5050", "#159aa6",
+  "#a9764f"];
+
+function options(box, inDark) {
+  return {
     actions: false,
-    // As the page, so that downloads can be read, too.
     config: {
-      background: getComputedStyle(document.body).backgroundColor,
-      text: { color: dark.matches ? "#dddddd" : "#222222" },
+      background: inDark ? getComputedStyle(document.body).backgroundColor : "#ffffff",
+      text: { color: inDark ? "#dddddd" : "#222222" },
+      range: { category: colours },
     },
     renderer: box.dataset.renderer,
-    theme: dark.matches ? "dark" : undefined,
+    theme: inDark ? "dark" : undefined,
   };
-  vegaEmbed(box, spec, options).then(
-    (drawn) => { views.set(box, drawn.view); box.setAttribute("data-drawn", ""); },
+}
+
+function specification(box) {
+  const spec = JSON.parse(document.getElementById(box.dataset.spec).textContent);
+  if (spec.concat && box.clientWidth < 700) spec.columns = 1;
+  return spec;
+}
+
+function draw(box) {
+  const menus = box.closest("figure").querySelector(".menus");
+  menus.replaceChildren();
+  vegaEmbed(box, specification(box), { ...options(box, dark.matches), bind: menus }).then(
+    ({ view }) => {
+      views.set(box, view);
+      // A finger does not hover: a tap shows what pointing shows.
+      const say = (event, item) => view.tooltip()(null, event.changedTouches?.[0] ?? event, item, item?.tooltip);
+      for (const kind of ["click", "touchend"]) view.addEventListener(kind, say);
+      box.setAttribute("data-drawn", "");
+    },
     (error) => { box.textContent = "This chart cannot be drawn: " + error.message; console.error(error); },
   );
+}
+
+// The chart as it is shown, on white paper: a dark page has a light copy of it, with the same choices.
+async function exported(box, kind) {
+  const shown = views.get(box);
+  if (!shown || !dark.matches) return shown?.toImageURL(kind, 2);
+  const copy = document.createElement("div");
+  copy.style.cssText = `position: absolute; left: 0; top: 0; visibility: hidden; width: ${box.clientWidth}px`;
+  document.body.append(copy);
+  try {
+    const { view } = await vegaEmbed(copy, specification(box), {
+      ...options(box, false), bind: document.createElement("div"),
+    });
+    const state = shown.getState();
+    delete state.signals.background;
+    view.setState(state);
+    await view.runAsync();
+    const address = await view.toImageURL(kind, 2);
+    view.finalize();
+    return address;
+  } finally {
+    copy.remove();
+  }
 }
 
 const charts = [...document.querySelectorAll("[data-spec]")];
@@ -34,6 +73,10 @@ const inView = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 charts.forEach((box) => inView.observe(box));
 dark.addEventListener("change", () => charts.filter((box) => box.hasAttribute("data-drawn")).forEach(draw));
+
+document.addEventListener("click", (event) => {
+  if (!event.target.closest(".chart")) document.getElementById("vg-tooltip-element")?.classList.remove("visible");
+});
 
 function save(address, name) {
   const link = document.createElement("a");
@@ -57,6 +100,7 @@ function together(figure) {
       use.replaceWith(image);
     }
     for (const line of copy.querySelectorAll(".line")) line.setAttribute("stroke", "#d9480f");
+    for (const end of copy.querySelectorAll(".end")) end.setAttribute("fill", "#d9480f");
     const text = document.createElementNS(name, "text");
     text.textContent = picture.parentElement.querySelector("figcaption")?.textContent.trim() ?? "";
     text.setAttribute("y", height + box.height + 12);
@@ -65,6 +109,9 @@ function together(figure) {
     width = Math.max(width, box.width, 5.5 * text.textContent.length);
     height += box.height + 24;
   }
+  const paper = document.createElementNS(name, "rect");
+  for (const [key, value] of Object.entries({ width, height, fill: "#ffffff" })) paper.setAttribute(key, value);
+  whole.prepend(paper);
   for (const [key, value] of Object.entries({ xmlns: name, width, height, viewBox: `0 0 ${width} ${height}` })) {
     whole.setAttribute(key, value);
   }
@@ -77,7 +124,7 @@ document.addEventListener("click", async (event) => {
   const figure = button.closest("figure.part"), shown = figure.querySelector("img.plot");
   const chart = figure.querySelector("[data-spec]");
   if (chart) {
-    const address = await views.get(chart)?.toImageURL(button.dataset.save, 2);
+    const address = await exported(chart, button.dataset.save);
     if (address) save(address, `${button.dataset.name}.${button.dataset.save}`);
     return;
   }

@@ -47,7 +47,8 @@ class Chart:
     Attributes:
         name: what it is called in the file names of downloads.
         chart: an Altair chart, or a Vega-Lite specification as a dictionary. Data stand in it; no addresses.
-        caption: what it shows, and what clicking and hovering do. Screen readers read it.
+        caption: what it shows, and what pointing, tapping and clicking do. Screen readers read it. Empty lines separate
+            paragraphs.
         table: the numbers in the chart.
         canvas: draw on a canvas, which is faster for thousands of marks; screen readers can read SVG, the default.
     """
@@ -129,6 +130,7 @@ class Pictures:
         caption: what they show.
         table: numbers of the pictures.
         width: width of a picture's images in CSS pixels.
+        title: heading above them; "" for none.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Pictures:
     caption: str = ""
     table: Table | None = None
     width: int = 112
+    title: str = ""
 
 
 @dataclass(frozen=True)

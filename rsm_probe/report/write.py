@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
@@ -18,6 +19,7 @@ from typing import Any
 
 from rsm_probe.errors import StorageError
 from rsm_probe.report.page import BOXES, Chart, Group, Page, Part, Picture, Table, Thumbnail
+from rsm_probe.report.words import words_of
 from rsm_probe.runs.tables import csv_text
 from rsm_probe.storage.files import save_text
 from rsm_probe.storage.paths import file_name
@@ -77,6 +79,7 @@ def page_html(page: Page) -> str:
         "kinds": lambda image: ["png"] if _media_type(image) == "image/png" else ["svg", "png"],
         "layout": content.layout,
         "paragraphs": lambda text: [one for one in text.split("\n\n") if one.strip()],
+        "prose": prose,
         "spec": _spec,
     }
     hashes = " ".join(f"'sha256-{_base64(hashlib.sha256(script.encode()).digest())}'" for script in scripts)
@@ -85,6 +88,7 @@ def page_html(page: Page) -> str:
         style=_resource("page.css"),
         scripts=lambda: scripts,
         thumbnails=lambda: content.thumbnails.items(),
+        words=words_of(page),
         policy=_POLICY.format(hashes=hashes or "'none'"),
         most_rows=_MOST_ROWS,
         listed_columns=_LISTED_COLUMNS,
@@ -115,7 +119,7 @@ class _Content:
         heights = [width * image.size[1] / image.size[0] for image in picture.images]
         lines = [
             [round(value, 1) for value in (xa * width, ya * heights[0], width + gap + xb * width, yb * heights[1])]
-            + [round(0.25 + 0.75 * strength, 2)]
+            + [round(0.25 + 0.45 * strength, 2)]
             for xa, ya, xb, yb, strength in picture.lines
         ]
         boxes = [
@@ -177,10 +181,15 @@ def _csv(table: Table) -> str:
     return _base64(csv_text([dict(zip(table.columns, row, strict=True)) for row in table.rows]).encode())
 
 
+def prose(text: str) -> str:
+    """Text whose negative numbers have a minus sign in place of a hyphen."""
+    return re.sub(r"(?<![^\s(\[±])-(?=\.?\d)", "\N{MINUS SIGN}", text)
+
+
 def _cell(value: Any, digits: int) -> str:
     if isinstance(value, float):
-        return "–" if math.isnan(value) else f"{value:.{digits}f}"
-    return "–" if value is None else str(value)
+        return "–" if math.isnan(value) else prose(f"{value:.{digits}f}")
+    return "–" if value is None else prose(str(value)) if isinstance(value, int) else str(value)
 
 
 def _described(picture: Picture) -> str:

@@ -43,6 +43,7 @@ from rsm_probe.streaming.cost import LayerCost
 from rsm_probe.studies.pairs_page import certificate_of, pairs_page
 from rsm_probe.studies.pairs_shown import chosen_pairs, thumbnails_of
 from rsm_probe.studies.rsm_panels import pair_panels
+from rsm_probe.studies.sweep_report.shared_pictures import SharedPictures
 from rsm_probe.studies.sweep_report.shown import Shown
 
 # Ends the name of a model's capture of the database.
@@ -252,7 +253,11 @@ class PairsRunner(Runner[PairsConfig]):
                 settings,
             )
             thumbnails, notes = thumbnails_of(shown, sides, next(iter(models.values())))
-            replace(shown, thumbnails=thumbnails, notes=[*shown.notes, *notes]).save(self.folder)
+            pictures = SharedPictures.of(self.images) if self.database is None else SharedPictures()
+            replace(
+                shown, thumbnails=thumbnails, notes=[*shown.notes, *notes], pictures=pictures.of_images(shown.ids),
+                picture=pictures.kind, composition=pictures.composition,
+            ).save(self.folder)  # fmt: skip
         except RsmProbeError as error:  # the results of hours are not lost for a picture
             warnings.warn(f"the report page will have no pictures: {error}", stacklevel=2)
 

@@ -35,9 +35,10 @@ from rsm_probe.streaming.sweep_request import RESULT, STORE, finished_result
 from rsm_probe.studies.dynamics_figures import dynamics_figures
 from rsm_probe.studies.sweep_figures import Architecture, sweep_figures
 from rsm_probe.studies.sweep_left import left_by_model, planned_sweep, rsm_bytes
-from rsm_probe.studies.sweep_report.page import folder_title, sweep_page
+from rsm_probe.studies.sweep_report.page import sweep_page
 from rsm_probe.studies.sweep_report.recording import record_shown
 from rsm_probe.studies.sweep_report.shown import Shown
+from rsm_probe.studies.sweep_report.summary import title
 
 # Keys that may change in a run: its store computes what is missing, and the result leaves out what is gone.
 _GROWING = frozenset(
@@ -266,4 +267,4 @@ class SweepRunner(Runner[SweepConfig]):
         """See `Study.page`."""
         result, folder = self.open(), self.folder
         shown = Shown.of(folder, result)
-        return sweep_page(result, shown, folder_title(folder), command_of(folder), facts_of(folder))
+        return sweep_page(result, shown, title(result, folder), command_of(folder), facts_of(folder))

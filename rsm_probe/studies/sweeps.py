@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rsm_probe.config import read_nested
 from rsm_probe.errors import ConfigError
-from rsm_probe.report.default import REPORT, plots
+from rsm_probe.report.default import REPORT, plots, titled
 from rsm_probe.report.facts import command_of
 from rsm_probe.report.page import Page, Section
 from rsm_probe.runs.fields import folder_names
@@ -108,7 +108,8 @@ class SweepsConfig(SeveralStudies):
         notes = [f"{data}: {note}" for data, page in pages.items() for note in page.notes]
         first = next(iter(pages.values()))
         facts = {f"{data}: {name}": fact for data, page in pages.items() for name, fact in page.provenance.items()}
-        title = f"{out.resolve().name}: {self.figure} over {len(pages)} data sets"
+        name = self.figure.replace("figure", "Figure ")
+        title = titled(f"After {name} of Wald et al. 2024, over {len(pages)} data sets", out)
         return Page(title, first.question, settings, answers, sections, command_of(out), facts, notes)
 
     @property

@@ -1,5 +1,6 @@
 """Report pages as readers see them: no error, no request, readable at any width, answers to pointer and keys."""
 
+import re
 import sys
 from pathlib import Path
 from unittest import mock
@@ -7,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from large_page import LABELS, random_sweep, write_large_page
+from PIL import Image
 
 from rsm_probe.cli import main
 
@@ -123,6 +125,66 @@ def test_a_tap_on_a_phone_names_both_images_above_the_rsm(opened, large):
     above = [text for text in one.texts(chart) if text.startswith("model-") and "similarity" in text]
     assert len(above) == 4
     assert all(shown.named(number) in text for number in shown.order[[40, 11]] for text in above)
+    one.require_quiet()
+
+
+def test_a_tap_shows_what_pointing_shows_within_the_window(opened, large):
+    one = opened(large, 390, "dark", has_touch=True)
+    chart, (result, _) = one.first_chart(), random_sweep(shown_images=2)
+    one.page.touchscreen.tap(*one.in_sight(chart, "grid_identity", depth_a=3, depth_b=5))
+    words, box = one.tooltip(), one.page.locator("#vg-tooltip-element").bounding_box()
+    model = one.page.locator(".menus select").first.input_value()
+    assert f"{result.grid(model).values[3, 5]:.4f} (no bootstrap interval)" in words
+    assert box["x"] >= 0 <= box["y"]
+    assert box["x"] + box["width"] <= 390
+    assert box["y"] + box["height"] <= 900
+    one.page.touchscreen.tap(5, 5)
+    one.page.locator("#vg-tooltip-element.visible").wait_for(state="hidden")
+    one.require_quiet()
+
+
+def test_numbers_of_the_contents_stand_beside_their_links_and_commands_stay_whole(opened, large):
+    page = opened(large, 390).page
+    gaps = page.evaluate(
+        "[...document.querySelectorAll('nav li')].map((li) => li.querySelector('a').getClientRects()[0].top "
+        "- li.getBoundingClientRect().top)"
+    )
+    assert max(gaps) < 12
+    heights = page.evaluate("[...document.querySelectorAll('code.command')].map((code) => code.clientHeight)")
+    assert max(heights) < 30
+    room = page.evaluate(
+        "[...document.querySelectorAll('figure > .downloads')].filter((one) => one.checkVisibility()).map((one) => "
+        "one.getBoundingClientRect().top - one.previousElementSibling.getBoundingClientRect().bottom)"
+    )
+    assert min(room) >= 8
+
+
+def test_charts_of_a_dark_page_are_exported_in_light_colours_with_the_same_choices(opened, large, tmp_path):
+    one = opened(large, 1280, "dark")
+    page, chart = one.page, one.first_chart()
+    for menu in page.locator(".menus select").all()[:2]:
+        menu.select_option("model-0")
+    one.point_at(chart, "grid_identity", depth_a=2, depth_b=7)
+    one.click()
+    files = {}
+    for kind in ("SVG", "PNG"):
+        with page.expect_download() as started:
+            page.locator(f".downloads :text-is('{kind}')").first.click()
+        files[kind] = tmp_path / kind
+        started.value.save_as(files[kind])
+    with Image.open(files["PNG"]) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels[2, 2].tolist() == [255, 255, 255]
+    svg = files["SVG"].read_text()
+    assert "#15171a" not in svg
+    assert "rgb(21, 23, 26)" not in svg
+    shown = {text.split(",")[1].strip() for text in one.texts(chart) if text.startswith("model-0, blocks.")}
+    assert shown == {"blocks.2", "blocks.7"}
+    assert set(re.findall(r"model-0, (blocks\.\d+)", svg)) == shown
+    fills = {fill.lower() for fill in re.findall(r'<text[^>]*fill="(#?\w+)"', svg)}
+    assert fills
+    assert not fills & {"#fff", "#ffffff", "#ddd", "#dddddd", "white"}
+    assert page.locator("body > div:not(#vg-tooltip-element)").count() == 0  # the light copy is gone
     one.require_quiet()
 
 

@@ -17,6 +17,7 @@ from rsm_probe.errors import StorageError
 from rsm_probe.report.default import write_report
 from rsm_probe.report.page import Chart, Group, Page, Picture, Pictures, Plot, Section, Table, Text
 from rsm_probe.report.thumbnails import joining_lines, thumbnail
+from rsm_probe.report.words import WORDS, words_of
 from rsm_probe.report.write import page_html, write_page
 
 NASTY = "<script>alert('x')</script><img src=x onerror=alert(1)> \"quoted\" & {{ 7 * 7 }} </title>"
@@ -145,6 +146,75 @@ def test_equal_thumbnails_stand_in_the_page_once():
     assert {attrs["id"] for attrs in read.all("image")} == {"t0", "t1"}
 
 
+def page_of_text(text, **parts):
+    return Page("t", "q", "s", text, [Section("s", **parts)], "rsm-probe run a.yaml --out -1")
+
+
+def test_words_of_the_page_are_explained_and_no_others():
+    words = words_of(page_of_text("The semantic RSMs have an unbiased CKA of 0.5."))
+    assert [word.term.partition(" ")[0] for word in words] == ["RSM", "semantic,", "CKA", "unbiased"]
+    read = Read(page_html(page_of_text("The semantic RSMs have an unbiased CKA of 0.5.")))
+    assert read.text.count("Kornblith et al. 2019") == 1
+    assert "location-mean" not in read.text
+    assert [attrs["href"] for attrs in read.all("a")].count("#words") == 2
+    plain = Read(page_html(page_of_text("Nothing to explain.")))
+    assert "Words" not in plain.text
+    # Names and labels are the user's, and explain nothing.
+    table = Table("RSM", ["a"], [["kernel"]])
+    assert words_of(Page("t", "q", "s", "a", [Section("s", "", [table])], "c")) == []
+
+
+def test_every_word_is_found_by_its_own_term():
+    for word in WORDS:
+        assert re.search(word.pattern, word.term), word.term
+        assert word.meaning.endswith(".")
+
+
+def test_negative_numbers_have_a_minus_sign_on_the_page_and_a_hyphen_in_the_download():
+    table = Table("t", ["n"], [[-0.14], [-2], ["rocket-0-00017"]], "from -0.1 to -.2, of x-1 (-3)")
+    html = page_html(page_of_text("By -0.140, see a--b, 2026-11-28 and 3.4e-06.", parts=[table]))
+    text = Read(html).text
+    minus = "\N{MINUS SIGN}"
+    for shown in (
+        f"By {minus}0.140, see a--b, 2026-11-28 and 3.4e-06.",
+        f"{minus}0.140",
+        f"{minus}2",
+        "rocket-0-00017",
+    ):
+        assert shown in text
+    assert f"from {minus}0.1 to {minus}.2, of x-1 ({minus}3)" in text
+    assert "--out -1" in text
+    (link,) = (attrs for attrs in Read(html).all("a") if "download" in attrs)
+    lines = base64.b64decode(link["href"].partition("base64,")[2]).decode().splitlines()
+    assert [line.lstrip("'") for line in lines[1:3]] == ["-0.14", "-2"]
+
+
+def luminance(colour):
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_colours_of_lines_are_seen_on_light_and_dark_paper(html):
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)[1]
+    papers = re.findall(r"--paper: (#\w{6})", style)
+    colours = re.findall(r'"(#\w{6})"', re.search(r"const colours = \[(.*?)\]", html, re.DOTALL)[1])
+    assert len(papers) == 2
+    assert len(set(colours)) == len(colours) == 10
+    for paper in map(luminance, papers):
+        for colour in colours:
+            light, dark = sorted((luminance(colour), paper), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 3, colour
+
+
+def test_lines_end_in_dots_and_let_the_image_through():
+    two = Picture([picture("red"), picture("blue")], "", [(0.5, 0.5, 0.2, 0.7, 1.0), (0.1, 0.5, 0.2, 0.2, 0.0)])
+    read = Read(page_html(Page("t", "q", "s", "a", [Section("s", "", [Pictures("p", [two], title="Heading")])], "c")))
+    assert len(read.all("circle")) == 2 * len(read.all("line")) == 4
+    assert all(float(line["stroke-opacity"]) <= 0.7 for line in read.all("line"))
+    assert len(read.all("h3")) == 1
+
+
 def test_every_section_names_the_command_of_its_numbers():
     sections = [Section("one"), Section("two", command="rsm-probe run other.yaml")]
     text = Read(page_html(Page("t", "q", "s", "a", sections, "rsm-probe run this.yaml"))).text
@@ -180,6 +250,12 @@ def test_a_thumbnail_is_small_and_keeps_small_images_as_they_are():
     np.testing.assert_array_equal(pixels, 255 * np.eye(8))
 
 
+STORED = {
+    "accuracy": {"net": 0.9}, "versions": {"torch": "2.15"}, "finished": "2026-11-28T06:09:23+00:00", "seconds": 60,
+    "seeds": {"images": 0, "models": {"net": [1, 2]}},
+}  # fmt: skip
+
+
 class Study:
     """A study without a page of its own."""
 
@@ -199,12 +275,17 @@ class Study:
 
 def test_a_study_without_a_page_shows_its_figures_and_tables(tmp_path):
     (tmp_path / "table.csv").write_text("model,value\n<b>,0.123456\n")
-    (tmp_path / "provenance.json").write_text(json.dumps({"accuracy": {"net": 0.9}, "versions": {"torch": "2.15"}}))
+    (tmp_path / "provenance.json").write_text(json.dumps(STORED))
     html = write_report(Study(), tmp_path).read_text(encoding="utf-8")
     read = Read(html)
     assert [attrs["src"][:22] for attrs in read.all("img")] == ["data:image/png;base64,"]
     assert "0.123" in read.text
     assert "<b>" in read.text
     assert "net 0.900" in read.text
+    assert "2026-11-28 06:09 UTC" in read.text
+    assert "about 1.0 min, including the training of its networks" in read.text
+    assert "images: 0; model net: 1 2" in read.text
+    assert f"Study plain (run folder {tmp_path.name})" in read.text
+    assert read.text.count(str(tmp_path)) == 2 * read.text.count("rsm-probe run")  # and nowhere else
     assert read.text.count(f"Made by rsm-probe run {tmp_path}/config.yaml --out {tmp_path}") == 2
     assert write_report(Study(), tmp_path, tmp_path / "again.html").read_text(encoding="utf-8") == html

@@ -12,18 +12,21 @@ from large_page import random_sweep
 from PIL import Image
 
 import rsm_probe
+from rsm_probe.comparison.mini_batches import bootstrap_batch_samples
 from rsm_probe.matching import match
 from rsm_probe.report.default import write_report
 from rsm_probe.report.write import page_html
-from rsm_probe.sources import from_tensor
+from rsm_probe.sources import from_tensor, photos, scenes
 from rsm_probe.storage.files import open_dataset
 from rsm_probe.streaming import SweepResult
 from rsm_probe.streaming.rsm_store import StoredModel
 from rsm_probe.studies.registry import read_study
 from rsm_probe.studies.sweep import SweepConfig
+from rsm_probe.studies.sweep_report.bootstrapping import DIAGONAL_ONLY, intervals_of
 from rsm_probe.studies.sweep_report.choosing import changed_pairs, query_images, rank_shares, sorted_by_label
 from rsm_probe.studies.sweep_report.page import sweep_page, write_result_report
 from rsm_probe.studies.sweep_report.rsm_views import packed_rsms
+from rsm_probe.studies.sweep_report.shared_pictures import SharedPictures
 from rsm_probe.studies.sweep_report.shown import SHOWN, Shown, settings_hash
 from rsm_probe.studies.sweep_report.summary import Cell
 
@@ -150,17 +153,122 @@ def test_the_page_says_what_came_out_and_where_it_comes_from(run):
     page = config().runner(out).page()
     diagonal = np.diagonal(result.grid("net", "net", "optimal", "identity", "cosine").values)
     least = ["0", "2"][int(diagonal.argmin())]
-    assert f"agree least in {least} of net (CKA {diagonal.min():.3f}, 95% interval" in page.answer
+    assert f"agree least in {least} of net (CKA {diagonal.min():.3f}, 95% bootstrap interval" in page.answer
     difference = result.grid("net", "net", "optimal", kernel="cosine") - result.grid("net", "net", kernel="cosine")
     extreme = difference.values.flat[np.abs(difference.values).argmax()]
-    assert page.answer.endswith(f"by {extreme:+.3f} (cosine kernel throughout).")
+    assert f"by {extreme:+.3f} (95% bootstrap interval " in page.answer
+    assert page.answer.endswith("These values are for the cosine kernel.")
+    assert page.title == f"Layers of net on {COUNT} images of tensor (run folder {out.name})"
     assert page.command == f"rsm-probe run {out}/config.yaml --out {out}"
-    assert "90 images in 2 mini-batches" in page.setting
-    assert page.provenance["Cost"].startswith(f"{2 * 45 * 44 // 2:,} pairs of images in each of 2 layers")
+    assert "90 images of the set tensor, in 2 mini-batches" in page.setting
+    headings = [page.title, page.setting, page.answer, *(section.title for section in page.sections)]
+    assert not any(str(out) in text for text in headings)
+    assert page.provenance["Cost"].startswith(f"{2 * 45 * 44 // 2:,} pairs of images matched in each of 2 layers")
     assert "torch" in page.provenance["Versions"]
     assert any("the first of 2 mini-batches (45 of 90 images)" in note for note in page.notes)
     one = shown.intervals[0]
     assert one.low <= one.value <= one.high
+
+
+def test_both_kinds_of_uncertainty_are_named(run):
+    out, result, shown = run
+    text = config().runner(out).page().sections[0].text
+    matching, sampling = text.split("\n\n")
+    assert matching.startswith("Matching error (certificate): ")
+    assert sampling.startswith("Sampling error (95% bootstrap interval): ")
+    assert (
+        "no bootstrap intervals"
+        in sweep_page(result, replace(shown, repeats=0, intervals=[]), "t", "c").sections[0].text
+    )
+    assert "no bootstrap interval)" in sweep_page(result, None, "t", "c").answer
+
+
+def test_intervals_of_cells_are_those_of_the_bootstrap(run):
+    out, result, shown = run
+    store = rsm_probe.RsmStore.open(out).select(kernels=["linear"])
+    samples = bootstrap_batch_samples(store, "cka", shown.repeats)
+    at = {(key.layer, key.matching): k for k, key in enumerate(store.keys)}
+    place = {(key.layer, key.matching): k for k, key in enumerate(shown.keys) if key.kernel == "linear"}
+    for matching in ("identity", "optimal"):
+        values = samples[:, at["0", matching], at["2", matching]]
+        ends = shown.cells[place["0", matching], place["2", matching]]
+        np.testing.assert_allclose(ends, np.quantile(values, [0.025, 0.975]), atol=1e-6)
+    # Images are the same in both, so that their difference is surer than either.
+    change = samples[:, at["0", "optimal"], at["2", "optimal"]] - samples[:, at["0", "identity"], at["2", "identity"]]
+    ends = shown.differences[place["0", "optimal"], place["2", "optimal"]]
+    np.testing.assert_allclose(ends, np.quantile(change, [0.025, 0.975]), atol=1e-6)
+    packed = sweep_page(result, shown, "t", "c").sections[0].parts[0].chart["datasets"]["grids"]
+    (row,) = (one for one in packed if one["kernel"] == "linear")
+    assert row["change_ends"][2:4] == pytest.approx(ends, abs=6e-4)  # the cell of the layers 0 and 2
+    assert shown.cells.shape == shown.differences.shape == (8, 8, 2)
+
+
+def test_where_cells_have_no_intervals_the_page_says_so(run, monkeypatch):
+    out, result, shown = run
+    monkeypatch.setattr("rsm_probe.studies.sweep_report.bootstrapping._MOST_CELLS", 7)
+    store = rsm_probe.RsmStore.open(out).select(kernels=["cosine", "linear"])
+    numbers = {key._replace(depth=0): k for k, key in enumerate(store.keys)}
+    some = intervals_of(store, shown.keys, numbers, "optimal", result)
+    assert (some.cells.size, some.note) == (0, DIAGONAL_ONLY)
+    for one, other in zip(some.diagonal, shown.intervals, strict=True):
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=1e-6)
+    page = sweep_page(result, replace(shown, cells=some.cells, differences=some.differences), "t", "c")
+    assert "cells have none" in page.sections[0].text
+    assert "(no bootstrap interval)" in page.answer
+    assert "change_ends" not in page.sections[0].parts[0].chart["datasets"]["grids"][0]
+
+
+def test_images_of_one_picture_are_said_to_be():
+    crops = SharedPictures.of(photos(size=64, count=20))
+    assert (crops.kind, crops.composition) == ("photograph", "20 crops of 18 photographs")
+    assert crops.of_images(["china-0-00000", "china-0-00018"]) == ["china", "china"]
+    frames = SharedPictures.of(scenes(size=48, count=3, frames=2))
+    assert (frames.kind, frames.composition) == ("scene", "3 frames of 2 scenes")
+    for images in (photos(size=64, count=18), scenes(size=48, count=3), pictures(), None):
+        assert SharedPictures.of(images) == SharedPictures()
+
+
+def test_pairs_and_neighbours_of_one_photograph_are_marked():
+    result, shown = random_sweep(models=1, layers=2, images=16, shown_images=4)
+    a, b = shown.changes[0].images
+    sources = [f"source {k}" for k in range(len(shown.ids))]
+    sources[b] = sources[a]
+    one = replace(shown, pictures=sources, picture="photograph", composition="16 crops of 9 photographs")
+    page, plain = sweep_page(result, one, "t", "c"), sweep_page(result, shown, "t", "c")
+    assert "16 crops of 9 photographs, of the set random" in page.setting
+    assert "16 crops of 9 photographs" in page.sections[0].text
+    captions = [caption for part in page.sections[2].parts[:2] for caption in (each.caption for each in part.pictures)]
+    assert sum(text.endswith("; both from the same photograph") for text in captions) >= 1
+    html = page_html(page)
+    assert "of 5 from the same photograph)" in html
+    assert "photograph" not in page_html(plain)
+
+
+def test_pairs_that_rise_and_pairs_that_fall_have_their_own_headings():
+    result, shown = random_sweep(models=1, layers=2, images=16, shown_images=4)
+    up, down = sweep_page(result, shown, "t", "c").sections[2].parts[:2]
+    assert (up.title, down.title) == (
+        "Pairs whose rank rises most in any layer",
+        "Pairs whose rank falls most in any layer",
+    )
+    for part, sign in ((up, 1), (down, -1)):
+        for one in part.pictures:
+            before, after = map(int, re.findall(r"rank (\d+)%", one.caption))
+            assert sign * (after - before) >= 0
+
+
+def test_captions_cite_the_figures_of_the_paper_and_say_how_to_read_them():
+    result, shown = random_sweep(models=2, layers=24, images=16, shown_images=4)
+    page = sweep_page(result, shown, "t", "c")
+    grids, diagonal = page.sections[0].parts[0].caption, page.sections[1].parts[0].caption
+    assert "Figure 16 of Wald et al. 2024 (one model) or Figure 17 (two models)" in grids
+    assert "Figure 15 of Wald et al. 2024" in diagonal
+    assert "Figure 4 of Wald et al. 2024" in page.sections[3].text
+    assert "columns follow the order of the rows" in grids
+    assert "Only some layers are named at the axes" in grids
+    assert "Only some layers are named" not in caption_of(random_sweep(models=1, layers=2, images=8, shown_images=4))
+    for word in ("Hover", "hover", "lie beyond"):
+        assert word not in grids + diagonal
 
 
 def test_labels_are_escaped_and_the_page_is_the_same_when_written_again(run, tmp_path):

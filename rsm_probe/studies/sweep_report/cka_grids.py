@@ -16,11 +16,25 @@ import numpy as np
 from rsm_probe.report.page import Chart, Table
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import semantic_matchings
-from rsm_probe.studies.sweep_report.menus import KINDS, PANEL, layer_axis, menu, menus_caption, selection, view_names
+from rsm_probe.studies.sweep_report.menus import (
+    KINDS,
+    MOST_TICKS,
+    PANEL,
+    layer_axis,
+    menu,
+    menus_caption,
+    selection,
+    view_names,
+)
 from rsm_probe.studies.sweep_report.rsm_views import packed_rsms, rsm_caption, rsm_params, rsm_views
 from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import Cell, names
 
+# Texts of a cell, and what they are.
+_PROVEN = "best matchings (certificate)"
+_TOOLTIPS = {
+    "spatio": "spatio-semantic CKA", "matched": "semantic CKA", "change": "difference", "proven": _PROVEN,
+}  # fmt: skip
 # Colours and widths of the frame of the selected cell, the lower one first.
 _FRAME = (("#000000", 6), ("#ffffff", 3))
 
@@ -44,27 +58,29 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         menu("matching", "semantic RSMs by" if semantics else "RSMs by", matchings, start.matching),
         menu("kernel", "kernel", kernels, start.kernel),
     ]
-    packed = _packed_grids(result, models)
+    packed = _packed_grids(result, shown, models)
     grids, views = alt.NamedData(name="grids"), list[Any]()
     sequential, diverging = _scales(packed)
     if semantics:
-        views.append(_grid_view(grids, "identity", "spatio-semantic RSMs", sequential))
-    views.append(_grid_view(grids, "semantic", "semantic RSMs" if semantics else "RSMs", sequential))
-    if semantics:
-        views.append(_grid_view(grids, "difference", "semantic − spatio-semantic", diverging))
+        views.append(_grid_view(grids, "identity", "spatio-semantic RSMs", sequential, _TOOLTIPS))
+        views.append(_grid_view(grids, "semantic", "semantic RSMs", sequential, _TOOLTIPS))
+        views.append(_grid_view(grids, "difference", "semantic − spatio-semantic", diverging, _TOOLTIPS))
+    else:
+        views.append(_grid_view(grids, "semantic", "RSMs", sequential, {"matched": "CKA", "proven": _PROVEN}))
     menus = menus_caption({"the models": models, "the matching": matchings, "the kernel": kernels})
+    figure = "Figure 16 of Wald et al. 2024" + (" (one model) or Figure 17 (two models)" if len(models) > 1 else "")
     caption = (
-        f"CKA between the layers of {'two models' if len(models) > 1 else models[0]}. Hover over a cell for its "
-        f"layers and values.{menus}"
+        f"CKA between each layer in the rows and each layer in the columns, as in {figure}. Point at a cell, or tap "
+        f"it, for its layers, values and uncertainty.{menus}"
     )
+    if max(len(result.layers(model)) for model in models) > MOST_TICKS:
+        caption += " Only some layers are named at the axes; pointing at a cell names its layers."
     datasets: dict[str, list[dict[str, Any]]] = {"grids": packed}
     if shown is not None and semantics:
         views += rsm_views(len(shown.order))
         params += rsm_params(shown)
         datasets |= packed_rsms(shown)
-        caption += (
-            f" Click on a cell for the RSMs of both layers below, with images sorted by label. {rsm_caption(shown)}"
-        )
+        caption += f" Clicking on a cell, or tapping it, shows the RSMs of both layers below.\n\n{rsm_caption(shown)}"
     scales = {"color": "independent", "x": "independent", "y": "independent"}
     spec = (
         alt.concat(*views, columns=3, spacing=alt.RowColnumber(row=36, column=20))
@@ -86,8 +102,11 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
     return Chart("cka", spec, caption, _grid_table(packed), canvas="rsms" in datasets)
 
 
-def _packed_grids(result: SweepResult, models: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per pair of models, matching and kernel, with its CKA row by row; undefined values are None."""
+def _packed_grids(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per pair of models, matching and kernel, with its CKA row by row; undefined values are None.
+
+    Bootstrap intervals of a cell stand as its two ends after each other; a row without any has none.
+    """
     rows, semantics, ends = [], semantic_matchings(result), dict[str, SweepResult]()
     if (proven := result.proven) is not None:
         ends = {end: SweepResult(result.dataset.assign(cka=proven[end])) for end in ("low", "high")}
@@ -105,9 +124,31 @@ def _packed_grids(result: SweepResult, models: Sequence[str]) -> list[dict[str, 
                     {
                         "model_a": a, "model_b": b, "matching": matching, "kernel": kernel,
                         "layers_a": result.layers(a), "layers_b": result.layers(b), **values, **interval,
+                        **(_packed_ends(shown, a, b, matching, kernel, result) if shown is not None else {}),
                     }
                 )  # fmt: skip
     return rows
+
+
+def _packed_ends(
+    shown: Shown, a: str, b: str, matching: str, kernel: str, result: SweepResult
+) -> dict[str, list[float | None]]:
+    """Bootstrap intervals of all cells of a grid, by kind."""
+    if not len(shown.cells):
+        return {}
+    packed = {}
+    for name, ends, by in (
+        ("identity_ends", shown.cells, "identity"),
+        ("semantic_ends", shown.cells, matching),
+        ("change_ends", shown.differences, matching),
+    ):
+        rows, columns = (
+            [shown.numbers.get((model, depth, by, kernel)) for depth in range(len(result.layers(model)))]
+            for model in (a, b)
+        )
+        of_cells = [(np.nan, np.nan) if None in (i, j) else ends[i, j] for i in rows for j in columns]
+        packed[name] = _rounded(np.array(of_cells), 3)
+    return packed
 
 
 def _rounded(values: np.ndarray, digits: int = 4) -> list[float | None]:
@@ -135,6 +176,25 @@ def _unpacked(data: alt.NamedData) -> alt.Chart:
             proven="isArray(datum.low) ? format(datum.low[datum.k], '.4f') + ' to ' + format(datum.high[datum.k], "
             "'.4f') : 'the value itself'",
         )
+        .transform_calculate(
+            spatio_text=_with_interval("spatio", "identity_ends", ".4f"),
+            matched_text=_with_interval("matched", "semantic_ends", ".4f"),
+            change_text=_with_interval("change", "change_ends", "+.4f"),
+            proven_text="datum.proven",
+        )
+    )
+
+
+def _with_interval(value: str, ends: str, form: str) -> str:
+    """An expression for a value and its bootstrap interval."""
+    low, high = (f"datum.{ends}[2 * datum.k + {end}]" for end in (0, 1))
+    known = f"isArray(datum.{ends}) && isValid({low})"
+    short = form.replace("4", "3")
+    interval = f"'95% bootstrap interval ' + format({low}, '{short}') + ' to ' + format({high}, '{short}')"
+    value = f"datum.{value}"
+    return (
+        f"isValid({value}) ? format({value}, '{form}') + ' (' + ({known} ? {interval} : 'no bootstrap interval') + ')' "
+        ": 'undefined'"
     )
 
 
@@ -149,7 +209,9 @@ def _scales(packed: Sequence[Mapping[str, Any]]) -> tuple[alt.Scale, alt.Scale]:
     return sequential, alt.Scale(scheme="purpleorange", domain=[-float(limit), float(limit)])
 
 
-def _grid_view(data: alt.NamedData, values: str, title: str, scale: alt.Scale) -> alt.LayerChart:
+def _grid_view(
+    data: alt.NamedData, values: str, title: str, scale: alt.Scale, tooltips: Mapping[str, str]
+) -> alt.LayerChart:
     field = {"identity": "spatio", "semantic": "matched", "difference": "change"}[values]
     meaning = "difference of CKA" if values == "difference" else "CKA"
     legend = alt.Legend(title=meaning, titleLimit=PANEL, orient="bottom", gradientLength=PANEL)
@@ -162,12 +224,9 @@ def _grid_view(data: alt.NamedData, values: str, title: str, scale: alt.Scale) -
         x=alt.X(**axis("b")),
         y=alt.Y(**axis("a")),
         tooltip=[
-            alt.Tooltip("layer_a:N", title="row"),
-            alt.Tooltip("layer_b:N", title="column"),
-            alt.Tooltip("spatio:Q", title="spatio-semantic", format=".4f"),
-            alt.Tooltip("matched:Q", title="semantic", format=".4f"),
-            alt.Tooltip("change:Q", title="difference", format="+.4f"),
-            alt.Tooltip("proven:N", title="exact matching, proven"),
+            alt.Tooltip("layer_a:N", title="row layer"),
+            alt.Tooltip("layer_b:N", title="column layer"),
+            *(alt.Tooltip(f"{field}_text:N", title=title) for field, title in tooltips.items()),
         ],
     )
     # White within black is seen on any colour.

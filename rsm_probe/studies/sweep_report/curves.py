@@ -11,7 +11,7 @@ import numpy as np
 from rsm_probe.report.page import Chart, Table
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.studies.panels import semantic_matchings
-from rsm_probe.studies.sweep_report.menus import PANEL, layer_axis, menu, menus_caption
+from rsm_probe.studies.sweep_report.menus import MOST_TICKS, PANEL, layer_axis, menu, menus_caption
 from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import names
 
@@ -32,6 +32,7 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
                         {
                             "model": model, "layer": layer, "depth": depth, "matching": semantic, "kernel": kernel,
                             "cka": None if np.isnan(value) else float(value), **ends,
+                            "interval": "no interval" if one is None else f"{one.low:.3f} to {one.high:.3f}",
                         }
                     )  # fmt: skip
     start = {"matching": semantics[0], "kernel": kernels[0]}
@@ -43,13 +44,13 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
     colour = alt.Color("model:N", title="model", legend=legend, scale=alt.Scale(domain=list(models)))
     tooltip = [
         "model:N", "layer:N", alt.Tooltip("cka:Q", title="CKA", format=".4f"),
-        alt.Tooltip("low:Q", format=".4f"), alt.Tooltip("high:Q", format=".4f"),
+        alt.Tooltip("interval:N", title="95% bootstrap interval"),
     ]  # fmt: skip
     y = alt.Y("cka:Q", title="CKA, semantic against spatio-semantic", scale=alt.Scale(zero=False))
     # Models stand side by side in a layer, so that their intervals can be told apart.
     base = base.encode(x=x, xOffset=alt.XOffset("model:N", sort=list(models)), color=colour)
     layers = [
-        base.mark_line(opacity=0.8).encode(y=y),
+        base.mark_line().encode(y=y),
         base.mark_point(filled=True, opacity=1, size=60).encode(y=y, tooltip=tooltip),
     ]
     if known:
@@ -61,15 +62,21 @@ def diagonal_chart(result: SweepResult, shown: Shown | None, models: Sequence[st
     chart = alt.layer(*layers).add_params(*params).properties(width="container", height=300)
     chart = chart.configure_axis(gridOpacity=0.35)
     spec = {**chart.to_dict(), "datasets": {"diagonal": rows}}
-    words = (
-        f" Vertical lines are 95% bootstrap intervals ({shown.repeats} samples of images within mini-batches)."
-        if known and shown is not None
-        else ""
-    )
-    headings = ["model", "layer", "matching", "kernel", "CKA", "low", "high"]
+    words = " There are no bootstrap intervals."
+    if known and shown is not None:
+        words = (
+            f" Vertical lines are 95% bootstrap intervals ({shown.repeats} random draws of the images): "
+            "the sampling error. Point at a circle, or tap it, for its numbers."
+        )
+    if max(len(result.layers(model)) for model in models) > MOST_TICKS:
+        words += " Where not all layers are named at the axis, pointing at a circle names its layer."
+    headings = ["model", "layer", "matching", "kernel", "CKA"]
+    headings += ["low end of 95% bootstrap interval", "high end of 95% bootstrap interval"]
     cells = [[row[name] for name in ("model", "layer", "matching", "kernel", "cka", "low", "high")] for row in rows]
     table = Table("diagonal", headings, cells, "CKA between both RSMs of a layer.", 4)
-    what = "CKA between the semantic and the spatio-semantic RSM of the same layer (paper, Figure 15, diagonal)."
+    what = (
+        "CKA between the semantic and the spatio-semantic RSM of the same layer, as in Figure 15 of Wald et al. 2024."
+    )
     menus = menus_caption({"the matching": semantics, "the kernel": kernels})
     return Chart("diagonal", spec, what + words + menus, table)
 
@@ -117,5 +124,8 @@ def dynamics_chart(result: SweepResult, networks: Mapping[str, Mapping[int, str]
     spec = {**chart.to_dict(), "datasets": {"dynamics": rows}}
     headings = ["network", "kernel", "matching", "layer", "step", "CKA"]
     cells = [[row[name] for name in ("network", "kernel", "matching", "layer", "step", "cka")] for row in rows]
-    caption = "CKA of each layer during training to the same layer at the end of training."
+    caption = (
+        "CKA of each layer during training to the same layer at the end of training. Point at a cell, or tap it, for "
+        "its value; there are no intervals."
+    )
     return Chart("dynamics", spec, caption, Table("dynamics", headings, cells, caption, 4))

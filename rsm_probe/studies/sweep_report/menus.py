@@ -9,6 +9,8 @@ import altair as alt
 
 # Width and height of a panel in pixels.
 PANEL = 230
+# Names of layers that fit at an axis of a panel.
+MOST_TICKS = 20
 KINDS = ("spatio-semantic", "semantic")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -14,9 +15,18 @@ from rsm_probe.report.page import Group, Page, Part, Picture, Pictures, Section,
 from rsm_probe.report.write import INSTALL, write_page
 from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.sweep_request import RESULT
-from rsm_probe.studies.panels import semantic_matchings
+from rsm_probe.studies.panels import kernel_name, semantic_matchings
 from rsm_probe.studies.sweep_report.shown import SHOWN, Neighbours, RankChange, Shown
-from rsm_probe.studies.sweep_report.summary import answer, certificate, pairs_matched, question, setting
+from rsm_probe.studies.sweep_report.summary import (
+    answer,
+    certainty,
+    certificate,
+    images_in_words,
+    pairs_matched,
+    question,
+    setting,
+    title,
+)
 
 # Values of CKA in the grids, beyond which some models are left out.
 _MOST_VALUES = 600_000
@@ -25,14 +35,14 @@ _TOP = 4
 
 
 def sweep_page(
-    result: SweepResult, shown: Shown | None, title: str, command: str, facts: Mapping[str, str] | None = None
+    result: SweepResult, shown: Shown | None, heading: str, command: str, facts: Mapping[str, str] | None = None
 ) -> Page:
     """The page of a sweep.
 
     Args:
         result: its result.
         shown: what its run stored for the page; None if it stored nothing, as a sweep in Python.
-        title: title of the page.
+        heading: title of the page.
         command: the command that makes the numbers.
         facts: further facts for the end of the page; see `rsm_probe.report.facts`.
 
@@ -48,7 +58,9 @@ def sweep_page(
     notes += list(shown.notes) if shown is not None else [_NOTHING_SHOWN]
     semantics = semantic_matchings(result)
     sections = [
-        Section("CKA between layers", _certainty(result), [cka_chart(result, shown if semantics else None, models)]),
+        Section(
+            "CKA between layers", certainty(result, shown), [cka_chart(result, shown if semantics else None, models)]
+        ),
     ]
     if semantics:
         sections.append(
@@ -60,12 +72,12 @@ def sweep_page(
         sections.append(Section("Training dynamics", "", [dynamics_chart(result, networks)]))
     sections.append(Section("Models", "", [_model_table(result)]))
     about = {
-        "Images": f"{result.dataset.attrs['images']} of {result.dataset.attrs.get('source', 'unnamed images')}",
+        "Images": images_in_words(result, shown),
         "Cost": pairs_matched(result) + _time(shown, facts or {}),
         "Certificate": certificate(result),
     }
-    words = question(result), setting(result), answer(result, shown, models)
-    return Page(title, *words, sections, command, {**about, **(facts or {})}, notes)
+    words = question(result), setting(result, shown), answer(result, shown, models)
+    return Page(heading, *words, sections, command, {**about, **(facts or {})}, notes)
 
 
 def _time(shown: Shown | None, facts: Mapping[str, str]) -> str:
@@ -92,24 +104,16 @@ def _models(result: SweepResult) -> tuple[list[str], list[str]]:
     return models, [f"CKA grids show {len(models)} of {len(result.models)} models; result.zarr has all."]
 
 
-def _certainty(result: SweepResult) -> str:
-    """What the values of CKA can be relied on for, in a sentence."""
-    words = certificate(result)
-    return f"{words[0].upper()}{words[1:]}."
-
-
 def changes_section(shown: Shown) -> Section:
     """Pairs of images whose rank differs between the two RSMs of a layer."""
     ordered = sorted(shown.changes, key=lambda one: one.identity - one.semantic)
-    top = _distinct(ordered, _TOP) + _distinct(ordered[::-1], _TOP)
     parts: list[Part] = []
     if shown.thumbnails:
-        parts.append(_pair_pictures("rank-changes", "The largest changes of all layers", top, shown, named=True))
+        parts += _rises_and_falls("", ordered, shown, named=True)
         for model, of_model in groupby(shown.changes, key=lambda one: one.model):
             groups: list[Part] = []
             for layer, of_layer in groupby(of_model, key=lambda one: one.layer):
-                pairs = list(of_layer)
-                groups.append(Group(layer, [_pair_pictures(f"rank-changes {model} {layer}", "", pairs, shown)]))
+                groups.append(Group(layer, _rises_and_falls(f" {model} {layer}", list(of_layer), shown)))
             parts.append(Group(f"{model}, layer by layer", groups))
     headings = [
         "model",
@@ -127,13 +131,18 @@ def changes_section(shown: Shown) -> Section:
          one.semantic, one.identity, one.semantic - one.identity]
         for one in ordered
     ]  # fmt: skip
-    caption = "Ranks of pairs of images in both RSMs of a layer; the largest gain of the semantic RSM comes first."
+    if shown.pictures:
+        headings = [*headings, f"same {shown.picture}"]
+        rows = [
+            [*row, "yes" if shown.same_picture(*one.images) else "no"] for row, one in zip(rows, ordered, strict=True)
+        ]
+    caption = "Ranks of pairs of images in both RSMs of a layer; the largest rise comes first."
     parts.append(Group("Table of all pairs", [Table("rank-changes", headings, rows, caption)]))
     text = (
-        "The rank of a pair is the share of pairs of images that are less similar, in the semantic RSM "
-        f"({shown.semantic} matching) and in the spatio-semantic one ({shown.kernel} kernel). Pairs that rise are seen "
-        "as similar only once locations are matched; pairs that fall were similar because of where things are. Lines "
-        "join the matched locations with the largest affinities."
+        "The rank of a pair of images is the share of all pairs that are less similar: 0% for the least similar pair, "
+        "100% for the most similar one. It is taken in the spatio-semantic RSM of a layer and in its semantic RSM "
+        f"({shown.semantic} matching, {kernel_name(shown.kernel)}). Ranks are those among these images; they have no "
+        "interval."
     )
     rise, fall = (
         f"{_pair(one, shown)}, in {one.layer} of {one.model}: from {one.identity:.1%} to {one.semantic:.1%}"
@@ -141,6 +150,40 @@ def changes_section(shown: Shown) -> Section:
     )
     text += f"\n\nThe largest rise is that of {rise}. The largest fall is that of {fall}."
     return Section("What semantic similarity sees that the spatio-semantic one misses", text, parts)
+
+
+def _rises_and_falls(name: str, changes: Sequence[RankChange], shown: Shown, named: bool = False) -> list[Part]:
+    """The pairs that rise most and those that fall most.
+
+    Args:
+        name: ends the names of the downloads.
+        changes: pairs of one layer or of all.
+        shown: the images.
+        named: whether to name layers, and to show only the first pairs of all layers.
+    """
+    ordered = sorted(changes, key=lambda one: one.identity - one.semantic)
+    up, down = ([one for one in order if sign * (one.semantic - one.identity) > 0]
+                for sign, order in ((1, ordered), (-1, ordered[::-1])))  # fmt: skip
+    most = _TOP if named else len(ordered)
+    where = " in any layer" if named else ""
+    lines = "Lines join some matched locations: those that agree most."
+    rises = (
+        "The semantic RSM finds them far more similar than the spatio-semantic RSM does: what agrees lies at different "
+        "locations."
+    )
+    falls = (
+        "The spatio-semantic RSM finds them far more similar than the semantic RSM does: equal locations agree, but "
+        "once locations are matched, other pairs agree better."
+    )
+    texts = (("rank-rises", "rises", up, rises), ("rank-falls", "falls", down, falls))
+    return [
+        replace(
+            _pair_pictures(f"{key}{name}", f"{text} {lines}", _distinct(pairs, most), shown, named),
+            title=f"Pairs whose rank {verb} most{where}",
+        )
+        for key, verb, pairs, text in texts
+        if pairs
+    ]
 
 
 def _pair(one: RankChange, shown: Shown) -> str:
@@ -162,8 +205,9 @@ def _pair_pictures(
     pictures = [
         Picture(
             [shown.thumbnails[k] for k in one.images],
-            f"{_pair(one, shown)}: rank {one.identity:.0%} spatio-semantic, {one.semantic:.0%} semantic"
-            + (f", in {one.layer} of {one.model}" if named else ""),
+            f"{_pair(one, shown)}: spatio-semantic rank {one.identity:.0%}, semantic rank {one.semantic:.0%}"
+            + (f", in {one.layer} of {one.model}" if named else "")
+            + (f"; both from the same {shown.picture}" if shown.same_picture(*one.images) else ""),
             one.lines,
         )
         for one in changes
@@ -182,7 +226,12 @@ def neighbours_section(shown: Shown) -> Section:
             content = _near_pictures(model, layer, near, shown, table) if shown.thumbnails else table
             groups.append(Group(layer, [content], unfolded=not parts and not groups))
         parts.append(Group(model, groups, unfolded=not parts))
-    text = f"The most similar images in each layer, nearest first ({shown.kernel} kernel)."
+    text = (
+        f"The images that each layer finds most similar to a few images, nearest first, as in Figure 4 of Wald et al. "
+        f"2024 ({kernel_name(shown.kernel)}). There are no intervals."
+    )
+    if shown.pictures:
+        text += f" Neighbours from the same {shown.picture} are counted below each row."
     return Section("Nearest neighbours", text, parts)
 
 
@@ -192,17 +241,20 @@ def _near_pictures(model: str, layer: str, near: Sequence[Neighbours], shown: Sh
         for kind, images in (("semantic", one.semantic), ("spatio-semantic", one.identity)):
             row: list[Thumbnail] = [shown.thumbnails[k] for k in (one.query, *images)]
             labels = ", ".join(shown.labels[k] for k in images)
-            nearest = f"{kind}: {labels}" if labels.strip(", ") else kind
-            pictures.append(Picture(row, f"{shown.named(one.query)} and its nearest, {nearest}"))
+            said = f": {labels}" if labels.strip(", ") else ""
+            shared = sum(shown.same_picture(one.query, k) for k in images)
+            said += f" ({shared} of {len(images)} from the same {shown.picture})" if shown.pictures else ""
+            pictures.append(Picture(row, f"{shown.named(one.query)} and its nearest by the {kind} RSM{said}"))
     return Pictures(f"neighbours {model} {layer}", pictures, "", table, width=72)
 
 
 def _near_table(model: str, layer: str, near: Sequence[Neighbours], shown: Shown) -> Table:
     rows = [
-        [shown.ids[one.query], shown.labels[one.query], kind, *(shown.named(k) for k in images)]
+        [shown.ids[one.query], shown.labels[one.query], kind,
+         *(shown.named(k) + (f", same {shown.picture}" if shown.same_picture(one.query, k) else "") for k in images)]
         for one in near
         for kind, images in (("semantic", one.semantic), ("spatio-semantic", one.identity))
-    ]
+    ]  # fmt: skip
     nearest = [str(k + 1) for k in range(len(rows[0]) - 3)]
     return Table(f"neighbours {model} {layer}", ["image", "label", "RSM", *nearest], rows)
 
@@ -216,11 +268,6 @@ def _model_table(result: SweepResult) -> Table:
         rows.append([model, *steps, len(layers), layers[0], layers[-1]])
     steps = ("network", "step") if step_of else ()
     return Table("models", ["model", *steps, "layers", "first layer", "last layer"], rows)
-
-
-def folder_title(folder: Path) -> str:
-    """The title of the page of a sweep in a folder."""
-    return f"{folder.resolve().name}: layers by semantic and spatio-semantic RSMs"
 
 
 def write_result_report(folder: Path, file: Path | None = None) -> Path:
@@ -237,5 +284,5 @@ def write_result_report(folder: Path, file: Path | None = None) -> Path:
         StorageError: there is no sweep, or the page cannot be written.
     """
     result, command = SweepResult.open(folder / RESULT), f"rsm_probe.sweep(..., out={folder.as_posix()!r})"
-    page = sweep_page(result, Shown.of(folder, result), folder_title(folder), command)
+    page = sweep_page(result, Shown.of(folder, result), title(result, folder), command)
     return write_page(page, folder / REPORT if file is None else file)

@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rsm_probe.comparison.alignment import get_estimator
 from rsm_probe.comparison.grid import RsmKey
-from rsm_probe.comparison.mini_batches import bootstrap_batches
-from rsm_probe.errors import ComparisonError, ImageError, RsmProbeError
+from rsm_probe.errors import ImageError, RsmProbeError
 from rsm_probe.figures import thinned
 from rsm_probe.forward.layer_consumer import ImageBatch, LayerNames, finished_name
 from rsm_probe.forward.layer_stream import LayerStream
@@ -37,6 +35,7 @@ from rsm_probe.streaming.result import SweepResult
 from rsm_probe.streaming.rsm_store import RsmStore
 from rsm_probe.streaming.sweep_request import STORE, SweepRequest
 from rsm_probe.studies.panels import semantic_matchings
+from rsm_probe.studies.sweep_report.bootstrapping import intervals_of
 from rsm_probe.studies.sweep_report.choosing import (
     changed_pairs,
     neighbours,
@@ -44,7 +43,8 @@ from rsm_probe.studies.sweep_report.choosing import (
     rank_shares,
     sorted_by_label,
 )
-from rsm_probe.studies.sweep_report.shown import Interval, Neighbours, RankChange, Shown, settings_hash
+from rsm_probe.studies.sweep_report.shared_pictures import SharedPictures
+from rsm_probe.studies.sweep_report.shown import Neighbours, RankChange, Shown, settings_hash
 
 # Entries of all RSMs on the page, and the images of one, at least and at most.
 _MOST_ENTRIES, _FEWEST_IMAGES, _MOST_IMAGES = 600_000, 16, 64
@@ -52,9 +52,6 @@ _MOST_ENTRIES, _FEWEST_IMAGES, _MOST_IMAGES = 600_000, 16, 64
 MOST_MODELS, MOST_LAYERS = 12, 48
 # Pairs of images per layer and direction; images whose neighbours are shown, and their number.
 _PAIRS, _QUERIES, _NEIGHBOURS = 4, 3, 5
-# Bootstrap samples of the diagonal, and the entries of RSMs that all of them may take.
-_REPEATS, _FEWEST_REPEATS, _MOST_WORK = 200, 50, 4e9
-_LEVEL = 0.95
 
 
 def record_shown(
@@ -117,10 +114,14 @@ def shown_of(request: SweepRequest, source: BatchSource, folder: Path, result: S
     picked = _with_lines(picked, request, source, raw, folder, device, semantic)
     shown = {int(k) for k in order} | picked.images
     thumbnails = _thumbnails(raw, sorted(shown), request, notes)
-    intervals, repeats = _intervals(store, keys, semantic, result, notes)
+    intervals = intervals_of(store, keys, number_of, semantic, result)
+    notes += [intervals.note] if intervals.note else []
+    pictures = SharedPictures.of(request.images)
     return Shown(
         settings_hash(result), ids, labels, semantic, kernels[0], order, keys, rsms, ranges, thumbnails,
-        picked.changes, picked.neighbours, intervals, repeats, notes, ranks=ranks,
+        picked.changes, picked.neighbours, intervals.diagonal, intervals.repeats, notes, ranks=ranks,
+        cells=intervals.cells, differences=intervals.differences, pictures=pictures.of_images(ids),
+        picture=pictures.kind, composition=pictures.composition,
     )  # fmt: skip
 
 
@@ -271,44 +272,3 @@ def _thumbnails(
     except ImageError as error:
         notes.append(f"There are no thumbnails, because these images are not pictures: {error}.")
         return {}
-
-
-class _Few:
-    """Some RSMs of a store, as `bootstrap_batches` takes them."""
-
-    def __init__(self, store: RsmStore, numbers: Sequence[int]) -> None:
-        self._store, self._numbers, self.sizes = store, numbers, store.sizes
-        self.keys = [store.keys[k] for k in numbers]
-
-    def rsms(self, batch: int, /) -> np.ndarray:
-        """See `RsmBatches`."""
-        return np.concatenate([self._store.rsms(batch, slice(k, k + 1)) for k in self._numbers])
-
-
-def _intervals(
-    store: RsmStore, keys: Sequence[RsmKey], semantic: str, result: SweepResult, notes: list[str]
-) -> tuple[list[Interval], int]:
-    """Bootstrap intervals of the diagonal, drawing images within mini-batches; none where they take too long."""
-    pairs = [(key, key._replace(matching="identity")) for key in keys if semantic and key.matching == semantic]
-    entries = sum(size**2 for size in store.sizes) * 2 * len(pairs)
-    repeats = int(min(_REPEATS, _MOST_WORK / max(1, entries)))
-    if not pairs or repeats < _FEWEST_REPEATS:
-        if pairs:
-            notes.append("There are no bootstrap intervals: they would take long with so many images and layers.")
-        return [], 0
-    measure = get_estimator(result.dataset.attrs["estimator"]).measure
-    number_of = _numbers(store)
-    intervals = []
-    for key, aligned in pairs:
-        numbers = [number_of[one._replace(depth=0)] for one in (key, aligned)]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of RSMs without a value, which the sweep named
-                both = bootstrap_batches(_Few(store, numbers), measure, repeats, _LEVEL)
-        except ComparisonError as error:
-            notes.append(f"There are no bootstrap intervals: {error}.")
-            return [], 0
-        value, low, high = (float(both[name].values[0, 1]) for name in ("value", "low", "high"))
-        if np.isfinite([value, low, high]).all():
-            intervals.append(Interval(key.model, key.layer, key.matching, key.kernel, value, low, high))
-    return intervals, repeats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any
@@ -20,7 +21,7 @@ _LINE, _MOVED = 11, 8
 # Letters in a line beside an image, and lines of its name at most.
 _LETTERS, _MOST_LINES = 28, 4
 # Letters of a label beside an RSM, and of a name above it, at most.
-_LONGEST, _SHORT = 16, 40
+_LONGEST, _SHORT = 20, 40
 # Pixels between the lines above an RSM.
 _ABOVE = 14
 # Numbers in full, with thousands apart, and four digits that count.
@@ -61,15 +62,22 @@ def rsm_params(shown: Shown) -> list[alt.Parameter]:
 
 def rsm_caption(shown: Shown) -> str:
     """What the views answer to, and what their colours and labels mean, in sentences."""
-    with_rank = ", their similarity and its rank: the share of pairs of images that are less similar"
+    with_rank = ", their similarity, and the rank of the pair: the share of pairs of images that are less similar"
     words = (
-        "Hover over an RSM, or tap on it, for the two images"
-        f"{with_rank if len(shown.ranks) else ' and their similarity'}. Colours span the similarities "
-        "of different images of a layer, alike for both kinds of RSM, so that the diagonal may lie beyond."
+        "An RSM, as in Figure 2 of Wald et al. 2024, has a row and a column for each image, sorted by label; the "
+        "columns follow the order of the rows. Point at an entry of an RSM, or tap it, for its two images"
+        f"{with_rank if len(shown.ranks) else ' and their similarity'}. Similarities have no interval. The colours run "
+        "from the lowest to the highest similarity between two different images of a layer, on the same scale for both "
+        "kinds of RSM. The diagonal, each image with itself, is not part of that scale, because it is often far "
+        "higher: values beyond the scale have the colour of its end."
     )
     labels = [shown.labels[number] for number in shown.order]
     count, beside = len(set(labels) - {""}), len(_placed_labels(labels))
-    return words if beside == count else f"{words} {beside} of {count} labels fit beside an RSM; hovering names all."
+    return (
+        words
+        if beside == count
+        else f"{words} Only {beside} of {count} labels fit beside an RSM; pointing at an entry names both images."
+    )
 
 
 def _side_length(images_shown: int) -> int:
@@ -136,7 +144,13 @@ def _placed_labels(labels: Sequence[str]) -> dict[int, float]:
 
 def _abbreviated(name: str, most: int) -> str:
     """A name whose beginning and end are shown, because names may differ in either."""
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+    if len(name) <= most:
+        return name
+    # Cut between words where that leaves half of either end.
+    half = f".{{{most // 4},}}"
+    start = re.sub(rf"({half})[_\W]+[^_\W]*$", r"\1", name[: most // 2 - 1])
+    end = re.sub(rf"^[^_\W]*[_\W]+({half})$", r"\1", name[-most // 2 :])
+    return f"{start}…{end}"
 
 
 def _wrapped(name: str) -> list[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,12 @@ class Shown:
         repeats: bootstrap samples of these.
         notes: what was left out, as sentences.
         seconds: how long the run took that stored this; 0 if unknown.
+        cells: ends of the bootstrap intervals of CKA between any two of the RSMs, (R, R, 2), NaN where there is none;
+            (0,) where only the diagonal has intervals, and for runs of earlier versions.
+        differences: the same of semantic minus spatio-semantic CKA of two layers, at their semantic RSMs.
+        pictures: what each image is a part of, such as its photograph; () if the image set declares nothing.
+        picture: what these are called, such as "photograph".
+        composition: all images of the sweep in words, such as "60 crops of 18 photographs".
     """
 
     settings: str
@@ -127,6 +134,20 @@ class Shown:
     notes: Sequence[str] = ()
     seconds: float = 0.0
     ranks: np.ndarray = field(default_factory=lambda: np.empty(0))
+    cells: np.ndarray = field(default_factory=lambda: np.empty(0))
+    differences: np.ndarray = field(default_factory=lambda: np.empty(0))
+    pictures: Sequence[str] = ()
+    picture: str = ""
+    composition: str = ""
+
+    @cached_property
+    def numbers(self) -> Mapping[tuple[str, int, str, str], int]:
+        """Number of an RSM by its model, depth, matching and kernel."""
+        return {(key.model, key.depth, key.matching, key.kernel): k for k, key in enumerate(self.keys)}
+
+    def same_picture(self, a: int, b: int) -> bool:
+        """Whether two images are known to be parts of one picture."""
+        return bool(self.pictures) and self.pictures[a] == self.pictures[b]
 
     def named(self, image: int) -> str:
         """The name of an image, and its label if it has one."""
@@ -153,6 +174,9 @@ class Shown:
             "repeats": self.repeats,
             "notes": list(self.notes),
             "seconds": self.seconds,
+            "pictures": list(self.pictures),
+            "picture": self.picture,
+            "composition": self.composition,
         }
         save_arrays(
             folder / SHOWN,
@@ -163,6 +187,8 @@ class Shown:
                 "rsms": self.rsms.astype(np.float32),
                 "ranges": self.ranges,
                 "ranks": self.ranks.astype(np.float32),
+                "cells": self.cells.astype(np.float32),
+                "differences": self.differences.astype(np.float32),
             },
         )
 
@@ -192,7 +218,8 @@ class Shown:
             return cls(
                 **facts, order=arrays["order"], keys=keys, rsms=arrays["rsms"], ranges=arrays["ranges"],
                 thumbnails=thumbnails, changes=changes, neighbours=near, intervals=intervals,
-                ranks=arrays.get("ranks", np.empty(0)),
+                ranks=arrays.get("ranks", np.empty(0)), cells=arrays.get("cells", np.empty(0)),
+                differences=arrays.get("differences", np.empty(0)),
             )  # fmt: skip
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise StorageError(f"{file} is damaged ({error}); remove it and run again, which makes it anew") from error
