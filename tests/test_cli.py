@@ -95,6 +95,7 @@ def test_a_run_without_the_packages_of_the_page_says_how_to_get_it(run_folder, m
     assert "report" not in cli("run", SMOKE, "--out", run_folder, "--no-figures", "--no-report").stdout
 
 
+@pytest.mark.slow
 def test_run_folder_holds_all_that_is_promised(run_folder):
     stored = xr.open_zarr(run_folder / "result.zarr")
     assert stored["cka"].sizes == {"rsm_a": (4 + 4 + 5) * 4, "rsm_b": (4 + 4 + 5) * 4}
@@ -123,6 +124,7 @@ def test_running_again_and_drawing_again(run_folder):
     assert len(list((run_folder / "figures").iterdir())) == 10
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_nothing_is_lost(run_folder, tmp_path):
     message = refused("run", changed(tmp_path / "other.yaml", batch_size=8), "--out", run_folder)
     assert "different batch_size" in message
@@ -501,6 +503,7 @@ def test_an_interruption_anywhere_is_a_sentence(tmp_path, monkeypatch, words):
     assert "interrupted" in done.stderr
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf8_are_shown(tmp_path):
     out = tmp_path / os.fsdecode(b"caf\xe9")
     out.mkdir()

@@ -172,6 +172,7 @@ def used(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.slow
 def test_touching_a_name_loads_what_it_needs_and_no_more(used):
     loaded, _ = used
     assert {name: heavy for name in TOP if (heavy := set(loaded[name]) & set(HEAVY))} == {}

@@ -161,6 +161,7 @@ def test_related_rsms_stand_out_from_random_orders(measure):
     assert sign * found["z"].item() > 3
 
 
+@pytest.mark.slow
 def test_p_values_of_unrelated_rsms_are_uniform():
     values = []
     for seed in range(200):

@@ -264,6 +264,7 @@ def compiled():
     return ran.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_without_a_device_nothing_of_it_is_loaded_and_asking_for_it_is_refused(compiled):
     assert "the affinities are on the CPU" in compiled[0]
 

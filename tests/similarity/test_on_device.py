@@ -173,6 +173,7 @@ def test_what_is_being_matched_is_waited_for_before_anything_is_halved(monkeypat
     assert memory.most == 5
 
 
+@pytest.mark.slow
 def test_no_more_than_two_blocks_are_held_at_a_time(monkeypatch):
     memory, x, four_pairs = Memory(monkeypatch, room=1000), tokens(8, 3), 4 * 3 * 3 * 4
     products_of(x, methods={"optimal": DEVICE}, workers=2, block_memory=four_pairs)
@@ -391,6 +392,7 @@ def test_on_cuda_kernel_and_threads_agree_with_the_cpu(size):
 
 
 @pytest.mark.parametrize("damage", [None, "product/c/0/1"])
+@pytest.mark.slow
 def test_what_a_device_began_it_continues_to_the_same_bits(tmp_path, damage):
     layer, out = captured(tmp_path / "x.zarr", tokens(6, 3).cpu()), tmp_path / "p.zarr"
     run = partial(pairs_on_device, layer, tile=3)

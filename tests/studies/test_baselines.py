@@ -254,6 +254,7 @@ def test_retrieval_compares_the_semantic_rsm_with_each_baseline(retrieved):
     assert all(not math.isnan(row["difference"]) for row in result.table)
 
 
+@pytest.mark.slow
 def test_class_tokens_are_left_out_where_there_is_none(retrieved):
     config, folder, result = retrieved
     assert {row["model"] for row in result.select(matching="class-token")} == {"vit"}

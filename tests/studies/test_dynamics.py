@@ -32,6 +32,7 @@ def image_of(figure: Figure, panel: int) -> np.ndarray:
     return np.asarray(figure.axes[panel].images[0].get_array())
 
 
+@pytest.mark.slow
 def test_the_smoke_configuration_gives_one_model_per_seed_and_step(finished):
     study, out, result = finished
     assert result.networks == {f"net-{seed}": {step: f"net-{seed}@{step}" for step in (0, 3, 12)} for seed in (0, 1)}

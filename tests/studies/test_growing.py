@@ -277,6 +277,7 @@ def test_rsms_are_selected_by_name(tmp_path):
         store.select(kernels="gauss")
 
 
+@pytest.mark.slow
 def test_sums_in_blocks_are_those_in_one(tmp_path, monkeypatch):
     nets = {name: network(k) for k, name in enumerate("abc")}
     whole = sweep(nets, tmp_path, kernels=("linear", "cosine", "rbf"))
