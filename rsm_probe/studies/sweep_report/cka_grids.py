@@ -31,7 +31,7 @@ from rsm_probe.studies.sweep_report.shown import Shown
 from rsm_probe.studies.sweep_report.summary import Cell, names
 
 # Texts of a cell, and what they are.
-_PROVEN = "best matchings (certificate)"
+_PROVEN = "certificate (matching error)"
 _TOOLTIPS = {
     "spatio": "spatio-semantic CKA", "matched": "semantic CKA", "change": "difference", "proven": _PROVEN,
 }  # fmt: skip
@@ -173,8 +173,8 @@ def _unpacked(data: alt.NamedData) -> alt.Chart:
             layer_a="datum.layers_a[datum.depth_a]",
             layer_b="datum.layers_b[datum.depth_b]",
             change="isValid(datum.matched) && isValid(datum.spatio) ? datum.matched - datum.spatio : null",
-            proven="isArray(datum.low) ? format(datum.low[datum.k], '.4f') + ' to ' + format(datum.high[datum.k], "
-            "'.4f') : 'the value itself'",
+            proven="isArray(datum.low) ? 'with the best matchings, ' + format(datum.low[datum.k], '.4f') + ' to ' + "
+            "format(datum.high[datum.k], '.4f') : 'none'",
         )
         .transform_calculate(
             spatio_text=_with_interval("spatio", "identity_ends", ".4f"),
