@@ -59,9 +59,13 @@ def random_sweep(models=3, layers=16, images=500, shown_images=64, seed=0) -> tu
     ranks = np.where(np.eye(shown_images, dtype=bool), np.nan, (ranks + ranks.transpose(0, 2, 1)) / 2)
     ranges = np.stack([rsms.min(axis=(1, 2)), rsms.max(axis=(1, 2))], axis=1).astype(float)
     notes = [f"RSMs show {shown_images} of {batch} images, evenly spread over labels."]
+    cells = np.stack([cka - 0.02, cka + 0.02], axis=-1).astype(np.float32)
+    differences = np.full_like(cells, np.nan)
+    aligned = cka[np.ix_(~matched, ~matched)]
+    differences[np.ix_(matched, matched)] = cells[np.ix_(matched, matched)] - aligned[..., None]
     shown = Shown(
         settings_hash(result), ids, labels, "optimal", "linear", order, keys, rsms, ranges, thumbnails, changes, near,
-        intervals, 200, notes, 100.0, ranks,
+        intervals, 200, notes, 100.0, ranks, cells, differences,
     )  # fmt: skip
     return result, shown
 

@@ -163,7 +163,8 @@ def differences_section(
     parts: list[Part] = [
         Chart(
             "differences", chart,
-            "Differences with their intervals; the dashed line marks 0. Click on the legend to single out a baseline.",
+            "Differences with their intervals; the dashed line marks 0. Click on the legend, or tap it, to single out "
+            "a baseline.",
             result_table("differences", result, columns, rows),
         ),
         Group("Counted by measure, baseline and kernel", [

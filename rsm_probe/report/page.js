@@ -99,8 +99,7 @@ function together(figure) {
       image.setAttribute("transform", use.getAttribute("transform"));
       use.replaceWith(image);
     }
-    for (const line of copy.querySelectorAll(".line")) line.setAttribute("stroke", "#d9480f");
-    for (const end of copy.querySelectorAll(".end")) end.setAttribute("fill", "#d9480f");
+    for (const lines of copy.querySelectorAll(".lines")) lines.setAttribute("stroke", "#d9480f");
     const text = document.createElementNS(name, "text");
     text.textContent = picture.parentElement.querySelector("figcaption")?.textContent.trim() ?? "";
     text.setAttribute("y", height + box.height + 12);
@@ -111,7 +110,9 @@ function together(figure) {
   }
   const paper = document.createElementNS(name, "rect");
   for (const [key, value] of Object.entries({ width, height, fill: "#ffffff" })) paper.setAttribute(key, value);
-  whole.prepend(paper);
+  const end = document.getElementById("end").cloneNode(true);
+  end.firstElementChild.setAttribute("fill", "#d9480f");
+  whole.prepend(paper, end);
   for (const [key, value] of Object.entries({ xmlns: name, width, height, viewBox: `0 0 ${width} ${height}` })) {
     whole.setAttribute(key, value);
   }

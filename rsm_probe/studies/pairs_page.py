@@ -99,7 +99,7 @@ def _rsms(shown: Shown) -> Section:
     spec["datasets"] = packed_rsms(shown)
     matchings, kernels = (_distinct(shown, field) for field in ("matching", "kernel"))
     menus = menus_caption({"the layers": titles, "the matching": matchings, "the kernel": kernels})
-    caption = f"RSMs of two layers, with images sorted by label.{menus} {rsm_caption(shown)}"
+    caption = f"RSMs of two layers.{menus}\n\n{rsm_caption(shown)}"
     return Section("RSMs of two layers", "", [Chart("rsms", spec, caption)])
 
 
@@ -164,7 +164,8 @@ def _cka(table: Sequence[Row], kernels: Sequence[str]) -> Section:
         "CKA by layer",
         "How similar the RSM with matched locations is to the spatio-semantic RSM (equal locations) of the same "
         "layer; 1 is identical. All images of the run count, so there is no interval over mini-batches.",
-        [Chart("cka", chart, "Unbiased CKA by layer. Click on the legend to single out a rule.",
+        [Chart("cka", chart, "Unbiased CKA by layer; no intervals. Click on the legend, or tap it, to single out a "
+               "rule.",
                listed)],
     )  # fmt: skip
 

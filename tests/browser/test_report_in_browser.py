@@ -134,7 +134,8 @@ def test_a_tap_shows_what_pointing_shows_within_the_window(opened, large):
     one.page.touchscreen.tap(*one.in_sight(chart, "grid_identity", depth_a=3, depth_b=5))
     words, box = one.tooltip(), one.page.locator("#vg-tooltip-element").bounding_box()
     model = one.page.locator(".menus select").first.input_value()
-    assert f"{result.grid(model).values[3, 5]:.4f} (no bootstrap interval)" in words
+    value = result.grid(model).values[3, 5]
+    assert f"{value:.4f} (95% bootstrap interval {value - 0.02:.3f} to {value + 0.02:.3f})" in words
     assert box["x"] >= 0 <= box["y"]
     assert box["x"] + box["width"] <= 390
     assert box["y"] + box["height"] <= 900

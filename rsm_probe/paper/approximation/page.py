@@ -51,7 +51,11 @@ def approximation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> 
         "By layer",
         "",
         [
-            Chart("shares", shares, f"Share of the optimum with its {level:.0%} interval over pairs."),
+            Chart(
+                "shares",
+                shares,
+                f"Share of the optimum with its {level:.0%} interval over pairs, as in Figure 5 of Wald et al. 2024.",
+            ),
             Chart("times", times, "Median time per pair, on a logarithmic axis."),
         ],
     )
@@ -89,7 +93,14 @@ def approximation_page(result: TableResult, shown: Mapping[str, ShownModel]) -> 
                 "Equal locations against the optimum",
                 "Each cell counts pairs of images. On the dashed line, matching gains nothing; no pair can lie above "
                 "it.",
-                [Chart("products", density, "Products of equal locations against optimal products of the same pairs.")],
+                [
+                    Chart(
+                        "products",
+                        density,
+                        "Products of equal locations against optimal products of the same pairs, as in Figure 6 of "
+                        "Wald et al. 2024.",
+                    )
+                ],
             )
         )
     return Page(

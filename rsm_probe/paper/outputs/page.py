@@ -59,7 +59,8 @@ def outputs_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page:
                 Chart(
                     "correlations", chart,
                     f"Correlation with its {level:.0%} interval from drawing images with replacement, because pairs "
-                    "share images. Click on the legend to single out a rule.",
+                    "share images; as in Table 1 of Wald et al. 2024. Click on the legend, or tap it, to "
+                    "single out a rule.",
                     result_table("correlations", result, columns),
                 )
             ],

@@ -161,8 +161,8 @@ def retrieval_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page
             both, tick, VALUE, "score", rule_titles(rows),
             menus={"measure": "measure ", **menus}, hover={"locations": "locations", "queries": "queries"},
         ),
-        f"Mean score with its {level:.0%} interval over queries, by rule of comparison. Click on the "
-        "legend to single out a rule.",
+        f"Mean score with its {level:.0%} interval over queries, by rule of comparison, as in Figure 3 of Wald et al. "
+        "2024. Click on the legend, or tap it, to single out a rule.",
         result_table("scores", result, [*_WHERE, "score", "low", "high", "best", "best_low", "best_high", "queries"]),
     )  # fmt: skip
     sections = [
@@ -188,7 +188,8 @@ def retrieval_page(result: TableResult, shown: Mapping[str, ShownModel]) -> Page
         sections.append(
             Section(
                 "Queries and their nearest images",
-                "Each query, as the network sees it, beside its nearest images under one rule. Lines join locations "
+                "Each query, as the network sees it, beside its nearest images under one rule, as in Figure 4 of Wald "
+                "et al. 2024. Lines join locations "
                 "of the query with their matches in the nearest image; the strongest are drawn. Queries are those "
                 "that the configuration names, and those whose score changes most with matching, in both directions: "
                 f"these are extremes, not typical queries. {_SIGNS}{_explained(shown)}",

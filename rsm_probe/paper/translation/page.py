@@ -153,7 +153,7 @@ def _separation(result: TableResult, rows: Sequence[Row], tick: str, menus: Mapp
                 "separation",
                 chart,
                 f"AUROC with its {level:.0%} interval from drawing photographs with replacement; the dashed line is "
-                "chance. Click on the legend to single out a rule.",
+                "chance. Click on the legend, or tap it, to single out a rule.",
                 result_table("separation", result, columns),
             )
         ],
@@ -183,7 +183,14 @@ def _distributions(curves: Sequence[Row]) -> Section:
         "Distributions of similarities",
         "The further apart the curves, the better are overlapping crops told from others. Curves run through 21 "
         "quantiles over all mini-batches.",
-        [Chart("distributions", chart, "Cumulative distributions of the similarity of pairs of crops.", table)],
+        [
+            Chart(
+                "distributions",
+                chart,
+                "Cumulative distributions of the similarity of pairs of crops, as in Figure 2 of Wald et al. 2024.",
+                table,
+            )
+        ],
     )
 
 
