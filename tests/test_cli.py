@@ -155,6 +155,7 @@ def test_the_version_is_shown():
     assert cli("--version").stdout == f"rsm-probe {__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_run_without_figures_says_why(tmp_path):
     model = {"name": "net", "source": "timm:test_resnet", "weights": None}
     config = changed(tmp_path / "c.yaml", models=[model], keep=[], kernels=["linear"], matchings=["identity"])
@@ -551,6 +552,7 @@ def test_an_embedded_set_beside_a_folder_of_its_name_is_said_to_be_read(tmp_path
     assert images.ids == [f"{k}.png" for k in range(8)]
 
 
+@pytest.mark.slow
 def test_layers_of_a_model_of_clips_are_listed_with_frames():
     assert "--clips 16" in refused("layers", "torchvision:r3d_18")
     listed = cli("layers", "torchvision:r3d_18", "--clips", 4).stdout

@@ -178,6 +178,7 @@ def test_touching_a_name_loads_what_it_needs_and_no_more(used):
     assert {name: heavy for name in TOP if (heavy := set(loaded[name]) & set(HEAVY))} == {}
 
 
+@pytest.mark.slow
 def test_names_are_found_without_importing_rooms_by_hand(used):
     loaded, _ = used
     assert "rsm_probe.matching.methods.rewindowed" in loaded["rooms"]

@@ -270,6 +270,7 @@ def test_without_a_device_nothing_of_it_is_loaded_and_asking_for_it_is_refused(c
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux")
+@pytest.mark.slow
 def test_the_kernel_compiles_for_a_device_that_is_not_there_and_keeps_its_registers(compiled):
     lines = [[int(number) for number in line.split()] for line in compiled[1:]]
     assert [block for block, *_ in lines] == [16, 256, 1024]

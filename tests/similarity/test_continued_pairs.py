@@ -208,6 +208,7 @@ def fill_a_small_disk(where: str, out: Path, said: Path) -> None:
     said.write_text(str(refused.value))
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_names_the_file_and_loses_nothing(tmp_path):
     layer, out = captured(tmp_path / "c.zarr", tokens(140, 2, 2)), tmp_path / "p.zarr"
     # Tiles of 40 x 40 and of 100 x 40 images can be written, the one of 100 x 100 cannot.
@@ -227,6 +228,7 @@ class Killing(rsm_probe.matching.Matching):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_process_that_dies_is_reported(layer, tmp_path):
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, mp_context=context) as pool, pytest.raises(CostError, match="a worker process died"):

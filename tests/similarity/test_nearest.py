@@ -61,6 +61,7 @@ def test_as_brute_force(kernel, centering, matching):
     st.integers(1, 5),
     st.sampled_from(["linear", "cosine"]),
 )
+@pytest.mark.slow
 def test_as_brute_force_on_anything(seed, rows, columns, k, kernel):
     generator = np.random.default_rng(seed)
     channels = int(generator.integers(1, 5))

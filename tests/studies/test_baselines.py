@@ -269,6 +269,7 @@ def test_class_tokens_are_left_out_where_there_is_none(retrieved):
     assert "It is left out where a layer has none: net (all layers); net-untrained-1 (all layers)" in report
 
 
+@pytest.mark.slow
 def test_the_report_counts_cells_by_baseline_and_training(retrieved):
     _, folder, result = retrieved
     rows = [

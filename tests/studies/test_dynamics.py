@@ -53,6 +53,7 @@ def test_the_smoke_configuration_gives_one_model_per_seed_and_step(finished):
     assert float(step) == pytest.approx(rsm_probe.cka(*rsms.values()), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_over_training_is_the_grid_of_each_pair_of_steps(finished):
     _, _, result = finished
     grid = result.over_training("net-1", "optimal", "identity")

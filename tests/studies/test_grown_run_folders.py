@@ -136,6 +136,7 @@ def test_figures_and_provenance_follow_a_seed_that_comes_and_goes(run, finished,
     assert facts["accuracy"].keys() == {"trained-0", "trained-1", "untrained"}
 
 
+@pytest.mark.slow
 def test_images_that_are_added_form_batches_of_their_own(run, tmp_path):
     config = configured(tmp_path / "c.yaml", lambda data: data["images"].update({"count": 32}))
     line = f"{run}/rsms.zarr: 0 of 3 models are complete; {13 * 28:,} of {13 * (WITHIN + 28):,} pairs are left to match"
@@ -152,6 +153,7 @@ def test_images_that_are_added_form_batches_of_their_own(run, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"), [("batch_size", 6), ("seed", 1), ("centering", "channel-mean")], ids=lambda value: str(value)
 )
+@pytest.mark.slow
 def test_what_cannot_change_is_refused_by_all_commands_alike(run, tmp_path, key, value):
     config = configured(tmp_path / "c.yaml", put(key, value))
     before = files(run)
@@ -162,6 +164,7 @@ def test_what_cannot_change_is_refused_by_all_commands_alike(run, tmp_path, key,
     assert files(run) == before
 
 
+@pytest.mark.slow
 def test_a_folder_without_rsms_is_refused_before_its_configuration_changes(run, tmp_path):
     """As earlier versions wrote it."""
     shutil.rmtree(run / "rsms.zarr")
@@ -176,6 +179,7 @@ def test_a_folder_without_rsms_is_refused_before_its_configuration_changes(run, 
     assert files(run) == before
 
 
+@pytest.mark.slow
 def test_networks_that_are_trained_again_are_reckoned_as_new(run, tmp_path):
     """Until they are trained, nobody can say whether the store has their RSMs."""
     (run / "models" / "trained-1.safetensors").unlink()
@@ -185,6 +189,7 @@ def test_networks_that_are_trained_again_are_reckoned_as_new(run, tmp_path):
     assert f"run folder: {run}, to continue" in planned
 
 
+@pytest.mark.slow
 def test_a_limit_of_hours_counts_what_is_left(run, tmp_path):
     kernel, seed = (
         configured(tmp_path / f"{k}.yaml", lambda data, change=change: (change(data), data.update({"max_hours": 1e-9})))
@@ -198,6 +203,7 @@ def test_a_limit_of_hours_counts_what_is_left(run, tmp_path):
     assert trained.left.images == 0
 
 
+@pytest.mark.slow
 def test_forward_passes_and_bytes_of_what_is_missing(run, tmp_path):
     plan = read_study(configured(tmp_path / "c.yaml", seeds(0, 1, 2))).plan(run)
     assert [model.left.images for model in plan.models] == [0, 0, 2 * 24, 0]

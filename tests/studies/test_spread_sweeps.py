@@ -127,13 +127,13 @@ def sweep(folder, out=None, executor=None, *, models=None, images=None, **option
     return rsm_probe.sweep(models, images, out=out, executor=executor, **settings)
 
 
-def every_kind(folder, out=None, executor=None, centering=None):
-    """Convolutions and a transformer with a class token, by several matchings and kernels."""
+def every_kind(folder, out=None, executor=None):
+    """Convolutions and a transformer with a class token, centred, by several matchings and kernels."""
     models = named(folder, "a", "b") | named(folder, "vit", tokens=("locations", "class", "mean"))
     return sweep(
         folder, out, executor, models=models, layers={"a": LAYERS, "b": ["1"], "vit": ["blocks.0", "blocks.1"]},
         matchings=("identity", "optimal"), kernels=("linear", "cosine", "rbf"), keep=["2", "blocks.1*"],
-        centering=centering,
+        centering="location-mean",
     )  # fmt: skip
 
 
@@ -165,28 +165,26 @@ class Counted(ThreadPoolExecutor):
         return super().submit(*args, **kwargs)
 
 
-@pytest.fixture(scope="module", params=[None, "location-mean"], ids=["as it is", "centred"])
-def alone(request, folder, tmp_path_factory):
-    """A sweep in one process."""
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """A centred sweep in one process."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    every_kind(folder, out, centering=request.param)
-    return request.param, out
+    every_kind(folder, out)
+    return out
 
 
 @pytest.mark.slow
 def test_threads(folder, alone, tmp_path):
-    centering, one = alone
     with Counted(4) as threads:
-        every_kind(folder, tmp_path / "run", threads, centering)
-    assert threads.tasks == 3 * 5 + (3 if centering else 0)
-    require_same(one, tmp_path / "run")
+        every_kind(folder, tmp_path / "run", threads)
+    assert threads.tasks == 3 * 5 + 3  # and the means of each model
+    require_same(alone, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_processes(folder, alone, tmp_path, pool):
-    centering, one = alone
-    every_kind(folder, tmp_path / "run", pool, centering)
-    require_same(one, tmp_path / "run")
+    every_kind(folder, tmp_path / "run", pool)
+    require_same(alone, tmp_path / "run")
 
 
 def test_models_without_a_name_are_computed_in_this_process(folder, tmp_path):
@@ -336,14 +334,13 @@ def dask(count: int = 2):
 @pytest.mark.slow
 def test_a_cluster_of_dask_also_where_a_worker_is_killed(folder, alone, tmp_path):
     pytest.importorskip("distributed")
-    centering, one = alone
     with dask() as executor:
-        every_kind(folder, tmp_path / "run", executor, centering)
-        require_same(one, tmp_path / "run")
+        every_kind(folder, tmp_path / "run", executor)
+        require_same(alone, tmp_path / "run")
         (folder / "kill").write_text("now")
-        every_kind(folder, tmp_path / "killed", executor, centering)
+        every_kind(folder, tmp_path / "killed", executor)
     assert not (folder / "kill").exists()
-    require_same(one, tmp_path / "killed")
+    require_same(alone, tmp_path / "killed")
 
 
 MAIN = """
@@ -367,11 +364,11 @@ def test_a_main_process_that_is_killed_at_any_moment_is_continued(folder, tmp_pa
     sweep(folder, tmp_path / "one", centering="location-mean")
     files = len([file for file in (tmp_path / "one").rglob("*") if file.is_file()])
     partly = 0
-    for moment in range(6):
+    for moment in range(4):
         main = subprocess.Popen([sys.executable, script, folder, out], stdout=subprocess.PIPE, text=True)
         assert main.stdout.readline() == "begin\n"
         # Moments by the number of files that are there, and so at any speed.
-        while main.poll() is None and len(list(out.rglob("*"))) < moment * files // 6:
+        while main.poll() is None and len(list(out.rglob("*"))) < moment * files // 4:
             time.sleep(0.001)
         main.kill()
         main.wait()

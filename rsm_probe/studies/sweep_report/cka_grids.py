@@ -20,6 +20,7 @@ from rsm_probe.studies.sweep_report.menus import (
     KINDS,
     MOST_TICKS,
     PANEL,
+    beside,
     layer_axis,
     menu,
     menus_caption,
@@ -81,13 +82,7 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
         params += rsm_params(shown)
         datasets |= packed_rsms(shown)
         caption += f" Clicking on a cell, or tapping it, shows the RSMs of both layers below.\n\n{rsm_caption(shown)}"
-    scales = {"color": "independent", "x": "independent", "y": "independent"}
-    spec = (
-        alt.concat(*views, columns=3, spacing=alt.RowColnumber(row=36, column=20))
-        .add_params(*params)
-        .resolve_scale(**scales)
-        .to_dict()
-    )
+    spec = beside(views, params, columns=3)
     cells = [{"depth_a": start.depth_a, "depth_b": start.depth_b}]
     selections = [
         selection("cell", "click, touchend", cells, [name for name in view_names(spec) if name.startswith("grid_")])
@@ -98,7 +93,7 @@ def cka_chart(result: SweepResult, shown: Shown | None, models: Sequence[str]) -
             selection("pair", "pointerover, touchend", pair, [n for n in view_names(spec) if n.startswith("rsm_")])
         )
     spec["params"] += selections
-    spec["datasets"] = datasets
+    spec["datasets"] |= datasets
     return Chart("cka", spec, caption, _grid_table(packed), canvas="rsms" in datasets)
 
 
@@ -183,8 +178,9 @@ def _worded(cells: alt.Chart) -> alt.Chart:
         spatio_text=_with_interval("spatio", "identity_ends", ".4f"),
         matched_text=_with_interval("matched", "semantic_ends", ".4f"),
         change_text=_with_interval("change", "change_ends", "+.4f"),
-        proven_text="isArray(datum.low) ? 'with the best matchings, ' + format(datum.low[datum.k], '.4f') + ' to ' + "
-        "format(datum.high[datum.k], '.4f') : 'none'",
+        proven_text="isArray(datum.low) ? 'with the best matchings, ' + (datum.low[datum.k] == datum.high[datum.k] ? "
+        "format(datum.low[datum.k], '.5f') + ' to five digits' : format(datum.low[datum.k], '.5f') + ' to ' + "
+        "format(datum.high[datum.k], '.5f')) : 'none'",
     )
 
 
