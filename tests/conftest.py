@@ -20,9 +20,10 @@ torch.set_num_threads(1)
 
 
 # The files that take longest come first: at the end, one process would have nothing else to do.
-LONGEST = ["test_spread_sweeps.py", "test_tutorials.py", "test_documents.py", "test_on_device.py",
-           "test_experiments.py", "test_allpairs.py", "test_cli.py", "test_device.py", "test_nearest.py", "test_continued_pairs.py",
-           "test_simd.py"]  # fmt: skip
+LONGEST = [
+    "test_spread_sweeps.py", "test_tutorials.py", "test_documents.py", "test_on_device.py", "test_experiments.py",
+    "test_allpairs.py", "test_cli.py", "test_device.py", "test_nearest.py", "test_continued_pairs.py", "test_simd.py",
+]  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
