@@ -53,7 +53,7 @@ def test_the_page_has_the_sections_of_every_sweep_with_their_commands(run):
     for data in study.sweeps:
         assert f"{data}: CKA between layers" in titles
         assert f"{data}: Nearest neighbours" in titles
-        assert f"{data}: The semantic and the spatio-semantic RSM of a layer agree least in" in page.answer
+        assert f"{data}: The semantic and the spatio-semantic RSM of one layer agree least in" in page.answer
     commands = {section.title: section.command for section in page.sections}
     assert commands["photos: Models"] == f"rsm-probe run {out}/photos/config.yaml --out {out}/photos"
     assert page.command == f"rsm-probe run {out}/config.yaml --out {out}"
