@@ -94,7 +94,7 @@ def test_its_page_shows_what_the_run_stored(finished, monkeypatch):
     monkeypatch.setattr("rsm_probe.pairs.on_disk.open_pairs", lambda *_: pytest.fail("a page reads no pairs"))
     page = read_study(SMOKE).page(folder)
     assert [section.title for section in page.sections] == [
-        "CKA by layer", "RSMs of two layers", "What semantic similarity sees that the spatio-semantic one misses",
+        "CKA by layer", "RSMs of two layers", "What each kind of similarity sees and the other misses",
         "Nearest neighbours", "All layers",
     ]  # fmt: skip
     lowest = min(row["cka_cosine"] for row in result.table if row["matching"] == "optimal")

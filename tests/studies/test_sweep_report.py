@@ -158,6 +158,12 @@ def test_the_page_says_what_came_out_and_where_it_comes_from(run):
     extreme = difference.values.flat[np.abs(difference.values).argmax()]
     assert f"by {extreme:+.3f} (95% bootstrap interval " in page.answer
     assert page.answer.endswith("These values are for the cosine kernel.")
+    ends = [one for one in shown.intervals if one.kernel == "cosine"]
+    overlap = int(max(one.low for one in ends) <= min(one.high for one in ends))
+    assert (
+        f"; the intervals of {overlap} other layers overlap that of the lowest, and of {overlap} that of the highest."
+        in page.answer
+    )
     assert page.title == f"Layers of net on {COUNT} images of tensor (run folder {out.name})"
     assert page.command == f"rsm-probe run {out}/config.yaml --out {out}"
     assert "90 images of the set tensor, in 2 mini-batches" in page.setting
@@ -293,7 +299,7 @@ def test_a_sweep_in_python_has_a_page_that_says_what_is_missing(tmp_path):
     text = write_result_report(tmp_path / "run").read_text(encoding="utf-8")
     assert f"the folder has no {SHOWN}" in text
     assert "Nearest neighbours" not in text
-    assert "rsm_probe.sweep(..., out=" in text
+    assert "rsm_probe.sweep(..., out=" in re.sub("</?span>", "", text)
 
 
 def test_what_belongs_to_other_settings_is_not_shown(run):

@@ -148,8 +148,12 @@ def changes_section(shown: Shown) -> Section:
         f"{_pair(one, shown)}, in {one.layer} of {one.model}: from {one.identity:.1%} to {one.semantic:.1%}"
         for one in (ordered[0], ordered[-1])
     )
-    text += f"\n\nThe largest rise is that of {rise}. The largest fall is that of {fall}."
-    return Section("What semantic similarity sees that the spatio-semantic one misses", text, parts)
+    text += (
+        f"\n\nThe largest rise is that of {rise}. The largest fall is that of {fall}. These are extremes among all "
+        "pairs and layers: the vectors of such images agree, as by colour or texture, and the images need not show the "
+        "same things."
+    )
+    return Section("What each kind of similarity sees and the other misses", text, parts)
 
 
 def _rises_and_falls(name: str, changes: Sequence[RankChange], shown: Shown, named: bool = False) -> list[Part]:

@@ -110,21 +110,21 @@ def answer(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> s
         return f"CKA between layers lies between {values.min():.3f} and {values.max():.3f} (no bootstrap intervals)."
     cell = Cell(result, models)
     known = {(one.model, one.layer, one.matching, one.kernel): one for one in (shown.intervals if shown else ())}
-    least: tuple[float, str] = (np.inf, "")
-    most: tuple[float, str] = (-np.inf, "")
+    of_layers: list[tuple[float, str, tuple[float, float] | None]] = []
     for model in models:
         values = np.diagonal(result.grid(model, model, cell.matching, "identity", cell.kernel).values)
         for layer, value in zip(result.layers(model), values, strict=True):
             one = known.get((model, layer, cell.matching, cell.kernel))
-            interval = interval_words(None if one is None else (one.low, one.high))
-            words = f"{layer} of {model} (CKA {value:.3f}, {interval})"
-            least, most = min(least, (value, words)), max(most, (value, words))
+            interval = None if one is None else (one.low, one.high)
+            words = f"{layer} of {model} (CKA {value:.3f}, {interval_words(interval)})"
+            if np.isfinite(value):
+                of_layers.append((float(value), words, interval))
     layers = result.layers(cell.model)
-    first = (
-        f"The semantic and the spatio-semantic RSM of one layer agree least in {least[1]} and most in {most[1]}."
-        if least[1]
-        else "CKA between the two RSMs of a layer is undefined."
-    )
+    first = "CKA between the two RSMs of a layer is undefined."
+    if of_layers:
+        least, most = min(of_layers), max(of_layers)
+        first = f"The semantic and the spatio-semantic RSM of one layer agree least in {least[1]} and most in {most[1]}"
+        first += f"{_also_possible(of_layers, least[2], most[2])}."
     ends = None
     if shown is not None and len(shown.differences):
         numbers = [
@@ -134,8 +134,27 @@ def answer(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> s
     return (
         f"{first} Between two layers, matching locations changes CKA most for {layers[cell.depth_a]} and "
         f"{layers[cell.depth_b]} of {cell.model}: by {cell.difference:+.3f} ({interval_words(ends, '+')}). "
-        f"These values are for the {kernel_name(cell.kernel)}."
+        f"These values are for the {kernel_name(cell.kernel)}{_too_narrow(shown)}."
     )
+
+
+def _too_narrow(shown: Shown | None) -> str:
+    """A warning where images are parts of one picture, and draws take them for independent; "" elsewhere."""
+    alike = shown is not None and shown.repeats and shown.composition
+    return f"; their intervals are likely too narrow, for the images are {shown.composition}" if shown and alike else ""
+
+
+def _also_possible(
+    of_layers: Sequence[tuple[float, str, tuple[float, float] | None]],
+    least: tuple[float, float] | None,
+    most: tuple[float, float] | None,
+) -> str:
+    """How many layers cannot be told apart from the lowest and the highest; "" where nothing has an interval."""
+    if least is None or most is None:
+        return ""
+    ends = [interval for *_, interval in of_layers if interval is not None]
+    low, high = (sum(one[0] <= extreme[1] and one[1] >= extreme[0] for one in ends) - 1 for extreme in (least, most))
+    return f"; the intervals of {low} other layers overlap that of the lowest, and of {high} that of the highest"
 
 
 def interval_words(ends: tuple[float, float] | None, sign: str = "") -> str:
@@ -172,7 +191,8 @@ def certainty(result: SweepResult, shown: Shown | None) -> str:
     )
     words.append(
         f"Sampling error (95% bootstrap interval): how much a value depends on which images were taken, from "
-        f"{shown.repeats} random draws of these images. {where}."
+        f"{shown.repeats} random draws of these images (seed 0). {where}. An interval does not allow for the choice of "
+        "the lowest or highest among many values."
     )
     if shown.composition:
         words.append(
