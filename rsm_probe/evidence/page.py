@@ -15,7 +15,10 @@ from rsm_probe.paper.page_words import COMPARED, verdict_words
 from rsm_probe.report.page import Chart, Page, Part, Section, Table
 from rsm_probe.runs.tables import Row, TableResult, kernel_title, with_interval
 
-_VERDICTS = "Cells whose interval lies above 0 / contains 0 / lies below 0."
+_VERDICTS = (
+    "Cells in which the semantic RSM is better / undecided / worse. It is undecided where the interval of its "
+    "difference from the baseline contains 0."
+)
 
 
 def factors_page(result: TableResult) -> Page:

@@ -114,7 +114,7 @@ def interval_chart(
         y=alt.Y("low:Q", title=meaning, scale=alt.Scale(type="log") if log else alt.Scale(zero=False)), y2="high:Q"
     )
     # A transparent fill makes a point look hollow, but hovering over its inside still works.
-    same_colour = alt.Fill("rule:N", legend=None, scale=alt.Scale(domain=scale["domain"], range=scale["colours"]))
+    same_colour = alt.Fill("rule:N", title=None, scale=alt.Scale(domain=scale["domain"], range=scale["colours"]))
     fill = alt.condition("datum.decided", same_colour, alt.value("transparent"))
     points = base.mark_point(size=_POINT, filled=False, strokeWidth=1.4).encode(y=y, shape=shape, fill=fill)
     layers: list[Any] = [ends, points]

@@ -93,26 +93,27 @@ COMPARED = {
 
 
 def joint_answer(tables: Mapping[str, tuple[str, Sequence[Row]]]) -> str:
-    """Answer in how many cells of several studies the semantic RSM is better than equal locations.
+    """Answer in how many cells of several studies the semantic RSM is better than equal locations and average pooling.
 
     Args:
         tables: name of a study -> its kind and the rows of its result; kinds without such a comparison do not count.
     """
-    counted = {}
+    counted: dict[str, dict[str, str]] = {"identity": {}, "pooled": {}}
     for name, (kind, table) in tables.items():
         if kind in COMPARED:
             rows = differences([row for row in table if not row.get("untrained")], *COMPARED[kind])
-            if any(row["matching"] == "identity" for row in rows):
-                counted[name] = _counts(rows, "identity")
-    if not counted:
+            for rule, of_rule in counted.items():
+                if any(row["matching"] == rule for row in rows):
+                    of_rule[name] = "/".join(map(str, _counts(rows, rule)))
+    if not counted["identity"]:
         return (
             "No study compares a semantic RSM of a trained model with equal locations. Each answers for itself below."
         )
-    listed = ", ".join(f"{name} {'/'.join(map(str, counts))}" for name, counts in counted.items())
+    equal, pooled = (", ".join(f"{name} {count}" for name, count in of_rule.items()) for of_rule in counted.values())
     return (
         "Cells (layers of trained models under one kernel) in which the semantic RSM is better than equal locations / "
-        f"undecided / worse, by their intervals: {listed}. Cells of a study share images, so they are not independent "
-        "evidence; the values and the other baselines stand below."
+        f"undecided / worse, by their intervals: {equal}.{f' Than average pooling: {pooled}.' if pooled else ''} Cells "
+        "of a study share images, so they are not independent evidence; the values and the other baselines stand below."
     )
 
 
@@ -143,7 +144,8 @@ def _example(
     semantic = next(
         row for row in rows if row["matching"] == last["semantic"] and all(row[k] == where[k] for k in where)
     )
-    said = f"so {last['verdict']}" if last["verdict"] else "which is undecided"
+    better = "semantic RSM" if last["verdict"] == SEMANTIC_BETTER else "baseline"
+    said = f"by which the {better} is the better of the two" if last["verdict"] else "which is undecided"
     return (
         f"In the last layer of the first model ({last['layer']} of {last['model']}, {kernel_title(last['kernel'])}), "
         f"{what} is {with_interval(semantic, *values)} for the semantic RSM and {with_interval(last, *values)} for "

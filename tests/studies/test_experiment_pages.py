@@ -50,7 +50,7 @@ def test_an_answer_claims_no_more_than_its_intervals():
     assert "0.700 [0.650, 0.750] for the semantic RSM and 0.600 [0.550, 0.650] for equal locations" in said
     said = answer([row("optimal", 0.5), row("identity", 0.6, (-0.1, -0.2, -0.02))])
     assert "lower in 1, and undecided in 0" in said
-    assert said.endswith("so the baseline is better.")
+    assert said.endswith("by which the baseline is the better of the two.")
 
 
 def test_lower_values_can_be_better():

@@ -35,10 +35,10 @@ from rsm_probe.sources.models.view.region import Region
 _EXTREMES = 3
 _SIGNS = (
     "Of a neighbour: ✓ the same objects as the query, ≈ some of them, ✗ none. Of its objects: ✓ also in the query, ✗ "
-    "not in the query, – only in the query."
+    "more than the query has, – fewer than it has."
 )
 _BOXES = (
-    "Boxes: blue, objects of the query; solid green, objects of its classes; dotted red, objects of other classes; "
+    "Boxes: blue, objects of the query; solid green, objects of its classes; dotted orange, objects of other classes; "
     "dotted grey, objects that do not count."
 )
 _WHAT = {"f1": "F1", "iou": "IoU"}
