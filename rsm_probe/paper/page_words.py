@@ -110,10 +110,11 @@ def joint_answer(tables: Mapping[str, tuple[str, Sequence[Row]]]) -> str:
             "No study compares a semantic RSM of a trained model with equal locations. Each answers for itself below."
         )
     equal, pooled = (", ".join(f"{name} {count}" for name, count in of_rule.items()) for of_rule in counted.values())
+    beside = f" The same for average pooling: {pooled}." if pooled else ""
     return (
         "Cells (layers of trained models under one kernel) in which the semantic RSM is better than equal locations / "
-        f"undecided / worse, by their intervals: {equal}.{f' Than average pooling: {pooled}.' if pooled else ''} Cells "
-        "of a study share images, so they are not independent evidence; the values and the other baselines stand below."
+        f"undecided / worse, by their intervals: {equal}.{beside} Cells of a study share images, so they are not "
+        "independent evidence; the values and the other baselines stand below."
     )
 
 

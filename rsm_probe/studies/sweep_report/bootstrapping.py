@@ -23,8 +23,8 @@ _REPEATS, _FEWEST_REPEATS, _MOST_WORK = 200, 50, 4e9
 _MOST_BYTES, _MOST_CELLS = 400e6, 60_000
 _LEVEL = 0.95
 DIAGONAL_ONLY = (
-    "Bootstrap intervals: only CKA between the two RSMs of one layer has them; with so many layers, cells of the grids "
-    "have none."
+    "With so many layers, only CKA between the two RSMs of one layer has a bootstrap interval; the cells of the grids "
+    "do not."
 )
 
 

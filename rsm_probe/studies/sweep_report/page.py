@@ -150,8 +150,7 @@ def changes_section(shown: Shown) -> Section:
     )
     text += (
         f"\n\nThe largest rise is that of {rise}. The largest fall is that of {fall}. These are extremes among all "
-        "pairs and layers: the vectors of such images agree, as by colour or texture, and the images need not show the "
-        "same things."
+        "pairs and layers, and such images need not show the same things: vectors may agree in colour or texture alone."
     )
     return Section("What each kind of similarity sees and the other misses", text, parts)
 

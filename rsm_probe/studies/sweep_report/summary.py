@@ -140,8 +140,9 @@ def answer(result: SweepResult, shown: Shown | None, models: Sequence[str]) -> s
 
 def _too_narrow(shown: Shown | None) -> str:
     """A warning where images are parts of one picture, and draws take them for independent; "" elsewhere."""
-    alike = shown is not None and shown.repeats and shown.composition
-    return f"; their intervals are likely too narrow, for the images are {shown.composition}" if shown and alike else ""
+    if shown is None or not shown.repeats or not shown.composition:
+        return ""
+    return f"; their intervals are likely too narrow, for the images are {shown.composition}"
 
 
 def _also_possible(
