@@ -147,12 +147,23 @@ def require_similarities(matrix: np.ndarray, name: str, error: type[RsmProbeErro
         )
 
 
-def require_distances(matrix: np.ndarray, name: str, error: type[RsmProbeError]) -> None:
-    """Refuse matrices (N, N) whose diagonal is not 0 up to rounding. Estimates of distances may be negative elsewhere.
+def require_distances(matrix: np.ndarray, name: str, error: type[RsmProbeError], *, named: bool = False) -> None:
+    """Refuse matrices (N, N) that look like similarities: a diagonal that is not 0 up to rounding, or nothing positive.
+
+    Args:
+        matrix: the distances. Estimates may be negative in places.
+        name: name of the matrix, for the message.
+        error: type of the error to raise.
+        named: the user said which distances they are, such as estimates that may all be negative.
 
     Raises:
-        RsmProbeError: of the given type.
+        RsmProbeError: of the given type. The message says how to pass similarities.
     """
+    if not named and np.fmax.reduce(matrix, axis=None) <= 0 and np.fmin.reduce(matrix, axis=None) < 0:
+        raise error(
+            f"{name} holds nothing positive, so it looks like negated distances: give -values, or give the values "
+            "without kind='distance'; estimates of distances that fell below 0 are taken with dissimilarity='crossnobis'"
+        )
     own = np.fmax.reduce(np.abs(np.diagonal(matrix)), initial=0.0)
     if own > _NOISE_OF_DISTANCES * np.fmax.reduce(np.abs(matrix), axis=None, initial=0.0):
         raise error(

@@ -150,7 +150,7 @@ def given_dataset(
         if kind is None:
             require_similarities(values, "the matrix", ComparisonError)
         if kind == "distance":
-            require_distances(values, "the matrix", ComparisonError)
+            require_distances(values, "the matrix", ComparisonError, named=bool(dissimilarity))
     dataset = dataset_of(-values / 2 if kind == "distance" else values, rows, columns)
     return of_distances(dataset, dissimilarity or "") if kind == "distance" else with_holes(dataset)
 

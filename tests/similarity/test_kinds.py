@@ -56,6 +56,16 @@ def test_a_name_of_distances_is_text_and_of_distances():
         held(d, 3)
 
 
+def test_negated_distances_are_no_distances_and_every_way_out_works():
+    d = squareform(pdist(patterns()))
+    with pytest.raises(ComparisonError, match=r"negated distances: give -values, .*without kind='distance'"):
+        held(-d)
+    np.testing.assert_array_equal(held(-(-d)).distances, d)
+    assert RSM.from_array(-d, IDS).kind == "similarity"
+    np.testing.assert_array_equal(held(-d, "crossnobis").distances, -d)
+    assert held(np.zeros((9, 9))).kind == "distance"
+
+
 def test_files_of_earlier_versions_open_as_what_they_say(tmp_path):
     d = squareform(pdist(patterns()))
     plain = RSM.from_array(patterns() @ patterns().T, IDS)
