@@ -162,7 +162,7 @@ def require_distances(matrix: np.ndarray, name: str, error: type[RsmProbeError],
     if not named and np.fmax.reduce(matrix, axis=None) <= 0 and np.fmin.reduce(matrix, axis=None) < 0:
         raise error(
             f"{name} holds nothing positive, so it looks like negated distances: give -values, or give the values "
-            "without kind='distance'; estimates of distances that fell below 0 need a name, as dissimilarity='crossnobis'"
+            "without kind='distance'; estimates that all fell below 0 need a name, such as dissimilarity='crossnobis'"
         )
     own = np.fmax.reduce(np.abs(np.diagonal(matrix)), initial=0.0)
     if own > _NOISE_OF_DISTANCES * np.fmax.reduce(np.abs(matrix), axis=None, initial=0.0):

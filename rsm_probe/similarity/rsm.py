@@ -328,7 +328,7 @@ class RSM:
         orders = [np.argsort(np.array(labels), kind="stable") for labels in (rows, columns)]
         rows, columns = ([labels[k] for k in order] for labels, order in zip((rows, columns), orders, strict=True))
         values = (self.values if self.kind == "similarity" else self.distances)[np.ix_(*orders)]
-        meaning = "similarity" if self.kind == "similarity" else f"distance ({self.dissimilarity or 'unnamed'})"
+        meaning = f"{self.kind} ({self.dissimilarity})" if self.dissimilarity else self.kind
         with names_as_written():
             title = "\n".join(f"{key} {value}" for key, value in self.attributes.items())
             others = None if one_set(self.dataset) else columns
