@@ -107,25 +107,39 @@ def condensed_hint(array: np.ndarray) -> str:
 
 
 def require_symmetric(matrix: np.ndarray, name: str, error: type[RsmProbeError]) -> None:
-    """Refuse matrices (N, N) that are not symmetric up to rounding.
+    """Refuse matrices (N, N) that are not symmetric up to rounding; NaN must be symmetric, too.
 
     Raises:
-        RsmProbeError: of the given type.
+        RsmProbeError: of the given type. The message says how to make the matrix symmetric.
     """
-    if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * np.abs(matrix).max(initial=0.0)):
-        raise error(f"{name} is not symmetric, but similarities within one set of images are")
+    largest = np.fmax.reduce(np.abs(matrix), axis=None, initial=0.0)
+    alike = np.isclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * largest, equal_nan=True)
+    if alike.all():
+        return
+    row, column = np.argwhere(~alike)[0]
+    if np.isnan(matrix[~alike]).any():
+        advice = "if each pair is known in one half at least, numpy.fmax(m, m.T) fills the other"
+    elif not np.tril(matrix, -1).any() or not np.triu(matrix, 1).any():
+        advice = "one half is empty: give m + m.T, with the diagonal counted once"
+    else:
+        advice = "(m + m.T) / 2 averages the two halves"
+    raise error(
+        f"{name} is not symmetric, but similarities within one set of images are: it holds {matrix[row, column]:.6g} "
+        f"in row {row}, column {column} and {matrix[column, row]:.6g} in row {column}, column {row}; {advice}"
+    )
 
 
 def require_similarities(matrix: np.ndarray, name: str, error: type[RsmProbeError]) -> None:
     """Refuse matrices (N, N) that look like distances: every image is least similar to itself.
 
-    Kernels never give such similarities, because an entry cannot exceed both self-similarities.
+    Kernels never give such similarities, because an entry cannot exceed both self-similarities. NaN says nothing.
 
     Raises:
         RsmProbeError: of the given type. The message says how to pass distances, and how to override the check.
     """
-    noise = _NOISE_OF_DISTANCES * np.abs(matrix).max(initial=0.0)
-    if noise and np.abs(np.diagonal(matrix)).max() <= noise and matrix.min() >= -noise:
+    noise = _NOISE_OF_DISTANCES * np.fmax.reduce(np.abs(matrix), axis=None, initial=0.0)
+    own = np.fmax.reduce(np.abs(np.diagonal(matrix)), initial=0.0)
+    if noise and own <= noise and np.fmin.reduce(matrix, axis=None) >= -noise:
         raise error(
             f"{name} looks like a matrix of distances: zeros on the diagonal, nothing negative. To compare distances, "
             "give RSM.from_array(values, ids, kind='distance'), or -values; if larger values mean more alike, give "
@@ -133,14 +147,25 @@ def require_similarities(matrix: np.ndarray, name: str, error: type[RsmProbeErro
         )
 
 
-def require_distances(matrix: np.ndarray, name: str, error: type[RsmProbeError]) -> None:
-    """Refuse matrices (N, N) whose diagonal is not 0 up to rounding. Estimates of distances may be negative elsewhere.
+def require_distances(matrix: np.ndarray, name: str, error: type[RsmProbeError], *, named: bool = False) -> None:
+    """Refuse matrices (N, N) that look like similarities: a diagonal that is not 0 up to rounding, or nothing positive.
+
+    Args:
+        matrix: the distances. Estimates may be negative in places.
+        name: name of the matrix, for the message.
+        error: type of the error to raise.
+        named: the user said which distances they are, such as estimates that may all be negative.
 
     Raises:
-        RsmProbeError: of the given type.
+        RsmProbeError: of the given type. The message says how to pass similarities.
     """
-    own = np.abs(np.diagonal(matrix)).max(initial=0.0)
-    if own > _NOISE_OF_DISTANCES * np.abs(matrix).max(initial=0.0):
+    if not named and np.fmax.reduce(matrix, axis=None) <= 0 and np.fmin.reduce(matrix, axis=None) < 0:
+        raise error(
+            f"{name} holds nothing positive, so it looks like negated distances: give -values, or give the values "
+            "without kind='distance'; estimates that all fell below 0 need a name, such as dissimilarity='crossnobis'"
+        )
+    own = np.fmax.reduce(np.abs(np.diagonal(matrix)), initial=0.0)
+    if own > _NOISE_OF_DISTANCES * np.fmax.reduce(np.abs(matrix), axis=None, initial=0.0):
         raise error(
             f"{name} holds up to {own:.3g} on its diagonal, but the distance of an image from itself is 0; "
             "give similarities without kind='distance'"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from numbers import Integral, Real
 from typing import Any
 
-from rsm_probe.errors import RsmProbeError
+from rsm_probe.errors import RsmProbeError, did_you_mean, repeated
 
 # Characters of a name in a list of names.
 _LONGEST_NAME = 60
@@ -156,6 +156,68 @@ def listed(names: Collection[object], most: int = 5) -> str:
     """Write the first few of some names, and how many there are if that is not all of them."""
     shown = ", ".join(str(name)[:_LONGEST_NAME] for name in islice(names, most))
     return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
+
+
+def positions_of(
+    ids: Any, known: Sequence[str], name: str, error: type[RsmProbeError], *, all_of_them: bool = False
+) -> list[int]:
+    """Find images by name.
+
+    Args:
+        ids: names of images, each at most once.
+        known: names of all images.
+        name: name of the argument, for the message.
+        error: type of the error to raise.
+        all_of_them: require every image.
+
+    Returns:
+        The position in `known` of each name.
+
+    Raises:
+        RsmProbeError: of the given type, for no name, names that are not text, repeated or unknown, or an image left
+            out.
+    """
+    names = require_texts(ids, name, error)
+    where = {image: position for position, image in enumerate(known)}
+    if (twice := repeated(names)) is not None:
+        raise error(f"{name} names image {twice!r} more than once")
+    if (unknown := next((image for image in names if image not in where), None)) is not None:
+        raise error(
+            f"{name} names image {brief(unknown)}, which this RSM does not hold"
+            f"{did_you_mean(unknown, known, 1) or f'; it holds {listed(known)}'}"
+        )
+    if all_of_them and len(names) < len(known):
+        left = next(image for image in known if image not in set(names))
+        raise error(f"{name} leaves out image {left!r}; to leave out images, use subset")
+    if not names:
+        raise error(f"{name} names no image")
+    return [where[image] for image in names]
+
+
+def shared_names(names: Sequence[str], ids: Sequence[Sequence[str]], error: type[RsmProbeError]) -> list[str]:
+    """Return the images that all RSMs hold, in the order of the first.
+
+    Args:
+        names: names of the RSMs, for the message.
+        ids: names of the images of each RSM.
+        error: type of the error to raise.
+
+    Raises:
+        RsmProbeError: of the given type, if there is none, or if different numbers of images are called by their
+            positions, as they are by default, so that equal names need not be the same image.
+    """
+    numbered = sorted({len(images) for images in ids if list(images) == [str(k) for k in range(len(images))]})
+    if len(numbered) > 1:
+        raise error(
+            f"images are called by their positions (0 to {numbered[-1] - 1} and 0 to {numbered[0] - 1}), which do not "
+            "say which images both RSMs hold; give the names of images as ids="
+        )
+    first, *others = ids
+    in_all = set(first).intersection(*others)
+    if not in_all:
+        shown = "; ".join(f"{name}: {listed(images, 2)}" for name, images in list(zip(names, ids, strict=True))[:3])
+        raise error(f"no image is in all RSMs ({shown}); give the same names to the same images, as ids=")
+    return [image for image in first if image in in_all]
 
 
 def brief(value: Any, most: int = 80) -> str:

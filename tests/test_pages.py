@@ -431,6 +431,18 @@ def _(names):
     assert list(names["grid"]["layer_a"].values) == ["layer1.0", "layer4.1"]
 
 
+@setup("how-to/compare-with-brain-data")
+def _(names, monkeypatch):
+    return {"print(": "shown = ("}
+
+
+@check("how-to/compare-with-brain-data")
+def _(names):
+    assert (names["grid"].images, names["grid"].pairs) == (25, 280)
+    assert names["brain"].missing == 20
+    assert names["grid"].item() > 0
+
+
 def rsms(count: int) -> dict[str, Any]:
     """RSMs of random tokens, by the names of the pages."""
     made = (rsm_probe.rsm(torch.randn(12, 9, 4)) for _ in range(count))

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from rsm_probe.comparison.inputs import CONSTANT, in_range, stack_rsms
+from rsm_probe.comparison.inputs import CONSTANT, holds_nan, in_range, known_pairs, stack_rsms
 from rsm_probe.errors import ComparisonError, look_up
+
+# Eigenvalues below this share of the largest are rounding noise. In graphs of N pairs they are above about 1 / N^3.
+_SINGULAR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,17 @@ class Estimator:
         """Turn RSMs into rows whose inner products are HSIC values.
 
         Args:
-            rsms: stack of symmetric RSMs over the same images, (R, N, N).
+            rsms: stack of symmetric RSMs over the same images, (R, N, N). Missing pairs are NaN in all of them.
             weights: how often each image counts, (N,), whole numbers that sum to N, as in a bootstrap sample. Pairs of
                 an image with its own copies are omitted. Default: each image once.
 
         Returns:
-            Shape (R, P) with P <= N (N + 1) / 2, float64, without the pairs of images that do not count. The row of a
-            constant RSM is exactly zero.
+            Shape (R, P) with P <= N (N + 1) / 2, float64, without the pairs of images that do not count or are missing.
+            The row of a constant RSM is exactly zero, and that of any RSM if a draw leaves too few known pairs.
 
         Raises:
-            ComparisonError: fewer images than the estimator needs, or too few distinct ones under the weights.
+            ComparisonError: fewer images than the estimator needs, too few distinct ones under the weights, or too few
+                known pairs.
         """
         rsms = np.asarray(rsms, dtype=np.float64)
         count = rsms.shape[-1]
@@ -65,6 +69,8 @@ class Estimator:
         else:
             drawn = np.flatnonzero(weights)
             rsms, weights = rsms[:, drawn[:, None], drawn], np.asarray(weights, dtype=np.float64)[drawn]
+        if holds_nan(rsms):
+            return self._rows_of_known(rsms, weights, count, drawn=len(weights) < count or bool((weights != 1).any()))
         own = 1.0 if self.diagonal else 0.0
         slack = self._slack(weights)
         share = weights / slack
@@ -80,6 +86,44 @@ class Estimator:
         raw = rsms[:, row, column]
         centred = (raw - offsets[:, row] - offsets[:, column]) * scale
         raw *= scale
+        centred[(centred**2).sum(axis=1) <= CONSTANT * (raw**2).sum(axis=1)] = 0.0
+        return centred
+
+    def _rows_of_known(self, rsms: np.ndarray, weights: np.ndarray, count: int, *, drawn: bool) -> np.ndarray:
+        """`rows` where pairs are missing: subtract the `a_i + a_j` that fit the known entries best (least squares).
+
+        Every row of what is left then sums to 0 over its known entries, which defines the centring where all are known,
+        too. For independent images and pairs that are missing at random, the estimate of HSIC stays unbiased: in the
+        projection P that fits and subtracts, `E <P K, P L> = rank(P) HSIC`, since P is 0 on every `a_i + a_j`.
+        """
+        row, column = self.pairs(len(weights))
+        known = ~np.isnan(rsms[:, row, column]).any(axis=0)
+        row, column = row[known], column[known]
+        counts = np.where(row == column, weights[row], 2 * weights[row] * weights[column])
+        normal = np.zeros((len(weights), len(weights)))
+        for one, other in ((row, row), (column, column), (row, column), (column, row)):
+            np.add.at(normal, (one, other), counts)
+        eigenvalues, vectors = np.linalg.eigh(normal)
+        nonzero = eigenvalues > _SINGULAR * eigenvalues.max(initial=0.0)
+        remaining = len(row) - int(nonzero.sum())  # the rank of the projection P
+        if remaining < len(self.pairs(self.fewest)[0]) - self.fewest:
+            if drawn:
+                return np.zeros((len(rsms), 1))
+            others = int((row != column).sum())
+            raise ComparisonError(
+                f"{others} pairs of images are known in all RSMs, too few for {self.name} CKA; compare fewer RSMs at "
+                f"once"
+            )
+        inverse = (vectors[:, nonzero] / eigenvalues[nonzero]) @ vectors[:, nonzero].T
+        raw = rsms[:, row, column]
+        centred, sums = raw.copy(), np.empty((len(rsms), len(weights)))
+        for _ in range(2):  # the second time, rounding is subtracted
+            for number, values in enumerate(centred * counts):
+                sums[number] = np.bincount(row, values, len(weights)) + np.bincount(column, values, len(weights))
+            offsets = sums @ inverse
+            centred -= offsets[:, row] + offsets[:, column]
+        scale = np.sqrt(counts / (self.divisor(count) if self.diagonal or drawn else 2.0 * remaining))
+        centred, raw = centred * scale, raw * scale
         centred[(centred**2).sum(axis=1) <= CONSTANT * (raw**2).sum(axis=1)] = 0.0
         return centred
 
@@ -135,13 +179,21 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
     )
 
 
-def hsic(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # noqa: E741 (the field's letter)
+def hsic(
+    k: Any,
+    l: Any,  # noqa: E741 (the field's letter)
+    estimator: str | Estimator = "unbiased",
+    *,
+    skip_missing: bool = False,
+) -> float:
     """Compute the Hilbert-Schmidt independence criterion (HSIC) between two RSMs (paper, equation 1).
 
     Args:
         k: symmetric array (N, N), or an `RSM`.
         l: a second RSM over the same images.
         estimator: "unbiased" (HSIC_1: 0 on average for independent RSMs; at least 4 images) or "biased" (equation 1).
+        skip_missing: leave out pairs of images that are NaN in one of the RSMs; for the unbiased estimator, which stays
+            unbiased if they are missing at random.
 
     Returns:
         HSIC, in the units of one RSM times those of the other.
@@ -149,20 +201,34 @@ def hsic(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # n
     Raises:
         ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, or too few images.
     """
-    rows = get_estimator(estimator).rows(stack_rsms([k, l], ["first", "second"]))
+    estimator = get_estimator(estimator)
+    stack = stack_rsms([k, l], ["first", "second"], skip_missing=skip_missing)
+    if estimator.diagonal and known_pairs(stack) is not None:
+        raise ComparisonError(
+            "biased HSIC is not defined where pairs are missing (its CKA is); use estimator='unbiased'"
+        )
+    rows = estimator.rows(stack)
     return float(rows[0] @ rows[1])
 
 
-def cka(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # noqa: E741 (the field's letter)
+def cka(
+    k: Any,
+    l: Any,  # noqa: E741 (the field's letter)
+    estimator: str | Estimator = "unbiased",
+    *,
+    skip_missing: bool = False,
+) -> float:
     """Compute the centred kernel alignment between two RSMs (paper, equation 2).
 
     CKA is invariant to positive scaling and shifts of either RSM, and to a common permutation of the images.
 
     Args:
-        k: symmetric array (N, N), or an `RSM`; image ids of two `RSM`s must agree.
+        k: symmetric array (N, N), or an `RSM`; image ids of two `RSM`s must agree (`cka(*k.align(l))` makes them).
         l: a second RSM over the same images.
         estimator: "unbiased" (at least 4 images; may leave [0, 1] slightly) or "biased" (in [0, 1] for positive
             semi-definite RSMs; close to 1 for any RSMs of few images and many features).
+        skip_missing: leave out pairs of images that are NaN in one of the RSMs; the others are centred by least
+            squares, as in rsatoolbox's `cosine_cov`, which equals "biased".
 
     Returns:
         CKA, in [-1, 1] up to what the unbiased estimator leaves.
@@ -175,10 +241,11 @@ def cka(k: Any, l: Any, estimator: str | Estimator = "unbiased") -> float:  # no
         1.0
 
     Raises:
-        ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, too few images, or a
-            constant RSM, for which CKA is undefined.
+        ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, too few images or known
+            pairs, or a constant RSM, for which CKA is undefined.
     """
-    rows = get_estimator(estimator).rows(in_range(stack_rsms([k, l], ["first", "second"])))
+    stack = in_range(stack_rsms([k, l], ["first", "second"], skip_missing=skip_missing))
+    rows = get_estimator(estimator).rows(stack)
     own = (rows**2).sum(axis=1)
     for name, value in zip(("first", "second"), own, strict=True):
         if not value > 0:

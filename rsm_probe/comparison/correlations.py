@@ -6,8 +6,12 @@ from abc import abstractmethod
 
 import numpy as np
 
-from rsm_probe.comparison.inputs import CONSTANT
+from rsm_probe.comparison.inputs import CONSTANT, holds_nan
 from rsm_probe.comparison.protocol import Measure, Properties, RowMeasure
+from rsm_probe.errors import ComparisonError
+
+# Pairs of 3 images.
+_FEWEST_PAIRS = 3
 
 
 class _Triangle(RowMeasure):
@@ -19,12 +23,18 @@ class _Triangle(RowMeasure):
         """Transform the entries above the diagonal, so that cosines of rows are correlations."""
         values = _triangle(rsms)
         if weights is None:
-            return self._prepared(values, np.ones(values.shape[1]))
+            known = _known(values, self)
+            return self._prepared(known, np.ones(known.shape[1]))
         weights = np.asarray(weights, dtype=np.float64)
         self.require_images(rsms.shape[-1], weights)
         row, column = np.triu_indices(rsms.shape[-1], 1)
         pair_weights = weights[row] * weights[column]
-        return self._prepared(values[:, pair_weights > 0], pair_weights[pair_weights > 0])
+        counted = pair_weights > 0
+        if holds_nan(values):
+            counted &= ~np.isnan(values).any(axis=0)
+        if counted.sum() < _FEWEST_PAIRS:  # of the known pairs, this draw left too few
+            return np.zeros((len(values), 1))
+        return self._prepared(values[:, counted], pair_weights[counted])
 
     @abstractmethod
     def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
@@ -54,7 +64,10 @@ class SpearmanRSA(PearsonRSA):
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
         """Replace similarities (R, N, N) by their index among the distinct ones of an RSM: samples need not sort."""
-        return np.stack([np.unique(rsm, return_inverse=True)[1].reshape(rsm.shape) for rsm in np.asarray(rsms)])
+        rsms = np.asarray(rsms)
+        indices = np.stack([np.unique(rsm, return_inverse=True)[1].reshape(rsm.shape) for rsm in rsms])
+        lost = np.isnan(rsms)
+        return np.where(lost, np.nan, indices) if lost.any() else indices
 
     def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
         return super()._prepared(np.stack([_ranks(row, pair_weights) for row in values]), pair_weights)
@@ -81,11 +94,12 @@ class KendallRSA(Measure):
     name = "rsa-kendall"
     properties = Properties("similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Nili et al. 2014")
     fewest = 3
+    skips_missing = True
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         from scipy.stats import kendalltau
 
-        x, y = _triangle(a), _triangle(b)
+        x, y = (_known(_triangle(stack), self) for stack in (a, b))
         # SciPy's tau-b divides by the numbers of untied pairs in x and in y; multiply them back in.
         untied = np.outer([_untied(row) for row in x], [_untied(row) for row in y])
         grid = np.full(untied.shape, np.nan)
@@ -98,6 +112,23 @@ def _triangle(rsms: np.ndarray) -> np.ndarray:
     first, second = np.triu_indices(rsms.shape[-1], 1)
     values = np.asarray(rsms)
     return (values if values.dtype.kind == "i" else values.astype(np.float64, copy=False))[:, first, second]
+
+
+def _known(values: np.ndarray, measure: Measure) -> np.ndarray:
+    """The columns of similarities (R, P) of image pairs that are not missing, in which case all RSMs hold NaN.
+
+    Raises:
+        ComparisonError: too few pairs are left.
+    """
+    if not holds_nan(values):
+        return values
+    known = values[:, ~np.isnan(values).any(axis=0)]
+    if known.shape[1] < _FEWEST_PAIRS:
+        raise ComparisonError(
+            f"{known.shape[1]} pairs of images are known in all RSMs, too few for {measure.name}; compare fewer RSMs "
+            "at once"
+        )
+    return known
 
 
 def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

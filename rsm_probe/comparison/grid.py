@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from rsm_probe.checks import brief, shared_names
 from rsm_probe.comparison.certified import CertifiedSums
-from rsm_probe.comparison.inputs import stack_rsms
+from rsm_probe.comparison.inputs import known_pairs, stack_rsms
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.protocol import Measure
 from rsm_probe.errors import ComparisonError, repeated
@@ -50,7 +51,15 @@ class RsmStack(NamedTuple):
     keys: list[RsmKey]
 
 
-def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, eigenvalues: bool = True) -> xr.DataArray:
+def compare(
+    rsms: Any,
+    others: Any = None,
+    measure: str | Measure = "cka",
+    *,
+    eigenvalues: bool = True,
+    on: Literal["intersection"] | None = None,
+    skip_missing: bool = False,
+) -> xr.DataArray:
     """Compare every RSM with every other: layers with layers, models with models, models with brains.
 
     CKA and RSA take one matrix product for the whole grid. RSMs need not be positive semi-definite (semantic RSMs are
@@ -61,14 +70,20 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
             a model come in forward order.
         others: the RSMs in the columns; by default those in the rows.
         measure: a name from `MEASURES`, or a measure object with its options.
-        eigenvalues: report the smallest eigenvalue of each RSM, which takes a decomposition of every matrix.
+        eigenvalues: report the smallest eigenvalue of each RSM, which takes a decomposition of every matrix; NaN where
+            pairs are missing.
+        on: "intersection" takes the images that all RSMs hold, by their ids, in the order of the first RSM. None
+            demands the same images in the same order.
+        skip_missing: leave out pairs of images that are missing (NaN) in any of the RSMs, for CKA and the correlations.
+            All values rest on the same pairs; to use all pairs that two RSMs share, compare them alone.
 
     Returns:
         Dimensions (rsm_a, rsm_b) with plain coordinates model, layer, depth, matching, kernel and smallest_eigenvalue
         (suffixed `_a`, `_b`). Undefined values are NaN, with a warning that names the RSM. For CKA of RSMs by
         approximate matchings, the coordinates `proven_low` and `proven_high` (rsm_a, rsm_b) are an interval that
         contains the CKA of exact matching; see `rsm_probe.comparison.certified`. It is [-1, 1] where nothing is
-        proven, and by RBF kernels it is meant at the width of the values.
+        proven, and by RBF kernels it is meant at the width of the values. There is none where pairs are missing. The
+        attributes say how many `images` were compared and, if missing ones were skipped, how many `pairs`.
 
     Example:
         >>> import numpy as np, rsm_probe
@@ -80,13 +95,14 @@ def compare(rsms: Any, others: Any = None, measure: str | Measure = "cka", *, ei
         ['early', 'late']
 
     Raises:
-        ComparisonError: no RSM, different images or orders, an asymmetric matrix, non-finite values, or an unknown
-            measure.
+        ComparisonError: no RSM, different images or orders, an asymmetric matrix, non-finite values, an unknown
+            measure, a measure that is not defined where pairs are missing, or similarities beside distances by a
+            measure that depends on where 0 is.
     """
     measure = get_measure(measure)
-    rows, columns = label_rsms(rsms, others)
+    sides, rows, columns = label_rsms(rsms, others, measure, on=on, skip_missing=skip_missing)
     grid = measured_grid(rows, columns, measure).rename(measure.name).assign_attrs(kind=measure.properties.kind)
-    grid = _with_proven(grid, [rsms] if others is None else [rsms, others], [rows, columns], measure)
+    grid = _with_proven(grid, sides, [rows, columns], measure).assign_attrs(used_images(rows, skip_missing))
     if eigenvalues:
         smallest = [_smallest_eigenvalues(rows.values)]
         smallest.append(smallest[0] if columns is rows else _smallest_eigenvalues(columns.values))
@@ -101,7 +117,7 @@ def _with_proven(
     """Add the interval of exact matching to a grid, if a matching is an approximation; sides as in `label_rsms`."""
     highest = [getattr(rsm, "highest_values", None) for side in sides for rsm in side.values()]
     sums = measure.certified()
-    if sums is None or all(one is None for one in highest):
+    if sums is None or all(one is None for one in highest) or known_pairs(stacks[0].values) is not None:
         return grid
     low = np.concatenate([stack.values for stack in stacks[: len(sides)]])
     high = np.stack([own if one is None else one for own, one in zip(low, highest, strict=True)])
@@ -135,8 +151,14 @@ def with_interval(
     return grid.assign_coords(proven_low=(("rsm_a", "rsm_b"), low), proven_high=(("rsm_a", "rsm_b"), high))
 
 
-def label_rsms(rsms: Any, others: Any = None) -> tuple[RsmStack, RsmStack]:
-    """Check and stack the RSMs in the rows and in the columns; without `others`, both are the same object.
+def label_rsms(
+    rsms: Any, others: Any, measure: Measure, *, on: str | None, skip_missing: bool
+) -> tuple[list[Mapping[Any, Any]], RsmStack, RsmStack]:
+    """Check, align and stack the RSMs in the rows and in the columns; arguments as those of `compare`.
+
+    Returns:
+        The aligned RSMs of the rows and, with `others`, of the columns; their stacks, which are the same object without
+        `others`.
 
     Raises:
         ComparisonError: as `compare`.
@@ -148,11 +170,52 @@ def label_rsms(rsms: Any, others: Any = None) -> tuple[RsmStack, RsmStack]:
     keys = [_keys(side) for side in sides]
     if not all(keys):
         raise ComparisonError("there is no RSM to compare")
-    values = stack_rsms(
-        [rsm for side in sides for rsm in side.values()], [key.label() for side in keys for key in side]
-    )
+    names = [key.label() for side in keys for key in side]
+    matrices = [rsm for side in sides for rsm in side.values()]
+    _require_one_kind(matrices, names, measure)
+    if on is not None:
+        matrices = _over_shared_images(matrices, names, on)
+        remaining = iter(matrices)
+        sides = [{name: next(remaining) for name in side} for side in sides]
+    values = stack_rsms(matrices, names, skip_missing=skip_missing)
     rows = RsmStack(values[: len(keys[0])], keys[0])
-    return rows, rows if others is None else RsmStack(values[len(keys[0]) :], keys[1])
+    return sides, rows, rows if others is None else RsmStack(values[len(keys[0]) :], keys[1])
+
+
+def _over_shared_images(matrices: Sequence[Any], names: Sequence[str], on: str) -> list[Any]:
+    """Cut RSMs to the images that all of them hold."""
+    if on != "intersection":
+        raise ComparisonError(f"on is 'intersection' or None, found {brief(on)}")
+    for name, rsm in zip(names, matrices, strict=True):
+        if not hasattr(rsm, "subset"):
+            raise ComparisonError(
+                f"the {name} RSM is an array, which names no images; give RSM.from_array(values, ids) to compare on "
+                "the images that RSMs share"
+            )
+    shared = shared_names(names, [rsm.ids for rsm in matrices], ComparisonError)
+    return [rsm.subset(shared) for rsm in matrices]
+
+
+def _require_one_kind(matrices: Sequence[Any], names: Sequence[str], measure: Measure) -> None:
+    """Refuse similarities beside distances where it matters that distances are held as `-d / 2`."""
+    if {"shift", "additive"} & set(measure.properties.invariances):
+        return
+    first: dict[str, str] = {}
+    for name, rsm in zip(names, matrices, strict=True):
+        first.setdefault(getattr(rsm, "kind", "similarity"), name)
+    if len(first) > 1:
+        raise ComparisonError(
+            f"{measure.name} depends on where 0 is, so it cannot compare similarities ({first['similarity']}) with "
+            f"distances ({first['distance']}); convert one of them, as by rsm.to_distances('squared euclidean'), or "
+            "use a correlation or CKA"
+        )
+
+
+def used_images(stack: RsmStack, skip_missing: bool) -> dict[str, int]:
+    """The number of images that are compared and, if missing ones were skipped, of pairs of images."""
+    known = ~np.isnan(stack.values[0]) & ~np.eye(stack.values.shape[-1], dtype=bool)
+    images = int(known.any(axis=0).sum()) if len(known) > 1 else len(known)
+    return {"images": images, "pairs": int(known.sum()) // 2} if skip_missing else {"images": images}
 
 
 def measured_grid(rows: RsmStack, columns: RsmStack, measure: Measure) -> xr.DataArray:
@@ -202,7 +265,10 @@ def _keys(rsms: Mapping[Any, Any]) -> list[RsmKey]:
 def _smallest_eigenvalues(rsms: np.ndarray) -> list[float]:
     from scipy.linalg import eigh
 
-    return [float(eigh(rsm, eigvals_only=True, subset_by_index=[0, 0])[0]) for rsm in rsms]
+    return [
+        float("nan") if np.isnan(rsm).any() else float(eigh(rsm, eigvals_only=True, subset_by_index=[0, 0])[0])
+        for rsm in rsms
+    ]
 
 
 def label_grid(values: np.ndarray, rows: Sequence[RsmKey], columns: Sequence[RsmKey]) -> xr.DataArray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from rsm_probe.comparison.batch_values import BatchMeans, BatchValues
-from rsm_probe.comparison.inputs import in_range
+from rsm_probe.comparison.inputs import holds_nan, in_range, known_pairs
 from rsm_probe.errors import ComparisonError
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Measure(ABC):
     fewest: ClassVar[int] = 2
     # Whether images may count several times, as in a bootstrap sample.
     weighted: ClassVar[bool] = False
+    # Whether pairs of images may be missing, which the RSMs then hold as NaN.
+    skips_missing: ClassVar[bool] = False
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
         """Precompute what repeated calls of `grid` on the RSMs (R, N, N) share, without changing values."""
@@ -56,18 +58,30 @@ class Measure(ABC):
         """Compute all values between two stacks of RSMs.
 
         Args:
-            a: symmetric, finite RSMs, (A, N, N).
-            b: symmetric, finite RSMs over the same images, (B, N, N).
+            a: symmetric RSMs, (A, N, N), finite but for missing pairs, which are NaN.
+            b: as `a`, over the same images, (B, N, N). A pair that any RSM misses counts for none.
             weights: how often each image counts, (N,); see `Estimator.rows`.
 
         Returns:
             Shape (A, B), float64; NaN where a value is undefined, for example for constant RSMs.
 
         Raises:
-            ComparisonError: too few images, or weights for a measure that does not support them.
+            ComparisonError: too few images or known pairs, or weights or missing pairs for a measure that does not
+                support them.
         """
         self.require_images(a.shape[-1], weights)
-        return self._grid(a, b, weights)
+        if (known := known_pairs(a) if b is a else known_pairs(a, b)) is None:
+            return self._grid(a, b, weights)
+        if not self.skips_missing:
+            raise self._no_missing()
+        rows = np.where(known, a, np.nan)
+        return self._grid(rows, rows if b is a else np.where(known, b, np.nan), weights)
+
+    def _no_missing(self) -> ComparisonError:
+        return ComparisonError(
+            f"{self.name} is not defined where pairs of images are missing; use CKA or a correlation (cka, "
+            "rsa-spearman, ...), or take images whose pairs are all known: RSM.subset"
+        )
 
     def require_images(self, count: int, weights: np.ndarray | None = None) -> None:
         """Refuse images for which the measure is not defined.
@@ -113,14 +127,21 @@ class RowMeasure(Measure):
     """A measure that is the cosine between two rows of numbers, one per RSM: a grid is one matrix product."""
 
     weighted = True
+    skips_missing = True
 
     @abstractmethod
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Turn each RSM into one row, (R, P), exactly 0 for constant RSMs."""
+        """Turn each RSM into one row, (R, P), exactly 0 for constant RSMs.
+
+        Pairs that are missing are NaN in all RSMs; rows that hold NaN say that the measure cannot leave them out.
+        """
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         rows = self.rows(in_range(a), weights)
-        return cosines(rows, rows if b is a else self.rows(in_range(b), weights))
+        columns = rows if b is a else self.rows(in_range(b), weights)
+        if holds_nan(rows):
+            raise self._no_missing()
+        return cosines(rows, columns)
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

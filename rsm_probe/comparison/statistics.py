@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from rsm_probe.checks import require_callable, require_number, require_seed, require_whole
-from rsm_probe.comparison.grid import label_rsms, measured_grid
+from rsm_probe.comparison.grid import label_rsms, measured_grid, used_images
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.protocol import Measure
 from rsm_probe.comparison.resampling import drawn_images, shuffled_images
@@ -30,6 +30,9 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
     on_repeat: Callable[[int], object] = lambda count: None,
+    *,
+    on: Literal["intersection"] | None = None,
+    skip_missing: bool = False,
 ) -> xr.Dataset:
     """Compute bootstrap intervals of a grid of comparisons, by drawing images with replacement.
 
@@ -44,6 +47,8 @@ def bootstrap(
         level: level of the interval, in (0, 1).
         seed: seed of the draws, which are the same for all RSMs.
         on_repeat: called with 1 after each repeat, for progress bars.
+        on: see `compare`.
+        skip_missing: see `compare`. Images are drawn, and the pairs that are known count.
 
     Returns:
         Dimensions (rsm_a, rsm_b): `value`, the percentiles `low` and `high`, the standard error `std`, and `draws`, the
@@ -63,10 +68,11 @@ def bootstrap(
     """
     measure = get_measure(measure)
     check_level(level)
-    rows, columns = label_rsms(rsms, others)
+    _, rows, columns = label_rsms(rsms, others, measure, on=on, skip_missing=skip_missing)
     samples = bootstrap_samples(rows.values, columns.values, measure, repeats, seed, on_repeat)
     grid = measured_grid(rows, columns, measure)
-    return summarise(grid, samples, level).assign_attrs(measure=measure.name, seed=seed)
+    summary = summarise(grid, samples, level)
+    return summary.assign_attrs(measure=measure.name, seed=seed, **used_images(rows, skip_missing))
 
 
 def bootstrap_samples(
@@ -158,6 +164,9 @@ def permutation_test(
     repeats: int = 1000,
     seed: int = 0,
     on_repeat: Callable[[int], object] = lambda count: None,
+    *,
+    on: Literal["intersection"] | None = None,
+    skip_missing: bool = False,
 ) -> xr.Dataset:
     """Test whether RSMs are more alike than RSMs of unrelated images, by shuffling the images of the columns.
 
@@ -168,6 +177,9 @@ def permutation_test(
         repeats: number of random orders; p-values are at least 1 / (repeats + 1).
         seed: seed of the orders, which are the same for all RSMs.
         on_repeat: called with 1 after each repeat.
+        on: see `compare`.
+        skip_missing: see `compare`. In a random order, pairs count that are known in it and in the given one; these are
+            fewer, so p-values are rather too large.
 
     Returns:
         Dimensions (rsm_a, rsm_b): `value`; `null_mean` and `null_std` over the orders; `z`, the standardised value (NaN
@@ -178,7 +190,7 @@ def permutation_test(
     """
     measure = get_measure(measure)
     check_draws(repeats, seed, on_repeat)
-    rows, columns = label_rsms(rsms, others)
+    _, rows, columns = label_rsms(rsms, others, measure, on=on, skip_missing=skip_missing)
     grid = measured_grid(rows, columns, measure)
     shuffle = shuffled_images([rows.values.shape[-1]], repeats, seed)
     null = np.empty((repeats, *grid.shape))
@@ -187,7 +199,7 @@ def permutation_test(
         assert order is not None
         null[number] = measure.grid(rows.values, columns.values[:, order[:, None], order])
         on_repeat(1)
-    return against_null(grid, null, measure).assign_attrs(seed=seed)
+    return against_null(grid, null, measure).assign_attrs(seed=seed, **used_images(rows, skip_missing))
 
 
 def against_null(grid: xr.DataArray, null: np.ndarray, measure: Measure) -> xr.Dataset:

@@ -102,7 +102,7 @@ def rsm_heatmap(
         columns: M sorted labels of the images in the columns, if they are not those in the rows.
     """
     if norm is None:
-        norm = rsm_scale([values]) if columns is None else Normalize(float(values.min()), float(values.max()))
+        norm = rsm_scale([values]) if columns is None else Normalize(float(np.nanmin(values)), float(np.nanmax(values)))
     ax.imshow(values, cmap=SEQUENTIAL, norm=norm, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     _name_runs(ax.yaxis, labels)

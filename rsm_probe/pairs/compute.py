@@ -28,7 +28,8 @@ from rsm_probe.pairs.token_sets import Tokens
 from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, check_centering, subtract_mean, token_mean
 from rsm_probe.similarity.kernels import Kernel, check_kernel, get_kernel
-from rsm_probe.similarity.rsm import RSM, dataset_of, described
+from rsm_probe.similarity.labelled import dataset_of, described
+from rsm_probe.similarity.rsm import RSM
 
 
 def rsm(

@@ -17,7 +17,7 @@ from rsm_probe.checks import brief
 from rsm_probe.errors import ComparisonError, RepresentationError, StorageError
 from rsm_probe.probe.representation import Representation
 from rsm_probe.similarity.centering import Centering, subtract_mean
-from rsm_probe.similarity.rsm import image_names
+from rsm_probe.similarity.labelled import image_names
 
 
 class TokenSet(Protocol):

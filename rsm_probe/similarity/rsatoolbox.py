@@ -12,7 +12,7 @@ from rsm_probe.checks import require_whole
 from rsm_probe.errors import ComparisonError
 
 
-def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str, attributes: Mapping[str, Any]) -> Any:
+def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str | None, attributes: Mapping[str, Any]) -> Any:
     """Convert an RSM to an `rsatoolbox.rdm.RDMs` with one matrix of squared distances `k_ii + k_jj - 2 k_ij`.
 
     rsatoolbox's `cosine_cov` of two such RDMs equals biased linear CKA. Image names become the pattern descriptor
@@ -21,7 +21,7 @@ def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str, attribut
     Args:
         similarities: (N, N).
         ids: N names of images.
-        measure: name of the distances.
+        measure: name of the distances, or None.
         attributes: further facts about the RSM.
 
     Raises:
@@ -41,7 +41,7 @@ def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str, attribut
     )
 
 
-def distances(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:
+def one_of_rdms(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:
     """Return one matrix of distances, the names of its images, and the name of the distances.
 
     `RSM` stores distances as similarities `-d / 2`, without centring. Every comparison then equals that of the

@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from rsm_probe.arrays import condensed_hint, real_matrix, require_distances, require_similarities, require_symmetric
-from rsm_probe.checks import brief, require_texts
-from rsm_probe.errors import ComparisonError, StorageError, repeated
+from rsm_probe.checks import brief, positions_of, shared_names
+from rsm_probe.errors import ComparisonError, StorageError
 from rsm_probe.html_table import html_table
 from rsm_probe.matching.registry import METHODS
-from rsm_probe.similarity.kernels import RBF, Kernel, check_kernel, get_kernel, highest_similarities
-from rsm_probe.similarity.rsatoolbox import distances, to_rdms
+from rsm_probe.similarity.conversions import distances_from, similarities_from
+from rsm_probe.similarity.kernels import Kernel, get_kernel, highest_similarities
+from rsm_probe.similarity.labelled import (
+    given_dataset,
+    known_kernel,
+    of_distances,
+    one_set,
+    require_one_set,
+    under_kernel,
+    with_holes,
+    with_width,
+)
+from rsm_probe.similarity.rsatoolbox import one_of_rdms, to_rdms
 from rsm_probe.storage.files import open_dataset, save_dataset
 
 if TYPE_CHECKING:
@@ -29,6 +39,9 @@ _KNOWN = ("layer", "matching", "kernel", "centering")
 
 class RSM:
     """A representational similarity matrix: `values` (N, M), the similarities of N images with M images.
+
+    Larger values mean more alike, always. An RSM that was made from distances `d` (`kind` is "distance") has the values
+    `-d / 2`, by which every measure compares the distances; `distances` holds them as they were given.
 
     Example:
         >>> import numpy as np, rsm_probe
@@ -54,6 +67,8 @@ class RSM:
         other_ids: Sequence[str] | None = None,
         *,
         kind: Literal["similarity", "distance"] | None = None,
+        dissimilarity: str | None = None,
+        allow_missing: bool = False,
     ) -> Self:
         """Wrap a matrix from elsewhere (brain data, another tool).
 
@@ -64,31 +79,19 @@ class RSM:
             kind: "distance" for dissimilarities such as an RDM, which become similarities `-values / 2`, so that every
                 measure of RSMs applies. "similarity" accepts any similarities. None assumes similarities, and rejects
                 values that look like distances.
+            dissimilarity: name of the distances, such as "squared euclidean", "euclidean", "correlation", "cosine",
+                "crossnobis" or a name of your own ("behavioural"); implies `kind="distance"`. `to_similarities` chooses
+                its formula by it.
+            allow_missing: accept NaN, which marks pairs that are missing (also on the diagonal, where distances become
+                0). Comparisons refuse them unless they are asked to skip them.
 
         Raises:
             ComparisonError: the shape is wrong, values are not real, finite or symmetric, ids are repeated, too few or
                 not text, distances are given without `kind`, or the diagonal contradicts `kind`.
         """
-        if not isinstance(kind, str | None) or kind not in (None, "similarity", "distance"):
-            raise ComparisonError(f"kind must be 'similarity' or 'distance', found {brief(kind)}")
-        values = real_matrix(values, "the matrix", ComparisonError)
-        if values.ndim != 2 or 0 in values.shape:
-            raise ComparisonError(f"an RSM has shape (N, M), found {values.shape}{condensed_hint(values)}")
-        if other_ids is None and values.shape[0] != values.shape[1]:
-            raise ComparisonError(f"an RSM of one set of images is square, found {values.shape}; give other_ids")
-        rows = image_names(ids, values.shape[0], "ids")
-        columns = None if other_ids is None else image_names(other_ids, values.shape[1], "other_ids")
-        if not np.isfinite(values).all():
-            row, column = np.argwhere(~np.isfinite(values))[0]
-            pair = f"{rows[row]} and {(columns or rows)[column]}"
-            raise ComparisonError(f"the {kind or 'similarity'} of images {pair} is {values[row, column]}")
-        if columns is None:
-            require_symmetric(values, "the matrix", ComparisonError)
-            if kind is None:
-                require_similarities(values, "the matrix", ComparisonError)
-            if kind == "distance":
-                require_distances(values, "the matrix", ComparisonError)
-        return cls(dataset_of(-values / 2 if kind == "distance" else values, rows, columns))
+        return cls(
+            given_dataset(values, ids, other_ids, kind=kind, dissimilarity=dissimilarity, allow_missing=allow_missing)
+        )
 
     @classmethod
     def from_pairs(cls, pairs: xr.Dataset, kernel: str | Kernel = "linear") -> Self:
@@ -109,12 +112,40 @@ class RSM:
         lost += [name for name in ("image_a", "image_b") if len(set(pairs[name].values)) < pairs[name].size]
         if lost:
             raise StorageError(f"parts of {lost[0]} are missing; run all pairs again: only these are recomputed")
-        return cls(_under(pairs, get_kernel(kernel)))
+        return cls(under_kernel(pairs, get_kernel(kernel)))
 
     @property
     def values(self) -> np.ndarray:
-        """Similarities, shape (N, M), float64."""
+        """Similarities, shape (N, M), float64; `-d / 2` of distances `d`, NaN for missing pairs."""
         return self.dataset["similarity"].values
+
+    @property
+    def kind(self) -> Literal["similarity", "distance"]:
+        """Whether the RSM was made from similarities or from distances."""
+        return "distance" if self.dataset.attrs.get("kind") == "distance" or self.dissimilarity else "similarity"
+
+    @property
+    def dissimilarity(self) -> str | None:
+        """Name of the distances, such as "correlation"; None for similarities and for distances without a name."""
+        name = self.dataset.attrs.get("dissimilarity")
+        return None if name is None else str(name)
+
+    @property
+    def distances(self) -> np.ndarray:
+        """The distances that the RSM was made from, shape (N, M), float64.
+
+        Raises:
+            ComparisonError: the RSM was made from similarities.
+        """
+        if self.kind == "similarity":
+            raise ComparisonError("this RSM holds similarities; to_distances(...) makes distances of them")
+        return -2 * self.values + 0.0  # no negative zeros
+
+    @property
+    def missing(self) -> int:
+        """Number of pairs of images without a value."""
+        lost = np.isnan(self.values)
+        return int(np.triu(lost, 1).sum() if one_set(self.dataset) else lost.sum())
 
     @property
     def highest_values(self) -> np.ndarray | None:
@@ -129,11 +160,9 @@ class RSM:
         if "bound" not in pairs or not pairs.attrs["one_to_one"] or (method is not None and method.at_once):
             return None
         sides = pairs["norm_a"].values, pairs["norm_b"].values
-        if (kernel := _known_kernel(pairs)) is None:
+        if (kernel := known_kernel(pairs)) is None:
             return np.full(self.values.shape, np.inf)
-        return highest_similarities(
-            kernel, pairs["product"].values, pairs["bound"].values, *sides, same=_one_set(pairs)
-        )
+        return highest_similarities(kernel, pairs["product"].values, pairs["bound"].values, *sides, same=one_set(pairs))
 
     @property
     def ids(self) -> list[str]:
@@ -170,10 +199,12 @@ class RSM:
         """The smallest eigenvalue; it is negative if the RSM is not positive semi-definite, as semantic RSMs may be.
 
         Raises:
-            ComparisonError: rows and columns are different images.
+            ComparisonError: rows and columns are different images, or pairs are missing.
         """
-        if not _one_set(self.dataset):
+        if not one_set(self.dataset):
             raise ComparisonError("only the RSM of one set of images has eigenvalues")
+        if np.isnan(self.values).any():
+            raise ComparisonError(f"{self.missing} pairs of images are missing, so there are no eigenvalues")
         return float(np.linalg.eigvalsh(self.values)[0])
 
     def with_kernel(self, kernel: str | Kernel) -> RSM:
@@ -185,10 +216,107 @@ class RSM:
         """
         if "product" not in self.dataset:
             raise ComparisonError("this RSM has no inner products, so its kernel cannot be changed")
-        return RSM(_under(self.dataset, get_kernel(kernel)))
+        return RSM(under_kernel(self.dataset, get_kernel(kernel)))
+
+    def to_distances(self, dissimilarity: str = "squared euclidean") -> RSM:
+        """Convert similarities `k` to distances.
+
+        Args:
+            dissimilarity: "squared euclidean": `k_ii + k_jj - 2 k_ij`, for inner products the squared distances of
+                patterns (Schoenberg 1935); "euclidean": its square root; "cosine": `1 - k_ij / sqrt(k_ii k_jj)`.
+                (Correlation distances follow from patterns alone: `scipy.spatial.distance.pdist`.)
+
+        Returns:
+            An RSM of `kind` "distance", with the images, labels and attributes of this one, without matched products.
+
+        Raises:
+            ComparisonError: an unknown name, distances already, two sets of images, or similarities that exceed those
+                of images with themselves.
+        """
+        if self.kind == "distance":
+            raise ComparisonError("this RSM holds distances already; they are in its attribute distances")
+        require_one_set(self.dataset)
+        return RSM(of_distances(self._with(-distances_from(self.values, dissimilarity, self.ids) / 2), dissimilarity))
+
+    def to_similarities(self, formula: Literal["inner products", "one minus"] | None = None) -> RSM:
+        """Convert distances `d` to similarities.
+
+        Args:
+            formula: "inner products": double centring of the squared distances, `-H D H / 2` (Torgerson 1952; Gower
+                1966); "one minus": `1 - d`. By default the first for (squared) Euclidean, Mahalanobis and crossnobis
+                distances, the second for correlation and cosine distances; other distances need it said.
+
+        Returns:
+            An RSM of `kind` "similarity", with the images, labels and attributes of this one.
+
+        Raises:
+            ComparisonError: an unknown formula, or none for these distances; similarities already; two sets of images;
+                or inner products where pairs are missing.
+        """
+        if self.kind == "similarity":
+            raise ComparisonError("this RSM holds similarities already")
+        require_one_set(self.dataset)
+        return RSM(with_holes(self._with(similarities_from(self.distances, self.dissimilarity, formula, self.ids))))
+
+    def _with(self, values: np.ndarray) -> xr.Dataset:
+        """The same images under other values, of which matched products say nothing."""
+        names = ["similarity", *(name for name in ("label_a", "label_b") if name in self.dataset.data_vars)]
+        dataset = self.dataset[names].assign(similarity=(("image_a", "image_b"), values))
+        left = ("kind", "dissimilarity", "missing", "sigma2")
+        dataset.attrs = {key: value for key, value in self.dataset.attrs.items() if key not in left}
+        return dataset
+
+    def subset(self, ids: Sequence[str] | None = None, other_ids: Sequence[str] | None = None) -> RSM:
+        """Take some images, in the order given; labels, products, norms, bounds and permutations follow.
+
+        Args:
+            ids: names of images in the rows, and in the columns if these are the same; None for all.
+            other_ids: names of images in the columns of an RSM of two sets; None for all.
+
+        Raises:
+            ComparisonError: no name, unknown or repeated names, or `other_ids` for one set of images.
+        """
+        one = one_set(self.dataset)
+        if one and other_ids is not None:
+            raise ComparisonError("other_ids is for RSMs of two sets of images, and this one has one set")
+        where = {} if ids is None else {"image_a": positions_of(ids, self.ids, "ids", ComparisonError)}
+        if one and ids is not None:
+            where["image_b"] = where["image_a"]
+        if other_ids is not None:
+            where["image_b"] = positions_of(other_ids, self.other_ids, "other_ids", ComparisonError)
+        return RSM(with_holes(with_width(self.dataset).isel(where)))
+
+    def reorder(self, ids: Sequence[str]) -> RSM:
+        """Put all images of the rows into another order (for one set of images, those of the columns, too).
+
+        Raises:
+            ComparisonError: an image is left out, repeated or unknown.
+        """
+        positions_of(ids, self.ids, "ids", ComparisonError, all_of_them=True)
+        return self.subset(ids)
+
+    def align(self, other: RSM) -> tuple[RSM, RSM]:
+        """Cut this RSM and another to the images that both hold, in the order of this one.
+
+        Returns:
+            This RSM and the other, with equal `ids` (and `other_ids`).
+
+        Raises:
+            ComparisonError: not an RSM, no image in common, images that are called by their positions, or one set of
+                images beside two.
+        """
+        if not isinstance(other, RSM):
+            raise ComparisonError(f"expected an RSM, found {type(other).__name__}; give RSM.from_array(values, ids)")
+        if one_set(self.dataset) != one_set(other.dataset):
+            raise ComparisonError("an RSM of one set of images cannot be aligned with one of two sets")
+        rows = shared_names(["this", "other"], [self.ids, other.ids], ComparisonError)
+        columns = None
+        if not one_set(self.dataset):
+            columns = shared_names(["this", "other"], [self.other_ids, other.other_ids], ComparisonError)
+        return self.subset(rows, columns), other.subset(rows, columns)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the similarities as a heatmap, with images sorted by label where labels are known.
+        """Draw the similarities, or the distances of an RSM of distances, as a heatmap, sorted by known labels.
 
         Args:
             ax: Axes to draw on; by default those of a new figure.
@@ -199,10 +327,12 @@ class RSM:
         rows, columns = self.labels, self.other_labels
         orders = [np.argsort(np.array(labels), kind="stable") for labels in (rows, columns)]
         rows, columns = ([labels[k] for k in order] for labels, order in zip((rows, columns), orders, strict=True))
-        values = self.values[np.ix_(*orders)]
+        values = (self.values if self.kind == "similarity" else self.distances)[np.ix_(*orders)]
+        meaning = f"{self.kind} ({self.dissimilarity})" if self.dissimilarity else self.kind
         with names_as_written():
             title = "\n".join(f"{key} {value}" for key, value in self.attributes.items())
-            ax = rsm_heatmap(axes_or_new(ax), values, rows, title, columns=None if _one_set(self.dataset) else columns)
+            others = None if one_set(self.dataset) else columns
+            ax = rsm_heatmap(axes_or_new(ax), values, rows, title, meaning=meaning, columns=others)
             ax.set(ylabel="image", xlabel="image")
         return ax
 
@@ -212,7 +342,7 @@ class RSM:
         For one set of images, each unordered pair occurs once, including each image with itself.
         """
         frame = self.dataset["similarity"].to_series().reset_index()
-        if not _one_set(self.dataset):
+        if not one_set(self.dataset):
             return frame
         rows, columns = np.triu_indices(len(self.ids))
         return frame.iloc[rows * len(self.ids) + columns].reset_index(drop=True)
@@ -223,21 +353,29 @@ class RSM:
         Raises:
             ComparisonError: rows and columns are different images; rsatoolbox is not installed.
         """
-        if not _one_set(self.dataset):
+        if not one_set(self.dataset):
             raise ComparisonError("rsatoolbox compares images of one set, but this RSM has two sets of images")
-        measure = self.dataset.attrs.get("dissimilarity", "squared kernel distance")
+        measure = self.dissimilarity or ("squared kernel distance" if self.kind == "similarity" else None)
         return to_rdms(self.values, self.ids, measure, self.attributes)
 
     @classmethod
-    def from_rsatoolbox(cls, rdms: Any, index: int = 0, descriptor: str | None = None) -> Self:
+    def from_rsatoolbox(
+        cls, rdms: Any, index: int = 0, descriptor: str | None = None, *, allow_missing: bool = False
+    ) -> Self:
         """Convert a matrix of an `rsatoolbox.rdm.RDMs` to similarities `-d / 2`; see `rsm_probe.similarity.rsatoolbox`.
+
+        Args:
+            rdms: one or more matrices of distances.
+            index: index of the matrix.
+            descriptor: the pattern descriptor that names the images; None for `image` if there is one.
+            allow_missing: see `from_array`.
 
         Raises:
             ComparisonError: there is no such matrix or descriptor, distances are not finite, or names are repeated.
         """
-        values, names, measure = distances(rdms, index, descriptor)
-        rsm = cls.from_array(values, names, kind="distance")
-        return rsm if measure is None else cls(rsm.dataset.assign_attrs(dissimilarity=measure))
+        values, names, measure = one_of_rdms(rdms, index, descriptor)
+        measure = None if measure is None else str(measure)
+        return cls.from_array(values, names, kind="distance", dissimilarity=measure, allow_missing=allow_missing)
 
     def save(self, path: str | Path) -> None:
         """Write a Zarr group that `xarray.open_zarr` opens.
@@ -266,7 +404,10 @@ class RSM:
             what = f"no {lost[0]}" if lost else f"similarities along {dataset['similarity'].dims}"
             raise StorageError(f"{path} is not what RSM.save writes: it has {what}")
         dataset = dataset.load()
-        if not np.isfinite(dataset["similarity"].values).all():
+        if (kind := dataset.attrs.get("kind", "similarity")) not in ("similarity", "distance"):
+            raise StorageError(f"{path} is not what RSM.save writes: it has kind {brief(kind)}")
+        values = dataset["similarity"].values
+        if np.isinf(values).any() or np.isnan(values).sum() != dataset.attrs.get("missing", 0):
             raise StorageError(f"similarities in {path} are missing or not finite; compute the RSM again")
         return cls(dataset)
 
@@ -275,83 +416,32 @@ class RSM:
 
     def _repr_html_(self) -> str:
         """Tabulate the most similar image of the first ones, for notebooks."""
-        values, one = self.values, _one_set(self.dataset)
+        values, one = self.values, one_set(self.dataset)
         rows, columns = (
             [f"{name} ({label})" if label else name for name, label in zip(names, labels, strict=True)]
             for names, labels in ((self.ids, self.labels), (self.other_ids, self.other_labels))
         )
         facts: dict[str, object] = {"images": " x ".join(f"{count:,}" for count in values.shape), **self.attributes}
-        facts["similarities"] = f"{values.min():.4g} to {values.max():.4g}"
+        near, name = ("most similar", "similarity") if self.kind == "similarity" else ("nearest", "distance")
+        shown = values if self.kind == "similarity" else self.distances
+        facts["similarities" if self.kind == "similarity" else f"{self.dissimilarity or ''} distances".strip()] = (
+            f"{np.nanmin(shown):.4g} to {np.nanmax(shown):.4g}"
+        )
+        facts["missing pairs"] = self.missing or None  # left out if there are none
 
         def row(image: int) -> list[object]:
-            others = values[image].copy()
+            others = np.where(np.isnan(values[image]), -np.inf, values[image])
             if one:
                 others[image] = -np.inf  # itself
             best = int(others.argmax())
-            return [rows[image], columns[best], float(others[best])]
+            return [rows[image], columns[best] if np.isfinite(others[best]) else "", float(shown[image, best])]
 
         count = len(rows) if len(columns) > one else 0
-        return html_table("RSM", facts, ["image", "most similar", "similarity"], map(row, range(count)), count=count)
+        return html_table("RSM", facts, ["image", near, name], map(row, range(count)), count=count)
 
     def __repr__(self) -> str:
-        what = ", ".join(f"{key}={brief(value)}" for key, value in self.attributes.items())
+        facts: dict[str, Any] = {} if self.kind == "similarity" else {"kind": self.kind}
+        facts |= {} if self.dissimilarity is None else {"dissimilarity": self.dissimilarity}
+        facts |= {"missing": self.missing} if self.missing else {}
+        what = ", ".join(f"{key}={brief(value)}" for key, value in (facts | self.attributes).items())
         return f"RSM({self.values.shape[0]} x {self.values.shape[1]} images{', ' if what else ''}{what})"
-
-
-def _one_set(dataset: xr.Dataset) -> bool:
-    """Whether rows and columns are the same images."""
-    return bool(dataset.attrs.get("image_sets", 1) == 1)
-
-
-def _under(pairs: xr.Dataset, kernel: Kernel) -> xr.Dataset:
-    """Add the similarities under a kernel to products."""
-    check_kernel(kernel, pairs.attrs["matching"], bool(pairs.attrs["one_to_one"]))
-    norms = pairs["norm_a"].values, pairs["norm_b"].values
-    values = kernel(pairs["product"].values, *norms, same=_one_set(pairs))
-    return described(pairs.assign(similarity=(("image_a", "image_b"), values)), kernel)
-
-
-def described(pairs: xr.Dataset, kernel: Kernel) -> xr.Dataset:
-    """Note the kernel of similarities, and a width that was given."""
-    other = {key: value for key, value in pairs.attrs.items() if key != "sigma2"}
-    width = {"sigma2": kernel.sigma2} if isinstance(kernel, RBF) and kernel.sigma2 is not None else {}
-    pairs = pairs.copy(deep=False)
-    pairs.attrs = {**other, "kernel": kernel.name, **width}
-    return pairs
-
-
-def _known_kernel(pairs: xr.Dataset) -> Kernel | None:
-    """The kernel of similarities, if it gives them again; None for a user's own, and for widths that were not noted."""
-    try:
-        kernel = get_kernel(pairs.attrs["kernel"])
-    except ComparisonError:
-        return None
-    if isinstance(kernel, RBF) and "sigma2" in pairs.attrs:
-        kernel = RBF(float(pairs.attrs["sigma2"]))
-    norms = pairs["norm_a"].values, pairs["norm_b"].values
-    again = kernel(pairs["product"].values, *norms, same=_one_set(pairs))
-    return kernel if np.allclose(again, pairs["similarity"].values, rtol=1e-13, atol=0) else None
-
-
-def dataset_of(values: np.ndarray, rows: list[str], columns: list[str] | None) -> xr.Dataset:
-    """Make a dataset of similarities and image names; without `columns`, the columns are the images of the rows."""
-    import xarray as xr
-
-    coordinates = {"image_a": rows, "image_b": rows if columns is None else columns}
-    dataset = xr.Dataset({"similarity": (("image_a", "image_b"), values)}, coords=coordinates)
-    # Names cannot tell: two sets of images may have the same names.
-    return dataset.assign_attrs(image_sets=1 if columns is None else 2)
-
-
-def image_names(ids: Sequence[str] | None, count: int, what: str) -> list[str]:
-    """Check the names of images; by default, make names from their indices.
-
-    Raises:
-        ComparisonError: the number of names is wrong, or names are repeated or not text.
-    """
-    names = [str(k) for k in range(count)] if ids is None else require_texts(ids, what, ComparisonError)
-    if len(names) != count:
-        raise ComparisonError(f"{what} holds {len(names)} names for {count} images")
-    if (twice := repeated(names)) is not None:
-        raise ComparisonError(f"{what} names image {twice!r} more than once")
-    return names
