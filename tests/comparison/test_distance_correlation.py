@@ -114,7 +114,7 @@ def test_negative_squared_distances_count_as_0():
 def test_constant_distances_have_no_value_and_are_named():
     k = gram(features("related")[0])
     for flat in (np.full((25, 25), 0.7), np.eye(25)):
-        with pytest.raises(ComparisonError, match="the first RSM is constant.*distance-correlation is undefined"):
+        with pytest.raises(ComparisonError, match=r"the first RSM is constant.*distance-correlation is undefined"):
             distance_correlation(flat, k)
         with pytest.warns(UserWarning, match="distance-correlation is undefined .*first flat"):
             grid = compare({"flat": flat, "k": k}, measure="distance-correlation", eigenvalues=False)
@@ -153,8 +153,8 @@ def test_draws_of_images_are_those_of_cka_of_the_distances():
 @pytest.mark.parametrize("scale", [1.0, 1e80, 1e-80])
 def test_mini_batches_sum_distance_covariances(scale):
     class Batches:
-        keys = [RsmKey("net", str(n), n, "optimal", "linear") for n in range(2)]
-        sizes = [12, 20, 15]
+        keys = tuple(RsmKey("net", str(n), n, "optimal", "linear") for n in range(2))
+        sizes = (12, 20, 15)
 
         @staticmethod
         def rsms(batch):

@@ -67,7 +67,7 @@ def nearest(k, image, count):
 
 
 def mutual(k, l, count):  # noqa: E741
-    """Equations 8 to 11."""
+    """Equation 11, with the sets of equation 10."""
     return np.mean([len(nearest(k, i, count) & nearest(l, i, count)) / count for i in range(len(k))])
 
 
@@ -178,10 +178,10 @@ def test_constant_rsms_have_no_value_and_are_named():
             with pytest.warns(UserWarning, match=rf"{measure} is undefined \(NaN\) for 1 RSMs.*first {name}"):
                 grid = compare({name: rsm, "k": k}, measure=measure, eigenvalues=False)
             assert np.isnan(grid.values).tolist() == [[True, True], [True, False]]
-        with pytest.raises(ComparisonError, match="the second RSM is constant.*mutual-knn is undefined"):
+        with pytest.raises(ComparisonError, match=r"the second RSM is constant.*mutual-knn is undefined"):
             mutual_neighbours(k, rsm)
     # The sum of two numbers, one per image: centring leaves nothing.
-    with pytest.raises(ComparisonError, match="the first RSM is constant.*cknna is undefined"):
+    with pytest.raises(ComparisonError, match=r"the first RSM is constant.*cknna is undefined"):
         cknna(rows[:, None] + rows, l)
 
 
@@ -229,8 +229,8 @@ def test_images_cannot_be_drawn_but_mini_batches_and_orders_can():
         assert permutation_test({"k": k}, {"l": l}, name, repeats=19)["p"].item() == 0.05
 
     class Batches:
-        keys = [RsmKey("net", str(n), n, "optimal", "linear") for n in range(2)]
-        sizes = [20] * 8
+        keys = tuple(RsmKey("net", str(n), n, "optimal", "linear") for n in range(2))
+        sizes = (20,) * 8
 
         @staticmethod
         def rsms(batch):
