@@ -325,7 +325,7 @@ def distance_correlation(k: Any, l: Any, exponent: float = 1.0) -> float:  # noq
         >>> x = np.linspace(-1, 1, 21)[:, None]
         >>> y = x**2    # depends on x, but not linearly
         >>> round(cka(x @ x.T, y @ y.T), 2), round(distance_correlation(x @ x.T, y @ y.T), 2)
-        (-0.05, 0.2)
+        (-0.09, 0.12)
 
     Raises:
         ComparisonError: as `norm_difference`; fewer than 4 images, `exponent` out of range, or an RSM whose distances

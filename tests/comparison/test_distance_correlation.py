@@ -88,7 +88,7 @@ def test_the_exponent_2_is_unbiased_cka(kind):
 
 def test_it_sees_dependence_that_cka_does_not():
     x = np.linspace(-1, 1, 60)[:, None]
-    assert abs(cka(gram(x), gram(x**2))) < 0.02
+    assert abs(cka(gram(x), gram(x**2))) < 0.05
     assert distance_correlation(gram(x), gram(x**2)) > 0.15
     found = permutation_test({"x": gram(x)}, {"y": gram(x**2)}, "distance-correlation", repeats=99)
     assert found["p"].item() == 0.01

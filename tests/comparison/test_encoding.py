@@ -113,7 +113,8 @@ def test_shuffled_responses_score_about_0(features, score):
         assert abs(scores.mean()) < 0.08
     else:
         assert -0.5 < scores.mean() < 0.05
-    assert encoding_scores(x, y, score=score).scores.mean() > scores.mean() + 0.25
+    if features < 60:
+        assert encoding_scores(x, y, score=score).scores.mean() > 0.7
 
 
 def unchanged_by_held_out_images(x, y, score_all):
@@ -124,21 +125,19 @@ def unchanged_by_held_out_images(x, y, score_all):
     other[fold] = 1e3 * np.random.default_rng(5).normal(size=other[fold].shape)
     responses = np.array_equal(score_all(x, other).predictions[fold], before.predictions[fold])
     outlier = x.copy()
-    outlier[fold[0]] *= -0.9  # the largest feature stays the largest
+    outlier[fold[0]] *= -30
     features = np.array_equal(score_all(outlier, y).predictions[fold[1:]], before.predictions[fold[1:]])
     return responses, features
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_held_out_images_change_no_fit(grouped):
-    x, y = data(30, 5)
-    x[0, 0] = 100.0
+    x, y = data(30, 20)
     groups = np.arange(30) // 3 if grouped else None
 
     def score_all(features, responses):
         return encoding_scores(features, responses, groups=groups, seed=4, penalties=FEW)
 
-    assert score_all(x, y).folds[0] != 0
     assert unchanged_by_held_out_images(x, y, score_all) == (True, True)
 
     # The test sees what it is for: features that are standardised before images are divided into folds,
@@ -149,7 +148,7 @@ def test_held_out_images_change_no_fit(grouped):
 
     # features that are selected by the responses to all images,
     def selected_before(features, responses):
-        weights = np.abs(np.corrcoef(features.T, responses.T)[:5, 5:]).sum(axis=1)
+        weights = np.abs(np.corrcoef(features.T, responses.T)[:20, 20:]).sum(axis=1)
         return score_all(features[:, np.argsort(weights)[-2:]], responses)
 
     assert unchanged_by_held_out_images(x, y, selected_before)[0] is False
@@ -203,6 +202,7 @@ def test_units_that_are_constant_have_no_score_and_are_named():
     with pytest.warns(UserWarning, match="units 1"):
         assert ridge_encoding(x, y) == pytest.approx(np.nanmean(found.scores), abs=1e-12)
     assert np.isfinite(found.predictions).all()
+    assert repr(found) == f"EncodingScores(mean {np.nanmean(found.scores):.3f} over 3 units, 5 folds, 40 images)"
     y[:, 3] = np.arange(40) == 5  # answers to one image only
     for score in ("r", "r2"):
         with pytest.warns(UserWarning, match="2 of 4 units.*held-out images of a fold; use fewer folds: units 1, 3"):

@@ -42,10 +42,13 @@ def with_copies(images, seed):
     return x @ x.T
 
 
-def stars(images, seed):
-    """One image is alike to all others, which are equally unlike each other."""
+def hubs(images, seed):
+    """Two images are alike to all others, which are equally unlike each other, and to each other most."""
     k = np.full((images, images), 0.1)
-    k[seed % images] = k[:, seed % images] = 0.6
+    first, second = seed % images, (seed + 3) % images
+    for hub, level in ((first, 0.6), (second, 0.5)):
+        k[hub] = k[:, hub] = level
+    k[first, second] = k[second, first] = 0.7
     np.fill_diagonal(k, 1.0)
     return k
 
@@ -55,7 +58,7 @@ KINDS = {
     "any symmetric": lambda images, seed: [symmetric(images, seed), symmetric(images, seed + 100)],
     "tied": lambda images, seed: [np.round(3 * k) / 3 for k in cosine_rsms(images, seed=seed)],
     "copies": lambda images, seed: [with_copies(images, seed), symmetric(images, seed)],
-    "stars": lambda images, seed: [stars(images, seed), symmetric(images, seed)],
+    "hubs": lambda images, seed: [hubs(images, seed), symmetric(images, seed)],
     "distances": lambda images, seed: [2 * k - 2 for k in cosine_rsms(images, seed=seed)],
 }
 
@@ -186,20 +189,14 @@ def test_constant_rsms_have_no_value_and_are_named():
 
 
 def test_an_rsm_that_is_not_aligned_with_itself_has_no_value_masked_first():
-    # Distances between unlike groups of three: neighbours are pairs (i, j) without (j, i), of larger size than others.
-    rng = np.random.default_rng(0)
-    negative = None
-    for _ in range(400):
-        k = symmetric(8, int(rng.integers(1 << 30))) - 4
-        if np.isnan(published(k, k, 2)):
-            negative = k
-            break
-    assert negative is not None
-    l = cosine_rsms(8)[0]  # noqa: E741
-    assert np.isnan(CKNNA(2, masked_first=True).grid(negative[None], l[None])[0, 0])
-    assert np.isfinite(CKNNA(2).grid(negative[None], l[None])[0, 0])
-    with pytest.raises(ComparisonError, match="no positive alignment with itself"):
-        cknna(negative, l, 2, masked_first=True)
+    # A row of images, each nearer to its right: neighbours are not mutual, and less alike on the left.
+    places = np.cumsum([0, *range(10, 0, -1)]).astype(float)
+    k, l = -np.abs(places[:, None] - places), cosine_rsms(11)[0]  # noqa: E741
+    assert np.isnan(published(k, k, 1))
+    assert np.isnan(CKNNA(1, masked_first=True).grid(k[None], np.stack([k, l]))).all()
+    assert np.isfinite(CKNNA(1).grid(k[None], np.stack([k, l]))).all()
+    with pytest.raises(ComparisonError, match=r"the first RSM .*or has no positive alignment with itself"):
+        cknna(RSM.from_array(k, kind="similarity"), l, 1, masked_first=True)
 
 
 def test_wrong_input_is_named():

@@ -31,7 +31,7 @@ Read = Literal["pooled", "flattened"]
 Score = Literal["r", "r2"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodingScores:
     """How well features predict each response unit on held-out images.
 
@@ -48,6 +48,11 @@ class EncodingScores:
     penalties: np.ndarray
     predictions: np.ndarray
     folds: np.ndarray
+
+    def __repr__(self) -> str:
+        defined = self.scores[~np.isnan(self.scores)]
+        mean = f"mean {defined.mean():.3f} over {len(defined)} units" if len(defined) else "no unit has a score"
+        return f"EncodingScores({mean}, {len(self.by_fold)} folds, {len(self.folds)} images)"
 
 
 def encoding_scores(
@@ -110,10 +115,8 @@ def encoding_scores(
     names = _groups(groups, len(x))
     require_whole(folds, "folds", 2, ComparisonError)
     require_whole(seed, "seed", 0, ComparisonError, most=2**32 - 1)
-    # Ratios of responses only matter; squares of very large or small ones would not be finite.
-    sizes = np.abs(y).max(axis=0)
-    sizes[sizes == 0] = 1.0
-    units = y / sizes
+    exponents = np.frexp(np.abs(y).max(axis=0))[1]
+    units = np.ldexp(y, -exponents)
     fold_of = np.empty(len(x), dtype=np.int64)
     predictions = np.empty_like(y)
     by_fold, used = [], []
@@ -122,7 +125,7 @@ def encoding_scores(
         by_fold.append(_score(units[test], fitted, score))
         used.append(penalty)
         fold_of[test] = number
-        predictions[test] = fitted * sizes
+        predictions[test] = np.ldexp(fitted, exponents)
     scores = np.mean(by_fold, axis=0)
     _warn_undefined(scores, np.ptp(units, axis=0) <= _SPREAD)
     return EncodingScores(scores, np.stack(by_fold), np.stack(used), predictions, fold_of)
@@ -159,7 +162,7 @@ def ridge_encoding(features: Any, responses: Any, **options: Any) -> float:
 
 
 def _read(features: Any, read: Read | None) -> np.ndarray:
-    """Features (N, P) of which the largest is 1."""
+    """Features (N, P) of which the largest is about 1."""
     if read not in (None, "pooled", "flattened"):
         raise ComparisonError(f"read is 'pooled' or 'flattened', found {brief(read)}")
     array = real_array(getattr(features, "tokens", features), "the features", ComparisonError)
@@ -177,7 +180,8 @@ def _read(features: Any, read: Read | None) -> np.ndarray:
         array = finite_array(array, "the tokens", "(N, S, C)").reshape(len(array), -1)
     else:
         array = finite_array(array, "the features", "(N, P)")
-    array = array / (np.abs(array).max() or 1.0)
+    # A power of two, here and for responses: squares stay finite, and held-out images change no bit of a fit.
+    array = np.ldexp(array, -np.frexp(np.abs(array).max())[1])
     if (np.ptp(array, axis=0) <= _SPREAD).all():
         raise ComparisonError("the features are the same for all images, so they predict nothing")
     return array
