@@ -211,10 +211,13 @@ def test_units_that_are_constant_have_no_score_and_are_named():
         ridge_encoding(x, np.ones(40))
 
 
-def test_predictions_that_are_constant_explain_nothing():
-    x, y = data(20, 1)
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("features", [1, 30])
+def test_predictions_that_are_constant_explain_nothing(features, grouped):
+    x, y = data(20, features)
     x[:] = np.arange(20)[:, None] == 3  # if this image is held out, all others are alike, and else all held-out ones
-    assert np.array_equal(encoding_scores(x, y, folds=2).scores, np.zeros(3))
+    groups = np.arange(20) // 2 if grouped else None
+    assert np.array_equal(encoding_scores(x, y, folds=2, groups=groups).scores, np.zeros(3))
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e-30, 1e30, 1e200])

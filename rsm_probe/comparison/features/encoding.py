@@ -18,7 +18,7 @@ from rsm_probe.checks import brief, listed, require_whole
 from rsm_probe.comparison.features.inputs import finite_array, pooled
 from rsm_probe.errors import ComparisonError
 
-# Of features that are standardised: total variance is their number times the images.
+# For standardised features, whose squares sum to the number of images times that of features.
 PENALTIES = tuple(float(penalty) for penalty in np.logspace(-3, 8, 12))
 # Spreads below this share of the largest response or feature are rounding noise.
 _SPREAD = 1e-12
@@ -243,16 +243,33 @@ def _predict(
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(x)
-    x = scaler.transform(x)
+    x, held_out = scaler.transform(x), scaler.transform(held_out)
+    if x.shape[1] > len(x):
+        x, held_out = _on_principal_axes(x, held_out)
+    model: Any
     if groups is None:
         model = RidgeCV(penalties, alpha_per_target=True).fit(x, y)
-        used = np.broadcast_to(model.alpha_, y.shape[1:])
+        used = model.alpha_
     else:
         splits = list(GroupKFold(min(_INNER_FOLDS, len(np.unique(groups)))).split(x, groups=groups))
-        errors = [((cross_val_predict(Ridge(p), x, y, cv=splits) - y) ** 2).sum(axis=0) for p in penalties]
-        used = penalties[np.argmin(errors, axis=0)]
+        # All penalties of all units at once, so that each part takes one decomposition.
+        targets = np.tile(y, len(penalties))
+        several = Ridge(np.repeat(penalties, y.shape[1]), solver="svd")
+        predictions = cross_val_predict(several, x, targets, cv=splits).reshape(targets.shape)
+        errors = ((predictions - targets) ** 2).sum(axis=0).reshape(len(penalties), -1)
+        used = penalties[errors.argmin(axis=0)]
         model = Ridge(used, solver="svd").fit(x, y)
-    return model.predict(scaler.transform(held_out)).reshape(len(held_out), -1), np.array(used)
+    return model.predict(held_out).reshape(len(held_out), -1), np.broadcast_to(used, y.shape[1:])
+
+
+def _on_principal_axes(x: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates on the axes that images (M, P) span, at most M: ridge regressions predict the same from them."""
+    variances, vectors = np.linalg.eigh(x @ x.T)
+    above = variances > variances[-1] * len(x) * np.finfo(np.float64).eps
+    if not above.any():  # the features of these images are the same
+        return x[:, :1], held_out[:, :1]
+    vectors, lengths = vectors[:, above], np.sqrt(variances[above])
+    return vectors * lengths, held_out @ x.T @ vectors / lengths
 
 
 def _score(responses: np.ndarray, predictions: np.ndarray, score: Score) -> np.ndarray:
