@@ -69,12 +69,12 @@ def encoding_scores(
     """Predict responses from features by ridge regressions with cross-validation (Naselaris et al. 2011).
 
     Images are divided into folds. For each fold, features are standardised to mean 0 and variance 1 over the images of
-    the other folds. On these images, `w = argmin |y - b - X w|^2 + penalty |w|^2` is fitted for each unit with each
-    penalty, and the penalty with the least squared error in a second cross-validation within them is used: one image is
-    left out at a time, or, if there are groups, several whole groups. The images of the fold are then predicted and
-    scored, and scores are averaged over folds. A score is not taken over the predictions of all folds together, because
-    the mean of the images that remain is low where that of a fold is high, which makes scores of unrelated responses
-    negative.
+    the other folds. On these images, `w = argmin |y - b - X w|^2 + penalty |w|^2` (Hoerl & Kennard 1970) is fitted for
+    each unit with each penalty, and the penalty with the least squared error in a second cross-validation within them
+    is used: one image is left out at a time, or, if there are groups, a fifth of the groups. The images of the fold are
+    then predicted and scored, and scores are averaged over folds. A score is not taken over the predictions of all
+    folds together: the mean of the fitted images is low where that of a fold is high, which would make scores of
+    unrelated responses negative.
 
     Args:
         features: features (N, P), tokens (N, S, C), or a `Representation`, of which the tokens are taken.
@@ -86,7 +86,7 @@ def encoding_scores(
             than their mean.
         folds: number of folds, at least 2, each of at least 3 images. Images are assigned at random.
         groups: one name per image, (N,). Images of a group, such as frames of one scene, are held out together.
-        penalties: penalties to choose from, above 0.
+        penalties: penalties to choose from, above 0; by default 12, from 10^-3 to 10^8.
         seed: seed of the folds, in [0, 2^32).
 
     Returns:
@@ -205,10 +205,16 @@ def _groups(groups: Sequence[Any] | np.ndarray | None, images: int) -> np.ndarra
     """Number of the group of each image."""
     if groups is None:
         return None
-    names = np.asarray(groups)
+    try:
+        names = np.asarray(groups)
+        numbers = np.unique(names, return_inverse=True)[1]
+    except (TypeError, ValueError) as problem:
+        raise ComparisonError(f"groups must be names of one type, one per image: {problem}") from None
     if names.shape != (images,):
         raise ComparisonError(f"groups has shape {names.shape}; expected one name for each of {images} images")
-    return np.unique(names, return_inverse=True)[1]
+    if (names != names).any():  # NaN, which stands for a missing name
+        raise ComparisonError(f"groups holds NaN, first for image {int((names != names).argmax())}")
+    return numbers
 
 
 def _splits(images: int, groups: np.ndarray | None, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
