@@ -1,7 +1,7 @@
 """Comparison of RSMs: CKA, RSA and other measures, with intervals. Pure functions of arrays.
 
 Begin with `alignment.py` (CKA) and `measures.py` (all measures by name); `mini_batches.py` compares RSMs over many
-mini-batches.
+mini-batches; `features` compares features instead of RSMs.
 """
 
 from typing import TYPE_CHECKING
@@ -11,28 +11,24 @@ from rsm_probe.faces import lazy_face
 if TYPE_CHECKING:
     from rsm_probe.comparison.alignment import ESTIMATORS, Estimator, cka, get_estimator, hsic
     from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
-    from rsm_probe.comparison.features import (
-        FEATURE_MEASURES,
-        canonical_correlations,
-        linear_cka,
-        pooled,
-        procrustes,
-        pwcca,
-        sampled,
-        svcca,
-    )
+    from rsm_probe.comparison.features.encoding import EncodingScores, encoding_scores, ridge_encoding
+    from rsm_probe.comparison.features.inputs import pooled, sampled
+    from rsm_probe.comparison.features.registry import FEATURE_MEASURES
+    from rsm_probe.comparison.features.subspaces import canonical_correlations, linear_cka, procrustes, pwcca, svcca
     from rsm_probe.comparison.grid import compare
     from rsm_probe.comparison.measures import (
         CKA,
         MEASURES,
         BiasedCKA,
         Bures,
-        NeighbourJaccard,
-        NeighbourRank,
+        DistanceCorrelation,
         NormalisedBures,
         NormDifference,
         bures,
+        cknna,
+        distance_correlation,
         get_measure,
+        mutual_neighbours,
         negative_share,
         neighbour_overlap,
         norm_difference,
@@ -44,6 +40,7 @@ if TYPE_CHECKING:
         compare_batches,
         permutation_test_batches,
     )
+    from rsm_probe.comparison.neighbour_measures import CKNNA, MutualNeighbours, NeighbourJaccard, NeighbourRank
     from rsm_probe.comparison.protocol import Invariance, Measure, Properties
     from rsm_probe.comparison.statistics import bootstrap, permutation_test
 else:
@@ -51,16 +48,20 @@ else:
 
 __all__ = [
     "CKA",
+    "CKNNA",
     "ESTIMATORS",
     "FEATURE_MEASURES",
     "MEASURES",
     "BiasedCKA",
     "Bures",
     "CosineRSA",
+    "DistanceCorrelation",
+    "EncodingScores",
     "Estimator",
     "Invariance",
     "KendallRSA",
     "Measure",
+    "MutualNeighbours",
     "NeighbourJaccard",
     "NeighbourRank",
     "NormDifference",
@@ -74,12 +75,16 @@ __all__ = [
     "bures",
     "canonical_correlations",
     "cka",
+    "cknna",
     "compare",
     "compare_batches",
+    "distance_correlation",
+    "encoding_scores",
     "get_estimator",
     "get_measure",
     "hsic",
     "linear_cka",
+    "mutual_neighbours",
     "negative_share",
     "neighbour_overlap",
     "norm_difference",
@@ -88,6 +93,7 @@ __all__ = [
     "pooled",
     "procrustes",
     "pwcca",
+    "ridge_encoding",
     "rsa",
     "sampled",
     "svcca",

@@ -6,24 +6,26 @@ Klabunde et al. (paper, reference 10; section 3.3) survey the family. A new meas
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 
-from rsm_probe.checks import brief
-from rsm_probe.comparison.alignment import ESTIMATORS
+from rsm_probe.checks import require_number
+from rsm_probe.comparison.alignment import ESTIMATORS, Estimator
 from rsm_probe.comparison.batch_values import HsicSums
 from rsm_probe.comparison.certified import CertifiedSums
 from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
 from rsm_probe.comparison.inputs import stack_rsms
+from rsm_probe.comparison.neighbour_measures import CKNNA, MutualNeighbours, NeighbourJaccard, NeighbourRank
 from rsm_probe.comparison.protocol import Invariance, Measure, Properties, RowMeasure
 from rsm_probe.errors import ComparisonError, look_up
 
-# Spreads and eigenvalues below this share of an RSM's size are rounding noise.
+# Eigenvalues below this share of an RSM's size are rounding noise.
 _CONSTANT = 1e-12
+# Rounding of K_ii + K_jj - 2 K_ij, in units of |K_ii| + |K_jj|.
+_ROUNDING = 8 * np.finfo(np.float64).eps
 _CKA_INVARIANCES: tuple[Invariance, ...] = ("scale", "shift", "additive", "images")
 
 
@@ -61,6 +63,75 @@ class BiasedCKA(CKA):
     properties = Properties(
         "similarity", "[-1, 1]; [0, 1] of positive semi-definite RSMs", _CKA_INVARIANCES, "Kornblith et al. 2019"
     )
+
+
+@dataclass(frozen=True)
+class DistanceCorrelation(CKA):
+    """Bias-corrected distance correlation, squared (Székely & Rizzo 2014).
+
+    `R(K, L) = <U(A), U(B)> / (|U(A)| |U(B)|)` with powers of the distances that belong to an RSM,
+    `A_ij = (K_ii + K_jj - 2 K_ij)^(exponent / 2)`, and alike `B` of `L`. `U` centres them without their diagonals, as
+    in unbiased CKA. `R` estimates the square of the distance correlation. No root is taken of it, because it may be
+    negative; it is 0 on average for unrelated RSMs.
+
+    - A linear RSM holds inner products of features, so that `exponent=1` takes Euclidean distances: the statistic of
+      the paper.
+    - An RSM made of distances `d` holds `-d / 2`, so that `A = d^(exponent / 2)`. If `d` are squared Euclidean
+      distances, `exponent=1` is the statistic of the paper. `exponent=2` takes distances of any kind as they are.
+    - `exponent=2` is unbiased CKA. Only for smaller exponents does 0 imply independent variables.
+
+    Kernels have no squared distances below 0. Noisy estimates of distances may; these count as 0.
+
+    Attributes:
+        exponent: power of the distances, in (0, 2].
+    """
+
+    exponent: float = 1.0
+    name = "distance-correlation"
+    properties = Properties(
+        "similarity", "[-1, 1], 0 on average for unrelated RSMs", _CKA_INVARIANCES, "Székely & Rizzo 2014"
+    )
+
+    def __post_init__(self) -> None:
+        require_number(self.exponent, "exponent", ComparisonError, above=0.0, most=2.0)
+
+    def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Centre the distances (R, N, N) of RSMs; see `Estimator.rows`."""
+        return self.estimator.rows(self._distances(rsms), weights)
+
+    def over_batches(self, samples: int, rsms: int) -> HsicSums:
+        """Sum distance covariances over mini-batches, each weighted by its pairs of images."""
+        return _DistanceSums(samples, rsms, self.estimator, self._distances)
+
+    def _distances(self, rsms: np.ndarray) -> np.ndarray:
+        own = np.diagonal(np.asarray(rsms, dtype=np.float64), axis1=1, axis2=2)
+        both = own[:, :, None] + own[:, None, :]
+        squared = both - 2 * rsms
+        # What rounding leaves of equal images, whose root would be large.
+        sizes = np.abs(own)[:, :, None] + np.abs(own)[:, None, :]
+        squared[squared <= _ROUNDING * sizes] = 0.0
+        return squared ** (self.exponent / 2)
+
+
+class _DistanceSums(HsicSums):
+    """Sums of distance covariances: HSICs of the distances of RSMs.
+
+    Args:
+        samples: see `BatchValues`.
+        rsms: see `BatchValues`.
+        estimator: see `HsicSums`.
+        distances: turns RSMs (R, N, N) into distances.
+    """
+
+    def __init__(
+        self, samples: int, rsms: int, estimator: Estimator, distances: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        super().__init__(samples, rsms, estimator)
+        self._distances = distances
+
+    def scaled(self, rsms: np.ndarray) -> np.ndarray:
+        """Take the distances of the next mini-batch, and scale them; see `HsicSums.scaled`."""
+        return super().scaled(self._distances(rsms))
 
 
 class NormDifference(Measure):
@@ -107,80 +178,6 @@ class NormalisedBures(Bures):
         return super()._nuclear_norms(first, second) / np.where(scale > 0, scale, np.nan)
 
 
-@dataclass(frozen=True)
-class _Neighbours(Measure):
-    """A comparison of each image's nearest neighbours, averaged over images.
-
-    An image is not its own neighbour. Ties go to the image that comes first, so a different order of the images can
-    change the value if there are ties.
-
-    Attributes:
-        neighbours: number of neighbours, fewer than images.
-    """
-
-    neighbours: int = 10
-
-    def require_images(self, count: int, weights: np.ndarray | None = None) -> None:
-        """Refuse fewer images than neighbours, and all weights; see `Measure.require_images`."""
-        super().require_images(count, weights)
-        if (
-            isinstance(self.neighbours, bool)
-            or not isinstance(self.neighbours, Integral)
-            or not 0 < self.neighbours < count
-        ):
-            raise ComparisonError(
-                f"{self.name} needs between 1 and {count - 1} neighbours for {count} images, found "
-                f"{brief(self.neighbours)}"
-            )
-
-    def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        spreads = [np.ptp(stack[:, ~np.eye(stack.shape[-1], dtype=bool)], axis=1) for stack in (a, b)]
-        flat = [s <= _CONSTANT * np.abs(stack).max(axis=(1, 2)) for s, stack in zip(spreads, (a, b), strict=True)]
-        overlaps = self._overlaps(self._ranks(a), self._ranks(b))
-        return np.where(flat[0][:, None] | flat[1][None, :], np.nan, overlaps)
-
-    def _ranks(self, rsms: np.ndarray) -> np.ndarray:
-        """Ranks (R, N, N): 1 for the nearest image up to `neighbours`, 0 for images farther away."""
-        count = rsms.shape[-1]
-        others = np.where(np.eye(count, dtype=bool), -np.inf, rsms)
-        order = np.argsort(-others, axis=2, kind="stable")[:, :, : self.neighbours]
-        ranks = np.zeros(rsms.shape, dtype=np.int32)
-        np.put_along_axis(ranks, order, np.arange(1, self.neighbours + 1, dtype=np.int32), axis=2)
-        return ranks
-
-    @abstractmethod
-    def _overlaps(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Compute all values between ranks (A, N, N) and ranks (B, N, N)."""
-
-
-class NeighbourJaccard(_Neighbours):
-    """Overlap of nearest neighbours: intersection over union, averaged over images (Klabunde et al. 2023)."""
-
-    name = "knn-jaccard"
-    properties = Properties("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Klabunde et al. 2023")
-
-    def _overlaps(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        shared = np.einsum("aij,bij->abi", first > 0, second > 0, dtype=np.float64, optimize=True)
-        return (shared / (2 * self.neighbours - shared)).mean(axis=2)
-
-
-class NeighbourRank(_Neighbours):
-    """Agreement of the ranks of shared nearest neighbours, averaged over images (Wang et al. 2020); 0 if none are."""
-
-    name = "knn-rank"
-    properties = Properties("similarity", "[0, 1]", ("scale", "shift", "monotone", "images"), "Wang et al. 2020")
-
-    def _overlaps(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        most = np.concatenate([[1.0], np.cumsum(1 / np.arange(1, self.neighbours + 1))])
-        grid = np.empty((len(first), len(second)))
-        for i, j in np.ndindex(grid.shape):
-            x, y = first[i].astype(np.float64), second[j].astype(np.float64)
-            both = (x > 0) & (y > 0)
-            terms = 2 / ((1 + np.abs(x - y)) * np.where(both, x + y, 1.0)) * both
-            grid[i, j] = (terms.sum(axis=1) / most[both.sum(axis=1)]).mean()
-        return grid
-
-
 def _root(rsm: np.ndarray) -> np.ndarray:
     """A matrix X (N, rank) such that X X^T is the positive part of the centred RSM."""
     values, vectors = _spectrum(rsm)
@@ -198,7 +195,7 @@ MEASURES: dict[str, Measure] = {
     measure.name: measure
     for measure in (
         *(CKA(), BiasedCKA(), PearsonRSA(), SpearmanRSA(), KendallRSA(), CosineRSA(), Bures(), NormalisedBures()),
-        *(NormDifference(), NeighbourJaccard(), NeighbourRank()),
+        *(NormDifference(), NeighbourJaccard(), NeighbourRank(), MutualNeighbours(), CKNNA(), DistanceCorrelation()),
     )
 }
 
@@ -260,6 +257,83 @@ def neighbour_overlap(k: Any, l: Any, neighbours: int = 10, ranked: bool = False
     return _value(NeighbourRank(neighbours) if ranked else NeighbourJaccard(neighbours), k, l)
 
 
+def mutual_neighbours(k: Any, l: Any, neighbours: int = 10) -> float:  # noqa: E741
+    """Compute the mutual k-nearest-neighbour alignment of two RSMs (Huh et al. 2024); see `MutualNeighbours`.
+
+    Args:
+        k: symmetric array (N, N), or an `RSM`; image ids of two `RSM`s must agree.
+        l: a second RSM over the same images.
+        neighbours: number of neighbours, from 1 to N - 1.
+
+    Returns:
+        The share of common neighbours, in [0, 1]; `neighbours / (N - 1)` on average for unrelated RSMs.
+
+    Example:
+        >>> import numpy as np
+        >>> from rsm_probe.comparison import mutual_neighbours
+        >>> x, y = np.array([0, 1, 3, 7]), np.array([0, 1, 5, 7])    # the third image moves towards the fourth
+        >>> mutual_neighbours(-abs(x[:, None] - x), -abs(y[:, None] - y), neighbours=1)
+        0.75
+
+    Raises:
+        ComparisonError: as `norm_difference`; `neighbours` out of range; or a constant RSM.
+    """
+    return _value(MutualNeighbours(neighbours), k, l)
+
+
+def cknna(k: Any, l: Any, neighbours: int = 10, masked_first: bool = False) -> float:  # noqa: E741
+    """Compute the centred kernel nearest-neighbour alignment of two RSMs (Huh et al. 2024); see `CKNNA`.
+
+    Args:
+        k: symmetric array (N, N), or an `RSM`; image ids of two `RSM`s must agree.
+        l: a second RSM over the same images.
+        neighbours: number of neighbours, from 1 to N - 1, for which CKNNA is unbiased CKA.
+        masked_first: compute what the published code does instead of the published equations.
+
+    Returns:
+        CKNNA, in [-1, 1]; 1 if RSMs agree up to scale and shift.
+
+    Example:
+        >>> import numpy as np
+        >>> from rsm_probe.comparison import cka, cknna
+        >>> x, y = np.random.default_rng(0).normal(size=(2, 30, 5))
+        >>> k, l = x @ x.T, (x + y) @ (x + y).T
+        >>> round(cknna(k, 2 * k + 1), 6), 0 < cknna(k, l) < 1, bool(np.isclose(cknna(k, l, 29), cka(k, l)))
+        (1.0, True, True)
+
+    Raises:
+        ComparisonError: as `norm_difference`; fewer than 4 images, `neighbours` out of range, or an RSM that is
+            constant once it is centred.
+    """
+    return _value(CKNNA(neighbours, masked_first), k, l)
+
+
+def distance_correlation(k: Any, l: Any, exponent: float = 1.0) -> float:  # noqa: E741
+    """Compute the bias-corrected, squared distance correlation (Székely & Rizzo 2014); see `DistanceCorrelation`.
+
+    Args:
+        k: symmetric array (N, N), or an `RSM`; image ids of two `RSM`s must agree.
+        l: a second RSM over the same images.
+        exponent: power of the distances, in (0, 2].
+
+    Returns:
+        The estimate of the squared distance correlation, in [-1, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> from rsm_probe.comparison import cka, distance_correlation
+        >>> x = np.linspace(-1, 1, 21)[:, None]
+        >>> y = x**2    # depends on x, but not linearly
+        >>> round(cka(x @ x.T, y @ y.T), 2), round(distance_correlation(x @ x.T, y @ y.T), 2)
+        (-0.09, 0.12)
+
+    Raises:
+        ComparisonError: as `norm_difference`; fewer than 4 images, `exponent` out of range, or an RSM whose distances
+            are constant once they are centred.
+    """
+    return _value(DistanceCorrelation(exponent), k, l)
+
+
 def negative_share(rsm: Any) -> float:
     """Compute the share of negative eigenvalues in the summed magnitudes of all eigenvalues, after centring.
 
@@ -282,6 +356,7 @@ def _value(measure: str | Measure, k: Any, l: Any) -> float:  # noqa: E741
         which = "first" if np.isnan(measure.grid(stack[:1], stack[:1])[0, 0]) else "second"
         raise ComparisonError(
             f"the {which} RSM is constant over all pairs of images once it is centred (for Bures, or has no positive "
-            f"eigenvalue), so {measure.name} is undefined"
+            f"eigenvalue; for CKNNA with masked_first, or has no positive alignment with itself), so {measure.name} is "
+            "undefined"
         )
     return value

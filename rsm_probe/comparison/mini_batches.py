@@ -1,8 +1,9 @@
 """Comparison of RSMs over many mini-batches, such as those of a sweep, in the memory of one mini-batch.
 
-CKA divides HSICs summed over mini-batches. Values of other measures are averaged over mini-batches, weighted by their
-images: each mini-batch estimates the value for that many images, and larger ones estimate it better. The norm
-difference and the Bures similarity are norms of whole RSMs and grow with the size of a mini-batch.
+CKA divides HSICs summed over mini-batches, and distance correlation divides distance covariances. Values of other
+measures are averaged over mini-batches, weighted by their images: each mini-batch estimates the value for that many
+images, and larger ones estimate it better. The norm difference and the Bures similarity are norms of whole RSMs and
+grow with the size of a mini-batch.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ class BoundedRsmBatches(RsmBatches, Protocol):
 def compare_batches(batches: RsmBatches, measure: str | Measure = "cka") -> xr.DataArray:
     """Compare every RSM with every other over all mini-batches.
 
-    CKA divides HSICs summed over mini-batches, each weighted by its pairs of images, as a sweep does. Other measures
-    have no such sums, so their values are means over mini-batches. Each mini-batch is weighted by its images, because
-    larger ones estimate a value better. The mean is the value for mini-batches of that size, not for all images
-    together: `norm-difference` and `bures` grow with the number of images, so compare them only between sweeps with the
-    same batch size; neighbour overlaps depend on it too. Mini-batches that are too small for the measure are left out,
-    with a warning.
+    CKA divides HSICs summed over mini-batches, each weighted by its pairs of images, as a sweep does, and distance
+    correlation divides distance covariances in the same way. Other measures have no such sums, so their values are
+    means over mini-batches. Each mini-batch is weighted by its images, because larger ones estimate a value better. The
+    mean is the value for mini-batches of that size, not for all images together: `norm-difference` and `bures` grow
+    with the number of images, so compare them only between sweeps with the same batch size; neighbour overlaps depend
+    on it too. Mini-batches that are too small for the measure are left out, with a warning.
 
     Args:
         batches: RSMs of one or several mini-batches.

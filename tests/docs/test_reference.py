@@ -166,6 +166,8 @@ FORMULAS = [
         "hsic", "linear_cka", "svcca", "pwcca", "procrustes", "canonical_correlations", "rsa", "bures",
         "norm_difference", "neighbour_overlap", "Estimator", "CKA", "PearsonRSA", "SpearmanRSA", "KendallRSA",
         "CosineRSA", "Bures", "NormalisedBures", "NormDifference", "NeighbourJaccard", "NeighbourRank",
+        "MutualNeighbours", "CKNNA", "DistanceCorrelation", "mutual_neighbours", "cknna", "distance_correlation",
+        "encoding_scores",
     )),
     *(f"rsm_probe.matching.{name}" for name in (
         "Matching", "Auction", "BatchOptimal", "TopKGreedy", "LateInteraction", "SoftMatching", "OrToolsAssignment",

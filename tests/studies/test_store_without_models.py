@@ -62,7 +62,7 @@ def test_all_measures_with_intervals_and_tests_come_from_the_store_alone(finishe
     done = subprocess.run([sys.executable, "-c", _SCRIPT, str(out)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     stored = json.loads(done.stdout)
-    assert len(stored) == len(MEASURES) == 11
+    assert len(stored) == len(MEASURES) == 14
     store = RsmStore.open(out).select(kernels=("linear", "rbf"))
 
     class Kept:

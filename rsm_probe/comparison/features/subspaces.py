@@ -7,42 +7,14 @@ images, any two representations correlate perfectly.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from rsm_probe.arrays import real_array
-from rsm_probe.checks import require_number, require_seed, require_whole
+from rsm_probe.checks import require_number
 from rsm_probe.comparison.alignment import cka
-from rsm_probe.comparison.protocol import Properties
+from rsm_probe.comparison.features.inputs import finite_array
 from rsm_probe.errors import ComparisonError
-
-
-def pooled(tokens: Any) -> np.ndarray:
-    """Average tokens (N, S, C) over locations: (N, C), float64.
-
-    Raises:
-        ComparisonError: wrong shape or non-finite values.
-    """
-    return _finite(tokens, "the tokens", "(N, S, C)").mean(axis=1)
-
-
-def sampled(tokens: Any, count: int, seed: int = 0) -> np.ndarray:
-    """Sample `count` of all N * S tokens (N, S, C): (count, C), float64.
-
-    The same seed selects the same locations of the same images, so that representations of equal S can be compared.
-
-    Raises:
-        ComparisonError: wrong shape, non-finite values, or fewer than `count` tokens.
-    """
-    values = _finite(tokens, "the tokens", "(N, S, C)")
-    rows = values.reshape(-1, values.shape[2])
-    require_whole(count, "count", 1, ComparisonError)
-    require_seed(seed, "seed", ComparisonError)
-    if count > len(rows):
-        raise ComparisonError(f"there are {len(rows)} tokens, from which {count} cannot be sampled")
-    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
 
 
 def linear_cka(x: Any, y: Any, estimator: str = "unbiased") -> float:
@@ -135,28 +107,11 @@ def procrustes(x: Any, y: Any, normalised: bool = True) -> float:
     return float(np.linalg.norm(first @ (left @ right) - second))
 
 
-FEATURE_MEASURES: dict[str, tuple[Callable[..., float], Properties]] = {
-    "linear_cka": (
-        linear_cka,
-        Properties("similarity", "as cka", ("rotation", "scale", "shift", "images"), "Kornblith et al. 2019"),
-    ),
-    "svcca": (svcca, Properties("similarity", "[0, 1]", ("rotation", "scale", "shift", "images"), "Raghu et al. 2017")),
-    "pwcca": (
-        pwcca,
-        Properties("similarity", "[0, 1]", ("scale", "shift", "images"), "Morcos et al. 2018"),
-    ),
-    "procrustes": (
-        procrustes,
-        Properties("distance", "[0, sqrt(2)]", ("rotation", "scale", "shift", "images"), "Williams et al. 2021"),
-    ),
-}
-
-
 def _centred(x: Any, y: Any, any_size: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Subtract the mean over images; unless units matter, rescale features whose squares would overflow."""
     arrays = []
     for name, values in (("first", x), ("second", y)):
-        array = _finite(values, f"the {name} features", "(N, C)")
+        array = finite_array(values, f"the {name} features", "(N, C)")
         largest = np.abs(array).max()
         if any_size and largest and not 1e-100 < largest < 1e100:
             array = array / largest
@@ -168,17 +123,6 @@ def _centred(x: Any, y: Any, any_size: bool = True) -> tuple[np.ndarray, np.ndar
     if len(arrays[0]) != len(arrays[1]):
         raise ComparisonError(f"the features hold {len(arrays[0])} and {len(arrays[1])} images; they must be the same")
     return arrays[0], arrays[1]
-
-
-def _finite(values: Any, name: str, shape: str) -> np.ndarray:
-    array = real_array(values, name, ComparisonError).astype(np.float64)
-    if array.ndim != shape.count(",") + 1 or 0 in array.shape:
-        hint = "; of tokens (N, S, C), take pooled(tokens) or sampled(tokens, count)" if array.ndim == 3 else ""
-        raise ComparisonError(f"{name} have shape {array.shape}; expected {shape}{hint}")
-    if not np.isfinite(array).all():
-        image = int(np.argwhere(~np.isfinite(array))[0, 0])
-        raise ComparisonError(f"{name} hold NaN or infinity, first in image {image}")
-    return array
 
 
 def _basis(centred: np.ndarray, variance: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
