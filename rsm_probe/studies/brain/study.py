@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, model_validator
 
-from rsm_probe.brains import RSMs, evaluate
+from rsm_probe.brains import evaluate
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.errors import ComparisonError, ConfigError, CostError, StorageError
@@ -25,6 +25,7 @@ from rsm_probe.runs.images_config import number_of
 from rsm_probe.runs.plan import ModelPlan, StudyPlan
 from rsm_probe.runs.study import Runner, TimedStudy
 from rsm_probe.similarity.rsm import RSM
+from rsm_probe.similarity.rsms import RSMs
 from rsm_probe.sources.images.image_set import ImageSet
 from rsm_probe.sources.models.loaded_model import LoadedModel
 from rsm_probe.streaming.cost import LayerCost

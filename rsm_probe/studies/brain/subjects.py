@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from rsm_probe.brains import RSMs, read_rsms, simulated_subjects, unrelated_subjects
+from rsm_probe.brains import simulated_subjects, unrelated_subjects
 from rsm_probe.checks import brief, listed
 from rsm_probe.config import Config, config_path
 from rsm_probe.errors import ComparisonError, repeated
 from rsm_probe.runs.fields import AtLeastTwo, Seed
 from rsm_probe.similarity.rsm import RSM
+from rsm_probe.similarity.rsms import RSMs
 from rsm_probe.sources.images.image_set import ImageSet
 
 # Keys that say how files are read.
@@ -117,6 +118,8 @@ class SubjectsConfig(Config):
             ComparisonError: they are not distances or similarities of the same images.
             StorageError: a file cannot be read.
         """
+        from rsm_probe.brains import read_rsms
+
         assert self.path is not None
         written = (self.path,) if isinstance(self.path, str) else self.path
         with self.naming_paths(*written):
