@@ -253,7 +253,7 @@ class BrainRunner(Runner[BrainConfig]):
         digest = hashlib.sha256(json.dumps([settings, self.images.fingerprint()]).encode())
         if self.subjects is not None:
             digest.update("\n".join([*self.subjects.names, *self.subjects.ids]).encode())
-            digest.update(self.subjects.values.tobytes())
+            digest.update(self.subjects.similarities.tobytes())
         return digest.hexdigest()
 
     def _finished(self) -> BrainResult | None:

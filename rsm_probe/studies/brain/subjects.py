@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -21,7 +21,7 @@ from rsm_probe.similarity.rsms import RSMs
 from rsm_probe.sources.images.image_set import ImageSet
 
 # Keys that say how files are read.
-_OF_FILES = ("key", "ids", "names", "dissimilarity", "allow_missing")
+_OF_FILES = ("key", "ids", "names", "descriptor", "dissimilarity", "intersection", "allow_missing")
 # With fewer images, no bootstrap sample and no permutation says anything.
 FEWEST_IMAGES = 4
 
@@ -35,7 +35,14 @@ def _files(written: str, info: ValidationInfo) -> str:
     return beside if glob.glob(beside, recursive=True) else written
 
 
+def _names_file(written: str, info: ValidationInfo) -> str:
+    """A file of names as `ConfigPath`, or a table and its column, as events.tsv:stimulus."""
+    file, colon, column = written.rpartition(":")
+    return f"{config_path(file, info)}:{column}" if colon and file else config_path(written, info)
+
+
 _Files = Annotated[str, AfterValidator(_files)]
+_Ids = Annotated[str, AfterValidator(_names_file)]
 
 
 class SimulatedSubjects(Config):
@@ -79,18 +86,30 @@ class SimulatedSubjects(Config):
 class SubjectsConfig(Config):
     """RDMs of subjects: files, or a simulation."""
 
-    path: _Files | tuple[_Files, ...] | None = Field(
+    path: _Files | tuple[_Files, ...] | dict[str, _Files] | None = Field(
         default=None,
-        description="file, folder or glob of RDMs (.h5 of rsatoolbox, .npy, .npz, .mat, .csv), or a list of these",
+        description="file, folder or glob of RDMs (.h5 of rsatoolbox, .npy, .npz, .mat, .csv, .tsv), a list of files, "
+        "or name of a subject -> file",
     )
-    key: str | None = Field(default=None, description="variable of a .mat, .npz or .h5 file with several")
-    ids: _Files | tuple[str, ...] | None = Field(
-        default=None, description="names of the images where the files have none: a list, or a file of one per line"
+    key: str | None = Field(default=None, description="variable or column that holds the RDMs, if there are several")
+    ids: _Ids | tuple[str, ...] | None = Field(
+        default=None,
+        description="names of the images in the order of the RDMs: a list, a file with one per line, or a column as "
+        "events.tsv:stimulus; by default those in the files",
     )
-    names: tuple[str, ...] | None = Field(default=None, description="names of the subjects")
-    dimension: str = Field(default="subject", description="what the RDMs are: subject, session, region, ...")
+    names: str | tuple[str, ...] | None = Field(
+        default=None, description="names of the subjects, or the descriptor, variable or column that holds them"
+    )
+    descriptor: str | None = Field(default=None, description="what names the images in the files, such as image")
+    dimension: str = Field(default="subject", description="what the RDMs are of: subject, session, region, ...")
+    kind: Literal["distance", "similarity"] = Field(
+        default="distance", description="similarity if larger values mean more alike"
+    )
     dissimilarity: str | None = Field(
         default=None, description="kind of distance, such as correlation or squared euclidean"
+    )
+    intersection: bool = Field(
+        default=False, description="cut RDMs of different images to those that all of them hold"
     )
     allow_missing: bool = Field(default=False, description="skip pairs of images that an RDM misses (NaN)")
     simulate: SimulatedSubjects | None = Field(
@@ -121,11 +140,12 @@ class SubjectsConfig(Config):
         from rsm_probe.brains import read_rsms
 
         assert self.path is not None
-        written = (self.path,) if isinstance(self.path, str) else self.path
-        with self.naming_paths(*written):
+        several = self.path.values() if isinstance(self.path, dict) else self.path
+        with self.naming_paths(*([self.path] if isinstance(self.path, str) else several)):
             return read_rsms(
-                self.path, ids=self.ids, names=self.names, key=self.key, dimension=self.dimension,
-                dissimilarity=self.dissimilarity, allow_missing=self.allow_missing,
+                self.path, ids=self.ids, names=self.names, key=self.key, descriptor=self.descriptor, kind=self.kind,
+                dissimilarity=self.dissimilarity, allow_missing=self.allow_missing, dimension=self.dimension,
+                on="intersection" if self.intersection else None,
             )  # fmt: skip
 
 
