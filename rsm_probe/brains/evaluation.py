@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rsm_probe.brains.ceilings import ceilings, has_ceiling, require_defined
+from rsm_probe.brains.ceilings import ceilings, require_defined
 from rsm_probe.brains.corrections import Correction, corrected
 from rsm_probe.brains.draws import KINDS, Draw, corrected_variance, drawn_values
 from rsm_probe.brains.permutations import permutation_test_of_means
@@ -107,7 +107,7 @@ def evaluate(
     grid = measured_grid(rows, columns, measure)
     means = grid.values.mean(axis=1)
     once = np.ones((1, count))
-    ends = ceilings(columns.values, once, measure)[0] if has_ceiling(measure) and count > 1 else np.full(2, np.nan)
+    ends = ceilings(columns.values, once, measure)[0] if measure.averages and count > 1 else np.full(2, np.nan)
     test = permutation_test_of_means(rows.values, columns.values, measure, repeats, seed)
     drawn = drawn_values(rows.values, columns.values, measure, draw, repeats, seed, threads, on_repeat)
     sizes = images if "images" in kinds else 0, count if "subjects" in kinds else 0

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from rsm_probe.comparison.inputs import CONSTANT, holds_nan
+from rsm_probe.comparison.alignment import LARGEST
+from rsm_probe.comparison.inputs import CONSTANT, holds_nan, in_range
 from rsm_probe.comparison.protocol import Measure, Properties, RowMeasure
 from rsm_probe.errors import ComparisonError
 
 # Pairs of 3 images.
 _FEWEST_PAIRS = 3
+
+
+class _Weighted(NamedTuple):
+    """Entries of RSMs in a draw of images, whose weighted inner products are correlations up to factors.
+
+    Attributes:
+        entries: (R, Q).
+        means: their weighted means, where these are to be subtracted, else 0, (R,).
+        squares: weighted sums of their squares after that, (R,); NaN for constant RSMs.
+        weights: how often each entry counts, (Q,).
+    """
+
+    entries: np.ndarray
+    means: np.ndarray
+    squares: np.ndarray
+    weights: np.ndarray
 
 
 class _Triangle(RowMeasure):
@@ -31,6 +50,30 @@ class _Triangle(RowMeasure):
                 return np.zeros((len(values), 1))
             values, pair_weights = values[:, counted], pair_weights[counted]
         return self._prepared(values, pair_weights)
+
+    def over_draws(self, a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Prepare for many draws, of which each is a product of prepared matrices; see `Measure.over_draws`."""
+        if holds_nan(a) or holds_nan(b) or max(a.nbytes, b.nbytes) > LARGEST:
+            return super().over_draws(a, b)
+        count = a.shape[-1]
+        row, column = np.triu_indices(count, 1)
+        sides = [self._prepare(in_range(side)) for side in ([a] if b is a else [a, b])]
+
+        def values(weights: np.ndarray) -> np.ndarray:
+            self.require_images(count, weights)
+            weights = np.asarray(weights, dtype=np.float64)
+            pair_weights = weights[row] * weights[column]
+            drawn = [side(pair_weights) for side in sides]
+            first, second = drawn[0], drawn[-1]
+            # Means are subtracted on one side, which suffices.
+            others = (second.entries - second.means[:, None]) * second.weights
+            return (first.entries @ others.T) / np.sqrt(first.squares[:, None] * second.squares)
+
+        return values
+
+    @abstractmethod
+    def _prepare(self, rsms: np.ndarray) -> Callable[[np.ndarray], _Weighted]:
+        """Prepare RSMs (R, N, N) for many draws, each given by how often the pairs of images count, (P,)."""
 
     def _drawn(self, rsms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Entries above the diagonal of the images that count, (R, P), and how often each counts, (P,)."""
@@ -57,6 +100,21 @@ class PearsonRSA(_Triangle):
         centred[(centred**2).sum(axis=1) <= CONSTANT * (values**2 @ pair_weights)] = 0.0
         return centred
 
+    def _prepare(self, rsms: np.ndarray) -> Callable[[np.ndarray], _Weighted]:
+        entries = _triangle(rsms)
+        shift = entries.mean(axis=1)
+        entries = entries - shift[:, None]  # so that little is left to cancel
+        squares = entries**2
+
+        def drawn(pair_weights: np.ndarray) -> _Weighted:
+            total = pair_weights.sum()
+            means, squared = entries @ pair_weights / total, squares @ pair_weights
+            own = squared - total * means**2
+            raw = squared + total * shift * (2 * means + shift)
+            return _Weighted(entries, means, np.where(own > CONSTANT * raw, own, np.nan), pair_weights)
+
+        return drawn
+
 
 class SpearmanRSA(PearsonRSA):
     """Spearman correlation between the off-diagonal entries (Kriegeskorte et al. 2008); ties share their mean rank."""
@@ -65,6 +123,7 @@ class SpearmanRSA(PearsonRSA):
     properties = Properties(
         "similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Kriegeskorte et al. 2008"
     )
+    averages = "ranks"
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
         """Replace similarities (R, N, N) by their index among the distinct ones of an RSM: samples need not sort."""
@@ -73,12 +132,38 @@ class SpearmanRSA(PearsonRSA):
         lost = np.isnan(rsms)
         return np.where(lost, np.nan, indices) if lost.any() else indices
 
-    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Average ranks; the measure ranks the averages again."""
-        return _mean_ranks(rsms, shares, weights)
-
     def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
         return super()._prepared(np.stack([_ranks(row, pair_weights) for row in values]), pair_weights)
+
+    def _prepare(self, rsms: np.ndarray) -> Callable[[np.ndarray], _Weighted]:
+        values = _triangle(rsms)
+        orders = [np.argsort(row, kind="stable").astype(np.int32) for row in values]
+        # Numbers of the distinct values in sorted order, where any value recurs.
+        groups = []
+        for row, order in zip(values, orders, strict=True):
+            steps = np.concatenate([[0], np.cumsum(np.diff(row[order]) > 0)])
+            groups.append(None if steps[-1] == len(row) - 1 else steps)
+
+        def drawn(pair_weights: np.ndarray) -> _Weighted:
+            counted = pair_weights > 0
+            number = np.cumsum(counted) - 1
+            taken = pair_weights[counted]
+            ranks = np.empty((len(orders), len(taken)))
+            for row, order, group in zip(ranks, orders, groups, strict=True):
+                kept = counted[order]
+                where = number[order[kept]]
+                sizes = taken[where]
+                if group is None:
+                    row[where] = np.cumsum(sizes) - sizes / 2
+                else:
+                    among = group[kept]
+                    sizes = np.bincount(among, sizes)
+                    row[where] = (np.cumsum(sizes) - sizes / 2)[among]
+            ranks -= taken.sum() / 2  # their mean, up to the half that is left out of all ranks
+            own = ranks**2 @ taken
+            return _Weighted(ranks, np.zeros(len(ranks)), np.where(own > 0, own, np.nan), taken)
+
+        return drawn
 
 
 class CosineRSA(_Triangle):
@@ -92,6 +177,16 @@ class CosineRSA(_Triangle):
     def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
         return values * np.sqrt(pair_weights)
 
+    def _prepare(self, rsms: np.ndarray) -> Callable[[np.ndarray], _Weighted]:
+        entries = _triangle(rsms)
+        squares = entries**2
+
+        def drawn(pair_weights: np.ndarray) -> _Weighted:
+            own = squares @ pair_weights
+            return _Weighted(entries, np.zeros(len(entries)), np.where(own > 0, own, np.nan), pair_weights)
+
+        return drawn
+
 
 class KendallRSA(Measure):
     """Kendall's tau-a between the off-diagonal entries (Nili et al. 2014): concordant minus discordant pairs, over all.
@@ -102,11 +197,8 @@ class KendallRSA(Measure):
     name = "rsa-kendall"
     properties = Properties("similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Nili et al. 2014")
     fewest = 3
+    averages = "ranks"
     skips_missing = True
-
-    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Average ranks, whose tau-a is near the highest, though not proven to be it (Nili et al. 2014)."""
-        return _mean_ranks(rsms, shares, weights)
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         from scipy.stats import kendalltau
@@ -143,8 +235,17 @@ def _known(values: np.ndarray, measure: Measure) -> np.ndarray:
     return known
 
 
-def _mean_ranks(rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Averages (T, N, N) of the ranks of RSMs (K, N, N), by shares (T, K); NaN for missing pairs."""
+def mean_ranks(rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Average the ranks of the similarities in RSMs.
+
+    Args:
+        rsms: (K, N, N); missing pairs are NaN in all of them.
+        shares: how much each RSM counts in each of T averages, (T, K).
+        weights: how often each image counts, (N,); see `Estimator.rows`.
+
+    Returns:
+        Shape (T, N, N); NaN for missing pairs.
+    """
     count = rsms.shape[-1]
     drawn = np.arange(count) if weights is None else np.flatnonzero(weights)
     row, column = (drawn[side] for side in np.triu_indices(len(drawn), 1))

@@ -338,9 +338,11 @@ def _square(row: np.ndarray, rows: int) -> np.ndarray:
 def _require_alike(first: str, rsm: RSM, second: str, other: RSM) -> None:
     if rsm.ids != other.ids:
         missing = sorted(set(rsm.ids) ^ set(other.ids))
-        what = f"other images, such as {missing[0]!r}" if missing else "another order of images"
+        what = (
+            f"other images than {first}, such as {missing[0]!r}" if missing else f"another order of images than {first}"
+        )
         raise ComparisonError(
-            f"{second} has {what} than {first}; RSMs.from_rsms(..., on='intersection') takes what all hold, in the "
+            f"{second} has {what}; RSMs.from_rsms(..., on='intersection') takes what all hold, in the "
             "order of the first"
         )
     if (rsm.kind, rsm.dissimilarity) != (other.kind, other.dissimilarity):

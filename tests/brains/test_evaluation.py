@@ -10,11 +10,11 @@ from rsatoolbox.rdm import RDMs
 from rsatoolbox.util.inference_util import extract_variances
 from scipy import stats
 
-from rsm_probe import RSM, RSMs, bootstrap, permutation_test
+from rsm_probe import RSM, RSMs, bootstrap
 from rsm_probe.brains import best, differences, evaluate, simulated_subjects, unrelated_subjects
 from rsm_probe.brains.corrections import corrected
 from rsm_probe.brains.draws import corrected_variance, drawn_values
-from rsm_probe.comparison import get_measure
+from rsm_probe.comparison import get_measure, permutation_test
 from rsm_probe.comparison.resampling import drawn_images
 from rsm_probe.errors import ComparisonError
 
