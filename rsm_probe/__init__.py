@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rsm_probe.pairs import all_pairs, rsm
     from rsm_probe.probe import Probe
     from rsm_probe.probe import Representation as Representation
-    from rsm_probe.similarity import RSM
+    from rsm_probe.similarity import RSM, RSMs
     from rsm_probe.sources import ImageSet as ImageSet
     from rsm_probe.sources import LoadedModel as LoadedModel
     from rsm_probe.sources import as_images as as_images
@@ -39,6 +39,7 @@ __all__ = [
     "Accumulator",
     "Capture",
     "Probe",
+    "RSMs",
     "RsmProbeError",
     "RsmStore",
     "all_pairs",

@@ -15,8 +15,8 @@ PACKAGE = Path(rsm_probe.__file__).parent
 ROOMS = [
     "faces", "html_table", "errors", "shipped", "checks", "figures", "arrays", "config", "execution", "storage",
     "probe", "sources/images", "sources/models", "sources/training", "sources", "forward", "matching", "similarity",
-    "captures", "pairs", "neighbours", "comparison", "stored_products", "streaming", "integrations", "runs", "report",
-    "paper", "studies", "evidence", "studies/registry", "commands", "layers_command", "sweep_command", "cli",
+    "captures", "pairs", "neighbours", "comparison", "brains", "stored_products", "streaming", "integrations", "runs",
+    "report", "paper", "studies", "evidence", "studies/registry", "commands", "layers_command", "sweep_command", "cli",
 ]  # fmt: skip
 # Rooms that could be published alone, and the pure ones: what they may import and no more.
 ALLOWED = {

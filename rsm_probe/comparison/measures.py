@@ -42,6 +42,10 @@ class CKA(RowMeasure):
         """Centre the entries; see `Estimator.rows`."""
         return self.estimator.rows(rsms, weights)
 
+    def pairs(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Name the entries of an RSM that `rows` takes; see `Estimator.pairs`."""
+        return self.estimator.pairs(count)
+
     def require_images(self, count: int, weights: np.ndarray | None = None) -> None:
         """Refuse images for which the estimator is not defined; see `Estimator.require_images`."""
         self.estimator.require_images(count, weights)
@@ -98,6 +102,13 @@ class DistanceCorrelation(CKA):
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Centre the distances (R, N, N) of RSMs; see `Estimator.rows`."""
         return self.estimator.rows(self._distances(rsms), weights)
+
+    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Average distances, scaled as `rows` are, and return similarities with these distances."""
+        distances = self._distances(rsms)
+        norms = np.linalg.norm(self.estimator.rows(distances, weights), axis=1)
+        pooled = np.tensordot(shares / np.where(norms > 0, norms, np.inf), distances, axes=1)
+        return -(pooled ** (2 / self.exponent)) / 2
 
     def over_batches(self, samples: int, rsms: int) -> HsicSums:
         """Sum distance covariances over mini-batches, each weighted by its pairs of images."""

@@ -122,6 +122,27 @@ class Measure(ABC):
         """Begin the sums from which intervals for exact matching follow; None if none are known for this measure."""
         return None
 
+    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Average RSMs such that this measure of the average and each of them is as high as it can be, on average.
+
+        Noise ceilings compare subjects with such averages (Nili et al. 2014).
+
+        Args:
+            rsms: of K subjects, (K, N, N); missing pairs are NaN in all of them.
+            shares: (T, K), how much each subject counts in each of T averages.
+            weights: how often each image counts, (N,); see `Estimator.rows`.
+
+        Returns:
+            T averages, (T, N, N), up to a factor and a shift that do not change the measure.
+
+        Raises:
+            ComparisonError: no such average is known for this measure.
+        """
+        raise ComparisonError(
+            f"no noise ceiling is known for {self.name}; there is one for CKA, distance-correlation and the "
+            "correlations (rsa-...)"
+        )
+
 
 class RowMeasure(Measure):
     """A measure that is the cosine between two rows of numbers, one per RSM: a grid is one matrix product."""
@@ -135,6 +156,20 @@ class RowMeasure(Measure):
 
         Pairs that are missing are NaN in all RSMs; rows that hold NaN say that the measure cannot leave them out.
         """
+
+    def pairs(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column numbers of the entries of an RSM of `count` images that `rows` takes, (P,) each."""
+        return np.triu_indices(count, 1)
+
+    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Average RSMs whose rows were scaled to norm 1. Of all rows, their mean has the largest mean cosine with them.
+
+        Only for rows that are linear in an RSM, whichever multiple of it is taken.
+        """
+        rsms = in_range(np.asarray(rsms, dtype=np.float64))
+        norms = np.linalg.norm(self.rows(rsms, weights), axis=1)
+        scaled = shares / np.where(norms > 0, norms, np.inf)
+        return np.tensordot(scaled, rsms, axes=1)
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         rows = self.rows(in_range(a), weights)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rsm_probe.similarity.centering import Centering
     from rsm_probe.similarity.kernels import RBF, Cosine, Kernel, Linear, get_kernel, kernel_names
     from rsm_probe.similarity.rsm import RSM
+    from rsm_probe.similarity.rsms import RSMs
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
@@ -21,6 +22,7 @@ __all__ = [
     "Cosine",
     "Kernel",
     "Linear",
+    "RSMs",
     "get_kernel",
     "kernel_names",
 ]

@@ -12,17 +12,19 @@ from rsm_probe.checks import require_whole
 from rsm_probe.errors import ComparisonError
 
 
-def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str | None, attributes: Mapping[str, Any]) -> Any:
-    """Convert an RSM to an `rsatoolbox.rdm.RDMs` with one matrix of squared distances `k_ii + k_jj - 2 k_ij`.
+def to_rdms(
+    similarities: np.ndarray, ids: Sequence[str], measure: str | None, descriptors: Mapping[str, Sequence[str]]
+) -> Any:
+    """Convert RSMs to an `rsatoolbox.rdm.RDMs` of squared distances `k_ii + k_jj - 2 k_ij`.
 
     rsatoolbox's `cosine_cov` of two such RDMs equals biased linear CKA. Image names become the pattern descriptor
     `image`. RSMs made from distances (by `from_rsatoolbox` or `kind="distance"`) are converted back to these distances.
 
     Args:
-        similarities: (N, N).
+        similarities: (K, N, N).
         ids: N names of images.
         measure: name of the distances, or None.
-        attributes: further facts about the RSM.
+        descriptors: further facts about the RSMs, each with K values.
 
     Raises:
         ComparisonError: rsatoolbox is not installed.
@@ -31,12 +33,13 @@ def to_rdms(similarities: np.ndarray, ids: Sequence[str], measure: str | None, a
         from rsatoolbox import rdm
     except ImportError as error:
         raise ComparisonError("rsatoolbox is not installed; pip install rsatoolbox") from error
-    own = np.diagonal(similarities)
-    squared = own[:, None] + own[None, :] - 2 * similarities
+    own = np.diagonal(similarities, axis1=1, axis2=2)
+    squared = own[:, :, None] + own[:, None, :] - 2 * similarities
+    first, second = np.triu_indices(len(ids), 1)
     return rdm.RDMs(
-        squared[np.triu_indices(len(own), 1)][None],
+        squared[:, first, second],
         dissimilarity_measure=measure,
-        rdm_descriptors={key: [str(value)] for key, value in attributes.items()},
+        rdm_descriptors={key: list(values) for key, values in descriptors.items()},
         pattern_descriptors={"image": list(ids)},
     )
 
@@ -61,15 +64,44 @@ def one_of_rdms(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarr
     Raises:
         ComparisonError: not RDMs, no such matrix or descriptor, or non-finite distances.
     """
+    matrices, names, measure = _all_of_rdms(rdms, descriptor)
+    require_whole(index, "index", -len(matrices), ComparisonError)
+    if index >= len(matrices):
+        raise ComparisonError(f"there are {len(matrices)} matrices, and none has index {index}")
+    return matrices[index], names, measure
+
+
+def named_rdms(
+    rdms: Any, descriptor: str | None, names: str | None, dimension: str
+) -> tuple[np.ndarray, list[str] | None, str | None, list[str] | None]:
+    """Return all matrices of distances with their names.
+
+    Args:
+        rdms: K matrices of distances, an `rsatoolbox.rdm.RDMs`.
+        descriptor: see `one_of_rdms`.
+        names: the RDM descriptor that names the matrices; None for that called `dimension` if there is one.
+        dimension: what the matrices belong to.
+
+    Returns:
+        The distances (K, N, N); N names of images, or None; the dissimilarity measure, or None; K names, or None.
+
+    Raises:
+        ComparisonError: as `one_of_rdms`, or no such RDM descriptor.
+    """
+    matrices, ids, measure = _all_of_rdms(rdms, descriptor)
+    known = [str(name) for name in rdms.rdm_descriptors if name != "index"]
+    if names is not None and names not in rdms.rdm_descriptors:
+        raise ComparisonError(f"no RDM descriptor {names!r} (there are: {', '.join(known) or 'none'})")
+    found = rdms.rdm_descriptors.get(names or dimension)
+    return matrices, ids, measure, None if found is None else [str(name) for name in found]
+
+
+def _all_of_rdms(rdms: Any, descriptor: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:
     if not hasattr(rdms, "get_matrices"):
         raise ComparisonError(
             f"expected rsatoolbox.rdm.RDMs, found {type(rdms).__name__}; for a plain matrix of distances, use "
             "RSM.from_array(d, ids, kind='distance')"
         )
-    matrices = rdms.get_matrices()
-    require_whole(index, "index", -len(matrices), ComparisonError)
-    if index >= len(matrices):
-        raise ComparisonError(f"there are {len(matrices)} matrices, and none has index {index}")
     known = [str(name) for name in rdms.pattern_descriptors if name != "index"]
     # Do not invent names: they would agree with those of any other RSM, whatever the order of its images.
     if (descriptor or "image") not in rdms.pattern_descriptors and (descriptor is not None or known):
@@ -80,4 +112,5 @@ def one_of_rdms(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarr
     names = rdms.pattern_descriptors.get(descriptor or "image")
     if names is not None:
         names = [str(name) if isinstance(name, Integral) else name for name in names]
-    return np.asarray(matrices[index], dtype=np.float64), names, rdms.dissimilarity_measure
+    measure = rdms.dissimilarity_measure
+    return np.asarray(rdms.get_matrices(), dtype=np.float64), names, None if measure is None else str(measure)

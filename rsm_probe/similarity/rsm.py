@@ -356,7 +356,8 @@ class RSM:
         if not one_set(self.dataset):
             raise ComparisonError("rsatoolbox compares images of one set, but this RSM has two sets of images")
         measure = self.dissimilarity or ("squared kernel distance" if self.kind == "similarity" else None)
-        return to_rdms(self.values, self.ids, measure, self.attributes)
+        facts = {key: [str(value)] for key, value in self.attributes.items()}
+        return to_rdms(self.values[None], self.ids, measure, facts)
 
     @classmethod
     def from_rsatoolbox(
@@ -374,7 +375,6 @@ class RSM:
             ComparisonError: there is no such matrix or descriptor, distances are not finite, or names are repeated.
         """
         values, names, measure = one_of_rdms(rdms, index, descriptor)
-        measure = None if measure is None else str(measure)
         return cls.from_array(values, names, kind="distance", dissimilarity=measure, allow_missing=allow_missing)
 
     def save(self, path: str | Path) -> None:
@@ -404,8 +404,6 @@ class RSM:
             what = f"no {lost[0]}" if lost else f"similarities along {dataset['similarity'].dims}"
             raise StorageError(f"{path} is not what RSM.save writes: it has {what}")
         dataset = dataset.load()
-        if (kind := dataset.attrs.get("kind", "similarity")) not in ("similarity", "distance"):
-            raise StorageError(f"{path} is not what RSM.save writes: it has kind {brief(kind)}")
         values = dataset["similarity"].values
         if np.isinf(values).any() or np.isnan(values).sum() != dataset.attrs.get("missing", 0):
             raise StorageError(f"similarities in {path} are missing or not finite; compute the RSM again")
