@@ -13,6 +13,7 @@ from rsm_probe.brains.formats.matlab_files import read_matlab
 from rsm_probe.brains.formats.numpy_files import read_npy, read_npz
 from rsm_probe.brains.formats.stored import ReadOptions, StoredRdm
 from rsm_probe.brains.formats.tables import read_names, read_table
+from rsm_probe.arrays import require_distances
 from rsm_probe.checks import brief, listed, require_text, require_texts
 from rsm_probe.errors import ComparisonError, StorageError, did_you_mean, repeated
 from rsm_probe.similarity import RSM, RSMs
@@ -59,8 +60,9 @@ def read_rsms(
         ids: names of the images, in the order of the rows; a text file with one name per line; or a column of a table,
             as "events.tsv:stimulus". By default those in the file, if there are any, else their positions.
         names: names of the subjects, in the order of the RDMs; or what holds them in the file: an RDM descriptor of
-            rsatoolbox, a variable, a field of structs, or a column. By default those that the file calls `dimension`
-            or "name"; else the names of the files, without their suffix; else "subject 0" and so on.
+            rsatoolbox, a variable, a field of structs, or a column. By default the names of the files without their
+            suffix; for the RDMs of one file, the descriptor or column called like `dimension`, or the field `name` of
+            structs, or else "subject 0" and so on.
         key: the variable (`.mat`, `.npz`, HDF5) or column that holds the RDMs, if there are several.
         descriptor: what names the images in the file: a pattern descriptor of rsatoolbox (by default `image`), or a
             variable.
@@ -92,7 +94,8 @@ def read_rsms(
     options = ReadOptions(key, descriptor, subjects, dimension, images)
     rdms = [(file, rdm) for file in files.values() for rdm in _read(file, options, several=len(files) > 1)]
     if names is None or isinstance(names, str):
-        labels = _labels(list(files) if isinstance(path, Mapping) else None, rdms, subjects, dimension)
+        given = list(files) if isinstance(path, Mapping) else None
+        labels = _labels(given, rdms, subjects, dimension, several=len(files) > 1)
     else:
         labels = require_texts(names, "names", ComparisonError)
     if len(labels) != len(rdms):
@@ -102,11 +105,14 @@ def read_rsms(
             f"two RDMs have the name {twice!r}; give names=, or a mapping from names to files as in "
             "{file.parent.name: file for file in sorted(Path('data').glob('sub-*/rdm.npy'))}"
         )
+    places = {label: f"{file} ({label})" for label, (file, _) in zip(labels, rdms, strict=True)}
     rsms = {
-        label: _as_rsm(rdm, images, f"{file}, {dimension} {label}", kind, dissimilarity, allow_missing=allow_missing)
-        for label, (file, rdm) in zip(labels, rdms, strict=True)
+        label: _as_rsm(rdm, images, places[label], kind, dissimilarity, allow_missing=allow_missing)
+        for label, (_, rdm) in zip(labels, rdms, strict=True)
     }
-    return RSMs.from_rsms(rsms, dimension=dimension, on=on)
+    if on is None:
+        _require_same_images(rsms, places)
+    return RSMs.from_rsms(rsms, dimension, on=on)
 
 
 def _files(path: Any) -> dict[str, Path]:
@@ -199,11 +205,15 @@ def _read(file: Path, options: ReadOptions, *, several: bool) -> list[StoredRdm]
 
 
 def _labels(
-    given: list[str] | None, rdms: Sequence[tuple[Path, StoredRdm]], subjects: str | None, dimension: str
+    given: list[str] | None,
+    rdms: Sequence[tuple[Path, StoredRdm]],
+    subjects: str | None,
+    dimension: str,
+    *,
+    several: bool,
 ) -> list[str]:
     """Names of RDMs: those of the caller's mapping, of the files' contents, or of the files."""
     inside = [rdm.name for _, rdm in rdms if rdm.name]
-    several = len({file for file, _ in rdms}) > 1
     if given is not None and len(given) == len(rdms):
         return given
     if len(inside) == len(rdms) and (subjects is not None or not several):
@@ -223,9 +233,38 @@ def _as_rsm(
             "save square matrices"
         )
     name = (dissimilarity or rdm.dissimilarity) if kind == "distance" else dissimilarity
+    if kind == "distance":
+        try:
+            require_distances(rdm.values, "the matrix", ComparisonError, named=bool(name))
+        except ComparisonError as error:
+            raise ComparisonError(f"{where}: {error}; read_rsms(..., kind='similarity') reads similarities") from error
     try:
         return RSM.from_array(
             rdm.values, rdm.ids if ids is None else ids, kind=kind, dissimilarity=name, allow_missing=allow_missing
         )
     except ComparisonError as error:
         raise ComparisonError(f"{where}: {error}") from error
+
+
+def _require_same_images(rsms: Mapping[str, RSM], places: Mapping[str, str]) -> None:
+    """Refuse RSMs of different images, saying which.
+
+    Raises:
+        ComparisonError: an RSM has other images than the first one, or another order.
+    """
+    first, *others = rsms
+    images = rsms[first].ids
+    for other in others:
+        if (theirs := rsms[other].ids) == images:
+            continue
+        lost = [image for image in images if image not in set(theirs)]
+        extra = [image for image in theirs if image not in set(images)]
+        what = "hold the same images in different orders"
+        if lost or extra:
+            sides = ((lost, "first"), (extra, "second"))
+            only = [f"{listed(names, 3)} only in the {side}" for names, side in sides if names]
+            what = f"hold different images, {' and '.join(only)}"
+        raise ComparisonError(
+            f"{places[first]} and {places[other]} {what}; on='intersection' takes the images that all hold, in the "
+            "order of the first"
+        )

@@ -101,21 +101,20 @@ def values_of(dataset: h5py.Dataset, file: Path) -> np.ndarray:
 
 def _of_rsatoolbox(root: h5py.File, items: Mapping[str, Any], file: Path, options: ReadOptions) -> list[StoredRdm]:
     """RDMs as rsatoolbox stores them: pairs, and a group of descriptors each for patterns and RDMs."""
-    ids = None if options.ids is not None else _image_names(items, options.descriptor, file)
+    ids = options.ids or _image_names(items, options.descriptor, file)
     subjects = _descriptors(items, "rdm_descriptors")
     if options.subjects is not None and options.subjects not in subjects:
         raise ComparisonError(
             f"{file} has no RDM descriptor {options.subjects!r}, which names= asks for"
             f"{did_you_mean(options.subjects, subjects)} (there are {listed(subjects, 20) or 'none'})"
         )
-    subject = options.subjects or next((name for name in (options.dimension, "name") if name in subjects), None)
+    subject = options.subjects or (options.dimension if options.dimension in subjects else None)
     measure = root.attrs.get("dissimilarity_measure")
     return stored(
         values_of(items["dissimilarities"], file),
         str(file),
         names=None if subject is None else _names(subjects[subject], f"{subject} in {file}", file),
         ids=ids,
-        count=len(options.ids or ids or ()) or None,
         dissimilarity=measure if isinstance(measure, str) else None,
     )
 

@@ -41,8 +41,7 @@ def read_npy(file: Path, options: ReadOptions) -> list[StoredRdm]:
             raise StorageError(f"{file} is torn: it declares {declared} bytes and holds {held}; save it again")
         require_room(math.prod(shape), str(file))
         array = np.load(file, allow_pickle=False)
-    count = None if options.ids is None else len(options.ids)
-    return stored(array, str(file), names=None, ids=None, count=count)
+    return stored(array, str(file), names=None, ids=options.ids)
 
 
 def read_npz(file: Path, options: ReadOptions) -> list[StoredRdm]:

@@ -135,30 +135,31 @@ def rdms_in(variables: Variables, file: Path, options: ReadOptions, *, matlab: b
         ComparisonError: unknown variables, several that may hold RDMs, or contents that are not RDMs.
     """
     name = _select(variables, options.key, file)
-    images = options.ids
+    ids = options.ids
     if options.descriptor is not None:
-        images = texts(_value(variables, options.descriptor, "descriptor", file), f"{options.descriptor} in {file}")
+        ids = _texts_of(variables, options.descriptor, "descriptor", file)
     value = variables.value(name)
     where = f"{name} in {file}"
-    count = None if images is None else len(images)
-    if not (isinstance(value, list) and value and isinstance(value[0], dict)):
-        names = None
-        if options.subjects is not None:
-            names = texts(_value(variables, options.subjects, "names", file), f"{options.subjects} in {file}")
-        return stored(value, where, names=names, ids=images, count=count, matlab=matlab)
-    rdms = []
-    for number, fields in enumerate(value, 1):  # structs of rsatoolbox for MATLAB: RDM, name, color
-        field = next((field for field in fields if field.lower() == "rdm"), None)
-        subject = options.subjects or "name"
-        missing = "RDM" if field is None else subject if options.subjects and subject not in fields else None
-        if missing is not None or field is None:
-            raise ComparisonError(f"{where} is a struct without the field {missing}; it has {listed(fields)}")
-        names = texts(fields[subject], f"{subject} of {where}") if subject in fields else None
-        names = ["".join(names)] if names else None  # a text of several rows
-        rdms += stored(
-            fields[field], f"{where}({number}).{field}", names=names, ids=images, count=count, matlab=matlab
-        )
-    return rdms
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [
+            rdm
+            for number, fields in enumerate(value, 1)
+            for rdm in _of_struct(fields, f"{where}({number})", options.subjects, ids, matlab=matlab)
+        ]
+    names = None if options.subjects is None else _texts_of(variables, options.subjects, "names", file)
+    return stored(value, where, names=names, ids=ids, matlab=matlab)
+
+
+def _of_struct(
+    fields: Mapping[str, Any], where: str, subjects: str | None, ids: Sequence[str] | None, *, matlab: bool
+) -> list[StoredRdm]:
+    """RDMs of a struct as rsatoolbox for MATLAB makes it, with the fields RDM, name and color."""
+    field = next((field for field in fields if field.lower() == "rdm"), "RDM")
+    for needed in (field, subjects):
+        if needed is not None and needed not in fields:
+            raise ComparisonError(f"{where} is a struct without the field {needed}; it has {listed(fields)}")
+    name = "".join(texts(fields.get(subjects or "name", []), f"{subjects or 'name'} of {where}"))
+    return stored(fields[field], f"{where}.{field}", names=[name] if name else None, ids=ids, matlab=matlab)
 
 
 def stored(
@@ -167,7 +168,6 @@ def stored(
     *,
     names: Sequence[str] | None,
     ids: Sequence[str] | None,
-    count: int | None,
     dissimilarity: str | None = None,
     matlab: bool = False,
 ) -> list[StoredRdm]:
@@ -178,7 +178,6 @@ def stored(
         where: what the array is, for messages.
         names: names of the subjects, or None.
         ids: names of the images, or None.
-        count: number of images, if it is known.
         dissimilarity: name of the distances, or None.
         matlab: see `rdms_in`.
 
@@ -188,7 +187,8 @@ def stored(
     parts = value if isinstance(value, list) else [value]
     if not parts or any(isinstance(part, list | dict | str) for part in parts):
         raise ComparisonError(f"{where} holds no numbers; {_SHAPES}")
-    stacks = [matrices(part, where, count, matlab=matlab) for part in parts]
+    images = None if ids is None else len(ids)
+    stacks = [matrices(part, where, images, matlab=matlab) for part in parts]
     rdms = [(matrix, pairs_only) for stack, pairs_only in stacks for matrix in stack]
     if names is not None and len(names) != len(rdms):
         raise ComparisonError(f"{where} holds {len(rdms)} RDMs, and there are {len(names)} names ({listed(names)})")
@@ -312,9 +312,9 @@ def _select(variables: Variables, key: str | None, file: Path) -> str:
     raise ComparisonError(f"{file} has several variables that may hold RDMs: {shown}; choose one by key=")
 
 
-def _value(variables: Variables, name: str, argument: str, file: Path) -> Any:
+def _texts_of(variables: Variables, name: str, argument: str, file: Path) -> list[str]:
     _require_variable(variables, name, argument, file)
-    return variables.value(name)
+    return texts(variables.value(name), f"{name} in {file}")
 
 
 def _require_variable(variables: Variables, name: str, argument: str, file: Path) -> None:
