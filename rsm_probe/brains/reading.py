@@ -79,6 +79,7 @@ def read_rsms(
         StorageError: a file is missing, damaged, of an unknown or unsafe format, or needs a package that is missing.
         ComparisonError: the contents are not RDMs, as `RSM.from_array` checks them; unknown or ambiguous variables;
             names that are repeated, too few or too many; or different images. The message names file and subject.
+        CostError: the RDMs do not fit into memory.
     """
     dimension = require_text(dimension, "dimension", ComparisonError)
     if kind not in ("distance", "similarity"):
@@ -86,6 +87,8 @@ def read_rsms(
     for value, what in ((key, "key"), (descriptor, "descriptor")):
         if value is not None:
             require_text(value, what, ComparisonError)
+    if ids is not None and descriptor is not None:
+        raise ComparisonError("ids and descriptor both name the images; give one of them")
     images = read_names(ids) if isinstance(ids, str | Path) else ids
     if images is not None:
         images = require_texts(images, "ids", ComparisonError)
@@ -232,6 +235,8 @@ def _as_rsm(
             f"{where}: there are pairs of different images only, and similarities need those of images with themselves; "
             "save square matrices"
         )
+    if ids is not None and rdm.ids is not None and list(ids) != list(rdm.ids) and set(ids) == set(rdm.ids):
+        raise ComparisonError(f"{where}: ids= holds the images of the file in another order; leave it out, and reorder")
     name = (dissimilarity or rdm.dissimilarity) if kind == "distance" else dissimilarity
     if kind == "distance":
         try:

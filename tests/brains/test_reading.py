@@ -556,6 +556,10 @@ def test_ids_from_files(tmp_path):
     assert "more than once" in message(["a", "a", "b", "c", "d"])
     assert "ids[0] must be text" in message([1, 2, 3, 4, 5])
     assert "ids must be a sequence" in message({"a", "b"})
+    write_square(tmp_path / "a.csv", distances(1)[0], True, True)
+    assert read_rsms(tmp_path / "a.csv", ids=["v", "w", "x", "y", "z"]).ids == ["v", "w", "x", "y", "z"]
+    assert "in another order" in refusal(ComparisonError, tmp_path / "a.csv", ids=IDS[::-1])
+    assert "both name the images" in refusal(ComparisonError, tmp_path / "a.npy", ids=IDS, descriptor="image")
 
 
 # Several files
