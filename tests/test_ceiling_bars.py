@@ -1,5 +1,7 @@
 """Bars of layers against the noise ceiling: what is drawn where, and that many layers stay readable."""
 
+from itertools import pairwise
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -23,7 +25,7 @@ def evaluated(layers=3, models=("net",), matchings=("identity", "optimal"), kern
         for matching in matchings
         for kernel in kernels
     ]
-    mean = 0.1 + 0.6 * np.arange(len(keys)) / len(keys)
+    mean = changes.get("mean", 0.1 + 0.6 * np.arange(len(keys)) / len(keys))
     values = {
         "mean": mean, "low": mean - 0.05, "high": mean + 0.05, "p_corrected": np.full(len(keys), 0.01),
         "p_ceiling_corrected": np.full(len(keys), 0.5), **changes,
@@ -74,7 +76,7 @@ def test_a_bar_per_rsm_stands_at_its_layer_and_notions_stand_side_by_side():
     expected = {(str(a), titles[str(b)]): m for (a, b), m in zip(keys, evaluation["mean"].values, strict=True)}
     assert heights == pytest.approx(expected)
     ends = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars(ax))
-    assert all(right <= left + 1e-9 for (_, right), (left, _) in zip(ends, ends[1:], strict=False))
+    assert all(right <= left + 1e-9 for (_, right), (left, _) in pairwise(ends))
 
 
 def test_marks_say_what_the_tests_say():
@@ -141,6 +143,6 @@ def test_forty_eight_layers_have_thinned_names_that_do_not_overlap():
     ax = panel(evaluated(layers=48), size=(7.0, 2.4))
     boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
     assert 10 < len(boxes) <= 48
-    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
     assert len(bars(ax)) == 96
     assert min(bar.get_window_extent().width for bar in bars(ax)) * 72 / ax.figure.dpi > 2
