@@ -103,7 +103,7 @@ def test_the_best_and_those_like_it_are_marked_at_the_top():
 
 
 def test_marks_stay_within_the_panel_and_clear_of_each_other():
-    evaluation = evaluated(p_ceiling_corrected=np.full(6, 0.01))
+    evaluation = evaluated(p_ceiling_corrected=np.full(6, 0.01), ceiling_low=0.65)
     ax = panel(evaluation, best=str(evaluation["rsm"].values[5]))
     points = []
     for collection in ax.collections:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -25,7 +26,7 @@ _HATCHES = ("", "////", "....", "xxxx", "++++", "oooo")
 _FIRST, _NEXT = 3.2, 3.8
 # Room for marks above the highest bar, as a share of the panel.
 _ROOM = 0.24
-_MARK = {"s": 5.0, "linewidths": 0.5, "color": "black", "zorder": 4}
+_MARK: dict[str, Any] = {"s": 5.0, "linewidths": 0.5, "color": "black", "zorder": 4}
 
 
 def ceiling_bars(

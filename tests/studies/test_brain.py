@@ -1,4 +1,4 @@
-"""Brains as a study: the truth that was simulated comes out, nothing comes from nothing, and images are joined by name."""
+"""Brains as a study: a simulated truth comes out, nothing comes from nothing, and images are joined by name."""
 
 import csv
 import json
@@ -26,6 +26,7 @@ from rsm_probe.studies.registry import read_study
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMOKE = CONFIGS / "smoke" / "brain.yaml"
 TRUTH = "trained/layer2.0/optimal/cosine"
+FOUR = ["a.png", "b.png", "c.png", "d.png"]
 
 
 def changed(**changes) -> BrainConfig:
@@ -221,7 +222,7 @@ def test_the_images_that_both_have_are_used_in_the_order_of_the_study(tmp_path, 
 @pytest.mark.parametrize(
     ("images", "names", "indices", "by_stem"),
     [
-        (["a/1.png", "a/2.png", "b/3.png", "b/4.png"], ["b/4.png", "a/1.png", "a/2.png", "b/3.png"], [0, 1, 2, 3], False),
+        (["1.png", "a/2.png", "b/3.png", "b/4.png"], ["b/4.png", "1.png", "a/2.png", "b/3.png"], [0, 1, 2, 3], False),
         (["a/1.png", "a/2.png", "b/3.png", "b/4.png", "5.png"], ["5", "4", "3", "2"], [1, 2, 3, 4], True),
         (["1.png", "2.png", "3.png", "4.png"], ["x\\4.jpg", "x\\3.jpg", "x\\2.jpg", "x\\1.jpg"], [0, 1, 2, 3], True),
     ],
@@ -237,11 +238,11 @@ def test_names_join_as_they_are_or_without_folders_and_endings(images, names, in
 @pytest.mark.parametrize(
     ("images", "names", "message"),
     [
-        (["a.png", "b.png", "c.png", "d.png"], ["w", "x", "y", "z"], r"no images are both .*\(images: .*a.png.*; RDMs: .*w"),
-        (["a.png", "b.png", "c.png", "d.png"], ["a", "b", "y", "z"], "2 images are both among the images and in the RDMs"),
-        (["a.png", "b.png", "c.png", "d.png"], ["0", "1", "2", "3"], "by positions .* give their names .* subjects.ids"),
-        (["x/a.png", "y/a.png", "c.png", "d.png"], ["a", "b", "c", "d"], "'a' stands for several images: .*x/a.png"),
-        (["a.png", "b.png", "c.png", "d.png"], ["q/a", "r/a", "b", "c"], "'a' stands for several images of the RDMs"),
+        (FOUR, ["w", "x", "y", "z"], r"no images are both .*\(images: .*a.png.*; RDMs: .*w"),
+        (FOUR, ["a", "b", "y", "z"], "2 images are both among the images and in the RDMs"),
+        (FOUR, ["0", "1", "2", "3"], r"by positions .* give their names .* subjects.ids"),
+        (["x/a.png", "y/a.png", "c.png", "d.png"], ["a", "b", "c", "d"], r"'a' stands for several images: .*x/a.png"),
+        (FOUR, ["q/a", "r/a", "b", "c"], "'a' stands for several images of the RDMs"),
     ],
 )  # fmt: skip
 def test_names_that_say_too_little_are_refused(images, names, message):
@@ -319,7 +320,7 @@ def test_a_wrong_configuration_says_what_is_wrong(changes, message):
 
 def test_an_unknown_layer_of_the_truth_is_named_and_the_run_continues(run):
     truth = {"model": "trained", "layer": "layer9", "kernel": "cosine"}
-    with pytest.raises(ComparisonError, match="subjects.simulate: there are no pairs of layer 'layer9'"):
+    with pytest.raises(ComparisonError, match=r"subjects\.simulate: there are no pairs of layer 'layer9'"):
         changed(subjects={"simulate": truth}).run(run)
     assert changed().run(run).best["rsm"] == TRUTH
 

@@ -57,7 +57,8 @@ def _explained(result: BrainResult, kernel: str) -> Figure:
 def _differences(result: BrainResult, kernel: str) -> Figure:
     rows = [row for row in result.compared(NOTIONS_COMPARED) if row["kernel_a"] == kernel]
     names, matchings = distinct(rows, "model_a"), distinct(rows, "matching_a")
-    figure, axes = _panels(names, max(_bars_of([row for row in result.table if row["kernel"] == kernel], n) for n in names))
+    every = [row for row in result.table if row["kernel"] == kernel]
+    figure, axes = _panels(names, max(_bars_of(every, name) for name in names))
     titles = {name: f"{rule_words(name)} minus spatio-semantic" for name in matchings}
     styles = {titles[name]: style for name, style in rule_styles(matchings).items()}
     for ax, name in zip(axes.flat, names, strict=False):
@@ -84,8 +85,8 @@ def _mark_decided(ax: Axes, decided: Sequence[bool]) -> None:
     where = np.flatnonzero(decided)
     if len(where):
         ax.scatter(
-            where, np.full(len(where), 0.95), 14, "black", "*", transform=ax.get_xaxis_transform(), linewidths=0.3,
-            label="differ after correction",
+            where, np.full(len(where), 0.95), 14, "black", marker="*", transform=ax.get_xaxis_transform(),
+            linewidths=0.3, label="differ after correction",
         )  # fmt: skip
 
 

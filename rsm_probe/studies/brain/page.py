@@ -1,4 +1,4 @@
-"""The page of a study of brains: which layer and which notion of similarity explains the RDMs best, or that none does."""
+"""The page of a study of brains: which layer and which notion of similarity explains the RDMs best, if any does."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def answer(result: BrainResult) -> str:
     above = sum(row["above_chance"] for row in table)
     sentence = (
         f"The {rsm_words(best)} explains the RDMs of {whom} over {attributes['images']:,} images best: {what} "
-        f"{_value(best)}. {_ceiling_words(result)} {_reached(result, best)} {_tied_words(result)} {_notion_words(result)} "
+        f"{_value(best)}. {_ceiling_words(result)} {_reached(result, best)} {_tied_words(result)} "
+        f"{_notion_words(result)} "
         f"Of {len(table)} RSMs, {above} explain the RDMs better than chance."
     )
     return " ".join(sentence.split())
@@ -231,9 +232,8 @@ def _with_best(result: BrainResult) -> Section:
     assert best is not None
     return Section(
         heading,
-        f"The mean of the {rsm_words(best)} minus that of every other RSM, nearest first. The best was chosen among all "
-        "by the same data, so its lead is somewhat too large; repeat it on other images or subjects before you rely on "
-        "a small one.",
+        f"The mean of the {rsm_words(best)} minus that of every other RSM, nearest first. The best was picked by the "
+        "same data, so its lead is a little too large; repeat a small one on other images or subjects.",
         [Table("best", columns, cells)],
     )
 
@@ -271,8 +271,8 @@ def _method(result: BrainResult) -> Section:
         "How this was computed",
         f"{attributes['level']:.0%} intervals are t intervals with {attributes['dof']} degrees of freedom around the "
         f"mean; its standard error comes from {attributes['repeats']:,} draws of {drawn} with repetition.{dual}\n\n"
-        f"Above chance: a permutation test shuffles the images of all RDMs {attributes['repeats']:,} times and compares "
-        "every mean with the largest standardised mean of all RSMs in each order, so that p values hold for all RSMs "
-        f"together (Nichols & Holmes 2002).{ceiling}\n\n"
+        f"Above chance: a permutation test shuffles the images of all RDMs {attributes['repeats']:,} times and "
+        "compares every mean with the largest standardised mean of all RSMs in each order, so that p values hold for "
+        f"all RSMs together (Nichols & Holmes 2002).{ceiling}\n\n"
         f"p values of differences and of the noise ceiling are {correction}.",
     )

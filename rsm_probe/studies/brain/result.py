@@ -57,7 +57,7 @@ class BrainResult:
             {key: names[key][k] for key in names} | {key: float(evaluation[key][k]) for key in _VALUES}
             for k in range(len(names["rsm"]))
         ]
-        winner, error = best(evaluation), _error(evaluation)
+        winner, error, ceiling = best(evaluation), _error(evaluation), float(evaluation["ceiling_low"])
         notions = [
             (row["rsm"], other["rsm"])
             for row in rows
@@ -75,7 +75,7 @@ class BrainResult:
         for row in rows:
             row["above_chance"] = row["p_corrected"] <= error
             # The test against the ceiling has two sides.
-            row["below_ceiling"] = row["p_ceiling_corrected"] <= error and row["mean"] < evaluation["ceiling_low"].item()
+            row["below_ceiling"] = row["p_ceiling_corrected"] <= error and row["mean"] < ceiling
             row["best"] = row["rsm"] == winner
             row["tied_with_best"] = winner is not None and row["rsm"] not in apart and not row["best"]
         return cls(evaluation, rows, compared, facts, folder)

@@ -1,4 +1,4 @@
-"""Brains as a study: the RSMs of all layers against the RDMs of subjects, with intervals, tests and the noise ceiling."""
+"""Brains as a study: RSMs of all layers against RDMs of subjects, with intervals, tests and the noise ceiling."""
 
 from __future__ import annotations
 

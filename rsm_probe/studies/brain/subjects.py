@@ -108,9 +108,7 @@ class SubjectsConfig(Config):
     dissimilarity: str | None = Field(
         default=None, description="kind of distance, such as correlation or squared euclidean"
     )
-    intersection: bool = Field(
-        default=False, description="cut RDMs of different images to those that all of them hold"
-    )
+    intersection: bool = Field(default=False, description="cut RDMs of different images to those that all of them hold")
     allow_missing: bool = Field(default=False, description="skip pairs of images that an RDM misses (NaN)")
     simulate: SimulatedSubjects | None = Field(
         default=None, description="in place of path: subjects with known truth, or unrelated"
