@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+from matplotlib.transforms import ScaledTranslation
 
 from rsm_probe.figures.line_styles import rule_styles
 from rsm_probe.figures.style import labelled
@@ -25,8 +25,7 @@ _HATCHES = ("", "////", "....", "xxxx", "++++", "oooo")
 # Points from the end of an interval to the first mark above it, and from there to the second.
 _FIRST, _NEXT = 3.2, 3.8
 # Room for marks above the highest bar, as a share of the panel.
-_ROOM = 0.24
-_MARK: dict[str, Any] = {"s": 5.0, "linewidths": 0.5, "color": "black", "zorder": 4}
+_ROOM = 0.2
 
 
 def ceiling_bars(
@@ -43,8 +42,8 @@ def ceiling_bars(
 
     Layers stand side by side in their order, with a bar for each notion of similarity (matching). The grey band is the
     noise ceiling. A dot above a bar says that the RSM explains the subjects better than chance, a hollow triangle that
-    it stays below the lower noise ceiling, both after correction for the number of RSMs. At the top of the panel, a
-    star marks the best RSM and dashes those that cannot be told apart from it.
+    it stays below the lower noise ceiling, both after correction for the number of RSMs. A star marks the best RSM, and
+    dashes mark those that cannot be told apart from it.
 
     Args:
         ax: Axes to draw on.
@@ -90,14 +89,12 @@ def ceiling_bars(
     tops = np.fmax(high, 0)
     _mark(ax, x[above], tops[above], _FIRST, "above chance", marker="o")
     _mark(ax, x[below], tops[below], _FIRST + _NEXT * above[below], "below the noise ceiling", marker="v", hollow=True)
-    across = blended_transform_factory(ax.transData, ax.transAxes)
-    for marks, label, marker, size in (
-        ([name in tied and name != best for name in names], "not told apart from the best", "_", 9.0),
-        ([name == best for name in names], "best", "*", 16.0),
-    ):
-        if any(marks):
-            options = {**_MARK, "s": size, "linewidths": 0.7 if marker == "_" else 0.3}
-            ax.scatter(x[marks], np.full(sum(marks), 0.955), marker=marker, label=label, transform=across, **options)
+    # Above the other marks of a bar.
+    height = _FIRST + _NEXT * (above.astype(float) + below)
+    tie = np.array([name in tied and name != best for name in names])
+    _mark(ax, x[tie], tops[tie], height[tie], "tied with the best", marker="_", s=9.0, linewidths=0.8)
+    first = np.array([name == best for name in names])
+    _mark(ax, x[first], tops[first], height[first] + 1, "best", marker="*", s=18.0, linewidths=0.3)
     many = len(set(models)) > 1
     name_layers(ax.xaxis, [f"{model}, {layer}" if many else layer for model, layer in groups], rotation=90)
     ax.set_xlim(-0.6, len(groups) - 0.4)
@@ -141,14 +138,13 @@ def _limits(ax: Axes, parts: Sequence[np.ndarray]) -> None:
 
 
 def _mark(
-    ax: Axes, x: np.ndarray, y: np.ndarray, points: float | np.ndarray, label: str, *, marker: str, hollow: bool = False
+    ax: Axes, x: np.ndarray, y: np.ndarray, points: float | np.ndarray, label: str, *, hollow: bool = False, **look: Any
 ) -> None:
     """Draw marks some points above values."""
-    options = {**_MARK, "facecolor": "white", "edgecolor": "black"} if hollow else _MARK
-    if hollow:
-        options.pop("color")
+    colours = {"facecolor": "white", "edgecolor": "black"} if hollow else {"color": "black"}
+    options: dict[str, Any] = {"s": 5.0, "linewidths": 0.5, "zorder": 4, **colours, **look}
     distances = np.broadcast_to(points, x.shape)
     for distance in np.unique(distances):
         mine = distances == distance
         lifted = ax.transData + ScaledTranslation(0, distance / 72, ax.figure.dpi_scale_trans)
-        ax.scatter(x[mine], y[mine], marker=marker, label=label, transform=lifted, **options)
+        ax.scatter(x[mine], y[mine], label=label, transform=lifted, **options)

@@ -11,10 +11,8 @@ from matplotlib.figure import Figure
 
 from rsm_probe.figures import ceiling_bars, common_legend, interval_plot, lettered, print_style, rule_styles
 from rsm_probe.paper.by_matching import distinct
-from rsm_probe.paper.page_words import rule_words
-from rsm_probe.runs.tables import kernel_title
 from rsm_probe.studies.brain.result import NOTIONS_COMPARED, BrainResult
-from rsm_probe.studies.brain.words import measure_title
+from rsm_probe.studies.brain.words import counted_subjects, measure_title, notion_words
 
 # Inches of a page's width and of its column, of a bar, and of the height of a panel without the names of its layers.
 _PAGE, _COLUMN, _BAR, _HEIGHT = 7.0, 3.4, 0.11, 1.9
@@ -41,7 +39,7 @@ def _explained(result: BrainResult, kernel: str) -> Figure:
     best = next((row["rsm"] for row in rows if row["best"]), None)
     tied = {row["rsm"] for row in rows if row["tied_with_best"]}
     evaluation = result.evaluation
-    titles = {name: rule_words(name) for name in distinct(rows, "matching") if name not in ("identity", "optimal")}
+    titles = {name: notion_words(name) for name in distinct(rows, "matching")}
     for ax, name in zip(axes.flat, names, strict=False):
         mine = (evaluation["model"].values == name) & (evaluation["kernel"].values == kernel)
         left = ax in axes[:, 0]
@@ -59,7 +57,7 @@ def _differences(result: BrainResult, kernel: str) -> Figure:
     names, matchings = distinct(rows, "model_a"), distinct(rows, "matching_a")
     every = [row for row in result.table if row["kernel"] == kernel]
     figure, axes = _panels(names, max(_bars_of(every, name) for name in names))
-    titles = {name: f"{rule_words(name)} minus spatio-semantic" for name in matchings}
+    titles = {name: f"{notion_words(name)} minus spatio-semantic" for name in matchings}
     styles = {titles[name]: style for name, style in rule_styles(matchings).items()}
     for ax, name in zip(axes.flat, names, strict=False):
         mine = [row for row in rows if row["model_a"] == name]
@@ -74,18 +72,23 @@ def _differences(result: BrainResult, kernel: str) -> Figure:
             lines[titles[matching]] = [points.get(layer, _NOTHING) for layer in layers]
         meaning = "difference of the means" if ax in axes[:, 0] else ""
         interval_plot(ax, layers, lines, name, meaning, 0.0, styles=styles, joined=False)
-        _mark_decided(ax, [any(r["decided"] for r in mine if r["layer_a"] == layer) for layer in layers])
+    shown = list(axes.flat[: len(names)])
+    _same_limits(shown)
+    for ax, name in zip(shown, names, strict=True):
+        decided = {row["layer_a"]: False for row in rows if row["model_a"] == name}
+        decided |= {row["layer_a"]: True for row in rows if row["model_a"] == name and row["decided"]}
+        _mark_decided(ax, list(decided.values()))
     return _finished(result, figure, axes, kernel)
 
 
 def _mark_decided(ax: Axes, decided: Sequence[bool]) -> None:
-    """Put a star at the top of layers where a difference is decided."""
+    """Put a dot at the top of layers where a difference is decided."""
     bottom, top = ax.get_ylim()
     ax.set_ylim(bottom, top + 0.1 * (top - bottom))
     where = np.flatnonzero(decided)
     if len(where):
         ax.scatter(
-            where, np.full(len(where), 0.95), 14, "black", marker="*", transform=ax.get_xaxis_transform(),
+            where, np.full(len(where), 0.95), 6, "black", marker="o", transform=ax.get_xaxis_transform(),
             linewidths=0.3, label="differ after correction",
         )  # fmt: skip
 
@@ -121,7 +124,7 @@ def _finished(result: BrainResult, figure: Figure, axes: np.ndarray, kernel: str
         lettered(panels)
     count, images = result.evaluation.sizes["subject"], attributes["images"]
     figure.suptitle(
-        f"{count} {result.facts['dimension']}{'s' if count != 1 else ''}, {images:,} images, kernel "
-        f"{kernel_title(kernel)}, {attributes['level']:.0%} intervals"
+        f"{counted_subjects(count, result.facts['dimension'])}, {images:,} images, {kernel} kernel, "
+        f"{attributes['level']:.0%} intervals"
     )
     return common_legend(figure)

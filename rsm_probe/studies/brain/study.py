@@ -118,6 +118,7 @@ class BrainRunner(Runner[BrainConfig]):
     def __init__(self, study: BrainConfig, out: Path, execution: Execution | None = None) -> None:
         super().__init__(study, out, execution)
         self.pairs = PairsRunner(study.all_pairs(), self.folder, self.execution)
+        self._finished: BrainResult | None = None
 
     def load_images(self) -> None:
         """Load the images and the RDMs, and take the images that both have."""
@@ -141,6 +142,7 @@ class BrainRunner(Runner[BrainConfig]):
 
     def with_left(self, models: Mapping[str, LoadedModel], plans: list[ModelPlan]) -> list[ModelPlan]:
         """See `Runner.with_left`."""
+        self._finished = self._finished_result(models)
         return self.pairs.with_left(models, plans)
 
     def disk_seconds(self, layer: LayerCost) -> float:
@@ -174,23 +176,23 @@ class BrainRunner(Runner[BrainConfig]):
     def plan(self) -> StudyPlan:
         """See `Runner.plan`."""
         plan = super().plan()
-        matched = all(model.left is not None and not model.left.pairs_of_all for model in plan.models)
         simulate = self.study.subjects.simulate
         if simulate is not None:
             of_subjects = str(simulate)
         else:
             assert self.subjects is not None
             of_subjects = f"RDMs of {len(self.subjects)} {self.subjects.dimension}s; {self.joined}"
-        return replace(plan, finished=matched and self._finished() is not None, reuse=[f"  {of_subjects}"])
+        return replace(plan, finished=self._finished is not None, reuse=[f"  {of_subjects}"])
 
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
     ) -> BrainResult:
         """Match all pairs of images, and compare all RSMs with those of the subjects."""
+        require_there()
+        if (finished := self._finished_result(models)) is not None:
+            return finished
         matched = self.pairs.match(models, require_there)
         layers = list(dict.fromkeys((row["model"], row["layer"]) for row in matched.table))
-        if (finished := self._finished()) is not None:
-            return finished
         self._require_memory(len(layers))
         subjects = self._subjects(matched)
         rsms = self._rsms(matched, layers)
@@ -209,7 +211,7 @@ class BrainRunner(Runner[BrainConfig]):
             "dissimilarity": subjects.dissimilarity or subjects.kind,
             "names": list(subjects.names),
             "joined": str(self.joined),
-            "settings": self._settings(),
+            "settings": self._settings(models),
         }
         require_there()
         result = BrainResult.of(evaluation, facts, self.folder)
@@ -246,23 +248,24 @@ class BrainRunner(Runner[BrainConfig]):
             raise ComparisonError(f"subjects.simulate: {error}") from None
         return simulate.made(truth, self.images.ids)
 
-    def _settings(self) -> str:
-        """Hash of what the result depends on, apart from the pairs, which know their own settings."""
+    def _settings(self, models: Mapping[str, LoadedModel]) -> str:
+        """Hash of what the result depends on."""
         study = self.study
         settings = study.model_dump_json(exclude={*study.execution_keys, "store", "tile", "batch_size"})
-        digest = hashlib.sha256(json.dumps([settings, self.images.fingerprint()]).encode())
+        contents = {name: model.fingerprint for name, model in models.items()}
+        digest = hashlib.sha256(json.dumps([settings, contents, self.images.fingerprint()]).encode())
         if self.subjects is not None:
             digest.update("\n".join([*self.subjects.names, *self.subjects.ids]).encode())
             digest.update(self.subjects.similarities.tobytes())
         return digest.hexdigest()
 
-    def _finished(self) -> BrainResult | None:
+    def _finished_result(self, models: Mapping[str, LoadedModel]) -> BrainResult | None:
         """The result in the folder, if it is that of these settings."""
         try:
             result = BrainResult.open(self.folder)
         except StorageError:  # it is made again
             return None
-        return result if result.facts["settings"] == self._settings() else None
+        return result if result.facts["settings"] == self._settings(models) else None
 
     def provenance(self) -> dict[str, Any]:
         """The seeds, the number of images, and the images that were left out."""
