@@ -126,7 +126,7 @@ WORDS = (
     Word(
         "dual bootstrap", r"\b[Dd]ual bootstrap\b",
         "How much a mean may depend on which images and which subjects were taken: both are drawn again at random with "
-        "repetition, and what this counts twice is removed.",
+        "repetition, and what this counts too often is removed.",
         "Schütt et al. 2023",
     ),
     Word(

@@ -136,7 +136,7 @@ def test_its_page_answers_first(finished, monkeypatch):
     monkeypatch.setattr("rsm_probe.pairs.on_disk.open_pairs", lambda *_: pytest.fail("a page reads no pairs"))
     page = read_study(SMOKE).page(folder)
     low, high = result.ceiling
-    assert page.answer.startswith("The semantic RSM of layer layer2.0 of trained (Cosine Sim.) explains the RDMs of 6")
+    assert page.answer.startswith("The semantic RSM of layer2.0 of trained (cosine kernel) explains the RDMs of 6")
     assert f"{result.best['mean']:.3f} [{result.best['low']:.3f}, {result.best['high']:.3f}]" in page.answer
     assert f"The noise ceiling is {low:.3f} to {high:.3f}" in page.answer
     assert "30 images" in page.answer

@@ -93,8 +93,10 @@ def _reached(result: BrainResult, best: Row) -> str:
     if math.isnan(result.ceiling[0]):
         return ""
     if best["below_ceiling"]:
-        return "It stays below the ceiling: there is more to explain."
-    return "It is not shown to stay below the ceiling."
+        return "It stays below the ceiling, so something that subjects share is left to explain."
+    if best["mean"] >= result.ceiling[0]:
+        return "It reaches the ceiling, so it explains all that these subjects are known to share."
+    return "It lies below the ceiling by no more than chance explains."
 
 
 def _tied_words(result: BrainResult) -> str:
@@ -153,7 +155,7 @@ def _explained(result: BrainResult) -> Section:
             "Means over subjects with their intervals, by layer. Filled points are above chance after correction. The "
             "grey band is the noise ceiling, the dashed line marks 0. Click on the legend, or tap it, to single out a "
             "notion of similarity.",
-            Table("brain", keys, cells),
+            Table("brain", keys, cells, digits=4),
         ),
         Group("The figure for print", figures),
     ]  # fmt: skip
@@ -207,7 +209,7 @@ def _notions(result: BrainResult) -> Section:
         "Hollow points are undecided."
     )
     caption = "Differences with their intervals; the dashed line marks 0."
-    return Section(heading, text, [Chart("notions", chart, caption, Table("notions", keys, cells))])
+    return Section(heading, text, [Chart("notions", chart, caption, Table("notions", keys, cells, digits=4))])
 
 
 def _who(row: Row) -> str:
@@ -234,7 +236,7 @@ def _with_best(result: BrainResult) -> Section:
         heading,
         f"The mean of the {rsm_words(best)} minus that of every other RSM, nearest first. The best was picked by the "
         "same data, so its lead is a little too large; repeat a small one on other images or subjects.",
-        [Table("best", columns, cells)],
+        [Table("best", columns, cells, digits=4)],
     )
 
 
@@ -256,7 +258,7 @@ def _method(result: BrainResult) -> Section:
     drawn = _DRAWN[attributes["draw"]].format(dimension=dimension)
     correction = _CORRECTIONS[correction_of(attributes["correction"])]
     dual = (
-        " The dual bootstrap draws images and subjects together and removes what it counts twice (Schütt et al. 2023)."
+        " The dual bootstrap draws images and subjects together and removes what it counts too often (Schütt et al. 2023)."
         if attributes["draw"] == "both"
         else ""
     )

@@ -166,6 +166,8 @@ class JoinedImages:
     by_stem: bool = False
 
     def __str__(self) -> str:
+        if len(self.indices) == self.of_study == self.of_subjects:
+            return f"all {self.of_study:,} images are used"
         by = ", joined by file names without folders and endings" if self.by_stem else ""
         return (
             f"{len(self.indices):,} images are used: of {self.of_study:,} images of the study and {self.of_subjects:,} "

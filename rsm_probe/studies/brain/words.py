@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rsm_probe.paper.page_words import rule_words
-from rsm_probe.runs.tables import Row, kernel_title
+from rsm_probe.runs.tables import Row
 
 # Measure -> what its values are.
 _MEASURES = {
@@ -32,7 +32,9 @@ def notion_words(matching: str) -> str:
 def rsm_words(row: Row, side: str = "") -> str:
     """An RSM in a sentence: the notion, layer, model and kernel of a row, or of one side of a difference."""
     matching, layer, model, kernel = (row[f"{key}{side}"] for key in ("matching", "layer", "model", "kernel"))
-    return f"{notion_words(matching)} RSM of layer {layer} of {model} ({kernel_title(kernel)})"
+    # Layers of a sequence of modules are called by numbers.
+    where = layer if any(letter.isalpha() for letter in layer) else f"layer {layer}"
+    return f"{notion_words(matching)} RSM of {where} of {model} ({kernel} kernel)"
 
 
 def counted_subjects(count: int, dimension: str) -> str:
