@@ -292,6 +292,86 @@ def test_other_rdms_under_the_same_path_are_compared_anew(monkeypatch, run):
     assert means[0] != means[1]
 
 
+@pytest.fixture
+def files(tmp_path) -> tuple[Path, np.ndarray]:
+    """A folder with the RDM of each of 5 subjects, all of them in one file, and the names of their images."""
+    subjects = rdms(read_study(SMOKE).images.load().ids)
+    folder = tmp_path / "data"
+    (folder / "single").mkdir(parents=True)
+    stack = np.stack([rsm.distances for rsm in subjects.values()])
+    np.save(folder / "all.npy", stack)
+    for number, one in enumerate(stack, 1):
+        np.save(folder / "single" / f"sub-{number}.npy", one)
+    (folder / "images.txt").write_text("\n".join(subjects.ids))
+    (folder / "events.csv").write_text("onset,stimulus\n" + "\n".join(f"1,{name}" for name in subjects.ids))
+    (folder / "empty").mkdir()
+    return folder, stack
+
+
+def configured(folder: Path, **subjects) -> Path:
+    """The smoke configuration with RDMs from files, in a folder."""
+    file = folder / "c.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(SMOKE.read_text()) | {"subjects": subjects}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("path", "ids"),
+    [
+        ("all.npy", "images.txt"),
+        ("single", "images.txt"),
+        ("single/sub-*.npy", "events.csv:stimulus"),
+        (["single/sub-1.npy", "single/sub-2.npy"], "images.txt"),
+        ({"anna": "single/sub-1.npy", "ben": "single/sub-2.npy"}, "images.txt"),
+    ],
+)
+def test_rdms_are_read_from_files_beside_the_configuration(files, path, ids):
+    folder, stack = files
+    rsms = read_study(configured(folder, path=path, ids=ids, dissimilarity="correlation")).subjects.read()
+    assert len(rsms) == (5 if isinstance(path, str) else 2)
+    np.testing.assert_allclose(next(iter(rsms.values())).distances, stack[0])
+    assert rsms.names[:2] == (["anna", "ben"] if isinstance(path, dict) else rsms.names[:2])
+    assert rsms.ids == read_study(SMOKE).images.load().ids
+
+
+def test_a_run_over_files_is_drawn_again_from_anywhere(files, run, monkeypatch, tmp_path):
+    folder, _ = files
+    study = read_study(configured(folder, path="all.npy", ids="images.txt", dissimilarity="correlation"))
+    result = study.run(run)
+    assert "all 30 images are used" in str(result)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["figures", str(run)])
+    assert done.exit_code == 0, done.output
+    assert "RDMs (correlation) of 5 subjects" in study.page(run).setting
+
+
+@pytest.mark.parametrize(
+    ("subjects", "error", "message"),
+    [
+        ({"path": "empty"}, StorageError, "empty"),
+        ({"path": "nowhere.npy"}, StorageError, r"nowhere\.npy"),
+        ({"path": "none-*.npy"}, StorageError, r"no file matches"),
+        ({"path": "all.npy", "ids": ["a", "b"]}, ComparisonError, "ids"),
+        ({"path": "all.npy"}, ComparisonError, "by positions"),
+        ({"path": "all.npy", "ids": "events.csv:onset"}, ComparisonError, "'1'|more than once|repeated"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused_before_any_work(files, tmp_path, subjects, error, message):
+    folder, _ = files
+    with pytest.raises(error, match=message):
+        read_study(configured(folder, **subjects)).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_values_in_files_are_refused_with_the_way_to_skip_them(files, tmp_path):
+    folder, stack = files
+    stack[0, 1, 2] = stack[0, 2, 1] = np.nan
+    np.save(folder / "all.npy", stack)
+    config = configured(folder, path="all.npy", ids="images.txt", dissimilarity="correlation")
+    with pytest.raises(ComparisonError, match="allow_missing"):
+        read_study(config).run(tmp_path / "run")
+
+
 # What is wrong
 
 

@@ -258,7 +258,8 @@ def _method(result: BrainResult) -> Section:
     drawn = _DRAWN[attributes["draw"]].format(dimension=dimension)
     correction = _CORRECTIONS[correction_of(attributes["correction"])]
     dual = (
-        " The dual bootstrap draws images and subjects together and removes what it counts too often (Schütt et al. 2023)."
+        " The dual bootstrap draws images and subjects together, and removes what this counts too often (Schütt et al. "
+        "2023)."
         if attributes["draw"] == "both"
         else ""
     )
