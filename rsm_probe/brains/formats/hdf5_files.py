@@ -16,7 +16,7 @@ from rsm_probe.brains.formats.stored import (
     ReadOptions,
     StoredRdm,
     Variables,
-    could_be_rdms,
+    candidates,
     rdms_in,
     readable,
     require_room,
@@ -44,12 +44,9 @@ def read_hdf5(file: Path, options: ReadOptions) -> list[StoredRdm]:
             return _of_rsatoolbox(root, items, file, options)
         datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
         described = {name: f"{dataset.dtype} {dataset.shape}" for name, dataset in datasets.items()}
-        numbers = [
-            name
-            for name, dataset in datasets.items()
-            if dataset.dtype.kind in "fiubc" and could_be_rdms(dataset.shape or ())
-        ]
-        return rdms_in(Variables(described, numbers, lambda name: values_of(datasets[name], file)), file, options)
+        shapes = {name: dataset.shape or () for name, dataset in datasets.items() if dataset.dtype.kind in "fiubc"}
+        variables = Variables(described, candidates(shapes), lambda name: values_of(datasets[name], file))
+        return rdms_in(variables, file, options)
 
 
 def import_h5py(file: Path) -> ModuleType:

@@ -1,11 +1,13 @@
 """`.mat`: arrays, cells and structs of all versions of the format.
 
-SciPy reads versions 4 to 7. Version 7.3 is HDF5: arrays have their axes reversed, texts are UTF-16, and cells and arrays
-of structs hold references to what they contain.
+SciPy reads versions 4 to 7. Version 7.3 is HDF5: arrays have their axes reversed, texts are UTF-16, and cells and
+arrays of structs hold references to what they contain.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from rsm_probe.brains.formats.stored import (
     ReadOptions,
     StoredRdm,
     Variables,
-    could_be_rdms,
+    candidates,
     rdms_in,
     readable,
     require_room,
@@ -49,19 +51,12 @@ def read_matlab(file: Path, options: ReadOptions) -> list[StoredRdm]:
             return rdms_in(_in_hdf5(root, file), file, options, matlab=True)
 
 
-def _candidates(classes: dict[str, tuple[str, tuple[int, ...]]]) -> list[str]:
-    """Variables that may hold RDMs: arrays and structs, or else cells, which often hold names."""
-    arrays = [
-        name
-        for name, (kind, shape) in classes.items()
-        if kind == "struct" or (kind in (*_NUMBERS, "sparse") and could_be_rdms(shape))
-    ]
-    return arrays or [name for name, (kind, _) in classes.items() if kind == "cell"]
-
-
-def _variables(classes: dict[str, tuple[str, tuple[int, ...]]], value: Any) -> Variables:
+def _variables(classes: dict[str, tuple[str, tuple[int, ...]]], value: Callable[[str], Any]) -> Variables:
+    """Variables by class and shape. RDMs are in arrays or structs, or else in cells, which often hold names."""
     described = {name: f"{kind} {shape}" for name, (kind, shape) in classes.items()}
-    return Variables(described, _candidates(classes), value)
+    arrays = candidates({name: shape for name, (kind, shape) in classes.items() if kind in (*_NUMBERS, "sparse")})
+    by_class = {kind: [name for name, (other, _) in classes.items() if other == kind] for kind in ("struct", "cell")}
+    return Variables(described, [*arrays, *by_class["struct"]] or by_class["cell"], value)
 
 
 def _by_scipy(file: Path) -> Variables:
@@ -74,8 +69,7 @@ def _by_scipy(file: Path) -> Variables:
         raise StorageError(f"cannot read {file}: {error}") from error
 
     def value(name: str) -> Any:
-        kind, shape = classes[name]
-        require_room(int(np.prod(shape, dtype=object)), f"{name} in {file}")
+        require_room(math.prod(classes[name][1]), f"{name} in {file}")
         try:
             return _plain(loadmat(file, appendmat=False, variable_names=[name])[name], f"{name} in {file}")
         except MatReadError as error:

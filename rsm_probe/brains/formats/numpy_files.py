@@ -13,7 +13,7 @@ from rsm_probe.brains.formats.stored import (
     ReadOptions,
     StoredRdm,
     Variables,
-    could_be_rdms,
+    candidates,
     rdms_in,
     readable,
     require_room,
@@ -67,8 +67,8 @@ def read_npz(file: Path, options: ReadOptions) -> list[StoredRdm]:
             return array
 
         described = {name: f"{dtype} {shape}" for name, (shape, dtype, _) in headers.items()}
-        numbers = [name for name, (shape, dtype, _) in headers.items() if dtype.kind in "fiubc" and could_be_rdms(shape)]
-        return rdms_in(Variables(described, numbers, value), file, options)
+        shapes = {name: shape for name, (shape, dtype, _) in headers.items() if dtype.kind in "fiubc"}
+        return rdms_in(Variables(described, candidates(shapes), value), file, options)
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

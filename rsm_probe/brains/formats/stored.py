@@ -104,13 +104,31 @@ def images_of_pairs(pairs: int) -> int | None:
     return images if pairs > 0 and images * (images - 1) == 2 * pairs else None
 
 
-def could_be_rdms(shape: Sequence[int]) -> bool:
-    """Whether an array of this shape may hold RDMs of three images or more."""
-    sides = [side for side in shape if side != 1]
-    if len(sides) < 3:
-        square = len(sides) == 2 and sides[0] == sides[1] and sides[0] > 2
-        return square or any((images_of_pairs(side) or 0) > 2 for side in sides)
-    return len(sides) == 3 and (sides[0] == sides[1] or sides[1] == sides[2]) and sides[1] > 2
+def candidates(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Names of the arrays whose shape may be that of RDMs.
+
+    A vector of pairs of fewer images than another array has is left out: it rather holds a fact of each subject.
+    """
+    counts = {name: _images_in(shape) for name, shape in shapes.items()}
+    least = min(3, max(counts.values(), default=0))  # of two images only if there is nothing else
+    images = {name: count for name, count in counts.items() if count >= max(least, 2)}
+    vectors = {name for name in images if len(_long_sides(shapes[name])) == 1}
+    most = max((count for name, count in images.items() if name not in vectors), default=0)
+    return [name for name, count in images.items() if name not in vectors or count >= most]
+
+
+def _long_sides(shape: Sequence[int]) -> list[int]:
+    return [side for side in shape if side != 1]
+
+
+def _images_in(shape: Sequence[int]) -> int:
+    """Number of images of RDMs in an array of this shape; 0 if these cannot be RDMs."""
+    sides = _long_sides(shape)
+    if len(sides) == 2 and sides[0] == sides[1]:
+        return sides[0]
+    if len(sides) in (1, 2):
+        return max(images_of_pairs(side) or 0 for side in sides)
+    return sides[1] if len(sides) == 3 and sides[1] in (sides[0], sides[2]) else 0
 
 
 def require_room(numbers: int, where: str) -> None:
