@@ -226,7 +226,13 @@ def _labels(
 
 
 def _as_rsm(
-    rdm: StoredRdm, ids: Sequence[str] | None, where: str, kind: str, dissimilarity: str | None, *, allow_missing: bool
+    rdm: StoredRdm,
+    ids: Sequence[str] | None,
+    where: str,
+    kind: Literal["distance", "similarity"],
+    dissimilarity: str | None,
+    *,
+    allow_missing: bool,
 ) -> RSM:
     """Check an RDM, with the file and subject in messages."""
     if kind == "similarity" and rdm.pairs_only:

@@ -15,6 +15,7 @@ import numpy as np
 
 from rsm_probe.brains.formats.hdf5_files import import_h5py, items_of, values_of
 from rsm_probe.brains.formats.stored import (
+    Fields,
     ReadOptions,
     StoredRdm,
     Variables,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import h5py
 
 _NUMBERS = ("double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+# MATLAB writes a header of its own before that of HDF5.
+_HEADER, _HDF5 = 512, b"\x89HDF\r\n\x1a\n"
 # Structs in cells in structs: more cannot be RDMs, and references could lead in circles.
 _DEEPEST = 3
 
@@ -44,8 +47,8 @@ def read_matlab(file: Path, options: ReadOptions) -> list[StoredRdm]:
     """
     with readable(file):
         with file.open("rb") as stream:
-            is_hdf5 = stream.read(10) == b"MATLAB 7.3"
-        if not is_hdf5:
+            start = stream.read(_HEADER + len(_HDF5))
+        if not start.endswith(_HDF5):
             return rdms_in(_by_scipy(file), file, options, matlab=True)
         with import_h5py(file).File(file, "r") as root:
             return rdms_in(_in_hdf5(root, file), file, options, matlab=True)
@@ -79,14 +82,17 @@ def _by_scipy(file: Path) -> Variables:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """What SciPy made of a variable, as numbers, texts, lists, and dictionaries for structs."""
+    """What SciPy made of a variable, as numbers, texts, and lists, also of the fields of structs."""
     if hasattr(value, "toarray"):
         raise _sparse(where)
     if not isinstance(value, np.ndarray):
         raise ComparisonError(f"{where} is neither an array, a cell array nor a struct")
     if value.dtype.names is not None:
-        entries = value.ravel(order="F")
-        return [{name: _plain(entry[name], f"{where}.{name}") for name in value.dtype.names} for entry in entries]
+        names = value.dtype.names
+        return [
+            Fields(names, lambda name, entry=entry: _plain(entry[name], f"{where}.{name}"))  # type: ignore[misc]
+            for entry in value.ravel(order="F")
+        ]
     if value.dtype.kind == "O":
         return [_plain(entry, where) for entry in value.ravel(order="F")]
     return [str(text).rstrip() for text in value.ravel()] if value.dtype.kind == "U" else value
@@ -135,16 +141,19 @@ def _referred(root: h5py.File, item: Any, file: Path, where: str, depth: int) ->
     return values.T
 
 
-def _structs(root: h5py.File, group: Any, file: Path, where: str, depth: int) -> list[dict[str, Any]]:
-    """One dictionary for a struct, or one per entry of an array of structs, whose fields are references."""
+def _structs(root: h5py.File, group: Any, file: Path, where: str, depth: int) -> list[Fields]:
+    """One struct, or those of an array of structs, whose fields hold references."""
     from h5py import HardLink
 
-    fields = {name: group[name] for name in group if isinstance(group.get(name, getlink=True), HardLink)}
+    items = {name: group[name] for name in group if isinstance(group.get(name, getlink=True), HardLink)}
     # Fields of one struct have classes of their own; those of an array of structs have none.
-    if not fields or any(_class(item) for item in fields.values()):
-        return [{name: _referred(root, item, file, f"{where}.{name}", depth + 1) for name, item in fields.items()}]
-    columns = {name: _referred(root, item, file, f"{where}.{name}", depth) for name, item in fields.items()}
-    return [dict(zip(columns, entry, strict=True)) for entry in zip(*columns.values(), strict=True)]
+    if not items or any(_class(item) for item in items.values()):
+        return [Fields(items, lambda name: _referred(root, items[name], file, f"{where}.{name}", depth + 1))]
+    references = {name: item[()].ravel() for name, item in items.items()}
+    return [
+        Fields(items, lambda name, k=k: _referred(root, root[references[name][k]], file, f"{where}.{name}", depth + 1))  # type: ignore[misc]
+        for k in range(min(map(len, references.values())))
+    ]
 
 
 def _sparse(where: str) -> ComparisonError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +77,36 @@ class Variables:
     Attributes:
         described: name -> type and shape, for messages.
         candidates: names of those that may hold RDMs.
-        value: reads one: an array of numbers or texts, a list of them, or a list of structs (dictionaries).
+        value: reads one: an array of numbers or texts, a list of them, or a list of structs (`Fields`).
     """
 
     described: Mapping[str, str]
     candidates: Sequence[str]
     value: Callable[[str], Any]
+
+
+class Fields(Mapping[str, Any]):
+    """The fields of a struct, each read when it is used: only some of them have to be readable.
+
+    Args:
+        names: names of the fields.
+        read: reads one of them.
+    """
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
+        self._names = tuple(names)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @contextmanager
@@ -158,7 +182,7 @@ def rdms_in(variables: Variables, file: Path, options: ReadOptions, *, matlab: b
         ids = _texts_of(variables, options.descriptor, "descriptor", file)
     value = variables.value(name)
     where = f"{name} in {file}"
-    if isinstance(value, list) and value and isinstance(value[0], dict):
+    if isinstance(value, list) and value and isinstance(value[0], Fields):
         return [
             rdm
             for number, fields in enumerate(value, 1)
@@ -169,7 +193,7 @@ def rdms_in(variables: Variables, file: Path, options: ReadOptions, *, matlab: b
 
 
 def _of_struct(
-    fields: Mapping[str, Any], where: str, subjects: str | None, ids: Sequence[str] | None, *, matlab: bool
+    fields: Fields, where: str, subjects: str | None, ids: Sequence[str] | None, *, matlab: bool
 ) -> list[StoredRdm]:
     """RDMs of a struct as rsatoolbox for MATLAB makes it, with the fields RDM, name and color."""
     field = next((field for field in fields if field.lower() == "rdm"), "RDM")
@@ -203,7 +227,7 @@ def stored(
         ComparisonError: the contents are not RDMs, or there are more or fewer names than RDMs.
     """
     parts = value if isinstance(value, list) else [value]
-    if not parts or any(isinstance(part, list | dict | str) for part in parts):
+    if not parts or any(isinstance(part, list | Fields | str) for part in parts):
         raise ComparisonError(f"{where} holds no numbers; {_SHAPES}")
     images = None if ids is None else len(ids)
     stacks = [matrices(part, where, images, matlab=matlab) for part in parts]
