@@ -83,7 +83,7 @@ def values_of(dataset: h5py.Dataset, file: Path) -> np.ndarray:
     """
     from h5py import check_string_dtype
 
-    where = f"{dataset.name} in {file}"
+    where = f"{file}: {dataset.name}"
     if dataset.shape is None:
         return np.empty(0)
     if dataset.is_virtual or dataset.external:
@@ -110,7 +110,7 @@ def _of_rsatoolbox(root: h5py.File, items: Mapping[str, Any], file: Path, option
     return stored(
         values_of(items["dissimilarities"], file),
         str(file),
-        names=None if subject is None else _names(subjects[subject], f"{subject} in {file}", file),
+        names=None if subject is None else _names(subjects[subject], f"{file}: {subject}", file),
         ids=ids,
         dissimilarity=measure if isinstance(measure, str) else None,
     )
@@ -121,7 +121,7 @@ def _image_names(items: Mapping[str, Any], descriptor: str | None, file: Path) -
     known = [name for name in patterns if name != "index"]
     name = descriptor or "image"
     if name in patterns:
-        return _names(patterns[name], f"{name} in {file}", file)
+        return _names(patterns[name], f"{file}: {name}", file)
     # Do not invent names: they would agree with those of any other RSM, whatever the order of its images.
     if descriptor is not None or known:
         raise ComparisonError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsm_probe.brains.formats.hdf5_files import import_h5py, items_of, values_of
+from rsm_probe.brains.formats.matlab_elements import require_sound
 from rsm_probe.brains.formats.stored import (
     Fields,
     ReadOptions,
@@ -49,6 +50,8 @@ def read_matlab(file: Path, options: ReadOptions) -> list[StoredRdm]:
         with file.open("rb") as stream:
             start = stream.read(_HEADER + len(_HDF5))
         if not start.endswith(_HDF5):
+            if 0 not in start[:4]:  # as in version 4, which has neither a header nor elements
+                require_sound(file)
             return rdms_in(_by_scipy(file), file, options, matlab=True)
         with import_h5py(file).File(file, "r") as root:
             return rdms_in(_in_hdf5(root, file), file, options, matlab=True)
@@ -72,9 +75,9 @@ def _by_scipy(file: Path) -> Variables:
         raise StorageError(f"cannot read {file}: {error}") from error
 
     def value(name: str) -> Any:
-        require_room(math.prod(classes[name][1]), f"{name} in {file}")
+        require_room(math.prod(classes[name][1]), f"{file}: {name}")
         try:
-            return _plain(loadmat(file, appendmat=False, variable_names=[name])[name], f"{name} in {file}")
+            return _plain(loadmat(file, appendmat=False, variable_names=[name])[name], f"{file}: {name}")
         except MatReadError as error:
             raise StorageError(f"cannot read {name} in {file}: {error}") from error
 
@@ -101,7 +104,7 @@ def _plain(value: Any, where: str) -> Any:
 def _in_hdf5(root: h5py.File, file: Path) -> Variables:
     items = {name: item for name, item in items_of(root).items() if "/" not in name and name[0] != "#"}
     classes = {name: (_class(item), _shape(item)) for name, item in items.items()}
-    return _variables(classes, lambda name: _referred(root, items[name], file, f"{name} in {file}", 0))
+    return _variables(classes, lambda name: _referred(root, items[name], file, f"{file}: {name}", 0))
 
 
 def _class(item: Any) -> str:

@@ -57,10 +57,10 @@ def read_npz(file: Path, options: ReadOptions) -> list[StoredRdm]:
 
         def value(name: str) -> Any:
             shape, dtype, begin = headers[name]
-            _require_plain(dtype, f"{name} in {file}")
+            _require_plain(dtype, f"{file}: {name}")
             if begin + math.prod(shape) * dtype.itemsize != entries[name].file_size:
                 raise StorageError(f"{name} in {file} declares another size than it has; save it again")
-            require_room(math.prod(shape), f"{name} in {file}")
+            require_room(math.prod(shape), f"{file}: {name}")
             with archive.open(entries[name]) as stream:
                 array = np.lib.format.read_array(stream, allow_pickle=False)
                 stream.read(1)  # the end of an entry, where its checksum is compared

@@ -181,7 +181,7 @@ def rdms_in(variables: Variables, file: Path, options: ReadOptions, *, matlab: b
     if options.descriptor is not None:
         ids = _texts_of(variables, options.descriptor, "descriptor", file)
     value = variables.value(name)
-    where = f"{name} in {file}"
+    where = f"{file}: {name}"
     if isinstance(value, list) and value and isinstance(value[0], Fields):
         return [
             rdm
@@ -356,7 +356,7 @@ def _select(variables: Variables, key: str | None, file: Path) -> str:
 
 def _texts_of(variables: Variables, name: str, argument: str, file: Path) -> list[str]:
     _require_variable(variables, name, argument, file)
-    return texts(variables.value(name), f"{name} in {file}")
+    return texts(variables.value(name), f"{file}: {name}")
 
 
 def _require_variable(variables: Variables, name: str, argument: str, file: Path) -> None:
