@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rsm_probe.arrays import require_distances
 from rsm_probe.brains.formats.hdf5_files import read_hdf5
 from rsm_probe.brains.formats.matlab_files import read_matlab
 from rsm_probe.brains.formats.numpy_files import read_npy, read_npz
 from rsm_probe.brains.formats.stored import ReadOptions, StoredRdm
 from rsm_probe.brains.formats.tables import read_names, read_table
-from rsm_probe.arrays import require_distances
 from rsm_probe.checks import brief, listed, require_text, require_texts
 from rsm_probe.errors import ComparisonError, StorageError, did_you_mean, repeated
 from rsm_probe.similarity import RSM, RSMs
@@ -161,13 +161,12 @@ def _of_folder(folder: Path) -> list[Path]:
         pickles = [file for file in files if file.suffix.lower() in _PICKLES]
         if pickles:
             raise _unsafe(pickles[0])
-        raise StorageError(
-            f"{folder} has no files of RDMs ({', '.join(FORMATS)}), but {listed([e.name for e in entries]) or 'nothing'}"
-        )
+        others = listed([entry.name for entry in entries]) or "nothing"
+        raise StorageError(f"{folder} has no files of RDMs ({', '.join(FORMATS)}), but {others}")
     if len(suffixes := sorted({file.suffix for file in readable})) > 1:
         raise StorageError(
-            f"{folder} has files of several formats ({', '.join(suffixes)}); name those with RDMs by a pattern, such as "
-            f"'{folder}/*{suffixes[0]}'"
+            f"{folder} has files of several formats ({', '.join(suffixes)}); name those with RDMs by a pattern, such "
+            f"as '{folder}/*{suffixes[0]}'"
         )
     return readable
 
@@ -227,22 +226,30 @@ def _labels(
 
 
 def _as_rsm(
-    rdm: StoredRdm, ids: Sequence[str] | None, where: str, kind: str, dissimilarity: str | None, *, allow_missing: bool
+    rdm: StoredRdm,
+    ids: Sequence[str] | None,
+    where: str,
+    kind: Literal["distance", "similarity"],
+    dissimilarity: str | None,
+    *,
+    allow_missing: bool,
 ) -> RSM:
     """Check an RDM, with the file and subject in messages."""
     if kind == "similarity" and rdm.pairs_only:
         raise ComparisonError(
-            f"{where}: there are pairs of different images only, and similarities need those of images with themselves; "
-            "save square matrices"
+            f"{where}: there are pairs of different images only, and similarities need those of images with "
+            "themselves; save square matrices"
         )
+    if len(rdm.values) < 2:
+        raise ComparisonError(f"{where}: there is one image, and thus no pair of images")
     if ids is not None and rdm.ids is not None and list(ids) != list(rdm.ids) and set(ids) == set(rdm.ids):
-        raise ComparisonError(f"{where}: ids= holds the images of the file in another order; leave it out, and reorder")
+        raise ComparisonError(f"{where}: ids= holds the images of the file in another order; give them in its order")
     name = (dissimilarity or rdm.dissimilarity) if kind == "distance" else dissimilarity
     if kind == "distance":
         try:
             require_distances(rdm.values, "the matrix", ComparisonError, named=bool(name))
         except ComparisonError as error:
-            raise ComparisonError(f"{where}: {error}; read_rsms(..., kind='similarity') reads similarities") from error
+            raise ComparisonError(f"{where}: {error}, as in read_rsms(..., kind='similarity')") from error
     try:
         return RSM.from_array(
             rdm.values, rdm.ids if ids is None else ids, kind=kind, dissimilarity=name, allow_missing=allow_missing

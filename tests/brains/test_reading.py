@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -45,11 +46,11 @@ def read_back(path, **options) -> np.ndarray:
     return np.stack([rsm.distances for rsm in rsms.values()])
 
 
-def refusal(kind, path, **options) -> str:
+def refusal(error, path, **options) -> str:
     """The message with which a file is refused, after no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(kind) as caught:
+        with pytest.raises(error) as caught:
             read_rsms(path, **options)
     return str(caught.value)
 
@@ -65,8 +66,8 @@ def write_npz(file, stack):
     np.savez_compressed(file, rdms=stack, images=np.array(IDS), session=np.arange(3.0), who=np.array(SUBJECTS))
 
 
-def write_rsatoolbox(file, stack, ids=("cat", "dog", "car", "bus", "sun"), **facts):
-    patterns = {"image": list(ids), "number": list(range(stack.shape[1]))}
+def write_rsatoolbox(file, stack, **facts):
+    patterns = {"image": ["cat", "dog", "car", "bus", "sun"][: stack.shape[1]], "number": list(range(stack.shape[1]))}
     rdms = RDMs(stack, "correlation", {"experiment": "e"}, {"subject": SUBJECTS[: len(stack)], **facts}, patterns)
     rdms.save(str(file), file_type="hdf5")
 
@@ -287,6 +288,7 @@ def test_a_cube_that_is_symmetric_along_all_axes_has_the_order_of_its_format(tmp
         (np.ones(()), "shape ()"),
         (np.ones((0, 5, 5)), "shape (0, 5, 5)"),
         (np.ones((0,)), "shape (0,)"),
+        (np.zeros((3, 1, 1)), "one image"),
         (np.ones((5, 5), dtype=complex), "complex numbers"),
         (np.array([["a", "b"], ["b", "a"]]), "real numbers"),
         (np.array(["2026-01-01"] * 3, dtype="M8[D]"), "real numbers"),
@@ -322,9 +324,9 @@ def test_numbers_of_all_types(dtype, tmp_path):
 def test_structs_of_rsatoolbox_for_matlab(version, tmp_path):
     stack = distances()
     structs = [
-        {"RDM": squareform(matrix)[None] if k else matrix, "name": f"IT | {SUBJECTS[k]} | Session: 1", "color": np.zeros((1, 3))}
-        for k, matrix in enumerate(stack)
-    ]  # fmt: skip
+        {"RDM": squareform(matrix)[None] if k else matrix, "name": f"IT | {name} | Session: 1", "color": np.zeros(3)}
+        for k, (name, matrix) in enumerate(zip(SUBJECTS, stack, strict=True))
+    ]
     if version == "5":
         array = np.empty((1, 3), dtype=[("RDM", object), ("name", object), ("color", object)])
         for k, entry in enumerate(structs):
@@ -338,7 +340,7 @@ def test_structs_of_rsatoolbox_for_matlab(version, tmp_path):
     assert rsms.names == [f"IT | {name} | Session: 1" for name in SUBJECTS]
     assert read_rsms(tmp_path / "a.mat", key=key, names=SUBJECTS).names == SUBJECTS
     message = refusal(ComparisonError, tmp_path / "a.mat", key=key, names="session")
-    assert "struct without the field session; it has RDM, name, color" in message
+    assert "struct without the field session; it has RDM, " in message
 
 
 @pytest.mark.parametrize("version", ["5", "7.3"])
@@ -357,7 +359,7 @@ def test_matlab_variables_are_chosen_by_key(tmp_path):
     stack = distances()
     savemat(tmp_path / "a.mat", {"early": stack[0], "late": stack[1], "n": 3, "note": "text"})
     message = refusal(ComparisonError, tmp_path / "a.mat")
-    assert "several variables that may hold RDMs: early double (5, 5), late double (5, 5); choose one by key=" in message
+    assert "several variables that may hold RDMs: early double (5, 5), late double (5, 5); choose" in message
     np.testing.assert_array_equal(read_back(tmp_path / "a.mat", key="late"), stack[1:2])
     message = refusal(ComparisonError, tmp_path / "a.mat", key="lat")
     assert "'lat', which key= names; nearest: 'late'" in message
@@ -396,9 +398,9 @@ def test_contents_of_matlab_that_are_refused(version, tmp_path):
 # Tables
 
 
-def write_square(file, matrix, top, left, separator=","):
-    quoted = [f'"{name}"' for name in IDS]
-    rows = [[*([quoted[k]] if left else []), *map(repr, map(float, row))] for k, row in enumerate(matrix)]
+def write_square(file, matrix, top, left, separator=",", take=range(IMAGES)):
+    quoted = [f'"{IDS[k]}"' for k in take]
+    rows = [[*([f'"{IDS[k]}"'] if left else []), *(repr(float(matrix[k, j])) for j in take)] for k in take]
     rows = [[*([""] if left else []), *quoted], *rows] if top else rows
     file.write_text("\n".join(separator.join(row) for row in rows) + "\n", encoding="utf-8")
 
@@ -421,7 +423,7 @@ def test_square_tables_with_numbers_for_names(tmp_path):
     assert read_rsms(file).ids == ["7", "8", "9"]
     file.write_text(",1,2\n1,,3\n2,3,\n")  # a missing diagonal, or names that are numbers?
     assert "may hold names of images or distances" in refusal(ComparisonError, file, allow_missing=True)
-    file.write_text("n/a,1,2\n1,0,3\n2,3,nan\n")
+    file.write_text("n/a,1,2\n1,0,3\n2,3,0\n")
     assert read_rsms(file).ids == ["1", "2"]
     file.write_text("a,b\n,3\n3,n/a\n")
     np.testing.assert_array_equal(read_back(file, allow_missing=True), [[[0, 3], [3, 0]]])
@@ -576,7 +578,7 @@ def test_files_of_a_folder_come_in_natural_order(tmp_path):
         rsms = read_rsms(path)
         assert rsms.names == names
         np.testing.assert_array_equal(read_back(path), stack)
-    files = sorted(tmp_path.glob("*.csv"), key=lambda file: natural(file.name))
+    files = sorted(tmp_path.glob("sub-*.csv"), key=lambda file: natural(file.name))
     np.testing.assert_array_equal(read_back(files), stack)
     few = read_rsms({"b": files[1], "a": files[0]})
     assert few.names == ["b", "a"]
@@ -601,22 +603,17 @@ def test_a_mapping_or_one_file_of_rsatoolbox_per_subject(tmp_path):
 def test_files_with_different_images(tmp_path):
     stack = distances(2)
     write_square(tmp_path / "a.csv", stack[0], True, True)
-    order = [1, 0, 3, 2]
-    few = RSM.from_array(stack[1][np.ix_(order, order)], [IDS[k] for k in order], kind="distance")
-    lines = ["," + ",".join(few.ids), *(f"{name}," + ",".join(map(repr, map(float, row))) for name, row in zip(few.ids, few.distances, strict=True))]  # fmt: skip
-    (tmp_path / "b.csv").write_text("\n".join(lines))
+    write_square(tmp_path / "b.csv", stack[1], True, True, take=[1, 0, 3, 2])
     message = refusal(ComparisonError, tmp_path)
     assert "a.csv (a) and " in message
     assert "b.csv (b) hold different images, été, sun only in the first; on='intersection'" in message
     shared = read_rsms(tmp_path, on="intersection")
     assert shared.ids == IDS[:4]
     np.testing.assert_array_equal(shared["b"].distances, stack[1][:4, :4])
-    (tmp_path / "b.csv").write_text(",d\nd,0")
+    (tmp_path / "b.csv").write_text(",d,e\nd,0,1\ne,1,0")
     assert "été, sun" not in refusal(ComparisonError, tmp_path, on="intersection")
-    assert "only in the first and d only in the second" in refusal(ComparisonError, tmp_path)
-    order = [1, 0, 2, 3, 4]
-    file = tmp_path / "b.csv"
-    file.write_text("\n".join([",".join(f'"{IDS[k]}"' for k in order), *(",".join(map(repr, map(float, stack[1][k, order]))) for k in order)]))  # fmt: skip
+    assert "only in the first and d, e only in the second" in refusal(ComparisonError, tmp_path)
+    write_square(tmp_path / "b.csv", stack[1], True, True, take=[1, 0, 2, 3, 4])
     assert "the same images in different orders" in refusal(ComparisonError, tmp_path)
     np.testing.assert_array_equal(read_back(tmp_path, on="intersection"), stack)
 
@@ -694,9 +691,9 @@ def test_similarities(tmp_path):
     message = refusal(ComparisonError, tmp_path / "a.npy")
     assert "on its diagonal" in message
     assert "read_rsms(..., kind='similarity')" in message
+    assert "leave one of them out" in refusal(ComparisonError, tmp_path / "a.npy", kind="similarity", dissimilarity="x")
     np.save(tmp_path / "a.npy", distances(1)[0][np.triu_indices(IMAGES, 1)])
     assert "pairs of different images only" in refusal(ComparisonError, tmp_path / "a.npy", kind="similarity")
-    assert "leave one of them out" in refusal(ComparisonError, tmp_path / "a.npy", kind="similarity", dissimilarity="x")
 
 
 # Hostile and damaged files
@@ -782,10 +779,8 @@ def test_damaged_files_are_refused_or_read(name, tmp_path):
         file.write_bytes(damaged)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            try:
+            with suppress(StorageError, ComparisonError, CostError):
                 read_rsms(file)
-            except (StorageError, ComparisonError, CostError) as error:
-                assert str(error)
 
 
 @pytest.mark.parametrize("suffix", sorted(FORMATS))
@@ -801,13 +796,13 @@ def test_declared_sizes_are_checked_before_memory_is_taken(tmp_path, memory_is):
     (tmp_path / "a.npy").write_bytes(header.getvalue() + bytes(64))
     assert "torn: it declares 720000000128 bytes and holds 192" in refusal(StorageError, tmp_path / "a.npy")
     memory_is(system=100 << 20)
-    zeros = 3000
-    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:  # 72 MB in 70 kB
+    zeros = 4200
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:  # 141 MB in 140 kB
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (zeros, zeros)})
         archive.writestr("rdms.npy", header.getvalue() + bytes(8 * zeros**2))
     with h5py.File(tmp_path / "a.h5", "w") as root:
-        root.create_dataset("rdms", (side, side), chunks=(1000, 1000))
+        root.create_dataset("rdms", (side, side), float, chunks=(1000, 1000))
     memory_is(system=100 << 20)
     for name in ("a.npz", "a.h5"):
         assert "of memory" in refusal(CostError, tmp_path / name)

@@ -16,7 +16,7 @@ from rsm_probe.brains.formats.stored import (
     ReadOptions,
     StoredRdm,
     Variables,
-    could_be_rdms,
+    candidates,
     rdms_in,
     readable,
     require_room,
@@ -44,12 +44,9 @@ def read_hdf5(file: Path, options: ReadOptions) -> list[StoredRdm]:
             return _of_rsatoolbox(root, items, file, options)
         datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
         described = {name: f"{dataset.dtype} {dataset.shape}" for name, dataset in datasets.items()}
-        numbers = [
-            name
-            for name, dataset in datasets.items()
-            if dataset.dtype.kind in "fiubc" and could_be_rdms(dataset.shape or ())
-        ]
-        return rdms_in(Variables(described, numbers, lambda name: values_of(datasets[name], file)), file, options)
+        shapes = {name: dataset.shape or () for name, dataset in datasets.items() if dataset.dtype.kind in "fiubc"}
+        variables = Variables(described, candidates(shapes), lambda name: values_of(datasets[name], file))
+        return rdms_in(variables, file, options)
 
 
 def import_h5py(file: Path) -> ModuleType:
@@ -86,7 +83,7 @@ def values_of(dataset: h5py.Dataset, file: Path) -> np.ndarray:
     """
     from h5py import check_string_dtype
 
-    where = f"{dataset.name} in {file}"
+    where = f"{file}: {dataset.name}"
     if dataset.shape is None:
         return np.empty(0)
     if dataset.is_virtual or dataset.external:
@@ -113,7 +110,7 @@ def _of_rsatoolbox(root: h5py.File, items: Mapping[str, Any], file: Path, option
     return stored(
         values_of(items["dissimilarities"], file),
         str(file),
-        names=None if subject is None else _names(subjects[subject], f"{subject} in {file}", file),
+        names=None if subject is None else _names(subjects[subject], f"{file}: {subject}", file),
         ids=ids,
         dissimilarity=measure if isinstance(measure, str) else None,
     )
@@ -124,7 +121,7 @@ def _image_names(items: Mapping[str, Any], descriptor: str | None, file: Path) -
     known = [name for name in patterns if name != "index"]
     name = descriptor or "image"
     if name in patterns:
-        return _names(patterns[name], f"{name} in {file}", file)
+        return _names(patterns[name], f"{file}: {name}", file)
     # Do not invent names: they would agree with those of any other RSM, whatever the order of its images.
     if descriptor is not None or known:
         raise ComparisonError(

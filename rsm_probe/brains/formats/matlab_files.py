@@ -1,22 +1,26 @@
 """`.mat`: arrays, cells and structs of all versions of the format.
 
-SciPy reads versions 4 to 7. Version 7.3 is HDF5: arrays have their axes reversed, texts are UTF-16, and cells and arrays
-of structs hold references to what they contain.
+SciPy reads versions 4 to 7. Version 7.3 is HDF5: arrays have their axes reversed, texts are UTF-16, and cells and
+arrays of structs hold references to what they contain.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rsm_probe.brains.formats.hdf5_files import import_h5py, items_of, values_of
+from rsm_probe.brains.formats.matlab_elements import require_sound
 from rsm_probe.brains.formats.stored import (
+    Fields,
     ReadOptions,
     StoredRdm,
     Variables,
-    could_be_rdms,
+    candidates,
     rdms_in,
     readable,
     require_room,
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     import h5py
 
 _NUMBERS = ("double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+# MATLAB writes a header of its own before that of HDF5.
+_HEADER, _HDF5 = 512, b"\x89HDF\r\n\x1a\n"
 # Structs in cells in structs: more cannot be RDMs, and references could lead in circles.
 _DEEPEST = 3
 
@@ -42,26 +48,21 @@ def read_matlab(file: Path, options: ReadOptions) -> list[StoredRdm]:
     """
     with readable(file):
         with file.open("rb") as stream:
-            is_hdf5 = stream.read(10) == b"MATLAB 7.3"
-        if not is_hdf5:
+            start = stream.read(_HEADER + len(_HDF5))
+        if not start.endswith(_HDF5):
+            if 0 not in start[:4]:  # as in version 4, which has neither a header nor elements
+                require_sound(file)
             return rdms_in(_by_scipy(file), file, options, matlab=True)
         with import_h5py(file).File(file, "r") as root:
             return rdms_in(_in_hdf5(root, file), file, options, matlab=True)
 
 
-def _candidates(classes: dict[str, tuple[str, tuple[int, ...]]]) -> list[str]:
-    """Variables that may hold RDMs: arrays and structs, or else cells, which often hold names."""
-    arrays = [
-        name
-        for name, (kind, shape) in classes.items()
-        if kind == "struct" or (kind in (*_NUMBERS, "sparse") and could_be_rdms(shape))
-    ]
-    return arrays or [name for name, (kind, _) in classes.items() if kind == "cell"]
-
-
-def _variables(classes: dict[str, tuple[str, tuple[int, ...]]], value: Any) -> Variables:
+def _variables(classes: dict[str, tuple[str, tuple[int, ...]]], value: Callable[[str], Any]) -> Variables:
+    """Variables by class and shape. RDMs are in arrays or structs, or else in cells, which often hold names."""
     described = {name: f"{kind} {shape}" for name, (kind, shape) in classes.items()}
-    return Variables(described, _candidates(classes), value)
+    arrays = candidates({name: shape for name, (kind, shape) in classes.items() if kind in (*_NUMBERS, "sparse")})
+    by_class = {kind: [name for name, (other, _) in classes.items() if other == kind] for kind in ("struct", "cell")}
+    return Variables(described, [*arrays, *by_class["struct"]] or by_class["cell"], value)
 
 
 def _by_scipy(file: Path) -> Variables:
@@ -74,10 +75,9 @@ def _by_scipy(file: Path) -> Variables:
         raise StorageError(f"cannot read {file}: {error}") from error
 
     def value(name: str) -> Any:
-        kind, shape = classes[name]
-        require_room(int(np.prod(shape, dtype=object)), f"{name} in {file}")
+        require_room(math.prod(classes[name][1]), f"{file}: {name}")
         try:
-            return _plain(loadmat(file, appendmat=False, variable_names=[name])[name], f"{name} in {file}")
+            return _plain(loadmat(file, appendmat=False, variable_names=[name])[name], f"{file}: {name}")
         except MatReadError as error:
             raise StorageError(f"cannot read {name} in {file}: {error}") from error
 
@@ -85,14 +85,17 @@ def _by_scipy(file: Path) -> Variables:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """What SciPy made of a variable, as numbers, texts, lists, and dictionaries for structs."""
+    """What SciPy made of a variable, as numbers, texts, and lists, also of the fields of structs."""
     if hasattr(value, "toarray"):
         raise _sparse(where)
     if not isinstance(value, np.ndarray):
         raise ComparisonError(f"{where} is neither an array, a cell array nor a struct")
     if value.dtype.names is not None:
-        entries = value.ravel(order="F")
-        return [{name: _plain(entry[name], f"{where}.{name}") for name in value.dtype.names} for entry in entries]
+        names = value.dtype.names
+        return [
+            Fields(names, lambda name, entry=entry: _plain(entry[name], f"{where}.{name}"))  # type: ignore[misc]
+            for entry in value.ravel(order="F")
+        ]
     if value.dtype.kind == "O":
         return [_plain(entry, where) for entry in value.ravel(order="F")]
     return [str(text).rstrip() for text in value.ravel()] if value.dtype.kind == "U" else value
@@ -101,7 +104,7 @@ def _plain(value: Any, where: str) -> Any:
 def _in_hdf5(root: h5py.File, file: Path) -> Variables:
     items = {name: item for name, item in items_of(root).items() if "/" not in name and name[0] != "#"}
     classes = {name: (_class(item), _shape(item)) for name, item in items.items()}
-    return _variables(classes, lambda name: _referred(root, items[name], file, f"{name} in {file}", 0))
+    return _variables(classes, lambda name: _referred(root, items[name], file, f"{file}: {name}", 0))
 
 
 def _class(item: Any) -> str:
@@ -141,16 +144,19 @@ def _referred(root: h5py.File, item: Any, file: Path, where: str, depth: int) ->
     return values.T
 
 
-def _structs(root: h5py.File, group: Any, file: Path, where: str, depth: int) -> list[dict[str, Any]]:
-    """One dictionary for a struct, or one per entry of an array of structs, whose fields are references."""
+def _structs(root: h5py.File, group: Any, file: Path, where: str, depth: int) -> list[Fields]:
+    """One struct, or those of an array of structs, whose fields hold references."""
     from h5py import HardLink
 
-    fields = {name: group[name] for name in group if isinstance(group.get(name, getlink=True), HardLink)}
+    items = {name: group[name] for name in group if isinstance(group.get(name, getlink=True), HardLink)}
     # Fields of one struct have classes of their own; those of an array of structs have none.
-    if not fields or any(_class(item) for item in fields.values()):
-        return [{name: _referred(root, item, file, f"{where}.{name}", depth + 1) for name, item in fields.items()}]
-    columns = {name: _referred(root, item, file, f"{where}.{name}", depth) for name, item in fields.items()}
-    return [dict(zip(columns, entry, strict=True)) for entry in zip(*columns.values(), strict=True)]
+    if not items or any(_class(item) for item in items.values()):
+        return [Fields(items, lambda name: _referred(root, items[name], file, f"{where}.{name}", depth + 1))]
+    references = {name: item[()].ravel() for name, item in items.items()}
+    return [
+        Fields(items, lambda name, k=k: _referred(root, root[references[name][k]], file, f"{where}.{name}", depth + 1))  # type: ignore[misc]
+        for k in range(min(map(len, references.values())))
+    ]
 
 
 def _sparse(where: str) -> ComparisonError:

@@ -13,7 +13,7 @@ from rsm_probe.brains.formats.stored import (
     ReadOptions,
     StoredRdm,
     Variables,
-    could_be_rdms,
+    candidates,
     rdms_in,
     readable,
     require_room,
@@ -57,18 +57,18 @@ def read_npz(file: Path, options: ReadOptions) -> list[StoredRdm]:
 
         def value(name: str) -> Any:
             shape, dtype, begin = headers[name]
-            _require_plain(dtype, f"{name} in {file}")
+            _require_plain(dtype, f"{file}: {name}")
             if begin + math.prod(shape) * dtype.itemsize != entries[name].file_size:
                 raise StorageError(f"{name} in {file} declares another size than it has; save it again")
-            require_room(math.prod(shape), f"{name} in {file}")
+            require_room(math.prod(shape), f"{file}: {name}")
             with archive.open(entries[name]) as stream:
                 array = np.lib.format.read_array(stream, allow_pickle=False)
                 stream.read(1)  # the end of an entry, where its checksum is compared
             return array
 
         described = {name: f"{dtype} {shape}" for name, (shape, dtype, _) in headers.items()}
-        numbers = [name for name, (shape, dtype, _) in headers.items() if dtype.kind in "fiubc" and could_be_rdms(shape)]
-        return rdms_in(Variables(described, numbers, value), file, options)
+        shapes = {name: shape for name, (shape, dtype, _) in headers.items() if dtype.kind in "fiubc"}
+        return rdms_in(Variables(described, candidates(shapes), value), file, options)
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

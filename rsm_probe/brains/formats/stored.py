@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +77,36 @@ class Variables:
     Attributes:
         described: name -> type and shape, for messages.
         candidates: names of those that may hold RDMs.
-        value: reads one: an array of numbers or texts, a list of them, or a list of structs (dictionaries).
+        value: reads one: an array of numbers or texts, a list of them, or a list of structs (`Fields`).
     """
 
     described: Mapping[str, str]
     candidates: Sequence[str]
     value: Callable[[str], Any]
+
+
+class Fields(Mapping[str, Any]):
+    """The fields of a struct, each read when it is used: only some of them have to be readable.
+
+    Args:
+        names: names of the fields.
+        read: reads one of them.
+    """
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
+        self._names = tuple(names)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @contextmanager
@@ -104,13 +128,31 @@ def images_of_pairs(pairs: int) -> int | None:
     return images if pairs > 0 and images * (images - 1) == 2 * pairs else None
 
 
-def could_be_rdms(shape: Sequence[int]) -> bool:
-    """Whether an array of this shape may hold RDMs of three images or more."""
-    sides = [side for side in shape if side != 1]
-    if len(sides) < 3:
-        square = len(sides) == 2 and sides[0] == sides[1] and sides[0] > 2
-        return square or any((images_of_pairs(side) or 0) > 2 for side in sides)
-    return len(sides) == 3 and (sides[0] == sides[1] or sides[1] == sides[2]) and sides[1] > 2
+def candidates(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Names of the arrays whose shape may be that of RDMs.
+
+    A vector of pairs of fewer images than another array has is left out: it rather holds a fact of each subject.
+    """
+    counts = {name: _images_in(shape) for name, shape in shapes.items()}
+    least = min(3, max(counts.values(), default=0))  # of two images only if there is nothing else
+    images = {name: count for name, count in counts.items() if count >= max(least, 2)}
+    vectors = {name for name in images if len(_long_sides(shapes[name])) == 1}
+    most = max((count for name, count in images.items() if name not in vectors), default=0)
+    return [name for name, count in images.items() if name not in vectors or count >= most]
+
+
+def _long_sides(shape: Sequence[int]) -> list[int]:
+    return [side for side in shape if side != 1]
+
+
+def _images_in(shape: Sequence[int]) -> int:
+    """Number of images of RDMs in an array of this shape; 0 if these cannot be RDMs."""
+    sides = _long_sides(shape)
+    if len(sides) == 2 and sides[0] == sides[1]:
+        return sides[0]
+    if len(sides) in (1, 2):
+        return max(images_of_pairs(side) or 0 for side in sides)
+    return sides[1] if len(sides) == 3 and sides[1] in (sides[0], sides[2]) else 0
 
 
 def require_room(numbers: int, where: str) -> None:
@@ -139,8 +181,8 @@ def rdms_in(variables: Variables, file: Path, options: ReadOptions, *, matlab: b
     if options.descriptor is not None:
         ids = _texts_of(variables, options.descriptor, "descriptor", file)
     value = variables.value(name)
-    where = f"{name} in {file}"
-    if isinstance(value, list) and value and isinstance(value[0], dict):
+    where = f"{file}: {name}"
+    if isinstance(value, list) and value and isinstance(value[0], Fields):
         return [
             rdm
             for number, fields in enumerate(value, 1)
@@ -151,7 +193,7 @@ def rdms_in(variables: Variables, file: Path, options: ReadOptions, *, matlab: b
 
 
 def _of_struct(
-    fields: Mapping[str, Any], where: str, subjects: str | None, ids: Sequence[str] | None, *, matlab: bool
+    fields: Fields, where: str, subjects: str | None, ids: Sequence[str] | None, *, matlab: bool
 ) -> list[StoredRdm]:
     """RDMs of a struct as rsatoolbox for MATLAB makes it, with the fields RDM, name and color."""
     field = next((field for field in fields if field.lower() == "rdm"), "RDM")
@@ -185,7 +227,7 @@ def stored(
         ComparisonError: the contents are not RDMs, or there are more or fewer names than RDMs.
     """
     parts = value if isinstance(value, list) else [value]
-    if not parts or any(isinstance(part, list | dict | str) for part in parts):
+    if not parts or any(isinstance(part, list | Fields | str) for part in parts):
         raise ComparisonError(f"{where} holds no numbers; {_SHAPES}")
     images = None if ids is None else len(ids)
     stacks = [matrices(part, where, images, matlab=matlab) for part in parts]
@@ -314,7 +356,7 @@ def _select(variables: Variables, key: str | None, file: Path) -> str:
 
 def _texts_of(variables: Variables, name: str, argument: str, file: Path) -> list[str]:
     _require_variable(variables, name, argument, file)
-    return texts(variables.value(name), f"{name} in {file}")
+    return texts(variables.value(name), f"{file}: {name}")
 
 
 def _require_variable(variables: Variables, name: str, argument: str, file: Path) -> None:

@@ -91,6 +91,10 @@ def _read_rows(file: Path) -> Rows:
             raise StorageError(f"cannot read {file}: {error}") from error
     if not rows:
         raise ComparisonError(f"{file} is empty; {_FORMS}")
+    if len(rows[0]) == 1 and ";" in rows[0][0]:
+        raise ComparisonError(
+            f"{file} is separated by semicolons; separate its cells by commas, or tabs in a .tsv file"
+        )
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             raise ComparisonError(f"{file} has {len(rows[0])} columns in its first row and {len(row)} in row {number}")
@@ -128,8 +132,7 @@ def _square(rows: Rows, file: Path) -> StoredRdm:
         _require_clear_corner(rows, file)
         top = left = True
     if height - top != width - left:
-        semicolons = "; is it separated by semicolons?" if width == 1 and ";" in rows[0][0] else ""
-        raise ComparisonError(f"{file} has {height} rows and {width} columns{semicolons}; {_FORMS}")
+        raise ComparisonError(f"{file} has {height} rows and {width} columns; {_FORMS}")
     above = rows[0][left:] if top else None
     beside = [row[0] for row in rows[top:]] if left else None
     if above is not None and beside is not None and above != beside:
