@@ -1,6 +1,6 @@
-"""RSMs of models against those of brains and behaviour: noise ceilings, evaluation of models, tests.
+"""RSMs of models against those of brains and behaviour: files of RDMs, noise ceilings, evaluation of models, tests.
 
-Begin with `evaluation.py`.
+Begin with `reading.py` (files, whose formats are in `formats`) and `evaluation.py`.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rsm_probe.brains.ceilings import NoiseCeiling, noise_ceiling
     from rsm_probe.brains.contrasts import differences
     from rsm_probe.brains.evaluation import best, evaluate
+    from rsm_probe.brains.reading import read_rsms
     from rsm_probe.brains.simulation import simulated_subjects, unrelated_subjects
 else:
     __getattr__, __dir__ = lazy_face(__name__)
@@ -21,6 +22,7 @@ __all__ = [
     "differences",
     "evaluate",
     "noise_ceiling",
+    "read_rsms",
     "simulated_subjects",
     "unrelated_subjects",
 ]
