@@ -40,7 +40,7 @@ def drawn_values(
     draw: Draw,
     repeats: int,
     seed: int,
-    threads: int,
+    workers: int,
     on_repeat: Callable[[int], object],
 ) -> Drawn:
     """Compute values in bootstrap draws; "both" uses the same images and subjects in its three kinds of draws.
@@ -52,7 +52,7 @@ def drawn_values(
         draw: what is drawn with replacement.
         repeats: number of draws.
         seed: seed of the draws.
-        threads: number of threads; values do not depend on it.
+        workers: number of threads; values do not depend on it.
         on_repeat: called with 1 after each draw.
     """
     kinds, count = KINDS[draw], len(subjects)
@@ -85,7 +85,7 @@ def drawn_values(
                 result.ceilings[taken, number] = ends
         on_repeat(1)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(compute, range(repeats)):
             pass
     return result

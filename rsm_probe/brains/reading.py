@@ -17,6 +17,7 @@ from rsm_probe.brains.formats.tables import read_names, read_table
 from rsm_probe.checks import brief, listed, require_text, require_texts
 from rsm_probe.errors import ComparisonError, StorageError, did_you_mean, repeated
 from rsm_probe.similarity import RSM, RSMs
+from rsm_probe.storage.listing import storing
 from rsm_probe.storage.paths import local_folder
 
 # Suffix -> reader of one file.
@@ -152,7 +153,8 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 def _of_folder(folder: Path) -> list[Path]:
     """The RDM files of a folder, which have one format."""
-    entries = sorted(folder.iterdir(), key=lambda entry: natural(entry.name))
+    with storing(f"cannot read {folder}"):
+        entries = sorted(folder.iterdir(), key=lambda entry: natural(entry.name))
     files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(".")]
     readable = [file for file in files if file.suffix.lower() in FORMATS]
     if any(entry.name in ("zarr.json", ".zgroup") for entry in entries):
@@ -269,8 +271,8 @@ def _require_same_images(rsms: Mapping[str, RSM], places: Mapping[str, str]) -> 
     for other in others:
         if (theirs := rsms[other].ids) == images:
             continue
-        lost = [image for image in images if image not in set(theirs)]
-        extra = [image for image in theirs if image not in set(images)]
+        shared = {*images} & {*theirs}
+        lost, extra = ([image for image in side if image not in shared] for side in (images, theirs))
         what = "hold the same images in different orders"
         if lost or extra:
             sides = ((lost, "first"), (extra, "second"))

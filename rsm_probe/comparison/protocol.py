@@ -146,7 +146,7 @@ class RowMeasure(Measure):
 
     weighted = True
     skips_missing = True
-    averages = "rows"
+    averages: ClassVar[Literal["rows", "ranks"] | None] = "rows"
 
     @abstractmethod
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

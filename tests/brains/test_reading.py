@@ -80,9 +80,14 @@ def write_hdf5(file, stack):
         root["rate"] = 2.0
 
 
-def write_matlab(file, stack):
-    cells = np.array(IDS, dtype=object)
-    savemat(file, {"rdms": np.moveaxis(stack, 0, -1), "images": cells, "n": 3.0, "who": np.array(["s1 ", "s2", "s3"])})
+def write_matlab(file, stack, **options):
+    who = np.array(["s1 ", "s2", "s3"])
+    variables = {"rdms": np.moveaxis(stack, 0, -1), "images": np.array(IDS, dtype=object), "n": 3.0, "who": who}
+    savemat(file, variables, **options)
+
+
+def write_compressed_matlab(file, stack):
+    write_matlab(file, stack, do_compression=True)
 
 
 def write_matlab_73(file, stack, **more):
@@ -129,6 +134,7 @@ WRITERS = {
     "a.h5": write_rsatoolbox,
     "a.hdf5": write_hdf5,
     "a.mat": write_matlab,
+    "compressed.mat": write_compressed_matlab,
     "a73.mat": write_matlab_73,
 }
 
@@ -781,6 +787,30 @@ def test_damaged_files_are_refused_or_read(name, tmp_path):
             warnings.simplefilter("error")
             with suppress(StorageError, ComparisonError, CostError):
                 read_rsms(file)
+
+
+def test_matlab_files_are_checked_before_scipy_trusts_them(tmp_path):
+    """SciPy 1.17 looks up the types of elements without checking them, and crashes."""
+    write_matlab(tmp_path / "a.mat", distances())
+    content = bytearray((tmp_path / "a.mat").read_bytes())
+    numbers = content.index(b"rdms") + 4
+    assert content[numbers] == 9  # the type of numbers of 64 bits
+    content[numbers] = 242
+    (tmp_path / "a.mat").write_bytes(content)
+    assert "damaged (an element has the unknown type 242)" in refusal(StorageError, tmp_path / "a.mat")
+    matrix = np.ones((1, 1))
+    for _ in range(40):
+        cell = np.empty((1, 1), dtype=object)
+        cell[0, 0] = matrix
+        matrix = cell
+    savemat(tmp_path / "b.mat", {"cells": matrix})
+    assert "nested too deeply" in refusal(StorageError, tmp_path / "b.mat")
+
+
+def test_version_4_of_matlab(tmp_path):
+    stack = distances(1)
+    savemat(tmp_path / "a.mat", {"rdm": stack[0]}, format="4")
+    np.testing.assert_array_equal(read_back(tmp_path / "a.mat"), stack)
 
 
 @pytest.mark.parametrize("suffix", sorted(FORMATS))

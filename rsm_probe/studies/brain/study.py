@@ -201,7 +201,7 @@ class BrainRunner(Runner[BrainConfig]):
         with self.execution.bar("draws", study.repeats, "draw") as bar:
             evaluation = evaluate(
                 rsms, subjects, study.measure, draw=study.draw, repeats=study.repeats, level=study.level,
-                correction=study.correction, seed=study.seed, threads=self.execution.worker_count,
+                correction=study.correction, seed=study.seed, workers=self.execution.worker_count,
                 skip_missing=study.subjects.allow_missing, on_repeat=bar.update,
             )  # fmt: skip
         simulate = study.subjects.simulate
