@@ -773,7 +773,7 @@ def test_torn_files(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.mat", "compressed.mat"])
 def test_damaged_files_are_refused_or_read(name, tmp_path):
-    """Never an error of a library, and no warning, whichever byte is wrong. (HDF5 can wait forever for a wrong heap.)"""
+    """Never an error of a library, and no warning, whichever byte is wrong. (HDF5 may never return from such files.)"""
     file = tmp_path / name
     WRITERS[name](file, distances(2, 3))
     content = bytearray(file.read_bytes())
