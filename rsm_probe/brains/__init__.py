@@ -9,7 +9,7 @@ from rsm_probe.faces import lazy_face
 
 if TYPE_CHECKING:
     from rsm_probe.brains.ceilings import NoiseCeiling, noise_ceiling
-    from rsm_probe.brains.differences import differences
+    from rsm_probe.brains.contrasts import differences
     from rsm_probe.brains.evaluation import best, evaluate
     from rsm_probe.brains.reading import read_rsms
     from rsm_probe.brains.simulation import simulated_subjects, unrelated_subjects

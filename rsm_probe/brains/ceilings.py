@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rsm_probe.comparison.correlations import mean_ranks
 from rsm_probe.comparison.grid import label_rsms
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.protocol import Measure
@@ -58,6 +59,7 @@ def noise_ceiling(
     _, stack, _ = label_rsms(subjects, None, measure, on=None, skip_missing=skip_missing)
     if len(stack.keys) < 2:
         raise ComparisonError(f"a noise ceiling needs at least 2 subjects, found {len(stack.keys)}")
+    require_ceiling(measure)
     require_defined(stack.values, [key.label() for key in stack.keys], measure)
     low, high = ceilings(stack.values, np.ones((1, len(stack.keys))), measure)[0]
     return NoiseCeiling(float(low), float(high))
@@ -76,13 +78,25 @@ def require_defined(subjects: np.ndarray, names: list[str], measure: Measure) ->
             )
 
 
-def has_ceiling(measure: Measure) -> bool:
-    """Whether a noise ceiling is known for a measure."""
-    return type(measure).pool is not Measure.pool
+def require_ceiling(measure: Measure) -> None:
+    """Refuse measures for which no average of subjects is known to be the best model of them.
+
+    Raises:
+        ComparisonError: there is none.
+    """
+    if measure.averages is None:
+        raise ComparisonError(
+            f"no noise ceiling is known for {measure.name}; there is one for CKA, distance-correlation and the "
+            "correlations (rsa-...)"
+        )
 
 
 def ceilings(
-    subjects: np.ndarray, times: np.ndarray, measure: Measure, weights: np.ndarray | None = None
+    subjects: np.ndarray,
+    times: np.ndarray,
+    measure: Measure,
+    weights: np.ndarray | None = None,
+    among: np.ndarray | None = None,
 ) -> np.ndarray:
     """Compute the noise ceilings of several draws of subjects.
 
@@ -93,17 +107,27 @@ def ceilings(
         times: how often each counts in D draws, (D, K).
         measure: a measure that has a noise ceiling.
         weights: how often each image counts, (N,).
+        among: values of the measure between all subjects, (K, K), if they are known.
 
     Returns:
         Lower and upper ends, (D, 2); the lower one is NaN where only one subject was drawn.
     """
-    draws, count = times.shape
-    others = times[:, None, :] * (1 - np.eye(count))
-    shares = np.concatenate([times[:, None, :], others], axis=1).reshape(-1, count).astype(np.float64)
-    # A subject that was not drawn needs no average of the others; nor do draws that are equal.
-    needed, where = np.unique(shares, axis=0, return_inverse=True)
-    pooled = measure.pool(subjects, needed, weights)
-    values = measure.grid(pooled, subjects, weights)[where.ravel()].reshape(draws, 1 + count, count)
+    count = times.shape[1]
+    others = times[:, None, :] * (1.0 - np.eye(count))
+    # First the averages of all, then those of all but one.
+    shares = np.concatenate([times[:, None, :], others], axis=1).reshape(-1, count)
+    if measure.averages == "rows":
+        if among is None:
+            among = measure.grid(subjects, subjects, weights)
+        # An average of unit rows u_t with shares c_t has the cosine (sum_t c_t u_t u_s) / |sum_t c_t u_t| with row s.
+        inner = shares @ among
+        squared = (inner * shares).sum(axis=1, keepdims=True)
+        values = inner / np.sqrt(np.where(squared > 0, squared, np.nan))
+    else:
+        # Subjects that were not drawn, and equal draws, need no further averages.
+        needed, where = np.unique(shares, axis=0, return_inverse=True)
+        values = measure.grid(mean_ranks(subjects, needed, weights), subjects, weights)[where.ravel()]
+    values = values.reshape(len(times), 1 + count, count)
     share = times / times.sum(axis=1, keepdims=True)
     low = np.where(share > 0, share * np.diagonal(values[:, 1:], axis1=1, axis2=2), 0.0).sum(axis=1)
     high = np.where(share > 0, share * values[:, 0], 0.0).sum(axis=1)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rsm_probe.brains.ceilings import ceilings, has_ceiling
+from rsm_probe.brains.ceilings import ceilings
 from rsm_probe.comparison.protocol import Measure
 from rsm_probe.comparison.resampling import drawn_images
 
@@ -40,7 +40,7 @@ def drawn_values(
     draw: Draw,
     repeats: int,
     seed: int,
-    threads: int,
+    workers: int,
     on_repeat: Callable[[int], object],
 ) -> Drawn:
     """Compute values in bootstrap draws; "both" uses the same images and subjects in its three kinds of draws.
@@ -52,36 +52,40 @@ def drawn_values(
         draw: what is drawn with replacement.
         repeats: number of draws.
         seed: seed of the draws.
-        threads: number of threads; values do not depend on it.
+        workers: number of threads; values do not depend on it.
         on_repeat: called with 1 after each draw.
     """
     kinds, count = KINDS[draw], len(subjects)
-    with_ceiling = has_ceiling(measure) and count > 1
+    with_ceiling = measure.averages is not None and count > 1
     images = drawn_images([models.shape[-1]], measure, repeats, seed) if "images" in kinds else None
     rng = np.random.default_rng([seed, count])
     times = np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(repeats)])
-    models, subjects = measure.ready(models), measure.ready(subjects)
-    once, all_values = np.ones((1, count)), measure.grid(models, subjects)
+    # Subjects beside models, because ceilings follow from the values among them.
+    everyone = np.concatenate([models, subjects])
+    fixed = measure.grid(everyone, subjects)
+    in_draw = measure.over_draws(everyone, subjects) if images else lambda weights: fixed
+    once, ready = np.ones((1, count)), measure.ready(subjects)
     result = Drawn(np.empty((len(kinds), repeats, len(models))), np.full((len(kinds), repeats, 2), np.nan))
 
     def compute(number: int) -> None:
         drawn = times[number : number + 1]
         weights = None if images is None else images(number, 0).weights
-        values = all_values if weights is None else measure.grid(models, subjects, weights)
+        values = fixed if weights is None else in_draw(weights)
         # Kind of draw -> how often subjects count, and whether images do as drawn.
         how = {"both": (drawn, True), "subjects": (drawn, False), "images": (once, True)}
         for place, kind in enumerate(kinds):
             counts, by_images = how[kind]
-            result.means[place, number] = (values if by_images else all_values) @ (counts[0] / count)
+            result.means[place, number] = (values if by_images else fixed)[: len(models)] @ (counts[0] / count)
         if with_ceiling:
             for by_images in {how[kind][1] for kind in kinds}:
                 taken = [place for place, kind in enumerate(kinds) if how[kind][1] == by_images]
                 counts = np.concatenate([how[kinds[place]][0] for place in taken])
-                ends = ceilings(subjects, counts, measure, weights if by_images else None)
+                among = (values if by_images else fixed)[len(models) :]
+                ends = ceilings(ready, counts, measure, weights if by_images else None, among)
                 result.ceilings[taken, number] = ends
         on_repeat(1)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(compute, range(repeats)):
             pass
     return result

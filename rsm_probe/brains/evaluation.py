@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rsm_probe.brains.ceilings import ceilings, has_ceiling, require_defined
+from rsm_probe.brains.ceilings import ceilings, require_defined
 from rsm_probe.brains.corrections import Correction, corrected
 from rsm_probe.brains.draws import KINDS, Draw, corrected_variance, drawn_values
 from rsm_probe.brains.permutations import permutation_test_of_means
@@ -17,6 +17,7 @@ from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.protocol import Measure
 from rsm_probe.comparison.statistics import check_draws, check_level
 from rsm_probe.errors import ComparisonError, look_up
+from rsm_probe.execution.executors import available_cores
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,7 +33,7 @@ def evaluate(
     level: float = 0.95,
     correction: Correction | None = "fdr",
     seed: int = 0,
-    threads: int = 1,
+    workers: int | None = None,
     on: Literal["intersection"] | None = None,
     skip_missing: bool = False,
     on_repeat: Callable[[int], object] = lambda count: None,
@@ -50,7 +51,7 @@ def evaluate(
         level: level of the intervals, in (0, 1).
         correction: how `p_ceiling_corrected` accounts for the number of models; see `differences`.
         seed: seed of the draws and orders.
-        threads: number of threads that compute draws; results do not depend on it.
+        workers: threads that compute draws; None for all cores. Results do not depend on it.
         on: "intersection" takes the images that all RSMs hold; see `rsm_probe.compare`.
         skip_missing: leave out pairs of images that any RSM misses.
         on_repeat: called with 1 after each draw, for progress bars.
@@ -88,7 +89,8 @@ def evaluate(
     measure = get_measure(measure)
     check_level(level)
     check_draws(repeats, seed, on_repeat)
-    require_whole(threads, "threads", 1, ComparisonError)
+    if workers is not None:
+        require_whole(workers, "workers", 1, ComparisonError)
     kinds = KINDS[look_up(draw, {name: name for name in KINDS}, "draw", ComparisonError)]
     corrected(np.zeros(1), correction)
     _, rows, columns = label_rsms(models, subjects, measure, on=on, skip_missing=skip_missing)
@@ -107,9 +109,11 @@ def evaluate(
     grid = measured_grid(rows, columns, measure)
     means = grid.values.mean(axis=1)
     once = np.ones((1, count))
-    ends = ceilings(columns.values, once, measure)[0] if has_ceiling(measure) and count > 1 else np.full(2, np.nan)
+    ends = ceilings(columns.values, once, measure)[0] if measure.averages and count > 1 else np.full(2, np.nan)
     test = permutation_test_of_means(rows.values, columns.values, measure, repeats, seed)
-    drawn = drawn_values(rows.values, columns.values, measure, draw, repeats, seed, threads, on_repeat)
+    drawn = drawn_values(
+        rows.values, columns.values, measure, draw, repeats, seed, workers or available_cores(), on_repeat
+    )
     sizes = images if "images" in kinds else 0, count if "subjects" in kinds else 0
     dof = min(size for size in sizes if size) - 1
     std = np.sqrt(corrected_variance(drawn.means, *sizes))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rsm_probe.comparison.alignment import unit_rows
 from rsm_probe.comparison.inputs import in_range, known_pairs
 from rsm_probe.comparison.protocol import Measure, RowMeasure
 from rsm_probe.comparison.resampling import shuffled_images
@@ -68,7 +69,7 @@ def _permuted_means(models: np.ndarray, subjects: np.ndarray, measure: Measure, 
             null[number] = measure.grid(models, subjects[:, order[:, None], order]).mean(axis=1)
         return null
     # Rows of shuffled images are shuffled rows, and a mean of cosines is the cosine with a mean of unit rows.
-    rows, mean = _unit(measure.rows(in_range(models))), _unit(measure.rows(in_range(subjects))).mean(axis=0)
+    rows, mean = unit_rows(measure.rows(in_range(models))), unit_rows(measure.rows(in_range(subjects))).mean(axis=0)
     first, second = measure.pairs(count)
     square = np.zeros((count, count))
     square[first, second] = square[second, first] = mean
@@ -77,8 +78,3 @@ def _permuted_means(models: np.ndarray, subjects: np.ndarray, measure: Measure, 
         part = slice(start, start + held)
         null[part] = np.stack([square[order[first], order[second]] for order in orders[part]]) @ rows.T  # type: ignore[index]
     return null
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, np.nan)

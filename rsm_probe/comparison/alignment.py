@@ -7,6 +7,7 @@ batches. Each batch is multiplied by the divisor of its estimator, so that it co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,10 @@ from rsm_probe.errors import ComparisonError, look_up
 
 # Eigenvalues below this share of the largest are rounding noise. In graphs of N pairs they are above about 1 / N^3.
 _SINGULAR = 1e-12
+
+
+# Bytes of RSMs beyond which draws are not prepared for, because that takes twice as much.
+LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -71,23 +76,82 @@ class Estimator:
             rsms, weights = rsms[:, drawn[:, None], drawn], np.asarray(weights, dtype=np.float64)[drawn]
         if holds_nan(rsms):
             return self._rows_of_known(rsms, weights, count, drawn=len(weights) < count or bool((weights != 1).any()))
-        own = 1.0 if self.diagonal else 0.0
-        slack = self._slack(weights)
-        share = weights / slack
-        # Sum without the diagonal: subtracting a large diagonal from the full sum would lose digits.
-        others = np.where(np.eye(len(weights), dtype=bool), 0.0, rsms)
-        sums = others @ weights + own * np.diagonal(rsms, axis1=1, axis2=2)
-        total = (sums @ share) / (1 + share.sum())
-        offsets = (sums - total[:, None]) / slack
-
+        offsets = self._offsets(self._sums(rsms, weights), weights)
         row, column = self.pairs(len(weights))
-        pair_weights = np.where(row == column, weights[row], 2 * weights[row] * weights[column])
-        scale = np.sqrt(pair_weights / self.divisor(count))
+        scale = np.sqrt(self._pair_weights(weights) / self.divisor(count))
         raw = rsms[:, row, column]
         centred = (raw - offsets[:, row] - offsets[:, column]) * scale
         raw *= scale
         centred[(centred**2).sum(axis=1) <= CONSTANT * (raw**2).sum(axis=1)] = 0.0
         return centred
+
+    def _sums(self, rsms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Weighted sums of the rows of RSMs over the entries that the estimator uses, (R, N)."""
+        # Sum without the diagonal: subtracting a large diagonal from the full sum would lose digits.
+        sums = np.where(np.eye(len(weights), dtype=bool), 0.0, rsms) @ weights
+        return sums + np.diagonal(rsms, axis1=1, axis2=2) if self.diagonal else sums
+
+    def _offsets(self, sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The `a_i` that centre RSMs with these sums of rows, (R, N)."""
+        slack = self._slack(weights)
+        share = weights / slack
+        return (sums - ((sums @ share) / (1 + share.sum()))[:, None]) / slack
+
+    def _pair_weights(self, weights: np.ndarray) -> np.ndarray:
+        """How often each entry that `rows` takes counts, (P,)."""
+        row, column = self.pairs(len(weights))
+        return np.where(row == column, weights[row], 2 * weights[row] * weights[column])
+
+    def over_draws(self, a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Prepare to compute CKA between two stacks of RSMs in many draws of images.
+
+        Centred entries are orthogonal to every `a_i + a_j`, so the HSIC of K and L is the weighted inner product of
+        K and L minus `2 sum_i w_i r_i b_i`, with the row sums r of K and the `b_i` that centre L: products of matrices
+        that are the same for all draws.
+
+        Args:
+            a: RSMs (A, N, N).
+            b: RSMs over the same images, (B, N, N).
+
+        Returns:
+            A function of weights (N,), see `rows`, that computes the values (A, B); NaN for constant RSMs.
+        """
+        sides = [a] if b is a else [a, b]
+        if any(holds_nan(side) for side in sides) or max(side.nbytes for side in sides) > LARGEST:
+            return lambda weights: cosines(*(self.rows(side, weights) for side in (a, b)))
+        count = a.shape[-1]
+        row, column = self.pairs(count)
+        prepared = []
+        for side in sides:
+            rsms = np.array(side, dtype=np.float64)
+            sizes = (rsms[:, row, column] ** 2).mean(axis=1)
+            once = np.ones(count)
+            offsets = self._offsets(self._sums(rsms, once), once)  # centred once, so that little is left to cancel
+            rsms -= offsets[:, :, None] + offsets[:, None, :]
+            if not self.diagonal:
+                rsms[:, np.arange(count), np.arange(count)] = 0.0
+            entries = rsms[:, row, column]
+            prepared.append((rsms, entries, entries**2, sizes))
+
+        def values(weights: np.ndarray) -> np.ndarray:
+            self.require_images(count, weights)
+            weights = np.asarray(weights, dtype=np.float64)
+            pair_weights = self._pair_weights(weights)
+            parts = []
+            for rsms, entries, squares, sizes in prepared:
+                sums = (rsms.reshape(-1, count) @ weights).reshape(-1, count)
+                if self.diagonal:  # an image and itself count once, not as often as two of its copies
+                    sums += np.diagonal(rsms, axis1=1, axis2=2) * (1 - weights)
+                offsets = self._offsets(sums, weights)
+                own = squares @ pair_weights - 2 * (sums * offsets) @ weights
+                parts.append(
+                    (entries, sums, offsets, np.where(own > CONSTANT * sizes * pair_weights.sum(), own, np.nan))
+                )
+            (entries, sums, _, own), (others, _, offsets, own_b) = parts[0], parts[-1]
+            hsics = entries @ (others * pair_weights).T - 2 * (sums * weights) @ offsets.T
+            return hsics / np.sqrt(own[:, None] * own_b)
+
+        return values
 
     def _rows_of_known(self, rsms: np.ndarray, weights: np.ndarray, count: int, *, drawn: bool) -> np.ndarray:
         """`rows` where pairs are missing: subtract the `a_i + a_j` that fit the known entries best (least squares).
@@ -270,3 +334,14 @@ def cka_grid(hsics: np.ndarray) -> np.ndarray:
     # The diagonal is 1 by definition, but the division may be off by the last bit.
     np.fill_diagonal(grid, np.where(own > 0, 1.0, np.nan))
     return grid
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compute cosines between rows (A, P) and rows (B, P); NaN if a row is 0."""
+    return unit_rows(a) @ unit_rows(b).T
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Scale rows (R, P) to norm 1; NaN if a row is 0."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, np.nan)

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
-from rsm_probe.comparison.inputs import CONSTANT, holds_nan
+from rsm_probe.comparison.alignment import LARGEST
+from rsm_probe.comparison.inputs import CONSTANT, holds_nan, in_range
 from rsm_probe.comparison.protocol import Measure, Properties, RowMeasure
 from rsm_probe.errors import ComparisonError
 
 # Pairs of 3 images.
 _FEWEST_PAIRS = 3
+
+
+class _Weighted(NamedTuple):
+    """Entries of RSMs in a draw of images, whose weighted inner products are correlations up to factors.
+
+    Attributes:
+        entries: (R, Q).
+        means: their weighted means, where these are to be subtracted, else 0, (R,).
+        squares: weighted sums of their squares after that, (R,); NaN for constant RSMs.
+        weights: how often each entry counts, (Q,).
+    """
+
+    entries: np.ndarray
+    means: np.ndarray
+    squares: np.ndarray
+    weights: np.ndarray
 
 
 class _Triangle(RowMeasure):
@@ -31,6 +51,30 @@ class _Triangle(RowMeasure):
                 return np.zeros((len(values), 1))
             values, pair_weights = values[:, counted], pair_weights[counted]
         return self._prepared(values, pair_weights)
+
+    def over_draws(self, a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Prepare for many draws, of which each is a product of prepared matrices; see `Measure.over_draws`."""
+        if holds_nan(a) or holds_nan(b) or max(a.nbytes, b.nbytes) > LARGEST:
+            return super().over_draws(a, b)
+        count = a.shape[-1]
+        row, column = np.triu_indices(count, 1)
+        sides = [self._prepare(in_range(side)) for side in ([a] if b is a else [a, b])]
+
+        def values(weights: np.ndarray) -> np.ndarray:
+            self.require_images(count, weights)
+            weights = np.asarray(weights, dtype=np.float64)
+            pair_weights = weights[row] * weights[column]
+            drawn = [side(pair_weights) for side in sides]
+            first, second = drawn[0], drawn[-1]
+            # Means are subtracted on one side, which suffices.
+            others = (second.entries - second.means[:, None]) * second.weights
+            return (first.entries @ others.T) / np.sqrt(first.squares[:, None] * second.squares)
+
+        return values
+
+    @abstractmethod
+    def _prepare(self, rsms: np.ndarray) -> Callable[[np.ndarray], _Weighted]:
+        """Prepare RSMs (R, N, N) for many draws, each given by how often the pairs of images count, (P,)."""
 
     def _drawn(self, rsms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Entries above the diagonal of the images that count, (R, P), and how often each counts, (P,)."""
@@ -57,6 +101,21 @@ class PearsonRSA(_Triangle):
         centred[(centred**2).sum(axis=1) <= CONSTANT * (values**2 @ pair_weights)] = 0.0
         return centred
 
+    def _prepare(self, rsms: np.ndarray) -> Callable[[np.ndarray], _Weighted]:
+        entries = _triangle(rsms)
+        shift = entries.mean(axis=1)
+        entries = entries - shift[:, None]  # so that little is left to cancel
+        squares = entries**2
+
+        def drawn(pair_weights: np.ndarray) -> _Weighted:
+            total = pair_weights.sum()
+            means, squared = entries @ pair_weights / total, squares @ pair_weights
+            own = squared - total * means**2
+            raw = squared + total * shift * (2 * means + shift)
+            return _Weighted(entries, means, np.where(own > CONSTANT * raw, own, np.nan), pair_weights)
+
+        return drawn
+
 
 class SpearmanRSA(PearsonRSA):
     """Spearman correlation between the off-diagonal entries (Kriegeskorte et al. 2008); ties share their mean rank."""
@@ -65,6 +124,7 @@ class SpearmanRSA(PearsonRSA):
     properties = Properties(
         "similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Kriegeskorte et al. 2008"
     )
+    averages = "ranks"
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
         """Replace similarities (R, N, N) by their index among the distinct ones of an RSM: samples need not sort."""
@@ -73,12 +133,23 @@ class SpearmanRSA(PearsonRSA):
         lost = np.isnan(rsms)
         return np.where(lost, np.nan, indices) if lost.any() else indices
 
-    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Average ranks; the measure ranks the averages again."""
-        return _mean_ranks(rsms, shares, weights)
-
     def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
         return super()._prepared(np.stack([_ranks(row, pair_weights) for row in values]), pair_weights)
+
+    def _prepare(self, rsms: np.ndarray) -> Callable[[np.ndarray], _Weighted]:
+        indices = _triangle(self.ready(rsms)).astype(np.int32)
+        distinct = int(indices.max()) + 1
+        rank = _compiled_ranks()
+
+        def drawn(pair_weights: np.ndarray) -> _Weighted:
+            counted = np.flatnonzero(pair_weights)
+            counts = pair_weights[counted]
+            ranks = np.empty((len(indices), len(counts)))
+            rank(indices, counted, counts, np.empty(distinct), ranks)
+            own = ranks**2 @ counts
+            return _Weighted(ranks, np.zeros(len(ranks)), np.where(own > 0, own, np.nan), counts)
+
+        return drawn
 
 
 class CosineRSA(_Triangle):
@@ -92,6 +163,16 @@ class CosineRSA(_Triangle):
     def _prepared(self, values: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
         return values * np.sqrt(pair_weights)
 
+    def _prepare(self, rsms: np.ndarray) -> Callable[[np.ndarray], _Weighted]:
+        entries = _triangle(rsms)
+        squares = entries**2
+
+        def drawn(pair_weights: np.ndarray) -> _Weighted:
+            own = squares @ pair_weights
+            return _Weighted(entries, np.zeros(len(entries)), np.where(own > 0, own, np.nan), pair_weights)
+
+        return drawn
+
 
 class KendallRSA(Measure):
     """Kendall's tau-a between the off-diagonal entries (Nili et al. 2014): concordant minus discordant pairs, over all.
@@ -102,11 +183,8 @@ class KendallRSA(Measure):
     name = "rsa-kendall"
     properties = Properties("similarity", "[-1, 1]", ("scale", "shift", "monotone", "images"), "Nili et al. 2014")
     fewest = 3
+    averages = "ranks"
     skips_missing = True
-
-    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Average ranks, whose tau-a is near the highest, though not proven to be it (Nili et al. 2014)."""
-        return _mean_ranks(rsms, shares, weights)
 
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         from scipy.stats import kendalltau
@@ -143,8 +221,17 @@ def _known(values: np.ndarray, measure: Measure) -> np.ndarray:
     return known
 
 
-def _mean_ranks(rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Averages (T, N, N) of the ranks of RSMs (K, N, N), by shares (T, K); NaN for missing pairs."""
+def mean_ranks(rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Average the ranks of the similarities in RSMs.
+
+    Args:
+        rsms: (K, N, N); missing pairs are NaN in all of them.
+        shares: how much each RSM counts in each of T averages, (T, K).
+        weights: how often each image counts, (N,); see `Estimator.rows`.
+
+    Returns:
+        Shape (T, N, N); NaN for missing pairs.
+    """
     count = rsms.shape[-1]
     drawn = np.arange(count) if weights is None else np.flatnonzero(weights)
     row, column = (drawn[side] for side in np.triu_indices(len(drawn), 1))
@@ -160,9 +247,54 @@ def _mean_ranks(rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None
 
 def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Mean ranks of values, each of which occurs `counts` times."""
-    indices = values if values.dtype.kind == "i" else np.unique(values, return_inverse=True)[1]
+    if values.dtype.kind == "i":
+        indices = values
+    else:
+        order = np.argsort(values)
+        steps = np.diff(values[order]) > 0
+        if steps.all():
+            ranks, sizes = np.empty(len(values)), counts[order]
+            ranks[order] = np.cumsum(sizes) - (sizes - 1) / 2
+            return ranks
+        indices = np.empty(len(values), dtype=np.intp)
+        indices[order] = np.concatenate([[0], np.cumsum(steps)])
     sizes = np.bincount(indices, counts)
     return (np.cumsum(sizes) - (sizes - 1) / 2)[indices]
+
+
+def _ranks_in_draw(
+    indices: np.ndarray, counted: np.ndarray, counts: np.ndarray, sizes: np.ndarray, ranks: np.ndarray
+) -> None:
+    """Write the ranks of some pairs, minus their mean.
+
+    Args:
+        indices: of similarities among the distinct ones of their RSM, (R, P).
+        counted: the pairs that count, (Q,).
+        counts: how often each of these counts, (Q,).
+        sizes: room for one number per distinct similarity.
+        ranks: the result, (R, Q).
+    """
+    mean = counts.sum() / 2
+    for row in range(len(indices)):
+        sizes[:] = 0.0
+        for place in range(len(counted)):
+            sizes[indices[row, counted[place]]] += counts[place]
+        below = 0.0
+        for index in range(len(sizes)):
+            size = sizes[index]
+            sizes[index] = below + size / 2 - mean
+            below += size
+        for place in range(len(counted)):
+            ranks[row, place] = sizes[indices[row, counted[place]]]
+
+
+@cache
+def _compiled_ranks() -> Callable[..., None]:
+    """`_ranks_in_draw`, compiled on first use: a call from Python for each RSM and step takes three times as long."""
+    from numba import njit
+
+    compiled: Callable[..., None] = njit(cache=True, nogil=True)(_ranks_in_draw)
+    return compiled
 
 
 def _untied(values: np.ndarray) -> float:

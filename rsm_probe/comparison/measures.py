@@ -17,7 +17,7 @@ from rsm_probe.comparison.alignment import ESTIMATORS, Estimator
 from rsm_probe.comparison.batch_values import HsicSums
 from rsm_probe.comparison.certified import CertifiedSums
 from rsm_probe.comparison.correlations import CosineRSA, KendallRSA, PearsonRSA, SpearmanRSA
-from rsm_probe.comparison.inputs import stack_rsms
+from rsm_probe.comparison.inputs import in_range, stack_rsms
 from rsm_probe.comparison.neighbour_measures import CKNNA, MutualNeighbours, NeighbourJaccard, NeighbourRank
 from rsm_probe.comparison.protocol import Invariance, Measure, Properties, RowMeasure
 from rsm_probe.errors import ComparisonError, look_up
@@ -45,6 +45,10 @@ class CKA(RowMeasure):
     def pairs(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Name the entries of an RSM that `rows` takes; see `Estimator.pairs`."""
         return self.estimator.pairs(count)
+
+    def over_draws(self, a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Prepare for many draws of images; see `Estimator.over_draws`."""
+        return self.estimator.over_draws(in_range(a), in_range(b))
 
     def require_images(self, count: int, weights: np.ndarray | None = None) -> None:
         """Refuse images for which the estimator is not defined; see `Estimator.require_images`."""
@@ -103,12 +107,9 @@ class DistanceCorrelation(CKA):
         """Centre the distances (R, N, N) of RSMs; see `Estimator.rows`."""
         return self.estimator.rows(self._distances(rsms), weights)
 
-    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Average distances, scaled as `rows` are, and return similarities with these distances."""
-        distances = self._distances(rsms)
-        norms = np.linalg.norm(self.estimator.rows(distances, weights), axis=1)
-        pooled = np.tensordot(shares / np.where(norms > 0, norms, np.inf), distances, axes=1)
-        return -(pooled ** (2 / self.exponent)) / 2
+    def over_draws(self, a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Take the distances once for all draws; see `Measure.over_draws`."""
+        return self.estimator.over_draws(self._distances(a), self._distances(b))
 
     def over_batches(self, samples: int, rsms: int) -> HsicSums:
         """Sum distance covariances over mini-batches, each weighted by its pairs of images."""

@@ -13,9 +13,9 @@ from numbers import Integral
 import numpy as np
 
 from rsm_probe.checks import brief, require_flag
-from rsm_probe.comparison.alignment import ESTIMATORS
+from rsm_probe.comparison.alignment import ESTIMATORS, cosines
 from rsm_probe.comparison.inputs import CONSTANT, in_range
-from rsm_probe.comparison.protocol import Measure, Properties, cosines
+from rsm_probe.comparison.protocol import Measure, Properties
 from rsm_probe.errors import ComparisonError
 
 # Spreads below this share of an RSM's size are rounding noise.

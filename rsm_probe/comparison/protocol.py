@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from rsm_probe.comparison.alignment import cosines
 from rsm_probe.comparison.batch_values import BatchMeans, BatchValues
 from rsm_probe.comparison.inputs import holds_nan, in_range, known_pairs
 from rsm_probe.errors import ComparisonError
@@ -49,10 +51,26 @@ class Measure(ABC):
     weighted: ClassVar[bool] = False
     # Whether pairs of images may be missing, which the RSMs then hold as NaN.
     skips_missing: ClassVar[bool] = False
+    # What to average over subjects to get the RSM that is most similar to all of them: rows of length 1, or ranks of
+    # similarities; None if no such average is known. Noise ceilings follow from it.
+    averages: ClassVar[Literal["rows", "ranks"] | None] = None
 
     def ready(self, rsms: np.ndarray) -> np.ndarray:
         """Precompute what repeated calls of `grid` on the RSMs (R, N, N) share, without changing values."""
         return rsms
+
+    def over_draws(self, a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Prepare to compute the values between two stacks of RSMs in many draws of images.
+
+        Args:
+            a: see `grid`.
+            b: see `grid`.
+
+        Returns:
+            A function of weights (N,) that computes `grid(a, b, weights)`, up to rounding.
+        """
+        a, b = self.ready(a), self.ready(b)
+        return lambda weights: self.grid(a, b, weights)
 
     def grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Compute all values between two stacks of RSMs.
@@ -122,33 +140,13 @@ class Measure(ABC):
         """Begin the sums from which intervals for exact matching follow; None if none are known for this measure."""
         return None
 
-    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Average RSMs such that this measure of the average and each of them is as high as it can be, on average.
-
-        Noise ceilings compare subjects with such averages (Nili et al. 2014).
-
-        Args:
-            rsms: of K subjects, (K, N, N); missing pairs are NaN in all of them.
-            shares: (T, K), how much each subject counts in each of T averages.
-            weights: how often each image counts, (N,); see `Estimator.rows`.
-
-        Returns:
-            T averages, (T, N, N), up to a factor and a shift that do not change the measure.
-
-        Raises:
-            ComparisonError: no such average is known for this measure.
-        """
-        raise ComparisonError(
-            f"no noise ceiling is known for {self.name}; there is one for CKA, distance-correlation and the "
-            "correlations (rsa-...)"
-        )
-
 
 class RowMeasure(Measure):
     """A measure that is the cosine between two rows of numbers, one per RSM: a grid is one matrix product."""
 
     weighted = True
     skips_missing = True
+    averages: ClassVar[Literal["rows", "ranks"] | None] = "rows"
 
     @abstractmethod
     def rows(self, rsms: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -161,29 +159,9 @@ class RowMeasure(Measure):
         """Row and column numbers of the entries of an RSM of `count` images that `rows` takes, (P,) each."""
         return np.triu_indices(count, 1)
 
-    def pool(self, rsms: np.ndarray, shares: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Average RSMs whose rows were scaled to norm 1. Of all rows, their mean has the largest mean cosine with them.
-
-        Only for rows that are linear in an RSM, whichever multiple of it is taken.
-        """
-        rsms = in_range(np.asarray(rsms, dtype=np.float64))
-        norms = np.linalg.norm(self.rows(rsms, weights), axis=1)
-        scaled = shares / np.where(norms > 0, norms, np.inf)
-        return np.tensordot(scaled, rsms, axes=1)
-
     def _grid(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         rows = self.rows(in_range(a), weights)
         columns = rows if b is a else self.rows(in_range(b), weights)
         if holds_nan(rows):
             raise self._no_missing()
         return cosines(rows, columns)
-
-
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Compute cosines between rows (A, P) and rows (B, P); NaN if a row is 0."""
-    return _unit(a) @ _unit(b).T
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, np.nan)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rsm_probe.faces import lazy_face
 
 if TYPE_CHECKING:
+    from rsm_probe.figures.ceilings import ceiling_bars
     from rsm_probe.figures.curves import common_legend, diagonal_plot, interval_plot
     from rsm_probe.figures.densities import distributions, joint_density, share_counts, spreads
     from rsm_probe.figures.heatmaps import (
@@ -36,6 +37,7 @@ __all__ = [
     "RuleStyle",
     "beyond",
     "boxes",
+    "ceiling_bars",
     "cka_heatmap",
     "colour_bar",
     "common_legend",

@@ -56,6 +56,7 @@ def interval_chart(
     reference: float | None = None,
     verdicts: Mapping[str, str] | None = None,
     log: bool = False,
+    band: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Draw values with their intervals: ticks along x, a colour and a marker per rule.
 
@@ -71,6 +72,7 @@ def interval_chart(
         reference: value of a dashed line, such as chance or no difference.
         verdicts: key of the text that says whether a row is decided -> its label; undecided points ("") are hollow.
         log: a logarithmic y-axis.
+        band: ends of a grey band, such as a noise ceiling.
     """
     alt = _altair()
     value, low, high = values
@@ -123,6 +125,9 @@ def interval_chart(
             strokeDash=[4, 3], strokeWidth=1.5, color="#888888"
         )
         layers.insert(0, line.encode(y=alt.Y("at:Q", title=meaning)))
+    if band is not None:
+        area = alt.Chart(alt.Data(values=[{"from": band[0], "to": band[1]}])).mark_rect(opacity=0.25, color="#888888")
+        layers.insert(0, area.encode(y=alt.Y("from:Q", title=meaning), y2="to:Q"))
     return _sized(alt.layer(*layers).add_params(picked, *parameters), data)
 
 

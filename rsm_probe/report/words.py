@@ -100,7 +100,42 @@ WORDS = (
         "is the largest error that matchings can cause. It does not say what other images would give.",
     ),
     Word(
-        "bootstrap interval (sampling error)", r"\b[Bb]ootstrap\b|\binterval\b",
+        "RDM (representational dissimilarity matrix)", r"\bRDMs?\b",
+        "A table of distances between images, as a brain, a person's judgements or a model holds them: large where an "
+        "RSM is small.",
+        "Kriegeskorte et al. 2008",
+    ),
+    Word(
+        "Spearman correlation of RDMs", r"\bSpearman\b",
+        "How far an RSM and an RDM put the pairs of images in the same order: 1 for the same order, 0 on average for "
+        "unrelated ones.",
+        "Kriegeskorte et al. 2008; Spearman 1904",
+    ),
+    Word(
+        "noise ceiling", r"\b[Nn]oise ceiling\b",
+        "How well the true model would do, given that subjects differ. Between its ends, a model explains all that "
+        "subjects share; below, something is left to explain.",
+        "Nili et al. 2014",
+    ),
+    Word(
+        "permutation test", r"\b[Pp]ermutation test\b",
+        "The images of the RDMs are shuffled many times: a value counts as above chance if hardly any shuffled order "
+        "reaches it. Comparing with the largest value of all RSMs keeps the chance of any false one at the p value.",
+        "Nichols & Holmes 2002",
+    ),
+    Word(
+        "dual bootstrap", r"\b[Dd]ual bootstrap\b",
+        "How much a mean may depend on which images and which subjects were taken: both are drawn again at random with "
+        "repetition, and what this counts too often is removed.",
+        "Schütt et al. 2023",
+    ),
+    Word(
+        "false discovery rate", r"\bfalse discovery rate\b",
+        "The share of false ones to expect among the differences that are called decided.",
+        "Benjamini & Hochberg 1995",
+    ),
+    Word(
+        "bootstrap interval (sampling error)", r"(?<![Dd]ual )\b[Bb]ootstrap\b|\binterval\b",
         "How much a value may depend on which images were taken: it is computed again for images drawn at random with "
         "repetition, and the interval holds 95% of these values unless another share is named. It does not include the "
         "matching error.",

@@ -92,8 +92,8 @@ def named_rdms(
     known = [str(name) for name in rdms.rdm_descriptors if name != "index"]
     if names is not None and names not in rdms.rdm_descriptors:
         raise ComparisonError(f"no RDM descriptor {names!r} (there are: {', '.join(known) or 'none'})")
-    found = rdms.rdm_descriptors.get(names or dimension)
-    return matrices, ids, measure, None if found is None else [str(name) for name in found]
+    matrix_names = rdms.rdm_descriptors.get(names or dimension)
+    return matrices, ids, measure, None if matrix_names is None else [str(name) for name in matrix_names]
 
 
 def _all_of_rdms(rdms: Any, descriptor: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:

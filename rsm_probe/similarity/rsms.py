@@ -30,7 +30,7 @@ class RSMs(Mapping[str, RSM]):
         >>> distances = ((patterns[:, :, None] - patterns[:, None]) ** 2).sum(axis=-1)
         >>> subjects = rsm_probe.RSMs.from_array(distances, dissimilarity="squared euclidean")
         >>> subjects, subjects["subject 1"].distances.shape
-        (RSMs(3 subjects, 6 x 6 images, kind=distance, dissimilarity=squared euclidean), (6, 6))
+        (RSMs(3 subjects, 6 x 6 images, kind='distance', dissimilarity='squared euclidean'), (6, 6))
 
     Attributes:
         dataset: an `xarray.Dataset` with `similarity` (subject, image_a, image_b), or with the name of another first
@@ -161,9 +161,9 @@ class RSMs(Mapping[str, RSM]):
         Raises:
             ComparisonError: as `RSM.from_rsatoolbox`; or no such RDM descriptor.
         """
-        values, ids, measure, found = named_rdms(rdms, descriptor, names, _dimension(dimension))
+        values, ids, measure, matrix_names = named_rdms(rdms, descriptor, names, _dimension(dimension))
         return cls.from_array(
-            values, ids, found, dimension, kind="distance", dissimilarity=measure, allow_missing=allow_missing
+            values, ids, matrix_names, dimension, kind="distance", dissimilarity=measure, allow_missing=allow_missing
         )
 
     @property
@@ -300,8 +300,8 @@ class RSMs(Mapping[str, RSM]):
         dimension = str(dataset.attrs.get("dimension", "subject"))
         dims = dataset["similarity"].dims if "similarity" in dataset else ()
         if dims != (dimension, "image_a", "image_b") or any(name not in dataset.coords for name in dims):
-            found = ", ".join(map(str, dataset.data_vars)) or "no arrays"
-            raise StorageError(f"{path} is not what RSMs.save writes: it holds {found}")
+            held = ", ".join(map(str, dataset.data_vars)) or "no arrays"
+            raise StorageError(f"{path} is not what RSMs.save writes: it holds {held}")
         dataset = dataset.load()
         values = dataset["similarity"].values
         if np.isinf(values).any() or np.isnan(values).sum() != dataset.attrs.get("missing", 0):
@@ -338,9 +338,11 @@ def _square(row: np.ndarray, rows: int) -> np.ndarray:
 def _require_alike(first: str, rsm: RSM, second: str, other: RSM) -> None:
     if rsm.ids != other.ids:
         missing = sorted(set(rsm.ids) ^ set(other.ids))
-        what = f"other images, such as {missing[0]!r}" if missing else "another order of images"
+        what = (
+            f"other images than {first}, such as {missing[0]!r}" if missing else f"another order of images than {first}"
+        )
         raise ComparisonError(
-            f"{second} has {what} than {first}; RSMs.from_rsms(..., on='intersection') takes what all hold, in the "
+            f"{second} has {what}; RSMs.from_rsms(..., on='intersection') takes what all hold, in the "
             "order of the first"
         )
     if (rsm.kind, rsm.dissimilarity) != (other.kind, other.dissimilarity):

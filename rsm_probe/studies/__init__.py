@@ -1,6 +1,7 @@
 """Studies beyond the experiments of the paper, and the registry of all studies.
 
-Begin with `registry.py`. `sweep.py` and `sweeps.py` run layer sweeps, and `pairs.py` matches all pairs of images.
+Begin with `registry.py`. `sweep.py` and `sweeps.py` run layer sweeps, `pairs.py` matches all pairs of images, and
+`brain/` compares their RSMs with those of brains.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from rsm_probe.faces import lazy_face
 
 if TYPE_CHECKING:
     from rsm_probe.runs.study import Study
+    from rsm_probe.studies.brain.result import BrainResult
+    from rsm_probe.studies.brain.study import BrainConfig
     from rsm_probe.studies.pairs import PairsConfig, PairsResult
     from rsm_probe.studies.registry import STUDIES, read_study
     from rsm_probe.studies.sweep import SweepConfig
@@ -20,6 +23,8 @@ else:
 __all__ = [
     "STUDIES",
     "Architecture",
+    "BrainConfig",
+    "BrainResult",
     "PairsConfig",
     "PairsResult",
     "Study",

@@ -86,6 +86,19 @@ class PairsResult:
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
+def require_applicable(matchings: Sequence[str], kernels: Sequence[str]) -> None:
+    """Refuse kernels that do not apply to the scores of a matching.
+
+    Raises:
+        ValueError: a kernel does not apply.
+    """
+    try:
+        for matching, kernel in itertools.product(matchings, kernels):
+            check_kernel(get_kernel(kernel), matching, get_matching(matching)[1].one_to_one)
+    except ComparisonError as error:
+        raise ValueError(str(error)) from None
+
+
 class PairsConfig(TimedStudy):
     """All pairs: models, images, how their pairs are matched, and where results are stored."""
 
@@ -108,11 +121,7 @@ class PairsConfig(TimedStudy):
 
     @model_validator(mode="after")
     def _applicable(self) -> PairsConfig:
-        try:
-            for matching, kernel in itertools.product(self.matchings, self.kernels):
-                check_kernel(get_kernel(kernel), matching, get_matching(matching)[1].one_to_one)
-        except ComparisonError as error:
-            raise ValueError(str(error)) from None
+        require_applicable(self.matchings, self.kernels)
         titles = {title for model in self.models for title in model.titles()}
         if self.database is not None and (twice := sorted(titles & {f"{title}{_DATABASE}" for title in titles})):
             raise ValueError(
@@ -153,6 +162,11 @@ class PairsRunner(Runner[PairsConfig]):
         self.images = self.study.images.load_source(self.execution.progress)
         database = self.study.database
         self.database = None if database is None else database.load_source(self.execution.progress)
+
+    def take(self, images: ImageSet) -> None:
+        """Take images that are loaded, in place of `load_images`."""
+        self.store = absolute(self.study.store or self.folder)
+        self.images, self.database = images, None
 
     def images_of(self, entry: Any) -> dict[str, ImageSet | ImageLoader]:
         """See `Runner.images_of`."""
@@ -216,7 +230,13 @@ class PairsRunner(Runner[PairsConfig]):
     def compute(
         self, models: dict[str, LoadedModel], accuracies: dict[str, float], require_there: Callable[[], None]
     ) -> PairsResult:
-        """Match all pairs of images for every layer of every model."""
+        """Match all pairs of images for every layer of every model, and store what the report page shows."""
+        result = self.match(models, require_there)
+        self._store_shown(result, models)
+        return result
+
+    def match(self, models: Mapping[str, LoadedModel], require_there: Callable[[], None]) -> PairsResult:
+        """Match all pairs of images for every layer of every model; see `Runner.compute`."""
         table: list[Row] = []
         for title, model in models.items():
             require_there()
@@ -228,9 +248,7 @@ class PairsRunner(Runner[PairsConfig]):
         require_there()
         # A run folder that holds its own pairs may be moved.
         save_table(self.folder, table, _TABLE, {"folder": self.study.store and self.store})
-        result = PairsResult(table, self.store)
-        self._store_shown(result, models)
-        return result
+        return PairsResult(table, self.store)
 
     def _store_shown(self, result: PairsResult, models: Mapping[str, LoadedModel]) -> None:
         """Store what the page shows, unless it is there; without it if whole RSMs do not fit into memory."""

@@ -16,6 +16,7 @@ from rsm_probe.evidence.study import EvidenceConfig
 from rsm_probe.paper.registry import EXPERIMENTS, PaperConfig
 from rsm_probe.runs.study import Study
 from rsm_probe.shipped import configuration_file
+from rsm_probe.studies.brain.study import BrainConfig
 from rsm_probe.studies.pairs import PairsConfig
 from rsm_probe.studies.sweep import SweepConfig
 from rsm_probe.studies.sweeps import SweepsConfig
@@ -26,6 +27,7 @@ STUDIES: ChainMap[str, type[Any]] = ChainMap(
         "sweep": SweepConfig,
         "sweeps": SweepsConfig,
         "pairs": PairsConfig,
+        "brain": BrainConfig,
         "paper": PaperConfig,
         "factors": FactorsConfig,
         "evidence": EvidenceConfig,

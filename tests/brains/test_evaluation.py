@@ -10,11 +10,11 @@ from rsatoolbox.rdm import RDMs
 from rsatoolbox.util.inference_util import extract_variances
 from scipy import stats
 
-from rsm_probe import RSM, RSMs, bootstrap, permutation_test
+from rsm_probe import RSM, RSMs, bootstrap
 from rsm_probe.brains import best, differences, evaluate, simulated_subjects, unrelated_subjects
 from rsm_probe.brains.corrections import corrected
 from rsm_probe.brains.draws import corrected_variance, drawn_values
-from rsm_probe.comparison import get_measure
+from rsm_probe.comparison import get_measure, permutation_test
 from rsm_probe.comparison.resampling import drawn_images
 from rsm_probe.errors import ComparisonError
 
@@ -118,7 +118,7 @@ def test_an_evaluation_holds_what_it_says(models, subjects):
 
 def test_results_do_not_depend_on_threads_nor_on_the_order_of_models(models, subjects):
     one = evaluate(models, subjects, repeats=30)
-    two = evaluate(dict(reversed(models.items())), subjects, repeats=30, threads=3)
+    two = evaluate(dict(reversed(models.items())), subjects, repeats=30, workers=3)
     for name in ("mean", "std", "p", "p_ceiling"):
         np.testing.assert_allclose(one[name], two[name].sel(rsm=one["rsm"]), rtol=1e-12)
 
@@ -252,7 +252,7 @@ def test_missing_pairs_and_other_images(models, subjects):
         ({"repeats": 1}, "repeats must be at least 2"),
         ({"level": 95}, "between 0 and 1"),
         ({"correction": "none"}, "unknown correction 'none'"),
-        ({"threads": 0}, "threads must be at least 1"),
+        ({"workers": 0}, "workers must be at least 1"),
         ({"measure": "rsa-kendall"}, "take draw='subjects', CKA or another correlation"),
         ({"on": "union"}, "on is 'intersection' or None"),
         ({"seed": -1}, "seed must be at least 0"),

@@ -287,3 +287,29 @@ def test_unknown_measures_have_neighbours():
     measure = MEASURES["cka"]
     assert get_measure(measure) is measure
     assert all(isinstance(m, Measure) and name == m.name for name, m in MEASURES.items())
+
+
+@pytest.mark.parametrize("measure", [name for name, one in MEASURES.items() if one.weighted])
+@pytest.mark.parametrize("kind", ["plain", "tied", "shifted", "constant", "holes"])
+def test_prepared_draws_are_those_of_the_grid(measure, kind):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4, 12, 5))
+    rsms = features @ features.transpose(0, 2, 1)
+    if kind == "tied":
+        rsms = np.round(rsms)
+    if kind == "shifted":
+        rsms = 1e5 + rsms
+    if kind == "constant":
+        rsms[1] = 3.0
+    if kind == "holes":
+        rsms[:, 2, 7] = rsms[:, 7, 2] = np.nan
+    measure = get_measure(measure)
+    one, two = measure.over_draws(rsms, rsms), measure.over_draws(rsms[:3], rsms[2:])
+    # Digits that the shift costs an RSM itself are lost in both ways.
+    digits = 1e-12 if kind != "shifted" or measure.name == "distance-correlation" else 1e-8
+    for _ in range(20):
+        weights = np.bincount(rng.integers(12, size=12), minlength=12)
+        if (weights > 0).sum() < 4 or weights.max() > 4:
+            continue
+        np.testing.assert_allclose(one(weights), measure.grid(rsms, rsms, weights), rtol=0, atol=digits)
+        np.testing.assert_allclose(two(weights), measure.grid(rsms[:3], rsms[2:], weights), rtol=0, atol=digits)

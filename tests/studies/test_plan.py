@@ -23,7 +23,7 @@ def study(folder: Path, name: str, **keys: object):
     return read_study(file)
 
 
-@pytest.mark.parametrize("file", ["sweep", "pairs", "figures", "paper"])
+@pytest.mark.parametrize("file", ["sweep", "pairs", "brain", "figures", "paper"])
 def test_every_kind_of_study_is_planned_without_training_or_writing(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

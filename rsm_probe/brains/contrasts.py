@@ -50,10 +50,10 @@ def differences(
     import xarray as xr
 
     numbers = {str(label): number for number, label in enumerate(evaluation["rsm"].values)}
-    chosen = list(combinations(numbers, 2)) if pairs is None else [_pair(pair) for pair in pairs]
-    if not chosen:
+    compared = list(combinations(numbers, 2)) if pairs is None else [_pair(pair) for pair in pairs]
+    if not compared:
         raise ComparisonError("there is no pair of models to compare")
-    first, second = ([look_up(pair[side], numbers, "model", ComparisonError) for pair in chosen] for side in (0, 1))
+    first, second = ([look_up(pair[side], numbers, "model", ComparisonError) for pair in compared] for side in (0, 1))
     means, draws = evaluation["mean"].values, evaluation["draws"].values
     difference = means[first] - means[second]
     drawn = evaluation.attrs["draw"]
@@ -61,7 +61,7 @@ def differences(
     variance = np.concatenate(
         [
             corrected_variance(draws[..., first[part]] - draws[..., second[part]], *sizes)
-            for part in (slice(start, start + _HELD) for start in range(0, len(chosen), _HELD))
+            for part in (slice(start, start + _HELD) for start in range(0, len(compared), _HELD))
         ]
     )
     std, dof = np.sqrt(variance), int(evaluation.attrs["dof"])
@@ -69,7 +69,7 @@ def differences(
     p = t_test(difference, std, dof)
     columns = {"difference": difference, "std": std, "low": low, "high": high, "p": p}
     columns["p_corrected"] = corrected(p, correction)
-    coordinates = {"rsm_a": ("pair", [a for a, _ in chosen]), "rsm_b": ("pair", [b for _, b in chosen])}
+    coordinates = {"rsm_a": ("pair", [a for a, _ in compared]), "rsm_b": ("pair", [b for _, b in compared])}
     return xr.Dataset({name: ("pair", data) for name, data in columns.items()}, coords=coordinates).assign_attrs(
         {**evaluation.attrs, "correction": correction or "none"}
     )

@@ -1,0 +1,281 @@
+"""The page of a study of brains: which layer and which notion of similarity explains the RDMs best, if any does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rsm_probe.paper.by_matching import distinct
+from rsm_probe.paper.page_charts import interval_chart
+from rsm_probe.paper.page_parts import counted
+from rsm_probe.report.default import plots
+from rsm_probe.report.page import Chart, Group, Page, Part, Section, Table
+from rsm_probe.runs.tables import Row, kernel_title, with_interval
+from rsm_probe.studies.brain.figures import brain_figures
+from rsm_probe.studies.brain.result import NOTIONS_COMPARED, WITH_BEST, BrainResult, correction_of
+from rsm_probe.studies.brain.words import counted_subjects, measure_title, notion_words, rsm_words
+
+# RSMs that the answer names; further ones are counted.
+_MOST_NAMED = 3
+_DIFFERENCE = ("difference", "low", "high")
+_DRAWN = {"both": "images and {dimension}s", "images": "images", "subjects": "{dimension}s"}
+_CORRECTIONS = {
+    "fdr": "corrected for their number by the false discovery rate (Benjamini & Hochberg 1995)",
+    "holm": "corrected for their number by Holm's method",
+    None: "not corrected for their number",
+}
+
+
+def brain_page(result: BrainResult, settings: Mapping[str, Any]) -> Page:
+    """Lay out the page of a finished run, without command and with what only the result knows as provenance.
+
+    Args:
+        result: the result.
+        settings: settings of the study.
+    """
+    facts, table, evaluation = result.facts, result.table, result.evaluation
+    subjects = counted_subjects(evaluation.sizes["subject"], facts["dimension"])
+    whose = facts["subjects"] or f"RDMs ({facts['dissimilarity']}) of {subjects}"
+    rules = [notion_words(name) for name in distinct(table, "matching")]
+    notes = [] if not facts["subjects"] else ["The subjects are simulated: no brain was measured."]
+    return Page(
+        "Models and brains",
+        "Which layer, and which notion of similarity, explains the RDMs best?",
+        f"{whose}; {evaluation.attrs['images']:,} images of the set {settings['images']['source']}; "
+        f"{counted(distinct(table, 'model'), 'model')}; {counted(distinct(table, 'layer'), 'layer')}; "
+        f"{counted(rules, 'notion')}; "
+        f"{counted([kernel_title(kernel) for kernel in distinct(table, 'kernel')], 'kernel')}.",
+        answer(result),
+        [_explained(result), _notions(result), _with_best(result), _by_subject(result), _method(result)],
+        command="",
+        provenance={"Images": facts["joined"], **({"Subjects": facts["subjects"]} if facts["subjects"] else {})},
+        notes=notes,
+    )
+
+
+def answer(result: BrainResult) -> str:
+    """Say which RSM explains the subjects best, against the noise ceiling, and from which it cannot be told apart."""
+    attributes, table = result.evaluation.attrs, result.table
+    what, level = measure_title(attributes["measure"]), attributes["level"]
+    whom = counted_subjects(attributes["subjects"], result.facts["dimension"])
+    known = [row for row in table if not math.isnan(row["mean"])]
+    if (best := result.best) is None:
+        highest = max(known, key=lambda row: row["mean"], default=None)
+        closing = "" if highest is None else f" The highest mean is {_value(highest)} of the {rsm_words(highest)}."
+        return (
+            f"No layer is shown to explain the RDMs of {whom} over {attributes['images']:,} images: none of "
+            f"{len(table)} RSMs reaches a mean that unrelated images do not reach, too, by the permutation test "
+            f"corrected for all of them (p up to {1 - level:.2g} counts).{closing} {_ceiling_words(result)}"
+        ).strip()
+    above = sum(row["above_chance"] for row in table)
+    sentence = (
+        f"The {rsm_words(best)} explains the RDMs of {whom} over {attributes['images']:,} images best: {what} "
+        f"{_value(best)}. {_ceiling_words(result)} {_reached(result, best)} {_tied_words(result)} "
+        f"{_notion_words(result)} "
+        f"Of {len(table)} RSMs, {above} explain the RDMs better than chance."
+    )
+    return " ".join(sentence.split())
+
+
+def _value(row: Row) -> str:
+    return f"{with_interval(row, 'mean')}"
+
+
+def _ceiling_words(result: BrainResult) -> str:
+    low, high = result.ceiling
+    if math.isnan(low):
+        return "There is no noise ceiling for this measure and number of subjects."
+    return f"The noise ceiling is {low:.3f} to {high:.3f}."
+
+
+def _reached(result: BrainResult, best: Row) -> str:
+    if math.isnan(result.ceiling[0]):
+        return ""
+    if best["below_ceiling"]:
+        return "It stays below the ceiling, so something that subjects share is left to explain."
+    if best["mean"] >= result.ceiling[0]:
+        return "It reaches the ceiling, so it explains all that these subjects are known to share."
+    return "It lies below the ceiling by no more than chance explains."
+
+
+def _tied_words(result: BrainResult) -> str:
+    tied = [row for row in result.table if row["tied_with_best"]]
+    if not result.compared(WITH_BEST):
+        return ""
+    if not tied:
+        return "All other RSMs are shown to explain the RDMs less well."
+    named = "; ".join(rsm_words(row) for row in sorted(tied, key=lambda row: -row["mean"])[:_MOST_NAMED])
+    more = f"; and {len(tied) - _MOST_NAMED} more" if len(tied) > _MOST_NAMED else ""
+    return f"It cannot be told apart from {len(tied)} of the other {len(result.table) - 1}: {named}{more}."
+
+
+def _notion_words(result: BrainResult) -> str:
+    """In how many layers a matching explains the subjects better than the identity, and worse."""
+    rows, said = result.compared(NOTIONS_COMPARED), []
+    for matching in distinct(rows, "matching_a"):
+        mine = [row for row in rows if row["matching_a"] == matching]
+        better = sum(row["decided"] and row["difference"] > 0 for row in mine)
+        worse = sum(row["decided"] and row["difference"] < 0 for row in mine)
+        said.append(
+            f"The {notion_words(matching)} RSM explains them better than the spatio-semantic RSM of the same layer in "
+            f"{better} of {len(mine)} cases, worse in {worse}, and {len(mine) - better - worse} are undecided."
+        )
+    return " ".join(said)
+
+
+def _explained(result: BrainResult) -> Section:
+    """The chart of all means against the noise ceiling, and the figure for print."""
+    rows = [
+        {
+            **row,
+            "kernel_name": kernel_title(row["kernel"]),
+            "verdict": "above chance" if row["above_chance"] else "",
+            "ceiling": "below the noise ceiling" if row["below_ceiling"] else "not shown to be below it",
+            "standing": _standing(row),
+        }
+        for row in result.table
+    ]
+    low, high = result.ceiling
+    chart = interval_chart(
+        rows, "layer", ("mean", "low", "high"), measure_title(result.evaluation.attrs["measure"]), _titles(rows),
+        menus={"model": "model ", "kernel_name": "kernel "},
+        hover={"ceiling": "noise ceiling", "standing": "against the best"}, reference=0.0,
+        verdicts={"verdict": "by the permutation test"}, band=None if math.isnan(low) else (low, high),
+    )  # fmt: skip
+    keys = [
+        "model", "layer", "matching", "kernel", "mean", "low", "high", "p", "p_corrected", "p_ceiling_corrected",
+        "above_chance", "below_ceiling", "best", "tied_with_best",
+    ]  # fmt: skip
+    cells = [[_cell(key, row[key]) for key in keys] for row in result.table]
+    figures = [plot for plot in plots(brain_figures(result)) if plot.name.startswith("explained")]
+    parts: list[Part] = [
+        Chart(
+            "explained", chart,
+            "Means over subjects with their intervals, by layer. Filled points are above chance after correction. The "
+            "grey band is the noise ceiling, the dashed line marks 0. Click on the legend, or tap it, to single out a "
+            "notion of similarity.",
+            Table("brain", keys, cells, digits=4),
+        ),
+        Group("The figure for print", figures),
+    ]  # fmt: skip
+    return Section(
+        "How well each layer explains the RDMs",
+        "Each RSM is compared with the RDM of every subject, and the values are averaged over subjects.",
+        parts,
+    )
+
+
+def _standing(row: Row) -> str:
+    if row["best"]:
+        return "the best"
+    return "not told apart from the best" if row["tied_with_best"] else ""
+
+
+def _cell(key: str, value: Any) -> Any:
+    if key == "matching":
+        return notion_words(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return kernel_title(value) if key == "kernel" else value
+
+
+def _titles(rows: Sequence[Row], key: str = "matching") -> dict[str, str]:
+    """Matchings with their notion, the semantic one first."""
+    return {name: notion_words(name) for name in sorted(distinct(rows, key), key=lambda name: name != "optimal")}
+
+
+def _notions(result: BrainResult) -> Section:
+    heading = "Semantic against spatio-semantic"
+    rows = [
+        {
+            **row, "model": row["model_a"], "layer": row["layer_a"], "kernel_name": kernel_title(row["kernel_a"]),
+            "matching": row["matching_a"], "verdict": _who(row),
+        }
+        for row in result.compared(NOTIONS_COMPARED)
+    ]  # fmt: skip
+    if not rows:
+        return Section(heading, "No layer has RSMs of both notions of similarity.")
+    chart = interval_chart(
+        rows, "layer", _DIFFERENCE, "difference of the means",
+        {name: f"{title} minus spatio-semantic" for name, title in _titles(rows).items()},
+        menus={"model": "model ", "kernel_name": "kernel "}, reference=0.0, verdicts={"verdict": "which is better"},
+    )  # fmt: skip
+    keys = ["model", "layer", "kernel_name", "matching", *_DIFFERENCE, "p", "p_corrected", "verdict"]
+    cells = [[notion_words(row[key]) if key == "matching" else row[key] for key in keys] for row in rows]
+    text = (
+        "At every layer, the mean of one notion of similarity minus that of the spatio-semantic RSM, in the same draws "
+        f"of images and subjects. p values are {_CORRECTIONS[correction_of(result.evaluation.attrs['correction'])]}. "
+        "Hollow points are undecided."
+    )
+    caption = "Differences with their intervals; the dashed line marks 0."
+    return Section(heading, text, [Chart("notions", chart, caption, Table("notions", keys, cells, digits=4))])
+
+
+def _who(row: Row) -> str:
+    """Which of the two explains the subjects better; "" where that is undecided."""
+    if not row["decided"]:
+        return ""
+    return f"{notion_words(row['matching_a' if row['difference'] > 0 else 'matching_b'])} explains more"
+
+
+def _with_best(result: BrainResult) -> Section:
+    heading = "The best against the others"
+    rows = result.compared(WITH_BEST)
+    if not rows:
+        return Section(heading, "No RSM explains the RDMs better than chance, so there is no best one to compare.")
+    cells = [
+        [row["model_b"], row["layer_b"], notion_words(row["matching_b"]), kernel_title(row["kernel_b"]),
+         *(row[key] for key in _DIFFERENCE), row["p"], row["p_corrected"], "yes" if row["decided"] else "no"]
+        for row in sorted(rows, key=lambda row: row["difference"])
+    ]  # fmt: skip
+    columns = ["model", "layer", "notion", "kernel", *_DIFFERENCE, "p", "p_corrected", "told apart"]
+    best = result.best
+    assert best is not None
+    return Section(
+        heading,
+        f"The mean of the {rsm_words(best)} minus that of every other RSM, nearest first. The best was picked by the "
+        "same data, so its lead is a little too large; repeat a small one on other images or subjects.",
+        [Table("best", columns, cells, digits=4)],
+    )
+
+
+def _by_subject(result: BrainResult) -> Section:
+    best = result.best or max(result.table, key=lambda row: -math.inf if math.isnan(row["mean"]) else row["mean"])
+    values = result.evaluation["value"].values[[row["rsm"] for row in result.table].index(best["rsm"])]
+    dimension = result.facts["dimension"]
+    cells = [[name, float(value)] for name, value in zip(result.facts["names"], values, strict=True)]
+    return Section(
+        f"Every {dimension}",
+        f"The {rsm_words(best)}, which has the highest mean, with the RDM of every {dimension}.",
+        [Table("subjects", [dimension, measure_title(result.evaluation.attrs["measure"])], cells)],
+    )
+
+
+def _method(result: BrainResult) -> Section:
+    attributes = result.evaluation.attrs
+    dimension = result.facts["dimension"]
+    drawn = _DRAWN[attributes["draw"]].format(dimension=dimension)
+    correction = _CORRECTIONS[correction_of(attributes["correction"])]
+    dual = (
+        " The dual bootstrap draws images and subjects together, and removes what this counts too often (Schütt et al. "
+        "2023)."
+        if attributes["draw"] == "both"
+        else ""
+    )
+    ceiling = (
+        ""
+        if math.isnan(result.ceiling[0])
+        else " The noise ceiling is the range in which the true model would lie, as subjects differ from each other: "
+        "its lower end is the mean value of a subject with the average of the others, its upper end that with the "
+        "average of all (Nili et al. 2014). A t test in the same draws compares every mean with the lower end."
+    )
+    return Section(
+        "How this was computed",
+        f"{attributes['level']:.0%} intervals are t intervals with {attributes['dof']} degrees of freedom around the "
+        f"mean; its standard error comes from {attributes['repeats']:,} draws of {drawn} with repetition.{dual}\n\n"
+        f"Above chance: a permutation test shuffles the images of all RDMs {attributes['repeats']:,} times and "
+        "compares every mean with the largest standardised mean of all RSMs in each order, so that p values hold for "
+        f"all RSMs together (Nichols & Holmes 2002).{ceiling}\n\n"
+        f"p values of differences and of the noise ceiling are {correction}.",
+    )
