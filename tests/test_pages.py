@@ -443,6 +443,17 @@ def _(names):
     assert names["grid"].item() > 0
 
 
+@setup("how-to/explain-brains")
+def _(names, monkeypatch):
+    return {"repeats=200": "repeats=30"}
+
+
+@check("how-to/explain-brains")
+def _(names):
+    assert names["brains"].best(names["evaluation"]) == "net/layer1/optimal/cosine"
+    assert names["evaluation"].attrs["subjects"] == 8
+
+
 def rsms(count: int) -> dict[str, Any]:
     """RSMs of random tokens, by the names of the pages."""
     made = (rsm_probe.rsm(torch.randn(12, 9, 4)) for _ in range(count))

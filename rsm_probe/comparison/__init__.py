@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rsm_probe.comparison.features.inputs import pooled, sampled
     from rsm_probe.comparison.features.registry import FEATURE_MEASURES
     from rsm_probe.comparison.features.subspaces import canonical_correlations, linear_cka, procrustes, pwcca, svcca
-    from rsm_probe.comparison.grid import compare
+    from rsm_probe.comparison.grid import RsmKey, compare
     from rsm_probe.comparison.measures import (
         CKA,
         MEASURES,
@@ -69,6 +69,7 @@ __all__ = [
     "PearsonRSA",
     "Properties",
     "RsmBatches",
+    "RsmKey",
     "SpearmanRSA",
     "bootstrap",
     "bootstrap_batches",

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.transforms import ScaledTranslation
 
 from rsm_probe.figures.line_styles import rule_styles
-from rsm_probe.figures.style import labelled
+from rsm_probe.figures.style import font_points, labelled
 from rsm_probe.figures.ticks import name_layers
 
 # What the two notions of similarity are called.
@@ -24,6 +24,8 @@ _SHARE, _WHITE = 0.84, 0.45
 _HATCHES = ("", "////", "....", "xxxx", "++++", "oooo")
 # Points from the end of an interval to the first mark above it, and from there to the second.
 _FIRST, _NEXT = 3.2, 3.8
+# Size of letters in legends of printed figures, in points.
+_PRINTED = 6.0
 # Room for marks above the highest bar, as a share of the panel.
 _ROOM = 0.2
 
@@ -137,14 +139,21 @@ def _limits(ax: Axes, parts: Sequence[np.ndarray]) -> None:
     ax.set_ylim(low - 0.04 * span if low < 0 else 0, low + span * (1 + _ROOM))
 
 
+def _scale() -> float:
+    """How much larger text is than in print, for which marks are sized."""
+    return font_points("legend.fontsize") / _PRINTED
+
+
 def _mark(
     ax: Axes, x: np.ndarray, y: np.ndarray, points: float | np.ndarray, label: str, *, hollow: bool = False, **look: Any
 ) -> None:
     """Draw marks some points above values."""
+    scale = _scale()
     colours = {"facecolor": "white", "edgecolor": "black"} if hollow else {"color": "black"}
     options: dict[str, Any] = {"s": 5.0, "linewidths": 0.5, "zorder": 4, **colours, **look}
+    options["s"] *= scale**2
     distances = np.broadcast_to(points, x.shape)
     for distance in np.unique(distances):
         mine = distances == distance
-        lifted = ax.transData + ScaledTranslation(0, distance / 72, ax.figure.dpi_scale_trans)
+        lifted = ax.transData + ScaledTranslation(0, scale * distance / 72, ax.figure.dpi_scale_trans)
         ax.scatter(x[mine], y[mine], label=label, transform=lifted, **options)

@@ -113,8 +113,7 @@ def test_nothing_wins_among_subjects_from_nothing_and_no_pair_is_matched_again(r
     assert {file: file.stat().st_mtime_ns for file in (run / "pairs").rglob("*") if file.is_file()} == tiles
     page = study.page(run)
     assert page.answer.startswith("No layer is shown to explain the RDMs")
-    assert "explains the RDMs" not in page.answer.replace("shown to explain", "")
-    assert page_html(page)
+    assert "explains the RDMs" not in page.answer
 
 
 def test_models_matchings_and_statistics_may_change_in_a_run(run):
@@ -153,6 +152,7 @@ def test_its_page_answers_first(finished, monkeypatch):
     assert page.command == f"rsm-probe run {folder}/config.yaml --out {folder}"
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_draws_and_reports(run):
     (run / "report.html").unlink(missing_ok=True)
     runner = CliRunner()
@@ -266,7 +266,6 @@ def test_a_single_subject_has_intervals_over_images_and_no_ceiling(tmp_path, mon
     result = study.run(run)
     assert np.isnan(result.ceiling).all()
     assert "There is no noise ceiling" in study.page(run).answer
-    assert page_html(study.page(run))
     for figure in study.figures(run).values():
         FigureCanvasAgg(figure).draw()
 
@@ -283,6 +282,7 @@ def test_missing_pairs_are_skipped_where_the_configuration_says_so(monkeypatch, 
     assert result.evaluation.attrs["pairs"] == 30 * 29 // 2 - 2
 
 
+@pytest.mark.slow
 def test_other_rdms_under_the_same_path_are_compared_anew(monkeypatch, run):
     ids = read_study(SMOKE).images.load().ids
     means = []
@@ -334,6 +334,7 @@ def test_rdms_are_read_from_files_beside_the_configuration(files, path, ids):
     assert rsms.ids == read_study(SMOKE).images.load().ids
 
 
+@pytest.mark.slow
 def test_a_run_over_files_is_drawn_again_from_anywhere(files, run, monkeypatch, tmp_path):
     folder, _ = files
     study = read_study(configured(folder, path="all.npy", ids="images.txt", dissimilarity="correlation"))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from rsm_probe.brains import simulated_subjects, unrelated_subjects
+from rsm_probe.brains import read_rsms, simulated_subjects, unrelated_subjects
 from rsm_probe.checks import brief, listed
 from rsm_probe.config import Config, config_path
 from rsm_probe.errors import ComparisonError, repeated
@@ -135,8 +135,6 @@ class SubjectsConfig(Config):
             ComparisonError: they are not distances or similarities of the same images.
             StorageError: a file cannot be read.
         """
-        from rsm_probe.brains import read_rsms
-
         assert self.path is not None
         several = self.path.values() if isinstance(self.path, dict) else self.path
         with self.naming_paths(*([self.path] if isinstance(self.path, str) else several)):
