@@ -32,7 +32,7 @@ def to_rdms(
     try:
         from rsatoolbox import rdm
     except ImportError as error:
-        raise ComparisonError("rsatoolbox is not installed; pip install rsatoolbox") from error
+        raise ComparisonError("rsatoolbox is not installed; pip install 'rsm-probe[brains]'") from error
     own = np.diagonal(similarities, axis1=1, axis2=2)
     squared = own[:, :, None] + own[:, None, :] - 2 * similarities
     first, second = np.triu_indices(len(ids), 1)

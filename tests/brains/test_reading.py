@@ -7,6 +7,7 @@ import sys
 import warnings
 import zipfile
 from contextlib import suppress
+from itertools import permutations
 from pathlib import Path
 
 import h5py
@@ -275,13 +276,15 @@ def test_a_cube_is_cut_where_slices_are_symmetric(suffix, tmp_path):
     assert not np.array_equal(stack, np.moveaxis(stack, 0, 2))
 
 
-def test_a_cube_that_is_symmetric_along_all_axes_has_the_order_of_its_format(tmp_path):
-    cube = np.zeros((3, 3, 3))
-    for a, b, c in np.ndindex(3, 3, 3):
-        cube[a, b, c] = len({a, b, c}) - 1
+def test_a_cube_that_is_symmetric_along_all_axes_may_be_cut_along_any(tmp_path):
+    cube = np.zeros((4, 4, 4))
+    for places in permutations(range(4), 3):
+        cube[places] = sum(places)
     np.save(tmp_path / "a.npy", cube)
-    # Its slices are not distances, whichever way it is cut.
-    assert "diagonal" in refusal(ComparisonError, tmp_path / "a.npy")
+    np.testing.assert_array_equal(read_back(tmp_path / "a.npy"), np.moveaxis(cube, 2, 0))
+    cube[0, 1, 2] += 1
+    np.save(tmp_path / "a.npy", cube)
+    assert "a.npy (subject 0): the matrix is not symmetric" in refusal(ComparisonError, tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(
