@@ -64,9 +64,9 @@ def answer(result: BrainResult) -> str:
         highest = max(known, key=lambda row: row["mean"], default=None)
         closing = "" if highest is None else f" The highest mean is {_value(highest)} of the {rsm_words(highest)}."
         return (
-            f"No layer is shown to explain the RDMs of {whom} over {attributes['images']:,} images: none of "
-            f"{len(table)} RSMs reaches a mean that unrelated images do not reach, too, by the permutation test "
-            f"corrected for all of them (p up to {1 - level:.2g} counts).{closing} {_ceiling_words(result)}"
+            f"No layer is shown to explain the RDMs of {whom} over {attributes['images']:,} images: none of the "
+            f"{len(table)} RSMs agrees with them better than chance, by a permutation test corrected for all of them "
+            f"(p up to {1 - level:.2g} counts).{closing} {_ceiling_words(result)}"
         ).strip()
     above = sum(row["above_chance"] for row in table)
     sentence = (
@@ -86,7 +86,8 @@ def _ceiling_words(result: BrainResult) -> str:
     low, high = result.ceiling
     if math.isnan(low):
         return "There is no noise ceiling for this measure and number of subjects."
-    return f"The noise ceiling is {low:.3f} to {high:.3f}."
+    shared = "" if low > 0 else " Its lower end is not above 0: the subjects share little that a model could explain."
+    return f"The noise ceiling is {low:.3f} to {high:.3f}.{shared}"
 
 
 def _reached(result: BrainResult, best: Row) -> str:
