@@ -19,7 +19,7 @@ from rsm_probe.cli import app
 from rsm_probe.errors import ComparisonError, ConfigError, CostError, ImageError, StorageError
 from rsm_probe.report.write import page_html
 from rsm_probe.studies.brain import study as brain_study
-from rsm_probe.studies.brain.study import BrainConfig
+from rsm_probe.studies.brain.study import BrainConfig, BrainRunner
 from rsm_probe.studies.brain.subjects import SubjectsConfig, joined
 from rsm_probe.studies.registry import read_study
 
@@ -92,7 +92,7 @@ def test_the_tables_are_those_of_the_evaluation(finished):
 def test_run_again_it_computes_nothing(finished, monkeypatch):
     folder, result = finished
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
-    monkeypatch.setattr(brain_study, "evaluate", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(BrainRunner, "_rsms", lambda *_: pytest.fail("computed again"))
     assert read_study(SMOKE).run(folder).table == result.table
     after = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     assert {file for file in before if after[file] != before[file]} <= {folder / "pairs.csv", folder / "pairs.json",
@@ -257,6 +257,30 @@ def test_images_that_do_not_match_are_refused_before_any_work(tmp_path, monkeypa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"measure": "mutual-knn"}, "draw='subjects'|cannot count an image more than once"),
+        ({"measure": "rsa-cosine"}, "depends on where 0 is"),
+        ({"images": {"source": "digits", "split": "test", "size": 16, "count": 3}}, "images"),
+    ],
+)
+def test_measures_that_do_not_fit_are_refused_before_any_work(tmp_path, changes, message):
+    with pytest.raises((ComparisonError, ImageError), match=message):
+        changed(**changes).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_constant_rdm_is_refused_by_the_name_of_its_subject(tmp_path, monkeypatch):
+    ids = read_study(SMOKE).images.load().ids
+    distances = np.random.default_rng(0).uniform(1, 2, (4, 30 * 29 // 2))
+    distances[2] = 1.0
+    subjects = rsm_probe.RSMs.from_array(distances, list(ids), dissimilarity="x")
+    with pytest.raises(ComparisonError, match="subject 2"):
+        changed(subjects=given(monkeypatch, subjects)).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_single_subject_has_intervals_over_images_and_no_ceiling(tmp_path, monkeypatch, run):
     ids = read_study(SMOKE).images.load().ids
     subjects = given(monkeypatch, rdms(ids, count=1))
@@ -409,7 +433,7 @@ def test_an_unknown_layer_of_the_truth_is_named_and_the_run_continues(run):
 def test_a_run_that_was_killed_while_draws_are_computed_continues(run, monkeypatch):
     shutil.rmtree(run / "evaluation.zarr")
     with monkeypatch.context() as patch:
-        patch.setattr(brain_study, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(BrainRunner, "_rsms", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             read_study(SMOKE).run(run)
     with pytest.raises(StorageError, match="no finished run"):

@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, model_validator
 
-from rsm_probe.brains import evaluate
+from rsm_probe.brains import evaluate, unrelated_subjects
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.errors import ComparisonError, ConfigError, CostError, StorageError
@@ -34,6 +35,9 @@ from rsm_probe.studies.brain.page import brain_page
 from rsm_probe.studies.brain.result import BrainResult
 from rsm_probe.studies.brain.subjects import JoinedImages, SubjectsConfig, joined, of_images
 from rsm_probe.studies.pairs import PairsConfig, PairsResult, PairsRunner, require_applicable
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Keys that may change in a run: they decide what is compared, and pairs that are on disk are not matched again.
 _GROWING = frozenset(
@@ -134,7 +138,23 @@ class BrainRunner(Runner[BrainConfig]):
                 self.images = every.subset(self.joined.indices)
             self.subjects = of_images(rsms, self.images, self.joined)
             _require_enough(study, len(self.subjects))
+        self._try_out()
         self.pairs.take(self.images)
+
+    def _try_out(self) -> None:
+        """Compare a random RSM with the subjects, so that measure, draws and RDMs are refused before hours of work."""
+        ids, values = self.images.ids, np.random.default_rng(0).normal(size=(len(self.images), len(self.images)))
+        subjects = unrelated_subjects(ids, 2) if self.subjects is None else self.subjects
+        self._evaluated({"a model": RSM.from_array(values + values.T, ids, kind="similarity")}, subjects, repeats=2)
+
+    def _evaluated(self, rsms: Mapping[Any, RSM], subjects: RSMs, repeats: int) -> xr.Dataset:
+        study = self.study
+        with self.execution.bar("draws", repeats, "draw", leave=False) as bar:
+            return evaluate(
+                rsms, subjects, study.measure, draw=study.draw, repeats=repeats, level=study.level,
+                correction=study.correction, seed=study.seed, workers=self.execution.worker_count,
+                skip_missing=study.subjects.allow_missing, on_repeat=bar.update,
+            )  # fmt: skip
 
     def images_of(self, entry: Any) -> dict[str, ImageSet]:
         """See `Runner.images_of`."""
@@ -198,12 +218,7 @@ class BrainRunner(Runner[BrainConfig]):
         rsms = self._rsms(matched, layers)
         study = self.study
         require_there()
-        with self.execution.bar("draws", study.repeats, "draw") as bar:
-            evaluation = evaluate(
-                rsms, subjects, study.measure, draw=study.draw, repeats=study.repeats, level=study.level,
-                correction=study.correction, seed=study.seed, workers=self.execution.worker_count,
-                skip_missing=study.subjects.allow_missing, on_repeat=bar.update,
-            )  # fmt: skip
+        evaluation = self._evaluated(rsms, subjects, study.repeats)
         simulate = study.subjects.simulate
         facts = {
             "subjects": "" if simulate is None else str(simulate),
