@@ -3,6 +3,7 @@
     rsm-probe run brain --out RUN
     python benchmarks/brains.py truth RUN [--simulations 100] [--noise 2.0]
     python benchmarks/brains.py nothing RUN [--simulations 1000]
+    python benchmarks/brains.py equal [--simulations 1000]
     python benchmarks/brains.py time
 
 `truth` simulates 8 subjects who hold the distances of one RSM of the trained network plus noise, each layer and notion
@@ -11,6 +12,10 @@ of similarity in turn, and counts how often that RSM is named among all of the r
 `nothing` simulates subjects from noise: each alone, or all around one random RDM that is not related to the images.
 It counts how often any RSM is named, how often one is above chance before correction, and how often a difference of two
 notions of similarity has p <= .05, beside the interval of a binomial count at that rate.
+
+`equal` draws images, subjects and two models anew in each simulation. Subjects and models hold the same patterns plus
+noise of their own, the same amount for both models, so that neither is better on average, and counts how often their
+difference has p <= .05 all the same.
 
 `time` evaluates 3 models x 16 layers x 2 notions against 8 subjects and 200 images, in 1 000 draws of both.
 """
@@ -94,6 +99,35 @@ def nothing(options: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
+def equal(options: argparse.Namespace) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for images in (20, 60):
+        wrong = 0
+        for seed in range(options.simulations):
+            rng = np.random.default_rng(seed)
+            truth = rng.normal(size=(images, 10))
+
+            def noisy(noise: float, rng: np.random.Generator = rng, truth: np.ndarray = truth) -> np.ndarray:
+                patterns = truth + noise * rng.normal(size=truth.shape)
+                return patterns @ patterns.T
+
+            models = {name: RSM.from_array(noisy(1.0)).to_distances() for name in ("a", "b")}
+            subjects = RSMs.from_rsms(
+                {str(number): RSM.from_array(noisy(2.0)).to_distances() for number in range(options.subjects)}
+            )
+            evaluation = evaluate(models, subjects, options.measure, repeats=options.repeats, seed=seed, workers=1)
+            wrong += float(differences(evaluation, correction=None)["p"][0]) <= 1 - LEVEL
+        low, high = binom.interval(LEVEL, options.simulations, 1 - LEVEL)
+        rows.append(
+            {
+                "images": images, "subjects": options.subjects, "measure": options.measure,
+                "simulations": options.simulations, "difference_called": wrong, "nominal": f"{low:.0f} to {high:.0f}",
+            }
+        )  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
 def seconds(options: argparse.Namespace) -> list[dict[str, object]]:
     rng = np.random.default_rng(0)
     images = 200
@@ -121,7 +155,7 @@ def seconds(options: argparse.Namespace) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["truth", "nothing", "time"])
+    parser.add_argument("what", choices=["truth", "nothing", "equal", "time"])
     parser.add_argument("run", type=Path, nargs="?", help="a run of `rsm-probe run brain`")
     parser.add_argument("--simulations", type=int, default=100)
     parser.add_argument("--subjects", type=int, default=8)
@@ -130,9 +164,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=199)
     parser.add_argument("--write", action="store_true", help="write the figures to the results")
     options = parser.parse_args()
-    if options.what != "time" and options.run is None:
+    if options.what in ("truth", "nothing") and options.run is None:
         parser.error(f"{options.what} needs RUN, the folder of `rsm-probe run brain --out RUN`")
-    rows = {"truth": truth, "nothing": nothing, "time": seconds}[options.what](options)
+    rows = {"truth": truth, "nothing": nothing, "equal": equal, "time": seconds}[options.what](options)
     print("\n".join(", ".join(f"{key} {value}" for key, value in row.items()) for row in rows))
     if options.write:
         with (OUT / f"brains_{options.what}.csv").open("w", newline="") as stream:
