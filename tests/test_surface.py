@@ -22,8 +22,8 @@ import rsm_probe
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rsm_probe"
 TOP = {
-    "load_model", "Probe", "capture", "Capture", "match", "match_affinity", "rsm", "RSM", "RSMs", "all_pairs", "nearest",
-    "cka", "compare", "bootstrap", "Accumulator", "sweep", "RsmProbeError",
+    "load_model", "Probe", "capture", "Capture", "match", "match_affinity", "rsm", "RSM", "RSMs", "all_pairs",
+    "nearest", "cka", "compare", "bootstrap", "Accumulator", "sweep", "RsmProbeError",
     "RsmStore",
 }  # fmt: skip
 MOVED = {

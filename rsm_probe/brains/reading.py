@@ -50,10 +50,10 @@ def read_rsms(
 
     The suffix says the format: HDF5 of rsatoolbox or with plain datasets (`.h5`, `.hdf5`), NumPy (`.npy`, `.npz`),
     MATLAB of any version (`.mat`) and tables (`.csv`, `.tsv`). Arrays have shape (N, N), (subjects, N, N), or
-    (subjects, N(N-1)/2) with pairs in the order of `scipy.spatial.distance.pdist`; in MATLAB, subjects may come last.
-    A cube N x N x N is cut along the axis whose slices are symmetric; if all are, subjects come last in `.mat` and
-    first elsewhere. Tables are square, with or without names of images, or have a row per pair, in the columns
-    `image_a`, `image_b`, `value` and possibly `subject`. No file can run code: pickles are refused.
+    (subjects, N(N-1)/2) with pairs in the order of `scipy.spatial.distance.pdist`. Subjects may also come last, as in
+    MATLAB; a cube (N, N, N) is cut into slices that are symmetric. Tables are square, with or without names of images,
+    or have a row per pair, in the columns `image_a`, `image_b`, `value` and possibly `subject`. No file can run code:
+    pickles are refused.
 
     Args:
         path: a file; a list of files; a mapping from subjects to files; a folder; or a pattern such as

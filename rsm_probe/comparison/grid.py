@@ -11,7 +11,7 @@ import numpy as np
 from rsm_probe.checks import brief, shared_names
 from rsm_probe.comparison.certified import CertifiedSums
 from rsm_probe.comparison.inputs import known_pairs, stack_rsms
-from rsm_probe.comparison.measures import get_measure
+from rsm_probe.comparison.measures import get_measure, require_one_kind
 from rsm_probe.comparison.protocol import Measure
 from rsm_probe.errors import ComparisonError, repeated
 
@@ -172,7 +172,7 @@ def label_rsms(
         raise ComparisonError("there is no RSM to compare")
     names = [key.label() for side in keys for key in side]
     matrices = [rsm for side in sides for rsm in side.values()]
-    _require_one_kind(matrices, names, measure)
+    require_one_kind(matrices, names, measure)
     if on is not None:
         matrices = _over_shared_images(matrices, names, on)
         remaining = iter(matrices)
@@ -194,21 +194,6 @@ def _over_shared_images(matrices: Sequence[Any], names: Sequence[str], on: str) 
             )
     shared = shared_names(names, [rsm.ids for rsm in matrices], ComparisonError)
     return [rsm.subset(shared) for rsm in matrices]
-
-
-def _require_one_kind(matrices: Sequence[Any], names: Sequence[str], measure: Measure) -> None:
-    """Refuse similarities beside distances where it matters that distances are held as `-d / 2`."""
-    if {"shift", "additive"} & set(measure.properties.invariances):
-        return
-    first: dict[str, str] = {}
-    for name, rsm in zip(names, matrices, strict=True):
-        first.setdefault(getattr(rsm, "kind", "similarity"), name)
-    if len(first) > 1:
-        raise ComparisonError(
-            f"{measure.name} depends on where 0 is, so it cannot compare similarities ({first['similarity']}) with "
-            f"distances ({first['distance']}); convert one of them, as by rsm.to_distances('squared euclidean'), or "
-            "use a correlation or CKA"
-        )
 
 
 def used_images(stack: RsmStack, skip_missing: bool) -> dict[str, int]:

@@ -6,7 +6,7 @@ Klabunde et al. (paper, reference 10; section 3.3) survey the family. A new meas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -221,19 +221,50 @@ def get_measure(measure: str | Measure) -> Measure:
     return measure if isinstance(measure, Measure) else look_up(measure, MEASURES, "measure", ComparisonError)
 
 
-def rsa(k: Any, l: Any, correlation: Literal["spearman", "pearson", "kendall", "cosine"] = "spearman") -> float:  # noqa: E741
+def require_one_kind(rsms: Sequence[Any], names: Sequence[str], measure: Measure) -> None:
+    """Refuse similarities beside distances where it matters that distances are held as `-d / 2`.
+
+    Args:
+        rsms: `RSM`s, or arrays of similarities.
+        names: their names, for the message.
+        measure: what is to compare them.
+
+    Raises:
+        ComparisonError: see above.
+    """
+    if {"shift", "additive"} & set(measure.properties.invariances):
+        return
+    first: dict[str, str] = {}
+    for name, rsm in zip(names, rsms, strict=True):
+        first.setdefault(getattr(rsm, "kind", "similarity"), name)
+    if len(first) > 1:
+        raise ComparisonError(
+            f"{measure.name} depends on where 0 is, so it cannot compare similarities ({first['similarity']}) with "
+            f"distances ({first['distance']}); convert one of them, as by rsm.to_distances('squared euclidean'), or "
+            "use a correlation or CKA"
+        )
+
+
+def rsa(
+    k: Any,
+    l: Any,  # noqa: E741
+    correlation: Literal["spearman", "pearson", "kendall", "cosine"] = "spearman",
+    *,
+    skip_missing: bool = False,
+) -> float:
     """Correlate the off-diagonal entries of two RSMs (RSA; Kriegeskorte et al. 2008).
 
     Args:
         k: symmetric array (N, N), or an `RSM`; image ids of two `RSM`s must agree.
         l: a second RSM over the same images.
         correlation: "spearman", "pearson", "kendall" (tau-a) or "cosine".
+        skip_missing: leave out pairs of images that are NaN in one of the RSMs.
 
     Raises:
-        ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, fewer than 3 images, or a
-            constant RSM, for which a correlation is undefined.
+        ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, fewer than 3 images, a
+            constant RSM, for which a correlation is undefined, or the cosine of similarities and distances.
     """
-    return _value(f"rsa-{correlation}", k, l)
+    return _value(f"rsa-{correlation}", k, l, skip_missing=skip_missing)
 
 
 def bures(k: Any, l: Any, normalised: bool = True) -> float:  # noqa: E741
@@ -249,7 +280,8 @@ def norm_difference(k: Any, l: Any) -> float:  # noqa: E741
     """Compute the Frobenius norm of the difference of two RSMs (Klabunde et al. 2023).
 
     Raises:
-        ComparisonError: different shapes or images, an asymmetric matrix, or non-finite values.
+        ComparisonError: different shapes or images, an asymmetric matrix, non-finite values, or similarities beside
+            distances.
     """
     return _value("norm-difference", k, l)
 
@@ -360,9 +392,10 @@ def negative_share(rsm: Any) -> float:
     return float(np.abs(values[values < -_CONSTANT * total]).sum() / total) if total > 0 else 0.0
 
 
-def _value(measure: str | Measure, k: Any, l: Any) -> float:  # noqa: E741
+def _value(measure: str | Measure, k: Any, l: Any, *, skip_missing: bool = False) -> float:  # noqa: E741
     measure = get_measure(measure)
-    stack = stack_rsms([k, l], ["first", "second"])
+    require_one_kind([k, l], ["first", "second"], measure)
+    stack = stack_rsms([k, l], ["first", "second"], skip_missing=skip_missing)
     value = float(measure.grid(stack[:1], stack[1:])[0, 0])
     if np.isnan(value):
         which = "first" if np.isnan(measure.grid(stack[:1], stack[:1])[0, 0]) else "second"

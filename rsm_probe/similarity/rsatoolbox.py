@@ -32,7 +32,7 @@ def to_rdms(
     try:
         from rsatoolbox import rdm
     except ImportError as error:
-        raise ComparisonError("rsatoolbox is not installed; pip install rsatoolbox") from error
+        raise ComparisonError("rsatoolbox is not installed; pip install 'rsm-probe[brains]'") from error
     own = np.diagonal(similarities, axis1=1, axis2=2)
     squared = own[:, :, None] + own[:, None, :] - 2 * similarities
     first, second = np.triu_indices(len(ids), 1)
@@ -64,10 +64,11 @@ def one_of_rdms(rdms: Any, index: int, descriptor: str | None) -> tuple[np.ndarr
     Raises:
         ComparisonError: not RDMs, no such matrix or descriptor, or non-finite distances.
     """
+    _require_rdms(rdms)
+    require_whole(index, "index", -(count := len(rdms.get_matrices())), ComparisonError)
+    if index >= count:
+        raise ComparisonError(f"there are {count} matrices, and none has index {index}")
     matrices, names, measure = _all_of_rdms(rdms, descriptor)
-    require_whole(index, "index", -len(matrices), ComparisonError)
-    if index >= len(matrices):
-        raise ComparisonError(f"there are {len(matrices)} matrices, and none has index {index}")
     return matrices[index], names, measure
 
 
@@ -96,12 +97,16 @@ def named_rdms(
     return matrices, ids, measure, None if matrix_names is None else [str(name) for name in matrix_names]
 
 
-def _all_of_rdms(rdms: Any, descriptor: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:
+def _require_rdms(rdms: Any) -> None:
     if not hasattr(rdms, "get_matrices"):
         raise ComparisonError(
             f"expected rsatoolbox.rdm.RDMs, found {type(rdms).__name__}; for a plain matrix of distances, use "
             "RSM.from_array(d, ids, kind='distance')"
         )
+
+
+def _all_of_rdms(rdms: Any, descriptor: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:
+    _require_rdms(rdms)
     known = [str(name) for name in rdms.pattern_descriptors if name != "index"]
     # Do not invent names: they would agree with those of any other RSM, whatever the order of its images.
     if (descriptor or "image") not in rdms.pattern_descriptors and (descriptor is not None or known):

@@ -6,7 +6,7 @@ import rsatoolbox
 from scipy.spatial.distance import pdist, squareform
 
 from rsm_probe import RSM, bootstrap, cka, compare
-from rsm_probe.comparison import MEASURES, CosineRSA, hsic, permutation_test
+from rsm_probe.comparison import MEASURES, CosineRSA, hsic, norm_difference, permutation_test, rsa
 from rsm_probe.errors import ComparisonError
 
 IDS = [f"image {k}" for k in range(12)]
@@ -290,3 +290,29 @@ def test_similarities_and_distances_are_not_compared_where_zero_counts():
     np.testing.assert_allclose(grid.values, expected, atol=1e-10)
     for measure in ("cka", "cka-biased", "rsa-spearman", "bures"):
         compare({"model": model}, {"brain": brain}, measure=measure)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "theirs"), [("spearman", "spearman"), ("pearson", "corr"), ("kendall", "tau-a")]
+)
+def test_rsa_of_two_rsms_skips_missing_pairs_if_asked(correlation, theirs):
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 45))
+    first[[3, 7]] = second[[3, 7]] = np.nan
+    rsms = [
+        RSM.from_array(squareform(row, checks=False), dissimilarity="x", allow_missing=True) for row in (first, second)
+    ]
+    with pytest.raises(ComparisonError, match="skip_missing=True"):
+        rsa(*rsms, correlation)
+    expected = rsatoolbox.rdm.compare(
+        rsatoolbox.rdm.RDMs(first[None]), rsatoolbox.rdm.RDMs(second[None]), THEIRS[f"rsa-{correlation}"]
+    )
+    assert rsa(*rsms, correlation, skip_missing=True) == pytest.approx(expected[0, 0], abs=1e-12)
+
+
+def test_two_rsms_of_different_kinds_are_refused_where_0_matters():
+    similar = RSM.from_array(np.eye(5) + 1)
+    with pytest.raises(ComparisonError, match="rsa-cosine depends on where 0 is"):
+        rsa(similar, similar.to_distances(), "cosine")
+    with pytest.raises(ComparisonError, match="norm-difference depends on where 0 is"):
+        norm_difference(similar, similar.to_distances())

@@ -75,7 +75,7 @@ def test_the_rsm_of_queries_and_a_database_has_no_distances(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ComparisonError, match="pip install rsatoolbox"):
+    with pytest.raises(ComparisonError, match=r"rsm-probe\[brains\]"):
         rsm(tokens()).to_rsatoolbox()
 
 

@@ -171,7 +171,7 @@ def rdms_in(variables: Variables, file: Path, options: ReadOptions, *, matlab: b
         variables: what the file holds.
         file: the file, for messages.
         options: see `ReadOptions`.
-        matlab: arrays come in MATLAB's order, which has subjects last.
+        matlab: pairs may be along either axis, as no order is usual in MATLAB.
 
     Raises:
         ComparisonError: unknown variables, several that may hold RDMs, or contents that are not RDMs.
@@ -243,16 +243,15 @@ def stored(
 def matrices(value: Any, where: str, images: int | None, *, matlab: bool = False) -> tuple[np.ndarray, bool]:
     """Find subjects and images among the axes of an array.
 
-    A square array is one RDM. With three axes, the two of equal length are images; if all three are equal, those along
-    which the slices are symmetric, and then those of the format: the last two, in MATLAB the first two. Other arrays
-    hold pairs in the order of `scipy.spatial.distance.pdist` and MATLAB's `pdist`: along the last axis, or along the
-    first one if only its length is N(N-1)/2.
+    A square array is one RDM. Of three axes, the first or last two, of equal length, are images; if all have the same
+    length, those whose slices are symmetric. Other arrays hold pairs in the order of `scipy.spatial.distance.pdist` and
+    MATLAB's `pdist`: along the last axis, or along the first one if only its length is N(N-1)/2.
 
     Args:
         value: array of numbers of one, two or three axes.
         where: what it is, for messages.
         images: number of images, if it is known.
-        matlab: the array comes in MATLAB's order.
+        matlab: see `rdms_in`.
 
     Returns:
         Shape (subjects, N, N), float64; and whether it held pairs, and no diagonals.
@@ -265,8 +264,7 @@ def matrices(value: Any, where: str, images: int | None, *, matlab: bool = False
     if array.ndim == 2 and array.shape[0] == array.shape[1]:
         return array[None].astype(np.float64), False
     if array.ndim == 3:
-        axis = _axis_of_subjects(array, where, matlab=matlab)
-        return np.moveaxis(array, axis, 0).astype(np.float64), False
+        return np.moveaxis(array, _axis_of_subjects(array, where), 0).astype(np.float64), False
     if array.ndim not in (1, 2) or not array.size:
         raise ComparisonError(f"{where} has shape {array.shape}; {_SHAPES}")
     # In MATLAB, every vector is a row or a column.
@@ -282,15 +280,14 @@ def matrices(value: Any, where: str, images: int | None, *, matlab: bool = False
     return values, True
 
 
-def _axis_of_subjects(array: np.ndarray, where: str, *, matlab: bool) -> int:
+def _axis_of_subjects(array: np.ndarray, where: str) -> int:
     first, second, third = array.shape
-    axes = [axis for axis, square in ((2, first == second), (0, second == third)) if square]
+    axes = [axis for axis, square in ((0, second == third), (2, first == second)) if square]
     if not axes or not array.size:
         raise ComparisonError(f"{where} has shape {array.shape}; {_SHAPES}")
-    if len(axes) == 2:
-        symmetric = [axis for axis in axes if _symmetric_slices(np.moveaxis(array, axis, 0))]
-        axes = symmetric if len(symmetric) == 1 else [2 if matlab else 0]
-    return axes[0]
+    # If slices along both axes are symmetric, so is the cube under all permutations of its axes: either axis will do.
+    symmetric = [axis for axis in axes if len(axes) == 2 and _symmetric_slices(np.moveaxis(array, axis, 0))]
+    return (symmetric or axes)[0]
 
 
 def _symmetric_slices(stack: np.ndarray) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -184,7 +185,7 @@ def _of_pairs(rows: Rows, file: Path, options: ReadOptions) -> list[StoredRdm]:
     matrices = {name: np.full((len(images), len(images)), np.nan) for name in order}
     pairs = [(name, row[first], row[second]) for name, row in zip(subjects, rows, strict=True)]
     if len(set(pairs)) < len(pairs):
-        name, a, b = next(pair for k, pair in enumerate(pairs) if pair in pairs[:k])
+        name, a, b = next(pair for pair, count in Counter(pairs).items() if count > 1)
         whose = "" if name is None else f" of {name}"
         raise ComparisonError(f"{file} has two rows for the images {a!r} and {b!r}{whose}; average them")
     for (name, a, b), value in zip(pairs, values, strict=True):
