@@ -324,13 +324,15 @@ def test_very_wide_figures_are_written_with_fewer_pixels(tmp_path):
 @pytest.mark.parametrize("name", [name for name in STUDIES if name not in ("sweeps", "paper", "factors", "evidence")])
 def test_figures_of_a_run_that_is_not_finished(tmp_path, name):
     kind = STUDIES[name]
-    settings = {"images": {"source": "photos"}} if name == "translation" else {}
+    needed = {"translation": {"images": {"source": "photos"}}, "brain": {"subjects": {"simulate": "unrelated"}}}
+    settings = needed.get(name, {})
     with pytest.raises(StorageError, match="has no finished run; run it again to continue"):
         drawn(study(kind, **settings), tmp_path)
     for file in ("result.json", "pairs.json"):
         (tmp_path / file).write_text('{"table": [{"model": "net"}')
-    (tmp_path / "result.zarr").mkdir()
-    with pytest.raises(StorageError, match=r"result\.json is damaged|pairs\.json is damaged|result\.zarr"):
+    for folder in ("result.zarr", "evaluation.zarr"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(StorageError, match=r"(result|pairs)\.json is damaged|(result|evaluation)\.zarr"):
         drawn(study(kind, **settings), tmp_path)
     assert not (tmp_path / "figures").exists()
 
