@@ -95,6 +95,8 @@ def _reached(result: BrainResult, best: Row) -> str:
         return ""
     if best["below_ceiling"]:
         return "It stays below the ceiling, so something that subjects share is left to explain."
+    if math.isnan(best["p_ceiling"]):
+        return f"Two {result.facts['dimension']}s are too few to test whether it reaches the ceiling."
     if best["mean"] >= result.ceiling[0]:
         return "It reaches the ceiling, so it explains all that these subjects are known to share."
     return "It lies below the ceiling by no more than chance explains."
