@@ -208,7 +208,7 @@ def _notions(result: BrainResult) -> Section:
     cells = [[notion_words(row[key]) if key == "matching" else row[key] for key in keys] for row in rows]
     text = (
         "At every layer, the mean of one notion of similarity minus that of the spatio-semantic RSM, in the same draws "
-        f"of images and subjects. p values are {_CORRECTIONS[correction_of(result.evaluation.attrs['correction'])]}. "
+        f"of {_drawn(result)}. p values are {_CORRECTIONS[correction_of(result.evaluation.attrs['correction'])]}. "
         "Hollow points are undecided."
     )
     caption = "Differences with their intervals; the dashed line marks 0."
@@ -255,10 +255,13 @@ def _by_subject(result: BrainResult) -> Section:
     )
 
 
+def _drawn(result: BrainResult) -> str:
+    """What the bootstrap draws."""
+    return _DRAWN[result.evaluation.attrs["draw"]].format(dimension=result.facts["dimension"])
+
+
 def _method(result: BrainResult) -> Section:
     attributes = result.evaluation.attrs
-    dimension = result.facts["dimension"]
-    drawn = _DRAWN[attributes["draw"]].format(dimension=dimension)
     correction = _CORRECTIONS[correction_of(attributes["correction"])]
     dual = (
         " The dual bootstrap draws images and subjects together, and removes what this counts too often (Schütt et al. "
@@ -271,14 +274,24 @@ def _method(result: BrainResult) -> Section:
         if math.isnan(result.ceiling[0])
         else " The noise ceiling is the range in which the true model would lie, as subjects differ from each other: "
         "its lower end is the mean value of a subject with the average of the others, its upper end that with the "
-        "average of all (Nili et al. 2014). A t test in the same draws compares every mean with the lower end."
+        "average of all (Nili et al. 2014)."
+    )
+    if any(not math.isnan(row["p_ceiling"]) for row in result.table):
+        ceiling += " A t test in the same draws compares every mean with the lower end."
+    of = "differences" if "t test" not in ceiling else "differences and of the noise ceiling"
+    pairs, images = attributes.get("pairs"), attributes["images"]
+    left_out = (
+        ""
+        if pairs is None or pairs == (every := images * (images - 1) // 2)
+        else f"\n\nPairs of images that any RDM misses are left out of all: {pairs:,} of {every:,} pairs count."
     )
     return Section(
         "How this was computed",
-        f"{attributes['level']:.0%} intervals are t intervals with {attributes['dof']} degrees of freedom around the "
-        f"mean; its standard error comes from {attributes['repeats']:,} draws of {drawn} with repetition.{dual}\n\n"
+        f"{100 * attributes['level']:.4g}% intervals are t intervals with {attributes['dof']} degrees of freedom "
+        f"around the mean; its standard error comes from {attributes['repeats']:,} draws of {_drawn(result)} with "
+        f"repetition.{dual}\n\n"
         f"Above chance: a permutation test shuffles the images of all RDMs {attributes['repeats']:,} times and "
         "compares every mean with the largest standardised mean of all RSMs in each order, so that p values hold for "
         f"all RSMs together (Nichols & Holmes 2002).{ceiling}\n\n"
-        f"p values of differences and of the noise ceiling are {correction}.",
+        f"p values of {of} are {correction}.{left_out}",
     )

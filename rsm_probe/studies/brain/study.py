@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, model_validator
 
 from rsm_probe.brains import evaluate
-from rsm_probe.comparison.grid import RsmKey
+from rsm_probe.brains.ceilings import require_defined
+from rsm_probe.comparison.grid import RsmKey, label_rsms
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.errors import ComparisonError, ConfigError, CostError, StorageError
 from rsm_probe.execution.amounts import format_bytes, physical_bytes
@@ -43,9 +44,12 @@ _GROWING = frozenset(
 
 def _measure(name: str) -> str:
     try:
-        return get_measure(name).name
+        measure = get_measure(name)
     except ComparisonError as error:
         raise ValueError(str(error)) from None
+    if measure.properties.kind == "distance":  # tables, figures and page call the largest mean the best
+        raise ValueError(f"{name} is larger the less alike RSMs are; take CKA or a correlation (cka, rsa-...)")
+    return measure.name
 
 
 class BrainConfig(TimedStudy):
@@ -79,7 +83,19 @@ class BrainConfig(TimedStudy):
     @model_validator(mode="after")
     def _fitting(self) -> BrainConfig:
         require_applicable(self.matchings, self.kernels)
-        truth = self.subjects.simulate
+        measure, truth = get_measure(self.measure), self.subjects.simulate
+        if not measure.weighted and self.draw != "subjects":
+            raise ValueError(
+                f"measure: {self.measure} cannot count an image more than once, as draw: {self.draw} does; write "
+                "draw: subjects, or take CKA or another correlation"
+            )
+        holds_distances = truth is not None or self.subjects.kind == "distance"
+        if holds_distances and not {"shift", "additive"} & set(measure.properties.invariances):
+            raise ValueError(
+                f"measure: {self.measure} depends on where 0 is, and RSMs of models hold similarities, but these "
+                "subjects hold distances; take CKA or another correlation (where the RDMs hold similarities, write "
+                "subjects.kind: similarity)"
+            )
         if truth is not None and truth.model is not None:
             titles = [title for entry in self.models for title in entry.titles()]
             for key, value, known in (("model", truth.model, titles), ("matching", truth.matching, self.matchings)):
@@ -134,7 +150,15 @@ class BrainRunner(Runner[BrainConfig]):
                 self.images = every.subset(self.joined.indices)
             self.subjects = of_images(rsms, self.images, self.joined)
             _require_enough(study, len(self.subjects))
+            self._require_comparable(self.subjects)
         self.pairs.take(self.images)
+
+    def _require_comparable(self, subjects: RSMs) -> None:
+        """Refuse subjects for which the measure is undefined, before hours are spent on RSMs."""
+        measure = get_measure(self.study.measure)
+        skip_missing = self.study.subjects.allow_missing
+        _, stack, _ = label_rsms(subjects, None, measure, on=None, skip_missing=skip_missing)
+        require_defined(stack.values, subjects.names, measure)
 
     def images_of(self, entry: Any) -> dict[str, ImageSet]:
         """See `Runner.images_of`."""
