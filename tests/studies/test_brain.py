@@ -424,6 +424,7 @@ def test_missing_values_in_files_are_refused_with_the_way_to_skip_them(files, tm
         ({"subjects": {"simulate": {"unrelated": True, "model": "trained"}}}, "unrelated subjects share no layer"),
         ({"subjects": {"simulate": {"model": "resnet", "layer": "a"}}}, "no model 'resnet'; it has trained"),
         ({"subjects": {"simulate": {"model": "trained", "layer": "a", "matching": "greedy"}}}, "no matching 'greedy'"),
+        ({"subjects": {"simulate": {"model": "trained", "layer": "a", "kernel": "cosin"}}}, "nearest: 'cosine'"),
         ({"subjects": {"simulate": {"model": "trained", "layer": "a", "noise": -1}}}, "greater than or equal to 0"),
         ({"measure": "rsa-speerman"}, "rsa-spearman"),
         ({"draw": "nothing"}, "draw"),
@@ -439,6 +440,13 @@ def test_missing_values_in_files_are_refused_with_the_way_to_skip_them(files, tm
 def test_a_wrong_configuration_says_what_is_wrong(changes, message):
     with pytest.raises(ConfigError, match=message):
         changed(**changes)
+
+
+def test_an_unknown_layer_of_the_truth_is_named_in_advance(tmp_path):
+    truth = {"model": "trained", "layer": "layer9", "kernel": "cosine"}
+    message = r"simulate\.layer: trained is not probed at 'layer9', but at layer1\.0, layer2\.0, layer3\.0"
+    with pytest.raises(ConfigError, match=message):
+        changed(subjects={"simulate": truth}).plan(tmp_path / "run")
 
 
 def test_an_unknown_layer_of_the_truth_is_named_and_the_run_continues(run):
@@ -466,6 +474,19 @@ def test_a_run_that_was_killed_while_its_result_was_written_has_none(run):
     with pytest.raises(StorageError, match="no finished run"):
         read_study(SMOKE).open(run)
     assert read_study(SMOKE).run(run).best["rsm"] == TRUTH
+
+
+@pytest.mark.parametrize("change", ["removed", "of another result"])
+def test_differences_that_are_not_those_of_the_result_are_computed_again(run, change):
+    file, before = run / "differences.json", read_study(SMOKE).open(run).differences
+    if change == "removed":
+        file.unlink()
+    else:
+        file.write_text(json.dumps({**json.loads(file.read_text()), "settings": "other"}))
+    with pytest.raises(StorageError, match="no finished run"):
+        read_study(SMOKE).open(run)
+    assert read_study(SMOKE).run(run).differences == before
+    assert read_study(SMOKE).open(run).differences == before
 
 
 def test_a_damaged_table_is_written_again(run):

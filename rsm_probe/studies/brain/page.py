@@ -73,7 +73,7 @@ def answer(result: BrainResult) -> str:
         f"The {rsm_words(best)} explains the RDMs of {whom} over {attributes['images']:,} images best: {what} "
         f"{_value(best)}. {_ceiling_words(result)} {_reached(result, best)} {_tied_words(result)} "
         f"{_notion_words(result)} "
-        f"Of {len(table)} RSMs, {above} explain the RDMs better than chance."
+        f"Of {len(table)} RSMs, {above} explain{'s' if above == 1 else ''} the RDMs better than chance."
     )
     return " ".join(sentence.split())
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from rsm_probe.brains import evaluate
 from rsm_probe.brains.ceilings import require_defined
+from rsm_probe.checks import listed
 from rsm_probe.comparison.grid import RsmKey, label_rsms
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.errors import ComparisonError, ConfigError, CostError, StorageError
@@ -97,6 +98,7 @@ class BrainConfig(TimedStudy):
                 "subjects.kind: similarity)"
             )
         if truth is not None and truth.model is not None:
+            require_applicable([truth.matching], [truth.kernel])
             titles = [title for entry in self.models for title in entry.titles()]
             for key, value, known in (("model", truth.model, titles), ("matching", truth.matching, self.matchings)):
                 if value not in known:
@@ -166,6 +168,15 @@ class BrainRunner(Runner[BrainConfig]):
 
     def with_left(self, models: Mapping[str, LoadedModel], plans: list[ModelPlan]) -> list[ModelPlan]:
         """See `Runner.with_left`."""
+        truth = self.study.subjects.simulate
+        for plan in plans:
+            if truth is not None and plan.title == truth.model:
+                known = [layer.removeprefix(f"{plan.title}/") for layer in plan.matched]
+                if truth.layer not in known:
+                    raise ConfigError(
+                        f"subjects.simulate.layer: {truth.model} is not probed at {truth.layer!r}, but at "
+                        f"{listed(known, 8)}"
+                    )
         self._finished = self._finished_result(models)
         return self.pairs.with_left(models, plans)
 
