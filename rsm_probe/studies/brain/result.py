@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Names in the run folder: the evaluation, the table of RSMs, and that of differences.
 EVALUATION, TABLE, DIFFERENCES = "evaluation.zarr", ("brain.csv", "brain.json"), ("differences.csv", "differences.json")
+# How the names of figures begin.
+FIGURES = ("explained", "differences")
 # What is compared with what in the rows of differences.
 NOTIONS_COMPARED, WITH_BEST = "notions of similarity", "best against another"
 # What identifies an RSM in rows.
@@ -86,6 +88,10 @@ class BrainResult:
         Raises:
             StorageError: a file cannot be written.
         """
+        # Figures of an earlier result, whose names depend on the kernels and notions that it had.
+        for name in FIGURES:
+            for file in (self.folder / "figures").glob(f"{name}*"):
+                file.unlink(missing_ok=True)
         facts = {**self.facts, "differences": len(self.differences)}
         if self.differences:
             save_table(self.folder, self.differences, DIFFERENCES, {"settings": self.facts["settings"]})
