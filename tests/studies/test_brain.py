@@ -313,6 +313,7 @@ def test_the_page_says_what_was_drawn_and_left_out(monkeypatch, run):
     study = changed(subjects=keys, draw="subjects", level=0.995)
     study.run(run)
     page = page_html(study.page(run))
+    assert "with the RDM of every session, and the values are averaged over sessions" in page
     assert "433 of 435 pairs count" in page
     assert "in the same draws of sessions" in page
     assert "99.5% intervals are t intervals" in page
@@ -474,6 +475,14 @@ def test_a_run_that_was_killed_while_its_result_was_written_has_none(run):
     with pytest.raises(StorageError, match="no finished run"):
         read_study(SMOKE).open(run)
     assert read_study(SMOKE).run(run).best["rsm"] == TRUTH
+
+
+def test_figures_of_an_earlier_result_do_not_stay(run):
+    (run / "figures").mkdir(exist_ok=True)
+    for name in ("explained-rbf.png", "differences.pdf", "mine.png"):
+        (run / "figures" / name).write_bytes(b"old")
+    changed(repeats=50).run(run)
+    assert [file.name for file in (run / "figures").iterdir()] == ["mine.png"]
 
 
 @pytest.mark.parametrize("change", ["removed", "of another result"])

@@ -83,22 +83,23 @@ def _value(row: Row) -> str:
 
 
 def _ceiling_words(result: BrainResult) -> str:
-    low, high = result.ceiling
+    (low, high), whose = result.ceiling, result.facts["dimension"]
     if math.isnan(low):
-        return "There is no noise ceiling for this measure and number of subjects."
-    shared = "" if low > 0 else " Its lower end is not above 0: the subjects share little that a model could explain."
+        return f"There is no noise ceiling for this measure and number of {whose}s."
+    shared = "" if low > 0 else f" Its lower end is not above 0: the {whose}s share little that a model could explain."
     return f"The noise ceiling is {low:.3f} to {high:.3f}.{shared}"
 
 
 def _reached(result: BrainResult, best: Row) -> str:
     if math.isnan(result.ceiling[0]):
         return ""
+    whose = result.facts["dimension"]
     if best["below_ceiling"]:
-        return "It stays below the ceiling, so something that subjects share is left to explain."
+        return f"It stays below the ceiling, so something that {whose}s share is left to explain."
     if math.isnan(best["p_ceiling"]):
-        return f"Two {result.facts['dimension']}s are too few to test whether it reaches the ceiling."
+        return f"Two {whose}s are too few to test whether it reaches the ceiling."
     if best["mean"] >= result.ceiling[0]:
-        return "It reaches the ceiling, so it explains all that these subjects are known to share."
+        return f"It reaches the ceiling, so it explains all that these {whose}s are known to share."
     return "It lies below the ceiling by no more than chance explains."
 
 
@@ -139,7 +140,7 @@ def _explained(result: BrainResult) -> Section:
         }
         for row in result.table
     ]
-    low, high = result.ceiling
+    (low, high), whose = result.ceiling, result.facts["dimension"]
     chart = interval_chart(
         rows, "layer", ("mean", "low", "high"), measure_title(result.evaluation.attrs["measure"]), _titles(rows),
         menus={"model": "model ", "kernel_name": "kernel "},
@@ -155,7 +156,7 @@ def _explained(result: BrainResult) -> Section:
     parts: list[Part] = [
         Chart(
             "explained", chart,
-            "Means over subjects with their intervals, by layer. Filled points are above chance after correction. The "
+            f"Means over {whose}s with their intervals, by layer. Filled points are above chance after correction. The "
             "grey band is the noise ceiling, the dashed line marks 0. Click on the legend, or tap it, to single out a "
             "notion of similarity.",
             Table("brain", keys, cells, digits=4),
@@ -164,7 +165,7 @@ def _explained(result: BrainResult) -> Section:
     ]  # fmt: skip
     return Section(
         "How well each layer explains the RDMs",
-        "Each RSM is compared with the RDM of every subject, and the values are averaged over subjects.",
+        f"Each RSM is compared with the RDM of every {whose}, and the values are averaged over {whose}s.",
         parts,
     )
 
@@ -261,7 +262,7 @@ def _drawn(result: BrainResult) -> str:
 
 
 def _method(result: BrainResult) -> Section:
-    attributes = result.evaluation.attrs
+    attributes, whose = result.evaluation.attrs, result.facts["dimension"]
     correction = _CORRECTIONS[correction_of(attributes["correction"])]
     dual = (
         " The dual bootstrap draws images and subjects together, and removes what this counts too often (Schütt et al. "
@@ -272,8 +273,8 @@ def _method(result: BrainResult) -> Section:
     ceiling = (
         ""
         if math.isnan(result.ceiling[0])
-        else " The noise ceiling is the range in which the true model would lie, as subjects differ from each other: "
-        "its lower end is the mean value of a subject with the average of the others, its upper end that with the "
+        else f" The noise ceiling is the range in which the true model would lie, as {whose}s differ from each other: "
+        f"its lower end is the mean value of each {whose} with the average of the others, its upper end that with the "
         "average of all (Nili et al. 2014)."
     )
     if any(not math.isnan(row["p_ceiling"]) for row in result.table):
