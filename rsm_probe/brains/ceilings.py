@@ -8,6 +8,7 @@ import numpy as np
 
 from rsm_probe.comparison.correlations import mean_ranks
 from rsm_probe.comparison.grid import label_rsms
+from rsm_probe.comparison.inputs import CONSTANT
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.comparison.protocol import Measure
 from rsm_probe.errors import ComparisonError
@@ -122,7 +123,9 @@ def ceilings(
         # An average of unit rows u_t with shares c_t has the cosine (sum_t c_t u_t u_s) / |sum_t c_t u_t| with row s.
         inner = shares @ among
         squared = (inner * shares).sum(axis=1, keepdims=True)
-        values = inner / np.sqrt(np.where(squared > 0, squared, np.nan))
+        # Rows that cancel each other leave rounding, of which no model can be made.
+        least = CONSTANT * shares.sum(axis=1, keepdims=True) ** 2
+        values = inner / np.sqrt(np.where(squared > least, squared, np.nan))
     else:
         # Subjects that were not drawn, and equal draws, need no further averages.
         needed, where = np.unique(shares, axis=0, return_inverse=True)

@@ -83,6 +83,8 @@ def drawn_values(
                 among = (values if by_images else fixed)[len(models) :]
                 ends = ceilings(ready, counts, measure, weights if by_images else None, among)
                 result.ceilings[taken, number] = ends
+            if count == 2:  # every draw of subjects with a lower end holds both, so it does not vary as it would
+                result.ceilings[[kind != "images" for kind in kinds], number, 0] = np.nan
         on_repeat(1)
 
     with ThreadPoolExecutor(workers) as pool:

@@ -68,7 +68,8 @@ def evaluate(
           Holmes 2002).
         - `ceiling_low`, `ceiling_high`: the noise ceiling (see `noise_ceiling`), with standard errors
           `ceiling_low_std` and `ceiling_high_std`; NaN for one subject and for measures that have none.
-        - `p_ceiling` (rsm): two-sided t test of the mean against `ceiling_low`; `p_ceiling_corrected`.
+        - `p_ceiling` (rsm): two-sided t test of the mean against `ceiling_low`; `p_ceiling_corrected`. NaN where 2
+          subjects are drawn: how a lower end varies takes 3.
         - `draws` (drawn, repeat, rsm): means in the draws, from which `differences` follow.
 
         The attributes hold the settings and the numbers of images and subjects.

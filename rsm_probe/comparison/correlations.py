@@ -112,7 +112,9 @@ class PearsonRSA(_Triangle):
             means, squared = entries @ pair_weights / total, squares @ pair_weights
             own = squared - total * means**2
             raw = squared + total * shift * (2 * means + shift)
-            return _Weighted(entries, means, np.where(own > CONSTANT * raw, own, np.nan), pair_weights)
+            # Entries that are 0 in this draw leave no raw size, but the rounding of the shift.
+            size = np.maximum(raw, squared)
+            return _Weighted(entries, means, np.where(own > CONSTANT * size, own, np.nan), pair_weights)
 
         return drawn
 

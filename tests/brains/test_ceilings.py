@@ -143,6 +143,14 @@ def test_the_lower_end_of_one_drawn_subject_is_unknown():
     assert high == pytest.approx(1)
 
 
+@pytest.mark.parametrize("measure", ["rsa-pearson", "rsa-cosine", "cka", "cka-biased"])
+def test_subjects_that_cancel_each_other_have_no_average(measure):
+    for seed in range(10):
+        one = RSMs.from_array(some_distances(1, 6, "plain", seed), dissimilarity="x").similarities
+        opposite = np.concatenate([one, -one / 3])  # up to rounding
+        assert np.isnan(ceilings(opposite, np.ones((1, 2)), get_measure(measure))[0, 1])
+
+
 @pytest.mark.parametrize("measure", sorted(set(MEASURES) - set(WITH_CEILING)))
 def test_measures_without_a_ceiling_say_so(measure):
     rsms = RSMs.from_array(some_distances(3, 12, "plain"), dissimilarity="x")

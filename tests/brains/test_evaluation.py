@@ -214,6 +214,16 @@ def test_ceilings_and_the_test_against_them(models, subjects):
     assert 0 < float(evaluation["ceiling_low_std"]) < 1
 
 
+@pytest.mark.parametrize("draw", ["both", "subjects"])
+def test_two_subjects_do_not_tell_how_the_lower_ceiling_varies(models, subjects, draw):
+    two = subjects.subset(names=["subject 0", "subject 1"])
+    evaluation = evaluate(models, two, draw=draw, repeats=50)
+    assert np.isnan(evaluation["ceiling_low_std"])
+    assert np.isnan(evaluation["p_ceiling"]).all()
+    assert float(evaluation["ceiling_high_std"]) > 0
+    assert np.isfinite(evaluate(models, two, draw="images", repeats=50)["p_ceiling"]).all()
+
+
 def test_measures_of_distance_are_best_where_they_are_small(models, subjects):
     evaluation = evaluate(models, subjects, "norm-difference", draw="subjects", repeats=50)
     assert np.isnan(evaluation["ceiling_low"])

@@ -289,6 +289,18 @@ def test_unknown_measures_have_neighbours():
     assert all(isinstance(m, Measure) and name == m.name for name, m in MEASURES.items())
 
 
+@pytest.mark.parametrize("measure", ["rsa-pearson", "rsa-spearman", "rsa-cosine"])
+def test_entries_that_are_zero_in_a_draw_have_no_correlation(measure):
+    """Pairs of two categories are 0 or 1: in a draw of one category, all are 0."""
+    category = np.repeat([0, 1], 6)
+    rsms = np.stack([(category[:, None] != category).astype(float) * scale for scale in (-1.0, 0.3, 1e-3)])
+    rsms[1, 0, 7] = rsms[1, 7, 0] = 0.1
+    measure = get_measure(measure)
+    values = measure.over_draws(rsms, rsms)
+    for counts in ([2, 2, 1, 3, 1, 3], [4, 0, 0, 4, 2, 2], [1, 5, 1, 1, 3, 1]):
+        assert np.isnan(values(np.array(counts + [0] * 6))).all()
+
+
 @pytest.mark.parametrize("measure", [name for name, one in MEASURES.items() if one.weighted])
 @pytest.mark.parametrize("kind", ["plain", "tied", "shifted", "constant", "holes"])
 def test_prepared_draws_are_those_of_the_grid(measure, kind):

@@ -306,6 +306,45 @@ def test_missing_pairs_are_skipped_where_the_configuration_says_so(monkeypatch, 
     assert result.evaluation.attrs["pairs"] == 30 * 29 // 2 - 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"measure": "bures", "draw": "subjects"}, "bures is not defined where pairs of images are missing"),
+        ({}, "the RSM of subject 1 is constant"),
+        ({"measure": "knn-jaccard", "draw": "subjects"}, "not defined where pairs of images are missing|neighbours"),
+    ],
+)
+def test_rdms_that_the_measure_cannot_take_are_refused_before_any_work(changes, message, monkeypatch, tmp_path):
+    distances = np.random.default_rng(0).uniform(1, 2, (3, 30 * 29 // 2))
+    distances[:, 3] = np.nan
+    if not changes:
+        distances[1] = 1.0
+    ids = read_study(SMOKE).images.load().ids
+    subjects = rsm_probe.RSMs.from_array(distances, list(ids), dissimilarity="x", allow_missing=True)
+    study = changed(subjects={**given(monkeypatch, subjects), "allow_missing": True}, **changes)
+    with pytest.raises(ComparisonError, match=message):
+        study.plan(tmp_path / "run")
+
+
+def test_the_page_says_what_was_drawn_and_left_out(monkeypatch, run):
+    ids = read_study(SMOKE).images.load().ids
+    distances = np.random.default_rng(0).uniform(1, 2, (2, 30 * 29 // 2))
+    distances[0, [3, 50]] = np.nan
+    subjects = rsm_probe.RSMs.from_array(
+        distances, list(ids), dimension="session", dissimilarity="x", allow_missing=True
+    )
+    keys = {**given(monkeypatch, subjects), "allow_missing": True}
+    study = changed(subjects=keys, draw="subjects", level=0.995)
+    study.run(run)
+    page = page_html(study.page(run))
+    assert "with the RDM of every session, and the values are averaged over sessions" in page
+    assert "433 of 435 pairs count" in page
+    assert "in the same draws of sessions" in page
+    assert "99.5% intervals are t intervals" in page
+    assert "A t test" not in page  # of two sessions, how the lower noise ceiling varies is unknown
+    assert "99.5% intervals" in study.figures(run)["explained"].get_suptitle()
+
+
 @pytest.mark.slow
 def test_other_rdms_under_the_same_path_are_compared_anew(monkeypatch, run):
     ids = read_study(SMOKE).images.load().ids
@@ -410,17 +449,29 @@ def test_missing_values_in_files_are_refused_with_the_way_to_skip_them(files, tm
         ({"subjects": {"simulate": {"unrelated": True, "model": "trained"}}}, "unrelated subjects share no layer"),
         ({"subjects": {"simulate": {"model": "resnet", "layer": "a"}}}, "no model 'resnet'; it has trained"),
         ({"subjects": {"simulate": {"model": "trained", "layer": "a", "matching": "greedy"}}}, "no matching 'greedy'"),
+        ({"subjects": {"simulate": {"model": "trained", "layer": "a", "kernel": "cosin"}}}, "nearest: 'cosine'"),
         ({"subjects": {"simulate": {"model": "trained", "layer": "a", "noise": -1}}}, "greater than or equal to 0"),
         ({"measure": "rsa-speerman"}, "rsa-spearman"),
         ({"draw": "nothing"}, "draw"),
         ({"level": 1.5}, "level"),
         ({"correction": "bonferroni"}, "correction"),
         ({"repeats": 1}, "repeats"),
+        ({"measure": "norm-difference", "draw": "subjects"}, "norm-difference is larger the less alike RSMs are"),
+        ({"measure": "rsa-kendall"}, "cannot count an image more than once, as draw: both does; write draw: subjects"),
+        ({"measure": "bures", "draw": "images"}, "as draw: images does; write draw: subjects, or take CKA"),
+        ({"measure": "rsa-cosine"}, "depends on where 0 is.*write subjects.kind: similarity"),
     ],
 )
 def test_a_wrong_configuration_says_what_is_wrong(changes, message):
     with pytest.raises(ConfigError, match=message):
         changed(**changes)
+
+
+def test_an_unknown_layer_of_the_truth_is_named_in_advance(tmp_path):
+    truth = {"model": "trained", "layer": "layer9", "kernel": "cosine"}
+    message = r"simulate\.layer: trained is not probed at 'layer9', but at layer1\.0, layer2\.0, layer3\.0"
+    with pytest.raises(ConfigError, match=message):
+        changed(subjects={"simulate": truth}).plan(tmp_path / "run")
 
 
 def test_an_unknown_layer_of_the_truth_is_named_and_the_run_continues(run):
@@ -448,6 +499,27 @@ def test_a_run_that_was_killed_while_its_result_was_written_has_none(run):
     with pytest.raises(StorageError, match="no finished run"):
         read_study(SMOKE).open(run)
     assert read_study(SMOKE).run(run).best["rsm"] == TRUTH
+
+
+def test_figures_of_an_earlier_result_do_not_stay(run):
+    (run / "figures").mkdir(exist_ok=True)
+    for name in ("explained-rbf.png", "differences.pdf", "mine.png"):
+        (run / "figures" / name).write_bytes(b"old")
+    changed(repeats=50).run(run)
+    assert [file.name for file in (run / "figures").iterdir()] == ["mine.png"]
+
+
+@pytest.mark.parametrize("change", ["removed", "of another result"])
+def test_differences_that_are_not_those_of_the_result_are_computed_again(run, change):
+    file, before = run / "differences.json", read_study(SMOKE).open(run).differences
+    if change == "removed":
+        file.unlink()
+    else:
+        file.write_text(json.dumps({**json.loads(file.read_text()), "settings": "other"}))
+    with pytest.raises(StorageError, match="no finished run"):
+        read_study(SMOKE).open(run)
+    assert read_study(SMOKE).run(run).differences == before
+    assert read_study(SMOKE).open(run).differences == before
 
 
 def test_a_damaged_table_is_written_again(run):

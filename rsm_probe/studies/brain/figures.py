@@ -125,6 +125,6 @@ def _finished(result: BrainResult, figure: Figure, axes: np.ndarray, kernel: str
     count, images = result.evaluation.sizes["subject"], attributes["images"]
     figure.suptitle(
         f"{counted_subjects(count, result.facts['dimension'])}, {images:,} images, {kernel} kernel, "
-        f"{attributes['level']:.0%} intervals"
+        f"{100 * attributes['level']:.4g}% intervals"
     )
     return common_legend(figure)

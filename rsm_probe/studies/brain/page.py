@@ -73,7 +73,7 @@ def answer(result: BrainResult) -> str:
         f"The {rsm_words(best)} explains the RDMs of {whom} over {attributes['images']:,} images best: {what} "
         f"{_value(best)}. {_ceiling_words(result)} {_reached(result, best)} {_tied_words(result)} "
         f"{_notion_words(result)} "
-        f"Of {len(table)} RSMs, {above} explain the RDMs better than chance."
+        f"Of {len(table)} RSMs, {above} explain{'s' if above == 1 else ''} the RDMs better than chance."
     )
     return " ".join(sentence.split())
 
@@ -83,20 +83,23 @@ def _value(row: Row) -> str:
 
 
 def _ceiling_words(result: BrainResult) -> str:
-    low, high = result.ceiling
+    (low, high), whose = result.ceiling, result.facts["dimension"]
     if math.isnan(low):
-        return "There is no noise ceiling for this measure and number of subjects."
-    shared = "" if low > 0 else " Its lower end is not above 0: the subjects share little that a model could explain."
+        return f"There is no noise ceiling for this measure and number of {whose}s."
+    shared = "" if low > 0 else f" Its lower end is not above 0: the {whose}s share little that a model could explain."
     return f"The noise ceiling is {low:.3f} to {high:.3f}.{shared}"
 
 
 def _reached(result: BrainResult, best: Row) -> str:
     if math.isnan(result.ceiling[0]):
         return ""
+    whose = result.facts["dimension"]
     if best["below_ceiling"]:
-        return "It stays below the ceiling, so something that subjects share is left to explain."
+        return f"It stays below the ceiling, so something that {whose}s share is left to explain."
+    if math.isnan(best["p_ceiling"]):
+        return f"Two {whose}s are too few to test whether it reaches the ceiling."
     if best["mean"] >= result.ceiling[0]:
-        return "It reaches the ceiling, so it explains all that these subjects are known to share."
+        return f"It reaches the ceiling, so it explains all that these {whose}s are known to share."
     return "It lies below the ceiling by no more than chance explains."
 
 
@@ -137,7 +140,7 @@ def _explained(result: BrainResult) -> Section:
         }
         for row in result.table
     ]
-    low, high = result.ceiling
+    (low, high), whose = result.ceiling, result.facts["dimension"]
     chart = interval_chart(
         rows, "layer", ("mean", "low", "high"), measure_title(result.evaluation.attrs["measure"]), _titles(rows),
         menus={"model": "model ", "kernel_name": "kernel "},
@@ -153,7 +156,7 @@ def _explained(result: BrainResult) -> Section:
     parts: list[Part] = [
         Chart(
             "explained", chart,
-            "Means over subjects with their intervals, by layer. Filled points are above chance after correction. The "
+            f"Means over {whose}s with their intervals, by layer. Filled points are above chance after correction. The "
             "grey band is the noise ceiling, the dashed line marks 0. Click on the legend, or tap it, to single out a "
             "notion of similarity.",
             Table("brain", keys, cells, digits=4),
@@ -162,7 +165,7 @@ def _explained(result: BrainResult) -> Section:
     ]  # fmt: skip
     return Section(
         "How well each layer explains the RDMs",
-        "Each RSM is compared with the RDM of every subject, and the values are averaged over subjects.",
+        f"Each RSM is compared with the RDM of every {whose}, and the values are averaged over {whose}s.",
         parts,
     )
 
@@ -206,7 +209,7 @@ def _notions(result: BrainResult) -> Section:
     cells = [[notion_words(row[key]) if key == "matching" else row[key] for key in keys] for row in rows]
     text = (
         "At every layer, the mean of one notion of similarity minus that of the spatio-semantic RSM, in the same draws "
-        f"of images and subjects. p values are {_CORRECTIONS[correction_of(result.evaluation.attrs['correction'])]}. "
+        f"of {_drawn(result)}. p values are {_CORRECTIONS[correction_of(result.evaluation.attrs['correction'])]}. "
         "Hollow points are undecided."
     )
     caption = "Differences with their intervals; the dashed line marks 0."
@@ -253,10 +256,13 @@ def _by_subject(result: BrainResult) -> Section:
     )
 
 
+def _drawn(result: BrainResult) -> str:
+    """What the bootstrap draws."""
+    return _DRAWN[result.evaluation.attrs["draw"]].format(dimension=result.facts["dimension"])
+
+
 def _method(result: BrainResult) -> Section:
-    attributes = result.evaluation.attrs
-    dimension = result.facts["dimension"]
-    drawn = _DRAWN[attributes["draw"]].format(dimension=dimension)
+    attributes, whose = result.evaluation.attrs, result.facts["dimension"]
     correction = _CORRECTIONS[correction_of(attributes["correction"])]
     dual = (
         " The dual bootstrap draws images and subjects together, and removes what this counts too often (Schütt et al. "
@@ -267,16 +273,26 @@ def _method(result: BrainResult) -> Section:
     ceiling = (
         ""
         if math.isnan(result.ceiling[0])
-        else " The noise ceiling is the range in which the true model would lie, as subjects differ from each other: "
-        "its lower end is the mean value of a subject with the average of the others, its upper end that with the "
-        "average of all (Nili et al. 2014). A t test in the same draws compares every mean with the lower end."
+        else f" The noise ceiling is the range in which the true model would lie, as {whose}s differ from each other: "
+        f"its lower end is the mean value of each {whose} with the average of the others, its upper end that with the "
+        "average of all (Nili et al. 2014)."
+    )
+    if any(not math.isnan(row["p_ceiling"]) for row in result.table):
+        ceiling += " A t test in the same draws compares every mean with the lower end."
+    of = "differences" if "t test" not in ceiling else "differences and of the noise ceiling"
+    pairs, images = attributes.get("pairs"), attributes["images"]
+    left_out = (
+        ""
+        if pairs is None or pairs == (every := images * (images - 1) // 2)
+        else f"\n\nPairs of images that any RDM misses are left out of all: {pairs:,} of {every:,} pairs count."
     )
     return Section(
         "How this was computed",
-        f"{attributes['level']:.0%} intervals are t intervals with {attributes['dof']} degrees of freedom around the "
-        f"mean; its standard error comes from {attributes['repeats']:,} draws of {drawn} with repetition.{dual}\n\n"
+        f"{100 * attributes['level']:.4g}% intervals are t intervals with {attributes['dof']} degrees of freedom "
+        f"around the mean; its standard error comes from {attributes['repeats']:,} draws of {_drawn(result)} with "
+        f"repetition.{dual}\n\n"
         f"Above chance: a permutation test shuffles the images of all RDMs {attributes['repeats']:,} times and "
         "compares every mean with the largest standardised mean of all RSMs in each order, so that p values hold for "
         f"all RSMs together (Nichols & Holmes 2002).{ceiling}\n\n"
-        f"p values of differences and of the noise ceiling are {correction}.",
+        f"p values of {of} are {correction}.{left_out}",
     )

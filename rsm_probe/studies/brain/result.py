@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Names in the run folder: the evaluation, the table of RSMs, and that of differences.
 EVALUATION, TABLE, DIFFERENCES = "evaluation.zarr", ("brain.csv", "brain.json"), ("differences.csv", "differences.json")
+# How the names of figures begin.
+FIGURES = ("explained", "differences")
 # What is compared with what in the rows of differences.
 NOTIONS_COMPARED, WITH_BEST = "notions of similarity", "best against another"
 # What identifies an RSM in rows.
@@ -86,12 +88,17 @@ class BrainResult:
         Raises:
             StorageError: a file cannot be written.
         """
+        # Figures of an earlier result, whose names depend on the kernels and notions that it had.
+        for name in FIGURES:
+            for file in (self.folder / "figures").glob(f"{name}*"):
+                file.unlink(missing_ok=True)
+        facts = {**self.facts, "differences": len(self.differences)}
         if self.differences:
-            save_table(self.folder, self.differences, DIFFERENCES)
+            save_table(self.folder, self.differences, DIFFERENCES, {"settings": self.facts["settings"]})
         else:
             for name in DIFFERENCES:
                 (self.folder / name).unlink(missing_ok=True)
-        save_table(self.folder, self.table, TABLE, self.facts)
+        save_table(self.folder, self.table, TABLE, facts)
         # Last, as a run is finished once it is there.
         save_dataset(self.folder / EVALUATION, self.evaluation.assign_attrs(settings=self.facts["settings"]))
 
@@ -107,9 +114,10 @@ class BrainResult:
         evaluation = open_dataset(folder / EVALUATION).load()
         table, stored = load_table(folder / TABLE[1])
         facts = {key: value for key, value in stored.items() if key not in ("table", "digest")}
-        if facts.get("settings") != evaluation.attrs.get("settings"):
+        compared, of = load_table(folder / DIFFERENCES[1]) if facts.pop("differences", 0) else ([], facts)
+        # A run that was killed while it wrote another result left files of both.
+        if not facts.get("settings") == of.get("settings") == evaluation.attrs.get("settings"):
             raise StorageError(f"{folder} has no finished run; run it again to continue")
-        compared = load_table(folder / DIFFERENCES[1])[0] if (folder / DIFFERENCES[1]).exists() else []
         return cls(evaluation, table, compared, facts, folder)
 
     @property

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, model_validator
 
 from rsm_probe.brains import evaluate, unrelated_subjects
+from rsm_probe.checks import listed
 from rsm_probe.comparison.grid import RsmKey
 from rsm_probe.comparison.measures import get_measure
 from rsm_probe.errors import ComparisonError, ConfigError, CostError, StorageError
@@ -47,9 +48,12 @@ _GROWING = frozenset(
 
 def _measure(name: str) -> str:
     try:
-        return get_measure(name).name
+        measure = get_measure(name)
     except ComparisonError as error:
         raise ValueError(str(error)) from None
+    if measure.properties.kind == "distance":  # tables, figures and page call the largest mean the best
+        raise ValueError(f"{name} is larger the less alike RSMs are; take CKA or a correlation (cka, rsa-...)")
+    return measure.name
 
 
 class BrainConfig(TimedStudy):
@@ -83,8 +87,21 @@ class BrainConfig(TimedStudy):
     @model_validator(mode="after")
     def _fitting(self) -> BrainConfig:
         require_applicable(self.matchings, self.kernels)
-        truth = self.subjects.simulate
+        measure, truth = get_measure(self.measure), self.subjects.simulate
+        if not measure.weighted and self.draw != "subjects":
+            raise ValueError(
+                f"measure: {self.measure} cannot count an image more than once, as draw: {self.draw} does; write "
+                "draw: subjects, or take CKA or another correlation"
+            )
+        holds_distances = truth is not None or self.subjects.kind == "distance"
+        if holds_distances and not {"shift", "additive"} & set(measure.properties.invariances):
+            raise ValueError(
+                f"measure: {self.measure} depends on where 0 is, and RSMs of models hold similarities, but these "
+                "subjects hold distances; take CKA or another correlation (where the RDMs hold similarities, write "
+                "subjects.kind: similarity)"
+            )
         if truth is not None and truth.model is not None:
+            require_applicable([truth.matching], [truth.kernel])
             titles = [title for entry in self.models for title in entry.titles()]
             for key, value, known in (("model", truth.model, titles), ("matching", truth.matching, self.matchings)):
                 if value not in known:
@@ -162,6 +179,15 @@ class BrainRunner(Runner[BrainConfig]):
 
     def with_left(self, models: Mapping[str, LoadedModel], plans: list[ModelPlan]) -> list[ModelPlan]:
         """See `Runner.with_left`."""
+        truth = self.study.subjects.simulate
+        for plan in plans:
+            if truth is not None and plan.title == truth.model:
+                known = [layer.removeprefix(f"{plan.title}/") for layer in plan.matched]
+                if truth.layer not in known:
+                    raise ConfigError(
+                        f"subjects.simulate.layer: {truth.model} is not probed at {truth.layer!r}, but at "
+                        f"{listed(known, 8)}"
+                    )
         self._finished = self._finished_result(models)
         return self.pairs.with_left(models, plans)
 
