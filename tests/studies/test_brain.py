@@ -169,7 +169,7 @@ def test_the_command_line_runs_draws_and_reports(run):
     assert names == {"explained.png", "explained.pdf", "differences.png", "differences.pdf"}
     done = runner.invoke(app, ["check", config, "--out", str(run)])
     assert "finished: nothing is left" in done.output
-    assert "6 subjects simulated as the RSM of layer layer2.0 of trained" in done.output
+    assert "6 subjects simulated as the RSM of layer2.0 of trained" in done.output
 
 
 def test_its_figures_show_every_layer_and_notion(finished):

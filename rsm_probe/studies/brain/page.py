@@ -8,7 +8,7 @@ from typing import Any
 
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import interval_chart
-from rsm_probe.paper.page_parts import counted
+from rsm_probe.paper.page_parts import centred_text, counted
 from rsm_probe.report.default import plots
 from rsm_probe.report.page import Chart, Group, Page, Part, Section, Table
 from rsm_probe.runs.tables import Row, kernel_title, with_interval
@@ -45,7 +45,8 @@ def brain_page(result: BrainResult, settings: Mapping[str, Any]) -> Page:
         f"{whose}; {evaluation.attrs['images']:,} images of the set {settings['images']['source']}; "
         f"{counted(distinct(table, 'model'), 'model')}; {counted(distinct(table, 'layer'), 'layer')}; "
         f"{counted(rules, 'notion')}; "
-        f"{counted([kernel_title(kernel) for kernel in distinct(table, 'kernel')], 'kernel')}.",
+        f"{counted([kernel_title(kernel) for kernel in distinct(table, 'kernel')], 'kernel')}; "
+        f"{centred_text(settings)}.",
         answer(result),
         [_explained(result), _notions(result), _with_best(result), _by_subject(result), _method(result)],
         command="",
@@ -73,7 +74,8 @@ def answer(result: BrainResult) -> str:
         f"The {rsm_words(best)} explains the RDMs of {whom} over {attributes['images']:,} images best: {what} "
         f"{_value(best)}. {_ceiling_words(result)} {_reached(result, best)} {_tied_words(result)} "
         f"{_notion_words(result)} "
-        f"Of {len(table)} RSMs, {above} explain the RDMs better than chance."
+        f"{f'All {above}' if above == len(table) else f'{above} of {len(table)}'} RSMs explain the RDMs better than "
+        "chance."
     )
     return " ".join(sentence.split())
 
@@ -94,10 +96,10 @@ def _reached(result: BrainResult, best: Row) -> str:
     if math.isnan(result.ceiling[0]):
         return ""
     if best["below_ceiling"]:
-        return "It stays below the ceiling, so something that subjects share is left to explain."
+        return "It stays below the ceiling, so something that the subjects share is left to explain."
     if best["mean"] >= result.ceiling[0]:
-        return "It reaches the ceiling, so it explains all that these subjects are known to share."
-    return "It lies below the ceiling by no more than chance explains."
+        return "It reaches the ceiling: it agrees with a subject at least as well as the average of the others does."
+    return "It lies below the ceiling, but not significantly."
 
 
 def _tied_words(result: BrainResult) -> str:
@@ -106,9 +108,11 @@ def _tied_words(result: BrainResult) -> str:
         return ""
     if not tied:
         return "All other RSMs are shown to explain the RDMs less well."
-    named = "; ".join(rsm_words(row) for row in sorted(tied, key=lambda row: -row["mean"])[:_MOST_NAMED])
+    named = "; ".join(f"the {rsm_words(row)}" for row in sorted(tied, key=lambda row: -row["mean"])[:_MOST_NAMED])
     more = f"; and {len(tied) - _MOST_NAMED} more" if len(tied) > _MOST_NAMED else ""
-    return f"It cannot be told apart from {len(tied)} of the other {len(result.table) - 1}: {named}{more}."
+    others = len(result.table) - 1
+    whom = f"any of the other {others}" if len(tied) == others > 1 else f"{len(tied)} of the other {others}"
+    return f"It cannot be told apart from {whom}: {named}{more}."
 
 
 def _notion_words(result: BrainResult) -> str:
@@ -120,7 +124,8 @@ def _notion_words(result: BrainResult) -> str:
         worse = sum(row["decided"] and row["difference"] < 0 for row in mine)
         said.append(
             f"The {notion_words(matching)} RSM explains them better than the spatio-semantic RSM of the same layer in "
-            f"{better} of {len(mine)} cases, worse in {worse}, and {len(mine) - better - worse} are undecided."
+            f"{better or 'none'} of {len(mine)} cases and worse in {worse or 'none'}; {len(mine) - better - worse} are "
+            "undecided."
         )
     return " ".join(said)
 
@@ -204,10 +209,11 @@ def _notions(result: BrainResult) -> Section:
     )  # fmt: skip
     keys = ["model", "layer", "kernel_name", "matching", *_DIFFERENCE, "p", "p_corrected", "verdict"]
     cells = [[notion_words(row[key]) if key == "matching" else row[key] for key in keys] for row in rows]
+    drawn = _DRAWN[result.evaluation.attrs["draw"]].format(dimension=result.facts["dimension"])
     text = (
         "At every layer, the mean of one notion of similarity minus that of the spatio-semantic RSM, in the same draws "
-        f"of images and subjects. p values are {_CORRECTIONS[correction_of(result.evaluation.attrs['correction'])]}. "
-        "Hollow points are undecided."
+        f"of {drawn}. p values are {_CORRECTIONS[correction_of(result.evaluation.attrs['correction'])]}. Hollow points "
+        "are undecided."
     )
     caption = "Differences with their intervals; the dashed line marks 0."
     return Section(heading, text, [Chart("notions", chart, caption, Table("notions", keys, cells, digits=4))])
@@ -235,8 +241,8 @@ def _with_best(result: BrainResult) -> Section:
     assert best is not None
     return Section(
         heading,
-        f"The mean of the {rsm_words(best)} minus that of every other RSM, nearest first. The best was picked by the "
-        "same data, so its lead is a little too large; repeat a small one on other images or subjects.",
+        f"The mean of the {rsm_words(best)} minus that of every other RSM, nearest first. The best was picked on the "
+        "same data, so its lead is a little too large; confirm a small lead on other images or subjects.",
         [Table("best", columns, cells, digits=4)],
     )
 
@@ -259,24 +265,35 @@ def _method(result: BrainResult) -> Section:
     drawn = _DRAWN[attributes["draw"]].format(dimension=dimension)
     correction = _CORRECTIONS[correction_of(attributes["correction"])]
     dual = (
-        " The dual bootstrap draws images and subjects together, and removes what this counts too often (Schütt et al. "
-        "2023)."
+        f" This is the dual bootstrap: it counts the noise of the measurements once, where draws of {drawn} together "
+        "count it three times (Schütt et al. 2023)."
         if attributes["draw"] == "both"
         else ""
     )
     ceiling = (
         ""
         if math.isnan(result.ceiling[0])
-        else " The noise ceiling is the range in which the true model would lie, as subjects differ from each other: "
-        "its lower end is the mean value of a subject with the average of the others, its upper end that with the "
-        "average of all (Nili et al. 2014). A t test in the same draws compares every mean with the lower end."
+        else f"\n\nThe noise ceiling is the range in which the true model is expected, as {dimension}s differ from "
+        f"each other: its lower end is the mean value of a {dimension} with the average of the others, its upper end "
+        "that with the average of all (Nili et al. 2014). A two-sided t test in the same draws compares every mean "
+        "with the lower end."
+    )
+    every = attributes["images"] * (attributes["images"] - 1) // 2
+    missing = every - attributes.get("pairs", every)
+    left_out = (
+        f"Of {every:,} pairs of images, {missing:,} are missing from at least one RDM, and are left out of every "
+        "comparison.\n\n"
+        if missing
+        else ""
     )
     return Section(
         "How this was computed",
-        f"{attributes['level']:.0%} intervals are t intervals with {attributes['dof']} degrees of freedom around the "
-        f"mean; its standard error comes from {attributes['repeats']:,} draws of {drawn} with repetition.{dual}\n\n"
+        f"{left_out}"
+        f"{attributes['level']:.0%} intervals are t intervals with {attributes['dof']} degrees of freedom around "
+        f"the mean; its standard error comes from {attributes['repeats']:,} draws of {drawn} with repetition.{dual}\n\n"
         f"Above chance: a permutation test shuffles the images of all RDMs {attributes['repeats']:,} times and "
-        "compares every mean with the largest standardised mean of all RSMs in each order, so that p values hold for "
-        f"all RSMs together (Nichols & Holmes 2002).{ceiling}\n\n"
+        "compares every mean with the largest standardised mean of all RSMs in each order, one-sided, so that p values "
+        f"hold for all RSMs together (Nichols & Holmes 2002). It says nothing about other {dimension}s."
+        f"{ceiling}\n\n"
         f"p values of differences and of the noise ceiling are {correction}.",
     )
