@@ -159,7 +159,7 @@ def _explained(result: BrainResult) -> Section:
         Chart(
             "explained", chart,
             "Means over subjects with their intervals, by layer. Filled points are above chance after correction. The "
-            "grey band is the noise ceiling, the dashed line marks 0. Point at a mean, or tap it, to read whether it is "
+            "grey band is the noise ceiling, the dashed line marks 0. Point at a mean, or tap it, to read if it is "
             "below the ceiling and told apart from the best. Click on the legend, or tap it, to single out a notion of "
             "similarity.",
             Table("brain", keys, cells, digits=4),
