@@ -96,9 +96,9 @@ def test_the_best_and_those_like_it_are_marked():
     names = [str(name) for name in evaluation["rsm"].values]
     ax = panel(evaluation, best=names[5], tied={names[3], names[5]})
     assert len(marks(ax, "best")) == 1
-    assert len(marks(ax, "tied with the best")) == 1
+    assert len(marks(ax, "not told apart from the best")) == 1
     assert round(marks(ax, "best")[0]) == 2
-    assert round(marks(ax, "tied with the best")[0]) == 1
+    assert round(marks(ax, "not told apart from the best")[0]) == 1
     assert not marks(panel(evaluation), "best")
 
 

@@ -452,6 +452,9 @@ def _(names, monkeypatch):
 def _(names):
     assert names["brains"].best(names["evaluation"]) == "net/layer1/optimal/cosine"
     assert names["evaluation"].attrs["subjects"] == 8
+    # Similarities and distances of the same features agree.
+    first, second = names["second"]["mean"].values
+    assert first == pytest.approx(second)
 
 
 def rsms(count: int) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def ceiling_bars(
     # Above the other marks of a bar.
     height = _FIRST + _NEXT * (above.astype(float) + below)
     tie = np.array([name in tied and name != best for name in names])
-    _mark(ax, x[tie], tops[tie], height[tie], "tied with the best", marker="_", s=9.0, linewidths=0.8)
+    _mark(ax, x[tie], tops[tie], height[tie], "not told apart from the best", marker="_", s=9.0, linewidths=0.8)
     first = np.array([name == best for name in names])
     _mark(ax, x[first], tops[first], height[first] + 1, "best", marker="*", s=18.0, linewidths=0.3)
     many = len(set(models)) > 1

@@ -35,8 +35,13 @@ def setting_of(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
         counted([kernel_title(kernel) for kernel in distinct(rows, "kernel")], "kernel"),
         counted([rule_words(name) for name in distinct(rows, "matching")], "rule"),
     ]  # fmt: skip
+    return f"compared by {'; '.join(parts)}; {centred_text(settings)}"
+
+
+def centred_text(settings: Mapping[str, Any]) -> str:
+    """How representations are centred before they are compared."""
     centred = {"location-mean": "centred per location", "channel-mean": "centred per channel", None: "not centred"}
-    return f"compared by {'; '.join(parts)}; representations {centred[settings['centering']]}"
+    return f"representations {centred[settings['centering']]}"
 
 
 def models_text(entries: Sequence[ModelConfig]) -> str:

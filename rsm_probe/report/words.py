@@ -113,25 +113,25 @@ WORDS = (
     ),
     Word(
         "noise ceiling", r"\b[Nn]oise ceiling\b",
-        "How well the true model would do, given that subjects differ. Between its ends, a model explains all that "
-        "subjects share; below, something is left to explain.",
+        "How well the true model is expected to do, given that subjects differ. A model between its ends agrees with a "
+        "subject as well as other subjects do; below, something that subjects share is left to explain.",
         "Nili et al. 2014",
     ),
     Word(
         "permutation test", r"\b[Pp]ermutation test\b",
         "The images of the RDMs are shuffled many times: a value counts as above chance if hardly any shuffled order "
-        "reaches it. Comparing with the largest value of all RSMs keeps the chance of any false one at the p value.",
+        "reaches it. Comparing with the largest value of all RSMs keeps the chance of a single false one at the level.",
         "Nichols & Holmes 2002",
     ),
     Word(
         "dual bootstrap", r"\b[Dd]ual bootstrap\b",
         "How much a mean may depend on which images and which subjects were taken: both are drawn again at random with "
-        "repetition, and what this counts too often is removed.",
+        "repetition, and noise that this counts three times is counted once.",
         "Schütt et al. 2023",
     ),
     Word(
         "false discovery rate", r"\bfalse discovery rate\b",
-        "The share of false ones to expect among the differences that are called decided.",
+        "The expected share of false ones among the differences that are called decided.",
         "Benjamini & Hochberg 1995",
     ),
     Word(

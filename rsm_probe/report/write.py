@@ -188,6 +188,8 @@ def prose(text: str) -> str:
 
 def _cell(value: Any, digits: int) -> str:
     if isinstance(value, float):
+        if 0 < value < 0.5 * (least := 10.0**-digits):  # a p value, say, that is not 0
+            return f"< {least:.{digits}f}"
         return "–" if math.isnan(value) else prose(f"{value:.{digits}f}")
     return "–" if value is None else prose(str(value)) if isinstance(value, int) else str(value)
 

@@ -169,7 +169,7 @@ def test_the_command_line_runs_draws_and_reports(run):
     assert names == {"explained.png", "explained.pdf", "differences.png", "differences.pdf"}
     done = runner.invoke(app, ["check", config, "--out", str(run)])
     assert "finished: nothing is left" in done.output
-    assert "6 subjects simulated as the RSM of layer layer2.0 of trained" in done.output
+    assert "6 subjects simulated as the RSM of layer2.0 of trained" in done.output
 
 
 def test_its_figures_show_every_layer_and_notion(finished):
@@ -266,7 +266,7 @@ def test_images_that_do_not_match_are_refused_before_any_work(tmp_path, monkeypa
     ],
 )
 def test_measures_that_do_not_fit_are_refused_before_any_work(tmp_path, changes, message):
-    with pytest.raises((ComparisonError, ImageError), match=message):
+    with pytest.raises((ConfigError, ComparisonError, ImageError), match=message):
         changed(**changes).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -338,10 +338,10 @@ def test_the_page_says_what_was_drawn_and_left_out(monkeypatch, run):
     study.run(run)
     page = page_html(study.page(run))
     assert "with the RDM of every session, and the values are averaged over sessions" in page
-    assert "433 of 435 pairs count" in page
+    assert "Of 435 pairs of images, 2 are missing from at least one RDM" in page
     assert "in the same draws of sessions" in page
     assert "99.5% intervals are t intervals" in page
-    assert "A t test" not in page  # of two sessions, how the lower noise ceiling varies is unknown
+    assert "t test in the same draws" not in page  # of two sessions, how the lower noise ceiling varies is unknown
     assert "99.5% intervals" in study.figures(run)["explained"].get_suptitle()
 
 

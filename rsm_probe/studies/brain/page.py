@@ -8,7 +8,7 @@ from typing import Any
 
 from rsm_probe.paper.by_matching import distinct
 from rsm_probe.paper.page_charts import interval_chart
-from rsm_probe.paper.page_parts import counted
+from rsm_probe.paper.page_parts import centred_text, counted
 from rsm_probe.report.default import plots
 from rsm_probe.report.page import Chart, Group, Page, Part, Section, Table
 from rsm_probe.runs.tables import Row, kernel_title, with_interval
@@ -38,20 +38,36 @@ def brain_page(result: BrainResult, settings: Mapping[str, Any]) -> Page:
     subjects = counted_subjects(evaluation.sizes["subject"], facts["dimension"])
     whose = facts["subjects"] or f"RDMs ({facts['dissimilarity']}) of {subjects}"
     rules = [notion_words(name) for name in distinct(table, "matching")]
-    notes = [] if not facts["subjects"] else ["The subjects are simulated: no brain was measured."]
+    notes = [
+        *(["The subjects are simulated: no brain was measured."] if facts["subjects"] else []),
+        *_equal_rsms(result),
+    ]
     return Page(
         "Models and brains",
         "Which layer, and which notion of similarity, explains the RDMs best?",
         f"{whose}; {evaluation.attrs['images']:,} images of the set {settings['images']['source']}; "
         f"{counted(distinct(table, 'model'), 'model')}; {counted(distinct(table, 'layer'), 'layer')}; "
         f"{counted(rules, 'notion')}; "
-        f"{counted([kernel_title(kernel) for kernel in distinct(table, 'kernel')], 'kernel')}.",
+        f"{counted([kernel_title(kernel) for kernel in distinct(table, 'kernel')], 'kernel')}; "
+        f"{centred_text(settings)}.",
         answer(result),
         [_explained(result), _notions(result), _with_best(result), _by_subject(result), _method(result)],
         command="",
         provenance={"Images": facts["joined"], **({"Subjects": facts["subjects"]} if facts["subjects"] else {})},
         notes=notes,
     )
+
+
+def _equal_rsms(result: BrainResult) -> list[str]:
+    """Name layers of a model that have the same RSM: they cannot be told apart, and count more than once."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for row, values in zip(result.table, result.evaluation["value"].values, strict=True):
+        key = row["model"], row["matching"], row["kernel"], tuple(values.round(12))
+        if not math.isnan(row["mean"]):
+            groups.setdefault(key, []).append(row["layer"])
+    same = dict.fromkeys((model, tuple(layers)) for (model, *_), layers in groups.items() if len(layers) > 1)
+    named = "; ".join(f"{', '.join(layers)} of {model}" for model, layers in same)
+    return [f"Equal RSMs, of which each counts: {named}."] if same else []
 
 
 def answer(result: BrainResult) -> str:
@@ -73,7 +89,8 @@ def answer(result: BrainResult) -> str:
         f"The {rsm_words(best)} explains the RDMs of {whom} over {attributes['images']:,} images best: {what} "
         f"{_value(best)}. {_ceiling_words(result)} {_reached(result, best)} {_tied_words(result)} "
         f"{_notion_words(result)} "
-        f"Of {len(table)} RSMs, {above} explain{'s' if above == 1 else ''} the RDMs better than chance."
+        f"{f'All {above}' if above == len(table) else f'{above} of {len(table)}'} RSMs explain the RDMs better than "
+        "chance."
     )
     return " ".join(sentence.split())
 
@@ -95,12 +112,12 @@ def _reached(result: BrainResult, best: Row) -> str:
         return ""
     whose = result.facts["dimension"]
     if best["below_ceiling"]:
-        return f"It stays below the ceiling, so something that {whose}s share is left to explain."
+        return f"It stays below the ceiling, so something that the {whose}s share is left to explain."
     if math.isnan(best["p_ceiling"]):
         return f"Two {whose}s are too few to test whether it reaches the ceiling."
     if best["mean"] >= result.ceiling[0]:
-        return f"It reaches the ceiling, so it explains all that these {whose}s are known to share."
-    return "It lies below the ceiling by no more than chance explains."
+        return f"It reaches the ceiling: it agrees with a {whose} at least as well as the average of the others does."
+    return "It lies below the ceiling, but not significantly."
 
 
 def _tied_words(result: BrainResult) -> str:
@@ -109,9 +126,11 @@ def _tied_words(result: BrainResult) -> str:
         return ""
     if not tied:
         return "All other RSMs are shown to explain the RDMs less well."
-    named = "; ".join(rsm_words(row) for row in sorted(tied, key=lambda row: -row["mean"])[:_MOST_NAMED])
+    named = "; ".join(f"the {rsm_words(row)}" for row in sorted(tied, key=lambda row: -row["mean"])[:_MOST_NAMED])
     more = f"; and {len(tied) - _MOST_NAMED} more" if len(tied) > _MOST_NAMED else ""
-    return f"It cannot be told apart from {len(tied)} of the other {len(result.table) - 1}: {named}{more}."
+    others = len(result.table) - 1
+    whom = f"any of the other {others}" if len(tied) == others > 1 else f"{len(tied)} of the other {others}"
+    return f"It cannot be told apart from {whom}: {named}{more}."
 
 
 def _notion_words(result: BrainResult) -> str:
@@ -123,7 +142,8 @@ def _notion_words(result: BrainResult) -> str:
         worse = sum(row["decided"] and row["difference"] < 0 for row in mine)
         said.append(
             f"The {notion_words(matching)} RSM explains them better than the spatio-semantic RSM of the same layer in "
-            f"{better} of {len(mine)} cases, worse in {worse}, and {len(mine) - better - worse} are undecided."
+            f"{better or 'none'} of {len(mine)} cases and worse in {worse or 'none'}; {len(mine) - better - worse} are "
+            "undecided."
         )
     return " ".join(said)
 
@@ -152,16 +172,16 @@ def _explained(result: BrainResult) -> Section:
         "above_chance", "below_ceiling", "best", "tied_with_best",
     ]  # fmt: skip
     cells = [[_cell(key, row[key]) for key in keys] for row in result.table]
-    figures = [plot for plot in plots(brain_figures(result)) if plot.name.startswith("explained")]
     parts: list[Part] = [
         Chart(
             "explained", chart,
             f"Means over {whose}s with their intervals, by layer. Filled points are above chance after correction. The "
-            "grey band is the noise ceiling, the dashed line marks 0. Click on the legend, or tap it, to single out a "
-            "notion of similarity.",
+            "grey band is the noise ceiling, the dashed line marks 0. Point at a mean, or tap it, to read if it is "
+            "below the ceiling and told apart from the best. Click on the legend, or tap it, to single out a notion of "
+            "similarity.",
             Table("brain", keys, cells, digits=4),
         ),
-        Group("The figure for print", figures),
+        _for_print(result, "explained"),
     ]  # fmt: skip
     return Section(
         "How well each layer explains the RDMs",
@@ -185,8 +205,8 @@ def _cell(key: str, value: Any) -> Any:
 
 
 def _titles(rows: Sequence[Row], key: str = "matching") -> dict[str, str]:
-    """Matchings with their notion, the semantic one first."""
-    return {name: notion_words(name) for name in sorted(distinct(rows, key), key=lambda name: name != "optimal")}
+    """Matchings with their notion, the semantic one last, as in the figures for print."""
+    return {name: notion_words(name) for name in sorted(distinct(rows, key), key=lambda name: name == "optimal")}
 
 
 def _notions(result: BrainResult) -> Section:
@@ -213,7 +233,13 @@ def _notions(result: BrainResult) -> Section:
         "Hollow points are undecided."
     )
     caption = "Differences with their intervals; the dashed line marks 0."
-    return Section(heading, text, [Chart("notions", chart, caption, Table("notions", keys, cells, digits=4))])
+    parts: list[Part] = [Chart("notions", chart, caption, Table("notions", keys, cells, digits=4))]
+    return Section(heading, text, [*parts, _for_print(result, "differences")])
+
+
+def _for_print(result: BrainResult, name: str) -> Group:
+    """The figures for print with this name, folded."""
+    return Group("The figure for print", [plot for plot in plots(brain_figures(result)) if plot.name.startswith(name)])
 
 
 def _who(row: Row) -> str:
@@ -228,18 +254,24 @@ def _with_best(result: BrainResult) -> Section:
     rows = result.compared(WITH_BEST)
     if not rows:
         return Section(heading, "No RSM explains the RDMs better than chance, so there is no best one to compare.")
+    named = {
+        "model": lambda row: row["model_b"], "layer": lambda row: row["layer_b"],
+        "notion": lambda row: notion_words(row["matching_b"]), "kernel": lambda row: kernel_title(row["kernel_b"]),
+    }  # fmt: skip
+    # What all have in common says nothing here, and takes the width of a telephone.
+    varying = [name for name, of in named.items() if name == "layer" or len({of(row) for row in rows}) > 1]
     cells = [
-        [row["model_b"], row["layer_b"], notion_words(row["matching_b"]), kernel_title(row["kernel_b"]),
-         *(row[key] for key in _DIFFERENCE), row["p"], row["p_corrected"], "yes" if row["decided"] else "no"]
+        ["yes" if row["decided"] else "no", *(named[name](row) for name in varying),
+         *(row[key] for key in (*_DIFFERENCE, "p", "p_corrected"))]
         for row in sorted(rows, key=lambda row: row["difference"])
     ]  # fmt: skip
-    columns = ["model", "layer", "notion", "kernel", *_DIFFERENCE, "p", "p_corrected", "told apart"]
+    columns = ["told apart", *varying, *_DIFFERENCE, "p", "p_corrected"]
     best = result.best
     assert best is not None
     return Section(
         heading,
-        f"The mean of the {rsm_words(best)} minus that of every other RSM, nearest first. The best was picked by the "
-        "same data, so its lead is a little too large; repeat a small one on other images or subjects.",
+        f"The mean of the {rsm_words(best)} minus that of every other RSM, nearest first. The best was picked on the "
+        "same data, so its lead is a little too large; confirm a small lead on other images or subjects.",
         [Table("best", columns, cells, digits=4)],
     )
 
@@ -265,34 +297,38 @@ def _method(result: BrainResult) -> Section:
     attributes, whose = result.evaluation.attrs, result.facts["dimension"]
     correction = _CORRECTIONS[correction_of(attributes["correction"])]
     dual = (
-        " The dual bootstrap draws images and subjects together, and removes what this counts too often (Schütt et al. "
-        "2023)."
+        " This is the dual bootstrap: it counts the noise of the measurements once, where draws of "
+        f"{_drawn(result)} together count it three times (Schütt et al. 2023)."
         if attributes["draw"] == "both"
         else ""
     )
     ceiling = (
         ""
         if math.isnan(result.ceiling[0])
-        else f" The noise ceiling is the range in which the true model would lie, as {whose}s differ from each other: "
-        f"its lower end is the mean value of each {whose} with the average of the others, its upper end that with the "
-        "average of all (Nili et al. 2014)."
+        else f"\n\nThe noise ceiling is the range in which the true model is expected, as {whose}s differ from each "
+        f"other: its lower end is the mean value of a {whose} with the average of the others, its upper end that with "
+        "the average of all (Nili et al. 2014)."
     )
     if any(not math.isnan(row["p_ceiling"]) for row in result.table):
-        ceiling += " A t test in the same draws compares every mean with the lower end."
+        ceiling += " A two-sided t test in the same draws compares every mean with the lower end."
     of = "differences" if "t test" not in ceiling else "differences and of the noise ceiling"
-    pairs, images = attributes.get("pairs"), attributes["images"]
+    every = attributes["images"] * (attributes["images"] - 1) // 2
+    missing = every - attributes.get("pairs", every)
     left_out = (
-        ""
-        if pairs is None or pairs == (every := images * (images - 1) // 2)
-        else f"\n\nPairs of images that any RDM misses are left out of all: {pairs:,} of {every:,} pairs count."
+        f"Of {every:,} pairs of images, {missing:,} are missing from at least one RDM, and are left out of every "
+        "comparison.\n\n"
+        if missing
+        else ""
     )
     return Section(
         "How this was computed",
+        f"{left_out}"
         f"{100 * attributes['level']:.4g}% intervals are t intervals with {attributes['dof']} degrees of freedom "
         f"around the mean; its standard error comes from {attributes['repeats']:,} draws of {_drawn(result)} with "
         f"repetition.{dual}\n\n"
         f"Above chance: a permutation test shuffles the images of all RDMs {attributes['repeats']:,} times and "
-        "compares every mean with the largest standardised mean of all RSMs in each order, so that p values hold for "
-        f"all RSMs together (Nichols & Holmes 2002).{ceiling}\n\n"
-        f"p values of {of} are {correction}.{left_out}",
+        "compares every mean with the largest standardised mean of all RSMs in each order, one-sided, so that p values "
+        f"hold for all RSMs together (Nichols & Holmes 2002). It says nothing about other {whose}s."
+        f"{ceiling}\n\n"
+        f"p values of {of} are {correction}.",
     )

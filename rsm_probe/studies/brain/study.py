@@ -20,6 +20,7 @@ from rsm_probe.comparison.measures import get_measure
 from rsm_probe.errors import ComparisonError, ConfigError, CostError, StorageError
 from rsm_probe.execution.amounts import format_bytes, physical_bytes
 from rsm_probe.execution.execution import Execution
+from rsm_probe.paper.page_parts import models_text
 from rsm_probe.report.facts import command_of, facts_of
 from rsm_probe.report.page import Page
 from rsm_probe.runs.fields import Count, Draws, FolderOrUrl, Hours, Level, Seed
@@ -62,15 +63,17 @@ class BrainConfig(TimedStudy):
     study: Literal["brain"] = "brain"
     subjects: SubjectsConfig = Field(description="RDMs of subjects over these images, or a simulation")
     measure: Annotated[str, AfterValidator(_measure)] = Field(
-        default="rsa-spearman", description="how an RSM is compared with that of a subject"
+        default="rsa-spearman",
+        description="how an RSM is compared with the RDM of a subject, such as rsa-spearman, rsa-pearson or cka",
     )
     draw: Literal["both", "images", "subjects"] = Field(
-        default="both", description="what stands for more of its kind, and is drawn again for the intervals"
+        default="both", description="what the bootstrap draws again for the intervals: images, subjects or both"
     )
     repeats: Draws = Field(default=1000, description="bootstrap draws, and random orders of the permutation test")
     level: Level = Field(default=0.95, description="level of the intervals; p values up to 1 - level count")
     correction: Literal["fdr", "holm"] | None = Field(
-        default="fdr", description="of p values of differences and of the noise ceiling, for their number"
+        default="fdr",
+        description="of p values of differences and of the noise ceiling, for their number: fdr, holm or null",
     )
     seed: Seed = Field(default=0, description="seed of the draws")
     # As in a study of pairs, of which this one begins with a run.
@@ -315,7 +318,13 @@ class BrainRunner(Runner[BrainConfig]):
         if study.subjects.simulate is not None:
             seeds["subjects"] = study.subjects.simulate.seed
         seeds["models"] = {entry.name or "model": list(entry.seeds) for entry in study.models}
-        return {"seeds": seeds, "images": len(self.images), "skipped": dict(self.images.skipped)}
+        statistics = {key: getattr(study, key) for key in ("measure", "draw", "repeats", "level", "correction")}
+        return {
+            "seeds": seeds,
+            "statistics": statistics,
+            "images": len(self.images),
+            "skipped": dict(self.images.skipped),
+        }
 
     def open(self) -> BrainResult:
         """See `Study.open`."""
@@ -328,7 +337,8 @@ class BrainRunner(Runner[BrainConfig]):
     def page(self) -> Page:
         """See `Study.page`."""
         page = brain_page(self.open(), self.study.model_dump())
-        return replace(page, command=command_of(self.folder), provenance={**page.provenance, **facts_of(self.folder)})
+        facts = {"Models": models_text(self.study.models), **page.provenance, **facts_of(self.folder)}
+        return replace(page, command=command_of(self.folder), provenance=facts)
 
 
 def _require_enough(study: BrainConfig, count: int) -> None:

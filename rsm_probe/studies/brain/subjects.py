@@ -19,6 +19,7 @@ from rsm_probe.runs.fields import AtLeastTwo, Seed
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.similarity.rsms import RSMs
 from rsm_probe.sources.images.image_set import ImageSet
+from rsm_probe.studies.brain.words import layer_words
 
 # Keys that say how files are read.
 _OF_FILES = ("key", "ids", "names", "descriptor", "dissimilarity", "intersection", "allow_missing")
@@ -76,8 +77,9 @@ class SimulatedSubjects(Config):
     def __str__(self) -> str:
         if self.unrelated:
             return f"{self.subjects} subjects simulated from nothing (seed {self.seed})"
+        assert self.layer is not None
         return (
-            f"{self.subjects} subjects simulated as the RSM of layer {self.layer} of {self.model} (matching "
+            f"{self.subjects} subjects simulated as the RSM of {layer_words(self.layer)} of {self.model} (matching "
             f"{self.matching}, kernel {self.kernel}) plus noise of {self.noise:g} standard deviations (seed "
             f"{self.seed})"
         )

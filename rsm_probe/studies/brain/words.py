@@ -32,9 +32,12 @@ def notion_words(matching: str) -> str:
 def rsm_words(row: Row, side: str = "") -> str:
     """An RSM in a sentence: the notion, layer, model and kernel of a row, or of one side of a difference."""
     matching, layer, model, kernel = (row[f"{key}{side}"] for key in ("matching", "layer", "model", "kernel"))
-    # Layers of a sequence of modules are called by numbers.
-    where = layer if any(letter.isalpha() for letter in layer) else f"layer {layer}"
-    return f"{notion_words(matching)} RSM of {where} of {model} ({kernel} kernel)"
+    return f"{notion_words(matching)} RSM of {layer_words(layer)} of {model} ({kernel} kernel)"
+
+
+def layer_words(layer: str) -> str:
+    """A layer in a sentence; those of a sequence of modules are called by numbers."""
+    return layer if any(letter.isalpha() for letter in layer) else f"layer {layer}"
 
 
 def counted_subjects(count: int, dimension: str) -> str:
