@@ -477,6 +477,12 @@ def test_a_run_that_was_killed_while_its_result_was_written_has_none(run):
     assert read_study(SMOKE).run(run).best["rsm"] == TRUTH
 
 
+def test_too_few_random_orders_for_any_answer_are_named(run):
+    study = changed(repeats=15)
+    assert study.run(run).best is None
+    assert "15 random orders give no p value below 0.062, so none could: take more (repeats)." in study.page(run).answer
+
+
 def test_figures_of_an_earlier_result_do_not_stay(run):
     (run / "figures").mkdir(exist_ok=True)
     for name in ("explained-rbf.png", "differences.pdf", "mine.png"):
