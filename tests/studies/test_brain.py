@@ -408,7 +408,7 @@ def test_missing_values_in_files_are_refused_with_the_way_to_skip_them(files, tm
     stack[0, 1, 2] = stack[0, 2, 1] = np.nan
     np.save(folder / "all.npy", stack)
     config = configured(folder, path="all.npy", ids="images.txt", dissimilarity="correlation")
-    with pytest.raises(ComparisonError, match="allow_missing"):
+    with pytest.raises(ComparisonError, match=r"in a configuration: subjects\.allow_missing: true"):
         read_study(config).run(tmp_path / "run")
 
 
