@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from rsm_probe.arrays import real_array
 from rsm_probe.checks import brief, positions_of, require_text, require_texts, shared_names
 from rsm_probe.errors import ComparisonError, StorageError, look_up, repeated
 from rsm_probe.similarity.labelled import Kind, one_set, with_holes
@@ -116,8 +117,9 @@ class RSMs(Mapping[str, RSM]):
             ComparisonError: the shape is wrong, or as `RSM.from_array`; the message names the subject.
         """
         dimension = _dimension(dimension)
-        stack = np.asarray(values)
+        stack = real_array(values, "the stack of matrices", ComparisonError)
         if stack.ndim == 2 and stack.size and (kind == "distance" or dissimilarity is not None):
+            _require_rows(stack)
             stack = np.stack([_square(row, len(stack)) for row in stack])
         if stack.ndim != 3 or 0 in stack.shape:
             condensed = " or, of distances, (K, N (N - 1) / 2)"
@@ -324,6 +326,15 @@ def _dimension(name: Any) -> str:
     return name
 
 
+def _require_rows(stack: np.ndarray) -> None:
+    """Refuse one square matrix, whose rows might pass for the pairs of fewer images."""
+    if stack.shape[0] == stack.shape[1] and not stack.diagonal().any() and np.array_equal(stack, stack.T, True):
+        raise ComparisonError(
+            f"this is one matrix of {len(stack)} images (symmetric, with zeros on the diagonal), not one row of "
+            "distances per subject; give RSM.from_array(values, ids), or values[None] for one subject"
+        )
+
+
 def _square(row: np.ndarray, rows: int) -> np.ndarray:
     """Distances (N, N) from those above the diagonal."""
     from scipy.spatial.distance import squareform
@@ -347,7 +358,5 @@ def _require_alike(first: str, rsm: RSM, second: str, other: RSM) -> None:
         )
     if (rsm.kind, rsm.dissimilarity) != (other.kind, other.dissimilarity):
         kinds = [f"{one.dissimilarity or ''} {one.kind}".strip() for one in (rsm, other)]
-        raise ComparisonError(
-            f"{first} holds {kinds[0]} values and {second} {kinds[1]} values; convert one by to_distances or "
-            "to_similarities"
-        )
+        how = "one by to_distances or to_similarities" if rsm.kind != other.kind else "both by to_similarities"
+        raise ComparisonError(f"{first} holds {kinds[0]} values and {second} {kinds[1]} values; convert {how}")

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from rsatoolbox.rdm import RDMs
 from scipy.spatial.distance import pdist, squareform
 
@@ -137,6 +138,10 @@ def test_only_rsms_that_belong_together(rsms):
         RSMs.from_rsms({"ann": ann, "bob": bob.reorder(IDS[::-1])})
     with pytest.raises(ComparisonError, match="ann holds squared euclidean distance values and bob similarity values"):
         RSMs.from_rsms({"ann": ann, "bob": bob.to_similarities()})
+    other = RSM.from_array(bob.distances, IDS, dissimilarity="correlation")
+    with pytest.raises(ComparisonError, match="correlation distance values; convert both by to_similarities"):
+        RSMs.from_rsms({"ann": ann, "bob": other})
+    assert RSMs.from_rsms({"ann": ann.to_similarities(), "bob": other.to_similarities()}).kind == "similarity"
     with pytest.raises(ComparisonError, match="ann is ndarray, not an RSM"):
         RSMs.from_rsms({"ann": ann.values})
     with pytest.raises(ComparisonError, match="give RSMs by name"):
@@ -151,7 +156,10 @@ def test_only_rsms_that_belong_together(rsms):
         (lambda d: d[:, :9], "a row of 9 distances does not hold every pair"),
         (lambda d: d[0], "have shape (K, N, N)"),
         (lambda d: np.where(d == d[1, 3], np.nan, d), "subject 1: the distance of images"),
-        (lambda d: d + 1j, "subject 0: "),
+        (lambda d: d + 1j, "holds complex numbers"),
+        (lambda d: np.ma.masked_array(d, d > 1.0), "is a masked array, whose masked entries would count as numbers"),
+        (lambda d: [squareform(d[0]), squareform(d[0, :6])], "is not an array of numbers"),
+        (lambda d: d.astype(str), "must hold real numbers"),
     ],
 )
 def test_bad_values_are_named(change, message):
@@ -162,6 +170,22 @@ def test_bad_values_are_named(change, message):
 def test_a_square_matrix_alone_is_an_rsm():
     with pytest.raises(ComparisonError, match=re.escape("RSM.from_array(values, ids)")):
         RSMs.from_array(squareform(distances()[0]), dissimilarity="squared euclidean")
+
+
+@pytest.mark.parametrize("images", [3, 6, 10])
+def test_a_square_matrix_does_not_pass_for_subjects_with_fewer_images(images):
+    """6 rows of 6 numbers could be 6 subjects with the 6 pairs of 4 images."""
+    square = squareform(pdist(np.random.default_rng(0).normal(size=(images, 4))))
+    square[0, 1] = square[1, 0] = np.nan
+    with pytest.raises(ComparisonError, match=f"this is one matrix of {images} images"):
+        RSMs.from_array(square, kind="distance", allow_missing=True)
+    assert len(RSMs.from_array(square[None], kind="distance", allow_missing=True).ids) == images
+
+
+def test_tensors_that_numpy_does_not_take():
+    values = torch.tensor(distances(), requires_grad=True)
+    for given in (values, values.bfloat16()):
+        assert len(RSMs.from_array(given, kind="distance")) == 3
 
 
 def test_names_must_fit():

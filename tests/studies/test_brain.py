@@ -433,7 +433,7 @@ def test_missing_values_in_files_are_refused_with_the_way_to_skip_them(files, tm
     stack[0, 1, 2] = stack[0, 2, 1] = np.nan
     np.save(folder / "all.npy", stack)
     config = configured(folder, path="all.npy", ids="images.txt", dissimilarity="correlation")
-    with pytest.raises(ComparisonError, match="allow_missing"):
+    with pytest.raises(ComparisonError, match=r"in a configuration: subjects\.allow_missing: true"):
         read_study(config).run(tmp_path / "run")
 
 
@@ -500,6 +500,12 @@ def test_a_run_that_was_killed_while_its_result_was_written_has_none(run):
     with pytest.raises(StorageError, match="no finished run"):
         read_study(SMOKE).open(run)
     assert read_study(SMOKE).run(run).best["rsm"] == TRUTH
+
+
+def test_too_few_random_orders_for_any_answer_are_named(run):
+    study = changed(repeats=15)
+    assert study.run(run).best is None
+    assert "15 random orders give no p value below 0.062, so none could: take more (repeats)." in study.page(run).answer
 
 
 def test_figures_of_an_earlier_result_do_not_stay(run):

@@ -79,6 +79,11 @@ def answer(result: BrainResult) -> str:
     if (best := result.best) is None:
         highest = max(known, key=lambda row: row["mean"], default=None)
         closing = "" if highest is None else f" The highest mean is {_value(highest)} of the {rsm_words(highest)}."
+        if (least := 1 / (attributes["repeats"] + 1)) > 1 - level + 1e-12:
+            closing += (
+                f" {attributes['repeats']:,} random orders give no p value below {least:.2g}, so none could: take more "
+                "(repeats)."
+            )
         return (
             f"No layer is shown to explain the RDMs of {whom} over {attributes['images']:,} images: none of the "
             f"{len(table)} RSMs agrees with them better than chance, by a permutation test corrected for all of them "

@@ -23,6 +23,12 @@ from rsm_probe.studies.brain.words import layer_words
 
 # Keys that say how files are read.
 _OF_FILES = ("key", "ids", "names", "descriptor", "dissimilarity", "intersection", "allow_missing")
+# Arguments that messages about files advise -> the keys that say the same.
+_KEY_OF = {
+    "on='intersection'": "subjects.intersection: true",
+    "allow_missing=True": "subjects.allow_missing: true",
+    "kind='similarity'": "subjects.kind: similarity",
+}
 # With fewer images, no bootstrap sample and no permutation says anything.
 FEWEST_IMAGES = 4
 
@@ -139,12 +145,16 @@ class SubjectsConfig(Config):
         """
         assert self.path is not None
         several = self.path.values() if isinstance(self.path, dict) else self.path
-        with self.naming_paths(*([self.path] if isinstance(self.path, str) else several)):
-            return read_rsms(
-                self.path, ids=self.ids, names=self.names, key=self.key, descriptor=self.descriptor, kind=self.kind,
-                dissimilarity=self.dissimilarity, allow_missing=self.allow_missing, dimension=self.dimension,
-                on="intersection" if self.intersection else None,
-            )  # fmt: skip
+        try:
+            with self.naming_paths(*([self.path] if isinstance(self.path, str) else several)):
+                return read_rsms(
+                    self.path, ids=self.ids, names=self.names, key=self.key, descriptor=self.descriptor, kind=self.kind,
+                    dissimilarity=self.dissimilarity, allow_missing=self.allow_missing, dimension=self.dimension,
+                    on="intersection" if self.intersection else None,
+                )  # fmt: skip
+        except ComparisonError as error:
+            keys = ", ".join(key for argument, key in _KEY_OF.items() if argument in str(error))
+            raise ComparisonError(f"{error} (in a configuration: {keys})" if keys else str(error)) from error
 
 
 @dataclass(frozen=True)
