@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from rsm_probe.brains.ceilings import ceilings
 from rsm_probe.comparison.protocol import Measure
@@ -87,7 +88,8 @@ def drawn_values(
                 result.ceilings[[kind != "images" for kind in kinds], number, 0] = np.nan
         on_repeat(1)
 
-    with ThreadPoolExecutor(workers) as pool:
+    # Threads of BLAS inside of ours would fight for the same cores.
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(compute, range(repeats)):
             pass
     return result

@@ -255,6 +255,21 @@ def test_missing_pairs_and_other_images(models, subjects):
     assert np.isfinite(skipped["std"]).all()
 
 
+def test_an_image_of_which_no_pair_is_known_is_left_out(models, subjects):
+    distances = np.stack([rsm.distances for rsm in subjects.values()])
+    distances[2, 5, np.arange(14) != 5] = distances[2, np.arange(14) != 5, 5] = np.nan
+    holed = RSMs.from_array(distances, subjects.ids, subjects.names, dissimilarity="simulated", allow_missing=True)
+    left = [name for name in subjects.ids if name != "5"]
+    expected = evaluate(
+        {name: rsm.subset(left) for name, rsm in models.items()}, subjects.subset(left), draw="images", repeats=20
+    )
+    evaluation = evaluate(models, holed, draw="images", repeats=20, skip_missing=True)
+    assert evaluation.attrs["images"] == 13
+    assert evaluation.attrs["dof"] == 12
+    for name in ("mean", "std", "p"):
+        np.testing.assert_allclose(evaluation[name], expected[name], rtol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
