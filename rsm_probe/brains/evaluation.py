@@ -97,8 +97,8 @@ def evaluate(
     _, rows, columns = label_rsms(models, subjects, measure, on=on, skip_missing=skip_missing)
     known = ~np.isnan(rows.values[0])
     np.fill_diagonal(known, val=False)
-    if not (kept := known.any(axis=0)).all():  # an image of which no pair is known does not count as one
-        rows, columns = (stack._replace(values=stack.values[:, kept][:, :, kept]) for stack in (rows, columns))
+    if not (counting := known.any(axis=0)).all():  # an image of which no pair is known does not count as one
+        rows, columns = (stack._replace(values=stack.values[:, counting][:, :, counting]) for stack in (rows, columns))
     names = [key.label() for key in columns.keys]
     count, images = len(names), rows.values.shape[-1]
     if "subjects" in kinds and count < 2:

@@ -890,3 +890,9 @@ def test_a_text_of_matlab_with_two_units_per_letter(tmp_path):
     write_matlab_73(tmp_path / "a.mat", distances(1, 3), who=["🙂"], labels=["a", "b", "ß"])
     rsms = read_rsms(tmp_path / "a.mat", names="who", descriptor="labels")
     assert (rsms.names, rsms.ids) == (["🙂"], ["a", "b", "ß"])
+
+
+def test_as_many_rows_of_pairs_as_pairs_are_not_taken_for_one_rdm(tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((10, 10)))
+    message = refusal(ComparisonError, tmp_path / "a.npy")
+    assert "if it holds 10 RDMs of 5 images, save them as square matrices, (10, 5, 5)" in message

@@ -529,6 +529,14 @@ def test_differences_that_are_not_those_of_the_result_are_computed_again(run, ch
     assert read_study(SMOKE).open(run).differences == before
 
 
+@pytest.mark.parametrize("name", ["brain.csv", "differences.csv"])
+def test_a_table_that_was_deleted_is_written_again(run, name):
+    before = (run / name).read_text()
+    (run / name).unlink()
+    read_study(SMOKE).run(run)
+    assert (run / name).read_text() == before
+
+
 def test_a_damaged_table_is_written_again(run):
     (run / "brain.json").write_text("{}")
     with pytest.raises(StorageError, match="damaged"):

@@ -262,7 +262,15 @@ def matrices(value: Any, where: str, images: int | None, *, matlab: bool = False
     """
     array = real_array(value, where, ComparisonError)
     if array.ndim == 2 and array.shape[0] == array.shape[1]:
-        return array[None].astype(np.float64), False
+        square = array[None].astype(np.float64)
+        count = images_of_pairs(len(array))
+        if count is not None and count > 2 and not _symmetric_slices(square):
+            raise ComparisonError(
+                f"{where} has shape {array.shape}, and is not symmetric as one RDM of {len(array)} images is; if it "
+                f"holds {len(array)} RDMs of {count} images, save them as square matrices, ({len(array)}, {count}, "
+                f"{count})"
+            )
+        return square, False
     if array.ndim == 3:
         return np.moveaxis(array, _axis_of_subjects(array, where), 0).astype(np.float64), False
     if array.ndim not in (1, 2) or not array.size:

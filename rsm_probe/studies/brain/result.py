@@ -92,15 +92,28 @@ class BrainResult:
         for name in FIGURES:
             for file in (self.folder / "figures").glob(f"{name}*"):
                 file.unlink(missing_ok=True)
-        facts = {**self.facts, "differences": len(self.differences)}
+        self.save_tables()
+        # Last, as a run is finished once it is there.
+        save_dataset(self.folder / EVALUATION, self.evaluation.assign_attrs(settings=self.facts["settings"]))
+
+    def save_tables(self) -> None:
+        """Write `brain.csv`, `differences.csv`, and the same as JSON.
+
+        Raises:
+            StorageError: a file cannot be written.
+        """
         if self.differences:
             save_table(self.folder, self.differences, DIFFERENCES, {"settings": self.facts["settings"]})
         else:
             for name in DIFFERENCES:
                 (self.folder / name).unlink(missing_ok=True)
-        save_table(self.folder, self.table, TABLE, facts)
-        # Last, as a run is finished once it is there.
-        save_dataset(self.folder / EVALUATION, self.evaluation.assign_attrs(settings=self.facts["settings"]))
+        save_table(self.folder, self.table, TABLE, {**self.facts, "differences": len(self.differences)})
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether the tables for readers are there."""
+        names = (TABLE[0], DIFFERENCES[0]) if self.differences else TABLE[:1]
+        return all((self.folder / name).exists() for name in names)
 
     @classmethod
     def open(cls, folder: Path) -> Self:

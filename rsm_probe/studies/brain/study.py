@@ -239,6 +239,8 @@ class BrainRunner(Runner[BrainConfig]):
         """Match all pairs of images, and compare all RSMs with those of the subjects."""
         require_there()
         if (finished := self._finished_result(models)) is not None:
+            if not finished.has_tables:
+                finished.save_tables()
             return finished
         matched = self.pairs.match(models, require_there)
         layers = list(dict.fromkeys((row["model"], row["layer"]) for row in matched.table))
