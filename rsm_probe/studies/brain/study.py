@@ -204,7 +204,7 @@ class BrainRunner(Runner[BrainConfig]):
         return max(memory, self._rsm_bytes(sum(len(model.layers) for model in models))), disk
 
     def _rsm_bytes(self, layers: int) -> float:
-        """Bytes that comparing all RSMs takes: 5.0 to 5.7 times their own, as measured, for copies, squares and ranks."""
+        """Bytes that comparing all RSMs takes: as measured, 5.0 to 5.7 times their own (copies, squares, ranks)."""
         rsms = layers * len(self.study.matchings) * len(self.study.kernels)
         return 6 * 8 * rsms * number_of(self.images) ** 2
 
