@@ -13,6 +13,7 @@ import pytest
 import torch
 import xarray as xr
 import yaml
+from matplotlib import pyplot
 
 import rsm_probe
 from rsm_probe.cli import main
@@ -126,8 +127,6 @@ def _(names, monkeypatch):
 
 @check("how-to/look-in-a-notebook")
 def _(names):
-    from matplotlib import pyplot
-
     drawn = [len(pyplot.figure(number).axes[0].images) for number in pyplot.get_fignums()]
     pyplot.close("all")
     assert drawn == [1, 1, 2]
@@ -579,6 +578,7 @@ SLOW = {
 )
 def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    pyplot.close("all")  # figures of tests that ran before in this process
     torch.manual_seed(0)
     images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     names: dict[str, Any] = {"rsm_probe": rsm_probe, "torch": torch, "np": np, "vit": tiny_vit(), "images": images}
