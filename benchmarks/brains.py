@@ -13,8 +13,8 @@ of similarity in turn, and counts how often that RSM is named among all of the r
 It counts how often any RSM is named, how often one is above chance before correction, and how often a difference of two
 notions of similarity has p <= .05, beside the interval of a binomial count at that rate.
 
-`equal` draws images, subjects and two models anew in each simulation. Subjects and models hold the same patterns plus
-noise of their own, the same amount for both models, so that neither is better on average, and counts how often their
+Each simulation of `equal` makes new images, subjects and two models. Subjects and models hold the same patterns plus
+noise of their own, as much in one model as in the other, so neither is better on average. It counts how often their
 difference has p <= .05 all the same.
 
 `time` evaluates 3 models x 16 layers x 2 notions against 8 subjects and 200 images, in 1 000 draws of both.

@@ -95,10 +95,15 @@ def real_matrix(values: Any, name: str, error: type[RsmProbeError]) -> np.ndarra
     return real_array(values, name, error).astype(np.float64)
 
 
+def images_of_pairs(pairs: int) -> int | None:
+    """The number of images N that form this many pairs, N (N - 1) / 2; None if no number does."""
+    images = (1 + math.isqrt(1 + 8 * pairs)) // 2
+    return images if pairs > 0 and images * (images - 1) == 2 * pairs else None
+
+
 def condensed_hint(array: np.ndarray) -> str:
     """Return the end of an error message if a vector looks like a condensed matrix, otherwise an empty text."""
-    count = math.isqrt(2 * array.size) + 1
-    if array.ndim != 1 or not array.size or count * (count - 1) != 2 * array.size:
+    if array.ndim != 1 or (count := images_of_pairs(array.size)) is None:
         return ""
     return (
         f"; if it holds the pairs of {count} images, scipy.spatial.distance.squareform makes a matrix of it, and "

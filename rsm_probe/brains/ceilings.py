@@ -61,19 +61,25 @@ def noise_ceiling(
     if len(stack.keys) < 2:
         raise ComparisonError(f"a noise ceiling needs at least 2 subjects, found {len(stack.keys)}")
     require_ceiling(measure)
-    require_defined(stack.values, [key.label() for key in stack.keys], measure)
-    low, high = ceilings(stack.values, np.ones((1, len(stack.keys))), measure)[0]
+    among = measure.grid(stack.values, stack.values)
+    require_defined(among, [key.label() for key in stack.keys], measure)
+    low, high = ceilings(stack.values, np.ones((1, len(stack.keys))), measure, among=among)[0]
     return NoiseCeiling(float(low), float(high))
 
 
-def require_defined(subjects: np.ndarray, names: list[str], measure: Measure) -> None:
+def require_defined(among: np.ndarray, names: list[str], measure: Measure) -> None:
     """Refuse subjects for which a measure is undefined.
+
+    Args:
+        among: values of the measure between all subjects, (K, K).
+        names: K names.
+        measure: the measure.
 
     Raises:
         ComparisonError: the measure between a subject's RSM and itself is undefined.
     """
-    for name, rsm in zip(names, subjects, strict=True):
-        if np.isnan(measure.grid(rsm[None], rsm[None])).any():
+    for name, own in zip(names, np.diagonal(among), strict=True):
+        if np.isnan(own):
             raise ComparisonError(
                 f"the RSM of {name} is constant over all pairs of images, so {measure.name} is undefined; leave it out"
             )

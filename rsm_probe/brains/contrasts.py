@@ -52,7 +52,7 @@ def differences(
     numbers = {str(label): number for number, label in enumerate(evaluation["rsm"].values)}
     compared = list(combinations(numbers, 2)) if pairs is None else [_pair(pair) for pair in pairs]
     if not compared:
-        raise ComparisonError("there is no pair of models to compare")
+        raise ComparisonError("no pair of models was given")
     first, second = ([look_up(pair[side], numbers, "model", ComparisonError) for pair in compared] for side in (0, 1))
     means, draws = evaluation["mean"].values, evaluation["draws"].values
     difference = means[first] - means[second]

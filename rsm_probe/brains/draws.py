@@ -43,6 +43,7 @@ def drawn_values(
     seed: int,
     workers: int,
     on_repeat: Callable[[int], object],
+    fixed: np.ndarray,
 ) -> Drawn:
     """Compute values in bootstrap draws; "both" uses the same images and subjects in its three kinds of draws.
 
@@ -55,6 +56,8 @@ def drawn_values(
         seed: seed of the draws.
         workers: number of threads; values do not depend on it.
         on_repeat: called with 1 after each draw.
+        fixed: values of the measure between all models and subjects in the rows and the subjects in the columns,
+            (R + K, K).
     """
     kinds, count = KINDS[draw], len(subjects)
     with_ceiling = measure.averages is not None and count > 1
@@ -63,7 +66,6 @@ def drawn_values(
     times = np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(repeats)])
     # Subjects beside models, because ceilings follow from the values among them.
     everyone = np.concatenate([models, subjects])
-    fixed = measure.grid(everyone, subjects)
     in_draw = measure.over_draws(everyone, subjects) if images else lambda weights: fixed
     once, ready = np.ones((1, count)), measure.ready(subjects)
     result = Drawn(np.empty((len(kinds), repeats, len(models))), np.full((len(kinds), repeats, 2), np.nan))

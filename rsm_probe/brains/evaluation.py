@@ -110,15 +110,15 @@ def evaluate(
             f"{measure.name} cannot count an image more than once, as a bootstrap does; take draw='subjects', CKA or "
             "another correlation"
         )
-    require_defined(columns.values, names, measure)
+    among = measure.grid(columns.values, columns.values)
+    require_defined(among, names, measure)
     grid = measured_grid(rows, columns, measure)
-    means = grid.values.mean(axis=1)
-    once = np.ones((1, count))
-    ends = ceilings(columns.values, once, measure)[0] if measure.averages and count > 1 else np.full(2, np.nan)
-    test = permutation_test_of_means(rows.values, columns.values, measure, repeats, seed)
-    drawn = drawn_values(
-        rows.values, columns.values, measure, draw, repeats, seed, workers or available_cores(), on_repeat
-    )
+    means, ends = grid.values.mean(axis=1), np.full(2, np.nan)
+    if measure.averages and count > 1:
+        ends = ceilings(columns.values, np.ones((1, count)), measure, among=among)[0]
+    test = permutation_test_of_means(means, rows.values, columns.values, measure, repeats, seed)
+    workers, fixed = workers or available_cores(), np.concatenate([grid.values, among])
+    drawn = drawn_values(rows.values, columns.values, measure, draw, repeats, seed, workers, on_repeat, fixed)
     sizes = images if "images" in kinds else 0, count if "subjects" in kinds else 0
     dof = min(size for size in sizes if size) - 1
     std = np.sqrt(corrected_variance(drawn.means, *sizes))

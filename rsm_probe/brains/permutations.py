@@ -29,18 +29,18 @@ class PermutationTest(NamedTuple):
 
 
 def permutation_test_of_means(
-    models: np.ndarray, subjects: np.ndarray, measure: Measure, repeats: int, seed: int
+    observed: np.ndarray, models: np.ndarray, subjects: np.ndarray, measure: Measure, repeats: int, seed: int
 ) -> PermutationTest:
     """Test the mean of a measure over subjects by shuffling the images of all subjects alike.
 
     Args:
+        observed: means in the given order, (R,).
         models: RSMs (R, N, N).
         subjects: RSMs over the same images, (K, N, N).
         measure: any measure.
         repeats: number of random orders; p-values are at least 1 / (repeats + 1).
         seed: seed of the orders.
     """
-    observed = measure.grid(models, subjects).mean(axis=1)
     null = _permuted_means(models, subjects, measure, repeats, seed)
     both = np.concatenate([observed[None], null])
     # Larger is to mean more alike.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from rsm_probe.arrays import condensed_hint, real_matrix, require_distances, require_similarities, require_symmetric
 from rsm_probe.checks import brief, require_flag, require_text, require_texts
-from rsm_probe.errors import ComparisonError, repeated
+from rsm_probe.errors import ComparisonError, StorageError, repeated
 from rsm_probe.similarity.kernels import RBF, Kernel, NarrowRBF, check_kernel, get_kernel
 
 if TYPE_CHECKING:
@@ -46,6 +47,19 @@ def with_holes(dataset: xr.Dataset) -> xr.Dataset:
     dataset.attrs = {key: value for key, value in dataset.attrs.items() if key != "missing"}
     lost = int(np.isnan(dataset["similarity"].values).sum())
     return dataset.assign_attrs(missing=lost) if lost else dataset
+
+
+def loaded(dataset: xr.Dataset, path: str | Path, advice: str) -> xr.Dataset:
+    """Read stored similarities into memory, and refuse them if any were lost.
+
+    Raises:
+        StorageError: entries are not finite beyond those that were missing when they were stored.
+    """
+    dataset = dataset.load()
+    values = dataset["similarity"].values
+    if np.isinf(values).any() or np.isnan(values).sum() != dataset.attrs.get("missing", 0):
+        raise StorageError(f"similarities in {path} are missing or not finite; {advice}")
+    return dataset
 
 
 def with_width(pairs: xr.Dataset) -> xr.Dataset:

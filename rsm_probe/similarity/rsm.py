@@ -17,6 +17,7 @@ from rsm_probe.similarity.kernels import Kernel, get_kernel, highest_similaritie
 from rsm_probe.similarity.labelled import (
     given_dataset,
     known_kernel,
+    loaded,
     of_distances,
     one_set,
     require_one_set,
@@ -403,11 +404,7 @@ class RSM:
         if lost or dataset["similarity"].dims != ("image_a", "image_b"):
             what = f"no {lost[0]}" if lost else f"similarities along {dataset['similarity'].dims}"
             raise StorageError(f"{path} is not what RSM.save writes: it has {what}")
-        dataset = dataset.load()
-        values = dataset["similarity"].values
-        if np.isinf(values).any() or np.isnan(values).sum() != dataset.attrs.get("missing", 0):
-            raise StorageError(f"similarities in {path} are missing or not finite; compute the RSM again")
-        return cls(dataset)
+        return cls(loaded(dataset, path, "compute the RSM again"))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype, copy=copy)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from rsm_probe.arrays import real_array
+from rsm_probe.arrays import images_of_pairs, real_array
 from rsm_probe.checks import brief, positions_of, require_text, require_texts, shared_names
 from rsm_probe.errors import ComparisonError, StorageError, look_up, repeated
-from rsm_probe.similarity.labelled import Kind, one_set, with_holes
+from rsm_probe.similarity.labelled import Kind, loaded, one_set, with_holes
 from rsm_probe.similarity.rsatoolbox import named_rdms, to_rdms
 from rsm_probe.similarity.rsm import RSM
 from rsm_probe.storage.files import open_dataset, save_dataset
@@ -304,11 +304,7 @@ class RSMs(Mapping[str, RSM]):
         if dims != (dimension, "image_a", "image_b") or any(name not in dataset.coords for name in dims):
             held = ", ".join(map(str, dataset.data_vars)) or "no arrays"
             raise StorageError(f"{path} is not what RSMs.save writes: it holds {held}")
-        dataset = dataset.load()
-        values = dataset["similarity"].values
-        if np.isinf(values).any() or np.isnan(values).sum() != dataset.attrs.get("missing", 0):
-            raise StorageError(f"similarities in {path} are missing or not finite; make the file again")
-        return cls(dataset)
+        return cls(loaded(dataset, path, "make the file again"))
 
     def __repr__(self) -> str:
         facts: dict[str, Any] = {} if self.kind == "similarity" else {"kind": self.kind}
@@ -339,8 +335,7 @@ def _square(row: np.ndarray, rows: int) -> np.ndarray:
     """Distances (N, N) from those above the diagonal."""
     from scipy.spatial.distance import squareform
 
-    count = round((1 + np.sqrt(1 + 8 * len(row))) / 2)
-    if count * (count - 1) // 2 != len(row):
+    if images_of_pairs(len(row)) is None:
         hint = "; one square matrix is RSM.from_array(values, ids)" if rows == len(row) else ""
         raise ComparisonError(f"a row of {len(row)} distances does not hold every pair of N images once{hint}")
     return np.asarray(squareform(row, checks=False))

@@ -54,7 +54,10 @@ def test_each_draw_is_that_of_rsatoolbox(models, subjects, measure):
     """The same images and subjects as drawn here, given to rsatoolbox."""
     stack = np.stack([rsm.values for rsm in models.values()])
     repeats, seed = 12, 3
-    drawn = drawn_values(stack, subjects.similarities, get_measure(measure), "both", repeats, seed, 1, lambda n: None)
+    fixed = get_measure(measure).grid(np.concatenate([stack, subjects.similarities]), subjects.similarities)
+    drawn = drawn_values(
+        stack, subjects.similarities, get_measure(measure), "both", repeats, seed, 1, lambda n: None, fixed
+    )
     data, predictions = rdms(list(subjects.values())), rdms(list(models.values()))
     images = drawn_images([14], get_measure(measure), repeats, seed)
     rng = np.random.default_rng([seed, 5])
@@ -297,7 +300,7 @@ def test_wrong_pairs_are_named(models, subjects):
     evaluation = evaluate(models, subjects, repeats=20)
     with pytest.raises(ComparisonError, match="unknown model 'net/lst'; nearest: 'net/last'"):
         differences(evaluation, [("net/lst", "net/early")])
-    with pytest.raises(ComparisonError, match="there is no pair"):
+    with pytest.raises(ComparisonError, match="no pair of models was given"):
         differences(evaluation, [])
     with pytest.raises(ComparisonError, match="a pair holds the labels of two models"):
         differences(evaluation, ["net/last"])

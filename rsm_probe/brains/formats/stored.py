@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rsm_probe.arrays import real_array
+from rsm_probe.arrays import images_of_pairs, real_array
 from rsm_probe.checks import brief, listed
 from rsm_probe.errors import ComparisonError, did_you_mean
 from rsm_probe.execution.devices import require_memory
@@ -120,12 +119,6 @@ def readable(file: Path) -> Iterator[None]:
     with storing(f"cannot read {file}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def images_of_pairs(pairs: int) -> int | None:
-    """Number of images N that has so many pairs N(N-1)/2; None if there is none."""
-    images = (1 + math.isqrt(1 + 8 * pairs)) // 2
-    return images if pairs > 0 and images * (images - 1) == 2 * pairs else None
 
 
 def candidates(shapes: Mapping[str, Sequence[int]]) -> list[str]:
