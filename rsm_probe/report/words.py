@@ -126,7 +126,7 @@ WORDS = (
     Word(
         "dual bootstrap", r"\b[Dd]ual bootstrap\b",
         "How much a mean may depend on which images and which subjects were taken: both are drawn again at random with "
-        "repetition, and noise that this counts three times is counted once.",
+        "replacement, and noise that this counts three times is counted once.",
         "Schütt et al. 2023",
     ),
     Word(

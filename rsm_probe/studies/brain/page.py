@@ -330,7 +330,7 @@ def _method(result: BrainResult) -> Section:
         f"{left_out}"
         f"{100 * attributes['level']:.4g}% intervals are t intervals with {attributes['dof']} degrees of freedom "
         f"around the mean; its standard error comes from {attributes['repeats']:,} draws of {_drawn(result)} with "
-        f"repetition.{dual}\n\n"
+        f"replacement.{dual}\n\n"
         f"Above chance: a permutation test shuffles the images of all RDMs {attributes['repeats']:,} times and "
         "compares every mean with the largest standardised mean of all RSMs in each order, one-sided, so that p values "
         f"hold for all RSMs together (Nichols & Holmes 2002). It says nothing about other {whose}s."
